@@ -1,0 +1,45 @@
+# Everything a person runs here. Each target sets up .venv first, once; a second run takes no time.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# Bytes of the two files that decide what is installed: another pin or dependency builds the environment anew.
+STAMP := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+# One thread a worker: the workers are as many as the cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+.PHONY: help demo test lint types setup clean
+
+help:
+	@echo "make demo    train a locally connected network on handwritten digits"
+	@echo "make test    all tests that need no GPU (and those that do, where there is one)"
+	@echo "make lint    style;  make types   mypy --strict;  make clean   remove .venv"
+
+demo: setup
+	$(BIN)/lc-triton demo
+
+# Two processes: TRITON_INTERPRET=1 must be set before triton is imported, and turns the kernels into another class.
+test: setup
+	@status=0; \
+	$(PYTEST) tests --ignore=tests/interpreter || status=1; \
+	TRITON_INTERPRET=1 $(PYTEST) tests/interpreter || status=1; \
+	exit $$status
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 14) else "lc-triton needs Python 3.10 to 3.13, but $(PYTHON) is %d.%d: call make PYTHON=/path/to/python3.12" % v[:2])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all]"
+	@rm -f .venv/.installed-*
+	@touch $@
+
+clean:
+	rm -rf .venv build dist

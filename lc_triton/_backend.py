@@ -1,0 +1,88 @@
+"""Which implementation runs: chosen from the tensors' device, by LC_TRITON_BACKEND, or by a context manager."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+
+from lc_triton._geometry import check_name
+from lc_triton.errors import BackendError
+
+BACKENDS = ("auto", "triton", "cpu", "reference")
+
+_chosen: ContextVar[str | None] = ContextVar("lc_triton_backend", default=None)
+
+
+@cache
+def environment(name: str, default: str) -> str:
+    """The variable `name` as it was when first asked for: the one place that reads the process environment."""
+    return os.environ.get(name, default)
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Run everything inside the `with` block on one implementation.
+
+    Args:
+        name: "auto" (by the tensors' device), "triton" (the fused kernels; on CPU tensors only under
+            TRITON_INTERPRET=1), "cpu" (pure torch, any device) or "reference" (the definition, slow).
+
+    Raises:
+        UnknownNameError: `name` is none of these.
+
+    The choice is made when the forward runs; its backward follows it. LC_TRITON_BACKEND sets the default.
+
+    Example:
+        >>> import torch, lc_triton
+        >>> layer = lc_triton.LocalConv1d(2, 3, 3, input_size=8)
+        >>> with lc_triton.backend("reference"):
+        ...     y = layer(torch.ones(1, 2, 8))
+        >>> y.shape
+        torch.Size([1, 3, 6])
+    """
+    token = _chosen.set(check_name("backend", name, BACKENDS))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def resolve(device_type: str) -> str:
+    """The implementation for tensors on a `device_type`: "triton", "cpu" or "reference"."""
+    name = _chosen.get()
+    if name is None:
+        name = check_name("LC_TRITON_BACKEND", environment("LC_TRITON_BACKEND", "auto"), BACKENDS)
+    if name == "auto":
+        return "triton" if device_type == "cuda" and _triton_found() else "cpu"
+    if name == "triton":
+        if importlib.util.find_spec("triton") is None:
+            raise BackendError(value=name, reason="triton is not installed (pip install triton; Linux only)")
+        if device_type != "cuda" and not interpreting():
+            raise BackendError(
+                value=name,
+                reason=f"the tensors are on {device_type!r}: move them to a GPU, or set TRITON_INTERPRET=1 before "
+                "Python starts to interpret the kernels on CPU tensors",
+            )
+    return name
+
+
+def interpreting() -> bool:
+    """Whether Triton kernels are interpreted on CPU tensors in this process."""
+    return environment("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
+
+
+@cache
+def _triton_found() -> bool:
+    found = importlib.util.find_spec("triton") is not None
+    if not found:
+        warnings.warn(
+            "lc_triton: triton is not installed, so CUDA tensors take the pure-torch path, which is far slower",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return found

@@ -1,0 +1,320 @@
+"""Sizes, padding and site arithmetic of a locally connected layer: plain integers, no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+from lc_triton.errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    ChannelError,
+    GroupsError,
+    KernelTooLargeError,
+    LengthError,
+    PaddingError,
+    RankError,
+    UnknownNameError,
+    WeightShapeError,
+)
+
+Pairs: TypeAlias = tuple[tuple[int, int], ...]
+Padding: TypeAlias = str | int | Sequence[int] | Sequence[tuple[int, int]]
+Ints: TypeAlias = int | Sequence[int]
+
+PADDING_NAMES = ("valid", "same", "keras_same", "causal")
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+DATA_FORMATS = ("channels_first", "channels_last")
+
+
+def check_int(name: str, value: object, minimum: int) -> int:
+    """`value` as an int of at least `minimum`; bools and floats are not integers."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ArgumentTypeError(name=name, value=value, allowed=f"an integer >= {minimum}")
+    number = int(value.__index__())
+    if number < minimum:
+        raise ArgumentValueError(name=name, value=value, allowed=f"an integer >= {minimum}")
+    return number
+
+
+def int_tuple(name: str, value: object, ndim: int, minimum: int = 1) -> tuple[int, ...]:
+    """One int for each of `ndim` dimensions, from an int or a sequence of them."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if len(value) != ndim:
+            raise LengthError(name=name, value=value, ndim=ndim, allowed=f"an int or {ndim} ints")
+        return tuple(check_int(name, v, minimum) for v in value)
+    return (check_int(name, value, minimum),) * ndim
+
+
+def check_name(name: str, value: object, allowed: Sequence[str]) -> str:
+    """`value` if it is one of the `allowed` strings."""
+    if not isinstance(value, str):
+        raise ArgumentTypeError(name=name, value=value, allowed=f"one of {', '.join(allowed)}")
+    if value not in allowed:
+        raise UnknownNameError.of(name, value, allowed)
+    return value
+
+
+def _extent(kernel: int, dilation: int) -> int:
+    return (kernel - 1) * dilation + 1
+
+
+def check_padding(padding: object, ndim: int) -> str | Pairs:
+    """What `padding` shows wrong by itself is refused here; the result is a name or one pair a dimension."""
+    if isinstance(padding, str):
+        check_name("padding", padding, PADDING_NAMES)
+        if padding == "causal" and ndim != 1:
+            raise PaddingError(value=padding, reason=f"exists in 1-D only, this layer has {ndim} spatial dimensions")
+        return padding
+    if isinstance(padding, Sequence) and any(isinstance(p, Sequence) for p in padding):
+        if len(padding) != ndim or not all(
+            isinstance(p, Sequence) and not isinstance(p, str) and len(p) == 2 for p in padding
+        ):
+            raise LengthError(name="padding", value=padding, ndim=ndim, allowed=f"{ndim} (low, high) pair(s)")
+        return tuple((check_int("padding", lo, 0), check_int("padding", hi, 0)) for lo, hi in padding)
+    if isinstance(padding, Sequence) and len(padding) != ndim:
+        allowed = f"a name, an int, {ndim} int(s) or {ndim} (low, high) pair(s)"
+        raise LengthError(name="padding", value=padding, ndim=ndim, allowed=allowed)
+    return tuple((p, p) for p in int_tuple("padding", padding, ndim, minimum=0))
+
+
+def _pairs(
+    padding: str | Pairs,
+    in_spatial: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Pairs:
+    """Low and high padding of each dimension; "same" is TensorFlow's SAME, "keras_same" pads k//2 low always."""
+    if not isinstance(padding, str):
+        return padding
+    extents = [_extent(k, d) for k, d in zip(kernel, dilation, strict=True)]
+    if padding == "valid":
+        return ((0, 0),) * len(kernel)
+    if padding == "causal":
+        return tuple((e - 1, 0) for e in extents)
+    pairs = []
+    for size, extent, step in zip(in_spatial, extents, stride, strict=True):
+        needed = (-(-size // step) - 1) * step + extent
+        low = max(needed - size, 0) // 2 if padding == "same" else extent // 2
+        pairs.append((low, max(needed - size - low, 0)))
+    return tuple(pairs)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The shape of one locally connected layer: what reads which site, and how much memory and work it is.
+
+    P output positions, T kernel taps, C input channels, F filters, D = T * C // G window length, G groups. A window
+    tap t of position p reads the site `p * stride + t * dilation - padding_low`, dimension by dimension; outside the
+    input it reads zero.
+    """
+
+    in_spatial: tuple[int, ...]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: Pairs
+    groups: int
+    in_channels: int
+    out_channels: int
+
+    def __post_init__(self) -> None:
+        for dim, (size, k, d, pad) in enumerate(
+            zip(self.in_spatial, self.kernel, self.dilation, self.padding, strict=True)
+        ):
+            if _extent(k, d) > size + sum(pad):
+                raise KernelTooLargeError(
+                    kernel=self.kernel,
+                    dilation=self.dilation,
+                    extent=_extent(k, d),
+                    dim=dim,
+                    padded=size + sum(pad),
+                    size=size,
+                    padding=pad,
+                )
+        for name, value in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
+            if value % self.groups:
+                raise GroupsError(name=name, value=value, groups=self.groups)
+
+    @classmethod
+    def make(
+        cls,
+        in_spatial: Sequence[int],
+        in_channels: int,
+        out_channels: int,
+        kernel: Ints,
+        *,
+        stride: Ints = 1,
+        padding: Padding = 0,
+        dilation: Ints = 1,
+        groups: int = 1,
+    ) -> Geometry:
+        """The geometry of a layer for inputs of `in_spatial`, every argument checked."""
+        ndim = len(in_spatial)
+        sizes = int_tuple("input_size", tuple(in_spatial), ndim)
+        kernel = int_tuple("kernel_size", kernel, ndim)
+        stride = int_tuple("stride", stride, ndim)
+        dilation = int_tuple("dilation", dilation, ndim)
+        pairs = _pairs(check_padding(padding, ndim), sizes, kernel, stride, dilation)
+        return cls(
+            in_spatial=sizes,
+            kernel=kernel,
+            stride=stride,
+            dilation=dilation,
+            padding=pairs,
+            groups=check_int("groups", groups, 1),
+            in_channels=check_int("in_channels", in_channels, 1),
+            out_channels=check_int("out_channels", out_channels, 1),
+        )
+
+    @classmethod
+    def from_weight(
+        cls,
+        weight_shape: Sequence[int],
+        in_spatial: Sequence[int],
+        in_channels: int,
+        *,
+        stride: Ints = 1,
+        padding: Padding = 0,
+        dilation: Ints = 1,
+        groups: int = 1,
+        data_format: str = "channels_first",
+    ) -> Geometry:
+        """The geometry a weight `(*out_spatial, *kernel, C // groups, F)` spells out for inputs of `in_spatial`."""
+        shape = tuple(weight_shape)
+        ndim = spatial_dims(shape)
+        groups = check_int("groups", groups, 1)
+        if min(shape) < 1:
+            raise ArgumentValueError(name="weight.shape", value=shape, allowed="sizes >= 1 everywhere")
+        if shape[-2] * groups != in_channels:
+            full = (
+                (..., in_channels, *in_spatial) if data_format == "channels_first" else (..., *in_spatial, in_channels)
+            )
+            raise ChannelError(
+                got=in_channels,
+                expected=shape[-2] * groups,
+                shape=str(full).replace("Ellipsis", "..."),
+                data_format=data_format,
+            )
+        geometry = cls.make(
+            in_spatial,
+            in_channels,
+            shape[-1],
+            shape[ndim : 2 * ndim],
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+        )
+        if geometry.out_spatial != shape[:ndim]:
+            raise WeightShapeError(
+                shape=shape,
+                in_spatial=geometry.in_spatial,
+                kernel=geometry.kernel,
+                stride=geometry.stride,
+                padding=geometry.padding,
+                dilation=geometry.dilation,
+                expected=geometry.out_spatial,
+                got=shape[:ndim],
+            )
+        return geometry
+
+    @property
+    def ndim(self) -> int:
+        """Spatial dimensions."""
+        return len(self.kernel)
+
+    @cached_property
+    def extent(self) -> tuple[int, ...]:
+        """Input sites from the first to the last tap of a window, per dimension."""
+        return tuple(_extent(k, d) for k, d in zip(self.kernel, self.dilation, strict=True))
+
+    @cached_property
+    def out_spatial(self) -> tuple[int, ...]:
+        """Output positions per dimension."""
+        return tuple(
+            (size + sum(pad) - extent) // step + 1
+            for size, pad, extent, step in zip(self.in_spatial, self.padding, self.extent, self.stride, strict=True)
+        )
+
+    @cached_property
+    def positions(self) -> int:
+        """P, the number of output positions."""
+        return math.prod(self.out_spatial)
+
+    @cached_property
+    def sites(self) -> int:
+        """The number of input sites."""
+        return math.prod(self.in_spatial)
+
+    @cached_property
+    def taps(self) -> int:
+        """T, the number of kernel taps."""
+        return math.prod(self.kernel)
+
+    @property
+    def window(self) -> int:
+        """D = T * C // G, the numbers one filter looks at."""
+        return self.taps * (self.in_channels // self.groups)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """`(*out_spatial, *kernel, C // groups, F)`."""
+        return (*self.out_spatial, *self.kernel, self.in_channels // self.groups, self.out_channels)
+
+    @property
+    def bias_shape(self) -> tuple[int, ...]:
+        """`(*out_spatial, F)`, the bias of each position."""
+        return (*self.out_spatial, self.out_channels)
+
+    @property
+    def weight_numel(self) -> int:
+        """Numbers in the weight, P * D * F."""
+        return self.positions * self.window * self.out_channels
+
+    def flops(self, batch: int) -> int:
+        """Floating-point operations of one face: `2 * B * P * D * F`."""
+        return 2 * batch * self.weight_numel
+
+    def as_4d(self) -> Geometry:
+        """The same layer with leading dimensions of size 1 up to four: the one form the kernels know."""
+        lead = 4 - self.ndim
+        return Geometry(
+            in_spatial=(1,) * lead + self.in_spatial,
+            kernel=(1,) * lead + self.kernel,
+            stride=(1,) * lead + self.stride,
+            dilation=(1,) * lead + self.dilation,
+            padding=((0, 0),) * lead + self.padding,
+            groups=self.groups,
+            in_channels=self.in_channels,
+            out_channels=self.out_channels,
+        )
+
+    def padded(self) -> Geometry:
+        """The same layer on an input that was padded beforehand."""
+        return Geometry(
+            in_spatial=tuple(size + sum(pad) for size, pad in zip(self.in_spatial, self.padding, strict=True)),
+            kernel=self.kernel,
+            stride=self.stride,
+            dilation=self.dilation,
+            padding=((0, 0),) * self.ndim,
+            groups=self.groups,
+            in_channels=self.in_channels,
+            out_channels=self.out_channels,
+        )
+
+
+def spatial_dims(weight_shape: Sequence[int]) -> int:
+    """The number of spatial dimensions a weight's rank tells."""
+    rank = len(weight_shape)
+    if rank not in (4, 6, 8):
+        raise RankError(
+            name="weight",
+            allowed="4, 6 or 8 dimensions (*out_spatial, *kernel, C // groups, F) for 1-D, 2-D or 3-D",
+            shape=tuple(weight_shape),
+        )
+    return rank // 2 - 1

@@ -1,0 +1,63 @@
+"""The three faces of a locally connected layer, on channels-last tensors, sent to the chosen implementation.
+
+Shapes: x `(B, *in_spatial, C)`, g and y `(B, *out_spatial, F)`, weight `(*out_spatial, *kernel, C // groups, F)`.
+Any strides are taken; results are contiguous.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from lc_triton._problem import Problem
+
+
+def _implementation(problem: Problem) -> ModuleType:
+    # Imported at the first call: `import triton` alone takes 0.25 s, and a CPU user never needs it.
+    if problem.backend == "triton":
+        from lc_triton import launch
+
+        return launch
+    from lc_triton import _cpu
+
+    return _cpu
+
+
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, *, store_z: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """y = act(z) and, if asked for, the pre-activation z; bias is `(*out_spatial, F)` or `(F,)`."""
+    geo = problem.geometry
+    shape = (x.shape[0], *geo.out_spatial, geo.out_channels)
+    y = torch.empty(shape, dtype=x.dtype, device=x.device)
+    z = torch.empty_like(y) if store_z else None
+    if y.numel():
+        _implementation(problem).forward(x, weight, bias, y, z, problem)
+    return y, z
+
+
+def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
+    """act(dx + bias): the input gradient with the forward's epilogue, bias `(*in_spatial, C)` or `(C,)`."""
+    geo = problem.geometry
+    dx = torch.empty((g.shape[0], *geo.in_spatial, geo.in_channels), dtype=g.dtype, device=g.device)
+    if dx.numel():
+        _implementation(problem).input_grad(g, weight, bias, dx, problem)
+    return dx
+
+
+def weight_grad(
+    x: Tensor, g: Tensor, problem: Problem, dtype: torch.dtype, *, with_bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    """dw and, if asked for, the bias gradient of each position `(*out_spatial, F)`, both in `dtype`."""
+    geo = problem.geometry
+    dw = torch.empty(geo.weight_shape, dtype=dtype, device=x.device)
+    db = torch.empty(geo.bias_shape, dtype=dtype, device=x.device) if with_bias else None
+    if x.shape[0]:
+        _implementation(problem).weight_grad(x, g, dw, db, problem)
+    else:
+        dw.zero_()
+        if db is not None:
+            db.zero_()
+    return dw, db

@@ -1,0 +1,26 @@
+"""What every face is told beside its tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from lc_triton._activations import LINEAR, Activation
+from lc_triton._geometry import Geometry
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One layer's geometry, its fused activation, and how it is to be computed.
+
+    `backend` is fixed when the forward runs, so that a backward in another thread takes the same one; `precision` is
+    torch's own setting for float32 products, "ieee" or "tf32".
+    """
+
+    geometry: Geometry
+    activation: Activation = LINEAR
+    backend: str = "cpu"
+    precision: str = "ieee"
+
+    def linear(self) -> Problem:
+        """The same problem without its activation: what the derivatives of a face are made of."""
+        return self if self.activation is LINEAR else replace(self, activation=LINEAR)

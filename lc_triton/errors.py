@@ -1,0 +1,168 @@
+"""Every error lc_triton raises on purpose: one small class a kind, the message's template in the class."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+__all__ = [
+    "ArgumentTypeError",
+    "ArgumentValueError",
+    "BackendError",
+    "BiasShapeError",
+    "ChannelError",
+    "CheckpointError",
+    "DeviceMismatchError",
+    "DtypeError",
+    "GroupsError",
+    "KernelTooLargeError",
+    "LengthError",
+    "LocalConvError",
+    "NotBuiltError",
+    "PaddingError",
+    "RankError",
+    "SpatialSizeError",
+    "UnknownNameError",
+    "WeightShapeError",
+]
+
+
+class LocalConvError(Exception):
+    """Base of all errors raised by lc_triton; `fields` holds the values the message was made from."""
+
+    template: ClassVar[str] = "{message}"
+
+    def __init__(self, **fields: Any) -> None:
+        self.fields = fields
+        super().__init__(self.template.format(**fields))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions pickle by positional arguments; ours have names only (worker processes send them back).
+        return (_rebuild, (type(self), self.fields))
+
+
+def _rebuild(kind: type[LocalConvError], fields: dict[str, Any]) -> LocalConvError:
+    return kind(**fields)
+
+
+class ArgumentTypeError(LocalConvError, TypeError):
+    """An argument of a type that cannot be meant (a bool or a float for an integer, say)."""
+
+    template = "{name} must be {allowed}, got {value!r} of type {value.__class__.__name__}"
+
+
+class ArgumentValueError(LocalConvError, ValueError):
+    """An argument of the right type whose value is out of range."""
+
+    template = "{name} must be {allowed}, got {value!r}"
+
+
+class LengthError(LocalConvError, ValueError):
+    """A sequence argument with a wrong number of entries."""
+
+    template = "{name} must be {allowed} for {ndim} spatial dimension(s), got {value!r}"
+
+
+class UnknownNameError(LocalConvError, ValueError):
+    """A name that stands for nothing; the message suggests the nearest one."""
+
+    template = "{name} {value!r} is not known{hint}; allowed: {allowed}"
+
+    @classmethod
+    def of(cls, name: str, value: str, allowed: Iterable[str]) -> UnknownNameError:
+        """The error for `value` given as `name` when only `allowed` names exist."""
+        names = sorted(set(allowed))
+        near = difflib.get_close_matches(value.lower(), names, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        return cls(name=name, value=value, hint=hint, allowed=", ".join(names))
+
+
+class RankError(LocalConvError, ValueError):
+    """A tensor with a number of dimensions the operator has no meaning for."""
+
+    template = "{name} must have {allowed}, got shape {shape}"
+
+
+class ChannelError(LocalConvError, ValueError):
+    """Input whose channels differ from what the weight was made for."""
+
+    template = (
+        "x has {got} channels but the weight is for {expected}; x.shape={shape} was read as {data_format}: give x "
+        "{expected} channels, or change in_channels, groups or data_format"
+    )
+
+
+class SpatialSizeError(LocalConvError, ValueError):
+    """Input whose spatial size differs from the one the filters were made for."""
+
+    template = (
+        "x has spatial size {got} but this layer's filters were made for {expected}: every position has filters of "
+        "its own, so resize, crop or pad x to {expected} or make a layer for {got}"
+    )
+
+
+class KernelTooLargeError(LocalConvError, ValueError):
+    """A window wider than the padded input, so that no output position exists."""
+
+    template = (
+        "kernel_size {kernel} with dilation {dilation} spans {extent} in dimension {dim}, wider than the padded input "
+        "{padded} (input {size}, padding {padding}): use a smaller kernel, less dilation or more padding"
+    )
+
+
+class GroupsError(LocalConvError, ValueError):
+    """Channels or filters that cannot be split evenly into groups."""
+
+    template = "{name} must be divisible by groups, got {name}={value} with groups={groups}"
+
+
+class PaddingError(LocalConvError, ValueError):
+    """Padding that is malformed, negative or impossible in combination with the other arguments."""
+
+    template = "padding={value!r} {reason}"
+
+
+class WeightShapeError(LocalConvError, ValueError):
+    """A weight that no geometry of the given input and arguments explains."""
+
+    template = (
+        "weight.shape={shape} does not fit: for input size {in_spatial}, kernel {kernel}, stride {stride}, padding "
+        "{padding} and dilation {dilation} the output positions are {expected}, but the weight has filters for {got}"
+    )
+
+
+class BiasShapeError(LocalConvError, ValueError):
+    """A bias of a shape that fits neither the positions nor the channels."""
+
+    template = "bias must have shape {position} (one a position) or {channel} (one a channel), got {shape}"
+
+
+class DtypeError(LocalConvError, TypeError):
+    """Tensors of a dtype, or of a mix of dtypes, the operator does not take."""
+
+    template = "{name} has dtype {value}; {allowed}"
+
+
+class DeviceMismatchError(LocalConvError, ValueError):
+    """Tensors on different devices."""
+
+    template = "all tensors must be on one device, got {devices}: move them with .to(device)"
+
+
+class BackendError(LocalConvError, ValueError):
+    """A backend chosen by hand that cannot run here."""
+
+    template = "backend {value!r} cannot be used: {reason}"
+
+
+class NotBuiltError(LocalConvError, ValueError):
+    """Weights asked of a layer that has not seen its input size yet."""
+
+    template = "{name} is not built: {remedy}"
+
+
+class CheckpointError(LocalConvError, ValueError):
+    """A checkpoint file that cannot be read or belongs to something else; it is left as it is."""
+
+    template = "checkpoint {path} cannot be used: {reason}; the file was left as it is"

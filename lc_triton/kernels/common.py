@@ -1,0 +1,150 @@
+"""What the three kernels share: the walk under a tile, which tap connects what, and the epilogue."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def walk(k, K0: tl.constexpr, K1: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, N: tl.constexpr):
+    """Step k of the walk under a tile as (leading tap 0, leading tap 1, run row, run column, channel or filter)."""
+    n = k % N
+    q = k // N
+    col = q % COLS
+    row = q // COLS
+    t0 = row * 0
+    t1 = row * 0
+    if K0 * K1 > 1:
+        t0 = row // (ROWS * K1)
+        t1 = (row // ROWS) % K1
+        row = row % ROWS
+    return t0, t1, row, col, n
+
+
+@triton.jit
+def tap(d, K: tl.constexpr, DIL: tl.constexpr):
+    """The tap that lies d sites after its window's first one, and whether there is such a tap."""
+    t = d
+    m = d >= 0
+    if DIL > 1:
+        t = d // DIL  # truncates below zero, where the mask is already false
+        m = m & (d == t * DIL)
+    return t, m & (t < K)
+
+
+@triton.jit
+def read_by_any(d, windows, K: tl.constexpr, DIL: tl.constexpr, STEP: tl.constexpr, TILE: tl.constexpr):
+    """Whether one of a tile's first `windows` windows, STEP sites apart, reads the site d after the tile's start.
+
+    Sites that none reads are masked at their load: a NaN there must not reach an output by way of the band's zeros.
+    """
+    if TILE == 1:
+        _, m = tap(d, K, DIL)
+    elif DIL == 1 and STEP <= K:
+        m = (d >= 0) & (d < (windows - 1) * STEP + K)
+    else:
+        m = d < d
+        for j in tl.static_range(TILE):
+            _, m_j = tap(d - j * STEP, K, DIL)
+            m = m | (m_j & (j < windows))
+    return m
+
+
+@triton.jit
+def reads_any(d, sites, K: tl.constexpr, DIL: tl.constexpr, TILE: tl.constexpr):
+    """Whether a window whose start lies d sites before a tile of sites reads one of the tile's first `sites` sites."""
+    if DIL == 1:
+        m = (d < K) & (d + sites > 0)
+    else:
+        m = d < d
+        for j in tl.static_range(TILE):
+            _, m_j = tap(d + j, K, DIL)
+            m = m | (m_j & (j < sites))
+    return m
+
+
+@triton.jit
+def exp_minus_1(x):
+    """The value exp(x) - 1 without cancellation near zero (Kahan): the rounding of exp cancels against that of log."""
+    u = tl.exp(x)
+    safe = tl.where(u == 1.0, 2.0, u)
+    near = (u - 1.0) * x / tl.log(safe)
+    return tl.where(u == 1.0, x, tl.where(x < -1.0, u - 1.0, near))
+
+
+@triton.jit
+def tanh(x):
+    """The hyperbolic tangent, exact near zero and at the ends."""
+    m = exp_minus_1(-2.0 * tl.abs(x))
+    t = -m / (2.0 + m)
+    return tl.where(x < 0.0, -t, t)
+
+
+@triton.jit
+def activate(z, ACT: tl.constexpr, CONSTANT: tl.constexpr):
+    """act(z), elementwise, in z's type; the names and constants are those of lc_triton._activations."""
+    if ACT == "relu":
+        z = tl.where(z <= 0.0, 0.0, z)  # not maximum: a NaN stays NaN
+    elif ACT == "leaky_relu":
+        z = tl.where(z > 0.0, z, z * CONSTANT)
+    elif ACT == "relu6":
+        z = tl.where(z <= 0.0, 0.0, tl.where(z >= 6.0, 6.0, z))
+    elif ACT == "elu":
+        z = tl.where(z > 0.0, z, CONSTANT * exp_minus_1(tl.where(z > 0.0, 0.0, z)))
+    elif ACT == "selu":
+        negative = 1.6732632423543772848170429916717 * exp_minus_1(tl.where(z > 0.0, 0.0, z))
+        z = 1.0507009873554804934193349852946 * tl.where(z > 0.0, z, negative)
+    elif ACT == "sigmoid":
+        z = 1.0 / (1.0 + tl.exp(-z))
+    elif ACT == "hardsigmoid":
+        z = z + 3.0
+        z = tl.where(z <= 0.0, 0.0, tl.where(z >= 6.0, 6.0, z)) / 6.0
+    elif ACT == "hard_sigmoid":
+        z = 0.2 * z + 0.5
+        z = tl.where(z <= 0.0, 0.0, tl.where(z >= 1.0, 1.0, z))
+    elif ACT == "tanh":
+        z = tanh(z)
+    elif ACT == "softplus":
+        z = tl.where(z > 20.0, z, softplus(z))
+    elif ACT == "softsign":
+        z = z / (1.0 + tl.abs(z))
+    elif ACT == "exponential":
+        z = tl.exp(z)
+    elif ACT == "silu":
+        z = z / (1.0 + tl.exp(-z))
+    elif ACT == "gelu":
+        z = 0.5 * z * (1.0 + tl.erf(z * 0.70710678118654752440))
+    elif ACT == "gelu_tanh":
+        z = 0.5 * z * (1.0 + tanh(0.79788456080286535588 * (z + 0.044715 * z * z * z)))
+    elif ACT == "mish":
+        # tanh(softplus(z)) = u (u + 2) / (u (u + 2) + 2) with u = exp(z); beyond 20 it is 1 in double precision too.
+        u = tl.exp(tl.where(z > 20.0, 20.0, z))
+        z = tl.where(z > 20.0, z, z * (u * (u + 2.0)) / (u * (u + 2.0) + 2.0))
+    elif ACT == "hardswish":
+        r = z + 3.0
+        z = z * tl.where(r <= 0.0, 0.0, tl.where(r >= 6.0, 6.0, r)) / 6.0
+    else:
+        tl.static_assert(ACT == "linear", "an activation the kernels do not know")
+    return z
+
+
+@triton.jit
+def softplus(z):
+    """The logarithm of 1 + exp(z), exact where exp(z) is tiny (Kahan's log1p)."""
+    u = tl.exp(-tl.abs(z))
+    w = 1.0 + u
+    safe = tl.where(w == 1.0, 2.0, w)
+    log1p = tl.where(w == 1.0, u, tl.log(safe) * u / (safe - 1.0))
+    return tl.where(z > 0.0, z, 0.0) + log1p
+
+
+@triton.jit
+def finish(b_z, p_bias, o_place, o_filter, m_n, F: tl.constexpr, EPILOGUE: tl.constexpr):
+    """Bias and activation of a block (BB, BN): returns (z, y). o_place [BN] is the position or site."""
+    BIAS: tl.constexpr = EPILOGUE.bias
+    ACT: tl.constexpr = EPILOGUE.activation
+    CONSTANT: tl.constexpr = EPILOGUE.constant
+    if BIAS == "position":
+        b_z += tl.load(p_bias + o_place.to(tl.int64) * F + o_filter, mask=m_n, other=0.0).to(b_z.dtype)[None, :]
+    elif BIAS == "channel":
+        b_z += tl.load(p_bias + o_filter, mask=m_n, other=0.0).to(b_z.dtype)[None, :]
+    return b_z, activate(b_z, ACT, CONSTANT)

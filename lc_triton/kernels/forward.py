@@ -1,0 +1,140 @@
+"""The forward face: patch gather, per-position matmul, bias and activation in one launch."""
+
+import triton
+import triton.language as tl
+
+from lc_triton.kernels.common import finish, read_by_any, tap, walk
+
+
+@triton.jit(do_not_specialize=["B"])
+def forward_kernel(
+    p_x,  # (B, I0, I1, IH, IW, C) with rows of sites dense; x_pitch holds the other strides, in sites
+    p_w,  # (P, T, C // G, F)
+    p_bias,  # (P, F) or (F)
+    p_y,  # (B, P, F)
+    p_z,  # (B, P, F)
+    B,
+    x_pitch,
+    SHAPE: tl.constexpr,
+    TILE: tl.constexpr,
+    EPILOGUE: tl.constexpr,
+):
+    """y = act(x . w + bias), and z if asked for: BB samples, TQ x TP positions and FT filters a program."""
+    G: tl.constexpr = SHAPE.groups
+    C: tl.constexpr = SHAPE.channels // G
+    F: tl.constexpr = SHAPE.filters
+    FG: tl.constexpr = F // G
+    K0: tl.constexpr = SHAPE.kernel[0]
+    K1: tl.constexpr = SHAPE.kernel[1]
+    KH: tl.constexpr = SHAPE.kernel[2]
+    KW: tl.constexpr = SHAPE.kernel[3]
+    SH: tl.constexpr = SHAPE.stride[2]
+    SW: tl.constexpr = SHAPE.stride[3]
+    DH: tl.constexpr = SHAPE.dilation[2]
+    DW: tl.constexpr = SHAPE.dilation[3]
+    O1: tl.constexpr = SHAPE.outputs[1]
+    OH: tl.constexpr = SHAPE.outputs[2]
+    OW: tl.constexpr = SHAPE.outputs[3]
+    TQ: tl.constexpr = TILE.rows
+    TP: tl.constexpr = TILE.cols
+    BB: tl.constexpr = TILE.block_b
+    BK: tl.constexpr = TILE.block_k
+    FT: tl.constexpr = TILE.block_f
+    BN: tl.constexpr = TQ * TP * FT
+    ROWS: tl.constexpr = TILE.run_rows
+    COLS: tl.constexpr = TILE.run_cols
+    KT: tl.constexpr = K0 * K1 * ROWS * COLS * C
+    DOT: tl.constexpr = TILE.dot
+    SWAP: tl.constexpr = TILE.swap
+    PRECISION: tl.constexpr = TILE.precision
+    STORE_Z: tl.constexpr = EPILOGUE.store_z
+    ACC: tl.constexpr = tl.float64 if p_x.dtype.element_ty == tl.float64 else tl.float32
+
+    # Batch blocks of one tile run side by side, so that its weights come from memory once; then along a row, for x.
+    pid = tl.program_id(0)
+    n_b = tl.cdiv(B, BB)
+    b = (pid % n_b) * BB + tl.arange(0, BB)
+    m_b = b < B
+    pid = pid // n_b
+    n = tl.arange(0, BN)
+    jr, jc = n // (TP * FT), (n // FT) % TP
+    if DOT:  # a program stays within one group
+        FB: tl.constexpr = (FG + FT - 1) // FT
+        f = (pid % FB) * FT + n % FT
+        group = (pid // FB) % G
+        m_n = f < FG
+        f = group * FG + f
+        pid = pid // (FB * G)
+    else:  # a block of filters across groups
+        FB: tl.constexpr = (F + FT - 1) // FT
+        f = (pid % FB) * FT + n % FT
+        group = f // FG
+        m_n = f < F
+        pid = pid // FB
+    TILES_W: tl.constexpr = (OW + TP - 1) // TP
+    TILES_H: tl.constexpr = (OH + TQ - 1) // TQ
+    ow0 = (pid % TILES_W) * TP
+    oh0 = (pid // TILES_W) % TILES_H * TQ
+    o01 = pid // (TILES_W * TILES_H)
+    m_n = m_n & (oh0 + jr < OH) & (ow0 + jc < OW)
+    position = (o01 * OH + oh0 + jr) * OW + ow0 + jc  # [BN]
+    s0 = (o01 // O1) * SHAPE.stride[0] - SHAPE.pad[0]
+    s1 = (o01 % O1) * SHAPE.stride[1] - SHAPE.pad[1]
+    sh = oh0 * SH - SHAPE.pad[2]
+    sw = ow0 * SW - SHAPE.pad[3]
+
+    p_w += position.to(tl.int64) * (K0 * K1 * KH * KW * C * F) + f
+    p_x += b.to(tl.int64) * x_pitch[0] * SHAPE.channels
+    if DOT:
+        acc = tl.zeros((BN, BB) if SWAP else (BB, BN), ACC)
+    else:
+        acc = tl.zeros((BB, BK, BN), ACC)  # summed over k once, after the loop
+    for start in range(0, KT, BK):
+        k = start + tl.arange(0, BK)
+        t0, t1, row, col, c = walk(k, K0, K1, ROWS, COLS, C)
+        dh, dw = row * TILE.step_h, col * TILE.step_w
+        i0, i1 = s0 + t0 * SHAPE.dilation[0], s1 + t1 * SHAPE.dilation[1]
+        ih, iw = sh + dh, sw + dw
+        m_k = (k < KT) & (ih >= 0) & (ih < SHAPE.inputs[2]) & (iw >= 0) & (iw < SHAPE.inputs[3])
+        if SHAPE.lead:
+            m_k = m_k & (i0 >= 0) & (i0 < SHAPE.inputs[0]) & (i1 >= 0) & (i1 < SHAPE.inputs[1])
+        m_k = m_k & read_by_any(dh, min(TQ, OH - oh0), KH, DH, SH, TQ)
+        m_k = m_k & read_by_any(dw, min(TP, OW - ow0), KW, DW, SW, TP)
+        if SHAPE.wide:  # a sample of 2^31 numbers or more
+            i0, i1, ih = i0.to(tl.int64), i1.to(tl.int64), ih.to(tl.int64)
+        o_k = (i0 * x_pitch[1] + i1 * x_pitch[2] + ih * x_pitch[3] + iw) * SHAPE.channels + c  # [BK]
+
+        kh, m_h = tap(dh[:, None] - (jr * SH)[None, :], KH, DH)
+        kw, m_w = tap(dw[:, None] - (jc * SW)[None, :], KW, DW)
+        o_w = ((((t0 * K1 + t1) * KH)[:, None] + kh) * KW + kw) * C + c[:, None]
+        b_w = tl.load(p_w[None, :] + o_w * F, mask=m_h & m_w & m_k[:, None] & m_n[None, :], other=0.0)  # [BK, BN]
+        if DOT:
+            b_x = tl.load(
+                p_x[:, None] + (o_k + group * C)[None, :], mask=m_b[:, None] & m_k[None, :], other=0.0
+            )  # [BB, BK]
+            b_w = b_w.to(b_x.dtype)
+            if SWAP:
+                acc = tl.dot(tl.trans(b_w), tl.trans(b_x), acc, input_precision=PRECISION, out_dtype=ACC)
+            else:
+                acc = tl.dot(b_x, b_w, acc, input_precision=PRECISION, out_dtype=ACC)
+        elif G == 1:
+            b_x = tl.load(p_x[:, None] + o_k[None, :], mask=m_b[:, None] & m_k[None, :], other=0.0)  # [BB, BK]
+            b_w = b_w.to(b_x.dtype)
+            acc += b_x[:, :, None].to(ACC) * b_w[None, :, :].to(ACC)
+        else:
+            o_x = o_k[:, None] + (group * C)[None, :]
+            m_x = m_b[:, None, None] & (m_k[:, None] & m_n[None, :])[None, :, :]
+            b_x = tl.load(p_x[:, None, None] + o_x[None, :, :], mask=m_x, other=0.0)  # [BB, BK, BN]
+            b_w = b_w.to(b_x.dtype)
+            acc += b_x.to(ACC) * b_w[None, :, :].to(ACC)
+
+    if not DOT:
+        acc = tl.sum(acc, 1)
+    elif SWAP:
+        acc = tl.trans(acc)
+    b_z, b_y = finish(acc, p_bias, position, f, m_n, F, EPILOGUE)
+    o_y = b.to(tl.int64)[:, None] * SHAPE.out_numel + position[None, :].to(tl.int64) * F + f[None, :]
+    m_y = m_b[:, None] & m_n[None, :]
+    tl.store(p_y + o_y, b_y.to(p_y.dtype.element_ty), mask=m_y)
+    if STORE_Z:
+        tl.store(p_z + o_y, b_z.to(p_z.dtype.element_ty), mask=m_y)

@@ -1,0 +1,156 @@
+"""The input gradient, in gather form: each site collects from the windows that read it.
+
+It is the transposed layer's forward, and has the forward's epilogue.
+"""
+
+import triton
+import triton.language as tl
+
+from lc_triton.kernels.common import finish, reads_any, tap, walk
+
+
+@triton.jit(do_not_specialize=["B"])
+def input_grad_kernel(
+    p_g,  # (B, O0, O1, OH, OW, F) with rows of positions dense; g_pitch holds the other strides, in positions
+    p_w,  # (P, T, C // G, F)
+    p_bias,  # (sites, C) or (C)
+    p_dx,  # (B, sites, C)
+    B,
+    g_pitch,
+    SHAPE: tl.constexpr,
+    TILE: tl.constexpr,
+    EPILOGUE: tl.constexpr,
+):
+    """dx = act(g . w^T + bias): BB samples, TQ x TP sites and FT channels a program; k walks positions and filters."""
+    G: tl.constexpr = SHAPE.groups
+    C: tl.constexpr = SHAPE.channels
+    CG: tl.constexpr = C // G
+    F: tl.constexpr = SHAPE.filters
+    FG: tl.constexpr = F // G
+    K0: tl.constexpr = SHAPE.kernel[0]
+    K1: tl.constexpr = SHAPE.kernel[1]
+    KH: tl.constexpr = SHAPE.kernel[2]
+    KW: tl.constexpr = SHAPE.kernel[3]
+    S0: tl.constexpr = SHAPE.stride[0]
+    S1: tl.constexpr = SHAPE.stride[1]
+    SH: tl.constexpr = SHAPE.stride[2]
+    SW: tl.constexpr = SHAPE.stride[3]
+    DH: tl.constexpr = SHAPE.dilation[2]
+    DW: tl.constexpr = SHAPE.dilation[3]
+    I1: tl.constexpr = SHAPE.inputs[1]
+    IH: tl.constexpr = SHAPE.inputs[2]
+    IW: tl.constexpr = SHAPE.inputs[3]
+    O0: tl.constexpr = SHAPE.outputs[0]
+    O1: tl.constexpr = SHAPE.outputs[1]
+    OH: tl.constexpr = SHAPE.outputs[2]
+    OW: tl.constexpr = SHAPE.outputs[3]
+    TQ: tl.constexpr = TILE.rows
+    TP: tl.constexpr = TILE.cols
+    BB: tl.constexpr = TILE.block_b
+    BK: tl.constexpr = TILE.block_k
+    FT: tl.constexpr = TILE.block_f
+    BN: tl.constexpr = TQ * TP * FT
+    ROWS: tl.constexpr = TILE.run_rows
+    COLS: tl.constexpr = TILE.run_cols
+    KT: tl.constexpr = K0 * K1 * ROWS * COLS * FG
+    DOT: tl.constexpr = TILE.dot
+    SWAP: tl.constexpr = TILE.swap
+    PRECISION: tl.constexpr = TILE.precision
+    ACC: tl.constexpr = tl.float64 if p_g.dtype.element_ty == tl.float64 else tl.float32
+
+    pid = tl.program_id(0)
+    n_b = tl.cdiv(B, BB)
+    b = (pid % n_b) * BB + tl.arange(0, BB)
+    m_b = b < B
+    pid = pid // n_b
+    n = tl.arange(0, BN)
+    jr, jc = n // (TP * FT), (n // FT) % TP
+    if DOT:  # a program stays within one group
+        CB: tl.constexpr = (CG + FT - 1) // FT
+        cg = (pid % CB) * FT + n % FT
+        group = (pid // CB) % G
+        m_n = cg < CG
+        c = group * CG + cg
+        pid = pid // (CB * G)
+    else:  # a block of channels across groups
+        CB: tl.constexpr = (C + FT - 1) // FT
+        c = (pid % CB) * FT + n % FT
+        group = c // CG
+        cg = c % CG
+        m_n = c < C
+        pid = pid // CB
+    TILES_W: tl.constexpr = (IW + TP - 1) // TP
+    TILES_H: tl.constexpr = (IH + TQ - 1) // TQ
+    iw0 = (pid % TILES_W) * TP
+    ih0 = (pid // TILES_W) % TILES_H * TQ
+    i01 = pid // (TILES_W * TILES_H)
+    m_n = m_n & (ih0 + jr < IH) & (iw0 + jc < IW)
+    site = (i01 * IH + ih0 + jr) * IW + iw0 + jc  # [BN]
+    # A site in padded coordinates is oh * SH + kh * DH; the walk starts at the first window that can reach the tile.
+    s0, s1 = i01 // I1 + SHAPE.pad[0], i01 % I1 + SHAPE.pad[1]
+    sh, sw = ih0 + SHAPE.pad[2], iw0 + SHAPE.pad[3]
+    if TILE.step_h == 1:  # max before //, which truncates: a window row below 0 does not exist
+        first_h = (max(sh - (KH - 1) * DH, 0) + SH - 1) // SH
+    else:
+        first_h = sh - (KH - 1) * DH
+    if TILE.step_w == 1:
+        first_w = (max(sw - (KW - 1) * DW, 0) + SW - 1) // SW
+    else:
+        first_w = sw - (KW - 1) * DW
+
+    o_n = cg * F + group * FG  # [BN]
+    p_g += b.to(tl.int64) * g_pitch[0] * F
+    if DOT:
+        acc = tl.zeros((BN, BB) if SWAP else (BB, BN), ACC)
+    else:
+        acc = tl.zeros((BB, BN, BK), ACC)  # summed over k once, after the loop
+    for start in range(0, KT, BK):
+        k = start + tl.arange(0, BK)
+        t0, t1, row, col, f = walk(k, K0, K1, ROWS, COLS, FG)
+        oh, ow = first_h + row * TILE.step_h, first_w + col * TILE.step_w
+        kh, m_h = tap((sh + jr)[:, None] - (oh * SH)[None, :], KH, DH)
+        kw, m_w = tap((sw + jc)[:, None] - (ow * SW)[None, :], KW, DW)
+        o0, o1 = t0 * 0, t1 * 0
+        m_k = (k < KT) & (oh >= 0) & (oh < OH) & (ow >= 0) & (ow < OW)
+        m_k = m_k & reads_any(sh - oh * SH, min(TQ, IH - ih0), KH, DH, TQ)
+        m_k = m_k & reads_any(sw - ow * SW, min(TP, IW - iw0), KW, DW, TP)
+        if SHAPE.lead:
+            o0, o1 = s0 - t0 * SHAPE.dilation[0], s1 - t1 * SHAPE.dilation[1]
+            m_k = m_k & (o0 >= 0) & (o0 % S0 == 0) & (o0 < O0 * S0) & (o1 >= 0) & (o1 % S1 == 0) & (o1 < O1 * S1)
+            o0, o1 = o0 // S0, o1 // S1
+        position = ((o0 * O1 + o1) * OH + oh) * OW + ow  # [BK]
+        if SHAPE.wide:  # a sample of 2^31 numbers or more
+            o0, o1, oh = o0.to(tl.int64), o1.to(tl.int64), oh.to(tl.int64)
+        o_k = o0 * g_pitch[1] + o1 * g_pitch[2] + oh * g_pitch[3] + ow
+        o_k = o_k * F + f
+
+        o_w = ((((t0 * K1 + t1) * KH)[None, :] + kh) * KW + kw) * (CG * F) + o_n[:, None]
+        p_k = p_w + position.to(tl.int64) * (K0 * K1 * KH * KW * CG * F) + f
+        b_w = tl.load(p_k[None, :] + o_w, mask=m_h & m_w & m_k[None, :] & m_n[:, None], other=0.0)  # [BN, BK]
+        if DOT:
+            b_g = tl.load(
+                p_g[:, None] + (o_k + group * FG)[None, :], mask=m_b[:, None] & m_k[None, :], other=0.0
+            )  # [BB, BK]
+            b_w = b_w.to(b_g.dtype)
+            if SWAP:
+                acc = tl.dot(b_w, tl.trans(b_g), acc, input_precision=PRECISION, out_dtype=ACC)
+            else:
+                acc = tl.dot(b_g, tl.trans(b_w), acc, input_precision=PRECISION, out_dtype=ACC)
+        elif G == 1:
+            b_g = tl.load(p_g[:, None] + o_k[None, :], mask=m_b[:, None] & m_k[None, :], other=0.0)  # [BB, BK]
+            b_w = b_w.to(b_g.dtype)
+            acc += b_g[:, None, :].to(ACC) * b_w[None, :, :].to(ACC)
+        else:
+            o_g = o_k[None, :] + (group * FG)[:, None]
+            m_g = m_b[:, None, None] & (m_k[None, :] & m_n[:, None])[None, :, :]
+            b_g = tl.load(p_g[:, None, None] + o_g[None, :, :], mask=m_g, other=0.0)  # [BB, BN, BK]
+            b_w = b_w.to(b_g.dtype)
+            acc += b_g.to(ACC) * b_w[None, :, :].to(ACC)
+
+    if not DOT:
+        acc = tl.sum(acc, 2)
+    elif SWAP:
+        acc = tl.trans(acc)
+    _, b_dx = finish(acc, p_bias, site, c, m_n, C, EPILOGUE)
+    o_dx = b.to(tl.int64)[:, None] * SHAPE.in_numel + site[None, :].to(tl.int64) * C + c[None, :]
+    tl.store(p_dx + o_dx, b_dx.to(p_dx.dtype.element_ty), mask=m_b[:, None] & m_n[None, :])

@@ -1,0 +1,149 @@
+"""The weight gradient, with the bias gradient of each position in the same launch."""
+
+import triton
+import triton.language as tl
+
+from lc_triton.kernels.common import read_by_any, tap, walk
+
+
+@triton.jit(do_not_specialize=["B"])
+def weight_grad_kernel(
+    p_x,  # (B, I0, I1, IH, IW, C) with rows of sites dense; x_pitch holds the other strides, in sites
+    p_g,  # (B, O0, O1, OH, OW, F) likewise, in positions
+    p_dw,  # (P, T, C // G, F)
+    p_db,  # (P, F)
+    B,
+    x_pitch,
+    g_pitch,
+    SHAPE: tl.constexpr,
+    TILE: tl.constexpr,
+    WITH_BIAS: tl.constexpr,
+):
+    """dw = x^T . g for BK steps of the walk, TQ x TP positions and FT filters a program; the batch is summed inside.
+
+    Only the band of the (BK x BN) product is stored: each (position, tap, channel, filter) lies in exactly one program.
+    """
+    G: tl.constexpr = SHAPE.groups
+    C: tl.constexpr = SHAPE.channels // G
+    F: tl.constexpr = SHAPE.filters
+    FG: tl.constexpr = F // G
+    K0: tl.constexpr = SHAPE.kernel[0]
+    K1: tl.constexpr = SHAPE.kernel[1]
+    KH: tl.constexpr = SHAPE.kernel[2]
+    KW: tl.constexpr = SHAPE.kernel[3]
+    SH: tl.constexpr = SHAPE.stride[2]
+    SW: tl.constexpr = SHAPE.stride[3]
+    DH: tl.constexpr = SHAPE.dilation[2]
+    DW: tl.constexpr = SHAPE.dilation[3]
+    O1: tl.constexpr = SHAPE.outputs[1]
+    OH: tl.constexpr = SHAPE.outputs[2]
+    OW: tl.constexpr = SHAPE.outputs[3]
+    TQ: tl.constexpr = TILE.rows
+    TP: tl.constexpr = TILE.cols
+    BB: tl.constexpr = TILE.block_b
+    BK: tl.constexpr = TILE.block_k
+    FT: tl.constexpr = TILE.block_f
+    BN: tl.constexpr = TQ * TP * FT
+    ROWS: tl.constexpr = TILE.run_rows
+    COLS: tl.constexpr = TILE.run_cols
+    KT: tl.constexpr = K0 * K1 * ROWS * COLS * C
+    KB: tl.constexpr = (KT + BK - 1) // BK
+    DOT: tl.constexpr = TILE.dot
+    SWAP: tl.constexpr = TILE.swap
+    PRECISION: tl.constexpr = TILE.precision
+    ACC: tl.constexpr = tl.float64 if p_x.dtype.element_ty == tl.float64 else tl.float32
+
+    # The blocks of one tile's walk run side by side: they share its g.
+    pid = tl.program_id(0)
+    block = pid % KB
+    k = block * BK + tl.arange(0, BK)
+    pid = pid // KB
+    n = tl.arange(0, BN)
+    jr, jc = n // (TP * FT), (n // FT) % TP
+    if DOT:  # a program stays within one group
+        FB: tl.constexpr = (FG + FT - 1) // FT
+        f = (pid % FB) * FT + n % FT
+        group = (pid // FB) % G
+        m_n = f < FG
+        f = group * FG + f
+        pid = pid // (FB * G)
+    else:  # a block of filters across groups
+        FB: tl.constexpr = (F + FT - 1) // FT
+        f = (pid % FB) * FT + n % FT
+        group = f // FG
+        m_n = f < F
+        pid = pid // FB
+    TILES_W: tl.constexpr = (OW + TP - 1) // TP
+    TILES_H: tl.constexpr = (OH + TQ - 1) // TQ
+    ow0 = (pid % TILES_W) * TP
+    oh0 = (pid // TILES_W) % TILES_H * TQ
+    o01 = pid // (TILES_W * TILES_H)
+    o0, o1 = o01 // O1, o01 % O1
+    m_n = m_n & (oh0 + jr < OH) & (ow0 + jc < OW)
+    position = (o01 * OH + oh0 + jr) * OW + ow0 + jc  # [BN]
+
+    t0, t1, row, col, c = walk(k, K0, K1, ROWS, COLS, C)
+    dh, dw = row * TILE.step_h, col * TILE.step_w
+    i0 = o0 * SHAPE.stride[0] - SHAPE.pad[0] + t0 * SHAPE.dilation[0]
+    i1 = o1 * SHAPE.stride[1] - SHAPE.pad[1] + t1 * SHAPE.dilation[1]
+    ih, iw = oh0 * SH - SHAPE.pad[2] + dh, ow0 * SW - SHAPE.pad[3] + dw
+    m_k = (k < KT) & (ih >= 0) & (ih < SHAPE.inputs[2]) & (iw >= 0) & (iw < SHAPE.inputs[3])
+    if SHAPE.lead:
+        m_k = m_k & (i0 >= 0) & (i0 < SHAPE.inputs[0]) & (i1 >= 0) & (i1 < SHAPE.inputs[1])
+    m_k = m_k & read_by_any(dh, min(TQ, OH - oh0), KH, DH, SH, TQ)
+    m_k = m_k & read_by_any(dw, min(TP, OW - ow0), KW, DW, SW, TP)
+    oh, ow = oh0 + jr, ow0 + jc
+    if SHAPE.wide:
+        i0, i1, ih = i0.to(tl.int64), i1.to(tl.int64), ih.to(tl.int64)
+        o0, o1, oh = o0.to(tl.int64), o1.to(tl.int64), oh.to(tl.int64)
+    o_k = (i0 * x_pitch[1] + i1 * x_pitch[2] + ih * x_pitch[3] + iw) * SHAPE.channels + c  # [BK]
+    o_n = (o0 * g_pitch[1] + o1 * g_pitch[2] + oh * g_pitch[3] + ow) * F + f  # [BN]
+
+    if DOT:
+        acc = tl.zeros((BN, BK) if SWAP else (BK, BN), ACC)
+    else:
+        acc = tl.zeros((BB, BK, BN), ACC)  # summed over the batch once, after the loop
+    for start in range(0, B, BB):
+        b = start + tl.arange(0, BB)
+        m_b = b < B
+        p_xb = p_x + b.to(tl.int64) * x_pitch[0] * SHAPE.channels
+        p_gb = p_g + b.to(tl.int64) * g_pitch[0] * F
+        b_g = tl.load(p_gb[:, None] + o_n[None, :], mask=m_b[:, None] & m_n[None, :], other=0.0)  # [BB, BN]
+        if DOT:
+            b_x = tl.load(
+                p_xb[:, None] + (o_k + group * C)[None, :], mask=m_b[:, None] & m_k[None, :], other=0.0
+            )  # [BB, BK]
+            if SWAP:
+                acc = tl.dot(tl.trans(b_g), b_x, acc, input_precision=PRECISION, out_dtype=ACC)
+            else:
+                acc = tl.dot(tl.trans(b_x), b_g, acc, input_precision=PRECISION, out_dtype=ACC)
+        elif G == 1:
+            b_x = tl.load(p_xb[:, None] + o_k[None, :], mask=m_b[:, None] & m_k[None, :], other=0.0)  # [BB, BK]
+            acc += b_x[:, :, None].to(ACC) * b_g[:, None, :].to(ACC)
+        else:
+            o_x = o_k[:, None] + (group * C)[None, :]
+            m_x = m_b[:, None, None] & (m_k[:, None] & m_n[None, :])[None, :, :]
+            b_x = tl.load(p_xb[:, None, None] + o_x[None, :, :], mask=m_x, other=0.0)  # [BB, BK, BN]
+            acc += b_x.to(ACC) * b_g[:, None, :].to(ACC)
+
+    if not DOT:
+        acc = tl.sum(acc, 0)
+    elif SWAP:
+        acc = tl.trans(acc)
+    # Taps that lie on the padding met only zeros and store them: m_k stays out of this mask.
+    kh, m_h = tap(dh[:, None] - (jr * SH)[None, :], KH, DH)
+    kw, m_w = tap(dw[:, None] - (jc * SW)[None, :], KW, DW)
+    o_w = (((((t0 * K1 + t1) * KH)[:, None] + kh) * KW + kw) * C + c[:, None]) * F
+    p_dw += position.to(tl.int64) * (K0 * K1 * KH * KW * C * F) + f
+    m_dw = m_h & m_w & (k < KT)[:, None] & m_n[None, :]
+    tl.store(p_dw[None, :] + o_w, acc.to(p_dw.dtype.element_ty), mask=m_dw)
+
+    if WITH_BIAS:
+        if block == 0:  # a loop of its own: inside the one above it would take g out of the matmul's pipeline
+            b_db = tl.zeros((BN,), ACC)
+            for start in range(0, B, BB):
+                b = start + tl.arange(0, BB)
+                p_gb = p_g + b.to(tl.int64) * g_pitch[0] * F
+                b_g = tl.load(p_gb[:, None] + o_n[None, :], mask=(b < B)[:, None] & m_n[None, :], other=0.0)
+                b_db += tl.sum(b_g.to(ACC), 0)
+            tl.store(p_db + position.to(tl.int64) * F + f, b_db.to(p_db.dtype.element_ty), mask=m_n)

@@ -1,0 +1,155 @@
+"""Kernels built for a GPU that need not be here, and what their machine code shows."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lc_triton._problem import Problem
+from lc_triton.kernels.forward import forward_kernel
+from lc_triton.kernels.input_grad import input_grad_kernel
+from lc_triton.kernels.weight_grad import weight_grad_kernel
+from lc_triton.launch.layout import Epilogue, shape_of, tile_of
+from lc_triton.tuning.config import Face, TileConfig
+
+KERNELS = {"forward": forward_kernel, "input_grad": input_grad_kernel, "weight_grad": weight_grad_kernel}
+
+_TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
+# Pointers are 16-byte aligned as torch allocates them; Triton needs to be told to use wide loads.
+_ALIGNED = [["tt.divisibility", 16]]
+
+
+@dataclass(frozen=True)
+class MachineCode:
+    """What a built kernel takes and does.
+
+    `spills` counts instructions that move registers through local memory. `async_bits` and `load_bits` are the widest
+    copies from global to shared memory and to registers; `wgmma` is Hopper's warp-group matrix instruction, `mma` any
+    other.
+    """
+
+    registers: int
+    spills: int
+    shared_bytes: int
+    wgmma: int
+    mma: int
+    async_bits: int
+    load_bits: int
+    instructions: int
+
+
+def build(
+    face: Face,
+    problem: Problem,
+    config: TileConfig,
+    arch: int | str,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    weight_dtype: torch.dtype | None = None,
+    bias: str = "position",
+    store_z: bool = False,
+) -> Any:
+    """The kernel of one face compiled by Triton for `arch` (80, 90, 100, ... or "gfx942"); no GPU is needed."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from triton.compiler import compile as triton_compile
+
+    x, w = f"*{_TYPES[dtype]}", f"*{_TYPES[weight_dtype or dtype]}"
+    pitch = ("i32",) * 4
+    with_bias = None if bias == "none" else w
+    types: dict[str, Any]
+    if face == "weight_grad":
+        types = {"p_x": x, "p_g": x, "p_dw": w, "p_db": with_bias, "B": "i32", "x_pitch": pitch, "g_pitch": pitch}
+    elif face == "input_grad":
+        types = {"p_g": x, "p_w": w, "p_bias": with_bias, "p_dx": x, "B": "i32", "g_pitch": pitch}
+    else:
+        types = {
+            "p_x": x,
+            "p_w": w,
+            "p_bias": with_bias,
+            "p_y": x,
+            "p_z": x if store_z else None,
+            "B": "i32",
+            "x_pitch": pitch,
+        }
+    constants: dict[str, Any] = {name: None for name, kind in types.items() if kind is None}
+    constants["SHAPE"] = shape_of(problem.geometry, False)
+    constants["TILE"] = tile_of(face, problem.geometry, config, problem.precision)
+    if face == "weight_grad":
+        constants["WITH_BIAS"] = with_bias is not None
+    else:
+        constants["EPILOGUE"] = Epilogue(bias, problem.activation.name, problem.activation.constant, store_z)
+
+    kernel = KERNELS[face]
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else types[name] for name in names}
+    attributes = {(i,): _ALIGNED for i, name in enumerate(names) if str(signature[name]).startswith("*")}
+    source = ASTSource(kernel, signature, {(names.index(k),): v for k, v in constants.items()}, attributes)
+    target = GPUTarget("hip", arch, 64) if isinstance(arch, str) else GPUTarget("cuda", arch, 32)
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    return triton_compile(source, target=target, options=options)
+
+
+def machine_code(compiled: Any) -> MachineCode:
+    """Registers, spills, shared memory and the instruction mix, read from what Triton compiled."""
+    if "amdgcn" in compiled.asm:
+        return _read_amd(compiled.asm["amdgcn"], compiled.metadata.shared)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _run("cuobjdump", "-res-usage", file.name)
+        sass = _run("cuobjdump", "-sass", file.name)
+    return MachineCode(
+        registers=int(re.findall(r"REG:(\d+)", usage)[0]),
+        spills=_count(r"\b(?:LDL|STL)\b", sass),
+        shared_bytes=compiled.metadata.shared,
+        wgmma=_count(r"\bHGMMA\b", sass),
+        mma=_count(r"\b[HDQO]MMA\b|\bUTC[A-Z]*MMA\b", sass),
+        async_bits=_widest(r"\bLDGSTS\.(?:\w+\.)*?(64|128)\b", r"\bLDGSTS\b", sass),
+        load_bits=_widest(r"\bLDG\.E\.(?:\w+\.)*?(64|128)\b", r"\bLDG\b", sass),
+        instructions=_count(r"/\*[0-9a-f]{4,5}\*/", sass),
+    )
+
+
+def _count(pattern: str, text: str) -> int:
+    return len(re.findall(pattern, text))
+
+
+def _widest(wide: str, any_width: str, sass: str) -> int:
+    widths = [int(w) for w in re.findall(wide, sass)]
+    return max(widths, default=32 if re.search(any_width, sass) else 0)
+
+
+def _read_amd(text: str, shared: int) -> MachineCode:
+    def field(name: str) -> int:
+        return int(re.findall(rf"\.{name}:\s+(\d+)", text)[0])
+
+    loads = [int(w) * 32 for w in re.findall(r"(?:global|buffer)_load_dwordx(\d)", text)]
+    return MachineCode(
+        registers=field("vgpr_count"),
+        spills=field("vgpr_spill_count"),
+        shared_bytes=shared,
+        wgmma=0,
+        mma=len(re.findall(r"v_mfma", text)),
+        async_bits=0,
+        load_bits=max(loads, default=0),
+        instructions=len(re.findall(r"^\s+[sv]_", text, re.M)),
+    )
+
+
+@cache
+def _tool(name: str) -> str:
+    import triton
+
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
+
+
+def _run(name: str, *args: str) -> str:
+    return subprocess.run([_tool(name), *args], check=True, capture_output=True, text=True).stdout

@@ -1,0 +1,139 @@
+"""What the kernels are told about a layer and its tensors, as compile-time tuples and pitches."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from torch import Tensor
+
+from lc_triton._geometry import Geometry
+from lc_triton._problem import Problem
+from lc_triton.errors import ArgumentValueError
+from lc_triton.tuning.config import Face, TileConfig
+from lc_triton.tuning.walk import walk_of
+
+_INT32 = 2**31
+
+Pitch = tuple[int, int, int, int]
+Four = tuple[int, ...]
+
+
+class Shape(NamedTuple):
+    """A layer in four spatial dimensions; `wide` where an offset inside one sample needs 64 bits."""
+
+    channels: int
+    filters: int
+    groups: int
+    inputs: Four
+    outputs: Four
+    kernel: Four
+    stride: Four
+    dilation: Four
+    pad: Four
+    in_numel: int
+    out_numel: int
+    lead: bool
+    wide: bool
+
+
+class Tile(NamedTuple):
+    """A TileConfig as a kernel reads it, with the walk it implies."""
+
+    rows: int
+    cols: int
+    block_f: int
+    block_b: int
+    block_k: int
+    run_rows: int
+    run_cols: int
+    step_h: int
+    step_w: int
+    dot: bool
+    swap: bool
+    precision: str
+
+
+class Epilogue(NamedTuple):
+    """What happens to the accumulator: bias "none", "position" or "channel", then the activation."""
+
+    bias: str
+    activation: str
+    constant: float
+    store_z: bool
+
+
+@lru_cache(maxsize=4096)
+def shape_of(geometry: Geometry, wide: bool) -> Shape:
+    """The kernels' view of a geometry."""
+    geo = geometry.as_4d()
+    if geo.window * geo.out_channels >= _INT32:
+        raise ArgumentValueError(
+            name="kernel_size * in_channels // groups * out_channels",
+            value=geo.window * geo.out_channels,
+            allowed="below 2^31: the filters of one position must be addressable by 32 bits; use groups",
+        )
+    leading = (*geo.in_spatial[:2], *geo.out_spatial[:2], *geo.kernel[:2])
+    return Shape(
+        channels=geo.in_channels,
+        filters=geo.out_channels,
+        groups=geo.groups,
+        inputs=geo.in_spatial,
+        outputs=geo.out_spatial,
+        kernel=geo.kernel,
+        stride=geo.stride,
+        dilation=geo.dilation,
+        pad=tuple(low for low, _ in geo.padding),
+        in_numel=geo.sites * geo.in_channels,
+        out_numel=geo.positions * geo.out_channels,
+        lead=any(n > 1 for n in leading),
+        wide=wide,
+    )
+
+
+@lru_cache(maxsize=4096)
+def tile_of(face: Face, geometry: Geometry, config: TileConfig, precision: str) -> Tile:
+    """The kernels' view of a tile choice."""
+    walk = walk_of(face, geometry.as_4d(), config)
+    return Tile(
+        rows=config.rows,
+        cols=config.cols,
+        block_f=config.block_f,
+        block_b=config.block_b,
+        block_k=config.block_k,
+        run_rows=walk.rows,
+        run_cols=walk.cols,
+        step_h=walk.step_h,
+        step_w=walk.step_w,
+        dot=config.dot,
+        swap=config.swap,
+        precision=precision,
+    )
+
+
+def epilogue_of(problem: Problem, bias: Tensor | None, *, store_z: bool) -> Epilogue:
+    """The kernels' view of bias and activation."""
+    kind = "none" if bias is None else "channel" if bias.ndim == 1 else "position"
+    return Epilogue(kind, problem.activation.name, problem.activation.constant, store_z)
+
+
+def dense_rows(x: Tensor) -> tuple[Tensor, Pitch]:
+    """x `(B, *spatial, channels)` with its rows of sites dense, and its other strides in sites.
+
+    Crops, expanded batches and anything else whose channels are next to each other is taken as it is; other layouts
+    are copied once: a gather would read them a few bytes at a time, once a tap.
+    """
+    channels, width = x.shape[-1], x.shape[-2]
+    stride = x.stride()
+    dense = (channels == 1 or stride[-1] == 1) and (width == 1 or stride[-2] == channels)
+    if not dense or any(n > 1 and s % channels for n, s in zip(x.shape[:-2], stride[:-2], strict=True)):
+        x = x.contiguous()
+        stride = x.stride()
+    pitch = [s // channels if n > 1 else 0 for n, s in zip(x.shape[:-2], stride[:-2], strict=True)]
+    lead = [0] * (4 - len(pitch))
+    return x, (pitch[0], *lead, *pitch[1:])  # type: ignore[return-value]  # always four
+
+
+def is_wide(*tensors: Tensor) -> bool:
+    """Whether an offset inside one sample of one of the tensors reaches 2^31."""
+    return any(sum((n - 1) * s for n, s in zip(t.shape[1:], t.stride()[1:], strict=True)) >= _INT32 for t in tensors)

@@ -1,0 +1,56 @@
+"""The definition of a locally connected layer, in plain torch: slow, obvious, any floating dtype, differentiable.
+
+    z[b,p,f] = sum over t,c of  x[b, site(p,t), c] * w[p,t,c,f]  + bias[p,f]          y = act(z)
+
+Everything fast in this library is compared with this file; nothing fast imports it.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from lc_triton._activations import LINEAR, Activation
+from lc_triton._geometry import Geometry
+
+
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: Activation = LINEAR
+) -> Tensor:
+    """y of a locally connected layer, tap by tap.
+
+    Args:
+        x: input, `(B, *in_spatial, C)`.
+        weight: `(*out_spatial, *kernel, C // groups, F)`.
+        bias: `(*out_spatial, F)`, `(F,)` or None.
+        geometry: sizes, stride, padding, dilation and groups.
+        activation: applied last.
+
+    Returns:
+        `(B, *out_spatial, F)` in x's dtype.
+
+    Source: Taigman et al., "DeepFace", CVPR 2014, section 3.1; Keras 2's LocallyConnected1D and 2D.
+    """
+    geo = geometry
+    batch, groups = x.shape[0], geo.groups
+    filters = geo.out_channels // groups
+    per_position = weight.reshape(*geo.out_spatial, geo.taps, geo.in_channels // groups, groups, filters).to(x.dtype)
+    z = x.new_zeros(batch, *geo.out_spatial, groups, filters)
+    for t, tap in enumerate(itertools.product(*(range(k) for k in geo.kernel))):
+        sites = x
+        inside = torch.ones(geo.out_spatial, dtype=torch.bool, device=x.device)
+        for dim in range(geo.ndim):
+            position = torch.arange(geo.out_spatial[dim], device=x.device)
+            site = position * geo.stride[dim] + tap[dim] * geo.dilation[dim] - geo.padding[dim][0]
+            valid = (site >= 0) & (site < geo.in_spatial[dim])
+            sites = sites.index_select(dim + 1, site.clamp(0, geo.in_spatial[dim] - 1))
+            inside = inside & valid.reshape((-1,) + (1,) * (geo.ndim - 1 - dim))
+        sites = torch.where(inside[..., None], sites, 0)  # (B, *out_spatial, C)
+        sites = sites.reshape(batch, *geo.out_spatial, groups, geo.in_channels // groups)
+        z = z + torch.einsum(
+            "...gc,...cgf->...gf", sites, per_position.select(geo.ndim, t).expand(batch, *[-1] * (geo.ndim + 3))
+        )
+    z = z.reshape(batch, *geo.out_spatial, geo.out_channels)
+    return activation(z if bias is None else z + bias.to(x.dtype))

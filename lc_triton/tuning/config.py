@@ -1,0 +1,56 @@
+"""A tile choice: the numbers a kernel is built with, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lc_triton.errors import ArgumentValueError
+
+Face = Literal["forward", "input_grad", "weight_grad"]
+FACES: tuple[Face, ...] = ("forward", "input_grad", "weight_grad")
+
+
+@dataclass(frozen=True)
+class TileConfig:
+    """What one program owns and how it walks.
+
+    Args:
+        rows, cols: output positions (for the input gradient: input sites) a program owns, TQ x TP.
+        block_f: filters (for the input gradient: channels) of each of them.
+        block_b: samples; the batch step of the weight gradient.
+        block_k: steps of the walk over the window; of the weight gradient, the ones a program owns.
+        dot: multiply by `tl.dot`; otherwise by multiply-and-reduce, over blocks that may cross groups.
+        swap: put the filters on the M side of the product and the batch on the N side.
+        num_warps, num_stages: as Triton has them.
+
+    Raises:
+        ArgumentValueError: a size that is no power of two, or too small for `tl.dot`.
+    """
+
+    rows: int = 1
+    cols: int = 1
+    block_f: int = 16
+    block_b: int = 16
+    block_k: int = 16
+    dot: bool = True
+    swap: bool = False
+    num_warps: int = 4
+    num_stages: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "cols", "block_f", "block_b", "block_k", "num_warps"):
+            value = getattr(self, name)
+            if value < 1 or value & (value - 1):
+                raise ArgumentValueError(name=name, value=value, allowed="a power of two")
+        if self.dot and min(self.block_n, self.block_b, self.block_k) < 16:
+            raise ArgumentValueError(
+                name="TileConfig",
+                value=self,
+                allowed="at least 16 in rows * cols * block_f, block_b and block_k to use tl.dot",
+            )
+
+    @property
+    def block_n(self) -> int:
+        """Columns of a program's product."""
+        return self.rows * self.cols * self.block_f

@@ -1,0 +1,93 @@
+"""A GPU as the tile model sees it: a few numbers, read from the driver or given by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from lc_triton.errors import UnknownNameError
+
+
+@dataclass(frozen=True)
+class Device:
+    """What bounds a kernel.
+
+    Args:
+        name: as people say it.
+        arch: what Triton compiles for: a compute capability such as 90, or "gfx942".
+        multiprocessors: how many programs run at once, at one each.
+        shared_bytes: shared memory one program may take.
+        memory_rate: bytes a second from device memory.
+        l2_rate: bytes a second from the L2 cache.
+        tensor_rate: dense 16-bit FLOP a second of the tensor cores.
+
+    Source: the vendors' data sheets, but for the H200's two rates, which were measured by copying and by a matmul of
+    8192.
+    """
+
+    name: str
+    arch: int | str
+    multiprocessors: int
+    shared_bytes: int
+    memory_rate: float
+    l2_rate: float
+    tensor_rate: float
+
+
+DEVICES = {
+    d.name: d
+    for d in (
+        Device("a100", 80, 108, 166_912, 1.9e12, 4.0e12, 312e12),
+        Device("h100", 90, 132, 232_448, 3.0e12, 5.5e12, 790e12),
+        Device("h200", 90, 132, 232_448, 4.3e12, 5.5e12, 790e12),
+        Device("b200", 100, 148, 232_448, 7.0e12, 9.0e12, 2000e12),
+        Device("rtx4090", 89, 128, 101_376, 0.95e12, 5.0e12, 165e12),
+        Device("mi300x", "gfx942", 304, 65_536, 4.5e12, 9.0e12, 1000e12),
+    )
+}
+
+
+def by_name(name: str) -> Device:
+    """The device people call `name`.
+
+    Raises:
+        UnknownNameError: with the names that are known.
+
+    Example:
+        >>> by_name("h200").arch
+        90
+    """
+    if name not in DEVICES:
+        raise UnknownNameError.of("device", name, DEVICES)
+    return DEVICES[name]
+
+
+@cache
+def of_gpu(index: int) -> Device:
+    """The GPU with this index, its rates from the nearest known one; the H100 stands in where there is no GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return DEVICES["h100"]
+    found = torch.cuda.get_device_properties(index)
+    near = _nearest(found.name.lower(), found)
+    return Device(
+        name=near.name,
+        arch=near.arch if torch.version.hip else found.major * 10 + found.minor,
+        multiprocessors=found.multi_processor_count,
+        shared_bytes=getattr(found, "shared_memory_per_block_optin", near.shared_bytes),
+        memory_rate=near.memory_rate,
+        l2_rate=near.l2_rate,
+        tensor_rate=near.tensor_rate,
+    )
+
+
+def _nearest(name: str, found: object) -> Device:
+    squeezed = name.replace(" ", "")
+    for known in DEVICES.values():
+        if known.name in squeezed:
+            return known
+    if getattr(found, "gcnArchName", "").startswith("gfx"):
+        return DEVICES["mi300x"]
+    major = getattr(found, "major", 9)
+    return DEVICES["a100" if major < 9 else "h100" if major == 9 else "b200"]

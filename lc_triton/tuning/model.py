@@ -1,0 +1,173 @@
+"""The tile an analytic model picks: the slowest of three roads, times the last wave's idle share.
+
+For each candidate tile the model counts the bytes from device memory (each weight once), the bytes from L2 (the run
+of x under each program, and the weights once a batch block) and the arithmetic, the band's zeros included, and takes
+the slowest. It times nothing and depends on nothing but its arguments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+
+from lc_triton._geometry import Geometry
+from lc_triton.tuning.config import Face, TileConfig
+from lc_triton.tuning.device import Device
+from lc_triton.tuning.walk import walk_of
+
+# A dot below this many channels or filters a group would multiply mostly padding.
+MIN_GROUP_FOR_DOT = 16
+# Up to this batch a product is a few vectors times a matrix, and tensor cores have nothing to reuse.
+MAX_BATCH_WITHOUT_DOT = 2
+# Products a program without dot holds at once: 32 float32 registers a thread of four warps.
+MAX_PRODUCTS = 4096
+# Seconds one step of a pipelined loop takes at least, and a program's start and end.
+STEP_SECONDS = 0.25e-6
+PROGRAM_SECONDS = 3e-6
+
+
+@lru_cache(maxsize=4096)
+def choose(
+    face: Face, geometry: Geometry, batch: int, itemsize: int, weight_itemsize: int, precision: str, device: Device
+) -> TileConfig:
+    """The candidate with the least predicted time; the first of equals.
+
+    Args:
+        face: which kernel.
+        geometry: the layer, with four spatial dimensions.
+        batch: B.
+        itemsize: bytes of a number of x.
+        weight_itemsize: bytes of a number of the weight.
+        precision: "ieee" or "tf32", of float32 products.
+        device: what it runs on.
+    """
+    sizes = (itemsize, weight_itemsize)
+    return min(
+        candidates(face, geometry, batch, sizes, precision, device),
+        key=lambda config: predict(face, geometry, batch, sizes, precision, device, config),
+    )
+
+
+def candidates(
+    face: Face, geometry: Geometry, batch: int, sizes: tuple[int, int], precision: str, device: Device
+) -> Iterator[TileConfig]:
+    """Tiles that are legal for the problem and fit the device's shared memory and registers."""
+    if not _uses_dot(geometry, batch):
+        yield from _reduce_candidates(face, geometry, batch)
+        return
+    vector_math = sizes[0] == 8 or (sizes[0] == 4 and precision == "ieee")
+    biggest = 64 * 64 if vector_math else 128 * 256
+    tiled = geometry.in_spatial if face == "input_grad" else geometry.out_spatial
+    group = (geometry.in_channels if face == "input_grad" else geometry.out_channels) // geometry.groups
+    whole = _power(group)
+    for rows in _powers(1, min(8, _power(tiled[2]))):
+        for cols in _powers(1, min(8, _power(tiled[3]))):
+            for block_f in _powers(min(16, whole), min(256, whole)):
+                if rows * cols > 1 and block_f < min(whole, 64):
+                    continue  # split filters before positions, not both
+                n = rows * cols * block_f
+                if not 16 <= n <= 256:
+                    continue
+                for m in _powers(16, max(16, min(128, _power(batch)))):
+                    for k in (16, 32, 64):
+                        yield from _sized(face, rows, cols, block_f, m, k, biggest, sizes, device)
+
+
+def _sized(
+    face: Face, rows: int, cols: int, block_f: int, m: int, k: int, biggest: int, sizes: tuple[int, int], device: Device
+) -> Iterator[TileConfig]:
+    """The tile with warps and stages that fit, or nothing; the weight gradient accumulates (k x n), others (m x n)."""
+    n = rows * cols * block_f
+    if face == "weight_grad":
+        k *= 2 if sizes[0] < 4 else 1
+    area = (k if face == "weight_grad" else m) * n
+    if area > biggest:
+        return
+    warps = 8 if area >= 128 * 128 or (biggest == 64 * 64 and area >= 64 * 32) else 4
+    if area // (32 * warps) > 128:
+        return
+    second = m * n * sizes[0] if face == "weight_grad" else k * n * sizes[1]
+    stage = m * k * sizes[0] + second
+    stages = min(4, device.shared_bytes // max(stage, 1))
+    if stages < 2:
+        return
+    yield TileConfig(rows, cols, block_f, m, k, num_warps=warps, num_stages=stages)
+
+
+def _reduce_candidates(face: Face, geometry: Geometry, batch: int) -> Iterator[TileConfig]:
+    """Tiles without `tl.dot`: one position, a run of filters (or channels) that may cross groups, few samples."""
+    total = geometry.in_channels if face == "input_grad" else geometry.out_channels
+    samples = min(16, _power(batch))
+    for block_f in _powers(min(32, _power(total)), min(128, _power(total))):
+        for k in _powers(1, 256):
+            if samples * k * block_f <= MAX_PRODUCTS:
+                yield TileConfig(1, 1, block_f, samples, k, dot=False, num_warps=4, num_stages=2)
+
+
+def predict(
+    face: Face,
+    geometry: Geometry,
+    batch: int,
+    sizes: tuple[int, int],
+    precision: str,
+    device: Device,
+    config: TileConfig,
+) -> float:
+    """Seconds the model gives a candidate."""
+    geo, (s, ws) = geometry, sizes
+    walk = walk_of(face, geo, config).length
+    steps = -(-walk // config.block_k)
+    outputs = geo.in_spatial if face == "input_grad" else geo.out_spatial
+    filters = geo.in_channels if face == "input_grad" else geo.out_channels
+    blocks = geo.groups * -(-(filters // geo.groups) // config.block_f) if config.dot else -(-filters // config.block_f)
+    tiles = outputs[0] * outputs[1] * -(-outputs[2] // config.rows) * -(-outputs[3] // config.cols) * blocks
+    n_b = -(-batch // config.block_b)
+
+    activations = batch * (geo.sites * geo.in_channels + geo.positions * geo.out_channels) * s
+    hbm = activations + geo.weight_numel * ws
+    padded = 2 * tiles * steps * config.block_k * config.block_n * n_b * config.block_b  # FLOP, zeros included
+    if face == "weight_grad":
+        programs, loop = tiles * steps, n_b
+        l2 = tiles * batch * s * (walk + steps * config.block_n)
+    else:
+        programs, loop = tiles * n_b, steps
+        l2 = tiles * batch * walk * s + n_b * geo.weight_numel * ws
+    m = config.block_k if face == "weight_grad" else config.block_b
+    seconds = max(hbm / device.memory_rate, l2 / device.l2_rate, padded / _rate(device, sizes, precision, config, m))
+    waves = programs / device.multiprocessors
+    return seconds * max(1.0, math.ceil(waves) / waves) + math.ceil(waves) * (
+        loop * STEP_SECONDS / 2 + PROGRAM_SECONDS / 8
+    )
+
+
+def _rate(device: Device, sizes: tuple[int, int], precision: str, config: TileConfig, m: int) -> float:
+    """FLOP a second that a product of this size and type can reach."""
+    vector = device.tensor_rate / 14  # float32 without tensor cores, about, on every device listed
+    if not config.dot:
+        return vector / 4
+    if sizes[0] == 8:
+        return vector / 2
+    if sizes[0] == 4 and precision == "ieee":
+        return vector / 2
+    full = device.tensor_rate / (2 if sizes[0] == 4 else 1)
+    fill = min(1.0, m / 64) * min(1.0, config.block_n / 128)
+    return 0.75 * full * (0.3 + 0.7 * fill)
+
+
+def _uses_dot(geometry: Geometry, batch: int) -> bool:
+    per_group = min(geometry.in_channels, geometry.out_channels) // geometry.groups
+    if geometry.groups > 1 and per_group < MIN_GROUP_FOR_DOT:
+        return False
+    return batch > MAX_BATCH_WITHOUT_DOT
+
+
+def _power(n: int) -> int:
+    """The least power of two that is at least n."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def _powers(low: int, high: int) -> Iterator[int]:
+    while low <= high:
+        yield low
+        low *= 2

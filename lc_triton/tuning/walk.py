@@ -1,0 +1,47 @@
+"""How far a program walks under its tile: pure arithmetic shared by the launchers and the model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lc_triton._geometry import Geometry
+from lc_triton.tuning.config import Face, TileConfig
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The rows and columns of the run under a tile, their step, and the length of the whole walk.
+
+    The forward and the weight gradient walk input sites under a tile of positions; the input gradient walks output
+    positions over a tile of sites.
+    """
+
+    rows: int
+    cols: int
+    step_h: int
+    step_w: int
+    length: int
+
+
+def walk_of(face: Face, geometry: Geometry, config: TileConfig) -> Walk:
+    """The walk of one program; `geometry` has four spatial dimensions."""
+    along = _sites if face != "input_grad" else _positions
+    rows, step_h = along(config.rows, geometry.kernel[2], geometry.stride[2], geometry.dilation[2])
+    cols, step_w = along(config.cols, geometry.kernel[3], geometry.stride[3], geometry.dilation[3])
+    inner = (geometry.out_channels if face == "input_grad" else geometry.in_channels) // geometry.groups
+    length = geometry.kernel[0] * geometry.kernel[1] * rows * cols * inner
+    return Walk(rows, cols, step_h, step_w, length)
+
+
+def _sites(tile: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
+    """Sites under `tile` windows and their step: taps and windows meet only every gcd(stride, dilation) sites."""
+    step = dilation if tile == 1 else math.gcd(stride, dilation)
+    return ((tile - 1) * stride + (kernel - 1) * dilation) // step + 1, step
+
+
+def _positions(tile: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
+    """Windows that can reach `tile` sites and their step; a single site at stride 1 meets only every dilation-th."""
+    if tile == 1 and stride == 1:
+        return kernel, dilation
+    return ((tile - 1) + (kernel - 1) * dilation) // stride + 1, 1

@@ -1,0 +1,138 @@
+"""Small layers of every kind, and what is compared with what: shared by the CPU, interpreter and GPU tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lc_triton import reference
+from lc_triton._activations import LINEAR, Activation
+from lc_triton._geometry import Geometry
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    in_spatial: tuple[int, ...]
+    channels: int
+    filters: int
+    kernel: Any
+    stride: Any = 1
+    padding: Any = 0
+    dilation: Any = 1
+    groups: int = 1
+    batch: int = 2
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry.make(
+            self.in_spatial,
+            self.channels,
+            self.filters,
+            self.kernel,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What local_conv is told beside the tensors."""
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+
+
+CASES = [
+    Case("1d", (7,), 3, 4, 3),
+    Case("1d_stride_same", (8,), 2, 5, 3, stride=3, padding="same"),
+    Case("1d_causal_dilated", (9,), 2, 3, 3, padding="causal", dilation=2),
+    Case("1d_keras_same_even", (6,), 2, 3, 4, padding="keras_same"),
+    Case("1d_stride_past_kernel", (11,), 2, 3, 2, stride=4),
+    Case("1d_one", (1,), 1, 1, 1, batch=1),
+    Case("2d", (5, 6), 3, 4, 3, batch=3),
+    Case("2d_wide_channels", (4, 4), 16, 16, 3, batch=4),
+    Case("2d_stride_slack", (8, 7), 2, 3, (3, 2), stride=(2, 3)),
+    Case("2d_asymmetric", (5, 4), 2, 6, (3, 2), padding=[(1, 2), (0, 1)]),
+    Case("2d_same", (5, 6), 3, 2, (2, 3), stride=(1, 2), padding="same"),
+    Case("2d_dilated", (9, 8), 2, 3, 3, dilation=(2, 3), padding=1),
+    Case("2d_dilated_stride", (9, 9), 2, 3, 2, dilation=3, stride=2, padding=(2, 1)),
+    Case("2d_dilated_stride_gcd", (10, 9), 1, 2, 3, dilation=2, stride=4, padding=3),
+    Case("2d_whole_input", (3, 4), 2, 5, (3, 4), batch=1),
+    Case("2d_one_by_one", (3, 4), 4, 4, 1),
+    Case("2d_groups", (4, 5), 4, 6, 3, groups=2, padding=1),
+    Case("2d_depthwise", (4, 4), 5, 5, 3, groups=5, padding=1),
+    Case("2d_depthwise_multiplier", (4, 3), 3, 6, 2, groups=3, stride=2, padding=1),
+    Case("2d_padding_past_kernel", (2, 3), 2, 2, 2, padding=3),
+    Case("3d", (3, 4, 3), 2, 3, 2),
+    Case("3d_stride_same", (4, 3, 5), 1, 2, (2, 3, 2), stride=(2, 1, 3), padding="same"),
+    Case("3d_flat_kernel_padded", (2, 4, 3), 2, 2, (1, 2, 2), padding=(1, 0, 1), stride=(2, 1, 1)),
+    Case("3d_dilated_groups", (5, 4, 4), 2, 4, 2, dilation=(3, 1, 2), groups=2, padding=(1, 0, 0)),
+]
+IDS = [case.name for case in CASES]
+
+
+@dataclass
+class Tensors:
+    x: Tensor  # (B, *in_spatial, C)
+    weight: Tensor
+    bias: Tensor
+    g: Tensor  # (B, *out_spatial, F)
+
+
+def tensors(
+    case: Case,
+    dtype: torch.dtype = torch.float64,
+    *,
+    weight_dtype: torch.dtype | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Tensors:
+    """Random tensors of a case, the weight scaled so that outputs are of order one."""
+    geo = case.geometry
+    gen = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+        return (torch.randn(shape, generator=gen, dtype=torch.float64) * scale).to(device=device, dtype=dtype)
+
+    weight_dtype = weight_dtype or dtype
+    return Tensors(
+        draw(case.batch, *geo.in_spatial, geo.in_channels, dtype=dtype),
+        draw(*geo.weight_shape, dtype=weight_dtype, scale=geo.window**-0.5),
+        draw(*geo.bias_shape, dtype=weight_dtype),
+        draw(case.batch, *geo.out_spatial, geo.out_channels, dtype=dtype),
+    )
+
+
+def expected(case: Case, t: Tensors, activation: Activation = LINEAR, bias: Tensor | None = None) -> dict[str, Tensor]:
+    """y, dx, dw and db by the definition, in float64."""
+    x, weight = (v.detach().cpu().double().requires_grad_() for v in (t.x, t.weight))
+    bias = (t.bias if bias is None else bias).detach().cpu().double().requires_grad_()
+    y = reference.forward(x, weight, bias, case.geometry, activation)
+    dx, dw, db = torch.autograd.grad(y, (x, weight, bias), t.g.cpu().double())
+    return {"y": y.detach(), "dx": dx, "dw": dw, "db": db}
+
+
+def assert_close(actual: Tensor, exact: Tensor, tolerance: float = 1e-12, name: str = "") -> None:
+    """|actual - exact| <= tolerance * max(1, |exact|max), everywhere."""
+    assert actual.shape == exact.shape, f"{name} {actual.shape} != {exact.shape}"
+    if exact.numel():
+        error = (actual.detach().cpu().double() - exact).abs().max().item()
+        assert error <= tolerance * max(1.0, exact.abs().max().item()), f"{name}: off by {error:.2e}"
+
+
+def ulp(dtype: torch.dtype, at: float) -> float:
+    """The spacing of a dtype's numbers at a value."""
+    return torch.finfo(dtype).eps * max(abs(at), torch.finfo(dtype).tiny)
+
+
+def assert_as_good(actual: Tensor, exact: Tensor, peer: Tensor, factor: float, name: str = "") -> None:
+    """The error is at most `factor` times torch's own same-dtype formulation's, plus one ulp at the largest value."""
+    assert actual.dtype == peer.dtype, name
+    assert actual.shape == exact.shape, name
+    ours = (actual.detach().cpu().double() - exact).abs().max().item()
+    theirs = (peer.detach().cpu().double() - exact).abs().max().item()
+    allowed = factor * theirs + ulp(actual.dtype, exact.abs().max().item())
+    assert ours <= allowed, f"{name}: error {ours:.2e}, torch's own {theirs:.2e}"

@@ -1,0 +1,256 @@
+"""Bad input: one clear message each, naming the argument, its value, what is allowed and what to do."""
+
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import lc_triton
+from lc_triton import errors
+
+
+def conv(x=(2, 4, 9, 8), weight=(7, 6, 3, 3, 4, 6), bias=None, dtype=torch.float32, weight_dtype=None, **kwargs):
+    x = torch.zeros(x, dtype=dtype) if isinstance(x, tuple) else x
+    weight = torch.zeros(weight, dtype=weight_dtype or dtype) if isinstance(weight, tuple) else weight
+    return lc_triton.local_conv(x, weight, bias, **kwargs)
+
+
+def layer(*args, **kwargs):
+    return lc_triton.LocalConv2d(*args, **kwargs)
+
+
+def lazy(*args, **kwargs):
+    return lc_triton.LazyLocalConv2d(*args, **kwargs)
+
+
+E = errors
+CALLS = [
+    (
+        lambda: conv(x=(4, 9)),
+        E.RankError,
+        "x must have 4 dimensions (B, C, H, W) or 3 (C, H, W) for 2 spatial dimension(s), got shape (4, 9)",
+    ),
+    (
+        lambda: conv(x=(2, 4, 9), data_format="channels_last"),
+        E.ChannelError,
+        "x has 9 channels but the weight is for 4",
+    ),
+    (
+        lambda: conv(weight=(7, 6, 3, 4, 6)),
+        E.RankError,
+        "weight must have 4, 6 or 8 dimensions (*out_spatial, *kernel, C // groups, F)",
+    ),
+    (lambda: conv(x=(2, 5, 9, 8)), E.ChannelError, "x has 5 channels but the weight is for 4; x.shape="),
+    (
+        lambda: conv(x=(2, 4, 10, 8)),
+        E.WeightShapeError,
+        "weight.shape=(7, 6, 3, 3, 4, 6) does not fit: for input size (10, 8), kernel (3, 3), stride (1, 1)",
+    ),
+    (lambda: conv(weight=(7, 6, 3, 3, 4, 0)), E.ArgumentValueError, "weight.shape must be sizes >= 1 everywhere"),
+    (
+        lambda: conv(x=(2, 4, 2, 8)),
+        E.KernelTooLargeError,
+        "kernel_size (3, 3) with dilation (1, 1) spans 3 in dimension 0, wider than the padded input 2",
+    ),
+    (
+        lambda: conv(x=torch.zeros(2, 4, 9, 8, dtype=torch.int32)),
+        E.DtypeError,
+        "x has dtype int32; allowed are float16, bfloat16, float32 and float64",
+    ),
+    (lambda: conv(x=torch.zeros(2, 4, 9, 8, dtype=torch.complex64)), E.DtypeError, "x has dtype complex64"),
+    (lambda: conv(x=torch.zeros(2, 4, 9, 8, dtype=torch.bool)), E.DtypeError, "x has dtype bool"),
+    (lambda: conv(x=[[1.0]]), E.ArgumentTypeError, "x must be a torch.Tensor, got [[1.0]] of type list"),
+    (lambda: conv(weight=None), E.ArgumentTypeError, "weight must be a torch.Tensor, got None"),
+    (
+        lambda: conv(weight_dtype=torch.float16),
+        E.DtypeError,
+        "weight has dtype float16; with x in float32 it must be float32",
+    ),
+    (
+        lambda: conv(dtype=torch.float16, weight_dtype=torch.bfloat16),
+        E.DtypeError,
+        "with x in float16 it must be float16 or float32",
+    ),
+    (
+        lambda: conv(bias=torch.zeros(6).double()),
+        E.DtypeError,
+        "bias has dtype float64; it must be of weight's dtype float32",
+    ),
+    (
+        lambda: conv(bias=torch.zeros(7)),
+        E.BiasShapeError,
+        "bias must have shape (7, 6, 6) (one a position) or (6,) (one a channel), got (7,)",
+    ),
+    (
+        lambda: conv(weight=torch.zeros(7, 6, 3, 3, 4, 6, device="meta")),
+        E.DeviceMismatchError,
+        "all tensors must be on one device, got x on cpu, weight on meta",
+    ),
+    (lambda: conv(stride=0), E.ArgumentValueError, "stride must be an integer >= 1, got 0"),
+    (lambda: conv(stride=True), E.ArgumentTypeError, "stride must be an integer >= 1, got True of type bool"),
+    (lambda: conv(stride=(1, 1.0)), E.ArgumentTypeError, "stride must be an integer >= 1, got 1.0 of type float"),
+    (
+        lambda: conv(stride=(1, 1, 1)),
+        E.LengthError,
+        "stride must be an int or 2 ints for 2 spatial dimension(s), got (1, 1, 1)",
+    ),
+    (lambda: conv(dilation=-1), E.ArgumentValueError, "dilation must be an integer >= 1, got -1"),
+    (lambda: conv(groups=0), E.ArgumentValueError, "groups must be an integer >= 1, got 0"),
+    (lambda: conv(groups=1.5), E.ArgumentTypeError, "groups must be an integer >= 1, got 1.5"),
+    (
+        lambda: conv(x=(2, 16, 9, 8), groups=4),
+        E.GroupsError,
+        "out_channels must be divisible by groups, got out_channels=6 with groups=4",
+    ),
+    (lambda: conv(padding=-1), E.ArgumentValueError, "padding must be an integer >= 0, got -1"),
+    (lambda: conv(padding=[(1, -1), (0, 0)]), E.ArgumentValueError, "padding must be an integer >= 0, got -1"),
+    (
+        lambda: conv(padding=[(1, 1)]),
+        E.LengthError,
+        "padding must be 2 (low, high) pair(s) for 2 spatial dimension(s), got ((1, 1),)",
+    ),
+    (lambda: conv(padding=[(1, 1), 2]), E.LengthError, "padding must be 2 (low, high) pair(s)"),
+    (
+        lambda: conv(padding=(1, 2, 3)),
+        E.LengthError,
+        "padding must be a name, an int, 2 int(s) or 2 (low, high) pair(s)",
+    ),
+    (
+        lambda: conv(padding="smae"),
+        E.UnknownNameError,
+        "padding 'smae' is not known (did you mean 'same'?); allowed: causal, keras_same, same, valid",
+    ),
+    (
+        lambda: conv(padding="causal"),
+        E.PaddingError,
+        "padding='causal' exists in 1-D only, this layer has 2 spatial dimensions",
+    ),
+    (lambda: conv(padding=None), E.ArgumentTypeError, "padding must be an integer >= 0, got None"),
+    (
+        lambda: conv(padding_mode="reflct"),
+        E.UnknownNameError,
+        "padding_mode 'reflct' is not known (did you mean 'reflect'?)",
+    ),
+    (
+        lambda: conv(padding_mode=0),
+        E.ArgumentTypeError,
+        "padding_mode must be one of zeros, reflect, replicate, circular, got 0",
+    ),
+    (
+        lambda: layer(2, 3, 3, 5, padding=5, padding_mode="reflect"),
+        E.PaddingError,
+        "is too wide for padding_mode='reflect': an input of size 5 allows at most 4 a side",
+    ),
+    (lambda: layer(2, 3, 3, 5, padding=6, padding_mode="circular"), E.PaddingError, "allows at most 5 a side"),
+    (
+        lambda: layer(2, 3, 8, 3, padding="same", padding_mode="reflect"),
+        E.PaddingError,
+        "is too wide for padding_mode='reflect'",
+    ),
+    (lambda: conv(activation="rleu"), E.UnknownNameError, "activation 'rleu' is not known (did you mean 'relu'?)"),
+    (
+        lambda: conv(activation=3),
+        E.ArgumentTypeError,
+        "activation must be None, a name, a (name, constant) pair or a callable, got 3",
+    ),
+    (
+        lambda: conv(activation=("relu", 2)),
+        E.ArgumentValueError,
+        'activation must be a name alone here; only "leaky_relu", "elu" and ("gelu", "tanh")',
+    ),
+    (
+        lambda: conv(activation=("elu", -1.0)),
+        E.ArgumentValueError,
+        "activation must be ('elu', alpha) with a finite constant >= 0, got ('elu', -1.0)",
+    ),
+    (lambda: conv(activation=("lealy_relu", 0.2)), E.UnknownNameError, "did you mean 'leaky_relu'?"),
+    (
+        lambda: conv(data_format="channel_first"),
+        E.UnknownNameError,
+        "data_format 'channel_first' is not known (did you mean 'channels_first'?)",
+    ),
+    (lambda: layer(0, 3, 3, 5), E.ArgumentValueError, "in_channels must be an integer >= 1, got 0"),
+    (lambda: layer(2, 3.0, 3, 5), E.ArgumentTypeError, "out_channels must be an integer >= 1, got 3.0"),
+    (lambda: layer(2, 3, "3", 5), E.ArgumentTypeError, "kernel_size must be an integer >= 1, got '3'"),
+    (lambda: layer(2, 3, 3, (5, 5, 5)), E.LengthError, "input_size must be an int or 2 ints"),
+    (lambda: layer(2, 3, 6, 5), E.KernelTooLargeError, "use a smaller kernel, less dilation or more padding"),
+    (
+        lambda: layer(3, 4, 3, 5, groups=2),
+        E.GroupsError,
+        "in_channels must be divisible by groups, got in_channels=3 with groups=2",
+    ),
+    (
+        lambda: layer(2, 3, 3, 5, bias="chanel"),
+        E.UnknownNameError,
+        "bias 'chanel' is not known (did you mean 'channel'?)",
+    ),
+    (lambda: layer(2, 3, 3, 5, dtype=torch.int8), E.DtypeError, "dtype has dtype int8"),
+    (lambda: lazy(0, 3), E.ArgumentValueError, "out_channels must be an integer >= 1, got 0"),
+    (lambda: lazy(3, 3, stride=0), E.ArgumentValueError, "stride must be an integer >= 1, got 0"),
+    (lambda: lazy(3, 3, groups=2), E.GroupsError, "out_channels must be divisible by groups"),
+    (lambda: lazy(3, 3, activation="tahn"), E.UnknownNameError, "did you mean 'tanh'?"),
+    (lambda: lazy(3, 3)(torch.zeros(2, 4)), E.RankError, "x must have 4 dimensions"),
+    (lambda: lazy(3, 6)(torch.zeros(1, 2, 5, 5)), E.KernelTooLargeError, "wider than the padded input 5"),
+    (
+        lambda: layer(2, 3, 3, 5)(torch.zeros(1, 2, 6, 5)),
+        E.SpatialSizeError,
+        "x has spatial size (6, 5) but this layer's filters were made for (5, 5)",
+    ),
+    (
+        lambda: layer(2, 3, 3, 5)(torch.zeros(1, 2, 5, 4)),
+        E.SpatialSizeError,
+        "x has spatial size (5, 4) but this layer's filters were made for (5, 5)",
+    ),
+    (lambda: layer(2, 3, 3, 5)(torch.zeros(1, 3, 5, 5)), E.ChannelError, "x has 3 channels but the weight is for 2"),
+    (lambda: layer(2, 3, 3, 5)(torch.zeros(5, 5)), E.RankError, "x must have 4 dimensions"),
+    (lambda: layer(2, 3, 3, 5)("image"), E.ArgumentTypeError, "x must be a torch.Tensor"),
+    (lambda: lc_triton.backend("cuda").__enter__(), E.UnknownNameError, "backend 'cuda' is not known"),
+]
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), CALLS, ids=[f"{i}_{c[1].__name__}" for i, c in enumerate(CALLS)])
+def test_message(call, kind, message):
+    with pytest.raises(kind) as caught:
+        call()
+    assert message in str(caught.value)
+    assert isinstance(caught.value, lc_triton.LocalConvError)
+    assert isinstance(caught.value, ValueError | TypeError)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (type(again), str(again)) == (kind, str(caught.value))
+
+
+def test_a_good_call_does_not_make_its_look_alike_good():
+    for good, bad in (((1, 1), (True, 1)), (1, True), ((1, 1), (1.0, 1)), (1, 1.0)):
+        conv(stride=good)
+        with pytest.raises(E.ArgumentTypeError):
+            conv(stride=bad)
+    conv(padding=[(0, 0), (0, 0)])
+    with pytest.raises(E.ArgumentTypeError):
+        conv(padding=[(False, 0), (0, 0)])
+    conv(activation=("elu", 1.0))
+    with pytest.raises(E.ArgumentValueError):
+        conv(activation=("elu", True))
+
+
+def test_triton_on_cpu_tensors_needs_the_interpreter():
+    with lc_triton.backend("triton"), pytest.raises(E.BackendError, match="TRITON_INTERPRET=1"):
+        conv()
+
+
+def test_an_unknown_backend_in_the_environment_is_named():
+    code = "import torch, lc_triton; lc_triton.local_conv(torch.zeros(1, 1, 3), torch.zeros(1, 3, 1, 1))"
+    env = os.environ | {"LC_TRITON_BACKEND": "tirton"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "LC_TRITON_BACKEND 'tirton' is not known (did you mean 'triton'?)" in done.stderr
+
+
+def test_every_kind_of_error_is_both_ours_and_pythons():
+    for name in errors.__all__:
+        kind = getattr(errors, name)
+        if kind is not errors.LocalConvError:
+            assert issubclass(kind, errors.LocalConvError)
+            assert issubclass(kind, ValueError | TypeError)

@@ -1,0 +1,119 @@
+"""Imports run one way, and importing costs nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lc_triton
+
+PACKAGE = Path(lc_triton.__file__).parent
+
+# A module may import from its own row or a later one. A new module goes into the row it belongs to.
+ROWS = [
+    ["cli", "demo"],
+    ["", "layers", "layers.*"],
+    ["functional"],
+    ["_autograd"],
+    ["_ops"],
+    ["launch", "launch.*", "_cpu", "reference"],
+    ["tuning", "tuning.*", "kernels", "kernels.*"],
+    ["keras", "keras.*"],
+    ["_problem", "_backend"],
+    ["_activations"],
+    ["_geometry"],
+    ["errors", "_version"],
+]
+
+
+def row(module):
+    parts = module.split(".")
+    names = {module, parts[0] + ".*" if len(parts) > 1 else module}
+    for i, members in enumerate(ROWS):
+        if names & set(members) or (parts[0] in ("demo",) and parts[0] in members):
+            return i
+    pytest.fail(f"lc_triton.{module} is in no row: add it to the table in {Path(__file__).name}")
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        yield ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip("."), path
+
+
+def imports(path):
+    """(module of ours, whether at module level, line) for each import in a file."""
+    tree = ast.parse(path.read_text())
+    top = {id(n) for n in tree.body}
+    for node in ast.walk(tree):
+        found = []
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "lc_triton":
+            inner = node.module.removeprefix("lc_triton").removeprefix(".")
+            known = {m for m, _ in modules()}
+            found = [
+                f"{inner}.{a.name}".lstrip(".") if f"{inner}.{a.name}".lstrip(".") in known else inner
+                for a in node.names
+            ]
+        elif isinstance(node, ast.Import):
+            found = [a.name for a in node.names if a.name.split(".")[0] in ("lc_triton", "triton")]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "triton":
+            found = [node.module]
+        yield from ((name, id(node) in top, node.lineno) for name in found)
+
+
+def test_imports_run_one_way():
+    wrong = []
+    for module, path in modules():
+        for name, _, line in imports(path):
+            if name.startswith("triton"):
+                continue
+            if row(name) < row(module):
+                wrong.append(f"{module}:{line} imports {name}, which lies above it")
+            if module.startswith("kernels.") and name not in ("kernels.common",):
+                wrong.append(f"{module}:{line} imports {name}: kernels import nothing of ours but kernels.common")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_definition_and_triton_are_imported_only_when_asked_for():
+    wrong = []
+    for module, path in modules():
+        for name, top, line in imports(path):
+            if name == "reference" and (top or module not in ("functional", "tuning.search")):
+                wrong.append(f"{module}:{line} imports reference")
+            if (
+                (name.startswith(("triton", "kernels", "launch")))
+                and top
+                and not module.startswith(("kernels", "launch"))
+            ):
+                wrong.append(f"{module}:{line} imports {name} before the first Triton call")
+    assert not wrong, "\n".join(wrong)
+
+
+WATCH = """
+import sys, time, torch
+opened = []
+sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+start = time.perf_counter()
+import lc_triton
+took = time.perf_counter() - start
+files = [f for f in opened if not f.endswith((".py", ".pyc"))]
+print(took, "triton" in sys.modules, torch.cuda.is_initialized(), files)
+"""
+
+
+def test_importing_is_light():
+    runs = [
+        subprocess.run([sys.executable, "-c", WATCH], capture_output=True, text=True, check=True).stdout.split(
+            maxsplit=3
+        )
+        for _ in range(3)
+    ]
+    assert {tuple(r[1:]) for r in runs} == {("False", "False", "[]\n")}
+    assert min(float(r[0]) for r in runs) < 0.3
+
+
+def test_public_names_exist_and_are_documented():
+    for name in lc_triton.__all__:
+        assert name == "__version__" or getattr(lc_triton, name).__doc__
+    assert list(lc_triton.__all__) == sorted(lc_triton.__all__)
