@@ -190,7 +190,7 @@ def parse_activation(value: object) -> Activation | Callable[..., Tensor] | str:
         return Activation(name, _TABLE[name].default)
     if isinstance(value, Sequence) and len(value) == 2 and isinstance(value[0], str):
         return _with_constant(value[0], value[1])
-    if callable(value):
+    if callable(value) and not isinstance(value, type):  # nn.ReLU is a slip for nn.ReLU()
         return value
     raise ArgumentTypeError(
         name="activation", value=value, allowed="None, a name, a (name, constant) pair or a callable"

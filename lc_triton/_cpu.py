@@ -1,16 +1,17 @@
-"""The three faces in pure torch, for CPU tensors (and any device torch knows): a few output rows at a time.
+"""The three faces in pure torch, for CPU tensors (and any device torch knows): a few output positions at a time.
 
-The windows of some rows of positions are copied into one small buffer that stays in cache and multiplied with those
+The windows of some positions are copied into one small buffer that stays in cache and multiplied with those
 positions' filters by a batched matmul, so that the full patch matrix, T times the input, never exists. 16-bit tensors
 are converted to float32 block by block: products accumulate in float32 and every result is rounded once.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,8 @@ from torch import Tensor
 from lc_triton._geometry import Geometry
 from lc_triton._problem import Problem
 
-# Bytes of one block of windows: within a core's share of the last-level cache on common servers.
+# Bytes of one block of windows, or of its filters where those are more: within a core's share of the last-level cache
+# on common servers.
 BLOCK_BYTES = 4 << 20
 
 _Face = TypeVar("_Face", bound=Callable[..., None])
@@ -52,8 +54,11 @@ def _pad(x: Tensor, geo: Geometry) -> Tensor:
     return F.pad(x, [0, 0] + [side for pair in reversed(geo.padding) for side in pair]).contiguous()
 
 
+_Block: TypeAlias = tuple[int, int, slice, slice]
+
+
 class _Blocks:
-    """A layer cut into blocks of output rows, with each tensor's part of a block as a view."""
+    """A layer cut into blocks of output rows, or of parts of one row, with each tensor's part of a block as a view."""
 
     def __init__(self, geo: Geometry, batch: int, itemsize: int) -> None:
         self.geo = geo.as_4d()
@@ -62,24 +67,27 @@ class _Blocks:
         self.channels = geo.in_channels // geo.groups
         self.filters = geo.out_channels // geo.groups
         self.padded = self.geo.padded().in_spatial
-        width = self.geo.out_spatial[3]
-        row_bytes = width * batch * geo.groups * geo.window * itemsize
-        self.rows = max(1, min(self.geo.out_spatial[2], BLOCK_BYTES // max(row_bytes, 1)))
+        position_bytes = geo.groups * geo.window * max(batch, self.filters) * itemsize
+        positions = max(1, BLOCK_BYTES // position_bytes)
+        height, width = self.geo.out_spatial[2:]
+        self.rows = max(1, min(height, positions // width))
+        self.columns = -(-width // -(-width // positions))  # a row in parts of about the same size
 
-    def __iter__(self) -> Iterator[tuple[int, int, int, int]]:
-        """Each block as (o0, o1, first row, end row)."""
-        o0, o1, height, _ = self.geo.out_spatial
-        for a in range(o0):
-            for b in range(o1):
-                for row in range(0, height, self.rows):
-                    yield a, b, row, min(row + self.rows, height)
+    def __iter__(self) -> Iterator[_Block]:
+        """Each block as (o0, o1, rows, columns)."""
+        o0, o1, height, width = self.geo.out_spatial
+        for a, b in itertools.product(range(o0), range(o1)):
+            for row in range(0, height, self.rows):
+                rows = slice(row, min(row + self.rows, height))
+                for column in range(0, width, self.columns):
+                    yield a, b, rows, slice(column, min(column + self.columns, width))
 
-    def span(self, block: tuple[int, int, int, int]) -> slice:
-        """The block's positions in row-major order."""
-        a, b, first, end = block
+    def span(self, block: _Block) -> slice:
+        """The block's positions in row-major order: whole rows, or a part of one."""
+        a, b, rows, columns = block
         _, o1, height, width = self.geo.out_spatial
-        start = ((a * o1 + b) * height) * width
-        return slice(start + first * width, start + end * width)
+        start = (a * o1 + b) * height * width
+        return slice(start + rows.start * width + columns.start, start + (rows.stop - 1) * width + columns.stop)
 
     def windows(self, padded: Tensor) -> Tensor:
         """All windows of a padded input as a view `(O0, O1, OH, OW, G, B, K0, K1, KH, KW, C // G)`."""
@@ -95,18 +103,17 @@ class _Blocks:
         )
         return padded.as_strided(size, stride)
 
-    def patches(self, windows: Tensor, block: tuple[int, int, int, int], dtype: torch.dtype) -> Tensor:
+    def patches(self, windows: Tensor, block: _Block, dtype: torch.dtype) -> Tensor:
         """The block's windows copied out: `(positions * G, B, D)`."""
-        a, b, first, end = block
-        part = windows[a, b, first:end].to(dtype, memory_format=torch.contiguous_format, copy=True)
+        part = windows[block].to(dtype, memory_format=torch.contiguous_format, copy=True)
         return part.reshape(-1, self.batch, self.geo.window)
 
-    def weights(self, weight: Tensor, block: tuple[int, int, int, int], dtype: torch.dtype) -> Tensor:
+    def weights(self, weight: Tensor, block: _Block, dtype: torch.dtype) -> Tensor:
         """The block's filters, `(positions * G, D, F // G)`; a view where groups == 1 and the dtype fits."""
         part = weight.reshape(-1, self.geo.window, self.groups, self.filters)[self.span(block)]
         return part.to(dtype).transpose(1, 2).reshape(-1, self.geo.window, self.filters)
 
-    def outputs(self, g: Tensor, block: tuple[int, int, int, int], dtype: torch.dtype) -> Tensor:
+    def outputs(self, g: Tensor, block: _Block, dtype: torch.dtype) -> Tensor:
         """The block's part of a tensor over output positions, `(positions * G, B, F // G)`."""
         part = g.reshape(self.batch, -1, self.groups, self.filters)[:, self.span(block)]
         return part.permute(1, 2, 0, 3).to(dtype).reshape(-1, self.batch, self.filters)
@@ -147,10 +154,10 @@ def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, probl
     geo4, padded = blocks.geo, blocks.padded
     total = g.new_zeros((batch, *padded, geo.in_channels), dtype=compute)
     for block in blocks:
-        a, b, first, end = block
+        a, b, rows, columns = block
         filters = blocks.weights(weight, block, compute)
         part = torch.bmm(blocks.outputs(g, block, compute), filters.transpose(1, 2))
-        part = part.reshape(end - first, -1, blocks.groups, batch, geo.taps, blocks.channels)
+        part = part.reshape(rows.stop - rows.start, -1, blocks.groups, batch, geo.taps, blocks.channels)
         part = part.permute(4, 3, 0, 1, 2, 5)  # taps, B, rows, columns, G, C // G
         t = 0
         for k0 in range(geo4.kernel[0]):
@@ -159,9 +166,8 @@ def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, probl
                     :, a * geo4.stride[0] + k0 * geo4.dilation[0], b * geo4.stride[1] + k1 * geo4.dilation[1]
                 ].unflatten(-1, (blocks.groups, blocks.channels))
                 for kh in range(geo4.kernel[2]):
-                    rows = _steps(first, end, kh, geo4, 2)
                     for kw in range(geo4.kernel[3]):
-                        plane[:, rows, _steps(0, geo4.out_spatial[3], kw, geo4, 3)] += part[t]
+                        plane[:, _sites(rows, kh, geo4, 2), _sites(columns, kw, geo4, 3)] += part[t]
                         t += 1
     inner = tuple(slice(low, low + size) for (low, _), size in zip(geo4.padding, geo4.in_spatial, strict=True))
     index = (slice(None), *inner)
@@ -169,10 +175,10 @@ def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, probl
     dx.copy_(problem.activation(result if bias is None else result + bias))
 
 
-def _steps(first: int, end: int, tap: int, geo: Geometry, dim: int) -> slice:
-    """The padded sites that one tap of the positions first..end reads."""
-    start, step = first * geo.stride[dim] + tap * geo.dilation[dim], geo.stride[dim]
-    return slice(start, start + (end - first - 1) * step + 1, step)
+def _sites(positions: slice, tap: int, geo: Geometry, dim: int) -> slice:
+    """The padded sites that one tap of these positions reads."""
+    start, step = positions.start * geo.stride[dim] + tap * geo.dilation[dim], geo.stride[dim]
+    return slice(start, start + (positions.stop - positions.start - 1) * step + 1, step)
 
 
 @_plain

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
+from typing import SupportsIndex, TypeAlias
 
 from lc_triton.errors import (
     ArgumentTypeError,
@@ -32,9 +33,12 @@ DATA_FORMATS = ("channels_first", "channels_last")
 
 def check_int(name: str, value: object, minimum: int) -> int:
     """`value` as an int of at least `minimum`; bools and floats are not integers."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         raise ArgumentTypeError(name=name, value=value, allowed=f"an integer >= {minimum}")
-    number = int(value.__index__())
+    try:
+        number = operator.index(value)
+    except TypeError:  # an array or a tensor of floats, or of several numbers
+        raise ArgumentTypeError(name=name, value=value, allowed=f"an integer >= {minimum}") from None
     if number < minimum:
         raise ArgumentValueError(name=name, value=value, allowed=f"an integer >= {minimum}")
     return number

@@ -30,6 +30,7 @@ from lc_triton.errors import (
     ChannelError,
     DeviceMismatchError,
     DtypeError,
+    LocalConvError,
     PaddingError,
     RankError,
     SpatialSizeError,
@@ -117,8 +118,7 @@ def local_conv(
         x: input, `(B, C, *spatial)` or `(C, *spatial)` for channels_first, `(B, *spatial, C)` or `(*spatial, C)` for
             channels_last; float16, bfloat16, float32 or float64, any strides.
         weight: filters `(*out_spatial, *kernel, C // groups, F)`; its rank 4, 6 or 8 means 1, 2 or 3 spatial
-        dimensions.
-            float32 weights may go with a 16-bit x: they are read as they are.
+            dimensions. float32 weights may go with a 16-bit x: they are read as they are.
         bias: `(*out_spatial, F)`, one a position, `(F,)`, one a channel, or None; of weight's dtype.
         stride: step between windows in sites, an int or one a dimension.
         padding: sites added around the input: an int, one int a dimension, one (low, high) pair a dimension, "valid"
@@ -127,8 +127,7 @@ def local_conv(
         groups: blocks the channels and filters are split into, each connected within itself.
         padding_mode: what the padding holds: "zeros", "reflect", "replicate" or "circular".
         activation: None, a name (torch's names and constants; also "swish", "exponential", "hard_sigmoid"), a pair
-        such as
-            ("leaky_relu", 0.2), "softmax" or "log_softmax" (over the filters), or a callable run afterwards.
+            such as ("leaky_relu", 0.2), "softmax" or "log_softmax" (over the filters), or a callable run afterwards.
         data_format: "channels_first" or "channels_last".
 
     Returns:
@@ -150,7 +149,9 @@ def local_conv(
     ndim = spatial_dims(weight.shape)
     check_name("data_format", data_format, DATA_FORMATS)
     spatial, channels = split_shape(x, ndim, data_format)
-    plan = _plan(
+    # A callable stays out of the cached plan, which would keep alive whatever the callable refers to.
+    after = activation if callable(activation) and not isinstance(activation, type) else None
+    key = (
         weight.shape,
         spatial,
         channels,
@@ -159,10 +160,19 @@ def local_conv(
         _freeze(dilation),
         groups,
         padding_mode,
-        _freeze(activation),
+        _freeze(activation) if after is None else None,
         data_format,
     )
-    return run(x, weight, bias, plan)
+    try:
+        plan = _plan(*key)
+    except TypeError as error:
+        if isinstance(error, LocalConvError):
+            raise
+        plan = None
+    if plan is None:  # something in the key cannot be hashed: the checks say what is wrong with it
+        plan = _plan.__wrapped__(*key)
+    y = run(x, weight, bias, plan)
+    return y if after is None else after(y)
 
 
 @lru_cache(maxsize=4096, typed=True)

@@ -1,5 +1,9 @@
 """The pure-torch path against the definition."""
 
+import itertools
+import weakref
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,9 +11,12 @@ import torch.nn.functional as F
 import lc_triton
 from lc_triton import _cpu
 from lc_triton._activations import FUSED_NAMES, Activation, parse_activation
-from tests.cases import CASES, IDS, assert_as_good, assert_close, expected, tensors
+from tests.cases import CASES, IDS, Case, assert_as_good, assert_close, expected, peer, tensors
 
-TWO_D = next(c for c in CASES if c.name == "2d_asymmetric")
+BY_NAME = {case.name: case for case in CASES}
+TWO_D = BY_NAME["2d_asymmetric"]
+ONE_OF_EACH = [BY_NAME[name] for name in ("1d_stride_same", "2d_asymmetric", "3d_dilated_groups")]
+NDIMS = ["1d", "2d", "3d"]
 HALF = [torch.float16, torch.bfloat16]
 
 
@@ -31,11 +38,22 @@ def test_values_and_gradients(case):
     check(run(case, t), expected(case, t))
 
 
+@pytest.mark.parametrize("block_bytes", [1, 1500, 5000])  # one position, part of a row or of a plane at a time
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_many_small_blocks(case, monkeypatch):
-    monkeypatch.setattr(_cpu, "BLOCK_BYTES", 1)  # a row of positions at a time
+def test_many_small_blocks(case, block_bytes, monkeypatch):
+    monkeypatch.setattr(_cpu, "BLOCK_BYTES", block_bytes)
     t = tensors(case)
     check(run(case, t), expected(case, t))
+
+
+@pytest.mark.parametrize("case", [Case("1d", (500,), 8, 2, 3), Case("2d", (3, 500), 8, 2, 3)], ids=["1d", "2d"])
+def test_windows_are_never_all_in_memory(case, monkeypatch):
+    sizes, bmm = [], torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda a, b: (sizes.append(max(a.nbytes, b.nbytes)), bmm(a, b))[1])
+    monkeypatch.setattr(_cpu, "BLOCK_BYTES", 10_000)
+    t = tensors(case)
+    check(run(case, t), expected(case, t))
+    assert max(sizes) <= 10_000
 
 
 @pytest.mark.parametrize("name", FUSED_NAMES)
@@ -44,6 +62,21 @@ def test_activations(name):
     t = tensors(TWO_D)
     t.bias *= 3  # into every branch
     check(run(TWO_D, t, activation=name), expected(TWO_D, t, act))
+
+
+# In 16 bits a value may round to the other side of a jump in the slope, unless that lies at zero.
+STEPPED = ("relu6", "hardsigmoid", "hard_sigmoid", "hardswish")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize("name", FUSED_NAMES)
+def test_activations_in_other_precisions(name, dtype):
+    t = tensors(TWO_D, dtype)
+    want, got = expected(TWO_D, t, parse_activation(name)), run(TWO_D, t, activation=name)
+    assert all(value.dtype == dtype for value in got.values())
+    assert_close(got["y"], want["y"], 4 * torch.finfo(dtype).eps)
+    if name not in STEPPED:
+        check(got, want, 8 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize(
@@ -98,24 +131,27 @@ def test_activations_are_torchs_own_with_their_derivatives(name):
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 @pytest.mark.parametrize("seed", range(3))
-def test_accuracy_beside_torchs_own_matmul(dtype, seed):
-    case = next(c for c in CASES if c.name == "2d_wide_channels")
-    geo, t = case.geometry, tensors(case, dtype, seed=seed)
-    want = expected(case, t)
-    x, weight = t.x.movedim(-1, 1).requires_grad_(), t.weight.requires_grad_()
-    patches = F.unfold(x, geo.kernel).view(case.batch, geo.in_channels, geo.taps, -1).permute(3, 0, 2, 1).flatten(2)
-    y = torch.bmm(patches, weight.reshape(geo.positions, geo.window, -1))  # (P, B, F)
-    y = y.transpose(0, 1).reshape(case.batch, *geo.out_spatial, -1) + t.bias
-    dx, dw = torch.autograd.grad(y, (x, weight), t.g)
-    got = run(case, t)
-    assert_as_good(got["y"], want["y"], y, 2, "y")
-    assert_as_good(got["dx"], want["dx"], dx.movedim(1, -1), 3, "dx")
-    assert_as_good(got["dw"], want["dw"], dw, 3, "dw")
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_accuracy_beside_torchs_own_matmul(case, dtype, seed):
+    t = tensors(case, dtype, seed=seed)
+    got, want, torchs = run(case, t), expected(case, t), peer(case, t)
+    for name in want:
+        assert_as_good(got[name], want[name], torchs[name], 2 if name == "y" else 3, name)
 
 
 @pytest.mark.parametrize("dtype", HALF)
-def test_16_bit_input_with_float32_weights(dtype):
-    case = next(c for c in CASES if c.name == "2d_groups")
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_16_bit_results_are_rounded_once(case, dtype):
+    t = tensors(case, dtype)
+    got, want = run(case, t), expected(case, t)
+    for name, exact in want.items():
+        error = (got[name].double() - exact).abs()
+        assert (error <= 0.5 * torch.finfo(dtype).eps * exact.abs() + 1e-5).all(), name
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_16_bit_input_with_float32_weights(case, dtype):
     t = tensors(case, dtype, weight_dtype=torch.float32)
     got, want = run(case, t), expected(case, t)
     assert [got[k].dtype for k in ("y", "dx", "dw", "db")] == [dtype, dtype, torch.float32, torch.float32]
@@ -134,70 +170,103 @@ def test_channel_bias(case):
     check(run(case, t, bias=bias), want)
 
 
-def test_channels_first_unbatched_and_no_bias():
-    case, t = TWO_D, tensors(TWO_D)
-    last = lc_triton.local_conv(t.x, t.weight, **case.arguments, data_format="channels_last")
-    first = lc_triton.local_conv(t.x.movedim(-1, 1).contiguous(), t.weight, **case.arguments)
-    torch.testing.assert_close(first, last.movedim(-1, 1), rtol=0, atol=0)
-    assert first.is_contiguous(memory_format=torch.channels_last)
-    one = lc_triton.local_conv(t.x[0].movedim(-1, 0), t.weight, **case.arguments)
-    torch.testing.assert_close(one, first[0], rtol=0, atol=1e-15)
+@pytest.mark.parametrize("case", ONE_OF_EACH, ids=NDIMS)
+def test_channels_first_and_unbatched(case):
+    t = tensors(case)
+    want = expected(case, t)
+    memory_format = {3: torch.contiguous_format, 4: torch.channels_last, 5: torch.channels_last_3d}[t.x.ndim]
+    x, g = (v.movedim(-1, 1).contiguous() for v in (t.x, t.g))
+    x.requires_grad_()
+    y = lc_triton.local_conv(x, t.weight, t.bias, **case.arguments)
+    assert_close(y, want["y"].movedim(-1, 1))
+    assert y.movedim(1, -1).is_contiguous()
+    assert y.ndim == 3 or y.is_contiguous(memory_format=memory_format)
+    assert_close(torch.autograd.grad(y, x, g)[0], want["dx"].movedim(-1, 1))
+    for i in range(case.batch):
+        assert_close(lc_triton.local_conv(x[i], t.weight, t.bias, **case.arguments), want["y"][i].movedim(-1, 0))
+        last = lc_triton.local_conv(t.x[i], t.weight, t.bias, **case.arguments, data_format="channels_last")
+        assert_close(last, want["y"][i])
 
 
-@pytest.mark.parametrize(
-    "view",
-    [
-        lambda x: x.movedim(-1, 1).contiguous().movedim(1, -1),
-        lambda x: x.flip(1).flip(1),
-        lambda x: x.repeat_interleave(2, 2)[:, :, ::2],
-        lambda x: F.pad(x, (1, 2, 3, 1))[:, :, 3:-1, 1:-2],
-        lambda x: x[:1].expand_as(x),
-        lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
-    ],
-    ids=["channels_first", "flipped", "strided", "cropped", "expanded", "transposed"],
-)
-def test_any_strides_of_input_and_gradient(view):
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_no_bias(case):
+    t = tensors(case)
+    want = expected(case, t, bias=torch.zeros(case.filters, dtype=torch.float64))
+    x, weight = t.x.requires_grad_(), t.weight.requires_grad_()
+    y = lc_triton.local_conv(x, weight, **case.arguments, data_format="channels_last")
+    dx, dw = torch.autograd.grad(y, (x, weight), t.g)
+    check({"y": y, "dx": dx, "dw": dw, "db": want["db"]}, want)
+
+
+VIEWS = {
+    "channels_first": lambda x: x.movedim(-1, 1).contiguous().movedim(1, -1),
+    "strided": lambda x: x.repeat_interleave(2, 2)[:, :, ::2],
+    "cropped": lambda x: F.pad(x, (1, 2, 3, 1))[:, :, 3:-1, 1:-2] if x.ndim == 4 else F.pad(x, (1, 2))[..., 1:-2],
+    "expanded": lambda x: x[:1].expand_as(x),
+    "transposed": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+@pytest.mark.parametrize("names", ["x g", "weight", "bias", "x weight bias g"])
+def test_any_strides_of_any_tensor_and_none_is_changed(view, names):
     t = tensors(TWO_D)
-    t.x, t.g = view(t.x), view(t.g)
-    before = t.x.clone()
-    check(run(TWO_D, t), expected(TWO_D, t))
-    assert torch.equal(t.x, before)
+    for name in names.split():
+        setattr(t, name, view(getattr(t, name)))
+    copy = replace(t, x=t.x.clone(), weight=t.weight.clone(), bias=t.bias.clone(), g=t.g.clone())
+    leaves = [v.requires_grad_() for v in (t.x, t.weight, t.bias)]  # not through `run`, which copies them
+    y = lc_triton.local_conv(*leaves, **TWO_D.arguments, data_format="channels_last", activation="silu")
+    gradients = torch.autograd.grad(y, leaves, t.g)
+    check(dict(zip(("y", "dx", "dw", "db"), (y, *gradients), strict=True)), expected(TWO_D, copy, Activation("silu")))
+    for name in ("x", "weight", "bias", "g"):
+        assert torch.equal(getattr(t, name), getattr(copy, name)), name
 
 
-def test_empty_batch():
+def test_a_loss_that_sums_gives_an_expanded_gradient():
     t = tensors(TWO_D)
+    x = t.x.requires_grad_()
+    lc_triton.local_conv(x, t.weight, **TWO_D.arguments, data_format="channels_last").sum().backward()
+    t.g = torch.ones_like(t.g)
+    assert_close(x.grad, expected(TWO_D, t)["dx"])
+
+
+@pytest.mark.parametrize("activation", ["linear", "tanh", "silu", "softmax"])
+@pytest.mark.parametrize("case", ONE_OF_EACH, ids=NDIMS)
+def test_empty_batch(case, activation):
+    t = tensors(case)
     t.x, t.g = t.x[:0], t.g[:0]
-    got = run(TWO_D, t)
-    assert got["y"].shape == (0, *TWO_D.geometry.bias_shape)
+    got = run(case, t, activation=activation)
+    assert got["y"].shape == (0, *case.geometry.bias_shape)
     assert got["dx"].shape == t.x.shape
     assert not got["dw"].any()
     assert not got["db"].any()
 
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+@pytest.mark.parametrize("dtype", [torch.float64, *HALF])
 @pytest.mark.parametrize(
-    ("spatial", "padding"), [((6,), [(2, 1)]), ((5, 4), (2, 1)), ((4, 3, 5), 1)], ids=["1d", "2d", "3d"]
+    ("spatial", "pairs"),
+    [((6,), [(2, 1)]), ((5, 4), [(2, 0), (1, 3)]), ((4, 3, 5), [(1, 1), (0, 2), (1, 0)])],
+    ids=NDIMS,
 )
-def test_padding_modes(mode, spatial, padding):
-    n = len(spatial)
-    x = torch.randn(2, 3, *spatial, dtype=torch.float64, requires_grad=True)
-    pairs = (
-        padding
-        if isinstance(padding, list)
-        else [(p, p) for p in ([padding] * n if isinstance(padding, int) else padding)]
+def test_padding_modes(mode, dtype, spatial, pairs):
+    x = torch.randn(2, *spatial, 3, dtype=torch.float64).to(dtype).requires_grad_()
+    padded = F.pad(x.detach().double().movedim(-1, 1), [s for pair in reversed(pairs) for s in pair], mode=mode)
+    case = Case(mode, tuple(padded.shape[2:]), 3, 4, 2, stride=2)
+    t = replace(tensors(case, dtype), x=padded.movedim(1, -1))
+    want = expected(case, t)
+    _, back = torch.func.vjp(
+        lambda v: F.pad(v.movedim(-1, 1), [s for pair in reversed(pairs) for s in pair], mode=mode).movedim(1, -1),
+        x.detach().double(),
     )
-    padded = F.pad(x, [side for pair in reversed(pairs) for side in pair], mode=mode)
-    out = tuple(s - 1 for s in padded.shape[2:])
-    weight = torch.randn(*out, *[2] * n, 3, 4, dtype=torch.float64)
-    with lc_triton.backend("reference"):
-        want = lc_triton.local_conv(padded, weight)
-    got = lc_triton.local_conv(x, weight, padding=padding, padding_mode=mode)
-    assert_close(got, want.detach())
-    g = torch.randn_like(got)
-    assert_close(torch.autograd.grad(got, x, g)[0], torch.autograd.grad(want, x, g)[0])
+    leaves = [x, t.weight.requires_grad_(), t.bias.requires_grad_()]
+    y = lc_triton.local_conv(*leaves, stride=2, padding=pairs, padding_mode=mode, data_format="channels_last")
+    dx, dw, db = torch.autograd.grad(y, leaves, t.g)
+    tolerance = 1e-12 if dtype == torch.float64 else 4 * torch.finfo(dtype).eps
+    check({"y": y, "dx": dx, "dw": dw, "db": db}, want | {"dx": back(want["dx"])[0]}, tolerance)
 
 
-@pytest.mark.parametrize("needs", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 1)])
+@pytest.mark.parametrize("needs", [needs for needs in itertools.product((0, 1), repeat=3) if any(needs)])
 @pytest.mark.parametrize("channel", [False, True])
 def test_only_the_gradients_asked_for(needs, channel):
     t = tensors(TWO_D)
@@ -213,20 +282,59 @@ def test_only_the_gradients_asked_for(needs, channel):
         assert_close(value, want[name], name=name)
 
 
-@pytest.mark.parametrize("name", ["linear", "tanh", "softplus", "silu", "gelu"])
-@pytest.mark.parametrize("case", [c for c in CASES if c.name in ("1d_stride_same", "2d_groups")], ids=lambda c: c.name)
-def test_gradcheck_of_first_and_second_order(case, name):
-    t = tensors(case)
-    inputs = [
-        v[:1].clone().requires_grad_() if v is t.x else v.clone().requires_grad_() for v in (t.x, t.weight, t.bias)
-    ]
-
-    def f(x, weight, bias):
-        y = lc_triton.local_conv(x, weight, bias, **case.arguments, data_format="channels_last", activation=name)
-        return y
+def check_both_orders(case, inputs, **kwargs):
+    def f(*tensors):
+        return lc_triton.local_conv(*tensors, **case.arguments, data_format="channels_last", **kwargs)
 
     assert torch.autograd.gradcheck(f, inputs, fast_mode=True)
     assert torch.autograd.gradgradcheck(f, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("name", FUSED_NAMES)
+@pytest.mark.parametrize("case", [BY_NAME["1d_stride_same"], BY_NAME["2d_groups"]], ids=lambda c: c.name)
+def test_gradcheck_of_first_and_second_order(case, name):
+    t = tensors(case)
+    check_both_orders(case, [v.requires_grad_() for v in (t.x, t.weight, t.bias)], activation=name)
+
+
+@pytest.mark.parametrize("needs", [needs for needs in itertools.product((0, 1), repeat=3) if any(needs)])
+@pytest.mark.parametrize("kind", ["position", "channel", None])
+def test_gradcheck_of_what_needs_it(needs, kind):
+    case = BY_NAME["2d_depthwise_multiplier"]
+    t = tensors(case)
+    bias = {"position": [t.bias], "channel": [t.bias[0, 0].clone()], None: []}[kind]
+    inputs = [v.requires_grad_(bool(n)) for v, n in zip((t.x, t.weight, *bias), needs, strict=False)]
+    if any(v.requires_grad for v in inputs):
+        check_both_orders(case, inputs, activation="tanh")
+
+
+@pytest.mark.parametrize("name", ["linear", "tanh", "silu"])
+def test_a_loss_of_values_and_gradients_together(name):
+    def gradients(backend):
+        t = tensors(TWO_D)
+        leaves = [v.requires_grad_() for v in (t.x, t.weight, t.bias)]
+        with lc_triton.backend(backend):
+            y = lc_triton.local_conv(*leaves, **TWO_D.arguments, data_format="channels_last", activation=name)
+        (dx,) = torch.autograd.grad(y, t.x, t.g, create_graph=True)
+        return torch.autograd.grad(y.pow(3).sum() + dx.pow(3).sum(), leaves)
+
+    for got, want in zip(gradients("cpu"), gradients("reference"), strict=True):
+        assert_close(got, want)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_second_order_with_float32_weights(dtype):
+    t = tensors(TWO_D, dtype, weight_dtype=torch.float32)
+
+    def penalty(double):
+        leaves = [v.detach().to(torch.float64 if double else v.dtype).requires_grad_() for v in (t.x, t.weight, t.bias)]
+        y = lc_triton.local_conv(*leaves, **TWO_D.arguments, data_format="channels_last", activation="gelu")
+        first = torch.autograd.grad(y, leaves, t.g.to(y.dtype), create_graph=True)
+        return torch.autograd.grad(sum(v.to(torch.float64).square().sum() for v in first), leaves)
+
+    for got, want, leaf in zip(penalty(False), penalty(True), (t.x, t.weight, t.bias), strict=True):
+        assert got.dtype == leaf.dtype
+        assert_close(got, want, 16 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -242,15 +350,71 @@ def test_a_non_finite_site_reaches_only_windows_that_read_it(value):
     assert torch.equal(got[got.isfinite()], clean[got.isfinite()])
 
 
-def test_two_runs_agree_to_the_bit_and_inference_saves_nothing():
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["x", "weight", "g"])
+def test_non_finite_numbers_reach_what_the_definition_says(name, value):
+    case = BY_NAME["2d_dilated_stride"]
+    t = tensors(case)
+    clean = run(case, t)
+    getattr(t, name).view(-1)[17] = value
+    got, want = run(case, t), expected(case, t)
+    assert not all(v.isfinite().all() for v in got.values())
+    for key, exact in want.items():
+        finite = got[key].isfinite()
+        assert torch.equal(finite, exact.isfinite()), key
+        assert torch.equal(got[key][finite], clean[key][finite]), key
+
+
+def test_two_runs_agree_to_the_bit():
     t = tensors(TWO_D, torch.float32)
     first, second = run(TWO_D, t, activation="gelu"), run(TWO_D, t, activation="gelu")
     assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.mark.parametrize(("name", "saved"), [("linear", 2), ("tanh", 3), ("gelu", 3)])
+def test_training_saves_no_windows_and_inference_nothing(name, saved):
+    t = tensors(TWO_D, torch.float32)
+    weight, packed = t.weight.requires_grad_(), []
+
+    def call(x):
+        return lc_triton.local_conv(x, weight, t.bias, **TWO_D.arguments, data_format="channels_last", activation=name)
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda v: packed.append(v) or v, lambda v: v):
+        with torch.no_grad():
+            y = call(t.x)
+        assert y.grad_fn is None
+        assert not packed
+        assert torch.equal(call(t.x), y)
+        with torch.inference_mode():
+            assert torch.equal(call(t.x), y)
+    assert sum(v.numel() for v in packed) <= t.x.numel() + weight.numel() + y.numel() * (saved - 2)
+
+
+@pytest.mark.parametrize("name", ["linear", "silu", "tanh"])
+def test_changing_y_in_place_gives_right_gradients_or_torchs_error(name):
+    def gradient(inplace):
+        t = tensors(TWO_D)
+        weight = t.weight.requires_grad_()
+        y = lc_triton.local_conv(t.x.movedim(-1, 1), weight, t.bias, **TWO_D.arguments, activation=name)
+        return torch.autograd.grad(F.relu(y, inplace=inplace).square().sum(), weight)[0]
+
+    if name == "tanh":  # torch's own tanh refuses too: the derivative is a function of y
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            gradient(True)
+    else:
+        assert torch.equal(gradient(True), gradient(False))
+
+
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+def test_backward_follows_the_forwards_backend(name, monkeypatch):
+    calls = []
+    monkeypatch.setattr(_cpu, "weight_grad", lambda *a, f=_cpu.weight_grad: (calls.append(1), f(*a))[1])
+    t = tensors(TWO_D)
     weight = t.weight.requires_grad_()
-    with torch.no_grad():
-        y = lc_triton.local_conv(t.x, weight, t.bias, **TWO_D.arguments, data_format="channels_last", activation="gelu")
-    assert y.grad_fn is None
-    assert torch.equal(y, first["y"])
+    with lc_triton.backend(name):
+        y = lc_triton.local_conv(t.x, weight, t.bias, **TWO_D.arguments, data_format="channels_last")
+    assert_close(torch.autograd.grad(y, weight, t.g)[0], expected(TWO_D, t)["dw"])
+    assert bool(calls) == (name == "cpu")
 
 
 @pytest.mark.parametrize("dtype", HALF)
@@ -261,12 +425,29 @@ def test_autocast_takes_the_contexts_dtype_and_reads_float32_weights(dtype):
         y = lc_triton.local_conv(x, weight, t.bias, **TWO_D.arguments, data_format="channels_last")
         assert y.dtype == dtype
         dx, dw = torch.autograd.grad(y, (x, weight), t.g.to(dtype))
+        exact = tensors(TWO_D)
+        assert run(TWO_D, exact)["y"].dtype == torch.float64
+        check(run(TWO_D, exact), expected(TWO_D, exact))  # float64 is left alone, as torch does
     assert (dx.dtype, dw.dtype) == (torch.float32, torch.float32)
     plain = lc_triton.local_conv(t.x.to(dtype), t.weight, t.bias, **TWO_D.arguments, data_format="channels_last")
     assert torch.equal(y, plain)
     assert_close(dw, expected(TWO_D, tensors(TWO_D, torch.float32))["dw"], 2e-2)
-    double = lc_triton.local_conv(t.x.double(), t.weight.double(), **TWO_D.arguments, data_format="channels_last")
-    assert double.dtype == torch.float64
+
+
+@pytest.mark.parametrize("hashable", [True, False])
+def test_a_callable_may_be_anything_and_is_not_kept(hashable):
+    class Scale:
+        __hash__ = object.__hash__ if hashable else None
+
+        def __call__(self, z):
+            return 2 * z
+
+    t, scale = tensors(TWO_D), Scale()
+    y = lc_triton.local_conv(t.x, t.weight, **TWO_D.arguments, data_format="channels_last", activation=scale)
+    assert_close(y, 2 * lc_triton.local_conv(t.x, t.weight, **TWO_D.arguments, data_format="channels_last"))
+    alive = weakref.ref(scale)
+    del scale
+    assert alive() is None
 
 
 def test_softmax_runs_over_the_filters_and_callables_after_the_kernel():

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -233,6 +234,30 @@ def test_a_good_call_does_not_make_its_look_alike_good():
     conv(activation=("elu", 1.0))
     with pytest.raises(E.ArgumentValueError):
         conv(activation=("elu", True))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"groups": [1]}, "groups must be an integer >= 1, got [1] of type list"),
+        ({"groups": {}}, "groups must be an integer >= 1, got {} of type dict"),
+        ({"stride": np.array([1, 1])}, "stride must be an integer >= 1, got array([1, 1]) of type ndarray"),
+        ({"stride": torch.tensor([1, 1])}, "stride must be an integer >= 1, got tensor([1, 1]) of type Tensor"),
+        ({"dilation": torch.tensor(1.0)}, "dilation must be an integer >= 1, got tensor(1.) of type Tensor"),
+        ({"dilation": {1}}, "dilation must be an integer >= 1, got {1} of type set"),
+        ({"padding": {1: 1}}, "padding must be an integer >= 0, got {1: 1} of type dict"),
+        ({"padding_mode": ["zeros"]}, "padding_mode must be one of zeros, reflect, replicate, circular, got ['zeros']"),
+        ({"data_format": ["channels_last"]}, "data_format must be one of channels_first, channels_last"),
+        ({"activation": {"elu": 1}}, "activation must be None, a name, a (name, constant) pair or a callable, got {"),
+        ({"activation": torch.nn.ReLU}, "activation must be None, a name, a (name, constant) pair or a callable, got"),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
+)
+def test_arguments_that_cannot_be_cached_or_meant(kwargs, message):
+    with pytest.raises(E.ArgumentTypeError) as caught:
+        conv(**kwargs)
+    assert message in str(caught.value)
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
 def test_triton_on_cpu_tensors_needs_the_interpreter():

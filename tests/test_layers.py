@@ -73,6 +73,83 @@ def test_parameters_are_drawn_as_torchs_convolutions_with_the_fan_of_one_positio
     assert not torch.equal(before, layer.weight)
 
 
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_padding_modes(mode):
+    layer = lc_triton.LocalConv2d(2, 3, 3, (5, 4), stride=2, padding=[(1, 2), (0, 1)], padding_mode=mode)
+    x = torch.randn(2, 2, 5, 4)
+    padded = nn.functional.pad(x, (0, 1, 1, 2), mode=mode)
+    assert torch.equal(layer(x), lc_triton.local_conv(padded, layer.weight, layer.bias, stride=2))
+
+
+def test_activations_that_run_afterwards():
+    x = torch.randn(2, 4, 6, 5)
+    layer = lc_triton.LocalConv2d(4, 3, 3, (6, 5), activation="softmax")
+    z = lc_triton.local_conv(x, layer.weight, layer.bias)
+    assert_close(layer(x), z.softmax(1).detach().double(), 1e-6)
+    layer = lc_triton.LocalConv2d(4, 3, 3, (6, 5), activation=torch.sin)
+    assert torch.equal(layer(x), lc_triton.local_conv(x, layer.weight, layer.bias).sin())
+
+
+def test_an_activation_module_is_a_child_that_trains_moves_and_can_be_replaced():
+    x = torch.randn(2, 4, 6, 5)
+    layer = lc_triton.LocalConv2d(4, 3, 3, (6, 5), activation=nn.PReLU(3))
+    z = lc_triton.local_conv(x, layer.weight, layer.bias)
+    assert torch.equal(layer(x), nn.functional.prelu(z, layer.activation.weight))
+    layer(x).sum().backward()
+    assert_close(layer.activation.weight.grad, z.detach().double().clamp(max=0).sum((0, 2, 3)), 1e-5)
+    assert list(layer.state_dict()) == ["weight", "bias", "activation.weight"]
+    assert {p.dtype for p in layer.double().parameters()} == {torch.float64}
+    layer.float().activation = nn.Tanh()
+    assert_close(layer(x), z.tanh().detach().double(), 1e-6)
+    layer = lc_triton.LocalConv2d(4, 3, 3, (6, 5), activation="relu")
+    layer.activation = "tanh"
+    z = lc_triton.local_conv(x, layer.weight, layer.bias)
+    assert torch.equal(layer(x), z.tanh())
+    layer.activation = nn.Sigmoid()
+    assert torch.equal(layer(x), z.sigmoid())
+
+
+def test_state_dicts():
+    one, other = (lc_triton.LocalConv1d(2, 3, 2, 5, bias="channel") for _ in range(2))
+    x = torch.randn(2, 2, 5)
+    assert not torch.equal(one(x), other(x))
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(one(x), other(x))
+    with pytest.raises(RuntimeError, match=r"size mismatch for weight: .*\[5, 2, 2, 3\]"):
+        lc_triton.LocalConv1d(2, 3, 2, 6).load_state_dict(one.state_dict())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_copies_of_an_unbuilt_layer_build_by_themselves(copied):
+    lazy, x = lc_triton.LazyLocalConv1d(3, 2, stride=2), torch.randn(2, 4, 6)
+    built = copied(lazy)
+    assert_close(built(x), lc_triton.local_conv(x, built.weight, built.bias, stride=2).detach().double())
+    assert lazy.output_size is None
+    lazy.double()(x.double())
+    assert {p.dtype for p in lazy.parameters()} == {torch.float64}
+
+
+def test_a_lazy_layer_takes_no_bias_of_another_kind():
+    lazy = lc_triton.LazyLocalConv1d(3, 2)
+    lazy.load_state_dict(lc_triton.LocalConv1d(2, 3, 2, 5, bias="channel").state_dict())
+    message = r"shape of the loaded bias must be \(4, 3\) for bias='position', got \(3,\)"
+    with pytest.raises(lc_triton.LocalConvError, match=message):
+        lazy(torch.randn(1, 2, 5))
+
+
+def test_autocast():
+    layer = lc_triton.LocalConv2d(2, 3, 3, 5, activation="gelu")
+    x = torch.randn(4, 2, 5, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    assert_close(y, layer(x).detach().double(), 2e-2)
+    y.float().square().sum().backward()
+    assert layer.weight.grad.dtype == torch.float32
+    want = torch.autograd.grad(layer(x).square().sum(), layer.weight)[0]
+    assert_close(layer.weight.grad, want.double(), 3e-2)
+
+
 def test_copies_and_pickles_compute_the_same():
     layer = lc_triton.LocalConv2d(2, 3, 3, input_size=5, padding="same", activation=nn.LeakyReLU(0.3), bias="channel")
     x = torch.randn(2, 2, 5, 5)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from lc_triton import reference
 from lc_triton._geometry import Geometry
-from tests.cases import CASES, IDS, assert_close, tensors
+from tests.cases import CASES, IDS, assert_close, expected, peer, tensors
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -46,3 +46,21 @@ def test_a_kernel_as_large_as_the_input_is_a_dense_layer():
     geo = Geometry.make((3, 4), 2, 5, (3, 4))
     x, weight = torch.randn(6, 3, 4, 2).double(), torch.randn(geo.weight_shape).double()
     assert_close(reference.forward(x, weight, None, geo).flatten(1), x.flatten(1) @ weight.flatten(0, -2))
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_values_and_gradients_equal_patches_and_a_matrix_product(case):
+    t = tensors(case)
+    want = peer(case, t)
+    for name, got in expected(case, t).items():
+        assert_close(got, want[name], name=name)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")  # torch on the copy it makes for an even kernel
+@pytest.mark.parametrize("spatial", [(7,), (5, 6), (4, 3, 5)], ids=["1d", "2d", "3d"])
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4])
+def test_same_is_torchs_own_where_torch_has_it(spatial, kernel):
+    geo = Geometry.make(spatial, 2, 3, kernel, padding="same")
+    x, one = torch.randn(2, *spatial, 2).double(), torch.randn(*[kernel] * len(spatial), 2, 3).double()
+    conv = CONV[geo.ndim](x.movedim(-1, 1), one.movedim((-1, -2), (0, 1)), padding="same").movedim(1, -1)
+    assert_close(reference.forward(x, one.expand(geo.weight_shape), None, geo), conv)

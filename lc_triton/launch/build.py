@@ -30,9 +30,9 @@ _ALIGNED = [["tt.divisibility", 16]]
 class MachineCode:
     """What a built kernel takes and does.
 
-    `spills` counts instructions that move registers through local memory. `async_bits` and `load_bits` are the widest
-    copies from global to shared memory and to registers; `wgmma` is Hopper's warp-group matrix instruction, `mma` any
-    other.
+    `spills` counts instructions that move registers through local memory; `async_bits` and `load_bits` are the widest
+    copies from global memory to shared memory and to registers, `narrow_copies` the number of the former under 128
+    bits; `wgmma` is Hopper's warp-group matrix instruction, `mma` any other.
     """
 
     registers: int
@@ -41,6 +41,7 @@ class MachineCode:
     wgmma: int
     mma: int
     async_bits: int
+    narrow_copies: int
     load_bits: int
     instructions: int
 
@@ -113,6 +114,7 @@ def machine_code(compiled: Any) -> MachineCode:
         wgmma=_count(r"\bHGMMA\b", sass),
         mma=_count(r"\b[HDQO]MMA\b|\bUTC[A-Z]*MMA\b", sass),
         async_bits=_widest(r"\bLDGSTS\.(?:\w+\.)*?(64|128)\b", r"\bLDGSTS\b", sass),
+        narrow_copies=_count(r"\bLDGSTS\b", sass) - _count(r"\bLDGSTS\.(?:\w+\.)*?128\b", sass),
         load_bits=_widest(r"\bLDG\.E\.(?:\w+\.)*?(64|128)\b", r"\bLDG\b", sass),
         instructions=_count(r"/\*[0-9a-f]{4,5}\*/", sass),
     )
@@ -139,6 +141,7 @@ def _read_amd(text: str, shared: int) -> MachineCode:
         wgmma=0,
         mma=len(re.findall(r"v_mfma", text)),
         async_bits=0,
+        narrow_copies=0,
         load_bits=max(loads, default=0),
         instructions=len(re.findall(r"^\s+[sv]_", text, re.M)),
     )

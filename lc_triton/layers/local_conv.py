@@ -21,7 +21,7 @@ from lc_triton._geometry import (
     check_padding,
     int_tuple,
 )
-from lc_triton.errors import GroupsError, WeightShapeError
+from lc_triton.errors import ArgumentValueError, GroupsError, WeightShapeError
 from lc_triton.functional import Plan, check_floating, check_input, run, split_shape
 
 __all__ = [
@@ -107,7 +107,9 @@ class _LocalConvNd(nn.Module):
             dilation=self.dilation,
             groups=self.groups,
         )
-        self._plan = Plan.make(geometry, self.padding_mode, self.activation, "channels_first")
+        # A module is looked up at each call instead: it may be replaced, or wrapped by what walks over children.
+        activation = None if isinstance(self.activation, nn.Module) else self.activation
+        self._plan = Plan.make(geometry, self.padding_mode, activation, "channels_first")
         self.input_size, self.in_channels = geometry.in_spatial, geometry.in_channels
         return geometry
 
@@ -132,7 +134,14 @@ class _LocalConvNd(nn.Module):
         """y `(B, F, *output_size)` of x `(B, C, *input_size)`; both also without B."""
         assert self._plan is not None  # a lazy layer builds in its pre-forward hook
         check_input(x, self._plan)
-        return run(x, self.weight, self.bias, self._plan)
+        y = run(x, self.weight, self.bias, self._plan)
+        return self.activation(y) if isinstance(self.activation, nn.Module) else y
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        plan = self.__dict__.get("_plan")
+        if name == "activation" and plan is not None:
+            self._set_plan(plan.source.in_spatial, plan.source.in_channels)
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults."""
@@ -184,6 +193,12 @@ class _LazyLocalConvNd(LazyModuleMixin, _LocalConvNd):
                 dilation=geometry.dilation,
                 expected=geometry.out_spatial,
                 got=tuple(self.weight.shape[: self.ndim]),
+            )
+        elif self.bias is not None and self.bias.shape != self._bias_shape(geometry):
+            raise ArgumentValueError(
+                name="shape of the loaded bias",
+                value=tuple(self.bias.shape),
+                allowed=f"{self._bias_shape(geometry)} for bias={self.bias_kind!r}",
             )
 
 

@@ -63,11 +63,11 @@ def candidates(
     whole = _power(group)
     for rows in _powers(1, min(8, _power(tiled[2]))):
         for cols in _powers(1, min(8, _power(tiled[3]))):
-            for block_f in _powers(min(16, whole), min(256, whole)):
+            least = max(min(16, whole), 16 // (rows * cols))
+            for block_f in _powers(least, max(least, min(256, whole))):
                 if rows * cols > 1 and block_f < min(whole, 64):
                     continue  # split filters before positions, not both
-                n = rows * cols * block_f
-                if not 16 <= n <= 256:
+                if rows * cols * block_f > 256:
                     continue
                 for m in _powers(16, max(16, min(128, _power(batch)))):
                     for k in (16, 32, 64):
@@ -82,11 +82,11 @@ def _sized(
     if face == "weight_grad":
         k *= 2 if sizes[0] < 4 else 1
     area = (k if face == "weight_grad" else m) * n
-    if area > biggest:
+    if area > biggest or (sizes[0] == 8 and m * n > biggest):
         return
-    warps = 8 if area >= 128 * 128 or (biggest == 64 * 64 and area >= 64 * 32) else 4
-    if area // (32 * warps) > 128:
-        return
+    # The operands of tensor cores before Hopper pass through registers too, so the largest tile of the three counts.
+    large = max(area, m * n, k * n) >= 128 * 128
+    warps = 8 if large or (biggest == 64 * 64 and area >= 64 * 32) else 4
     second = m * n * sizes[0] if face == "weight_grad" else k * n * sizes[1]
     stage = m * k * sizes[0] + second
     stages = min(4, device.shared_bytes // max(stage, 1))

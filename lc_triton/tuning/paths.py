@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import lc_triton
-
 _NAME = "autotune_configs"
 
 
@@ -19,7 +17,7 @@ def shipped_configs() -> Path:
         >>> shipped_configs().name
         'autotune_configs'
     """
-    package = Path(lc_triton.__file__).parent
+    package = Path(__file__).parents[1]
     for folder in (package / _NAME, package.parent / _NAME):
         if folder.is_dir():
             return folder

@@ -1,0 +1,189 @@
+"""The three kernels, interpreted on CPU tensors, against the definition: face by face, with tiles chosen by hand."""
+
+import pytest
+import torch
+
+from lc_triton import launch
+from lc_triton._activations import FUSED_NAMES, Activation, parse_activation
+from lc_triton._problem import Problem
+from lc_triton.tuning.config import TileConfig
+from tests.cases import CASES, IDS, assert_as_good, assert_close, expected, tensors
+
+NAN = float("nan")
+
+
+def tile(rows, cols, channels, dot=True, swap=False, block_k=16):
+    """The smallest legal tile of so many rows and columns: a power of two of channels, at least what a dot needs."""
+    block = 1 << (channels - 1).bit_length()
+    if dot:
+        block = max(block, -(-16 // (rows * cols)))
+        return TileConfig(rows, cols, min(block, 64), 16, block_k, swap=swap)
+    return TileConfig(rows, cols, block, 4, block_k, dot=False)
+
+
+TILES = {
+    "1x1": {"rows": 1, "cols": 1},
+    "2x2": {"rows": 2, "cols": 2},
+    "2x4_swapped": {"rows": 2, "cols": 4, "swap": True, "block_k": 32},
+    "1x2_reduced": {"rows": 1, "cols": 2, "dot": False},
+}
+
+
+def faces(case, t, make, activation=None, precision="ieee"):
+    """y, z, dx, dw and db by the kernels, into outputs full of NaN."""
+    geo = case.geometry
+    act = activation or Activation("linear")
+    problem = Problem(geo, act, "triton", precision)
+    y = torch.full((case.batch, *geo.bias_shape), NAN, dtype=t.x.dtype)
+    z = y.clone() if act.saves == "z" else None
+    dx = torch.full((case.batch, *geo.in_spatial, geo.in_channels), NAN, dtype=t.x.dtype)
+    dw, db = torch.full_like(t.weight, NAN), torch.full_like(t.bias, NAN)
+    launch.forward(t.x, t.weight, t.bias, y, z, problem, make(geo.out_channels))
+    launch.input_grad(t.g, t.weight, None, dx, problem.linear(), make(geo.in_channels))
+    launch.weight_grad(t.x, t.g, dw, db, problem.linear(), make(geo.out_channels))
+    return {"y": y, "z": z, "dx": dx, "dw": dw, "db": db}
+
+
+def check(got, want, tolerance=1e-12):
+    for name in ("y", "dx", "dw", "db"):
+        assert_close(got[name], want[name], tolerance, name)
+
+
+@pytest.mark.parametrize("name", TILES)
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_values(case, name):
+    t = tensors(case)
+    check(faces(case, t, lambda channels: tile(channels=channels, **TILES[name])), expected(case, t))
+
+
+ODD = next(c for c in CASES if c.name == "2d_asymmetric")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("seed", range(3))
+def test_accuracy_beside_torchs_own_matmul(dtype, seed):
+    case = next(c for c in CASES if c.name == "1d")
+    geo, t = case.geometry, tensors(case, dtype, seed=seed)
+    x, weight, bias = (v.clone().requires_grad_() for v in (t.x, t.weight, t.bias))
+    patches = x.unfold(1, geo.kernel[0], 1).permute(1, 0, 3, 2).flatten(2)  # (P, B, T * C)
+    y = torch.bmm(patches, weight.reshape(geo.positions, geo.window, -1)).transpose(0, 1) + bias
+    peers = dict(zip(("dx", "dw", "db"), torch.autograd.grad(y, (x, weight, bias), t.g), strict=True)) | {"y": y}
+    got, want = faces(case, t, lambda channels: tile(2, 2, channels)), expected(case, t)
+    for name, factor in {"y": 2, "dx": 3, "dw": 3, "db": 3}.items():
+        assert_as_good(got[name], want[name], peers[name], factor, name)
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_16_bit_input_with_float32_weights(swap):
+    t = tensors(ODD, torch.float16, weight_dtype=torch.float32)
+    got = faces(ODD, t, lambda channels: tile(2, 2, channels, swap=swap))
+    assert [got[k].dtype for k in ("y", "dx", "dw", "db")] == [torch.float16] * 2 + [torch.float32] * 2
+    want = expected(ODD, t)
+    for name, tolerance in {"y": 2e-3, "dx": 2e-3, "dw": 1e-5, "db": 1e-5}.items():
+        assert_close(got[name], want[name], tolerance, name)
+
+
+@pytest.mark.parametrize("name", FUSED_NAMES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_epilogue(name, dtype):
+    case = next(c for c in CASES if c.name == "1d_keras_same_even")
+    t = tensors(case, dtype)
+    t.bias *= 4  # into every branch
+    act = parse_activation(name)
+    geo = case.geometry
+    y = torch.full((case.batch, *geo.bias_shape), NAN, dtype=dtype)
+    z = y.clone() if act.saves == "z" else None
+    launch.forward(t.x, t.weight, t.bias, y, z, Problem(geo, act, "triton"), tile(1, 8, geo.out_channels))
+    assert_close(y, expected(case, t, act)["y"], 1e-12 if dtype == torch.float64 else 2e-6)
+    if z is not None:
+        assert_close(z, expected(case, t)["y"], 1e-12 if dtype == torch.float64 else 2e-6)
+
+
+ENDS = [-1e4, -90.0, -20.5, -3.0, -1e-3, -1e-7, 0.0, 1e-7, 1e-3, 3.0, 6.0, 20.5, 80.0]
+
+
+@pytest.mark.parametrize("name", FUSED_NAMES)
+def test_activations_at_the_ends_of_their_range(name):
+    geo = next(c for c in CASES if c.name == "1d_one").geometry
+    z = torch.tensor(ENDS)
+    y = torch.full((len(z), *geo.bias_shape), NAN)
+    act = parse_activation(name)
+    one, config = torch.ones(geo.weight_shape), TileConfig(1, 1, 16, 16, 16)
+    launch.forward(z[:, None, None], one, None, y, None, Problem(geo, act, "triton"), config)
+    want, torchs = act(z.double()), act(z)
+    for got, exact, peer in zip(y.flatten().tolist(), want.tolist(), torchs.tolist(), strict=True):
+        assert abs(got - exact) <= 2 * abs(peer - exact) + 4e-7 * max(abs(exact), 1e-3)
+
+
+def test_channel_bias_and_the_epilogue_of_the_input_gradient():
+    case = next(c for c in CASES if c.name == "2d_stride_slack")
+    geo, t = case.geometry, tensors(case)
+    bias = t.bias[0, 0].clone()
+    y = torch.full((case.batch, *geo.bias_shape), NAN, dtype=torch.float64)
+    problem = Problem(geo, Activation("tanh"), "triton")
+    launch.forward(t.x, t.weight, bias, y, None, problem, tile(2, 2, geo.out_channels))
+    assert_close(y, expected(case, t, Activation("tanh"), bias=bias.expand(geo.bias_shape))["y"])
+    want = expected(case, t)["dx"]
+    for offset in (torch.randn(geo.in_channels).double(), torch.randn(*geo.in_spatial, geo.in_channels).double()):
+        dx = torch.full_like(t.x, NAN)
+        launch.input_grad(t.g, t.weight, offset, dx, problem, tile(2, 4, geo.in_channels))
+        assert_close(dx, torch.tanh(want + offset))
+
+
+VIEWS = {
+    "channels_first": lambda x: x.movedim(-1, 1).contiguous().movedim(1, -1),
+    "cropped": lambda x: torch.nn.functional.pad(x, (0, 0, 3, 1, 2, 2))[:, 2:-2, 3:-1],
+    "channel_slice": lambda x: torch.cat([x, x], -1)[..., : x.shape[-1]],
+    "expanded": lambda x: x[:1].expand_as(x),
+    "offset": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view_as(x),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_any_strides(view):
+    t = tensors(ODD)
+    t.x, t.g = VIEWS[view](t.x), VIEWS[view](t.g)
+    before = t.x.clone(), t.g.clone()
+    check(faces(ODD, t, lambda channels: tile(2, 2, channels)), expected(ODD, t))
+    assert torch.equal(t.x, before[0])
+    assert torch.equal(t.g, before[1])
+
+
+@pytest.mark.parametrize("name", ["2d_stride_slack", "1d_stride_past_kernel", "2d_dilated_stride_gcd"])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_nan_at_sites_that_no_window_reads_reaches_nothing(name, rows):
+    case = next(c for c in CASES if c.name == name)
+    t = tensors(case)
+    want = expected(case, t)
+    unread = want["dx"].abs().sum((0, -1)) == 0  # no window reads these sites: their gradient is exactly zero
+    assert unread.any()
+    t.x[:, unread] = NAN
+    check(faces(case, t, lambda channels: tile(min(rows, len(case.in_spatial)), 2, channels)), want)
+
+
+def test_a_nan_stays_in_its_sample_and_in_its_tile():
+    case = next(c for c in CASES if c.name == "2d")
+    t = tensors(case)
+    clean = expected(case, t)
+    t.x[1, 2, 2, 0] = NAN
+    hit = expected(case, t)
+    one, four = (faces(case, t, lambda channels, n=n: tile(n, n, channels)) for n in (1, 4))
+    assert torch.equal(one["y"].isnan(), hit["y"].isnan())
+    assert not four["y"][[0, 2]].isnan().any()
+    for got in (one, four):
+        assert torch.equal(got["dw"].isnan(), hit["dw"].isnan())
+        keep = ~hit["dw"].isnan()
+        assert_close(got["dw"][keep], clean["dw"][keep])
+
+
+def test_two_runs_agree_to_the_bit():
+    t = tensors(ODD, torch.float32)
+    first, second = (faces(ODD, t, lambda channels: tile(2, 2, channels)) for _ in range(2))
+    assert all(torch.equal(first[k], second[k]) for k in ("y", "dx", "dw", "db"))
+
+
+def test_offsets_of_64_bits_give_the_same(monkeypatch):
+    monkeypatch.setattr("lc_triton.launch.faces.is_wide", lambda *_: True)
+    case = next(c for c in CASES if c.name == "3d_stride_same")
+    t = tensors(case)
+    check(faces(case, t, lambda channels: tile(2, 2, channels)), expected(case, t))

@@ -1,0 +1,69 @@
+"""The kernels behind local_conv and the layers: tiles picked by the model, gradients of first and second order."""
+
+import pytest
+import torch
+
+import lc_triton
+from tests.cases import CASES, assert_close, expected, tensors
+
+
+@pytest.fixture(autouse=True)
+def _triton():
+    with lc_triton.backend("triton"):
+        yield
+
+
+@pytest.mark.parametrize("name", ["1d_one", "1d_causal_dilated", "2d_whole_input", "2d_depthwise_multiplier", "3d"])
+def test_with_the_models_tiles(name):
+    case = next(c for c in CASES if c.name == name)
+    t = tensors(case)
+    x, weight, bias = (v.clone().requires_grad_() for v in (t.x, t.weight, t.bias))
+    y = lc_triton.local_conv(x, weight, bias, **case.arguments, data_format="channels_last")
+    got = dict(zip(("dx", "dw", "db"), torch.autograd.grad(y, (x, weight, bias), t.g), strict=True)) | {"y": y}
+    for key, exact in expected(case, t).items():
+        assert_close(got[key], exact, name=key)
+
+
+@pytest.mark.parametrize("activation", ["linear", "tanh", "silu"])
+def test_gradcheck_of_first_and_second_order(activation):
+    x = torch.randn(1, 1, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2, 2, 1, 2, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
+
+    def f(x, weight, bias):
+        return lc_triton.local_conv(x, weight, bias, activation=activation)
+
+    assert torch.autograd.gradcheck(f, (x, weight, bias), fast_mode=True)
+    assert torch.autograd.gradgradcheck(f, (x, weight, bias), fast_mode=True)
+
+
+def test_a_layer_trains_as_on_the_cpu_path():
+    x, target = torch.randn(4, 1, 4, 4), torch.randn(4, 2, 2, 2)
+    weights = []
+    for backend in ("triton", "cpu"):
+        torch.manual_seed(1)
+        layer = lc_triton.LocalConv2d(1, 2, 3, input_size=4, activation="gelu")
+        optimizer = torch.optim.SGD(layer.parameters(), 0.5)
+        with lc_triton.backend(backend):
+            for _ in range(2):
+                optimizer.zero_grad()
+                (layer(x) - target).square().mean().backward()
+                optimizer.step()
+        weights.append(layer.weight.detach())
+    torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-6)
+
+
+def test_channels_first_results_have_channels_last_strides():
+    x, weight = torch.randn(2, 3, 3, 3), torch.randn(2, 2, 2, 2, 3, 4)
+    y = lc_triton.local_conv(x, weight)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    with lc_triton.backend("reference"):
+        torch.testing.assert_close(y, lc_triton.local_conv(x, weight), rtol=1e-5, atol=1e-5)
+
+
+def test_an_empty_batch_launches_nothing():
+    weight = torch.randn(2, 2, 1, 2, requires_grad=True)
+    y = lc_triton.local_conv(torch.zeros(0, 1, 3), weight)
+    assert y.shape == (0, 2, 2)
+    y.sum().backward()
+    assert not weight.grad.any()

@@ -1,0 +1,127 @@
+"""Every kernel compiled to machine code for GPUs that need not be here: registers, spills, memory, instructions."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lc_triton._activations import FUSED_NAMES, Activation, parse_activation
+from lc_triton._geometry import Geometry
+from lc_triton._problem import Problem
+from lc_triton.launch.build import build, machine_code
+from lc_triton.tuning.config import FACES, TileConfig
+from lc_triton.tuning.device import DEVICES
+from lc_triton.tuning.model import choose
+
+WORKLOADS = {
+    w["name"]: w for w in json.loads((Path(__file__).parents[2] / "benchmarks/workloads.json").read_text())["workloads"]
+}
+DEVICE_NAMES = ["a100", "h100", "b200", "mi300x"]
+DTYPES = [torch.float16, torch.bfloat16, torch.float32]
+
+
+def geometry_of(name):
+    w = WORKLOADS[name]
+    *spatial, channels = w["input"]
+    return Geometry.make(
+        spatial,
+        channels,
+        w["filters"],
+        w["kernel"],
+        stride=w["stride"],
+        padding=w["padding"],
+        groups=w.get("groups", 1),
+    )
+
+
+def built(
+    face, geometry, batch, device, dtype=torch.bfloat16, *, weight_dtype=None, precision="ieee", config=None, **kwargs
+):
+    """The machine code with the tile the model picks, and what must hold for every kernel there is."""
+    sizes = (dtype.itemsize, (weight_dtype or dtype).itemsize)
+    config = config or choose(face, geometry.as_4d(), batch, *sizes, precision, device)
+    problem = Problem(geometry, kwargs.pop("activation", Activation("linear")), "triton", precision)
+    code = machine_code(build(face, problem, config, device.arch, dtype=dtype, weight_dtype=weight_dtype, **kwargs))
+    assert code.spills == 0, (config, code)
+    assert code.shared_bytes <= device.shared_bytes, (config, code)
+    return code
+
+
+@pytest.mark.parametrize("device", DEVICE_NAMES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("face", FACES)
+def test_large_batch_loads_are_128_bits_wide(face, dtype, device):
+    code = built(face, geometry_of("lrlc_l2"), 512, DEVICES[device], dtype)
+    assert max(code.async_bits, code.load_bits) == 128
+    assert code.narrow_copies == 0
+    assert code.mma + code.wgmma > 0 or dtype == torch.float32
+    if device == "h100" and dtype != torch.float32:
+        assert code.wgmma > 0
+        assert code.mma == 0
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize(
+    ("name", "batch"),
+    [
+        ("deepface_l4", 128),
+        ("yolov1_local", 1),
+        ("lrlc_l1", 64),
+        ("grouped_28", 256),
+        ("depthwise_56", 32),
+        ("genome_1d", 32),
+    ],
+)
+def test_one_workload_of_each_regime(name, batch, face):
+    code = built(face, geometry_of(name), batch, DEVICES["h100"])
+    if name == "deepface_l4":
+        assert code.wgmma > 0
+    if name in ("deepface_l4", "grouped_28"):
+        assert code.narrow_copies == 0
+        assert code.async_bits == 128
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_float32_weights_beside_16_bit_input_need_no_cast(face):
+    code = built(face, geometry_of("lrlc_l2"), 64, DEVICES["h100"], weight_dtype=torch.float32)
+    assert code.wgmma > 0
+    assert code.narrow_copies == 0
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize(("dtype", "precision"), [(torch.float32, "tf32"), (torch.float64, "ieee")], ids=str)
+def test_other_precisions(face, dtype, precision):
+    assert built(face, geometry_of("lrlc_l2"), 64, DEVICES["h100"], dtype, precision=precision).registers > 0
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_swapped_operands_reach_wgmma_at_batch_16(face):
+    config = TileConfig(1, 1, 64, 16, 64, swap=True, num_stages=4)
+    code = built(face, geometry_of("lrlc_l2"), 16, DEVICES["h100"], config=config)
+    assert code.wgmma > 0 or face == "weight_grad"
+    assert code.narrow_copies == 0
+
+
+SHAPES = {
+    "1d": ((512,), 32, 32, 5, {"stride": 2, "padding": "same"}),
+    "3d": ((8, 16, 16), 16, 32, 3, {"stride": (1, 2, 1), "padding": 1}),
+    "dilated": ((32, 32), 16, 16, 3, {"dilation": 2, "stride": 3, "padding": 2}),
+}
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_other_shapes(shape, face):
+    spatial, channels, filters, kernel, kwargs = SHAPES[shape]
+    code = built(face, Geometry.make(spatial, channels, filters, kernel, **kwargs), 64, DEVICES["h100"])
+    assert code.narrow_copies == 0
+
+
+@pytest.mark.parametrize("name", FUSED_NAMES)
+def test_every_epilogue(name):
+    act = parse_activation(name)
+    config, kwargs = TileConfig(1, 1, 64, 64, 64), {"batch": 64, "device": DEVICES["h100"], "activation": act}
+    plain = built("forward", geometry_of("lrlc_l2"), config=config, bias="none", **kwargs)
+    stored = built("forward", geometry_of("lrlc_l2"), config=config, bias="channel", store_z=True, **kwargs)
+    assert stored.instructions > plain.instructions
