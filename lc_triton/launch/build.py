@@ -105,10 +105,9 @@ def machine_code(compiled: Any) -> MachineCode:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        usage = _run("cuobjdump", "-res-usage", file.name)
-        sass = _run("cuobjdump", "-sass", file.name)
+        sass = _run("cuobjdump", "-res-usage", "-sass", file.name)
     return MachineCode(
-        registers=int(re.findall(r"REG:(\d+)", usage)[0]),
+        registers=int(re.findall(r"REG:(\d+)", sass)[0]),
         spills=_count(r"\b(?:LDL|STL)\b", sass),
         shared_bytes=compiled.metadata.shared,
         wgmma=_count(r"\bHGMMA\b", sass),
