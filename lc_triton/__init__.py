@@ -4,6 +4,8 @@ from lc_triton._backend import backend
 from lc_triton._version import __version__
 from lc_triton.errors import LocalConvError
 from lc_triton.functional import local_conv
+from lc_triton.keras.constraints import apply_constraints, attach_constraints
+from lc_triton.keras.regularizers import regularization_loss
 from lc_triton.layers import (
     LazyLocalConv1d,
     LazyLocalConv2d,
@@ -11,6 +13,9 @@ from lc_triton.layers import (
     LocalConv1d,
     LocalConv2d,
     LocalConv3d,
+    LocallyConnected1D,
+    LocallyConnected2D,
+    LocallyConnected3D,
 )
 
 __all__ = [
@@ -21,7 +26,13 @@ __all__ = [
     "LocalConv2d",
     "LocalConv3d",
     "LocalConvError",
+    "LocallyConnected1D",
+    "LocallyConnected2D",
+    "LocallyConnected3D",
     "__version__",
+    "apply_constraints",
+    "attach_constraints",
     "backend",
     "local_conv",
+    "regularization_loss",
 ]

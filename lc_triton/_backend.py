@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 
+import torch
+
 from lc_triton._geometry import check_name
 from lc_triton.errors import BackendError
 
@@ -69,6 +71,11 @@ def resolve(device_type: str) -> str:
                 "Python starts to interpret the kernels on CPU tensors",
             )
     return name
+
+
+def autocast_enabled(device_type: str) -> bool:
+    """Whether autocast is on for a `device_type`; some (meta) have none, and torch raises when asked."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def interpreting() -> bool:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lc_triton._backend import autocast_enabled
 from lc_triton._geometry import Geometry
 from lc_triton._problem import Problem
 
@@ -34,7 +35,7 @@ def _plain(face: _Face) -> _Face:
     def run(*args: Any) -> None:
         device = args[0].device.type
         with torch.no_grad():
-            if torch.is_autocast_enabled(device):
+            if autocast_enabled(device):
                 with torch.autocast(device, enabled=False):
                     face(*args)
             else:

@@ -214,17 +214,7 @@ class Geometry:
             dilation=dilation,
             groups=groups,
         )
-        if geometry.out_spatial != shape[:ndim]:
-            raise WeightShapeError(
-                shape=shape,
-                in_spatial=geometry.in_spatial,
-                kernel=geometry.kernel,
-                stride=geometry.stride,
-                padding=geometry.padding,
-                dilation=geometry.dilation,
-                expected=geometry.out_spatial,
-                got=shape[:ndim],
-            )
+        geometry.check_weight(shape)
         return geometry
 
     @property
@@ -265,12 +255,25 @@ class Geometry:
         """D = T * C // G, the numbers one filter looks at."""
         return self.taps * (self.in_channels // self.groups)
 
-    @property
+    def check_weight(self, shape: Sequence[int]) -> None:
+        """Refuse a weight made for another geometry."""
+        if tuple(shape) != self.weight_shape:
+            raise WeightShapeError(
+                shape=tuple(shape),
+                in_spatial=self.in_spatial,
+                kernel=self.kernel,
+                stride=self.stride,
+                padding=self.padding,
+                dilation=self.dilation,
+                expected=self.weight_shape,
+            )
+
+    @cached_property
     def weight_shape(self) -> tuple[int, ...]:
         """`(*out_spatial, *kernel, C // groups, F)`."""
         return (*self.out_spatial, *self.kernel, self.in_channels // self.groups, self.out_channels)
 
-    @property
+    @cached_property
     def bias_shape(self) -> tuple[int, ...]:
         """`(*out_spatial, F)`, the bias of each position."""
         return (*self.out_spatial, self.out_channels)

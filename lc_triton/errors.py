@@ -29,7 +29,7 @@ __all__ = [
 
 
 class LocalConvError(Exception):
-    """Base of all errors raised by lc_triton; `fields` holds the values the message was made from."""
+    """Base of all errors raised by lc_triton; `fields` holds the values the message was made of."""
 
     template: ClassVar[str] = "{message}"
 
@@ -38,12 +38,14 @@ class LocalConvError(Exception):
         super().__init__(self.template.format(**fields))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exceptions pickle by positional arguments; ours have names only (worker processes send them back).
-        return (_rebuild, (type(self), self.fields))
+        # Worker processes send errors back: the message travels, for a field may be a function that does not pickle.
+        return (_rebuild, (type(self), str(self)))
 
 
-def _rebuild(kind: type[LocalConvError], fields: dict[str, Any]) -> LocalConvError:
-    return kind(**fields)
+def _rebuild(kind: type[LocalConvError], message: str) -> LocalConvError:
+    error = kind.__new__(kind, message)
+    error.fields = {}
+    return error
 
 
 class ArgumentTypeError(LocalConvError, TypeError):
@@ -73,7 +75,7 @@ class UnknownNameError(LocalConvError, ValueError):
     def of(cls, name: str, value: str, allowed: Iterable[str]) -> UnknownNameError:
         """The error for `value` given as `name` when only `allowed` names exist."""
         names = sorted(set(allowed))
-        near = difflib.get_close_matches(value.lower(), names, n=1)
+        near = difflib.get_close_matches(value.lower(), names, n=1, cutoff=0.5)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         return cls(name=name, value=value, hint=hint, allowed=", ".join(names))
 
@@ -128,7 +130,7 @@ class WeightShapeError(LocalConvError, ValueError):
 
     template = (
         "weight.shape={shape} does not fit: for input size {in_spatial}, kernel {kernel}, stride {stride}, padding "
-        "{padding} and dilation {dilation} the output positions are {expected}, but the weight has filters for {got}"
+        "{padding} and dilation {dilation} it must be {expected} = (*out_spatial, *kernel, C // groups, F)"
     )
 
 

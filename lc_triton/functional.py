@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lc_triton import _autograd
 from lc_triton._activations import AFTER_KERNEL, LINEAR, Activation, ActivationArg, parse_activation
-from lc_triton._backend import resolve
+from lc_triton._backend import autocast_enabled, resolve
 from lc_triton._geometry import (
     DATA_FORMATS,
     PADDING_MODES,
@@ -259,15 +259,16 @@ def check_input(x: Tensor, plan: Plan) -> None:
 
 
 def run(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
-    """The operator for a plan that fits: x's spatial size and channels and weight's shape are the plan's."""
+    """The operator for a plan that fits x's spatial size and channels."""
     geo = plan.geometry
+    geo.check_weight(weight.shape)
     if bias is not None:
         check_tensor("bias", bias)
         if bias.shape != geo.bias_shape and bias.shape != geo.bias_shape[-1:]:
             raise BiasShapeError(position=geo.bias_shape, channel=geo.bias_shape[-1:], shape=tuple(bias.shape))
     _check_devices(x, weight, bias)
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    if autocast_enabled(device):
         x, weight, bias = _autocast(x, weight, bias, torch.get_autocast_dtype(device))
     _check_dtypes(x, weight, bias)
 

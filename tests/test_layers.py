@@ -132,9 +132,19 @@ def test_copies_of_an_unbuilt_layer_build_by_themselves(copied):
 def test_a_lazy_layer_takes_no_bias_of_another_kind():
     lazy = lc_triton.LazyLocalConv1d(3, 2)
     lazy.load_state_dict(lc_triton.LocalConv1d(2, 3, 2, 5, bias="channel").state_dict())
-    message = r"shape of the loaded bias must be \(4, 3\) for bias='position', got \(3,\)"
+    message = r"shape of the loaded bias must be \(4, 3\) for this layer, got \(3,\)"
     with pytest.raises(lc_triton.LocalConvError, match=message):
         lazy(torch.randn(1, 2, 5))
+
+
+def test_a_partial_state_dict_builds_the_rest():
+    source = lc_triton.LocalConv1d(2, 3, 2, 5)
+    lazy = lc_triton.LazyLocalConv1d(3, 2)
+    lazy.load_state_dict({"weight": source.weight.detach()}, strict=False)
+    x = torch.randn(2, 2, 5)
+    y = lazy(x)
+    assert torch.equal(y, lc_triton.local_conv(x, source.weight, lazy.bias))
+    assert lazy.bias.std() > 0
 
 
 def test_autocast():
@@ -165,6 +175,7 @@ def test_copies_and_pickles_compute_the_same():
 def test_meta_device():
     layer = lc_triton.LocalConv2d(2, 3, 3, input_size=5, device="meta")
     assert layer.weight.is_meta
+    assert layer(torch.empty(7, 2, 5, 5, device="meta")).shape == (7, 3, 3, 3)
     layer = layer.to_empty(device="cpu")
     layer.reset_parameters()
     assert layer(torch.randn(1, 2, 5, 5)).isfinite().all()

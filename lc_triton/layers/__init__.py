@@ -8,6 +8,7 @@ from lc_triton.layers.local_conv import (
     LocalConv2d,
     LocalConv3d,
 )
+from lc_triton.layers.locally_connected import LocallyConnected1D, LocallyConnected2D, LocallyConnected3D
 
 __all__ = [
     "LazyLocalConv1d",
@@ -16,4 +17,7 @@ __all__ = [
     "LocalConv1d",
     "LocalConv2d",
     "LocalConv3d",
+    "LocallyConnected1D",
+    "LocallyConnected2D",
+    "LocallyConnected3D",
 ]

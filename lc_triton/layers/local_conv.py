@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.parameter import UninitializedParameter
 
 from lc_triton._activations import ActivationArg, parse_activation
 from lc_triton._geometry import (
@@ -21,8 +20,9 @@ from lc_triton._geometry import (
     check_padding,
     int_tuple,
 )
-from lc_triton.errors import ArgumentValueError, GroupsError, WeightShapeError
-from lc_triton.functional import Plan, check_floating, check_input, run, split_shape
+from lc_triton.errors import GroupsError
+from lc_triton.functional import Plan, check_floating, split_shape
+from lc_triton.layers._planned import PlannedLayer
 
 __all__ = [
     "LazyLocalConv1d",
@@ -42,13 +42,10 @@ def _bias_kind(value: object) -> str | None:
     return check_name("bias", value, BIAS_KINDS)
 
 
-class _LocalConvNd(nn.Module):
+class _LocalConvNd(PlannedLayer):
     """What the layers of all dimensions share; `in_channels` and `input_size` are None until a lazy one is built."""
 
     ndim: ClassVar[int]
-
-    weight: Tensor
-    bias: Tensor | None
 
     def __init__(
         self,
@@ -66,7 +63,11 @@ class _LocalConvNd(nn.Module):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        parse_activation(activation)
+        check_floating("dtype", dtype)
+        bias_kind = _bias_kind(bias)
+        super().__init__(activation, with_bias=bias_kind is not None, device=device, dtype=dtype)
+        self.bias_kind = bias_kind
         n = self.ndim
         self.in_channels = None if in_channels is None else check_int("in_channels", in_channels, 1)
         self.out_channels = check_int("out_channels", out_channels, 1)
@@ -78,25 +79,11 @@ class _LocalConvNd(nn.Module):
         self.groups = check_int("groups", groups, 1)
         if self.out_channels % self.groups:
             raise GroupsError(name="out_channels", value=self.out_channels, groups=self.groups)
-        self.bias_kind = _bias_kind(bias)
         self.padding_mode = check_name("padding_mode", padding_mode, PADDING_MODES)
-        parse_activation(activation)
-        self.activation = activation  # registered as a submodule where it is a module
-        check_floating("dtype", dtype)
+        if self.in_channels is not None and self.input_size is not None:
+            self._build(self.input_size, self.in_channels)
 
-        self._plan: Plan | None = None
-        factory = {"device": device, "dtype": dtype}
-        if self.in_channels is None or self.input_size is None:
-            self.weight = UninitializedParameter(**factory)
-            self.bias = None if self.bias_kind is None else UninitializedParameter(**factory)
-        else:
-            geometry = self._set_plan(self.input_size, self.in_channels)
-            self.weight = nn.Parameter(torch.empty(geometry.weight_shape, **factory))
-            shape = self._bias_shape(geometry)
-            self.bias = None if shape is None else nn.Parameter(torch.empty(shape, **factory))
-            self.reset_parameters()
-
-    def _set_plan(self, input_size: tuple[int, ...], in_channels: int) -> Geometry:
+    def _build(self, input_size: tuple[int, ...], in_channels: int) -> None:
         geometry = Geometry.make(
             input_size,
             in_channels,
@@ -107,41 +94,23 @@ class _LocalConvNd(nn.Module):
             dilation=self.dilation,
             groups=self.groups,
         )
-        # A module is looked up at each call instead: it may be replaced, or wrapped by what walks over children.
-        activation = None if isinstance(self.activation, nn.Module) else self.activation
-        self._plan = Plan.make(geometry, self.padding_mode, activation, "channels_first")
+        shapes = {"position": geometry.bias_shape, "channel": geometry.bias_shape[-1:], None: None}
+        self._fit(geometry, shapes[self.bias_kind])
         self.input_size, self.in_channels = geometry.in_spatial, geometry.in_channels
-        return geometry
 
-    def _bias_shape(self, geometry: Geometry) -> tuple[int, ...] | None:
-        return {"position": geometry.bias_shape, "channel": geometry.bias_shape[-1:], None: None}[self.bias_kind]
+    def _make_plan(self, geometry: Geometry, activation: ActivationArg) -> Plan:
+        return Plan.make(geometry, self.padding_mode, activation, "channels_first")
 
     @property
     def output_size(self) -> tuple[int, ...] | None:
         """Output positions per dimension; None until the layer is built."""
         return None if self._plan is None else self._plan.source.out_spatial
 
-    def reset_parameters(self) -> None:
-        """Draw anew as torch's convolutions do: uniform within 1/sqrt(D), D the window of one position."""
-        if self._plan is None:
-            return
+    def _reset(self, name: str) -> None:
+        # As torch's convolutions do: uniform within 1 / sqrt(D), D the window of one position.
+        assert self._plan is not None
         bound = 1 / math.sqrt(self._plan.source.window)
-        nn.init.uniform_(self.weight, -bound, bound)
-        if self.bias is not None:
-            nn.init.uniform_(self.bias, -bound, bound)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """y `(B, F, *output_size)` of x `(B, C, *input_size)`; both also without B."""
-        assert self._plan is not None  # a lazy layer builds in its pre-forward hook
-        check_input(x, self._plan)
-        y = run(x, self.weight, self.bias, self._plan)
-        return self.activation(y) if isinstance(self.activation, nn.Module) else y
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        plan = self.__dict__.get("_plan")
-        if name == "activation" and plan is not None:
-            self._set_plan(plan.source.in_spatial, plan.source.in_channels)
+        nn.init.uniform_(getattr(self, name), -bound, bound)
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults."""
@@ -176,30 +145,7 @@ class _LazyLocalConvNd(LazyModuleMixin, _LocalConvNd):
     def initialize_parameters(self, x: Tensor) -> None:
         """Build for x; parameters loaded from a state dict are kept if they fit."""
         spatial, channels = split_shape(x, self.ndim, "channels_first")
-        geometry = self._set_plan(spatial, channels)
-        if self.has_uninitialized_params():
-            with torch.no_grad():
-                self.weight.materialize(geometry.weight_shape)  # type: ignore[attr-defined]
-                if self.bias is not None:
-                    self.bias.materialize(self._bias_shape(geometry))  # type: ignore[attr-defined]
-                self.reset_parameters()
-        elif self.weight.shape != geometry.weight_shape:
-            raise WeightShapeError(
-                shape=tuple(self.weight.shape),
-                in_spatial=spatial,
-                kernel=geometry.kernel,
-                stride=geometry.stride,
-                padding=geometry.padding,
-                dilation=geometry.dilation,
-                expected=geometry.out_spatial,
-                got=tuple(self.weight.shape[: self.ndim]),
-            )
-        elif self.bias is not None and self.bias.shape != self._bias_shape(geometry):
-            raise ArgumentValueError(
-                name="shape of the loaded bias",
-                value=tuple(self.bias.shape),
-                allowed=f"{self._bias_shape(geometry)} for bias={self.bias_kind!r}",
-            )
+        self._build(spatial, channels)
 
 
 class LocalConv1d(_LocalConvNd):

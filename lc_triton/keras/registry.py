@@ -1,0 +1,70 @@
+"""From a name, a configuration or an object to the object, for each kind of Keras argument."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lc_triton.errors import ArgumentTypeError, ArgumentValueError, UnknownNameError
+
+
+def lookup(kind: str, identifier: Any, table: Mapping[str, type]) -> Any:
+    """What `identifier` stands for: None, a name, `{"class_name": ..., "config": {...}}`, or a callable as it is."""
+    if identifier is None:
+        return None
+    if isinstance(identifier, str):
+        return _class(kind, identifier, table)()
+    if isinstance(identifier, dict):
+        if "class_name" not in identifier or not isinstance(identifier.get("config") or {}, dict):
+            allowed = 'a dict with "class_name" and "config" if it is a configuration'
+            raise ArgumentValueError(name=kind, value=identifier, allowed=allowed)
+        cls, config = _class(kind, identifier["class_name"], table), identifier.get("config") or {}
+        known = {f.name for f in dataclasses.fields(cls)}
+        for name in config:
+            if name not in known:
+                raise UnknownNameError.of(f"{kind} {identifier['class_name']} argument", name, known or {"none"})
+        return cls(**config)
+    if callable(identifier) and not isinstance(identifier, type):
+        return identifier
+    raise ArgumentTypeError(name=kind, value=identifier, allowed="None, a name, a configuration or a callable object")
+
+
+def serialize(kind: str, value: Any) -> dict[str, Any] | None:
+    """The configuration `lookup` turns back into `value`; only our own objects have one."""
+    if value is None:
+        return None
+    if not type(value).__module__.startswith("lc_triton.keras."):
+        allowed = f"a named {kind.split('_')[-1]} to be written into a configuration"
+        raise ArgumentTypeError(name=kind, value=value, allowed=allowed)
+    return {"class_name": type(value).__name__, "config": dataclasses.asdict(value)}
+
+
+def as_tensor(name: str, value: Any) -> Tensor:
+    """An array, a tensor or nested lists of real numbers as a CPU or device tensor."""
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentTypeError(name=name, value=value, allowed="an array or tensor of real numbers") from error
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise ArgumentTypeError(name=name, value=value, allowed="an array or tensor of real numbers")
+    return tensor
+
+
+def _class(kind: str, name: object, table: Mapping[str, type]) -> type:
+    if not isinstance(name, str) or name not in table:
+        raise UnknownNameError.of(kind, str(name), table)
+    return table[name]
+
+
+def check_number(name: str, value: object, minimum: float = float("-inf"), *, strictly: bool = False) -> None:
+    """Refuse what is no finite number of at least (or, strictly, above) `minimum`."""
+    bound = "" if minimum == float("-inf") else f" {'>' if strictly else '>='} {minimum:g}"
+    allowed = f"a finite number{bound}"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ArgumentTypeError(name=name, value=value, allowed=allowed)
+    if not abs(value) < float("inf") or value < minimum or (strictly and value == minimum):
+        raise ArgumentValueError(name=name, value=value, allowed=allowed)

@@ -1,0 +1,160 @@
+"""Keras's regularizers, and the sum of all penalties of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from lc_triton._geometry import check_name
+from lc_triton.keras.registry import check_number, lookup
+
+
+@dataclass(frozen=True)
+class L1:
+    """The penalty l1 * sum(|w|)."""
+
+    l1: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_number("l1", self.l1, 0)
+
+    def __call__(self, w: Tensor) -> Tensor:
+        """The penalty of w, any shape, as a scalar."""
+        return self.l1 * w.abs().sum()
+
+
+@dataclass(frozen=True)
+class L2:
+    """The penalty l2 * sum(w^2)."""
+
+    l2: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_number("l2", self.l2, 0)
+
+    def __call__(self, w: Tensor) -> Tensor:
+        """The penalty of w, any shape, as a scalar."""
+        return self.l2 * w.square().sum()
+
+
+@dataclass(frozen=True)
+class L1L2:
+    """The penalty l1 * sum(|w|) + l2 * sum(w^2)."""
+
+    l1: float = 0.0
+    l2: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_number("l1", self.l1, 0)
+        check_number("l2", self.l2, 0)
+
+    def __call__(self, w: Tensor) -> Tensor:
+        """The penalty of w, any shape, as a scalar."""
+        return self.l1 * w.abs().sum() + self.l2 * w.square().sum()
+
+
+@dataclass(frozen=True)
+class OrthogonalRegularizer:
+    """Drives the rows (or columns) of each position's (D, F) matrix towards being orthogonal to each other.
+
+    Args:
+        factor: strength.
+        mode: "rows" or "columns".
+
+    Keras takes one matrix only and fails on these layers; here each position's penalty is Keras's, and they are summed.
+    """
+
+    factor: float = 0.01
+    mode: str = "rows"
+
+    def __post_init__(self) -> None:
+        check_number("factor", self.factor)
+        check_name("mode", self.mode, ("rows", "columns"))
+
+    def __call__(self, w: Tensor) -> Tensor:
+        """The penalty of w `(..., D, F)`, as a scalar."""
+        vectors = w if self.mode == "rows" else w.mT
+        vectors = vectors * vectors.square().sum(-1, keepdim=True).clamp(min=1e-12).rsqrt()
+        size = vectors.shape[-2]
+        if size < 2:
+            return w.new_zeros(())
+        product = vectors @ vectors.mT
+        off_diagonal = product * (1 - torch.eye(size, dtype=w.dtype, device=w.device))
+        return self.factor * 0.5 * off_diagonal.abs().sum() / (size * (size - 1) / 2)
+
+
+def _l1_l2() -> L1L2:
+    return L1L2(0.01, 0.01)
+
+
+REGULARIZERS: dict[str, type] = {
+    "l1": L1,
+    "l2": L2,
+    "l1_l2": L1L2,
+    "orthogonal_regularizer": OrthogonalRegularizer,
+}
+REGULARIZERS |= {cls.__name__: cls for cls in REGULARIZERS.values()}
+
+
+def get(identifier: Any) -> Any:
+    """The regularizer a name, configuration or callable stands for; None stays None.
+
+    Args:
+        identifier: "l1", "l2", "l1_l2" (0.01 each), "orthogonal_regularizer", a class name, a configuration, or a
+            callable that takes a Keras-shaped tensor and returns a scalar.
+
+    Raises:
+        LocalConvError: an unknown name, with the nearest one, or a constant out of range.
+
+    Source: `tf_keras.regularizers`.
+
+    Example:
+        >>> get("l1_l2")
+        L1L2(l1=0.01, l2=0.01)
+    """
+    if identifier == "l1_l2":
+        return _l1_l2()
+    return lookup("regularizer", identifier, REGULARIZERS)
+
+
+def activity_penalty(regularizer: Any, y: Tensor) -> Tensor:
+    """The penalty of a batch of outputs, over its size."""
+    penalty: Tensor = regularizer(y) / max(1, y.shape[0])
+    return penalty
+
+
+@runtime_checkable
+class Penalised(Protocol):
+    """A module with penalties of its own."""
+
+    def penalties(self) -> list[Tensor]:
+        """Scalars to be added to the loss."""
+
+
+def regularization_loss(model: nn.Module) -> Tensor:
+    """Sum of the kernel, bias and activity penalties of a model's Keras-convention layers.
+
+    Args:
+        model: any module; penalties of all layers inside it count.
+
+    Returns:
+        A scalar, part of the graph: add it to the loss. Activity penalties are those of the last forward, divided by
+        its batch size.
+
+    Source: `tf_keras.Model.losses`.
+
+    Example:
+        >>> import torch, lc_triton
+        >>> layer = lc_triton.LocallyConnected1D(2, 3, input_shape=(5, 1), kernel_regularizer="l2", use_bias=False)
+        >>> layer.set_weights([torch.ones(3, 3, 2)])
+        >>> round(lc_triton.regularization_loss(layer).item(), 4)
+        0.18
+    """
+    penalties = [p for module in model.modules() if isinstance(module, Penalised) for p in module.penalties()]
+    if penalties:
+        return torch.stack([p.to(penalties[0].device) for p in penalties]).sum()
+    first = next((p for p in model.parameters() if not nn.parameter.is_lazy(p)), None)
+    return torch.zeros((), device=None if first is None else first.device)

@@ -1,0 +1,74 @@
+"""What the layers of both conventions share: a plan made once, and parameters that may wait for the first input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter, is_lazy
+
+from lc_triton._activations import ActivationArg
+from lc_triton._geometry import Geometry
+from lc_triton.errors import ArgumentValueError
+from lc_triton.functional import Plan, check_input, run
+
+
+class PlannedLayer(nn.Module):
+    """A module with a `weight`, perhaps a `bias`, and the plan that its arguments and the input's size make."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, activation: Any, *, with_bias: bool, **factory: Any) -> None:
+        super().__init__()
+        self._plan: Plan | None = None
+        self.activation = activation  # registered as a submodule where it is a module
+        self.weight = UninitializedParameter(**factory)
+        self.bias = UninitializedParameter(**factory) if with_bias else None
+
+    def _make_plan(self, geometry: Geometry, activation: ActivationArg) -> Plan:
+        raise NotImplementedError
+
+    def _reset(self, name: str) -> None:
+        """Draw the parameter `name` anew."""
+        raise NotImplementedError
+
+    def _fit(self, geometry: Geometry, bias_shape: tuple[int, ...] | None) -> None:
+        """Take a geometry: parameters that wait get their shapes and values, loaded ones must fit already."""
+        plan = self._plan_for(geometry)
+        waiting = [name for name in ("weight", "bias") if is_lazy(getattr(self, name))]
+        if "weight" not in waiting:
+            geometry.check_weight(self.weight.shape)
+        if "bias" not in waiting and self.bias is not None and self.bias.shape != bias_shape:
+            raise ArgumentValueError(
+                name="shape of the loaded bias", value=tuple(self.bias.shape), allowed=f"{bias_shape} for this layer"
+            )
+        self._plan = plan
+        for name in waiting:
+            with torch.no_grad():
+                getattr(self, name).materialize(geometry.weight_shape if name == "weight" else bias_shape)
+            self._reset(name)
+
+    def _plan_for(self, geometry: Geometry) -> Plan:
+        # A module is looked up at each call instead: it may be replaced, or wrapped by what walks over children.
+        return self._make_plan(geometry, None if isinstance(self.activation, nn.Module) else self.activation)
+
+    def reset_parameters(self) -> None:
+        """Draw weight and bias anew."""
+        if self._plan is not None:
+            for name, _ in self.named_parameters(recurse=False):
+                self._reset(name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output for x."""
+        assert self._plan is not None  # an unbuilt layer builds in its pre-forward hook
+        check_input(x, self._plan)
+        y = run(x, self.weight, self.bias, self._plan)
+        return self.activation(y) if isinstance(self.activation, nn.Module) else y
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        plan = self.__dict__.get("_plan")
+        if name == "activation" and plan is not None:
+            self._plan = self._plan_for(plan.source)

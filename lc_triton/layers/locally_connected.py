@@ -1,0 +1,589 @@
+"""Locally connected layers by Keras's convention: the names, order and meaning of Keras 2's arguments."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from lc_triton._activations import ActivationArg, parse_activation
+from lc_triton._geometry import DATA_FORMATS, Geometry, Ints, check_int, check_name, check_padding, int_tuple
+from lc_triton.errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    GroupsError,
+    LengthError,
+    NotBuiltError,
+    RankError,
+    UnknownNameError,
+)
+from lc_triton.functional import Plan, check_floating
+from lc_triton.keras import activations, constraints, initializers, layout, registry, regularizers
+from lc_triton.layers._planned import PlannedLayer
+
+__all__ = ["LocallyConnected1D", "LocallyConnected2D", "LocallyConnected3D"]
+
+PADDINGS = ("valid", "same", "keras_same", "causal")
+IMPLEMENTATIONS = (1, 2, 3)
+AXES = {1: "steps", 2: "rows, cols", 3: "depth, rows, cols"}
+
+
+def _dtype(value: torch.dtype | str | None) -> torch.dtype | None:
+    """A torch dtype, given as such or by Keras's name."""
+    dtype = getattr(torch, value, value) if isinstance(value, str) else value
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise ArgumentTypeError(name="dtype", value=value, allowed='a torch.dtype, or a name such as "float32"')
+    check_floating("dtype", dtype)
+    return dtype
+
+
+def _known_sizes(shape: object, ndim: int, *, batch: bool) -> tuple[int, ...]:
+    """The sizes of one input, from its shape or from that of a batch."""
+    if not isinstance(shape, Sequence) or isinstance(shape, str):
+        raise ArgumentTypeError(name="input_shape", value=shape, allowed="a sequence of sizes")
+    if len(shape) != ndim + 1 + batch:
+        what = "batch, spatial sizes and channels" if batch else "spatial sizes and channels, without the batch"
+        raise LengthError(name="input_shape", value=shape, ndim=ndim, allowed=f"{ndim + 1 + batch} sizes ({what})")
+    sizes = tuple(shape[1:] if batch else shape)
+    if None in sizes:
+        allowed = "known sizes: every output position has filters of its own, so only the batch may be None"
+        raise ArgumentValueError(name="input_shape", value=tuple(shape), allowed=allowed)
+    return tuple(check_int("input_shape", size, 1) for size in sizes)
+
+
+class _LocallyConnectedNd(LazyModuleMixin, PlannedLayer):
+    """What the layers of all dimensions share; built by `input_shape`, by `build` or by the first call."""
+
+    cls_to_become = None  # a built layer stays what it is
+    ndim: ClassVar[int]
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: Ints,
+        strides: Ints = 1,
+        padding: str = "valid",
+        data_format: str | None = None,
+        activation: ActivationArg = None,
+        use_bias: bool = True,
+        kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        activity_regularizer: Any = None,
+        kernel_constraint: Any = None,
+        bias_constraint: Any = None,
+        implementation: int = 1,
+        *,
+        dilation_rate: Ints = 1,
+        groups: int = 1,
+        input_shape: Sequence[int] | None = None,
+        device: Any = None,
+        dtype: torch.dtype | str | None = None,
+    ) -> None:
+        parse_activation(activations.get(activation))
+        if not isinstance(use_bias, bool):
+            raise ArgumentTypeError(name="use_bias", value=use_bias, allowed="True or False")
+        super().__init__(activation, with_bias=use_bias, device=device, dtype=_dtype(dtype))
+        n = self.ndim
+        self.filters = check_int("filters", filters, 1)
+        self.kernel_size = int_tuple("kernel_size", kernel_size, n)
+        self.strides = int_tuple("strides", strides, n)
+        name = padding.lower() if isinstance(padding, str) else padding
+        self.padding = check_name("padding", name, PADDINGS)
+        check_padding(self.padding, n)
+        self.data_format = check_name("data_format", data_format or "channels_last", DATA_FORMATS)
+        self.use_bias = use_bias
+        self.kernel_initializer = initializers.get(kernel_initializer)
+        self.bias_initializer = initializers.get(bias_initializer)
+        self.kernel_regularizer = regularizers.get(kernel_regularizer)
+        self.bias_regularizer = regularizers.get(bias_regularizer)
+        self.activity_regularizer = regularizers.get(activity_regularizer)
+        self.kernel_constraint = constraints.get(kernel_constraint)
+        self.bias_constraint = constraints.get(bias_constraint)
+        self.implementation = check_int("implementation", implementation, 1)
+        if self.implementation not in IMPLEMENTATIONS:
+            allowed = "1, 2 or 3 (all compute the same here)"
+            raise ArgumentValueError(name="implementation", value=implementation, allowed=allowed)
+        self.dilation_rate = int_tuple("dilation_rate", dilation_rate, n)
+        self.groups = check_int("groups", groups, 1)
+        if self.filters % self.groups:
+            raise GroupsError(name="filters", value=self.filters, groups=self.groups)
+        self._activity: Tensor | None = None
+        if input_shape is not None:
+            self._build(_known_sizes(input_shape, n, batch=False))
+            self._drop_lazy_hooks()
+
+    # ---- building
+
+    @property
+    def built(self) -> bool:
+        """Whether the layer knows its input's size."""
+        return self._plan is not None
+
+    @property
+    def input_shape(self) -> tuple[int, ...] | None:
+        """The shape of one input, without the batch; None until the layer is built."""
+        return None if self._plan is None else self._arrange(self._geometry.in_spatial, self._geometry.in_channels)
+
+    @property
+    def output_shape(self) -> tuple[int | None, ...] | None:
+        """`(None, *shape of one output)`, as Keras has it; None until the layer is built."""
+        return None if self._plan is None else (None, *self._arrange(self._geometry.out_spatial, self.filters))
+
+    @property
+    def _geometry(self) -> Geometry:
+        if self._plan is None:
+            remedy = "give input_shape=, call build(input_shape) or call it once on an input"
+            raise NotBuiltError(name=type(self).__name__, remedy=remedy)
+        return self._plan.source
+
+    def _arrange(self, spatial: tuple[int, ...], channels: int) -> tuple[int, ...]:
+        return (channels, *spatial) if self.data_format == "channels_first" else (*spatial, channels)
+
+    def _geometry_for(self, shape: tuple[int, ...]) -> Geometry:
+        spatial, channels = (shape[1:], shape[0]) if self.data_format == "channels_first" else (shape[:-1], shape[-1])
+        return Geometry.make(
+            spatial,
+            channels,
+            self.filters,
+            self.kernel_size,
+            stride=self.strides,
+            padding=self.padding,
+            dilation=self.dilation_rate,
+            groups=self.groups,
+        )
+
+    def _build(self, shape: tuple[int, ...]) -> None:
+        geometry = self._geometry_for(shape)
+        self._fit(geometry, geometry.bias_shape if self.use_bias else None)
+
+    def _make_plan(self, geometry: Geometry, activation: ActivationArg) -> Plan:
+        return Plan.make(geometry, "zeros", activations.get(activation), self.data_format)
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Make the weights for inputs of a shape; a built layer takes its own shape only.
+
+        Args:
+            input_shape: the shape of a batch, `(batch, *shape of one input)`; batch may be None.
+
+        Raises:
+            LocalConvError: a size that is unknown or does not fit the arguments, or another shape than the built one.
+
+        Example:
+            >>> import lc_triton
+            >>> layer = lc_triton.LocallyConnected1D(64, 3)
+            >>> layer.build((None, 10, 32))
+            >>> layer.count_params()
+            49664
+        """
+        shape = _known_sizes(input_shape, self.ndim, batch=True)
+        if self._plan is None:
+            self._build(shape)
+            self._drop_lazy_hooks()
+        elif shape != self.input_shape:
+            allowed = f"(batch, {str(self.input_shape)[1:]}, what this layer is built for: make a new layer for others"
+            raise ArgumentValueError(name="input_shape", value=tuple(input_shape), allowed=allowed)
+
+    def initialize_parameters(self, x: Tensor) -> None:
+        """Build for x; weights loaded from a state dict are kept if they fit."""
+        self._check_rank(x)
+        self._build(tuple(x.shape[1:]))
+
+    def _drop_lazy_hooks(self) -> None:
+        # The mixin drops them after the first call; a layer built before it is a plain module at once.
+        for name in ("_initialize_hook", "_load_hook"):
+            getattr(self, name).remove()
+            delattr(self, name)
+
+    # ---- weights in Keras's shapes
+
+    def _reset(self, name: str) -> None:
+        geometry, parameter = self._geometry, getattr(self, name)
+        shape = layout.kernel_shape(geometry) if name == "weight" else geometry.bias_shape
+        initializer = self.kernel_initializer if name == "weight" else self.bias_initializer
+        self._write(name, initializers.draw(initializer, shape, parameter.dtype, parameter.device))
+
+    # ---- computing
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The output, `(batch, *new_spatial, filters)` or `(batch, filters, *new_spatial)`, of a batch x."""
+        self._check_rank(x)
+        y = super().forward(x)
+        if self.activity_regularizer is not None:
+            self._activity = regularizers.activity_penalty(self.activity_regularizer, y)
+        return y
+
+    def _check_rank(self, x: object) -> None:
+        if isinstance(x, Tensor) and x.ndim != self.ndim + 2:
+            axes = (
+                f"channels, {AXES[self.ndim]}"
+                if self.data_format == "channels_first"
+                else f"{AXES[self.ndim]}, channels"
+            )
+            raise RankError(name="x", allowed=f"{self.ndim + 2} dimensions (batch, {axes})", shape=tuple(x.shape))
+
+    def penalties(self) -> list[Tensor]:
+        """The penalties of kernel and bias, and that of the last forward's output over its batch size."""
+        if self._plan is None:
+            return []
+        found = []
+        if self.kernel_regularizer is not None:
+            found.append(self.kernel_regularizer(self._read("weight")))
+        if self.bias_regularizer is not None and self.use_bias:
+            found.append(self.bias_regularizer(self._read("bias")))
+        if self._activity is not None:
+            found.append(self._activity)
+        return found
+
+    def constrain_(self) -> None:
+        """Project kernel and bias onto their constraints, in place."""
+        if self._plan is None:
+            return
+        if self.kernel_constraint is not None:
+            kernel = constraints.project(self.kernel_constraint, self._read("weight"), constraints.KERNEL_AXIS)
+            self._write("weight", kernel)
+        if self.bias_constraint is not None and self.use_bias:
+            self._write("bias", constraints.project(self.bias_constraint, self._read("bias"), constraints.BIAS_AXIS))
+
+    def _read(self, name: str) -> Tensor:
+        if name == "weight":
+            return layout.kernel_to_keras(self.weight, self._geometry, self.data_format)
+        assert self.bias is not None
+        return layout.bias_to_keras(self.bias, self.data_format)
+
+    def _write(self, name: str, value: Tensor) -> None:
+        ours = (
+            layout.kernel_from_keras(value, self._geometry, self.data_format)
+            if name == "weight"
+            else layout.bias_from_keras(value, self.data_format)
+        )
+        with torch.no_grad():
+            getattr(self, name).copy_(ours)
+
+    def _names(self) -> list[str]:
+        return ["weight", "bias"] if self.use_bias else ["weight"]
+
+    def get_weights(self) -> list[np.ndarray[Any, Any]]:
+        """Kernel `(P, D, F)` and, if there is one, bias `(*out_spatial, F)`, as Keras's implementation 1 has them.
+
+        Returns:
+            Copies as numpy arrays; numpy has no bfloat16, so those weights come as float32.
+
+        Raises:
+            NotBuiltError: before the layer is built.
+
+        Source: `tf_keras.layers.Layer.get_weights`.
+
+        Example:
+            >>> import lc_triton
+            >>> layer = lc_triton.LocallyConnected1D(64, 3, input_shape=(10, 32))
+            >>> [w.shape for w in layer.get_weights()]
+            [(8, 96, 64), (8, 64)]
+        """
+        read = [self._read(name).detach().cpu() for name in self._names()]
+        return [np.array((w.float() if w.dtype == torch.bfloat16 else w).numpy()) for w in read]
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Overwrite kernel and bias; nothing is written unless all arrays fit.
+
+        Args:
+            weights: kernel `(P, D, F)` and, with a bias, bias `(*out_spatial, F)`: arrays or tensors of numbers.
+
+        Raises:
+            LocalConvError: before the layer is built, or arrays of another number or shape.
+
+        Source: `tf_keras.layers.Layer.set_weights`.
+
+        Example:
+            >>> import lc_triton
+            >>> one, other = (lc_triton.LocallyConnected1D(2, 3, input_shape=(5, 1)) for _ in range(2))
+            >>> other.set_weights(one.get_weights())
+        """
+        geometry, names = self._geometry, self._names()
+        shapes = [layout.kernel_shape(geometry), geometry.bias_shape][: len(names)]
+        allowed = f"a list of {len(names)} array(s) of shape {' and '.join(map(str, shapes))}"
+        if not isinstance(weights, Sequence) or isinstance(weights, str):
+            raise ArgumentTypeError(name="weights", value=weights, allowed=allowed)
+        values = [registry.as_tensor("weights", w) for w in weights]
+        if [tuple(v.shape) for v in values] != shapes:
+            raise ArgumentValueError(name="weights", value=[tuple(v.shape) for v in values], allowed=allowed)
+        for name, value in zip(names, values, strict=True):
+            self._write(name, value)
+
+    def count_params(self) -> int:
+        """Numbers in kernel and bias: `P * D * F + P * F`.
+
+        Raises:
+            NotBuiltError: before the layer is built.
+
+        Example:
+            >>> import lc_triton
+            >>> lc_triton.LocallyConnected2D(64, (3, 3), input_shape=(32, 32, 3)).count_params()
+            1612800
+        """
+        geometry = self._geometry
+        return geometry.weight_numel + (math.prod(geometry.bias_shape) if self.use_bias else 0)
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        """The output's shape for a batch of `input_shape`, without building.
+
+        Args:
+            input_shape: `(batch, *shape of one input)`; batch may be None.
+
+        Raises:
+            LocalConvError: a shape the arguments do not fit.
+
+        Example:
+            >>> import lc_triton
+            >>> lc_triton.LocallyConnected2D(64, (3, 3)).compute_output_shape((None, 32, 32, 3))
+            (None, 30, 30, 64)
+        """
+        geometry = self._geometry_for(_known_sizes(input_shape, self.ndim, batch=True))
+        return (input_shape[0], *self._arrange(geometry.out_spatial, self.filters))
+
+    # ---- configuration
+
+    def get_config(self) -> dict[str, Any]:
+        """All arguments as plain values that json takes, Keras's by Keras's names.
+
+        Raises:
+            ArgumentTypeError: an argument that is a function, which no configuration can hold.
+
+        Source: `tf_keras.layers.Layer.get_config`.
+
+        Example:
+            >>> import lc_triton
+            >>> config = lc_triton.LocallyConnected1D(64, 3, activation="relu").get_config()
+            >>> config["filters"], config["kernel_size"], config["activation"]
+            (64, [3], 'relu')
+        """
+        return {
+            "trainable": self.weight.requires_grad,
+            "dtype": str(self.weight.dtype).removeprefix("torch."),
+            "filters": self.filters,
+            "kernel_size": list(self.kernel_size),
+            "strides": list(self.strides),
+            "padding": self.padding,
+            "data_format": self.data_format,
+            "activation": activations.serialize(self.activation),
+            "use_bias": self.use_bias,
+            "kernel_initializer": registry.serialize("kernel_initializer", self.kernel_initializer),
+            "bias_initializer": registry.serialize("bias_initializer", self.bias_initializer),
+            "kernel_regularizer": registry.serialize("kernel_regularizer", self.kernel_regularizer),
+            "bias_regularizer": registry.serialize("bias_regularizer", self.bias_regularizer),
+            "activity_regularizer": registry.serialize("activity_regularizer", self.activity_regularizer),
+            "kernel_constraint": registry.serialize("kernel_constraint", self.kernel_constraint),
+            "bias_constraint": registry.serialize("bias_constraint", self.bias_constraint),
+            "implementation": self.implementation,
+            "dilation_rate": list(self.dilation_rate),
+            "groups": self.groups,
+            "input_shape": None if self.input_shape is None else list(self.input_shape),
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Any:
+        """The layer a configuration describes, with weights drawn anew.
+
+        Args:
+            config: what `get_config` gave, here or in Keras 2; its `name` is not used, since torch names a module by
+                its place in the model.
+
+        Raises:
+            LocalConvError: an argument that does not exist, or whatever the constructor refuses.
+
+        Source: `tf_keras.layers.Layer.from_config`.
+
+        Example:
+            >>> import lc_triton
+            >>> layer = lc_triton.LocallyConnected1D(64, 3, input_shape=(10, 32))
+            >>> lc_triton.LocallyConnected1D.from_config(layer.get_config()).output_shape
+            (None, 8, 64)
+        """
+        arguments = dict(config)
+        arguments.pop("name", None)
+        trainable = arguments.pop("trainable", True)
+        batch_shape = arguments.pop("batch_input_shape", None)
+        if batch_shape is not None:
+            arguments["input_shape"] = batch_shape[1:]
+        known = inspect.signature(cls).parameters
+        for name in arguments:
+            if name not in known:
+                raise UnknownNameError.of("argument", name, known)
+        layer = cls(**arguments)
+        for parameter in layer.parameters():
+            parameter.requires_grad = bool(trainable)  # the one way that waiting parameters know, too
+        return layer
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The last forward's penalty is part of a graph, which neither copies nor pickles.
+        return {**self.__dict__, "_activity": None}
+
+    def extra_repr(self) -> str:
+        """The arguments that differ from their defaults."""
+        parts = [f"{self.filters}, kernel_size={self.kernel_size}"]
+        none = (1,) * self.ndim
+        shown = {
+            "strides": none,
+            "padding": "valid",
+            "data_format": "channels_last",
+            "activation": None,
+            "use_bias": True,
+            "kernel_regularizer": None,
+            "bias_regularizer": None,
+            "activity_regularizer": None,
+            "kernel_constraint": None,
+            "bias_constraint": None,
+            "dilation_rate": none,
+            "groups": 1,
+            "input_shape": None,
+        }
+        for name, default in shown.items():
+            value = getattr(self, name)
+            if value != default and not isinstance(value, nn.Module):
+                parts.append(f"{name}={value!r}")
+        return ", ".join(parts)
+
+
+class LocallyConnected1D(_LocallyConnectedNd):
+    """Keras's locally connected layer for sequences: Conv1D with filters of its own at every output position.
+
+    Args:
+        filters: F, filters at every position.
+        kernel_size: window size in sites, an int or one a dimension.
+        strides: step between windows in sites.
+        padding: "valid" (none), "same" (TensorFlow's SAME, any stride), "keras_same" (Keras 2's "same") or "causal".
+        data_format: None or "channels_last", or "channels_first".
+        activation: None, one of Keras's names with Keras 2's constants, a (name, constant) pair or a callable.
+        use_bias: whether every position and filter has a bias.
+        kernel_initializer, bias_initializer: a name, a configuration or a callable `(shape, dtype)`; the fans are those
+            of one position (Keras's own: `{"class_name": "GlorotUniform", "config": {"fan_mode": "keras"}}`).
+        kernel_regularizer, bias_regularizer, activity_regularizer: None, a name, a configuration or a callable; what
+            they ask for is in `lc_triton.regularization_loss(model)`, to be added to the loss.
+        kernel_constraint, bias_constraint: None, a name, a configuration or a callable;
+            `lc_triton.apply_constraints(model)` projects, `lc_triton.attach_constraints(model, optimizer)` after each
+            step.
+        implementation: 1, 2 or 3, as in Keras; all compute the same here.
+        dilation_rate: sites between the taps of a window.
+        groups: blocks the channels and filters are split into.
+        input_shape: the shape of one input, without the batch, to build at once; else the first call builds.
+        device: of the parameters.
+        dtype: of the parameters, a floating-point dtype or its name.
+
+    Shapes:
+        channels_last `(batch, steps, C)` to `(batch, new_steps, F)`;
+        channels_first `(batch, C, steps)` to `(batch, F, new_steps)`.
+        weight `(*new_spatial, *kernel_size, C // groups, F)`; bias `(*new_spatial, F)`; Keras's shapes through
+        `get_weights` and `set_weights`.
+
+    Raises:
+        LocalConvError: (also a ValueError or TypeError) naming the argument, its value and what is allowed.
+
+    Source: Keras 2, `keras.layers.LocallyConnected1D`.
+
+    Example:
+        >>> import torch, lc_triton
+        >>> layer = lc_triton.LocallyConnected1D(64, 3, input_shape=(10, 32))
+        >>> layer(torch.randn(8, 10, 32)).shape
+        torch.Size([8, 8, 64])
+    """
+
+    ndim = 1
+
+
+class LocallyConnected2D(_LocallyConnectedNd):
+    """Keras's locally connected layer for images: Conv2D with filters of its own at every output position.
+
+    Args:
+        filters: F, filters at every position.
+        kernel_size: window size in sites, an int or one a dimension.
+        strides: step between windows in sites.
+        padding: "valid" (none), "same" (TensorFlow's SAME, any stride) or "keras_same" (Keras 2's "same").
+        data_format: None or "channels_last", or "channels_first".
+        activation: None, one of Keras's names with Keras 2's constants, a (name, constant) pair or a callable.
+        use_bias: whether every position and filter has a bias.
+        kernel_initializer, bias_initializer: a name, a configuration or a callable `(shape, dtype)`; the fans are those
+            of one position (Keras's own: `{"class_name": "GlorotUniform", "config": {"fan_mode": "keras"}}`).
+        kernel_regularizer, bias_regularizer, activity_regularizer: None, a name, a configuration or a callable; what
+            they ask for is in `lc_triton.regularization_loss(model)`, to be added to the loss.
+        kernel_constraint, bias_constraint: None, a name, a configuration or a callable;
+            `lc_triton.apply_constraints(model)` projects, `lc_triton.attach_constraints(model, optimizer)` after each
+            step.
+        implementation: 1, 2 or 3, as in Keras; all compute the same here.
+        dilation_rate: sites between the taps of a window.
+        groups: blocks the channels and filters are split into.
+        input_shape: the shape of one input, without the batch, to build at once; else the first call builds.
+        device: of the parameters.
+        dtype: of the parameters, a floating-point dtype or its name.
+
+    Shapes:
+        channels_last `(batch, rows, cols, C)` to `(batch, new_rows, new_cols, F)`;
+        channels_first `(batch, C, rows, cols)` to `(batch, F, new_rows, new_cols)`.
+        weight `(*new_spatial, *kernel_size, C // groups, F)`; bias `(*new_spatial, F)`; Keras's shapes through
+        `get_weights` and `set_weights`.
+
+    Raises:
+        LocalConvError: (also a ValueError or TypeError) naming the argument, its value and what is allowed.
+
+    Source: Keras 2, `keras.layers.LocallyConnected2D`.
+
+    Example:
+        >>> import torch, lc_triton
+        >>> layer = lc_triton.LocallyConnected2D(64, (3, 3), activation="relu", input_shape=(32, 32, 3))
+        >>> layer(torch.randn(8, 32, 32, 3)).shape
+        torch.Size([8, 30, 30, 64])
+    """
+
+    ndim = 2
+
+
+class LocallyConnected3D(_LocallyConnectedNd):
+    """Keras's locally connected layer for volumes: Conv3D with filters of its own at every output position.
+
+    Args:
+        filters: F, filters at every position.
+        kernel_size: window size in sites, an int or one a dimension.
+        strides: step between windows in sites.
+        padding: "valid" (none), "same" (TensorFlow's SAME, any stride) or "keras_same" (Keras 2's "same").
+        data_format: None or "channels_last", or "channels_first".
+        activation: None, one of Keras's names with Keras 2's constants, a (name, constant) pair or a callable.
+        use_bias: whether every position and filter has a bias.
+        kernel_initializer, bias_initializer: a name, a configuration or a callable `(shape, dtype)`; the fans are those
+            of one position (Keras's own: `{"class_name": "GlorotUniform", "config": {"fan_mode": "keras"}}`).
+        kernel_regularizer, bias_regularizer, activity_regularizer: None, a name, a configuration or a callable; what
+            they ask for is in `lc_triton.regularization_loss(model)`, to be added to the loss.
+        kernel_constraint, bias_constraint: None, a name, a configuration or a callable;
+            `lc_triton.apply_constraints(model)` projects, `lc_triton.attach_constraints(model, optimizer)` after each
+            step.
+        implementation: 1, 2 or 3, as in Keras; all compute the same here.
+        dilation_rate: sites between the taps of a window.
+        groups: blocks the channels and filters are split into.
+        input_shape: the shape of one input, without the batch, to build at once; else the first call builds.
+        device: of the parameters.
+        dtype: of the parameters, a floating-point dtype or its name.
+
+    Shapes:
+        channels_last `(batch, depth, rows, cols, C)` to `(batch, new_depth, new_rows, new_cols, F)`;
+        channels_first `(batch, C, depth, rows, cols)` to `(batch, F, ...)`.
+        weight `(*new_spatial, *kernel_size, C // groups, F)`; bias `(*new_spatial, F)`; Keras's shapes through
+        `get_weights` and `set_weights`.
+
+    Raises:
+        LocalConvError: (also a ValueError or TypeError) naming the argument, its value and what is allowed.
+
+    Source: Keras 2, `keras.layers.LocallyConnected2D`, one dimension further.
+
+    Example:
+        >>> import torch, lc_triton
+        >>> layer = lc_triton.LocallyConnected3D(4, 2, input_shape=(4, 5, 6, 2))
+        >>> layer(torch.randn(8, 4, 5, 6, 2)).shape
+        torch.Size([8, 3, 4, 5, 4])
+    """
+
+    ndim = 3

@@ -1,0 +1,360 @@
+"""LocallyConnected1D/2D/3D: what a Keras user, and a PyTorch user, expect of them."""
+
+import copy
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import lc_triton
+from lc_triton.keras import activations, constraints, initializers, regularizers
+from tests.cases import CASES, IDS, assert_close, tensors
+
+LAYERS = {1: lc_triton.LocallyConnected1D, 2: lc_triton.LocallyConnected2D, 3: lc_triton.LocallyConnected3D}
+NAMED = [i for i, c in enumerate(CASES) if isinstance(c.padding, str) or c.padding == 0]
+
+
+def layer_of(case, **kwargs):
+    arguments = {
+        "strides": case.stride,
+        "padding": case.padding or "valid",
+        "dilation_rate": case.dilation,
+        "groups": case.groups,
+        "dtype": "float64",
+        "bias_initializer": "normal",
+    }
+    return LAYERS[len(case.in_spatial)](case.filters, case.kernel, **(arguments | kwargs))
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("case", [CASES[i] for i in NAMED], ids=[IDS[i] for i in NAMED])
+def test_a_layer_is_local_conv_with_its_own_weights(case, data_format):
+    x = tensors(case).x
+    x = x if data_format == "channels_last" else x.movedim(-1, 1)
+    layer = layer_of(case, data_format=data_format, activation="leaky_relu")
+    y = layer(x)  # builds
+    assert layer.weight.shape == case.geometry.weight_shape
+    assert layer.bias.shape == case.geometry.bias_shape
+    want = lc_triton.local_conv(
+        x, layer.weight, layer.bias, **case.arguments, activation=("leaky_relu", 0.2), data_format=data_format
+    )
+    assert torch.equal(y, want)
+    assert layer.output_shape == (None, *y.shape[1:])
+    assert layer.input_shape == x.shape[1:]
+    assert layer.compute_output_shape((7, *x.shape[1:])) == (7, *y.shape[1:])
+    again = type(layer).from_config(json.loads(json.dumps(layer.get_config())))
+    again.set_weights(layer.get_weights())
+    assert torch.equal(again(x), y)
+    assert repr(again) == repr(layer)
+
+
+def test_the_examples_of_the_keras_documentation():
+    model = nn.Sequential(
+        lc_triton.LocallyConnected2D(64, (3, 3), input_shape=(32, 32, 3)), lc_triton.LocallyConnected2D(32, (3, 3))
+    )
+    assert model[0].count_params() == (30 * 30) * (3 * 3 * 3 * 64) + (30 * 30) * 64
+    assert model[0].output_shape == (None, 30, 30, 64)
+    assert model(torch.zeros(1, 32, 32, 3)).shape == (1, 28, 28, 32)
+    assert model[1].output_shape == (None, 28, 28, 32)
+    model = nn.Sequential(
+        lc_triton.LocallyConnected1D(64, 3, input_shape=(10, 32)), lc_triton.LocallyConnected1D(32, 3)
+    )
+    assert model(torch.zeros(2, 10, 32)).shape == (2, 6, 32)
+    assert model[0].output_shape == (None, 8, 64)
+
+
+def test_arguments_come_in_keras_order():
+    layer = lc_triton.LocallyConnected2D(
+        4, 3, 2, "SAME", "channels_first", "tanh", False, "ones", "ones", "l1", "l2", "l1_l2", "non_neg", "unit_norm", 3
+    )
+    config = layer.get_config()
+    assert config["strides"] == [2, 2]
+    assert (config["padding"], config["data_format"], config["activation"]) == ("same", "channels_first", "tanh")
+    names = [
+        "kernel_initializer",
+        "bias_initializer",
+        "kernel_regularizer",
+        "bias_regularizer",
+        "activity_regularizer",
+        "kernel_constraint",
+        "bias_constraint",
+    ]
+    assert [config[n]["class_name"] for n in names] == ["Ones", "Ones", "L1", "L2", "L1L2", "NonNeg", "UnitNorm"]
+    assert (config["use_bias"], config["implementation"], config["groups"]) == (False, 3, 1)
+
+
+@pytest.mark.parametrize("implementation", [1, 2, 3])
+def test_implementations_compute_the_same(implementation):
+    layer = lc_triton.LocallyConnected1D(2, 3, implementation=implementation, kernel_initializer="ones")
+    x = torch.arange(12.0).view(1, 6, 2)
+    assert torch.equal(layer(x), x.unfold(1, 3, 1).sum((2, 3))[..., None].expand(1, 4, 2))
+
+
+def test_three_ways_to_build():
+    x = torch.randn(2, 6, 5, 3)
+    one, two, three = (lc_triton.LocallyConnected2D(4, 2, **kw) for kw in ({"input_shape": (6, 5, 3)}, {}, {}))
+    assert (one.built, two.built, three.input_shape, three.output_shape) == (True, False, None, None)
+    assert three.penalties() == []
+    three.constrain_()
+    two.build((None, 6, 5, 3))
+    three(x)
+    assert {repr(layer) for layer in (one, two, three)} == {repr(one)}
+    two.build((8, 6, 5, 3))  # once more is no harm
+    for layer in (two, three):
+        layer.load_state_dict(one.state_dict())
+        assert torch.equal(layer(x), one(x))
+        assert not layer._forward_pre_hooks
+
+
+def test_a_state_dict_builds_an_unbuilt_layer():
+    one, other = lc_triton.LocallyConnected1D(4, 3, input_shape=(7, 2)), lc_triton.LocallyConnected1D(4, 3)
+    x = torch.randn(3, 7, 2)
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(other(x), one(x))
+    third = lc_triton.LocallyConnected1D(4, 3)
+    third.load_state_dict({"weight": one.weight.detach()}, strict=False)
+    assert torch.equal(third(x), lc_triton.local_conv(x, one.weight, data_format="channels_last"))  # zeros for the bias
+    third = lc_triton.LocallyConnected1D(4, 3)
+    third.load_state_dict(one.state_dict())
+    with pytest.raises(lc_triton.LocalConvError, match=r"weight.shape=\(5, 3, 2, 4\) does not fit"):
+        third(torch.randn(3, 8, 2))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+@pytest.mark.parametrize("built", [True, False])
+def test_copies_and_pickles(copied, built):
+    layer = lc_triton.LocallyConnected1D(
+        4, 3, activation="softmax", kernel_regularizer="l2", activity_regularizer="l1", kernel_constraint="max_norm"
+    )
+    x = torch.randn(3, 7, 2)
+    if built:
+        layer(x)
+    other = copied(layer)
+    layer(x)
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(x), layer(x))
+    assert torch.equal(lc_triton.regularization_loss(other), lc_triton.regularization_loss(layer))
+    assert other.to(torch.float64)(x.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", activations.ACTIVATIONS)
+def test_activations_have_keras_constants(name):
+    z = torch.linspace(-4, 7, 24, dtype=torch.float64).reshape(1, 8, 3)
+    layer = lc_triton.LocallyConnected1D(3, 1, activation=name, kernel_initializer="identity", dtype=torch.float64)
+    F = nn.functional
+    definition = {
+        "linear": lambda z: z,
+        "hard_sigmoid": lambda z: (0.2 * z + 0.5).clamp(0, 1),
+        "exponential": torch.exp,
+        "softmax": lambda z: z.softmax(-1),
+        "log_softmax": lambda z: z.log_softmax(-1),
+        "swish": lambda z: z * torch.sigmoid(z),
+        "leaky_relu": lambda z: torch.where(z > 0, z, 0.2 * z),
+        "tanh": torch.tanh,
+        "sigmoid": torch.sigmoid,
+    }.get(name) or getattr(F, name)
+    assert_close(layer(z), definition(z), 1e-12)
+
+
+def test_softmax_runs_over_the_last_axis_in_either_data_format():
+    for data_format in ("channels_first", "channels_last"):
+        layer = lc_triton.LocallyConnected2D(3, 2, activation="softmax", data_format=data_format)
+        y = layer(torch.randn(2, 4, 5, 6))
+        assert_close(y.sum(-1), torch.ones(y.shape[:-1], dtype=torch.float64), 1e-5)
+
+
+def test_callables_of_the_users_own():
+    class Halve(nn.Module):
+        def forward(self, y):
+            return y / 2
+
+    def ramp(shape, dtype):
+        return np.arange(np.prod(shape)).reshape(shape)
+
+    layer = lc_triton.LocallyConnected1D(
+        2,
+        3,
+        activation=Halve(),
+        kernel_initializer=ramp,
+        kernel_regularizer=lambda w: w[0, 0, 1],
+        activity_regularizer=torch.sum,
+        kernel_constraint=lambda w: w.clamp(max=5),
+        input_shape=(4, 1),
+    )
+    assert layer.get_weights()[0].flatten().tolist() == list(range(12))
+    y = layer(torch.ones(2, 4, 1))
+    assert y[0].tolist() == [[3.0, 4.5], [12.0, 13.5]]
+    assert lc_triton.regularization_loss(layer).item() == 1 + 33.0
+    lc_triton.apply_constraints(layer)
+    assert layer.get_weights()[0].flatten().tolist() == [0, 1, 2, 3, 4, 5] + [5] * 6
+    with pytest.raises(lc_triton.LocalConvError, match="activation must be a name or a pair to be written into"):
+        layer.get_config()
+    layer.activation = None
+    with pytest.raises(lc_triton.LocalConvError, match="kernel_initializer must be a named initializer to be written"):
+        layer.get_config()
+
+
+def test_penalties_reach_the_weights():
+    model = nn.Sequential(
+        lc_triton.LocallyConnected1D(2, 3, kernel_regularizer=regularizers.L2(0.5), input_shape=(4, 1)),
+        lc_triton.LocallyConnected1D(1, 2, bias_regularizer="l1", activity_regularizer="l2"),
+    )
+    assert lc_triton.regularization_loss(nn.Linear(2, 2)).item() == 0
+    model(torch.randn(5, 4, 1))
+    loss = lc_triton.regularization_loss(model)
+    assert_close(torch.autograd.grad(loss, model[0].weight, retain_graph=True)[0] != 0, torch.ones(2, 3, 1, 2).double())
+    alone = lc_triton.regularization_loss(model[0])
+    assert_close(torch.autograd.grad(alone, model[0].weight)[0], model[0].weight.detach().double())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(torch.randn(5, 4, 1))
+    assert lc_triton.regularization_loss(model).isfinite()
+
+
+def test_orthogonal_regularizer_drives_windows_apart():
+    eye = torch.eye(3).expand(4, 3, 3)
+    assert regularizers.get("orthogonal_regularizer")(eye).item() == 0
+    parallel = torch.ones(4, 3, 3)  # every pair of rows has cosine 1, at each of 4 positions
+    assert_close(regularizers.OrthogonalRegularizer(0.1)(parallel), torch.tensor(0.4, dtype=torch.float64), 1e-6)
+    w = torch.randn(2, 4, 3, requires_grad=True)
+    optimizer = torch.optim.Adam([w], 0.05)
+    start = regularizers.OrthogonalRegularizer(1.0, "columns")(w).item()
+    for _ in range(100):
+        optimizer.zero_grad()
+        regularizers.OrthogonalRegularizer(1.0, "columns")(w).backward()
+        optimizer.step()
+    assert regularizers.OrthogonalRegularizer(1.0, "columns")(w).item() < 0.1 * start
+
+
+def test_constraints_follow_each_step_until_removed():
+    layer = lc_triton.LocallyConnected2D(3, 2, kernel_constraint="unit_norm", bias_constraint="max_norm")
+    x = torch.randn(4, 5, 4, 2)
+    layer(x)
+    optimizer = torch.optim.SGD(layer.parameters(), 1.0)
+    handle = lc_triton.attach_constraints(layer, optimizer)
+
+    def norms():
+        layer(x).square().sum().backward()
+        optimizer.step()
+        return layer.weight.detach().flatten(2, 4).norm(dim=2)
+
+    assert_close(norms(), torch.ones(4, 3, 3, dtype=torch.float64), 1e-5)
+    assert layer.bias.detach().norm(dim=0).max() <= 2 + 1e-5
+    handle.remove()
+    assert (norms() - 1).abs().max() > 0.01
+
+
+def test_a_norm_is_that_of_one_filter_unless_an_axis_is_given():
+    w = torch.randn(5, 6, 4, dtype=torch.float64) * 3
+    assert_close(constraints.get("unit_norm")(w).norm(dim=1), torch.ones(5, 4, dtype=torch.float64), 1e-6)
+    per_position = constraints.UnitNorm(axis=[1, 2])(w)
+    assert_close(per_position.flatten(1).norm(dim=1), torch.ones(5, dtype=torch.float64), 1e-6)
+    assert constraints.get("max_norm")(w).norm(dim=1).max() <= 2
+    norm = constraints.get("min_max_norm")(w).norm(dim=1)
+    assert norm.max() <= 1
+
+
+@pytest.mark.parametrize("name", sorted({n for n in initializers.INITIALIZERS if n.islower()}))
+def test_initializers(name):
+    config = {"value": 0.5} if name == "constant" else {}
+    shape = (50, 24, 24) if name == "identity" else (50, 24, 36)
+    known = vars(initializers.get(name))
+    if "seed" in known:
+        config["seed"] = 3
+    init = initializers.get({"class_name": name, "config": config})
+    w = init(shape, torch.float64)
+    assert w.shape == shape
+    if "seed" in known:
+        assert torch.equal(w, init(shape, torch.float64))
+        assert not torch.equal(w, initializers.get(name)(shape, torch.float64))
+    fan_in, fan_out = shape[1:]
+    std = {
+        "constant": 0,
+        "glorot": (2 / (fan_in + fan_out)) ** 0.5,
+        "he": (2 / fan_in) ** 0.5,
+        "lecun": fan_in**-0.5,
+        "variance": fan_in**-0.5,
+        "random": {"random_uniform": 0.1 / 12**0.5}.get(name, 0.05),
+        "uniform": 0.1 / 12**0.5,
+        "normal": 0.05,
+        "truncated": 0.05 * initializers.TRUNCATED_STD,
+        "orthogonal": fan_out**-0.5,
+        "identity": (1 / fan_in - 1 / fan_in**2) ** 0.5,
+    }.get(name.split("_")[0], 0)
+    assert abs(w.std() - std) <= 0.02 * std
+    if name == "orthogonal":
+        assert_close(w @ w.mT, torch.eye(24, dtype=torch.float64).expand(50, 24, 24), 1e-12)
+        assert not torch.equal(w[0], w[1])
+    if name in ("truncated_normal", "glorot_normal", "he_normal", "lecun_normal", "variance_scaling"):
+        assert abs(w.abs().max() / (2 * std / initializers.TRUNCATED_STD) - 1) < 0.01
+
+
+def test_variance_scaling_modes():
+    def std(**kwargs):
+        return initializers.VarianceScaling(**kwargs)((40, 30, 50), torch.float64).std().item()
+
+    assert abs(std(scale=2.0, mode="fan_out", distribution="uniform") / (2 / 50) ** 0.5 - 1) < 0.02
+    assert abs(std(mode="fan_avg", distribution="untruncated_normal") / (1 / 40) ** 0.5 - 1) < 0.02
+    assert abs(std(distribution="normal", fan_mode="keras") / (1 / 1200) ** 0.5 - 1) < 0.02
+
+
+def test_device_dtype_and_trainable():
+    layer = lc_triton.LocallyConnected1D(2, 3, device="meta", dtype=torch.bfloat16, input_shape=(5, 1))
+    assert layer.weight.is_meta
+    assert layer.get_config()["dtype"] == "bfloat16"
+    layer = layer.to_empty(device="cpu")
+    layer.reset_parameters()
+    assert layer(torch.ones(1, 5, 1, dtype=torch.bfloat16)).isfinite().all()
+    assert [w.dtype for w in layer.get_weights()] == [np.float32, np.float32]
+    frozen = lc_triton.LocallyConnected1D.from_config({"filters": 2, "kernel_size": 3, "trainable": False, "name": "a"})
+    frozen(torch.ones(1, 5, 1))
+    assert not any(p.requires_grad for p in frozen.parameters())
+    assert frozen.get_config()["trainable"] is False
+
+
+def test_dilation_groups_and_keras_same():
+    layer = lc_triton.LocallyConnected2D(
+        4, (2, 3), padding="keras_same", dilation_rate=(2, 1), groups=2, kernel_initializer="normal"
+    )
+    x = torch.randn(2, 5, 6, 2)
+    want = lc_triton.local_conv(
+        x, layer_weight(layer, x), padding="keras_same", dilation=(2, 1), groups=2, data_format="channels_last"
+    )
+    assert torch.equal(layer(x), want)
+    assert layer.get_weights()[0].shape == (30, 6, 4)
+
+
+def layer_weight(layer, x):
+    layer(x)
+    return layer.weight
+
+
+def test_training_lowers_the_loss():
+    model = nn.Sequential(
+        lc_triton.LocallyConnected1D(6, 3, activation="relu", kernel_initializer="he_normal", kernel_regularizer="l2"),
+        lc_triton.LocallyConnected1D(4, 3, activation="swish", kernel_constraint="max_norm"),
+        nn.Flatten(),
+        nn.LazyLinear(3),
+    )
+    x, target = torch.randn(32, 10, 2), torch.randint(3, (32,))
+    model(x)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    lc_triton.attach_constraints(model, optimizer)
+    losses = []
+    for _ in range(60):
+        loss = nn.functional.cross_entropy(model(x), target)
+        optimizer.zero_grad()
+        (loss + 1e-3 * lc_triton.regularization_loss(model)).backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_what_a_layer_prints():
+    layer = lc_triton.LocallyConnected2D(4, 3, (1, 2), activation="relu", kernel_regularizer="l2", use_bias=False)
+    assert repr(layer) == (
+        "LocallyConnected2D(4, kernel_size=(3, 3), strides=(1, 2), activation='relu', use_bias=False, "
+        "kernel_regularizer=L2(l2=0.01))"
+    )
