@@ -19,6 +19,7 @@ __all__ = [
     "KernelTooLargeError",
     "LengthError",
     "LocalConvError",
+    "MissingPackageError",
     "NotBuiltError",
     "PaddingError",
     "RankError",
@@ -168,3 +169,9 @@ class CheckpointError(LocalConvError, ValueError):
     """A checkpoint file that cannot be read or belongs to something else; it is left as it is."""
 
     template = "checkpoint {path} cannot be used: {reason}; the file was left as it is"
+
+
+class MissingPackageError(LocalConvError, ImportError):
+    """An optional package that a command needs and that is not installed."""
+
+    template = '{what} needs {package}, which is not installed: pip install "lc-triton[{extra}]"'
