@@ -1,0 +1,77 @@
+"""What the documentation shows runs, and what it tells people to type exists."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import lc_triton
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Kernels have no examples, and importing them imports triton.
+MODULES = [
+    m.name
+    for m in pkgutil.walk_packages(lc_triton.__path__, "lc_triton.")
+    if not m.name.startswith(("lc_triton.kernels", "lc_triton.launch"))
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings(name):
+    module = importlib.import_module(name)
+    result = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
+    assert result.failed == 0
+
+
+def test_every_public_name_has_an_example():
+    for name in lc_triton.__all__:
+        if name not in ("__version__", "LocalConvError"):
+            assert ">>>" in getattr(lc_triton, name).__doc__, name
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_python_in_documents_runs(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL):
+        exec(compile(block, f"{path.name}: {block[:40]!r}", "exec"), names)
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "CONTRIBUTING.md"], ids=lambda p: p.name)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
+        assert target.startswith("https://") or (path.parent / target).exists(), target
+
+
+def dry(target):
+    done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_two_commands_of_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    for target, does in (("demo", "lc-triton demo"), ("test", "pytest")):
+        assert f"    make {target} " in readme
+        assert does in dry(target)
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert [line for line in ci.splitlines() if line.startswith("make")] == ["make lint", "make types", "make test"]
+    hooks = re.findall(r"entry: (make \w+)", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert hooks == ["make lint", "make types"]
+
+
+def test_set_up_installs_torch_by_the_pinned_file_first():
+    recipe = (ROOT / "Makefile").read_text()
+    first, second = (recipe.index(s) for s in ("constraints.txt torch\n", '-c constraints.txt -e ".[all]"'))
+    assert first < second
+
+
+def test_the_interpreter_has_a_process_of_its_own():
+    recipe = dry("test")
+    assert "--ignore=tests/interpreter" in recipe
+    assert re.search(r"TRITON_INTERPRET=1 .* tests/interpreter", recipe)

@@ -1,0 +1,118 @@
+"""What an installation holds: from the wheel, and from an editable one."""
+
+import re
+import subprocess
+import sys
+import zipfile
+from email import message_from_string
+from pathlib import Path
+
+import pytest
+
+import lc_triton
+
+ROOT = Path(__file__).parents[1]
+
+SHOW = """
+import lc_triton
+from lc_triton.tuning.paths import shipped_configs
+print(lc_triton.__file__)
+print(shipped_configs())
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The project's wheel, unpacked as an installer does."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        folder,
+        ROOT,
+    ]
+    subprocess.run(build, check=True)
+    (path,) = folder.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(folder / "site")
+    return path
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel):
+    info = f"lc_triton-{lc_triton.__version__}.dist-info"
+    return message_from_string(zipfile.ZipFile(wheel).read(f"{info}/METADATA").decode())
+
+
+def requirements(metadata, extra):
+    """The names of what an extra, or with None the package itself, asks for."""
+    found = set()
+    for line in metadata.get_all("Requires-Dist"):
+        requirement, _, marker = line.partition(";")
+        if (f"extra == '{extra}'" in marker) if extra else ("extra ==" not in marker):
+            found.add(re.match(r"[\w.\[\],-]+", requirement).group())
+    return found
+
+
+def shown(folder, cwd):
+    code = f"import sys; sys.path.insert(0, {str(folder)!r})\n{SHOW}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=True)
+    return [Path(line) for line in done.stdout.splitlines()]
+
+
+def test_the_wheel_is_pure_and_whole(wheel):
+    assert wheel.name == f"lc_triton-{lc_triton.__version__}-py3-none-any.whl"
+    names = zipfile.ZipFile(wheel).namelist()
+    ours = {p.relative_to(ROOT).as_posix() for p in (ROOT / "lc_triton").rglob("*.py")} | {"lc_triton/py.typed"}
+    assert ours <= set(names)
+    assert {n.split("/")[0] for n in names} == {"lc_triton", f"lc_triton-{lc_triton.__version__}.dist-info"}
+    configs = {p.relative_to(ROOT).as_posix() for p in (ROOT / "autotune_configs").rglob("*") if p.is_file()}
+    assert configs
+    assert {f"lc_triton/{c}" for c in configs} <= set(names)
+
+
+def test_configurations_are_found_from_the_wheel(wheel, tmp_path):
+    site = wheel.parent / "site"
+    module, configs = shown(site, tmp_path)
+    assert module == site / "lc_triton" / "__init__.py"
+    assert configs == site / "lc_triton" / "autotune_configs"
+
+
+def test_configurations_are_found_from_an_editable_install(tmp_path):
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*install, "--target", tmp_path / "site", "--editable", ROOT], check=True)
+    assert not (tmp_path / "site" / "lc_triton" / "__init__.py").exists()  # a link to the checkout, no copy
+    (link,) = (tmp_path / "site").glob("*.pth")
+    module, configs = shown(link.read_text().strip(), tmp_path)
+    assert module == ROOT / "lc_triton" / "__init__.py"
+    assert configs == ROOT / "autotune_configs"
+
+
+def test_metadata(wheel, metadata):
+    assert metadata["Name"] == "lc-triton"
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Requires-Python"] == "<3.14,>=3.10"
+    assert requirements(metadata, None) == {"torch", "triton", "numpy", "filelock", "tqdm"}
+    assert "triton>=3.6; sys_platform == 'linux'" in metadata.get_all("Requires-Dist")
+    assert set(metadata.get_all("Provides-Extra")) == {"all", "bench", "demo", "dev", "keras"}
+    everything = requirements(metadata, "all")
+    assert everything == {"lc-triton[demo,dev,keras]"}
+    for extra in ("demo", "keras", "dev"):
+        assert requirements(metadata, extra)
+        assert not requirements(metadata, extra) & {"tensorflow", "tf-keras", "jax", "flax"}
+    points = zipfile.ZipFile(wheel).read(f"lc_triton-{lc_triton.__version__}.dist-info/entry_points.txt").decode()
+    assert "lc-triton = lc_triton.cli:main" in points
+
+
+def test_every_dependency_is_pinned_for_the_tests(metadata):
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {line.split("==")[0] for line in lines if "==" in line}
+    for extra in (None, "demo", "keras", "dev"):
+        assert requirements(metadata, extra) <= pinned
+    assert {"torch==2.13.0", "triton==3.7.1"} <= set(lines)
