@@ -44,8 +44,8 @@ def read_by_any(d, windows, K: tl.constexpr, DIL: tl.constexpr, STEP: tl.constex
     else:
         m = d < d
         for j in tl.static_range(TILE):
-            _, m_j = tap(d - j * STEP, K, DIL)
-            m = m | (m_j & (j < windows))
+            _, m_j = tap(tl.where(j < windows, d - j * STEP, -1), K, DIL)
+            m = m | m_j
     return m
 
 
@@ -57,8 +57,8 @@ def reads_any(d, sites, K: tl.constexpr, DIL: tl.constexpr, TILE: tl.constexpr):
     else:
         m = d < d
         for j in tl.static_range(TILE):
-            _, m_j = tap(d + j, K, DIL)
-            m = m | (m_j & (j < sites))
+            _, m_j = tap(tl.where(j < sites, d + j, -1), K, DIL)
+            m = m | m_j
     return m
 
 

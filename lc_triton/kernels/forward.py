@@ -98,8 +98,8 @@ def forward_kernel(
         m_k = (k < KT) & (ih >= 0) & (ih < SHAPE.inputs[2]) & (iw >= 0) & (iw < SHAPE.inputs[3])
         if SHAPE.lead:
             m_k = m_k & (i0 >= 0) & (i0 < SHAPE.inputs[0]) & (i1 >= 0) & (i1 < SHAPE.inputs[1])
-        m_k = m_k & read_by_any(dh, min(TQ, OH - oh0), KH, DH, SH, TQ)
-        m_k = m_k & read_by_any(dw, min(TP, OW - ow0), KW, DW, SW, TP)
+        m_k = m_k & read_by_any(dh, tl.minimum(OH - oh0, TQ), KH, DH, SH, TQ)
+        m_k = m_k & read_by_any(dw, tl.minimum(OW - ow0, TP), KW, DW, SW, TP)
         if SHAPE.wide:  # a sample of 2^31 numbers or more
             i0, i1, ih = i0.to(tl.int64), i1.to(tl.int64), ih.to(tl.int64)
         o_k = (i0 * x_pitch[1] + i1 * x_pitch[2] + ih * x_pitch[3] + iw) * SHAPE.channels + c  # [BK]

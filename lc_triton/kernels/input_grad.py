@@ -112,8 +112,8 @@ def input_grad_kernel(
         kw, m_w = tap((sw + jc)[:, None] - (ow * SW)[None, :], KW, DW)
         o0, o1 = t0 * 0, t1 * 0
         m_k = (k < KT) & (oh >= 0) & (oh < OH) & (ow >= 0) & (ow < OW)
-        m_k = m_k & reads_any(sh - oh * SH, min(TQ, IH - ih0), KH, DH, TQ)
-        m_k = m_k & reads_any(sw - ow * SW, min(TP, IW - iw0), KW, DW, TP)
+        m_k = m_k & reads_any(sh - oh * SH, tl.minimum(IH - ih0, TQ), KH, DH, TQ)
+        m_k = m_k & reads_any(sw - ow * SW, tl.minimum(IW - iw0, TP), KW, DW, TP)
         if SHAPE.lead:
             o0, o1 = s0 - t0 * SHAPE.dilation[0], s1 - t1 * SHAPE.dilation[1]
             m_k = m_k & (o0 >= 0) & (o0 % S0 == 0) & (o0 < O0 * S0) & (o1 >= 0) & (o1 % S1 == 0) & (o1 < O1 * S1)

@@ -22,6 +22,8 @@ MIN_GROUP_FOR_DOT = 16
 MAX_BATCH_WITHOUT_DOT = 2
 # Products a program without dot holds at once: 32 float32 registers a thread of four warps.
 MAX_PRODUCTS = 4096
+# How deep a product without tensor cores may be: it is unrolled, and ptxas spills for sm_80 at twice this (triton 3.8).
+MAX_VECTOR_DEPTH = 32
 # Seconds one step of a pipelined loop takes at least, and a program's start and end.
 STEP_SECONDS = 0.25e-6
 PROGRAM_SECONDS = 3e-6
@@ -71,6 +73,8 @@ def candidates(
                     continue
                 for m in _powers(16, max(16, min(128, _power(batch)))):
                     for k in (16, 32, 64):
+                        if vector_math and (m if face == "weight_grad" else k) > MAX_VECTOR_DEPTH:
+                            continue
                         yield from _sized(face, rows, cols, block_f, m, k, biggest, sizes, device)
 
 
