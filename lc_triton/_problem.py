@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from lc_triton._activations import LINEAR, Activation
 from lc_triton._geometry import Geometry
@@ -20,6 +21,8 @@ class Problem:
     activation: Activation = LINEAR
     backend: str = "cpu"
     precision: str = "ieee"
+    # What launches of this problem have looked up: (face, batch, ...) -> tile; shared with `linear()`.
+    tiles: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def linear(self) -> Problem:
         """The same problem without its activation: what the derivatives of a face are made of."""

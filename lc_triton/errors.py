@@ -13,6 +13,7 @@ __all__ = [
     "BiasShapeError",
     "ChannelError",
     "CheckpointError",
+    "ConfigFileError",
     "DeviceMismatchError",
     "DtypeError",
     "GroupsError",
@@ -169,6 +170,12 @@ class CheckpointError(LocalConvError, ValueError):
     """A checkpoint file that cannot be read or belongs to something else; it is left as it is."""
 
     template = "checkpoint {path} cannot be used: {reason}; the file was left as it is"
+
+
+class ConfigFileError(LocalConvError, ValueError):
+    """A file of measured tiles that cannot be used; it is left as it is."""
+
+    template = "configuration file {path} is not used: {reason}; it was left as it is"
 
 
 class MissingPackageError(LocalConvError, ImportError):

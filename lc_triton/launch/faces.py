@@ -14,7 +14,7 @@ from lc_triton.kernels.weight_grad import weight_grad_kernel
 from lc_triton.launch.layout import dense_rows, epilogue_of, is_wide, shape_of, tile_of
 from lc_triton.tuning.config import Face, TileConfig
 from lc_triton.tuning.device import of_gpu
-from lc_triton.tuning.model import choose
+from lc_triton.tuning.select import select
 
 
 def forward(
@@ -109,9 +109,15 @@ def programs(face: Face, problem: Problem, batch: int, config: TileConfig) -> in
 
 
 def _choose(face: Face, problem: Problem, x: Tensor, weight: Tensor) -> TileConfig:
-    device = of_gpu(x.device.index or 0)
-    sizes = (x.element_size(), weight.element_size())
-    return choose(face, problem.geometry.as_4d(), x.shape[0], *sizes, problem.precision, device)
+    """The tile of a launch: one dictionary look-up when warm."""
+    key = (face, x.shape[0], x.dtype, weight.dtype, x.device.index)
+    config = problem.tiles.get(key)
+    if config is None:
+        device = of_gpu(x.device.index or 0)
+        dtype, weight_dtype = (str(t.dtype).removeprefix("torch.") for t in (x, weight))
+        config = select(face, problem.geometry, x.shape[0], dtype, weight_dtype, problem.precision, device).config
+        problem.tiles[key] = config
+    return config
 
 
 def _launch(kernel: Any, grid: int, config: TileConfig, *args: Any, **constants: Any) -> None:

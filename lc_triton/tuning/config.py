@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
-from lc_triton.errors import ArgumentValueError
+from lc_triton.errors import ArgumentTypeError, ArgumentValueError
 
 Face = Literal["forward", "input_grad", "weight_grad"]
 FACES: tuple[Face, ...] = ("forward", "input_grad", "weight_grad")
@@ -49,6 +49,22 @@ class TileConfig:
                 value=self,
                 allowed="at least 16 in rows * cols * block_f, block_b and block_k to use tl.dot",
             )
+
+    @classmethod
+    def from_json(cls, value: Any) -> TileConfig:
+        """The tile a JSON object holds.
+
+        Raises:
+            LocalConvError: a field that is missing, unknown or of a wrong type, or a tile that is not legal.
+        """
+        known = {f.name: f for f in fields(cls)}
+        if not isinstance(value, dict) or value.keys() != known.keys():
+            raise ArgumentTypeError(name="config", value=value, allowed=f"an object of {', '.join(sorted(known))}")
+        for name, number in value.items():
+            if type(number) is not type(known[name].default):
+                allowed = f"of type {type(known[name].default).__name__}"
+                raise ArgumentTypeError(name=name, value=number, allowed=allowed)
+        return cls(**value)
 
     @property
     def block_n(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 
@@ -14,6 +15,7 @@ class Device:
 
     Args:
         name: as people say it.
+        full_name: as the driver says it.
         arch: what Triton compiles for: a compute capability such as 90, or "gfx942".
         multiprocessors: how many programs run at once, at one each.
         shared_bytes: shared memory one program may take.
@@ -26,6 +28,7 @@ class Device:
     """
 
     name: str
+    full_name: str
     arch: int | str
     multiprocessors: int
     shared_bytes: int
@@ -33,16 +36,26 @@ class Device:
     l2_rate: float
     tensor_rate: float
 
+    @property
+    def arch_name(self) -> str:
+        """The architecture's folder among the configurations: "sm_90", or "gfx942"."""
+        return self.arch if isinstance(self.arch, str) else f"sm_{self.arch}"
+
+    @property
+    def folder(self) -> str:
+        """The device's folder among the configurations, such as "nvidia_h200"."""
+        return re.sub(r"[^a-z0-9]+", "_", self.full_name.lower()).strip("_")
+
 
 DEVICES = {
     d.name: d
     for d in (
-        Device("a100", 80, 108, 166_912, 1.9e12, 4.0e12, 312e12),
-        Device("h100", 90, 132, 232_448, 3.0e12, 5.5e12, 790e12),
-        Device("h200", 90, 132, 232_448, 4.3e12, 5.5e12, 790e12),
-        Device("b200", 100, 148, 232_448, 7.0e12, 9.0e12, 2000e12),
-        Device("rtx4090", 89, 128, 101_376, 0.95e12, 5.0e12, 165e12),
-        Device("mi300x", "gfx942", 304, 65_536, 4.5e12, 9.0e12, 1000e12),
+        Device("a100", "NVIDIA A100-SXM4-80GB", 80, 108, 166_912, 1.9e12, 4.0e12, 312e12),
+        Device("h100", "NVIDIA H100 80GB HBM3", 90, 132, 232_448, 3.0e12, 5.5e12, 790e12),
+        Device("h200", "NVIDIA H200", 90, 132, 232_448, 4.3e12, 5.5e12, 790e12),
+        Device("b200", "NVIDIA B200", 100, 148, 232_448, 7.0e12, 9.0e12, 2000e12),
+        Device("rtx4090", "NVIDIA GeForce RTX 4090", 89, 128, 101_376, 0.95e12, 5.0e12, 165e12),
+        Device("mi300x", "AMD Instinct MI300X", "gfx942", 304, 65_536, 4.5e12, 9.0e12, 1000e12),
     )
 }
 
@@ -73,6 +86,7 @@ def of_gpu(index: int) -> Device:
     near = _nearest(found.name.lower(), found)
     return Device(
         name=near.name,
+        full_name=found.name,
         arch=near.arch if torch.version.hip else found.major * 10 + found.minor,
         multiprocessors=found.multi_processor_count,
         shared_bytes=getattr(found, "shared_memory_per_block_optin", near.shared_bytes),

@@ -4,7 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lc_triton._backend import environment
+
 _NAME = "autotune_configs"
+
+
+def user_configs() -> Path:
+    """The folder of a user's own measurements: $LC_TRITON_CONFIG_DIR, else lc_triton in the user's cache folder.
+
+    Example:
+        >>> user_configs().is_absolute()
+        True
+    """
+    chosen = environment("LC_TRITON_CONFIG_DIR", "")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    cache = environment("XDG_CACHE_HOME", "") or "~/.cache"
+    return Path(cache).expanduser().absolute() / "lc_triton" / _NAME
 
 
 def shipped_configs() -> Path:

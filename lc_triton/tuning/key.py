@@ -1,0 +1,91 @@
+"""What a measured tile belongs to: the numbers that decide which tile is fastest."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from lc_triton._geometry import Geometry, check_int
+from lc_triton.errors import ArgumentTypeError, ArgumentValueError
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class ProblemKey:
+    """A layer as the choice of tiles sees it.
+
+    Args:
+        dtype, weight_dtype: of x and of the weight, torch's names.
+        precision: of float32 products, "ieee" or "tf32".
+        batch: B, rounded up to a power of two.
+        positions: P.
+        kernel, stride, dilation: of four spatial dimensions, the leading ones 1.
+        channels, filters, groups: C, F, G.
+    """
+
+    dtype: str
+    weight_dtype: str
+    precision: str
+    batch: int
+    positions: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    channels: int
+    filters: int
+    groups: int
+
+    @classmethod
+    def of(cls, geometry: Geometry, batch: int, dtype: str, weight_dtype: str, precision: str) -> ProblemKey:
+        """The key of a layer at a batch."""
+        geo = geometry.as_4d()
+        return cls(
+            dtype=dtype,
+            weight_dtype=weight_dtype,
+            precision=precision,
+            batch=bucket(batch),
+            positions=geo.positions,
+            kernel=geo.kernel,
+            stride=geo.stride,
+            dilation=geo.dilation,
+            channels=geo.in_channels,
+            filters=geo.out_channels,
+            groups=geo.groups,
+        )
+
+    def at(self, batch: int) -> ProblemKey:
+        """The same layer at another batch."""
+        return ProblemKey(**{**vars(self), "batch": bucket(batch)})
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, value: Any) -> ProblemKey:
+        """The key a JSON object holds.
+
+        Raises:
+            LocalConvError: a field that is missing, unknown or of a wrong type.
+        """
+        known = {f.name for f in fields(cls)}
+        if not isinstance(value, dict) or value.keys() != known:
+            raise ArgumentTypeError(name="problem", value=value, allowed=f"an object of {', '.join(sorted(known))}")
+        for name in ("kernel", "stride", "dilation"):
+            if not isinstance(value[name], list) or len(value[name]) != 4:
+                raise ArgumentTypeError(name=name, value=value[name], allowed="four integers")
+            for v in value[name]:
+                check_int(name, v, 1)
+        for name in ("batch", "positions", "channels", "filters", "groups"):
+            check_int(name, value[name], 1)
+        for name, allowed in (("dtype", DTYPES), ("weight_dtype", DTYPES), ("precision", ("ieee", "tf32"))):
+            if value[name] not in allowed:
+                raise ArgumentValueError(name=name, value=value[name], allowed=f"one of {', '.join(allowed)}")
+        arguments: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
+        return cls(**arguments)
+
+
+def bucket(batch: int) -> int:
+    """The least power of two that is at least `batch`, and at least 1."""
+    return 1 << max(0, batch - 1).bit_length()

@@ -1,0 +1,85 @@
+"""Which tile a launch takes: a user's measurement, a shipped one, or the analytic model's pick. Nothing is timed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lc_triton._geometry import Geometry
+from lc_triton.tuning import paths, store
+from lc_triton.tuning.config import Face, TileConfig
+from lc_triton.tuning.device import Device
+from lc_triton.tuning.key import ProblemKey
+from lc_triton.tuning.model import choose
+
+Source = Literal["user", "shipped", "architecture", "model"]
+ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A tile, where it came from, and the measurement behind it.
+
+    Args:
+        config: the tile.
+        source: "user" or "shipped", measured on this very GPU; "architecture", shipped for another GPU of the same
+            architecture; "model", predicted.
+        path: the file it came from.
+        key: the problem it was measured for: this one, or the same at half or twice the batch.
+        measured: what was measured.
+        stale: whether the kernel's source has changed since.
+    """
+
+    config: TileConfig
+    source: Source
+    path: Path | None = None
+    key: ProblemKey | None = None
+    measured: store.Measured | None = None
+    stale: bool = False
+
+
+def select(
+    face: Face, geometry: Geometry, batch: int, dtype: str, weight_dtype: str, precision: str, device: Device
+) -> Choice:
+    """The tile for a problem, by the order of `Choice.source`; the same arguments and files give the same answer.
+
+    Args:
+        face: which kernel.
+        geometry: the layer.
+        batch: B.
+        dtype: of x, by torch's name.
+        weight_dtype: of the weight.
+        precision: of float32 products, "ieee" or "tf32".
+        device: what it runs on.
+
+    Example:
+        >>> from lc_triton._geometry import Geometry
+        >>> from lc_triton.tuning.device import by_name
+        >>> layer = Geometry.make((8, 8), 16, 16, 3)
+        >>> select("forward", layer, 32, "float32", "float32", "ieee", by_name("a100")).source
+        'model'
+    """
+    wanted = ProblemKey.of(geometry, batch, dtype, weight_dtype, precision)
+    for source, path in _files(face, device):
+        entries = store.read_or_warn(path)
+        # A tile for twice the batch, or for half of it, is nearer the best than the model is.
+        for key in (wanted, wanted.at(2 * wanted.batch), wanted.at(max(1, wanted.batch // 2))):
+            measured = entries.get(key)
+            if measured is not None:
+                stale = measured.kernel_hash != store.kernel_hash(face)
+                return Choice(measured.config, source, path, key, measured, stale)
+    sizes = ITEMSIZE[dtype], ITEMSIZE[weight_dtype]
+    return Choice(choose(face, geometry.as_4d(), batch, *sizes, precision, device), "model")
+
+
+def _files(face: Face, device: Device) -> Iterator[tuple[Source, Path]]:
+    """The files that may hold a measurement, the most telling first."""
+    yield "user", store.file_of(paths.user_configs(), device.arch_name, device.folder, face)
+    shipped = paths.shipped_configs()
+    exact = store.file_of(shipped, device.arch_name, device.folder, face)
+    yield "shipped", exact
+    for path in sorted((shipped / device.arch_name).glob(f"*/{face}.json")):
+        if path != exact:
+            yield "architecture", path

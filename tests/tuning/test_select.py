@@ -1,0 +1,127 @@
+"""The order in which a tile is looked up, and that a warm look-up is one."""
+
+from dataclasses import replace
+
+import pytest
+
+from lc_triton import _backend
+from lc_triton._geometry import Geometry
+from lc_triton.tuning import paths, store
+from lc_triton.tuning.config import FACES, TileConfig
+from lc_triton.tuning.device import by_name
+from lc_triton.tuning.key import ProblemKey
+from lc_triton.tuning.model import choose
+from lc_triton.tuning.select import select
+from tests.tuning.test_store import MEASURED
+
+LAYER = Geometry.make((8, 9), 16, 32, 3, stride=2, padding=1)
+H200 = by_name("h200")
+ARGUMENTS = ("bfloat16", "bfloat16", "ieee")
+
+
+def key(batch):
+    return ProblemKey.of(LAYER, batch, *ARGUMENTS)
+
+
+def tile(n):
+    return TileConfig(1, 1, 32, 16 * 2**n, 32)
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """Empty folders in place of the user's and the shipped one."""
+    shipped = tmp_path / "shipped"
+    shipped.mkdir()
+    monkeypatch.setattr(paths, "shipped_configs", lambda: shipped)
+    monkeypatch.setattr(paths, "user_configs", lambda: tmp_path / "user")
+    store.read_or_warn.cache_clear()
+    yield tmp_path
+    store.read_or_warn.cache_clear()
+
+
+def put(folder, device, config, batch=32):
+    path = store.file_of(folder, H200.arch_name, device, "forward")
+    store.merge(path, device, "forward", {key(batch): replace(MEASURED, config=config)})
+
+
+def chosen(batch=32, device=H200):
+    return select("forward", LAYER, batch, *ARGUMENTS, device)
+
+
+def test_the_order(folders):
+    assert (chosen().source, chosen().config) == (
+        "model",
+        choose("forward", LAYER.as_4d(), 32, 2, 2, "ieee", H200),
+    )
+    put(folders / "shipped", "nvidia_h100_80gb_hbm3", tile(0))
+    assert (chosen().source, chosen().config) == ("architecture", tile(0))
+    put(folders / "shipped", "nvidia_h200", tile(1))
+    assert (chosen().source, chosen().config) == ("shipped", tile(1))
+    put(folders / "user", "nvidia_h200", tile(2))
+    assert (chosen().source, chosen().config) == ("user", tile(2))
+    assert chosen().path == folders / "user" / "sm_90" / "nvidia_h200" / "forward.json"
+    assert chosen(device=by_name("a100")).source == "model"
+    assert chosen(device=by_name("h100")).config == tile(0)
+
+
+def test_a_neighbouring_batch_serves_but_no_farther_one(folders):
+    put(folders / "user", "nvidia_h200", tile(1), batch=32)
+    assert [chosen(b).source for b in (8, 9, 16, 32, 64, 65, 128)] == ["model"] + ["user"] * 4 + ["model"] * 2
+    put(folders / "user", "nvidia_h200", tile(2), batch=64)
+    assert [chosen(b).config for b in (16, 32, 33, 64, 128)] == [tile(1), tile(1), tile(2), tile(2), tile(2)]
+
+
+def test_another_face_dtype_or_layer_has_tiles_of_its_own(folders):
+    put(folders / "user", "nvidia_h200", tile(1))
+    assert select("input_grad", LAYER, 32, *ARGUMENTS, H200).source == "model"
+    assert select("forward", LAYER, 32, "bfloat16", "float32", "ieee", H200).source == "model"
+    assert select("forward", Geometry.make((8, 9), 16, 32, 3, stride=2), 32, *ARGUMENTS, H200).source == "model"
+
+
+def test_a_measurement_of_another_source_is_stale_but_used(folders):
+    put(folders / "user", "nvidia_h200", tile(1))
+    assert not chosen().stale
+    path = store.file_of(folders / "user", "sm_90", "nvidia_h200", "forward")
+    store.merge(path, "", "forward", {key(32): replace(MEASURED, config=tile(1), kernel_hash="0" * 12)})
+    assert chosen().stale
+    assert chosen().config == tile(1)
+
+
+def test_a_damaged_file_is_skipped_for_the_next(folders):
+    put(folders / "shipped", "nvidia_h200", tile(1))
+    path = store.file_of(folders / "user", "sm_90", "nvidia_h200", "forward")
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    with pytest.warns(RuntimeWarning, match="is not used"):
+        assert chosen().source == "shipped"
+
+
+def test_the_users_folder(monkeypatch, tmp_path):
+    def folder(**variables):
+        for name in ("LC_TRITON_CONFIG_DIR", "XDG_CACHE_HOME"):
+            monkeypatch.setenv(name, variables.get(name, ""))
+        _backend.environment.cache_clear()
+        return paths.user_configs()
+
+    assert folder(LC_TRITON_CONFIG_DIR=str(tmp_path)) == tmp_path
+    assert folder(XDG_CACHE_HOME=str(tmp_path)) == tmp_path / "lc_triton" / "autotune_configs"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert folder() == tmp_path / ".cache" / "lc_triton" / "autotune_configs"
+    monkeypatch.undo()
+    _backend.environment.cache_clear()
+
+
+def test_devices_have_folders_of_their_own():
+    names = ("a100", "h100", "h200", "b200", "rtx4090", "mi300x")
+    folders = [f"{by_name(n).arch_name}/{by_name(n).folder}" for n in names]
+    assert folders[2] == "sm_90/nvidia_h200"
+    assert folders[5] == "gfx942/amd_instinct_mi300x"
+    assert len(set(folders)) == 6
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_nothing_shipped_is_unmeasured(face):
+    for path in paths.shipped_configs().glob(f"*/*/{face}.json"):
+        for measured in store.read(path).values():
+            assert measured.median_us > 0
+            assert measured.date

@@ -1,0 +1,186 @@
+"""Measured tiles on disk: round trips, many writers, killed writers, and files that cannot be used."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import replace
+
+import pytest
+
+from lc_triton._geometry import Geometry
+from lc_triton.errors import ConfigFileError
+from lc_triton.tuning import store
+from lc_triton.tuning.config import TileConfig
+from lc_triton.tuning.key import ProblemKey, bucket
+
+LAYER = Geometry.make((8, 9), 16, 32, 3, stride=2, padding=1)
+KEY = ProblemKey.of(LAYER, 20, "bfloat16", "float32", "ieee")
+# Invented numbers: they exercise the file format and never leave the test.
+MEASURED = store.Measured(
+    TileConfig(2, 4, 32, 64, 32, num_warps=8),
+    10.5,
+    10.0,
+    11.0,
+    1000.0,
+    50.0,
+    0.5,
+    TileConfig(1, 1, 32, 64, 32, swap=True),
+    12.0,
+    "2026-01-02",
+    "2.13.0",
+    "3.7.1",
+    store.kernel_hash("forward"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    store.read_or_warn.cache_clear()
+
+
+def test_batches_share_a_bucket_up_to_the_next_power_of_two():
+    assert [bucket(b) for b in (0, 1, 2, 3, 4, 5, 33, 64)] == [1, 1, 2, 4, 4, 8, 64, 64]
+    assert ProblemKey.of(LAYER, 32, "bfloat16", "float32", "ieee") == KEY
+    assert KEY.at(33).batch == 64
+
+
+def test_round_trip(tmp_path):
+    path = store.file_of(tmp_path, "sm_90", "nvidia_h200", "forward")
+    assert path == tmp_path / "sm_90" / "nvidia_h200" / "forward.json"
+    assert store.read(path) == {}
+    store.merge(path, "NVIDIA H200", "forward", {KEY: MEASURED})
+    store.merge(path, "NVIDIA H200", "forward", {KEY.at(64): replace(MEASURED, runner_up=None, runner_up_us=None)})
+    faster = replace(MEASURED, median_us=9.0)
+    store.merge(path, "NVIDIA H200", "forward", {KEY: faster})
+    entries = store.read(path)
+    assert entries == {KEY: faster, KEY.at(64): replace(MEASURED, runner_up=None, runner_up_us=None)}
+    content = json.loads(path.read_text())
+    assert (content["schema"], content["device"], content["face"]) == (1, "NVIDIA H200", "forward")
+
+
+WRITER = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from lc_triton.tuning import store
+from tests.tuning.test_store import KEY, MEASURED
+path, number = Path(sys.argv[1]), int(sys.argv[2])
+for i in range(int(sys.argv[3])):
+    key = replace(KEY, positions=1000 * number + i + 1)
+    store.merge(path, "GPU", "forward", {key: MEASURED})
+    print(i, flush=True)
+"""
+
+
+def writer(path, number, count):
+    command = [sys.executable, "-c", WRITER, str(path), str(number), str(count)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_eight_processes_lose_no_entry(tmp_path):
+    path = tmp_path / "forward.json"
+    writers = [writer(path, n, 5) for n in range(8)]
+    for w in writers:
+        _, err = w.communicate(timeout=200)
+        assert w.returncode == 0, err
+    assert {k.positions for k in store.read(path)} == {1000 * n + i + 1 for n in range(8) for i in range(5)}
+
+
+def test_a_killed_writer_leaves_a_readable_file(tmp_path):
+    path = tmp_path / "forward.json"
+    for attempt in range(4):
+        process = writer(path, attempt, 10_000)
+        written = int(process.stdout.readline())
+        time.sleep(0.013 * attempt)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kept = {k.positions for k in store.read(path)}
+        assert 1000 * attempt + written + 1 in kept
+    store.merge(path, "GPU", "forward", {KEY: MEASURED})  # the dead have left no lock
+    assert KEY in store.read(path)
+
+
+def valid():
+    return {
+        "kind": "lc_triton tiles",
+        "schema": 1,
+        "device": "GPU",
+        "face": "forward",
+        "entries": [{"problem": KEY.to_json(), **json.loads(json.dumps(store.asdict(MEASURED)))}],
+    }
+
+
+def changed(**changes):
+    content = valid()
+    content["entries"][0] |= changes
+    return json.dumps(content)
+
+
+def tile(**changes):
+    return {**vars(MEASURED.config), **changes}
+
+
+UNUSABLE = {
+    "truncated": (json.dumps(valid())[:-20], "it cannot be read"),
+    "empty": ("", "it cannot be read"),
+    "binary": ("\udcff\udcfe", "it cannot be read"),
+    "foreign": ('{"triton_version": "3.4", "1": {"BLOCK_SIZE_M": 16}}', "it holds no tiles of lc_triton"),
+    "list": ("[]", "it holds no tiles of lc_triton"),
+    "future": (json.dumps(valid() | {"schema": 2}), "it has schema 2, this lc_triton reads schema 1"),
+    "no_entries": (json.dumps({k: v for k, v in valid().items() if k != "entries"}), "entry 0 is wrong"),
+    "text_entry": (json.dumps(valid() | {"entries": ["a"]}), "entry 0 is wrong"),
+    "no_median": (changed(median_us=None), "median_us must be a number >= 0, got None"),
+    "nan": (changed(median_us=float("nan")), "median_us must be a number >= 0, got nan"),
+    "unknown_field": (changed(speed=1), "entry must be an object of config, date"),
+    "odd_block": (changed(config=tile(block_f=24)), "block_f must be a power of two, got 24"),
+    "bool_block": (changed(config=tile(block_f=True)), "block_f must be of type int, got True"),
+    "no_stages": (changed(config={}), "config must be an object of block_b"),
+    "problem": (changed(problem=KEY.to_json() | {"kernel": [3, 3]}), "kernel must be four integers, got [3, 3]"),
+    "dtype": (changed(problem=KEY.to_json() | {"dtype": "int8"}), "dtype must be one of float16"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_a_file_that_cannot_be_used_is_named_once_skipped_and_left_as_it_is(name, tmp_path):
+    text, message = UNUSABLE[name]
+    path = tmp_path / "forward.json"
+    path.write_text(text, errors="surrogateescape")
+    before = path.read_bytes()
+    with pytest.raises(ConfigFileError) as caught:
+        store.read(path)
+    assert message in str(caught.value)
+    with pytest.warns(RuntimeWarning) as seen:
+        assert store.read_or_warn(path) == {}
+    assert len(seen) == 1
+    assert f"configuration file {path} is not used: it" in str(seen[0].message) or "entry 0" in str(seen[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert store.read_or_warn(path) == {}
+    with pytest.raises(ConfigFileError):
+        store.merge(path, "GPU", "forward", {KEY: MEASURED})
+    assert path.read_bytes() == before
+
+
+def test_a_valid_file_is_valid(tmp_path):
+    path = tmp_path / "forward.json"
+    path.write_text(json.dumps(valid()))
+    assert store.read(path) == {KEY: MEASURED}
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigFileError, match="it cannot be written"):
+        store.merge(tmp_path / "file" / "forward.json", "GPU", "forward", {KEY: MEASURED})
+
+
+def test_the_hash_follows_the_source():
+    assert len({store.kernel_hash(face) for face in ("forward", "input_grad", "weight_grad")}) == 3
+    assert len(store.kernel_hash("forward")) == 12
+
+
+def test_importing_the_package_reads_no_configuration():
+    code = "import sys, lc_triton; sys.exit('filelock' in sys.modules or 'lc_triton.tuning.store' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
