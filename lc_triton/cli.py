@@ -1,15 +1,22 @@
-"""The command line: `lc-triton demo | env`."""
+"""The command line: `lc-triton demo | inspect | configs | env`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lc_triton._version import __version__
 from lc_triton.errors import LocalConvError
+
+if TYPE_CHECKING:
+    from lc_triton.tuning.config import Face
+    from lc_triton.tuning.device import Device
+    from lc_triton.tuning.workloads import Workload
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"lc-triton {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_demo(commands)
+    _add_inspect(commands)
+    _add_configs(commands)
     _add_env(commands)
     options = parser.parse_args(arguments)
     try:
@@ -56,6 +65,114 @@ def _demo(options: argparse.Namespace) -> None:
     run(Settings(**{name: getattr(options, name) for name in names}))
 
 
+def _add_problem(parser: argparse.ArgumentParser) -> None:
+    """The options that say which kernels."""
+    parser.add_argument("--workload", help="a name from --workloads")
+    parser.add_argument("--workloads", type=Path, help="a file of workloads (default: published networks)")
+    parser.add_argument("--all", action="store_true", help="every workload, at each of its batches")
+    parser.add_argument("--batch", type=int, help="samples (default: each of the workload's batches)")
+    parser.add_argument("--dtype", default="bfloat16", help="float16, bfloat16 (default), float32 or float64")
+    parser.add_argument("--device", default="h200", help="a100, h100, h200 (default), b200, rtx4090 or mi300x")
+    parser.add_argument("--face", default="all", help="forward, input_grad, weight_grad or all (default)")
+    parser.add_argument("--json", action="store_true", help="one JSON array on standard output, nothing else")
+
+
+def _problems(options: argparse.Namespace) -> tuple[list[tuple[Workload, int, Face]], Device]:
+    from lc_triton._geometry import check_int, check_name
+    from lc_triton.errors import ArgumentValueError, UnknownNameError
+    from lc_triton.tuning import paths, workloads
+    from lc_triton.tuning.config import FACES
+    from lc_triton.tuning.device import by_name
+    from lc_triton.tuning.key import DTYPES
+
+    check_name("dtype", options.dtype, DTYPES)
+    check_name("face", options.face, (*FACES, "all"))
+    device = by_name(options.device)
+    known = workloads.read(options.workloads or paths.shipped_workloads())
+    if options.all == (options.workload is not None):
+        raise ArgumentValueError(name="--workload", value=options.workload, allowed="given, or else --all")
+    if options.workload is not None and options.workload not in known:
+        raise UnknownNameError.of("workload", options.workload, known)
+    faces = FACES if options.face == "all" else (options.face,)
+    batches = None if options.batch is None else (check_int("batch", options.batch, 1),)
+    chosen = known.values() if options.all else [known[options.workload]]
+    return [(w, b, face) for w in chosen for b in batches or w.batches for face in faces], device
+
+
+def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("inspect", help="compile the chosen kernels for a GPU that need not be here")
+    _add_problem(parser)
+    parser.set_defaults(call=_inspect, after_interrupt="")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    problems, device = _problems(options)
+    _need_triton()
+    from lc_triton.launch.inspection import inspect
+
+    reports = []
+    for workload, batch, face in tqdm(problems, desc="compiling", unit="kernel", disable=None):
+        report = inspect(workload, batch, options.dtype, face, device)
+        reports.append(report.to_json())
+        if not options.json:
+            tqdm.write(report.to_text() + "\n")
+    if options.json:
+        print(json.dumps(reports, indent=1))
+
+
+def _need_triton() -> None:
+    import importlib.util
+
+    from lc_triton.errors import MissingPackageError
+
+    if importlib.util.find_spec("triton") is None:
+        raise MissingPackageError(what="inspect", package="triton (Linux only)", extra="all")
+
+
+def _add_configs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("configs", help="list the tiles that would be used, and where they come from")
+    _add_problem(parser)
+    parser.set_defaults(call=_configs, after_interrupt="")
+
+
+def _configs(options: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from lc_triton.tuning.select import select
+
+    problems, device = _problems(options)
+    rows = []
+    for workload, batch, face in problems:
+        choice = select(face, workload.geometry, batch, options.dtype, options.dtype, "ieee", device)
+        rows.append(
+            {
+                "workload": workload.name,
+                "batch": batch,
+                "dtype": options.dtype,
+                "face": face,
+                "device": device.full_name,
+                "config": asdict(choice.config),
+                "source": choice.source,
+                "path": None if choice.path is None else str(choice.path),
+                "median_us": None if choice.measured is None else choice.measured.median_us,
+                "stale": choice.stale,
+            }
+        )
+        if not options.json:
+            c = choice.config
+            tile = f"{c.rows}x{c.cols} f{c.block_f} b{c.block_b} k{c.block_k} w{c.num_warps} s{c.num_stages}"
+            tile += " swapped" if c.swap else "" if c.dot else " reduced"
+            where = f"{choice.path}{', stale: the kernel has changed since' if choice.stale else ''}"
+            print(
+                f"{workload.name:22}{batch:>6}  {face:12}{tile:34}{choice.source}"
+                + (f" ({where})" if choice.path else "")
+            )
+    if options.json:
+        print(json.dumps(rows, indent=1))
+
+
 def _add_env(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("env", help="print what a bug report needs: versions, devices, what runs where")
     parser.set_defaults(call=_env, after_interrupt="")
@@ -86,7 +203,8 @@ def _env(_: argparse.Namespace) -> None:
         "GPUs": ", ".join(gpus) or "none that torch sees",
         "CPU tensors take": _backend.resolve("cpu"),
         "CUDA tensors take": _backend.resolve("cuda"),
-        "configurations": str(paths.shipped_configs()),
+        "shipped tiles": str(paths.shipped_configs()),
+        "your tiles": str(paths.user_configs()),
     }
     for name, value in facts.items():
         print(f"{name + ':':20}{value}")

@@ -27,6 +27,7 @@ __all__ = [
     "SpatialSizeError",
     "UnknownNameError",
     "WeightShapeError",
+    "WorkloadError",
 ]
 
 
@@ -176,6 +177,12 @@ class ConfigFileError(LocalConvError, ValueError):
     """A file of measured tiles that cannot be used; it is left as it is."""
 
     template = "configuration file {path} is not used: {reason}; it was left as it is"
+
+
+class WorkloadError(LocalConvError, ValueError):
+    """A file of workloads that cannot be used."""
+
+    template = "workload file {path}, line {line}: {reason}"
 
 
 class MissingPackageError(LocalConvError, ImportError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,7 +33,8 @@ class MachineCode:
 
     `spills` counts instructions that move registers through local memory; `async_bits` and `load_bits` are the widest
     copies from global memory to shared memory and to registers, `narrow_copies` the number of the former under 128
-    bits; `wgmma` is Hopper's warp-group matrix instruction, `mma` any other.
+    bits; `weight_bits` is the narrowest access to the weight (the weight gradient's: its store); `wgmma` is Hopper's
+    warp-group matrix instruction, `mma` any other.
     """
 
     registers: int
@@ -43,6 +45,7 @@ class MachineCode:
     async_bits: int
     narrow_copies: int
     load_bits: int
+    weight_bits: int
     instructions: int
 
 
@@ -98,16 +101,17 @@ def build(
     return triton_compile(source, target=target, options=options)
 
 
-def machine_code(compiled: Any) -> MachineCode:
+def machine_code(face: Face, compiled: Any) -> MachineCode:
     """Registers, spills, shared memory and the instruction mix, read from what Triton compiled."""
     if "amdgcn" in compiled.asm:
-        return _read_amd(compiled.asm["amdgcn"], compiled.metadata.shared)
+        return _read_amd(face, compiled.asm["amdgcn"], compiled.metadata.shared)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        sass = _run("cuobjdump", "-res-usage", "-sass", file.name)
+        usage = _run("cuobjdump", "-res-usage", file.name)
+        sass = _run("nvdisasm", "--print-line-info", "--print-code", file.name)
     return MachineCode(
-        registers=int(re.findall(r"REG:(\d+)", sass)[0]),
+        registers=int(re.findall(r"REG:(\d+)", usage)[0]),
         spills=_count(r"\b(?:LDL|STL)\b", sass),
         shared_bytes=compiled.metadata.shared,
         wgmma=_count(r"\bHGMMA\b", sass),
@@ -115,8 +119,37 @@ def machine_code(compiled: Any) -> MachineCode:
         async_bits=_widest(r"\bLDGSTS\.(?:\w+\.)*?(64|128)\b", r"\bLDGSTS\b", sass),
         narrow_copies=_count(r"\bLDGSTS\b", sass) - _count(r"\bLDGSTS\.(?:\w+\.)*?128\b", sass),
         load_bits=_widest(r"\bLDG\.E\.(?:\w+\.)*?(64|128)\b", r"\bLDG\b", sass),
+        weight_bits=_weight_bits(
+            face, sass, r'//## File "[^"]*?([^"/]+)", line (\d+)', r"\b(?:LDG|LDGSTS|STG)\.([\w.]*)", _sass_bits
+        ),
         instructions=_count(r"/\*[0-9a-f]{4,5}\*/", sass),
     )
+
+
+def _sass_bits(suffix: str) -> int:
+    sizes = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "64": 64, "128": 128}
+    return next((bits for name, bits in sizes.items() if name in suffix.split(".")), 32)
+
+
+@cache
+def _weight_line(face: Face) -> int:
+    """The line of a kernel's file where it loads the weight, or stores its gradient."""
+    lines = (Path(KERNELS[face].fn.__code__.co_filename)).read_text().splitlines()
+    access = "tl.store(p_dw" if face == "weight_grad" else "b_w = tl.load("
+    (number,) = (i for i, line in enumerate(lines, 1) if access in line)
+    return number
+
+
+def _weight_bits(face: Face, text: str, place: str, access: str, bits_of: Callable[[str], int]) -> int:
+    """The narrowest access among the instructions that come from that line."""
+    wanted, here, bits = (f"{face}.py", str(_weight_line(face))), False, []
+    for line in text.splitlines():
+        found = re.search(place, line)
+        if found:
+            here = found.groups() == wanted
+        elif here and (instruction := re.search(access, line)):
+            bits.append(bits_of(instruction[1]))
+    return min(bits, default=0)
 
 
 def _count(pattern: str, text: str) -> int:
@@ -128,7 +161,7 @@ def _widest(wide: str, any_width: str, sass: str) -> int:
     return max(widths, default=32 if re.search(any_width, sass) else 0)
 
 
-def _read_amd(text: str, shared: int) -> MachineCode:
+def _read_amd(face: Face, text: str, shared: int) -> MachineCode:
     def field(name: str) -> int:
         return int(re.findall(rf"\.{name}:\s+(\d+)", text)[0])
 
@@ -142,6 +175,13 @@ def _read_amd(text: str, shared: int) -> MachineCode:
         async_bits=0,
         narrow_copies=0,
         load_bits=max(loads, default=0),
+        weight_bits=_weight_bits(
+            face,
+            text,
+            r"\.loc\s.*;\s*(\S+\.py):(\d+)",
+            r"(?:global|buffer)_(?:load|store)_(\w+)",
+            lambda kind: {"dwordx4": 128, "dwordx3": 96, "dwordx2": 64, "dword": 32}.get(kind, 16),
+        ),
         instructions=len(re.findall(r"^\s+[sv]_", text, re.M)),
     )
 

@@ -22,6 +22,9 @@ class Device:
         memory_rate: bytes a second from device memory.
         l2_rate: bytes a second from the L2 cache.
         tensor_rate: dense 16-bit FLOP a second of the tensor cores.
+        warps: resident on one multiprocessor.
+        registers: of one multiprocessor, 32 bits each.
+        lanes: threads of a warp.
 
     Source: the vendors' data sheets, but for the H200's two rates, which were measured by copying and by a matmul of
     8192.
@@ -35,6 +38,25 @@ class Device:
     memory_rate: float
     l2_rate: float
     tensor_rate: float
+    warps: int = 64
+    registers: int = 65_536
+    lanes: int = 32
+
+    def occupancy(self, registers: int, shared_bytes: int, num_warps: int) -> float:
+        """Share of a multiprocessor's warps that programs of this size keep resident.
+
+        Args:
+            registers: a thread takes.
+            shared_bytes: a program takes.
+            num_warps: of a program.
+
+        Example:
+            >>> by_name("h100").occupancy(128, 100_000, 8)
+            0.25
+        """
+        by_registers = self.registers // (max(1, registers) * self.lanes * num_warps)
+        by_shared = self.shared_bytes // shared_bytes if shared_bytes else self.warps
+        return min(by_registers, by_shared, self.warps // num_warps) * num_warps / self.warps
 
     @property
     def arch_name(self) -> str:
@@ -54,8 +76,20 @@ DEVICES = {
         Device("h100", "NVIDIA H100 80GB HBM3", 90, 132, 232_448, 3.0e12, 5.5e12, 790e12),
         Device("h200", "NVIDIA H200", 90, 132, 232_448, 4.3e12, 5.5e12, 790e12),
         Device("b200", "NVIDIA B200", 100, 148, 232_448, 7.0e12, 9.0e12, 2000e12),
-        Device("rtx4090", "NVIDIA GeForce RTX 4090", 89, 128, 101_376, 0.95e12, 5.0e12, 165e12),
-        Device("mi300x", "AMD Instinct MI300X", "gfx942", 304, 65_536, 4.5e12, 9.0e12, 1000e12),
+        Device("rtx4090", "NVIDIA GeForce RTX 4090", 89, 128, 101_376, 0.95e12, 5.0e12, 165e12, warps=48),
+        Device(
+            "mi300x",
+            "AMD Instinct MI300X",
+            "gfx942",
+            304,
+            65_536,
+            4.5e12,
+            9.0e12,
+            1000e12,
+            warps=32,
+            registers=131_072,
+            lanes=64,
+        ),
     )
 }
 
@@ -93,6 +127,9 @@ def of_gpu(index: int) -> Device:
         memory_rate=near.memory_rate,
         l2_rate=near.l2_rate,
         tensor_rate=near.tensor_rate,
+        warps=getattr(found, "max_threads_per_multi_processor", near.warps * near.lanes) // found.warp_size,
+        registers=getattr(found, "regs_per_multiprocessor", near.registers),
+        lanes=found.warp_size,
     )
 
 

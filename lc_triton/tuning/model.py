@@ -24,6 +24,8 @@ MAX_BATCH_WITHOUT_DOT = 2
 MAX_PRODUCTS = 4096
 # How deep a product without tensor cores may be: it is unrolled, and ptxas spills for sm_80 at twice this (triton 3.8).
 MAX_VECTOR_DEPTH = 32
+# Memory moves in sectors of so many bytes.
+SECTOR_BYTES = 32
 # Seconds one step of a pipelined loop takes at least, and a program's start and end.
 STEP_SECONDS = 0.25e-6
 PROGRAM_SECONDS = 3e-6
@@ -143,6 +145,27 @@ def predict(
     return seconds * max(1.0, math.ceil(waves) / waves) + math.ceil(waves) * (
         loop * STEP_SECONDS / 2 + PROGRAM_SECONDS / 8
     )
+
+
+def roofline(geometry: Geometry, batch: int, sizes: tuple[int, int], precision: str, device: Device) -> float:
+    """Seconds that no implementation can go under: each number moved once, each product made once."""
+    s, ws = sizes
+    activations = batch * (geometry.sites * geometry.in_channels + geometry.positions * geometry.out_channels)
+    rate = device.tensor_rate / (1 if s == 2 else 2 if precision == "tf32" else 14 if s == 4 else 28)
+    return max((activations * s + geometry.weight_numel * ws) / device.memory_rate, geometry.flops(batch) / rate)
+
+
+def weight_traffic_ratio(geometry: Geometry, weight_itemsize: int, config: TileConfig) -> float:
+    """Bytes of whole 32-byte sectors that the weights' loads touch, over the weights' bytes.
+
+    A program reads the filters of a position as one run where it owns all of them, and as one run a tap and channel
+    where it owns a block; a run begins and ends inside a sector.
+    """
+    per_group = geometry.out_channels // geometry.groups if config.dot else geometry.out_channels
+    whole = config.block_f >= per_group and (geometry.groups == 1 or not config.dot)
+    run = min(config.block_f, per_group) * weight_itemsize * (geometry.window if whole else 1)
+    step = geometry.out_channels * weight_itemsize * (geometry.window if whole else 1)
+    return (run + SECTOR_BYTES - math.gcd(SECTOR_BYTES, run, step)) / run
 
 
 def _rate(device: Device, sizes: tuple[int, int], precision: str, config: TileConfig, m: int) -> float:

@@ -23,6 +23,23 @@ def user_configs() -> Path:
     return Path(cache).expanduser().absolute() / "lc_triton" / _NAME
 
 
+def shipped_workloads() -> Path:
+    """The file of published workloads: inside an installed package, among the benchmarks in a checkout.
+
+    Raises:
+        FileNotFoundError: neither is there, so the installation is not whole.
+
+    Example:
+        >>> shipped_workloads().name
+        'workloads.json'
+    """
+    package = Path(__file__).parents[1]
+    for path in (package / "workloads.json", package.parent / "benchmarks" / "workloads.json"):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"no workloads.json in {package} or among the benchmarks: install lc-triton again")
+
+
 def shipped_configs() -> Path:
     """The folder of measured tile choices: inside an installed package, at the repository's top level in a checkout.
 

@@ -42,7 +42,9 @@ def built(
     sizes = (dtype.itemsize, (weight_dtype or dtype).itemsize)
     config = config or choose(face, geometry.as_4d(), batch, *sizes, precision, device)
     problem = Problem(geometry, kwargs.pop("activation", Activation("linear")), "triton", precision)
-    code = machine_code(build(face, problem, config, device.arch, dtype=dtype, weight_dtype=weight_dtype, **kwargs))
+    code = machine_code(
+        face, build(face, problem, config, device.arch, dtype=dtype, weight_dtype=weight_dtype, **kwargs)
+    )
     assert code.spills == 0, (config, code)
     assert code.shared_bytes <= device.shared_bytes, (config, code)
     return code

@@ -1,0 +1,146 @@
+"""What the chosen kernel of a problem looks like on a GPU that need not be here: its code, its traffic, its limit."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from lc_triton._problem import Problem
+from lc_triton.launch.build import MachineCode, build, machine_code
+from lc_triton.launch.faces import programs
+from lc_triton.tuning import model
+from lc_triton.tuning.config import Face, TileConfig
+from lc_triton.tuning.device import Device
+from lc_triton.tuning.select import ITEMSIZE, Choice, select
+from lc_triton.tuning.workloads import Workload
+
+NEXT = 3  # further candidates that are shown
+
+
+@dataclass(frozen=True)
+class Report:
+    """One kernel, compiled and predicted; times are the model's, nothing is measured.
+
+    Args:
+        choice: the tile and where it came from.
+        code: what was compiled.
+        programs: of the launch.
+        occupancy: share of the device's warps that one multiprocessor can hold at once.
+        weight_traffic_ratio: bytes of weights that memory must move, by whole sectors, over the weights' bytes.
+        predicted_us: the model's time.
+        roofline_us: unavoidable bytes at the copy rate, or unavoidable work at the matmul rate, whichever is more.
+        next_best: the model's next candidates, with their predicted times in microseconds.
+    """
+
+    workload: str
+    batch: int
+    dtype: str
+    face: Face
+    arch: str
+    choice: Choice
+    code: MachineCode
+    programs: int
+    occupancy: float
+    weight_traffic_ratio: float
+    predicted_us: float
+    roofline_us: float
+    next_best: tuple[tuple[TileConfig, float], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As a flat JSON object."""
+        return {
+            "workload": self.workload,
+            "batch": self.batch,
+            "dtype": self.dtype,
+            "face": self.face,
+            "arch": self.arch,
+            "config": asdict(self.choice.config),
+            "source": self.choice.source,
+            "registers": self.code.registers,
+            "spills": self.code.spills,
+            "shared_bytes": self.code.shared_bytes,
+            "programs": self.programs,
+            "occupancy": round(self.occupancy, 4),
+            "wgmma": self.code.wgmma > 0,
+            "weight_load_bits": self.code.weight_bits,
+            "weight_traffic_ratio": round(self.weight_traffic_ratio, 4),
+            "predicted_us": round(self.predicted_us, 3),
+            "roofline_us": round(self.roofline_us, 3),
+        }
+
+    def to_text(self) -> str:
+        """For people to read."""
+        c, code = self.choice.config, self.code
+        product = "dot, swapped" if c.swap else "dot" if c.dot else "multiply and reduce"
+        share = self.roofline_us / self.predicted_us
+        lines = [
+            f"{self.workload}, batch {self.batch}, {self.dtype}, {self.face} on {self.arch}",
+            f"  tile        {_words(c)}; {product}; {c.num_warps} warps, {c.num_stages} stages",
+            f"  from        {self.choice.source}" + (f", {self.choice.path}" if self.choice.path else ""),
+            f"  machine     {code.registers} registers, {code.spills} spills, {code.shared_bytes:,} bytes shared, "
+            f"{self.programs:,} programs, occupancy {self.occupancy:.0%}",
+            f"  code        {code.instructions:,} instructions: {code.wgmma} wgmma, {code.mma} other mma",
+            f"  copies      async {code.async_bits} bits wide ({code.narrow_copies} under 128), "
+            f"loads {code.load_bits}, weight {code.weight_bits}",
+            f"  predicted   {self.predicted_us:,.1f} us; the unavoidable takes {self.roofline_us:,.1f} us "
+            f"({share:.0%}); weights move {self.weight_traffic_ratio:.2f} times",
+        ]
+        for config, seconds in self.next_best:
+            lines.append(f"  next        {seconds:,.1f} us: {_words(config)}")
+        return "\n".join(lines)
+
+
+def _words(config: TileConfig) -> str:
+    return (
+        f"{config.rows} x {config.cols} positions, {config.block_f} filters, {config.block_b} samples, "
+        f"depth {config.block_k}"
+    )
+
+
+def inspect(workload: Workload, batch: int, dtype: str, face: Face, device: Device) -> Report:
+    """Compile the kernel that a launch would take and read its machine code; no GPU is needed.
+
+    Args:
+        workload: the layer.
+        batch: B.
+        dtype: of x and of the weight, torch's name; float32 is "ieee".
+        face: which kernel.
+        device: for which GPU.
+
+    Example:
+        >>> from lc_triton.tuning import paths, workloads
+        >>> from lc_triton.tuning.device import by_name
+        >>> layer = workloads.read(paths.shipped_workloads())["lrlc_l2"]
+        >>> inspect(layer, 64, "bfloat16", "forward", by_name("h200")).code.spills  # doctest: +SKIP
+        0
+    """
+    geometry, precision = workload.geometry, "ieee"
+    choice = select(face, geometry, batch, dtype, dtype, precision, device)
+    problem = Problem(geometry, backend="triton", precision=precision)
+    code = machine_code(face, build(face, problem, choice.config, device.arch, dtype=getattr(torch, dtype)))
+    sizes = ITEMSIZE[dtype], ITEMSIZE[dtype]
+
+    def microseconds(config: TileConfig) -> float:
+        return 1e6 * model.predict(face, geometry.as_4d(), batch, sizes, precision, device, config)
+
+    others = {
+        c for c in model.candidates(face, geometry.as_4d(), batch, sizes, precision, device) if c != choice.config
+    }
+    ranked = sorted(((c, microseconds(c)) for c in others), key=lambda pair: (pair[1], str(pair[0])))
+    return Report(
+        workload=workload.name,
+        batch=batch,
+        dtype=dtype,
+        face=face,
+        arch=device.arch_name,
+        choice=choice,
+        code=code,
+        programs=programs(face, problem, batch, choice.config),
+        occupancy=device.occupancy(code.registers, code.shared_bytes, choice.config.num_warps),
+        weight_traffic_ratio=model.weight_traffic_ratio(geometry, sizes[1], choice.config),
+        predicted_us=microseconds(choice.config),
+        roofline_us=1e6 * model.roofline(geometry, batch, sizes, precision, device),
+        next_best=tuple(ranked[:NEXT]),
+    )

@@ -1,0 +1,129 @@
+"""Layers to tune, inspect or time, as a JSON file lists them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from lc_triton._geometry import Geometry, check_int
+from lc_triton.errors import ArgumentTypeError, LocalConvError, UnknownNameError, WorkloadError
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A named layer and the batches it is used at.
+
+    Args:
+        name: as the commands know it.
+        geometry: the layer.
+        batches: B, one or more.
+        source: where the shape comes from.
+    """
+
+    name: str
+    geometry: Geometry
+    batches: tuple[int, ...]
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """What an entry of the file holds; `input` is (*spatial, C), `padding` counts sites a side."""
+
+    name: str
+    input: list[int]
+    kernel: list[int]
+    filters: int
+    batches: list[int]
+    stride: Any = 1
+    padding: Any = 0
+    dilation: Any = 1
+    groups: int = 1
+    source: str = ""
+
+
+def read(path: Path) -> dict[str, Workload]:
+    """The workloads of a file, `{"workloads": [{"name": ..., "input": [H, W, C], ...}, ...]}`, by name.
+
+    Raises:
+        WorkloadError: a file that cannot be read, or an entry that is wrong: its line and field.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise WorkloadError(path=path, line=1, reason=f"it cannot be read ({error})") from error
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise WorkloadError(path=path, line=error.lineno, reason=f"it is no JSON ({error.msg})") from error
+    if not isinstance(content, dict) or not isinstance(content.get("workloads"), list):
+        raise WorkloadError(path=path, line=1, reason='it must be an object with a list "workloads"')
+    found: dict[str, Workload] = {}
+    for entry, offset in zip(content["workloads"], _offsets(text), strict=True):
+        field = ""
+        try:
+            known = {f.name: f for f in fields(_Fields)}
+            if not isinstance(entry, dict):
+                raise ArgumentTypeError(name="a workload", value=entry, allowed="an object")
+            for field in entry:
+                if field not in known:
+                    raise UnknownNameError.of("field", field, known)
+            field = ""
+            required = [name for name in ("name", "input", "kernel", "filters", "batches") if name not in entry]
+            if required:
+                raise ArgumentTypeError(name=required[0], value=None, allowed="given")
+            workload = _workload(_Fields(**entry))
+            if workload.name in found:
+                field = "name"
+                raise ArgumentTypeError(name="name", value=workload.name, allowed="given once")
+        except LocalConvError as error:
+            field = field or _RENAMED.get(error.fields.get("name", ""), error.fields.get("name", ""))
+            place = text.find(f'"{field}"', offset) if field else -1
+            line = text.count("\n", 0, max(place, offset)) + 1
+            raise WorkloadError(path=path, line=line, reason=str(error)) from error
+        found[workload.name] = workload
+    return found
+
+
+_RENAMED = {"kernel_size": "kernel", "out_channels": "filters", "in_channels": "input", "input_size": "input"}
+
+
+def _workload(entry: _Fields) -> Workload:
+    for name in ("name", "source"):
+        if not isinstance(getattr(entry, name), str):
+            raise ArgumentTypeError(name=name, value=getattr(entry, name), allowed="a string")
+    for name in ("input", "kernel", "batches"):
+        if not isinstance(getattr(entry, name), list) or not getattr(entry, name):
+            raise ArgumentTypeError(name=name, value=getattr(entry, name), allowed="a list of integers")
+    if len(entry.input) not in (2, 3, 4):
+        raise ArgumentTypeError(name="input", value=entry.input, allowed="[L, C], [H, W, C] or [D, H, W, C]")
+    for size in entry.input:
+        check_int("input", size, 1)
+    *spatial, channels = entry.input
+    geometry = Geometry.make(
+        spatial,
+        channels,
+        entry.filters,
+        entry.kernel,
+        stride=entry.stride,
+        padding=entry.padding,
+        dilation=entry.dilation,
+        groups=entry.groups,
+    )
+    return Workload(entry.name, geometry, tuple(check_int("batches", b, 1) for b in entry.batches), entry.source)
+
+
+def _offsets(text: str) -> list[int]:
+    """Where each entry of the list "workloads" begins."""
+    decoder = json.JSONDecoder()
+    offsets: list[int] = []
+    place = text.index("[", text.index('"workloads"')) + 1
+    while True:
+        while text[place] in " \t\r\n,":
+            place += 1
+        if text[place] == "]":
+            return offsets
+        offsets.append(place)
+        _, place = decoder.raw_decode(text, place)

@@ -1,0 +1,60 @@
+"""`lc-triton inspect`: what it says of kernels for GPUs that need not be here."""
+
+import json
+
+import pytest
+
+from lc_triton import cli
+from lc_triton.tuning.config import FACES
+from lc_triton.tuning.device import by_name
+
+KEYS = {
+    "workload": str,
+    "batch": int,
+    "dtype": str,
+    "face": str,
+    "arch": str,
+    "config": dict,
+    "source": str,
+    "registers": int,
+    "spills": int,
+    "shared_bytes": int,
+    "programs": int,
+    "occupancy": float,
+    "wgmma": bool,
+    "weight_load_bits": int,
+    "weight_traffic_ratio": float,
+    "predicted_us": float,
+    "roofline_us": float,
+}
+
+
+@pytest.mark.parametrize(("device", "arch"), [("h200", "sm_90"), ("mi300x", "gfx942")])
+def test_json_is_one_array_and_nothing_else(device, arch, capsys):
+    assert cli.main(["inspect", "--workload", "lrlc_l2", "--batch", "512", "--device", device, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [r["face"] for r in rows] == list(FACES)
+    for row in rows:
+        assert {name: type(v) for name, v in row.items()} == KEYS
+        assert (row["workload"], row["batch"], row["arch"], row["spills"]) == ("lrlc_l2", 512, arch, 0)
+        assert 0 < row["occupancy"] <= 1
+        assert row["predicted_us"] >= row["roofline_us"] > 0
+        assert row["weight_load_bits"] == 128 or device != "h200"
+        assert row["weight_traffic_ratio"] == 1.0
+        assert row["wgmma"] == (device == "h200")
+
+
+def test_text_for_people(capsys):
+    assert cli.main(["inspect", "--workload", "deepface_l4", "--batch", "32", "--face", "forward"]) == 0
+    out = capsys.readouterr().out
+    assert "deepface_l4, batch 32, bfloat16, forward on sm_90\n" in out
+    for word in ("registers, 0 spills", "bytes shared", "occupancy", "wgmma", "weight 128", "the unavoidable takes"):
+        assert word in out
+    assert out.count("  next ") == 3
+
+
+def test_occupancy_is_bound_by_the_scarcest():
+    h100 = by_name("h100")
+    assert h100.occupancy(32, 1000, 4) == 1.0
+    assert h100.occupancy(255, 1000, 8) == 8 / 64  # 65,536 registers hold one program of 8 warps
+    assert h100.occupancy(32, 120_000, 4) == 4 / 64  # shared memory holds one

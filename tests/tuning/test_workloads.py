@@ -1,0 +1,125 @@
+"""Files of workloads, and the commands that read them."""
+
+import json
+
+import pytest
+
+from lc_triton import cli
+from lc_triton.errors import WorkloadError
+from lc_triton.tuning import paths, workloads
+from lc_triton.tuning.config import FACES, TileConfig
+from lc_triton.tuning.device import DEVICES, by_name
+from lc_triton.tuning.model import roofline, weight_traffic_ratio
+
+GOOD = {"name": "a", "input": [8, 8, 4], "kernel": [3, 3], "filters": 8, "batches": [1, 32]}
+
+
+def test_the_published_ones():
+    found = workloads.read(paths.shipped_workloads())
+    assert len(found) == 18
+    layer = found["deepface_l4"]
+    assert layer.geometry.out_spatial == (55, 55)
+    assert layer.batches == (1, 32, 128, 512)
+    assert found["grouped_28"].geometry.groups > 1
+    assert found["genome_1d"].geometry.ndim == 1
+
+
+WRONG = [
+    (lambda w: w | {"kernle": 3}, 3, "field 'kernle' is not known (did you mean 'kernel'?)"),
+    (lambda w: w | {"kernel": [3, 3, 3]}, 6, "kernel_size must be an int or 2 ints"),
+    (lambda w: w | {"kernel": "3"}, 6, "kernel must be a list of integers, got '3'"),
+    (lambda w: w | {"filters": 0}, 7, "out_channels must be an integer >= 1, got 0"),
+    (lambda w: w | {"batches": []}, 8, "batches must be a list of integers, got []"),
+    (lambda w: w | {"batches": [2.5]}, 8, "batches must be an integer >= 1, got 2.5"),
+    (lambda w: w | {"input": [8]}, 5, "input must be [L, C], [H, W, C] or [D, H, W, C]"),
+    (lambda w: w | {"input": [8, True, 3]}, 5, "input must be an integer >= 1, got True"),
+    (lambda w: w | {"name": 7}, 4, "name must be a string, got 7"),
+    (lambda w: {k: v for k, v in w.items() if k != "filters"}, 3, "filters must be given"),
+    (lambda w: w | {"name": "first"}, 4, "name must be given once, got 'first'"),
+    (lambda w: 5, 3, "a workload must be an object, got 5"),
+]
+
+
+@pytest.mark.parametrize(("change", "line", "message"), WRONG, ids=range(len(WRONG)))
+def test_a_wrong_field_is_named_with_its_line(change, line, message, tmp_path):
+    wrong = change(GOOD)
+    if isinstance(wrong, dict):
+        body = ",\n".join(f'"{k}": {json.dumps(v)}' for k, v in wrong.items())
+        lines = "{\n" + body + "}"
+    else:
+        lines = json.dumps(wrong)
+    first = json.dumps(GOOD | {"name": "first"})
+    path = tmp_path / "w.json"
+    path.write_text(f'{{"workloads": [\n{first},\n{lines}]}}')
+    if "kernle" in message:
+        line = 9
+    with pytest.raises(WorkloadError) as caught:
+        workloads.read(path)
+    assert str(caught.value).startswith(f"workload file {path}, line {line}: ")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{\n\n,}", "line 3: it is no JSON"),
+        ("[]", 'line 1: it must be an object with a list "workloads"'),
+        ('{"workloads": 3}', 'it must be an object with a list "workloads"'),
+    ],
+)
+def test_a_file_of_something_else(text, message, tmp_path):
+    path = tmp_path / "w.json"
+    path.write_text(text)
+    with pytest.raises(WorkloadError) as caught:
+        workloads.read(path)
+    assert message in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path, capsys):
+    assert cli.main(["configs", "--all", "--workloads", str(tmp_path / "none.json")]) == 2
+    assert "line 1: it cannot be read" in capsys.readouterr().err
+
+
+def test_configs_lists_what_would_be_used(capsys):
+    assert cli.main(["configs", "--workload", "lrlc_l2", "--batch", "64", "--device", "a100", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [r["face"] for r in rows] == list(FACES)
+    for row in rows:
+        assert TileConfig(**row["config"])
+        assert (row["workload"], row["batch"], row["dtype"]) == ("lrlc_l2", 64, "bfloat16")
+        assert row["source"] in ("user", "shipped", "architecture", "model")
+    assert cli.main(["configs", "--all", "--face", "forward", "--dtype", "float32"]) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == sum(len(w.batches) for w in workloads.read(paths.shipped_workloads()).values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workload", "deepface_l9"], "workload 'deepface_l9' is not known (did you mean 'deepface_l"),
+        (["--all", "--device", "h300"], "device 'h300' is not known (did you mean 'h"),
+        (["--all", "--face", "backward"], "face 'backward' is not known (did you mean 'forward'?)"),
+        (["--all", "--dtype", "fp16"], "dtype 'fp16' is not known"),
+        (["--all", "--batch", "0"], "batch must be an integer >= 1, got 0"),
+        ([], "--workload must be given, or else --all, got None"),
+        (["--workload", "lrlc_l2", "--all"], "--workload must be given, or else --all"),
+    ],
+)
+@pytest.mark.parametrize("command", ["configs", "inspect"])
+def test_wrong_arguments(command, arguments, message, capsys):
+    assert cli.main([command, *arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("lc-triton: " + message)
+    if "device" in message:
+        assert all(name in err for name in DEVICES)
+
+
+def test_roofline_and_traffic():
+    layer = workloads.read(paths.shipped_workloads())["deepface_l4"].geometry
+    h200 = by_name("h200")
+    bytes_moved = 2 * (55 * 55 * 81 * 16 * 16 + 32 * (63 * 63 * 16 + 55 * 55 * 16))
+    assert roofline(layer, 32, (2, 2), "ieee", h200) == pytest.approx(bytes_moved / h200.memory_rate)
+    many = 2 * 10**5 * 55 * 55 * 81 * 16 * 16
+    assert roofline(layer, 10**5, (2, 2), "ieee", h200) == pytest.approx(many / h200.tensor_rate)
+    assert weight_traffic_ratio(layer, 2, TileConfig(2, 4, 16, 32, 64)) == 1.0  # runs of 81 * 16 * 16 numbers
+    assert weight_traffic_ratio(layer, 2, TileConfig(4, 4, 8, 32, 64)) == pytest.approx(2.0)  # half a sector used
