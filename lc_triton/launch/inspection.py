@@ -139,7 +139,7 @@ def inspect(workload: Workload, batch: int, dtype: str, face: Face, device: Devi
         code=code,
         programs=programs(face, problem, batch, choice.config),
         occupancy=device.occupancy(code.registers, code.shared_bytes, choice.config.num_warps),
-        weight_traffic_ratio=model.weight_traffic_ratio(geometry, sizes[1], choice.config),
+        weight_traffic_ratio=model.weight_traffic_ratio(face, geometry, sizes[1], choice.config),
         predicted_us=microseconds(choice.config),
         roofline_us=1e6 * model.roofline(geometry, batch, sizes, precision, device),
         next_best=tuple(ranked[:NEXT]),

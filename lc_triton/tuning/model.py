@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import NamedTuple
 
 from lc_triton._geometry import Geometry
 from lc_triton.tuning.config import Face, TileConfig
@@ -20,10 +21,12 @@ from lc_triton.tuning.walk import walk_of
 MIN_GROUP_FOR_DOT = 16
 # Up to this batch a product is a few vectors times a matrix, and tensor cores have nothing to reuse.
 MAX_BATCH_WITHOUT_DOT = 2
-# Products a program without dot holds at once: 32 float32 registers a thread of four warps.
-MAX_PRODUCTS = 4096
-# How deep a product without tensor cores may be: it is unrolled, and ptxas spills for sm_80 at twice this (triton 3.8).
-MAX_VECTOR_DEPTH = 32
+# Products a program without dot holds at once: 16 float32 registers a thread of four warps.
+MAX_PRODUCTS = 2048
+# How deep a product without tensor cores may be: it is unrolled, and ptxas spills here and there at twice this.
+MAX_VECTOR_DEPTH = 16
+# An asynchronous copy moves so many bytes at once.
+COPY_BYTES = 16
 # Memory moves in sectors of so many bytes.
 SECTOR_BYTES = 32
 # Seconds one step of a pipelined loop takes at least, and a program's start and end.
@@ -60,8 +63,7 @@ def candidates(
     if not _uses_dot(geometry, batch):
         yield from _reduce_candidates(face, geometry, batch)
         return
-    vector_math = sizes[0] == 8 or (sizes[0] == 4 and precision == "ieee")
-    biggest = 64 * 64 if vector_math else 128 * 256
+    limits = _Limits.of(face, geometry, sizes, precision, device)
     tiled = geometry.in_spatial if face == "input_grad" else geometry.out_spatial
     group = (geometry.in_channels if face == "input_grad" else geometry.out_channels) // geometry.groups
     whole = _power(group)
@@ -75,30 +77,77 @@ def candidates(
                     continue
                 for m in _powers(16, max(16, min(128, _power(batch)))):
                     for k in (16, 32, 64):
-                        if vector_math and (m if face == "weight_grad" else k) > MAX_VECTOR_DEPTH:
-                            continue
-                        yield from _sized(face, rows, cols, block_f, m, k, biggest, sizes, device)
+                        yield from _sized(face, rows, cols, block_f, m, k, limits, sizes, device)
+
+
+class _Limits(NamedTuple):
+    """What registers allow a product.
+
+    `vector`: no tensor cores. `thin`: the gathered operand's runs are no whole asynchronous copies, so it passes
+    through registers number by number. `through_registers`: an operand does, for that or another reason.
+    `area`: numbers the accumulator may hold.
+    """
+
+    vector: bool
+    thin: bool
+    through_registers: bool
+    area: int
+
+    @classmethod
+    def of(cls, face: Face, geometry: Geometry, sizes: tuple[int, int], precision: str, device: Device) -> _Limits:
+        vector = sizes[0] == 8 or (sizes[0] == 4 and precision == "ieee")
+        inner = (geometry.out_channels if face == "input_grad" else geometry.in_channels) // geometry.groups
+        thin = inner * sizes[0] % COPY_BYTES != 0
+        old = _before_hopper(device)
+        through_registers = thin or (face == "input_grad" and (vector or old))
+        if vector:
+            area = 64 * 32 if through_registers and old else 64 * 64
+        elif through_registers:
+            area = 64 * 128 if old else 128 * 128
+        else:
+            area = 128 * 256
+        return cls(vector, thin, through_registers, area)
 
 
 def _sized(
-    face: Face, rows: int, cols: int, block_f: int, m: int, k: int, biggest: int, sizes: tuple[int, int], device: Device
+    face: Face,
+    rows: int,
+    cols: int,
+    block_f: int,
+    m: int,
+    k: int,
+    limits: _Limits,
+    sizes: tuple[int, int],
+    device: Device,
 ) -> Iterator[TileConfig]:
     """The tile with warps and stages that fit, or nothing; the weight gradient accumulates (k x n), others (m x n)."""
+    if limits.vector and (
+        (m if face == "weight_grad" else k) > MAX_VECTOR_DEPTH or (m > 64 and limits.through_registers)
+    ):
+        return
     n = rows * cols * block_f
     if face == "weight_grad":
         k *= 2 if sizes[0] < 4 else 1
     area = (k if face == "weight_grad" else m) * n
-    if area > biggest or (sizes[0] == 8 and m * n > biggest):
+    if area > limits.area or (sizes[0] == 8 and m * n > limits.area):
         return
-    # The operands of tensor cores before Hopper pass through registers too, so the largest tile of the three counts.
-    large = max(area, m * n, k * n) >= 128 * 128
-    warps = 8 if large or (biggest == 64 * 64 and area >= 64 * 32) else 4
+    if face == "weight_grad" and m > 64 and area < 64 * 16:
+        return  # so deep and so small a product spills: its operands are in registers twice over
+    # The operands of tensor cores before Hopper pass through registers too, so the largest tile of all counts.
+    large = max(area, m * n, k * n, m * k if limits.thin else 0) >= (64 if _before_hopper(device) else 128) * 128
+    # ptxas gives eight warps 80 registers each, which an input that passes through registers overflows.
+    warps = 8 if large or (limits.vector and area >= 64 * 32 and not limits.through_registers) else 4
     second = m * n * sizes[0] if face == "weight_grad" else k * n * sizes[1]
     stage = m * k * sizes[0] + second
     stages = min(4, device.shared_bytes // max(stage, 1))
     if stages < 2:
         return
     yield TileConfig(rows, cols, block_f, m, k, num_warps=warps, num_stages=stages)
+
+
+def _before_hopper(device: Device) -> bool:
+    """Whether tensor cores take their operands from registers: NVIDIA's up to compute capability 8.9."""
+    return isinstance(device.arch, int) and device.arch < 90
 
 
 def _reduce_candidates(face: Face, geometry: Geometry, batch: int) -> Iterator[TileConfig]:
@@ -155,16 +204,25 @@ def roofline(geometry: Geometry, batch: int, sizes: tuple[int, int], precision: 
     return max((activations * s + geometry.weight_numel * ws) / device.memory_rate, geometry.flops(batch) / rate)
 
 
-def weight_traffic_ratio(geometry: Geometry, weight_itemsize: int, config: TileConfig) -> float:
-    """Bytes of whole 32-byte sectors that the weights' loads touch, over the weights' bytes.
+def weight_traffic_ratio(face: Face, geometry: Geometry, weight_itemsize: int, config: TileConfig) -> float:
+    """Bytes of whole 32-byte sectors that the weights' loads (or stores) touch, over the weights' bytes.
 
-    A program reads the filters of a position as one run where it owns all of them, and as one run a tap and channel
-    where it owns a block; a run begins and ends inside a sector.
+    A position's weights lie as (taps, C // G, F). A program that owns all of them reads one run; one that owns a block
+    of filters reads a run a tap and channel, and one that owns a block of channels (of the input gradient) a run a
+    tap. A run begins and ends inside a sector.
     """
-    per_group = geometry.out_channels // geometry.groups if config.dot else geometry.out_channels
-    whole = config.block_f >= per_group and (geometry.groups == 1 or not config.dot)
-    run = min(config.block_f, per_group) * weight_itemsize * (geometry.window if whole else 1)
-    step = geometry.out_channels * weight_itemsize * (geometry.window if whole else 1)
+    filters, channels = geometry.out_channels, geometry.in_channels // geometry.groups
+    if face == "input_grad" and (geometry.groups == 1 or not config.dot):
+        rows = channels if geometry.groups > 1 else min(config.block_f, channels)
+        run, step = rows * filters, channels * filters
+        if rows == channels:
+            run = step = geometry.window * filters
+    else:
+        columns = filters // geometry.groups if config.dot else filters
+        run, step = min(columns if face == "input_grad" else config.block_f, columns), filters
+        if run == filters:
+            run = step = geometry.window * filters
+    run, step = run * weight_itemsize, step * weight_itemsize
     return (run + SECTOR_BYTES - math.gcd(SECTOR_BYTES, run, step)) / run
 
 

@@ -121,5 +121,7 @@ def test_roofline_and_traffic():
     assert roofline(layer, 32, (2, 2), "ieee", h200) == pytest.approx(bytes_moved / h200.memory_rate)
     many = 2 * 10**5 * 55 * 55 * 81 * 16 * 16
     assert roofline(layer, 10**5, (2, 2), "ieee", h200) == pytest.approx(many / h200.tensor_rate)
-    assert weight_traffic_ratio(layer, 2, TileConfig(2, 4, 16, 32, 64)) == 1.0  # runs of 81 * 16 * 16 numbers
-    assert weight_traffic_ratio(layer, 2, TileConfig(4, 4, 8, 32, 64)) == pytest.approx(2.0)  # half a sector used
+    whole, half = TileConfig(2, 4, 16, 32, 64), TileConfig(4, 4, 8, 32, 64)
+    assert weight_traffic_ratio("forward", layer, 2, whole) == 1.0  # one run of 81 * 16 * 16 numbers a position
+    assert weight_traffic_ratio("forward", layer, 2, half) == 2.0  # runs of 8 numbers use half a sector
+    assert weight_traffic_ratio("input_grad", layer, 2, half) == 1.0  # 8 channels of 16 filters are one run

@@ -1,0 +1,147 @@
+"""The static figures of every chosen kernel, in one reviewed file: `make gate` builds them all and writes it.
+
+A change of a kernel or of the choice of tiles shows in the file's diff what it did to registers, shared memory,
+matrix instructions and weight traffic. `tests/machine/test_gate.py` holds a part of it in every run of the tests.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from tqdm import tqdm
+
+from lc_triton._problem import Problem
+from lc_triton.launch.build import build, machine_code
+from lc_triton.tuning import model, paths, workloads
+from lc_triton.tuning.config import FACES, Face, TileConfig
+from lc_triton.tuning.device import DEVICES
+from lc_triton.tuning.select import ITEMSIZE
+
+FILE = Path(__file__).with_name("gate.json")
+DEVICE_NAMES = ("a100", "h100", "b200")
+DTYPES = ("bfloat16", "float16", "float32")
+MAX_WEIGHT_TRAFFIC = 1.15
+
+
+@dataclass(frozen=True)
+class Row:
+    workload: str
+    batch: int
+    dtype: str
+    face: Face
+    device: str
+
+    def __str__(self) -> str:
+        return f"{self.workload} b{self.batch} {self.dtype} {self.face} {self.device}"
+
+    @property
+    def config(self) -> TileConfig:
+        """What the model picks; a measured tile on this machine must not change what is reviewed."""
+        size = ITEMSIZE[self.dtype]
+        geometry = layers()[self.workload].geometry.as_4d()
+        return model.choose(self.face, geometry, self.batch, size, size, "ieee", DEVICES[self.device])
+
+    @property
+    def kernel(self) -> tuple[Any, ...]:
+        """What tells one build from another: rows that share it are built once."""
+        return self.workload, self.dtype, self.face, self.device, self.config
+
+
+@cache
+def layers() -> dict[str, workloads.Workload]:
+    return workloads.read(paths.shipped_workloads())
+
+
+def rows() -> list[Row]:
+    return [
+        Row(w.name, batch, dtype, face, device)
+        for w in layers().values()
+        for batch in w.batches
+        for dtype in DTYPES
+        for face in FACES
+        for device in DEVICE_NAMES
+    ]
+
+
+def figures(row: Row) -> dict[str, Any]:
+    """The static figures of a row, compiled here and now."""
+    geometry, config = layers()[row.workload].geometry, row.config
+    problem = Problem(geometry, backend="triton")
+    arch, dtype = DEVICES[row.device].arch, getattr(torch, row.dtype)
+    code = machine_code(row.face, build(row.face, problem, config, arch, dtype=dtype))
+    return {
+        "registers": code.registers,
+        "spills": code.spills,
+        "shared_bytes": code.shared_bytes,
+        "wgmma": code.wgmma > 0,
+        "weight_bits": code.weight_bits,
+        "weight_traffic": round(model.weight_traffic_ratio(row.face, geometry, ITEMSIZE[row.dtype], config), 4),
+    }
+
+
+def wants_wgmma(row: Row) -> bool:
+    """Whether a row must use Hopper's matrix instruction: 16 bits, batch >= 64, a product that fills its M side."""
+    config = row.config
+    m = config.block_k if row.face == "weight_grad" else config.block_b
+    wide = m >= 64 or (config.swap and config.block_n >= 64)
+    return row.device == "h100" and row.dtype != "float32" and row.batch >= 64 and config.dot and wide
+
+
+def faults(row: Row, found: dict[str, Any], reviewed: dict[str, Any] | None) -> list[str]:
+    """What is wrong with a row by itself, and what is worse than in the reviewed file."""
+    wrong = []
+    if found["spills"]:
+        wrong.append(f"{found['spills']} spills")
+    if found["shared_bytes"] > DEVICES[row.device].shared_bytes:
+        wrong.append(f"{found['shared_bytes']} bytes of shared memory")
+    if found["weight_traffic"] > MAX_WEIGHT_TRAFFIC:
+        wrong.append(f"weights move {found['weight_traffic']} times")
+    if wants_wgmma(row) and not found["wgmma"]:
+        wrong.append("no wgmma")
+    if reviewed is not None:
+        for name in ("registers", "shared_bytes", "weight_traffic"):
+            if found[name] > reviewed[name]:
+                wrong.append(f"{name} {found[name]}, reviewed {reviewed[name]}")
+        for name in ("wgmma", "weight_bits"):
+            if found[name] < reviewed[name]:
+                wrong.append(f"{name} {found[name]}, reviewed {reviewed[name]}")
+    return [f"{row}: {w} ({row.config})" for w in wrong]
+
+
+def reviewed() -> dict[str, Any]:
+    """The figures on file by row, and the triton version they were made with under "triton"."""
+    content: dict[str, Any] = json.loads(FILE.read_text())
+    return content
+
+
+def write() -> int:
+    """Build all, write the file, and say what is wrong or worse: the file's diff is for a person to review."""
+    everything = rows()
+    once = {row.kernel: row for row in everything}
+    with ProcessPoolExecutor() as pool:
+        built = dict(
+            zip(once, tqdm(pool.map(figures, once.values(), chunksize=4), total=len(once), unit="kernel"), strict=True)
+        )
+    before = reviewed() if FILE.exists() else {}
+    same_triton = before.get("triton") == triton.__version__
+    lines = [f'"triton": "{triton.__version__}"']
+    wrong = []
+    for row in everything:
+        found = built[row.kernel]
+        wrong += faults(row, found, before.get(str(row)) if same_triton else None)
+        lines.append(f'"{row}": {json.dumps(found)}')
+    FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    print("\n".join(wrong) or f"{len(everything)} rows, {len(once)} builds: none wrong, none worse")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(write())

@@ -1,0 +1,48 @@
+"""A part of `make gate` in every run: all rows in bfloat16 for sm_90, and one row a regime for the rest."""
+
+import pytest
+import triton
+
+from tests.machine.gate import DEVICE_NAMES, DTYPES, Row, faults, figures, reviewed, rows
+
+REGIMES = [("deepface_l4", 32), ("yolov1_local", 1), ("lrlc_l1", 512), ("d_local_l3", 64), ("depthwise_56", 32)]
+OTHERS = [(dtype, device) for dtype in DTYPES for device in DEVICE_NAMES if (dtype, device) != ("bfloat16", "h100")]
+CHOSEN = [row for row in rows() if (row.dtype, row.device) == ("bfloat16", "h100")] + [
+    Row(*REGIMES[i % len(REGIMES)], dtype, face, device)
+    for i, (dtype, device) in enumerate(OTHERS)
+    for face in ("forward", "weight_grad" if i % 2 else "input_grad")
+]
+ONCE = list({row.kernel: row for row in CHOSEN}.values())
+
+
+def test_at_most_150_builds():
+    assert len(ONCE) <= 150
+
+
+@pytest.mark.parametrize("row", ONCE, ids=str)
+def test_no_figure_is_worse_than_reviewed(row):
+    on_file = reviewed()
+    assert str(row) in on_file, "run `make gate`, and review the file it writes"
+    # Registers depend on the compiler: with another triton only the rules hold, not the figures.
+    same = on_file["triton"] == triton.__version__
+    assert not faults(row, figures(row), on_file[str(row)] if same else None)
+
+
+def test_the_file_has_every_row_and_none_is_wrong():
+    on_file = reviewed()
+    assert {str(row) for row in rows()} == on_file.keys() - {"triton"}
+    assert not [fault for row in rows() for fault in faults(row, on_file[str(row)], None)]
+
+
+def test_what_counts_as_worse():
+    row = ONCE[0]
+    good = reviewed()[str(row)]
+    assert not faults(row, good, good)
+    for change in (
+        {"registers": good["registers"] + 1},
+        {"spills": 1},
+        {"shared_bytes": 10**6},
+        {"weight_traffic": 1.2},
+        {"weight_bits": good["weight_bits"] // 2},
+    ):
+        assert faults(row, good | change, good)
