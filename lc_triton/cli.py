@@ -14,9 +14,9 @@ from lc_triton._version import __version__
 from lc_triton.errors import LocalConvError
 
 if TYPE_CHECKING:
-    from lc_triton.tuning.config import Face
-    from lc_triton.tuning.device import Device
-    from lc_triton.tuning.workloads import Workload
+    from lc_triton.tiles.config import Face
+    from lc_triton.tiles.device import Device
+    from lc_triton.tiles.workloads import Workload
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,10 +80,10 @@ def _add_problem(parser: argparse.ArgumentParser) -> None:
 def _problems(options: argparse.Namespace) -> tuple[list[tuple[Workload, int, Face]], Device]:
     from lc_triton._geometry import check_int, check_name
     from lc_triton.errors import ArgumentValueError, UnknownNameError
-    from lc_triton.tuning import paths, workloads
-    from lc_triton.tuning.config import FACES
-    from lc_triton.tuning.device import by_name
-    from lc_triton.tuning.key import DTYPES
+    from lc_triton.tiles import paths, workloads
+    from lc_triton.tiles.config import FACES
+    from lc_triton.tiles.device import by_name
+    from lc_triton.tiles.key import DTYPES
 
     check_name("dtype", options.dtype, DTYPES)
     check_name("face", options.face, (*FACES, "all"))
@@ -140,7 +140,7 @@ def _add_configs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _configs(options: argparse.Namespace) -> None:
     from dataclasses import asdict
 
-    from lc_triton.tuning.select import select
+    from lc_triton.tiles.select import select
 
     problems, device = _problems(options)
     rows = []
@@ -184,7 +184,7 @@ def _env(_: argparse.Namespace) -> None:
     import torch
 
     from lc_triton import _backend
-    from lc_triton.tuning import paths
+    from lc_triton.tiles import paths
 
     def version(package: str) -> str:
         try:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 SHOW = """
 import lc_triton
-from lc_triton.tuning.paths import shipped_configs
+from lc_triton.tiles.paths import shipped_configs
 print(lc_triton.__file__)
 print(shipped_configs())
 """

@@ -18,7 +18,7 @@ from lc_triton.kernels.forward import forward_kernel
 from lc_triton.kernels.input_grad import input_grad_kernel
 from lc_triton.kernels.weight_grad import weight_grad_kernel
 from lc_triton.launch.layout import Epilogue, shape_of, tile_of
-from lc_triton.tuning.config import Face, TileConfig
+from lc_triton.tiles.config import Face, TileConfig
 
 KERNELS = {"forward": forward_kernel, "input_grad": input_grad_kernel, "weight_grad": weight_grad_kernel}
 

@@ -12,9 +12,8 @@ from lc_triton.kernels.forward import forward_kernel
 from lc_triton.kernels.input_grad import input_grad_kernel
 from lc_triton.kernels.weight_grad import weight_grad_kernel
 from lc_triton.launch.layout import dense_rows, epilogue_of, is_wide, shape_of, tile_of
-from lc_triton.tuning.config import Face, TileConfig
-from lc_triton.tuning.device import of_gpu
-from lc_triton.tuning.select import select
+from lc_triton.tiles.config import Face, TileConfig
+from lc_triton.tiles.select import Task, chooser
 
 
 def forward(
@@ -110,13 +109,12 @@ def programs(face: Face, problem: Problem, batch: int, config: TileConfig) -> in
 
 def _choose(face: Face, problem: Problem, x: Tensor, weight: Tensor) -> TileConfig:
     """The tile of a launch: one dictionary look-up when warm."""
-    key = (face, x.shape[0], x.dtype, weight.dtype, x.device.index)
+    key = (face, x.shape[0], x.dtype, weight.dtype, x.device.index, chooser.generation)
     config = problem.tiles.get(key)
     if config is None:
-        device = of_gpu(x.device.index or 0)
         dtype, weight_dtype = (str(t.dtype).removeprefix("torch.") for t in (x, weight))
-        config = select(face, problem.geometry, x.shape[0], dtype, weight_dtype, problem.precision, device).config
-        problem.tiles[key] = config
+        task = Task(face, problem.geometry, x.shape[0], dtype, weight_dtype, problem.precision)
+        config = problem.tiles[key] = chooser(task, x.device.index or 0)
     return config
 
 

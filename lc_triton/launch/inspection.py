@@ -10,11 +10,11 @@ import torch
 from lc_triton._problem import Problem
 from lc_triton.launch.build import MachineCode, build, machine_code
 from lc_triton.launch.faces import programs
-from lc_triton.tuning import model
-from lc_triton.tuning.config import Face, TileConfig
-from lc_triton.tuning.device import Device
-from lc_triton.tuning.select import ITEMSIZE, Choice, select
-from lc_triton.tuning.workloads import Workload
+from lc_triton.tiles import model
+from lc_triton.tiles.config import Face, TileConfig
+from lc_triton.tiles.device import Device
+from lc_triton.tiles.select import ITEMSIZE, Choice, select
+from lc_triton.tiles.workloads import Workload
 
 NEXT = 3  # further candidates that are shown
 
@@ -110,8 +110,8 @@ def inspect(workload: Workload, batch: int, dtype: str, face: Face, device: Devi
         device: for which GPU.
 
     Example:
-        >>> from lc_triton.tuning import paths, workloads
-        >>> from lc_triton.tuning.device import by_name
+        >>> from lc_triton.tiles import paths, workloads
+        >>> from lc_triton.tiles.device import by_name
         >>> layer = workloads.read(paths.shipped_workloads())["lrlc_l2"]
         >>> inspect(layer, 64, "bfloat16", "forward", by_name("h200")).code.spills  # doctest: +SKIP
         0
@@ -125,10 +125,8 @@ def inspect(workload: Workload, batch: int, dtype: str, face: Face, device: Devi
     def microseconds(config: TileConfig) -> float:
         return 1e6 * model.predict(face, geometry.as_4d(), batch, sizes, precision, device, config)
 
-    others = {
-        c for c in model.candidates(face, geometry.as_4d(), batch, sizes, precision, device) if c != choice.config
-    }
-    ranked = sorted(((c, microseconds(c)) for c in others), key=lambda pair: (pair[1], str(pair[0])))
+    ranked = model.ranked(face, geometry.as_4d(), batch, sizes, precision, device)
+    others = [(config, 1e6 * seconds) for seconds, config in ranked if config != choice.config]
     return Report(
         workload=workload.name,
         batch=batch,
@@ -142,5 +140,5 @@ def inspect(workload: Workload, batch: int, dtype: str, face: Face, device: Devi
         weight_traffic_ratio=model.weight_traffic_ratio(face, geometry, sizes[1], choice.config),
         predicted_us=microseconds(choice.config),
         roofline_us=1e6 * model.roofline(geometry, batch, sizes, precision, device),
-        next_best=tuple(ranked[:NEXT]),
+        next_best=tuple(others[:NEXT]),
     )

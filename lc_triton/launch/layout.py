@@ -10,8 +10,8 @@ from torch import Tensor
 from lc_triton._geometry import Geometry
 from lc_triton._problem import Problem
 from lc_triton.errors import ArgumentValueError
-from lc_triton.tuning.config import Face, TileConfig
-from lc_triton.tuning.walk import walk_of
+from lc_triton.tiles.config import Face, TileConfig
+from lc_triton.tiles.walk import walk_of
 
 _INT32 = 2**31
 

@@ -6,7 +6,7 @@ import torch
 from lc_triton import launch
 from lc_triton._activations import FUSED_NAMES, Activation, parse_activation
 from lc_triton._problem import Problem
-from lc_triton.tuning.config import TileConfig
+from lc_triton.tiles.config import TileConfig
 from tests.cases import CASES, IDS, assert_as_good, assert_close, expected, tensors
 
 NAN = float("nan")

@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from lc_triton._problem import Problem
 from lc_triton.launch.build import build, machine_code
-from lc_triton.tuning import model, paths, workloads
-from lc_triton.tuning.config import FACES, Face, TileConfig
-from lc_triton.tuning.device import DEVICES
-from lc_triton.tuning.select import ITEMSIZE
+from lc_triton.tiles import model, paths, workloads
+from lc_triton.tiles.config import FACES, Face, TileConfig
+from lc_triton.tiles.device import DEVICES
+from lc_triton.tiles.select import ITEMSIZE
 
 FILE = Path(__file__).with_name("gate.json")
 DEVICE_NAMES = ("a100", "h100", "b200")

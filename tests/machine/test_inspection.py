@@ -5,8 +5,8 @@ import json
 import pytest
 
 from lc_triton import cli
-from lc_triton.tuning.config import FACES
-from lc_triton.tuning.device import by_name
+from lc_triton.tiles.config import FACES
+from lc_triton.tiles.device import by_name
 
 KEYS = {
     "workload": str,

@@ -10,9 +10,9 @@ from lc_triton._activations import FUSED_NAMES, Activation, parse_activation
 from lc_triton._geometry import Geometry
 from lc_triton._problem import Problem
 from lc_triton.launch.build import build, machine_code
-from lc_triton.tuning.config import FACES, TileConfig
-from lc_triton.tuning.device import DEVICES
-from lc_triton.tuning.model import choose
+from lc_triton.tiles.config import FACES, TileConfig
+from lc_triton.tiles.device import DEVICES
+from lc_triton.tiles.model import choose
 
 WORKLOADS = {
     w["name"]: w for w in json.loads((Path(__file__).parents[2] / "benchmarks/workloads.json").read_text())["workloads"]

@@ -2,20 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from lc_triton._geometry import Geometry
-from lc_triton.tuning import paths, store
-from lc_triton.tuning.config import Face, TileConfig
-from lc_triton.tuning.device import Device
-from lc_triton.tuning.key import ProblemKey
-from lc_triton.tuning.model import choose
+from lc_triton.tiles import paths, store
+from lc_triton.tiles.config import Face, TileConfig
+from lc_triton.tiles.device import Device, of_gpu
+from lc_triton.tiles.key import ProblemKey
+from lc_triton.tiles.model import choose
 
 Source = Literal["user", "shipped", "architecture", "model"]
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kernel whose tile is wanted.
+
+    Args:
+        face: which kernel.
+        geometry: the layer.
+        batch: B.
+        dtype, weight_dtype: of x and of the weight, torch's names.
+        precision: of float32 products, "ieee" or "tf32".
+    """
+
+    face: Face
+    geometry: Geometry
+    batch: int
+    dtype: str
+    weight_dtype: str
+    precision: str
+
+    @property
+    def key(self) -> ProblemKey:
+        """What a measurement of it is filed under."""
+        return ProblemKey.of(self.geometry, self.batch, self.dtype, self.weight_dtype, self.precision)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of a number of x and of the weight."""
+        return ITEMSIZE[self.dtype], ITEMSIZE[self.weight_dtype]
+
+
+class Chooser:
+    """Who answers a launch that asks for a tile the first time: `select`, or a tuner while one is at work.
+
+    Launches remember the answer beside `generation`, which changes when another answer is due. It belongs to the
+    process and not to a context: the backward of a layer runs in a thread of autograd's own.
+    """
+
+    def __init__(self) -> None:
+        self.generation = 0
+        self._tuner: Callable[[Task, int], TileConfig] | None = None
+
+    def __call__(self, task: Task, gpu: int) -> TileConfig:
+        """The tile for a launch on the GPU with this index."""
+        if self._tuner is not None:
+            return self._tuner(task, gpu)
+        return select(**vars(task), device=of_gpu(gpu)).config
+
+    @contextmanager
+    def asking(self, tuner: Callable[[Task, int], TileConfig]) -> Iterator[None]:
+        """Let `tuner` answer inside the `with` block."""
+        before, self._tuner = self._tuner, tuner
+        self.generation += 1
+        try:
+            yield
+        finally:
+            self._tuner = before
+            self.generation += 1
 
 
 @dataclass(frozen=True)
@@ -56,7 +116,7 @@ def select(
 
     Example:
         >>> from lc_triton._geometry import Geometry
-        >>> from lc_triton.tuning.device import by_name
+        >>> from lc_triton.tiles.device import by_name
         >>> layer = Geometry.make((8, 8), 16, 16, 3)
         >>> select("forward", layer, 32, "float32", "float32", "ieee", by_name("a100")).source
         'model'
@@ -72,6 +132,9 @@ def select(
                 return Choice(measured.config, source, path, key, measured, stale)
     sizes = ITEMSIZE[dtype], ITEMSIZE[weight_dtype]
     return Choice(choose(face, geometry.as_4d(), batch, *sizes, precision, device), "model")
+
+
+chooser = Chooser()
 
 
 def _files(face: Face, device: Device) -> Iterator[tuple[Source, Path]]:

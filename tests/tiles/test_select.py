@@ -6,13 +6,13 @@ import pytest
 
 from lc_triton import _backend
 from lc_triton._geometry import Geometry
-from lc_triton.tuning import paths, store
-from lc_triton.tuning.config import FACES, TileConfig
-from lc_triton.tuning.device import by_name
-from lc_triton.tuning.key import ProblemKey
-from lc_triton.tuning.model import choose
-from lc_triton.tuning.select import select
-from tests.tuning.test_store import MEASURED
+from lc_triton.tiles import paths, store
+from lc_triton.tiles.config import FACES, TileConfig
+from lc_triton.tiles.device import by_name
+from lc_triton.tiles.key import ProblemKey
+from lc_triton.tiles.model import choose
+from lc_triton.tiles.select import select
+from tests.tiles.test_store import MEASURED
 
 LAYER = Geometry.make((8, 9), 16, 32, 3, stride=2, padding=1)
 H200 = by_name("h200")

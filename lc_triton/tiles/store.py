@@ -15,8 +15,8 @@ from filelock import FileLock, Timeout
 
 from lc_triton._files import write_atomically
 from lc_triton.errors import ArgumentTypeError, ConfigFileError, LocalConvError
-from lc_triton.tuning.config import Face, TileConfig
-from lc_triton.tuning.key import ProblemKey
+from lc_triton.tiles.config import Face, TileConfig
+from lc_triton.tiles.key import ProblemKey
 
 SCHEMA = 1
 KIND = "lc_triton tiles"

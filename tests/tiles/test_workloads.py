@@ -6,10 +6,10 @@ import pytest
 
 from lc_triton import cli
 from lc_triton.errors import WorkloadError
-from lc_triton.tuning import paths, workloads
-from lc_triton.tuning.config import FACES, TileConfig
-from lc_triton.tuning.device import DEVICES, by_name
-from lc_triton.tuning.model import roofline, weight_traffic_ratio
+from lc_triton.tiles import paths, workloads
+from lc_triton.tiles.config import FACES, TileConfig
+from lc_triton.tiles.device import DEVICES, by_name
+from lc_triton.tiles.model import roofline, weight_traffic_ratio
 
 GOOD = {"name": "a", "input": [8, 8, 4], "kernel": [3, 3], "filters": 8, "batches": [1, 32]}
 

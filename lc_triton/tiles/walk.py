@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from lc_triton._geometry import Geometry
-from lc_triton.tuning.config import Face, TileConfig
+from lc_triton.tiles.config import Face, TileConfig
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from lc_triton._geometry import Geometry
-from lc_triton.tuning.config import Face, TileConfig
-from lc_triton.tuning.device import Device
-from lc_triton.tuning.walk import walk_of
+from lc_triton.tiles.config import Face, TileConfig
+from lc_triton.tiles.device import Device
+from lc_triton.tiles.walk import walk_of
 
 # A dot below this many channels or filters a group would multiply mostly padding.
 MIN_GROUP_FOR_DOT = 16
@@ -50,10 +50,16 @@ def choose(
         device: what it runs on.
     """
     sizes = (itemsize, weight_itemsize)
-    return min(
-        candidates(face, geometry, batch, sizes, precision, device),
-        key=lambda config: predict(face, geometry, batch, sizes, precision, device, config),
-    )
+    return ranked(face, geometry, batch, sizes, precision, device)[0][1]
+
+
+def ranked(
+    face: Face, geometry: Geometry, batch: int, sizes: tuple[int, int], precision: str, device: Device
+) -> list[tuple[float, TileConfig]]:
+    """Every candidate with its predicted seconds, the fastest first; equals stay in the order they are made."""
+    made = dict.fromkeys(candidates(face, geometry, batch, sizes, precision, device))
+    timed = [(predict(face, geometry, batch, sizes, precision, device, config), config) for config in made]
+    return sorted(timed, key=lambda pair: pair[0])
 
 
 def candidates(

@@ -12,9 +12,9 @@ import pytest
 
 from lc_triton._geometry import Geometry
 from lc_triton.errors import ConfigFileError
-from lc_triton.tuning import store
-from lc_triton.tuning.config import TileConfig
-from lc_triton.tuning.key import ProblemKey, bucket
+from lc_triton.tiles import store
+from lc_triton.tiles.config import TileConfig
+from lc_triton.tiles.key import ProblemKey, bucket
 
 LAYER = Geometry.make((8, 9), 16, 32, 3, stride=2, padding=1)
 KEY = ProblemKey.of(LAYER, 20, "bfloat16", "float32", "ieee")
@@ -65,8 +65,8 @@ WRITER = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from lc_triton.tuning import store
-from tests.tuning.test_store import KEY, MEASURED
+from lc_triton.tiles import store
+from tests.tiles.test_store import KEY, MEASURED
 path, number = Path(sys.argv[1]), int(sys.argv[2])
 for i in range(int(sys.argv[3])):
     key = replace(KEY, positions=1000 * number + i + 1)
@@ -182,5 +182,5 @@ def test_the_hash_follows_the_source():
 
 
 def test_importing_the_package_reads_no_configuration():
-    code = "import sys, lc_triton; sys.exit('filelock' in sys.modules or 'lc_triton.tuning.store' in sys.modules)"
+    code = "import sys, lc_triton; sys.exit('filelock' in sys.modules or 'lc_triton.tiles.store' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
