@@ -17,6 +17,7 @@ from lc_triton.layers import (
     LocallyConnected2D,
     LocallyConnected3D,
 )
+from lc_triton.search import tuning
 
 __all__ = [
     "LazyLocalConv1d",
@@ -35,4 +36,5 @@ __all__ = [
     "backend",
     "local_conv",
     "regularization_loss",
+    "tuning",
 ]

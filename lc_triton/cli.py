@@ -1,4 +1,4 @@
-"""The command line: `lc-triton demo | inspect | configs | env`."""
+"""The command line: `lc-triton demo | tune | inspect | configs | env`."""
 
 from __future__ import annotations
 
@@ -16,30 +16,35 @@ from lc_triton.errors import LocalConvError
 if TYPE_CHECKING:
     from lc_triton.tiles.config import Face
     from lc_triton.tiles.device import Device
+    from lc_triton.tiles.task import Task
     from lc_triton.tiles.workloads import Workload
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0, 2 for wrong input (one line on stderr), 130 for an interruption."""
+    """Run a command and return its exit status.
+
+    That is 0; 1 where something could not be done, as the output says; 2 for wrong input, with one line on stderr; 130
+    for an interruption.
+    """
     parser = argparse.ArgumentParser(
         prog="lc-triton", description="Locally connected layers for PyTorch, fused in Triton."
     )
     parser.add_argument("--version", action="version", version=f"lc-triton {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_demo(commands)
+    _add_tune(commands)
     _add_inspect(commands)
     _add_configs(commands)
     _add_env(commands)
     options = parser.parse_args(arguments)
     try:
-        options.call(options)
+        return options.call(options) or 0
     except LocalConvError as error:
         print(f"lc-triton: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nlc-triton: interrupted{options.after_interrupt}", file=sys.stderr)
         return 130
-    return 0
 
 
 def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -63,6 +68,98 @@ def _demo(options: argparse.Namespace) -> None:
 
     names = ("epochs", "batch_size", "device", "dtype", "out", "seed", "resume")
     run(Settings(**{name: getattr(options, name) for name in names}))
+
+
+def _add_tune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "tune", help="measure the best tile of each kernel on the GPU here, and keep it on file"
+    )
+    parser.add_argument("--workloads", type=Path, metavar="FILE", help="layers to tune (default: published networks)")
+    parser.add_argument("--workload", nargs="+", metavar="NAME", help="only these of them")
+    parser.add_argument(
+        "--shapes", nargs="+", metavar="SHAPE", help="layers such as 63x63x16,k9,f16,s1,p0,d1,g1 instead"
+    )
+    parser.add_argument("--faces", nargs="+", metavar="FACE", help="of forward, input_grad, weight_grad (default: all)")
+    parser.add_argument(
+        "--dtypes",
+        nargs="+",
+        default=["bfloat16"],
+        metavar="DTYPE",
+        help="of float16, bfloat16 (default), float32, tf32, float64, or x/weight such as bfloat16/float32",
+    )
+    parser.add_argument("--batches", nargs="+", type=int, metavar="B", help="samples (default: each workload's own)")
+    parser.add_argument("--budget", type=float, default=1800.0, metavar="SECONDS", help="for all (default: 1800)")
+    parser.add_argument(
+        "--out", type=Path, metavar="PATH", help="a folder, or a .json file for one face (default: your own tiles)"
+    )
+    parser.add_argument("--gpu", type=int, default=0, metavar="INDEX", help="which GPU (default: 0)")
+    parser.add_argument("--resume", action="store_true", help="leave alone what is on file and finished")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be measured and written; needs no GPU")
+    parser.set_defaults(call=_tune, after_interrupt="; what was measured is on file, and --resume goes on")
+
+
+def _tune(options: argparse.Namespace) -> int:
+    import torch
+
+    from lc_triton.errors import ArgumentValueError
+    from lc_triton.search.run import check_seconds, plan, tune
+    from lc_triton.search.tuner import check_gpu, gpu_bench
+    from lc_triton.tiles import paths, store
+    from lc_triton.tiles.device import of_gpu
+
+    check_seconds("--budget", options.budget)
+    tasks = _tasks(options)
+    gpus = torch.cuda.device_count()
+    if not 0 <= options.gpu < max(1, gpus):
+        raise ArgumentValueError(name="--gpu", value=options.gpu, allowed=f"below {max(1, gpus)}")
+    device = of_gpu(options.gpu)
+    out: Path = options.out or paths.user_configs()
+    single = out.suffix == ".json"
+    if single and len({task.face for task in tasks.values()}) > 1:
+        allowed = "a folder, or else one of --faces: a file holds one face"
+        raise ArgumentValueError(name="--out", value=str(out), allowed=allowed)
+
+    def file_of(face: Face) -> Path:
+        return out if single else store.file_of(out, device.arch_name, device.folder, face)
+
+    if options.dry_run:
+        print(plan(tasks, device, file_of, options.budget, resume=options.resume))
+        if not gpus:
+            print(f"There is no GPU here: an {device.full_name} stands in for it.")
+        return 0
+    check_gpu()
+    _need_triton("tune")
+    report = tune(
+        tasks, device, lambda task: gpu_bench(task, options.gpu), file_of, options.budget, resume=options.resume
+    )
+    print(report.to_text())
+    print(f"Written to {out}" + ("" if out == paths.user_configs() else "; LC_TRITON_CONFIG_DIR names a folder to use"))
+    return 1 if report.failed else 0
+
+
+def _tasks(options: argparse.Namespace) -> dict[str, Task]:
+    """The kernels that --workloads, --shapes and the rest ask for."""
+    from lc_triton._geometry import check_int, check_name
+    from lc_triton.errors import ArgumentValueError, UnknownNameError
+    from lc_triton.tiles import paths, workloads
+    from lc_triton.tiles.config import FACES
+
+    batches = [check_int("--batches", b, 1) for b in options.batches or ()]
+    for face in options.faces or ():
+        check_name("face", face, FACES)
+    if options.shapes:
+        if options.workloads or options.workload:
+            raise ArgumentValueError(name="--shapes", value=options.shapes, allowed="given without --workloads")
+        if not batches:
+            raise ArgumentValueError(name="--batches", value=None, allowed="given beside --shapes")
+        chosen = [workloads.parse_shape(text, batches) for text in options.shapes]
+    else:
+        known = workloads.read(options.workloads or paths.shipped_workloads())
+        for name in options.workload or ():
+            if name not in known:
+                raise UnknownNameError.of("workload", name, known)
+        chosen = [known[name] for name in options.workload or known]
+    return workloads.tasks(chosen, batches, options.dtypes, options.faces or FACES)
 
 
 def _add_problem(parser: argparse.ArgumentParser) -> None:
@@ -109,7 +206,7 @@ def _inspect(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     problems, device = _problems(options)
-    _need_triton()
+    _need_triton("inspect")
     from lc_triton.launch.inspection import inspect
 
     reports = []
@@ -122,13 +219,13 @@ def _inspect(options: argparse.Namespace) -> None:
         print(json.dumps(reports, indent=1))
 
 
-def _need_triton() -> None:
+def _need_triton(command: str) -> None:
     import importlib.util
 
     from lc_triton.errors import MissingPackageError
 
     if importlib.util.find_spec("triton") is None:
-        raise MissingPackageError(what="inspect", package="triton (Linux only)", extra="all")
+        raise MissingPackageError(what=command, package="triton (Linux only)", extra="all")
 
 
 def _add_configs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -141,11 +238,12 @@ def _configs(options: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from lc_triton.tiles.select import select
+    from lc_triton.tiles.task import Task
 
     problems, device = _problems(options)
     rows = []
     for workload, batch, face in problems:
-        choice = select(face, workload.geometry, batch, options.dtype, options.dtype, "ieee", device)
+        choice = select(Task(face, workload.geometry, batch, options.dtype, options.dtype), device)
         rows.append(
             {
                 "workload": workload.name,

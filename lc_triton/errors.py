@@ -25,6 +25,7 @@ __all__ = [
     "PaddingError",
     "RankError",
     "SpatialSizeError",
+    "TuningError",
     "UnknownNameError",
     "WeightShapeError",
     "WorkloadError",
@@ -177,6 +178,12 @@ class ConfigFileError(LocalConvError, ValueError):
     """A file of measured tiles that cannot be used; it is left as it is."""
 
     template = "configuration file {path} is not used: {reason}; it was left as it is"
+
+
+class TuningError(LocalConvError, RuntimeError):
+    """Tiles that cannot be measured on this machine."""
+
+    template = "tiles cannot be measured here: {reason}"
 
 
 class WorkloadError(LocalConvError, ValueError):

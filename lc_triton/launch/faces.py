@@ -13,7 +13,8 @@ from lc_triton.kernels.input_grad import input_grad_kernel
 from lc_triton.kernels.weight_grad import weight_grad_kernel
 from lc_triton.launch.layout import dense_rows, epilogue_of, is_wide, shape_of, tile_of
 from lc_triton.tiles.config import Face, TileConfig
-from lc_triton.tiles.select import Task, chooser
+from lc_triton.tiles.select import chooser
+from lc_triton.tiles.task import Task
 
 
 def forward(

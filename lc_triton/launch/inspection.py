@@ -13,7 +13,8 @@ from lc_triton.launch.faces import programs
 from lc_triton.tiles import model
 from lc_triton.tiles.config import Face, TileConfig
 from lc_triton.tiles.device import Device
-from lc_triton.tiles.select import ITEMSIZE, Choice, select
+from lc_triton.tiles.select import Choice, select
+from lc_triton.tiles.task import Task
 from lc_triton.tiles.workloads import Workload
 
 NEXT = 3  # further candidates that are shown
@@ -116,17 +117,11 @@ def inspect(workload: Workload, batch: int, dtype: str, face: Face, device: Devi
         >>> inspect(layer, 64, "bfloat16", "forward", by_name("h200")).code.spills  # doctest: +SKIP
         0
     """
-    geometry, precision = workload.geometry, "ieee"
-    choice = select(face, geometry, batch, dtype, dtype, precision, device)
-    problem = Problem(geometry, backend="triton", precision=precision)
+    task = Task(face, workload.geometry, batch, dtype, dtype)
+    choice = select(task, device)
+    problem = Problem(task.geometry, backend="triton", precision=task.precision)
     code = machine_code(face, build(face, problem, choice.config, device.arch, dtype=getattr(torch, dtype)))
-    sizes = ITEMSIZE[dtype], ITEMSIZE[dtype]
-
-    def microseconds(config: TileConfig) -> float:
-        return 1e6 * model.predict(face, geometry.as_4d(), batch, sizes, precision, device, config)
-
-    ranked = model.ranked(face, geometry.as_4d(), batch, sizes, precision, device)
-    others = [(config, 1e6 * seconds) for seconds, config in ranked if config != choice.config]
+    others = [(config, 1e6 * seconds) for seconds, config in model.ranked(task, device) if config != choice.config]
     return Report(
         workload=workload.name,
         batch=batch,
@@ -137,8 +132,8 @@ def inspect(workload: Workload, batch: int, dtype: str, face: Face, device: Devi
         code=code,
         programs=programs(face, problem, batch, choice.config),
         occupancy=device.occupancy(code.registers, code.shared_bytes, choice.config.num_warps),
-        weight_traffic_ratio=model.weight_traffic_ratio(face, geometry, sizes[1], choice.config),
-        predicted_us=microseconds(choice.config),
-        roofline_us=1e6 * model.roofline(geometry, batch, sizes, precision, device),
+        weight_traffic_ratio=model.weight_traffic_ratio(task, choice.config),
+        predicted_us=1e6 * model.predict(task, device, choice.config),
+        roofline_us=1e6 * model.roofline(task, device),
         next_best=tuple(others[:NEXT]),
     )

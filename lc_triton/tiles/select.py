@@ -8,45 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lc_triton._geometry import Geometry
 from lc_triton.tiles import paths, store
 from lc_triton.tiles.config import Face, TileConfig
 from lc_triton.tiles.device import Device, of_gpu
 from lc_triton.tiles.key import ProblemKey
 from lc_triton.tiles.model import choose
+from lc_triton.tiles.task import Task
 
 Source = Literal["user", "shipped", "architecture", "model"]
-ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-
-
-@dataclass(frozen=True)
-class Task:
-    """A kernel whose tile is wanted.
-
-    Args:
-        face: which kernel.
-        geometry: the layer.
-        batch: B.
-        dtype, weight_dtype: of x and of the weight, torch's names.
-        precision: of float32 products, "ieee" or "tf32".
-    """
-
-    face: Face
-    geometry: Geometry
-    batch: int
-    dtype: str
-    weight_dtype: str
-    precision: str
-
-    @property
-    def key(self) -> ProblemKey:
-        """What a measurement of it is filed under."""
-        return ProblemKey.of(self.geometry, self.batch, self.dtype, self.weight_dtype, self.precision)
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """Bytes of a number of x and of the weight."""
-        return ITEMSIZE[self.dtype], ITEMSIZE[self.weight_dtype]
 
 
 class Chooser:
@@ -64,7 +33,7 @@ class Chooser:
         """The tile for a launch on the GPU with this index."""
         if self._tuner is not None:
             return self._tuner(task, gpu)
-        return select(**vars(task), device=of_gpu(gpu)).config
+        return select(task, of_gpu(gpu)).config
 
     @contextmanager
     def asking(self, tuner: Callable[[Task, int], TileConfig]) -> Iterator[None]:
@@ -100,38 +69,30 @@ class Choice:
     stale: bool = False
 
 
-def select(
-    face: Face, geometry: Geometry, batch: int, dtype: str, weight_dtype: str, precision: str, device: Device
-) -> Choice:
-    """The tile for a problem, by the order of `Choice.source`; the same arguments and files give the same answer.
+def select(task: Task, device: Device) -> Choice:
+    """The tile for a kernel, by the order of `Choice.source`; the same arguments and files give the same answer.
 
     Args:
-        face: which kernel.
-        geometry: the layer.
-        batch: B.
-        dtype: of x, by torch's name.
-        weight_dtype: of the weight.
-        precision: of float32 products, "ieee" or "tf32".
+        task: the kernel.
         device: what it runs on.
 
     Example:
         >>> from lc_triton._geometry import Geometry
         >>> from lc_triton.tiles.device import by_name
         >>> layer = Geometry.make((8, 8), 16, 16, 3)
-        >>> select("forward", layer, 32, "float32", "float32", "ieee", by_name("a100")).source
+        >>> select(Task("forward", layer, 32, "float32", "float32"), by_name("a100")).source
         'model'
     """
-    wanted = ProblemKey.of(geometry, batch, dtype, weight_dtype, precision)
-    for source, path in _files(face, device):
+    wanted = task.key
+    for source, path in _files(task.face, device):
         entries = store.read_or_warn(path)
         # A tile for twice the batch, or for half of it, is nearer the best than the model is.
         for key in (wanted, wanted.at(2 * wanted.batch), wanted.at(max(1, wanted.batch // 2))):
             measured = entries.get(key)
             if measured is not None:
-                stale = measured.kernel_hash != store.kernel_hash(face)
+                stale = measured.kernel_hash != store.kernel_hash(task.face)
                 return Choice(measured.config, source, path, key, measured, stale)
-    sizes = ITEMSIZE[dtype], ITEMSIZE[weight_dtype]
-    return Choice(choose(face, geometry.as_4d(), batch, *sizes, precision, device), "model")
+    return Choice(choose(task, device), "model")
 
 
 chooser = Chooser()

@@ -35,6 +35,7 @@ class Measured:
         roofline: share of the device's limit, 1 at the limit.
         runner_up: the second best tile, or None.
         runner_up_us: its median.
+        finished: whether the search came to its end; one that was cut short goes on with `--resume`.
         date: of the measurement, ISO.
         torch, triton: versions.
         kernel_hash: of the kernel's source, see `kernel_hash`.
@@ -49,6 +50,7 @@ class Measured:
     roofline: float
     runner_up: TileConfig | None
     runner_up_us: float | None
+    finished: bool
     date: str
     torch: str
     triton: str
@@ -70,6 +72,8 @@ class Measured:
         for name in ("date", "torch", "triton", "kernel_hash"):
             if not isinstance(value[name], str):
                 raise ArgumentTypeError(name=name, value=value[name], allowed="a string")
+        if not isinstance(value["finished"], bool):
+            raise ArgumentTypeError(name="finished", value=value["finished"], allowed="true or false")
         second = value["runner_up"]
         return cls(
             **{
@@ -156,6 +160,21 @@ def merge(path: Path, device: str, face: Face, entries: Entries) -> None:
     except OSError as error:
         raise ConfigFileError(path=path, reason=f"it cannot be written ({_first_line(error)})") from error
     read_or_warn.cache_clear()
+
+
+def check_writable(path: Path) -> None:
+    """Make sure that `merge` will be able to write, before hours are spent on what it is to write.
+
+    Raises:
+        ConfigFileError: a file there that cannot be used, or a folder that cannot be written.
+    """
+    try:
+        probe = path.with_suffix(".probe")
+        write_atomically(probe, b"")
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigFileError(path=path, reason=f"it cannot be written ({_first_line(error)})") from error
+    read(path)
 
 
 @cache

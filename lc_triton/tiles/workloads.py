@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from lc_triton._geometry import Geometry, check_int
-from lc_triton.errors import ArgumentTypeError, LocalConvError, UnknownNameError, WorkloadError
+from lc_triton.errors import ArgumentTypeError, ArgumentValueError, LocalConvError, UnknownNameError, WorkloadError
+from lc_triton.tiles.config import Face
+from lc_triton.tiles.task import Task, types_of
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,68 @@ def read(path: Path) -> dict[str, Workload]:
             line = text.count("\n", 0, max(place, offset)) + 1
             raise WorkloadError(path=path, line=line, reason=str(error)) from error
         found[workload.name] = workload
+    return found
+
+
+SHAPE = "like 63x63x16,k9,f16 (input sizes and channels, kernel, filters), then s, p, d, g for stride, padding, ..."
+_LETTERS = {"k": "kernel", "f": "filters", "s": "stride", "p": "padding", "d": "dilation", "g": "groups"}
+
+
+def parse_shape(text: str, batches: Sequence[int]) -> Workload:
+    """The workload that a command's user means by one word.
+
+    Args:
+        text: input sizes and channels, kernel and filters, and where wanted stride, padding, dilation and groups, as
+            in "63x63x16,k9,f16,s2,p4,d1,g1"; a pair of sizes is "k9x7".
+        batches: B, one or more.
+
+    Raises:
+        LocalConvError: it says no layer.
+
+    Example:
+        >>> parse_shape("63x63x16,k9,f16", [32]).geometry.out_spatial
+        (55, 55)
+    """
+    first, *rest = text.split(",")
+    options: dict[str, Any] = {}
+    try:
+        options["input"] = [int(n) for n in first.split("x")]
+        for word in rest:
+            name = _LETTERS[word[:1]]
+            sizes = [int(n) for n in word[1:].split("x")]
+            if name in options or (len(sizes) > 1 and name in ("filters", "groups")):
+                raise ValueError
+            options[name] = sizes if name == "kernel" or len(sizes) > 1 else sizes[0]
+        if "kernel" not in options or "filters" not in options:
+            raise ValueError
+    except (ValueError, KeyError):
+        raise ArgumentValueError(name="shape", value=text, allowed=SHAPE) from None
+    if options["kernel"][1:] == []:
+        options["kernel"] *= max(1, len(options["input"]) - 1)
+    return _workload(_Fields(name=text, batches=list(batches), **options))
+
+
+def tasks(
+    workloads: Iterable[Workload], batches: Sequence[int], dtypes: Sequence[str], faces: Sequence[Face]
+) -> dict[str, Task]:
+    """The kernels of some workloads, each once, by labels for people.
+
+    Args:
+        workloads: the layers.
+        batches: B; none for each workload's own.
+        dtypes: as `types_of` reads them.
+        faces: which kernels.
+    """
+    found: dict[str, Task] = {}
+    seen = set()
+    for workload in workloads:
+        for batch in batches or workload.batches:
+            for dtype in dtypes:
+                for face in faces:
+                    task = Task(face, workload.geometry, batch, *types_of(dtype))
+                    if (face, task.key) not in seen:
+                        seen.add((face, task.key))
+                        found[f"{workload.name} batch {batch} {dtype} {face}"] = task
     return found
 
 

@@ -23,7 +23,7 @@ from lc_triton.launch.build import build, machine_code
 from lc_triton.tiles import model, paths, workloads
 from lc_triton.tiles.config import FACES, Face, TileConfig
 from lc_triton.tiles.device import DEVICES
-from lc_triton.tiles.select import ITEMSIZE
+from lc_triton.tiles.task import Task
 
 FILE = Path(__file__).with_name("gate.json")
 DEVICE_NAMES = ("a100", "h100", "b200")
@@ -43,11 +43,13 @@ class Row:
         return f"{self.workload} b{self.batch} {self.dtype} {self.face} {self.device}"
 
     @property
+    def task(self) -> Task:
+        return Task(self.face, layers()[self.workload].geometry, self.batch, self.dtype, self.dtype)
+
+    @property
     def config(self) -> TileConfig:
         """What the model picks; a measured tile on this machine must not change what is reviewed."""
-        size = ITEMSIZE[self.dtype]
-        geometry = layers()[self.workload].geometry.as_4d()
-        return model.choose(self.face, geometry, self.batch, size, size, "ieee", DEVICES[self.device])
+        return model.choose(self.task, DEVICES[self.device])
 
     @property
     def kernel(self) -> tuple[Any, ...]:
@@ -73,8 +75,8 @@ def rows() -> list[Row]:
 
 def figures(row: Row) -> dict[str, Any]:
     """The static figures of a row, compiled here and now."""
-    geometry, config = layers()[row.workload].geometry, row.config
-    problem = Problem(geometry, backend="triton")
+    config = row.config
+    problem = Problem(row.task.geometry, backend="triton")
     arch, dtype = DEVICES[row.device].arch, getattr(torch, row.dtype)
     code = machine_code(row.face, build(row.face, problem, config, arch, dtype=dtype))
     return {
@@ -83,7 +85,7 @@ def figures(row: Row) -> dict[str, Any]:
         "shared_bytes": code.shared_bytes,
         "wgmma": code.wgmma > 0,
         "weight_bits": code.weight_bits,
-        "weight_traffic": round(model.weight_traffic_ratio(row.face, geometry, ITEMSIZE[row.dtype], config), 4),
+        "weight_traffic": round(model.weight_traffic_ratio(row.task, config), 4),
     }
 
 

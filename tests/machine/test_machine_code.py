@@ -13,6 +13,7 @@ from lc_triton.launch.build import build, machine_code
 from lc_triton.tiles.config import FACES, TileConfig
 from lc_triton.tiles.device import DEVICES
 from lc_triton.tiles.model import choose
+from lc_triton.tiles.task import Task
 
 WORKLOADS = {
     w["name"]: w for w in json.loads((Path(__file__).parents[2] / "benchmarks/workloads.json").read_text())["workloads"]
@@ -39,8 +40,8 @@ def built(
     face, geometry, batch, device, dtype=torch.bfloat16, *, weight_dtype=None, precision="ieee", config=None, **kwargs
 ):
     """The machine code with the tile the model picks, and what must hold for every kernel there is."""
-    sizes = (dtype.itemsize, (weight_dtype or dtype).itemsize)
-    config = config or choose(face, geometry.as_4d(), batch, *sizes, precision, device)
+    names = (str(d).removeprefix("torch.") for d in (dtype, weight_dtype or dtype))
+    config = config or choose(Task(face, geometry, batch, *names, precision), device)
     problem = Problem(geometry, kwargs.pop("activation", Activation("linear")), "triton", precision)
     code = machine_code(
         face, build(face, problem, config, device.arch, dtype=dtype, weight_dtype=weight_dtype, **kwargs)

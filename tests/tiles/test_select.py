@@ -9,18 +9,22 @@ from lc_triton._geometry import Geometry
 from lc_triton.tiles import paths, store
 from lc_triton.tiles.config import FACES, TileConfig
 from lc_triton.tiles.device import by_name
-from lc_triton.tiles.key import ProblemKey
 from lc_triton.tiles.model import choose
 from lc_triton.tiles.select import select
+from lc_triton.tiles.task import Task
 from tests.tiles.test_store import MEASURED
 
 LAYER = Geometry.make((8, 9), 16, 32, 3, stride=2, padding=1)
 H200 = by_name("h200")
-ARGUMENTS = ("bfloat16", "bfloat16", "ieee")
+TYPES = ("bfloat16", "bfloat16")
+
+
+def task(face="forward", layer=LAYER, batch=32, types=TYPES):
+    return Task(face, layer, batch, *types)
 
 
 def key(batch):
-    return ProblemKey.of(LAYER, batch, *ARGUMENTS)
+    return task(batch=batch).key
 
 
 def tile(n):
@@ -45,13 +49,13 @@ def put(folder, device, config, batch=32):
 
 
 def chosen(batch=32, device=H200):
-    return select("forward", LAYER, batch, *ARGUMENTS, device)
+    return select(task(batch=batch), device)
 
 
 def test_the_order(folders):
     assert (chosen().source, chosen().config) == (
         "model",
-        choose("forward", LAYER.as_4d(), 32, 2, 2, "ieee", H200),
+        choose(task(), H200),
     )
     put(folders / "shipped", "nvidia_h100_80gb_hbm3", tile(0))
     assert (chosen().source, chosen().config) == ("architecture", tile(0))
@@ -73,9 +77,9 @@ def test_a_neighbouring_batch_serves_but_no_farther_one(folders):
 
 def test_another_face_dtype_or_layer_has_tiles_of_its_own(folders):
     put(folders / "user", "nvidia_h200", tile(1))
-    assert select("input_grad", LAYER, 32, *ARGUMENTS, H200).source == "model"
-    assert select("forward", LAYER, 32, "bfloat16", "float32", "ieee", H200).source == "model"
-    assert select("forward", Geometry.make((8, 9), 16, 32, 3, stride=2), 32, *ARGUMENTS, H200).source == "model"
+    assert select(task("input_grad"), H200).source == "model"
+    assert select(task(types=("bfloat16", "float32")), H200).source == "model"
+    assert select(task(layer=Geometry.make((8, 9), 16, 32, 3, stride=2)), H200).source == "model"
 
 
 def test_a_measurement_of_another_source_is_stale_but_used(folders):

@@ -29,6 +29,7 @@ MEASURED = store.Measured(
     0.5,
     TileConfig(1, 1, 32, 64, 32, swap=True),
     12.0,
+    True,
     "2026-01-02",
     "2.13.0",
     "3.7.1",

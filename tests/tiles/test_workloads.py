@@ -10,6 +10,7 @@ from lc_triton.tiles import paths, workloads
 from lc_triton.tiles.config import FACES, TileConfig
 from lc_triton.tiles.device import DEVICES, by_name
 from lc_triton.tiles.model import roofline, weight_traffic_ratio
+from lc_triton.tiles.task import Task
 
 GOOD = {"name": "a", "input": [8, 8, 4], "kernel": [3, 3], "filters": 8, "batches": [1, 32]}
 
@@ -115,13 +116,16 @@ def test_wrong_arguments(command, arguments, message, capsys):
 
 
 def test_roofline_and_traffic():
-    layer = workloads.read(paths.shipped_workloads())["deepface_l4"].geometry
+    def task(batch, face="forward"):
+        layer = workloads.read(paths.shipped_workloads())["deepface_l4"].geometry
+        return Task(face, layer, batch, "bfloat16", "bfloat16")
+
     h200 = by_name("h200")
     bytes_moved = 2 * (55 * 55 * 81 * 16 * 16 + 32 * (63 * 63 * 16 + 55 * 55 * 16))
-    assert roofline(layer, 32, (2, 2), "ieee", h200) == pytest.approx(bytes_moved / h200.memory_rate)
+    assert roofline(task(32), h200) == pytest.approx(bytes_moved / h200.memory_rate)
     many = 2 * 10**5 * 55 * 55 * 81 * 16 * 16
-    assert roofline(layer, 10**5, (2, 2), "ieee", h200) == pytest.approx(many / h200.tensor_rate)
+    assert roofline(task(10**5), h200) == pytest.approx(many / h200.tensor_rate)
     whole, half = TileConfig(2, 4, 16, 32, 64), TileConfig(4, 4, 8, 32, 64)
-    assert weight_traffic_ratio("forward", layer, 2, whole) == 1.0  # one run of 81 * 16 * 16 numbers a position
-    assert weight_traffic_ratio("forward", layer, 2, half) == 2.0  # runs of 8 numbers use half a sector
-    assert weight_traffic_ratio("input_grad", layer, 2, half) == 1.0  # 8 channels of 16 filters are one run
+    assert weight_traffic_ratio(task(32), whole) == 1.0  # one run of 81 * 16 * 16 numbers a position
+    assert weight_traffic_ratio(task(32), half) == 2.0  # runs of 8 numbers use half a sector
+    assert weight_traffic_ratio(task(32, "input_grad"), half) == 1.0  # 8 channels of 16 filters are one run

@@ -1,0 +1,100 @@
+"""Whether a tile computes what the definition says: no tile may win that does not."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lc_triton import reference
+from lc_triton.search import scratch
+from lc_triton.search.strategy import Disagreement
+from lc_triton.tiles.config import TileConfig
+from lc_triton.tiles.task import Task
+
+SAMPLES = 8  # of the batch, evenly spaced, are compared; all outputs must have been written
+
+
+class Judge:
+    """Runs tiles of one task on tensors whose results are known, in float64.
+
+    Args:
+        task: the kernel.
+        tensors: its inputs, and outputs that each call overwrites.
+    """
+
+    def __init__(self, task: Task, tensors: scratch.Tensors) -> None:
+        self._task = task
+        self._tensors = dict(tensors)
+        picked = torch.linspace(0, task.batch - 1, min(SAMPLES, task.batch)).round().long().tolist()
+        self._picked = picked
+        if task.face == "weight_grad":
+            # The sum over the batch is known from a few samples when the others' gradients are zero.
+            sparse = torch.zeros_like(tensors["g"])
+            sparse[picked] = tensors["g"][picked]
+            self._tensors["g"] = sparse
+        self._expected = _expected(task, self._tensors, picked)
+
+    def check(self, config: TileConfig) -> None:
+        """Raise `Disagreement` with how far off the results are, or whatever stops the kernel from running."""
+        outputs = scratch.OUTPUTS[self._task.face]
+        for name in outputs:
+            self._tensors[name].fill_(math.nan)
+        scratch.run(self._task, self._tensors, config)
+        for name in outputs:
+            got, want = self._tensors[name], self._expected[name]
+            if got.isnan().any():
+                raise Disagreement(f"{name} has NaN, or numbers that were never written")
+            if self._task.face != "weight_grad":
+                got = got[self._picked]
+            error = (got.double() - want).abs()
+            allowed = tolerance(self._task, want, got.dtype)
+            if (error > allowed).any():
+                times = (error / allowed).max().item()
+                worst = error.max().item()
+                raise Disagreement(f"{name} is off by {worst:.3g}, {times:.3g} times what rounding explains")
+
+
+def tolerance(task: Task, want: Tensor, dtype: torch.dtype) -> Tensor:
+    """What rounding may change: of each result once, and of the sum it was made of.
+
+    A sum of n numbers that are as good as random, rounded at each step, is off by about sqrt(n) roundings; tensor
+    cores cut digits off instead, so a multiple is allowed. TF32 rounds each factor to 11 bits.
+    """
+    geo = task.geometry
+    terms = max(geo.window, geo.taps * geo.out_channels // geo.groups, task.batch)
+    double = task.dtype == "float64"
+    step = torch.finfo(torch.float64 if double else torch.float32).eps
+    sums = (8 + 4 * math.sqrt(terms)) * step
+    if task.precision == "tf32" and task.dtype == "float32":
+        sums += 8 * 2.0**-11
+    return 0.75 * torch.finfo(dtype).eps * want.abs() + sums * want.abs().max().clamp(min=1e-30)
+
+
+def _expected(task: Task, tensors: scratch.Tensors, picked: list[int]) -> scratch.Tensors:
+    """The outputs by the definition: of the picked samples, or summed over them."""
+    geo = task.geometry
+    if task.face == "weight_grad":
+        dw = torch.zeros(geo.weight_shape, dtype=torch.float64, device=tensors["x"].device)
+        db = torch.zeros(geo.bias_shape, dtype=torch.float64, device=tensors["x"].device)
+        for b in picked:  # one by one: the definition repeats the weights for each sample
+            weight, bias = torch.zeros_like(dw).requires_grad_(), torch.zeros_like(db).requires_grad_()
+            y = reference.forward(tensors["x"][b : b + 1].double(), weight, bias, geo)
+            of_weight, of_bias = torch.autograd.grad(y, (weight, bias), tensors["g"][b : b + 1].double())
+            dw += of_weight
+            db += of_bias
+        return {"dw": dw, "db": db}
+    first = tensors[scratch.INPUTS[task.face][0]]
+    weight = tensors["weight"].to(first.dtype).double()  # as the kernels round it
+    results = []
+    for b in picked:
+        sample = first[b : b + 1].double()
+        if task.face == "forward":
+            results.append(reference.forward(sample, weight, tensors["bias"].double(), geo))
+        else:
+            x = torch.zeros(1, *geo.in_spatial, geo.in_channels, dtype=torch.float64, device=first.device)
+            x.requires_grad_()
+            results += torch.autograd.grad(reference.forward(x, weight, None, geo), x, sample)
+    (name,) = scratch.OUTPUTS[task.face]
+    return {name: torch.cat(results)}

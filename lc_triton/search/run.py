@@ -1,0 +1,236 @@
+"""Tunes kernels one after another within a time limit, and keeps each result as soon as it is there."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+from tqdm import tqdm
+
+from lc_triton.errors import ArgumentTypeError, ArgumentValueError
+from lc_triton.search.strategy import Bench, Outcome, search
+from lc_triton.tiles import model, store
+from lc_triton.tiles.config import FACES, Face, TileConfig
+from lc_triton.tiles.device import Device
+from lc_triton.tiles.select import select
+from lc_triton.tiles.store import Measured
+from lc_triton.tiles.task import Task
+
+IN_USE = {
+    "user": "your measured tile",
+    "shipped": "a shipped tile",
+    "architecture": "a tile of another GPU of this architecture",
+    "model": "the model's tile",
+}
+MakeBench = Callable[[Task], Bench]
+
+
+@dataclass
+class Report:
+    """What became of the kernels, by their labels.
+
+    Args:
+        measured: the search of each whose tile was written.
+        failed: why no tile of a kernel could be measured.
+        not_begun: the time was over before.
+        on_file: finished earlier, and left alone.
+    """
+
+    measured: dict[str, Outcome] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    not_begun: list[str] = field(default_factory=list)
+    on_file: list[str] = field(default_factory=list)
+
+    def to_text(self) -> str:
+        """For people to read."""
+        cut = sum(not outcome.finished for outcome in self.measured.values())
+        lines = [f"{len(self.measured)} measured" + (f", {cut} of them cut short" if cut else "")]
+        lines += [f"{len(self.on_file)} on file already"] if self.on_file else []
+        lines += [f"{len(self.failed)} without a tile that works"] if self.failed else []
+        lines += [f"{len(self.not_begun)} not begun"] if self.not_begun else []
+        later = cut or self.not_begun
+        return "; ".join(lines) + ("; the same command with --resume goes on" if later else "")
+
+
+def check_seconds(name: str, value: float) -> float:
+    """A time limit.
+
+    Raises:
+        ArgumentTypeError: it is no number.
+        ArgumentValueError: it is not above 0.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ArgumentTypeError(name=name, value=value, allowed="a number of seconds")
+    if not 0 < value < math.inf:
+        raise ArgumentValueError(name=name, value=value, allowed="a number of seconds above 0")
+    return float(value)
+
+
+def tune(
+    tasks: Mapping[str, Task],
+    device: Device,
+    make_bench: MakeBench,
+    file_of: Callable[[Face], Path],
+    seconds: float,
+    *,
+    resume: bool = False,
+    clock: Callable[[], float] = time.monotonic,
+) -> Report:
+    """Search a tile for each task, the time left shared evenly among those to come.
+
+    Args:
+        tasks: the kernels, by labels to show.
+        device: the GPU.
+        make_bench: what times a task's tiles.
+        file_of: the file a face's measurements are merged into, each as soon as it is there.
+        seconds: for all.
+        resume: leave alone what a finished search of the same kernel source has put on file.
+        clock: seconds.
+
+    Raises:
+        ConfigFileError: a file that cannot be written; nothing has been timed.
+        KeyboardInterrupt: after what was measured has been written.
+    """
+    for face in dict.fromkeys(task.face for task in tasks.values()):
+        store.check_writable(file_of(face))
+    report = Report()
+    todo, report.on_file = _split(tasks, file_of) if resume else (list(tasks), [])
+    deadline = clock() + seconds
+    with tqdm(total=len(todo), desc="tuning", unit="kernel", disable=None) as bar:
+        for i, label in enumerate(todo):
+            left = deadline - clock()
+            if left <= 0:
+                report.not_begun = todo[i:]
+                break
+
+            def show(outcome: Outcome, label: str = label) -> None:
+                best = f", best {_median(outcome, outcome.ranking[0]):.1f} us" if outcome.times else ""
+                rest = tqdm.format_interval(max(0.0, deadline - clock()))
+                bar.set_postfix_str(f"{label}: {outcome.tried} tried{best}; {rest} left")
+
+            outcome = Outcome()
+            task = tasks[label]
+            try:
+                share = left / (len(todo) - i)
+                tune_one(task, device, make_bench, file_of(task.face), share, outcome, clock=clock, on_trial=show)
+            finally:
+                _note(report, label, task, outcome, device)
+            bar.update()
+    return report
+
+
+def plan(
+    tasks: Mapping[str, Task], device: Device, file_of: Callable[[Face], Path], seconds: float, *, resume: bool
+) -> str:
+    """What `tune` would do, for people to read; nothing is timed or written."""
+    todo, on_file = _split(tasks, file_of) if resume else (list(tasks), [])
+    lines = [f"{len(todo)} kernels to measure on {device.full_name}" + (f"; {len(on_file)} on file" if on_file else "")]
+    for label in todo:
+        choice = select(tasks[label], device)
+        count = len(model.ranked(tasks[label], device))
+        lines.append(f"  {label}: {count} candidates; in use is {IN_USE[choice.source]}")
+    share = f", {seconds / len(todo):.1f} s a kernel" if todo else ""
+    lines.append(f"At most {seconds:g} s{share}, into")
+    lines += [f"  {file_of(face)}" for face in FACES if any(tasks[label].face == face for label in todo)]
+    return "\n".join(lines)
+
+
+def _split(tasks: Mapping[str, Task], file_of: Callable[[Face], Path]) -> tuple[list[str], list[str]]:
+    """Those to search, what was cut short coming last, and those on file whose search came to its end."""
+    todo: dict[str, bool] = {}
+    finished = []
+    for label, task in tasks.items():
+        entry = store.read(file_of(task.face)).get(task.key)
+        if entry is not None and entry.finished and entry.kernel_hash == store.kernel_hash(task.face):
+            finished.append(label)
+        else:
+            todo[label] = entry is not None
+    return sorted(todo, key=todo.__getitem__), finished
+
+
+def tune_one(
+    task: Task,
+    device: Device,
+    make_bench: MakeBench,
+    path: Path,
+    seconds: float,
+    outcome: Outcome,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    on_trial: Callable[[Outcome], None] = lambda _: None,
+) -> None:
+    """Search one task's tile, beginning with the one in use, and merge the best into the file, even if interrupted."""
+    known = select(task, device).config
+    try:
+        search(task, device, make_bench(task), seconds, known=[known], outcome=outcome, clock=clock, on_trial=on_trial)
+    except Exception as error:  # no memory for the tensors, say: the next task may be smaller
+        outcome.failed[known] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    finally:
+        if outcome.times:
+            store.merge(path, device.full_name, task.face, {task.key: measured(task, device, outcome)})
+
+
+def measured(task: Task, device: Device, outcome: Outcome) -> Measured:
+    """The entry of a search's best tile; the search has at least one."""
+    config, second = [*outcome.ranking, None][:2]
+    assert config is not None
+    times = outcome.best_times[config]
+    median = statistics.median(times)
+    p20, _, _, p80 = statistics.quantiles(times, n=5, method="inclusive")
+    seconds = 1e-6 * median
+    return Measured(
+        config=config,
+        median_us=_rounded(median),
+        p20_us=_rounded(p20),
+        p80_us=_rounded(p80),
+        gbytes_per_s=_rounded(1e-9 * task.least_bytes / seconds),
+        tflops=_rounded(1e-12 * task.flops / seconds),
+        roofline=_rounded(model.roofline(task, device) / seconds),
+        runner_up=second,
+        runner_up_us=None if second is None else _rounded(_median(outcome, second)),
+        finished=outcome.finished,
+        date=datetime.now(timezone.utc).date().isoformat(),
+        torch=metadata.version("torch"),
+        triton=metadata.version("triton"),
+        kernel_hash=store.kernel_hash(task.face),
+    )
+
+
+def _note(report: Report, label: str, task: Task, outcome: Outcome, device: Device) -> None:
+    """Print what became of a task, and put it into the report."""
+    reasons = Counter(outcome.failed.values())
+    if outcome.times:
+        report.measured[label] = outcome
+        best, pick = outcome.ranking[0], model.choose(task, device)
+        text = f"{label}: {_median(outcome, best):.1f} us"
+        if pick in outcome.best_times:
+            ratio = _median(outcome, pick) / _median(outcome, best)
+            text += f", the model's pick takes {ratio:.2f} times that"
+        share = model.roofline(task, device) * 1e6
+        text += f"; {share / _median(outcome, best):.0%} of the limit; {outcome.tried} tiles tried"
+    elif outcome.tried:
+        report.failed[label] = ", ".join([*reasons, *outcome.wrong.values()][:3])
+        text = f"{label}: no tile works, of {outcome.tried} tried"
+    else:
+        return
+    tqdm.write(text)
+    for config, reason in outcome.wrong.items():
+        tqdm.write(f"  wrong result: {config}: {reason}")
+    for reason, count in reasons.most_common():
+        tqdm.write(f"  {count} failed: {reason}")
+
+
+def _median(outcome: Outcome, config: TileConfig) -> float:
+    return statistics.median(outcome.best_times[config])
+
+
+def _rounded(value: float) -> float:
+    """Four significant digits: more were not measured."""
+    return float(f"{value:.4g}") if math.isfinite(value) else value

@@ -1,0 +1,67 @@
+"""The tensors a kernel is tried on: buffers of its own, so that nothing of the caller's is read or written."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lc_triton import launch
+from lc_triton._problem import Problem
+from lc_triton.tiles.config import TileConfig
+from lc_triton.tiles.task import Task
+
+Tensors = dict[str, Tensor]
+
+INPUTS = {"forward": ("x", "weight", "bias"), "input_grad": ("g", "weight"), "weight_grad": ("x", "g")}
+OUTPUTS = {"forward": ("y",), "input_grad": ("dx",), "weight_grad": ("dw", "db")}
+
+
+def make(task: Task, device: torch.device) -> Tensors:
+    """Random inputs, the same each time, and outputs; torch's global generator is left alone."""
+    generator = torch.Generator(device).manual_seed(0)
+    tensors: Tensors = {}
+    for name, (shape, dtype) in _layout(task).items():
+        if name in OUTPUTS[task.face]:
+            tensors[name] = torch.empty(shape, dtype=dtype, device=device)
+        else:
+            drawn = torch.randn(shape, dtype=torch.float32, device=device, generator=generator)
+            # Outputs of unit size, whatever the window: nothing overflows float16.
+            drawn *= task.geometry.window**-0.5 if name == "weight" else 1.0
+            tensors[name] = drawn.to(dtype)
+    return tensors
+
+
+def nbytes(task: Task) -> int:
+    """Bytes of the tensors that `make` returns."""
+    return sum(shape.numel() * dtype.itemsize for shape, dtype in _layout(task).values())
+
+
+def run(task: Task, tensors: Tensors, config: TileConfig) -> None:
+    """One launch."""
+    problem = Problem(task.geometry, backend="triton", precision=task.precision)
+    t = tensors
+    if task.face == "forward":
+        launch.forward(t["x"], t["weight"], t["bias"], t["y"], None, problem, config)
+    elif task.face == "input_grad":
+        launch.input_grad(t["g"], t["weight"], None, t["dx"], problem, config)
+    else:
+        launch.weight_grad(t["x"], t["g"], t["dw"], t["db"], problem, config)
+
+
+def _layout(task: Task) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Shape and dtype of each tensor of a face; parameters have the weight's dtype."""
+    geo = task.geometry
+    inner = (task.batch, *geo.in_spatial, geo.in_channels)
+    outer = (task.batch, *geo.out_spatial, geo.out_channels)
+    data, parameter = getattr(torch, task.dtype), getattr(torch, task.weight_dtype)
+    known = {
+        "x": (inner, data),
+        "dx": (inner, data),
+        "g": (outer, data),
+        "y": (outer, data),
+        "weight": (geo.weight_shape, parameter),
+        "dw": (geo.weight_shape, parameter),
+        "bias": (geo.bias_shape, parameter),
+        "db": (geo.bias_shape, parameter),
+    }
+    return {name: (torch.Size(known[name][0]), known[name][1]) for name in (*INPUTS[task.face], *OUTPUTS[task.face])}

@@ -1,0 +1,167 @@
+"""Which tiles are tried, and which one wins. It knows no GPU: a `Bench` compiles, checks and times."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from lc_triton.tiles import model
+from lc_triton.tiles.config import TileConfig
+from lc_triton.tiles.device import Device
+from lc_triton.tiles.task import Task
+
+FIRST = 24  # the model's best, tried first
+PARENTS = 3  # of those, the fastest, whose neighbours are tried too
+FINALISTS = 4  # are timed again, side by side, with the model's pick
+TOGETHER = 8  # are compiled at once: few enough that the time limit is kept, and the GPU does not idle long
+TRIAL_ROUNDS, FINAL_ROUNDS = 5, 40
+STAGES = (2, 3, 4, 5)
+WARPS = (4, 8)
+
+
+class Disagreement(Exception):
+    """A candidate's numbers are not those of the definition."""
+
+
+class Bench(Protocol):
+    """What compiles, checks and times the tiles of one task."""
+
+    def compile(self, configs: Sequence[TileConfig]) -> None:
+        """Build them at once; one that fails will fail again in `check`."""
+
+    def check(self, config: TileConfig) -> None:
+        """Raise `Disagreement`, or whatever stops the kernel from running."""
+
+    def time(self, configs: Sequence[TileConfig], rounds: int) -> list[list[float]]:
+        """Microseconds a launch, `rounds` a tile; the tiles take turns."""
+
+
+@dataclass
+class Outcome:
+    """What a search found.
+
+    Args:
+        times: of the tiles that ran and agreed, microseconds.
+        wrong: tiles that disagreed with the definition, and by how much.
+        failed: tiles that could not be built or run, and why.
+        finals: of the finalists, timed side by side; empty when the search was cut short.
+    """
+
+    times: dict[TileConfig, list[float]] = field(default_factory=dict)
+    wrong: dict[TileConfig, str] = field(default_factory=dict)
+    failed: dict[TileConfig, str] = field(default_factory=dict)
+    finals: dict[TileConfig, list[float]] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing was cut short, by the time limit or the keyboard."""
+        return bool(self.finals)
+
+    @property
+    def best_times(self) -> dict[TileConfig, list[float]]:
+        """The times that decide: those of trials, taken at different moments, only where there are no finals."""
+        return self.finals or self.times
+
+    @property
+    def ranking(self) -> list[TileConfig]:
+        """Those that ran and agreed, the least median first."""
+        times = self.best_times
+        return sorted(times, key=lambda config: statistics.median(times[config]))
+
+    @property
+    def tried(self) -> int:
+        """How many tiles were built."""
+        return len(self.times) + len(self.wrong) + len(self.failed)
+
+
+def search(
+    task: Task,
+    device: Device,
+    bench: Bench,
+    seconds: float,
+    *,
+    known: Sequence[TileConfig] = (),
+    outcome: Outcome | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    on_trial: Callable[[Outcome], None] = lambda _: None,
+) -> Outcome:
+    """Time the model's best candidates, then the neighbours of the fastest, then the finalists side by side.
+
+    Args:
+        task: the kernel.
+        device: what it runs on.
+        bench: compiles, checks and times.
+        seconds: after so many no further candidate is begun, once one has been timed.
+        known: tiles to try before the model's, such as the one in use.
+        outcome: filled as the search goes on, so that an interrupted caller has what was measured.
+        clock: seconds.
+        on_trial: called after each candidate.
+
+    Example:
+        >>> from lc_triton._geometry import Geometry
+        >>> from lc_triton.tiles.device import by_name
+        >>> class Equal:
+        ...     def compile(self, configs): pass
+        ...     def check(self, config): pass
+        ...     def time(self, configs, rounds): return [[1.0] * rounds for _ in configs]
+        >>> task = Task("forward", Geometry.make((8, 8), 16, 16, 3), 32, "float16", "float16")
+        >>> search(task, by_name("h200"), Equal(), 60).finished
+        True
+    """
+    outcome = outcome if outcome is not None else Outcome()
+    deadline = clock() + seconds
+
+    def out_of_time() -> bool:
+        return bool(outcome.times) and clock() >= deadline
+
+    ranked = model.ranked(task, device)
+    first = list(dict.fromkeys([*known, *(config for _, config in ranked[:FIRST])]))
+    _try(first, bench, outcome, out_of_time, on_trial)
+    _try(list(_neighbours(outcome.ranking[:PARENTS], first)), bench, outcome, out_of_time, on_trial)
+    if outcome.times and not out_of_time():
+        pick = ranked[0][1]
+        finalists = outcome.ranking[:FINALISTS]
+        finalists += [pick] if pick in outcome.times and pick not in finalists else []
+        outcome.finals = dict(zip(finalists, bench.time(finalists, FINAL_ROUNDS), strict=True))
+    return outcome
+
+
+def _try(
+    configs: Sequence[TileConfig],
+    bench: Bench,
+    outcome: Outcome,
+    out_of_time: Callable[[], bool],
+    on_trial: Callable[[Outcome], None],
+) -> None:
+    """Build some together, check and time each, until all are done or time is out."""
+    for i in range(0, len(configs), TOGETHER):
+        if out_of_time():
+            return
+        bench.compile(configs[i : i + TOGETHER])
+        for config in configs[i : i + TOGETHER]:
+            if out_of_time():
+                return
+            try:
+                bench.check(config)
+                (outcome.times[config],) = bench.time([config], TRIAL_ROUNDS)
+            except Disagreement as error:
+                outcome.wrong[config] = str(error)
+            except Exception as error:  # a tile the compiler or the driver refuses is a fact, not an accident
+                outcome.failed[config] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            on_trial(outcome)
+
+
+def _neighbours(parents: Iterable[TileConfig], known: Sequence[TileConfig]) -> Iterator[TileConfig]:
+    """Tiles that differ from a parent in stages, warps or the order of the operands."""
+    seen = set(known)
+    for parent in parents:
+        near = [replace(parent, num_stages=n) for n in STAGES]
+        near += [replace(parent, num_warps=n) for n in WARPS]
+        near += [replace(parent, swap=not parent.swap)] if parent.dot else []
+        for config in near:
+            if config not in seen:
+                seen.add(config)
+                yield config

@@ -1,0 +1,92 @@
+"""A kernel whose tile is wanted: everything the choice depends on, but for the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from lc_triton._geometry import Geometry, check_name
+from lc_triton.errors import ArgumentValueError
+from lc_triton.tiles.config import Face
+from lc_triton.tiles.key import DTYPES, ProblemKey
+
+ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One face of a layer at a batch, in some types.
+
+    Args:
+        face: which kernel.
+        geometry: the layer.
+        batch: B.
+        dtype, weight_dtype: of x and of the weight, torch's names.
+        precision: of float32 products, "ieee" or "tf32".
+    """
+
+    face: Face
+    geometry: Geometry
+    batch: int
+    dtype: str
+    weight_dtype: str
+    precision: str = "ieee"
+
+    @cached_property
+    def geo(self) -> Geometry:
+        """The layer in four spatial dimensions, as the kernels see it."""
+        return self.geometry.as_4d()
+
+    @property
+    def key(self) -> ProblemKey:
+        """What a measurement of it is filed under."""
+        return ProblemKey.of(self.geometry, self.batch, self.dtype, self.weight_dtype, self.precision)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number of x."""
+        return ITEMSIZE[self.dtype]
+
+    @property
+    def weight_itemsize(self) -> int:
+        """Bytes of a number of the weight."""
+        return ITEMSIZE[self.weight_dtype]
+
+    @property
+    def least_bytes(self) -> int:
+        """Bytes of input, output and weight, each moved once; the same for every face."""
+        geo = self.geometry
+        activations = self.batch * (geo.sites * geo.in_channels + geo.positions * geo.out_channels)
+        return activations * self.itemsize + geo.weight_numel * self.weight_itemsize
+
+    @property
+    def flops(self) -> int:
+        """Operations of the products, each made once; the same for every face."""
+        return self.geometry.flops(self.batch)
+
+
+def types_of(name: str) -> tuple[str, str, str]:
+    """The dtype of x, the dtype of the weight and the precision that a command's user means by one word.
+
+    Args:
+        name: a dtype; "tf32", for float32 whose products are rounded; or "bfloat16/float32", for 16-bit x with
+            float32 weights.
+
+    Raises:
+        UnknownNameError: it is none of these.
+        ArgumentValueError: x and weight of types that no layer takes together.
+
+    Example:
+        >>> types_of("tf32")
+        ('float32', 'float32', 'tf32')
+    """
+    if name == "tf32":
+        return "float32", "float32", "tf32"
+    x, slash, weight = name.partition("/")
+    check_name("dtype", x, (*DTYPES, "tf32"))
+    if slash:
+        check_name("dtype", weight, DTYPES)
+        if x != weight and not (ITEMSIZE[x] == 2 and weight == "float32"):
+            allowed = "two equal ones, or float16/float32 or bfloat16/float32 (x/weight)"
+            raise ArgumentValueError(name="dtype", value=name, allowed=allowed)
+    return x, weight or x, "ieee"

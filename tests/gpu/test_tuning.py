@@ -1,0 +1,76 @@
+"""Tuning where there is something to time."""
+
+import pytest
+import torch
+
+import lc_triton
+from lc_triton import cli, reference
+from lc_triton._geometry import Geometry
+from lc_triton.tiles import model, paths, store
+from lc_triton.tiles.config import FACES
+from lc_triton.tiles.device import of_gpu
+from lc_triton.tiles.task import Task
+
+pytestmark = pytest.mark.gpu
+
+LAYER = Geometry.make((20, 20), 16, 16, 3)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "user_configs", lambda: tmp_path)
+    store.read_or_warn.cache_clear()
+    yield tmp_path
+    store.read_or_warn.cache_clear()
+
+
+@pytest.mark.parametrize("types", [("bfloat16", "bfloat16", "ieee"), ("float32", "float32", "tf32")], ids="-".join)
+@pytest.mark.parametrize("face", FACES)
+def test_the_models_best_run_agree_and_take_time(face, types):
+    from lc_triton.search.bench import GpuBench
+
+    task = Task(face, LAYER, 32, *types)
+    best = [config for _, config in model.ranked(task, of_gpu(0))[:3]]
+    bench = GpuBench(task, 0)
+    bench.compile(best)
+    for config in best:
+        bench.check(config)
+    times = bench.time(best, 5)
+    assert [len(t) for t in times] == [5] * 3
+    assert min(min(t) for t in times) > 0
+
+
+def entries(folder, face):
+    (path,) = folder.glob(f"*/*/{face}.json")
+    return store.read(path)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_the_context(folder, mode):
+    layer = lc_triton.LocalConv2d(16, 16, 3, input_size=20, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(32, 16, 20, 20, device="cuda", dtype=torch.bfloat16)
+    state = torch.cuda.get_rng_state()
+    with lc_triton.tuning(seconds=3), mode(), torch.autocast("cuda", torch.bfloat16):
+        y = layer(x)
+        if mode is torch.enable_grad:
+            y.float().square().sum().backward()
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+    faces = FACES[:1] if mode is not torch.enable_grad else ("forward", "weight_grad")
+    assert sorted(p.stem for p in folder.glob("*/*/*.json")) == sorted(faces)
+    (entry,) = entries(folder, "forward").values()
+    assert entry.median_us > 0
+    sites = x.movedim(1, -1).double()
+    with torch.no_grad():
+        want = reference.forward(sites, layer.weight.double(), layer.bias.double(), LAYER).movedim(-1, 1)
+    torch.testing.assert_close(y.double(), want, rtol=1e-2, atol=1e-2)
+
+
+def test_the_command(folder, capsys):
+    command = ["tune", "--shapes", "20x20x16,k3,f16", "--batches", "32", "--budget", "30"]
+    assert cli.main(command) == 0
+    assert "3 measured" in capsys.readouterr().out
+    for face in FACES:
+        (entry,) = entries(folder, face).values()
+        assert 0 < entry.p20_us <= entry.median_us <= entry.p80_us
+    assert cli.main([*command, "--dry-run"]) == 0
+    assert capsys.readouterr().out.count("in use is your measured tile") == 3

@@ -1,0 +1,146 @@
+"""What a tuner asks of the kernels: that a wrong one is caught, and that launches take the tile it found."""
+
+import pytest
+import torch
+
+import lc_triton
+from lc_triton._geometry import Geometry
+from lc_triton.launch import faces
+from lc_triton.search import scratch, tuner
+from lc_triton.search.accuracy import Judge
+from lc_triton.search.strategy import Disagreement
+from lc_triton.tiles import model, paths, store
+from lc_triton.tiles.config import FACES, TileConfig
+from lc_triton.tiles.device import of_gpu
+from lc_triton.tiles.task import Task
+from tests.cases import CASES
+from tests.search.fakes import FakeBench
+
+LAYER = Geometry.make((5, 4), 3, 5, 3, stride=(2, 1), padding=1)
+TILE = TileConfig(1, 2, 8, 16, 32)
+CPU = torch.device("cpu")
+TYPES = [("float32", "float32"), ("float16", "float16"), ("float16", "float32"), ("float64", "float64")]
+
+
+def judge(face, types=("float32", "float32"), layer=LAYER, batch=19):
+    task = Task(face, layer, batch, *types)
+    return Judge(task, scratch.make(task, CPU))
+
+
+@pytest.mark.parametrize("types", TYPES, ids="-".join)
+@pytest.mark.parametrize("face", FACES)
+def test_right_tiles_are_accepted(face, types):
+    judge(face, types).check(TILE)
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("name", ["1d_stride_past_kernel", "3d_dilated_groups", "2d_depthwise"])
+def test_right_tiles_of_other_layers_are_accepted(face, name):
+    layer = next(case for case in CASES if case.name == name).geometry
+    judge(face, layer=layer, batch=3).check(TileConfig(1, 1, 16, 16, 16, dot=layer.groups < 5))
+
+
+def scaled(outputs):
+    outputs *= 1.02
+
+
+def one_sample(outputs):
+    outputs[-1] += 0.5
+
+
+def one_number(outputs):
+    outputs.view(-1)[7] += 0.1
+
+
+def unwritten(outputs):
+    outputs[1] = torch.nan
+
+
+@pytest.mark.parametrize("fault", [scaled, one_sample, one_number, unwritten])
+@pytest.mark.parametrize("types", TYPES[:2], ids="-".join)
+@pytest.mark.parametrize("face", FACES)
+def test_wrong_results_are_caught(face, types, fault, monkeypatch):
+    right = scratch.run
+
+    def wrong(task, tensors, config):
+        right(task, tensors, config)
+        fault(tensors[scratch.OUTPUTS[face][-1]])
+
+    monkeypatch.setattr(scratch, "run", wrong)
+    with pytest.raises(Disagreement, match="NaN, or numbers" if fault is unwritten else "times what rounding"):
+        judge(face, types).check(TILE)
+
+
+def test_a_tap_too_few_is_caught(monkeypatch):
+    """The smallest fault a kernel may have: one product of each sum is missing."""
+    right = scratch.run
+
+    def wrong(task, tensors, config):
+        weight = tensors["weight"].clone()
+        weight[..., 0, 0, 0, :] = 0
+        right(task, {**tensors, "weight": weight}, config)
+
+    monkeypatch.setattr(scratch, "run", wrong)
+    with pytest.raises(Disagreement):
+        judge("forward", ("float16", "float16")).check(TILE)
+
+
+def test_scratch_leaves_the_random_numbers_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    task = Task("forward", LAYER, 4, "float16", "float32")
+    made = scratch.make(task, CPU)
+    assert torch.equal(torch.rand(2), expected)
+    assert sum(t.numel() * t.itemsize for t in made.values()) == scratch.nbytes(task)
+    assert made["x"].dtype == made["y"].dtype == torch.float16
+    assert made["weight"].dtype == made["bias"].dtype == torch.float32
+
+
+def test_layers_run_the_tiles_that_were_found(tmp_path, monkeypatch):
+    """Forward and backward inside the block: each face is searched once, and launched with the tile that won."""
+    searched, launched = [], []
+
+    def second(task):
+        return model.ranked(task, of_gpu(0))[1][1]
+
+    def bench(task, gpu):
+        searched.append(task)
+        return FakeBench(lambda config: 5.0 if config == second(task) else 9.0)
+
+    launch = faces._launch
+
+    def noted(kernel, grid, config, *args, **kwargs):
+        launched.append(config)
+        launch(kernel, grid, config, *args, **kwargs)
+
+    monkeypatch.setattr(faces, "_launch", noted)
+    monkeypatch.setattr(paths, "user_configs", lambda: tmp_path)
+    monkeypatch.setattr(tuner, "gpu_bench", bench)
+    monkeypatch.setattr(tuner, "check_gpu", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    store.read_or_warn.cache_clear()
+    layer = lc_triton.LocalConv1d(2, 3, 3, input_size=6, activation="relu")
+    x = torch.randn(3, 2, 6, requires_grad=True)
+
+    def step():
+        launched.clear()
+        y = layer(x)
+        return [y, *torch.autograd.grad(y.sum(), (x, layer.weight, layer.bias))], list(launched)
+
+    with lc_triton.backend("reference"):
+        expected, _ = step()
+    with lc_triton.backend("triton"):
+        _, before = step()
+        with lc_triton.tuning(seconds=1e6):
+            inside, used = step()
+            step()
+        after, then = step()
+    assert [t.face for t in searched] == ["forward", "input_grad", "weight_grad"]
+    assert used == then == [second(t) for t in searched]
+    assert all(a != b for a, b in zip(before, used, strict=True))
+    for a, b, c in zip(inside, after, expected, strict=True):
+        torch.testing.assert_close(a, c)
+        torch.testing.assert_close(b, c)
+    store.read_or_warn.cache_clear()

@@ -1,0 +1,49 @@
+"""A bench that times nothing, for tests of what surrounds one."""
+
+from lc_triton._geometry import Geometry
+from lc_triton.search.strategy import Disagreement
+from lc_triton.tiles.device import by_name
+from lc_triton.tiles.task import Task
+
+H200 = by_name("h200")
+LAYER = Geometry.make((20, 20), 16, 16, 3)
+
+
+def task(face="forward", batch=32, layer=LAYER):
+    return Task(face, layer, batch, "bfloat16", "bfloat16")
+
+
+class Clock:
+    """Seconds that pass only when a bench works."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class FakeBench:
+    """Takes each tile's time from a function of the tile; a string instead of a number is what goes wrong."""
+
+    def __init__(self, us, clock=None, compile_seconds=0.0, trial_seconds=1.0):
+        self.us, self.clock = us, clock or Clock()
+        self.compile_seconds, self.trial_seconds = compile_seconds, trial_seconds
+        self.compiled, self.timed = [], []
+
+    def compile(self, configs):
+        self.compiled += configs
+        self.clock.now += self.compile_seconds
+
+    def check(self, config):
+        us = self.us(config)
+        if us == "wrong":
+            raise Disagreement("y is off by 1")
+        if isinstance(us, str):
+            raise RuntimeError(us)
+
+    def time(self, configs, rounds):
+        assert set(configs) <= set(self.compiled)
+        self.timed.append(tuple(configs))
+        self.clock.now += self.trial_seconds * len(configs)
+        return [[self.us(config) * (1 + 0.01 * (i % 3)) for i in range(rounds)] for config in configs]

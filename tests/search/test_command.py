@@ -1,0 +1,151 @@
+"""`lc-triton tune` as a user calls it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from lc_triton import cli
+from lc_triton.search import tuner
+from lc_triton.tiles import paths, store
+from tests.search.fakes import FakeBench
+
+SHAPE = ["--shapes", "20x20x16,k3,f16", "--batches", "32"]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "user_configs", lambda: tmp_path / "user")
+    store.read_or_warn.cache_clear()
+    yield
+    store.read_or_warn.cache_clear()
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine whose GPU takes 10 us for every tile."""
+    monkeypatch.setattr(tuner, "check_gpu", lambda: None)
+    monkeypatch.setattr(tuner, "gpu_bench", lambda task, gpu: FakeBench(lambda _: 10.0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--budget", "0"], "--budget must be a number of seconds above 0, got 0.0"),
+        (["--budget", "-5"], "--budget must be a number of seconds above 0, got -5.0"),
+        (["--budget", "nan"], "--budget must be a number of seconds above 0, got nan"),
+        (["--shapes", "20x20x16,k3,f16"], "--batches must be given beside --shapes"),
+        (["--shapes", "20x20x16,k3", "--batches", "1"], "shape must be like 63x63x16,k9,f16"),
+        (["--shapes", "20x20x16,k3,f16,z2", "--batches", "1"], "shape must be like 63x63x16,k9,f16"),
+        (["--shapes", "20x20x16,k3,f16,f16", "--batches", "1"], "shape must be like 63x63x16,k9,f16"),
+        (["--shapes", "20xax16,k3,f16", "--batches", "1"], "shape must be like 63x63x16,k9,f16"),
+        (["--shapes", "2x2x16,k3,f16", "--batches", "1"], "kernel_size (3, 3) with dilation (1, 1) spans 3"),
+        ([*SHAPE, "--workload", "lrlc_l2"], "--shapes must be given without --workloads"),
+        ([*SHAPE, "--batches", "0"], "--batches must be an integer >= 1, got 0"),
+        (["--workload", "lrlc"], "workload 'lrlc' is not known (did you mean 'lrlc_l"),
+        (["--faces", "backward"], "face 'backward' is not known (did you mean 'forward'?)"),
+        (["--dtypes", "fp16"], "dtype 'fp16' is not known"),
+        (["--dtypes", "float32/float16"], "dtype must be two equal ones, or float16/float32 or"),
+        (["--gpu", "-1"], "--gpu must be below"),
+        (["--out", "tiles.json"], "--out must be a folder, or else one of --faces"),
+        (["--workloads", "none.json"], "workload file none.json, line 1: it cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("dry", [True, False])
+def test_wrong_arguments(arguments, message, dry, capsys):
+    assert cli.main(["tune", *arguments, *["--dry-run"] * dry]) == 2
+    assert capsys.readouterr().err.startswith("lc-triton: " + message)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU; says what happens without one")
+def test_without_a_gpu(capsys, tmp_path):
+    assert cli.main(["tune", *SHAPE]) == 2
+    assert capsys.readouterr().err.startswith("lc-triton: tiles cannot be measured here: ")
+    assert not (tmp_path / "user").exists()
+
+
+def test_a_dry_run_writes_nothing(capsys, tmp_path):
+    arguments = [*SHAPE, "--dtypes", "bfloat16", "bfloat16/float32", "--faces", "forward", "--budget", "60"]
+    assert cli.main(["tune", *arguments, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("2 kernels to measure on ")
+    assert "  20x20x16,k3,f16 batch 32 bfloat16/float32 forward: " in out
+    assert "in use is the model's tile" in out
+    assert "At most 60 s, 30.0 s a kernel, into\n" in out
+    assert "forward.json" in out
+    assert "input_grad" not in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_published_networks_are_tuned_by_default(capsys):
+    assert cli.main(["tune", "--dry-run"]) == 0
+    assert "  deepface_l4 batch 512 bfloat16 weight_grad: " in capsys.readouterr().out
+
+
+def test_measuring(gpu, capsys, tmp_path):
+    assert cli.main(["tune", *SHAPE, "--dtypes", "tf32"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("the model's pick takes 1.00 times that") == 3
+    assert captured.out.endswith(f"3 measured\nWritten to {tmp_path / 'user'}\n")
+    (key,) = store.read(next((tmp_path / "user").glob("*/*/forward.json")))
+    assert (key.dtype, key.precision, key.batch) == ("float32", "tf32", 32)
+    assert cli.main(["tune", *SHAPE, "--dtypes", "tf32", "--resume"]) == 0
+    assert "0 measured; 3 on file already\n" in capsys.readouterr().out
+
+
+def test_one_file(gpu, capsys, tmp_path):
+    out = tmp_path / "mine.json"
+    assert cli.main(["tune", *SHAPE, "--faces", "input_grad", "--out", str(out)]) == 0
+    assert json.loads(out.read_text())["face"] == "input_grad"
+    assert "LC_TRITON_CONFIG_DIR" in capsys.readouterr().out
+
+
+def test_no_tile_works(monkeypatch, gpu, capsys):
+    monkeypatch.setattr(tuner, "gpu_bench", lambda task, gpu: FakeBench(lambda _: "no memory"))
+    assert cli.main(["tune", *SHAPE, "--faces", "forward"]) == 1
+    out = capsys.readouterr().out
+    assert "  24 failed: RuntimeError: no memory\n" in out
+    assert "0 measured; 1 without a tile that works\n" in out
+
+
+COMMAND = """
+import sys, time
+from lc_triton import cli
+from lc_triton.search import tuner
+from tests.search.fakes import FakeBench
+
+class Slow(FakeBench):
+    def check(self, config):
+        time.sleep(0.1)
+        print(len(self.timed), flush=True)
+
+tuner.check_gpu = lambda: None
+tuner.gpu_bench = lambda task, gpu: Slow(lambda _: 10.0)
+sys.exit(cli.main(["tune", *sys.argv[1:]]))
+"""
+
+
+def test_ctrl_c_keeps_what_was_measured(tmp_path):
+    """A real process and a real signal, in the middle of the first search."""
+    command = [sys.executable, "-c", COMMAND, *SHAPE, "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "NO_COLOR": "1"}
+    )
+    for line in process.stdout:
+        if line.strip() == "4":
+            break
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; what was measured is on file, and --resume goes on" in err
+    assert "Traceback" not in err
+    (path,) = tmp_path.glob("*/*/*.json")
+    (entry,) = store.read(path).values()
+    assert entry.median_us > 0
+    assert not entry.finished

@@ -1,0 +1,163 @@
+"""Many kernels within one limit: what is written, when, and what goes on later."""
+
+import re
+import statistics
+
+import pytest
+
+from lc_triton.errors import ArgumentTypeError, ArgumentValueError, ConfigFileError
+from lc_triton.search.run import check_seconds, tune
+from lc_triton.tiles import model, paths, store
+from lc_triton.tiles.config import FACES
+from tests.search.fakes import H200, LAYER, Clock, FakeBench, task
+
+TASKS = {face: task(face) for face in FACES}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Where results go; the user's folder is another, and empty."""
+    monkeypatch.setattr(paths, "user_configs", lambda: tmp_path / "user")
+    store.read_or_warn.cache_clear()
+    yield tmp_path / "out"
+    store.read_or_warn.cache_clear()
+
+
+def file_of(folder):
+    return lambda face: store.file_of(folder, H200.arch_name, H200.folder, face)
+
+
+def run(folder, tasks=TASKS, seconds=1e9, us=lambda _: 10.0, clock=None, **kwargs):
+    clock = clock or Clock()
+    made = []
+
+    def make_bench(task):
+        made.append(task)
+        return FakeBench(us, clock)
+
+    report = tune(tasks, H200, make_bench, file_of(folder), seconds, clock=clock, **kwargs)
+    return report, made
+
+
+def entries(folder, face="forward"):
+    return store.read(file_of(folder)(face))
+
+
+def test_what_is_written(folder, capsys):
+    best = model.ranked(task(), H200)[4][1]
+    report, _ = run(folder, us=lambda config: 8.0 if config == best else 10.0)
+    assert list(report.measured) == list(TASKS)
+    entry = entries(folder)[task().key]
+    assert (entry.config, entry.finished, entry.kernel_hash) == (best, True, store.kernel_hash("forward"))
+    times = [8.0 * (1 + 0.01 * (i % 3)) for i in range(40)]
+    assert entry.median_us == pytest.approx(statistics.median(times), rel=1e-3)
+    assert 8.0 <= entry.p20_us <= entry.median_us <= entry.p80_us <= 8.16
+    numbers = 32 * (20 * 20 + 18 * 18) * 16 + LAYER.weight_numel
+    assert entry.gbytes_per_s == pytest.approx(2 * numbers / entry.median_us / 1e3, rel=1e-3)
+    assert entry.tflops == pytest.approx(2 * 32 * LAYER.weight_numel / entry.median_us / 1e6, rel=1e-3)
+    assert entry.roofline == pytest.approx(2 * numbers / H200.memory_rate / (1e-6 * entry.median_us), rel=1e-3)
+    assert entry.runner_up_us == pytest.approx(10.1, rel=1e-3)
+    out = capsys.readouterr().out
+    assert "forward: 8.1 us, the model's pick takes 1.25 times that; " in out
+    assert report.to_text() == "3 measured"
+
+
+def test_wrong_and_failing_tiles_are_told(folder, capsys):
+    first, second = (config for _, config in model.ranked(task(), H200)[:2])
+    run(folder, {"layer": task()}, us=lambda config: {first: "wrong", second: "no memory"}.get(config, 10.0))
+    out = capsys.readouterr().out
+    assert f"  wrong result: {first}: y is off by 1\n" in out
+    assert "  1 failed: RuntimeError: no memory\n" in out
+
+
+def test_the_time_is_shared(folder):
+    clock = Clock()
+    report, made = run(folder, seconds=30, clock=clock)
+    assert len(made) == 3
+    assert [len(outcome.times) for outcome in report.measured.values()] == [10, 10, 10]
+    assert report.to_text() == "3 measured, 3 of them cut short; the same command with --resume goes on"
+    assert not entries(folder)[task().key].finished
+
+
+def test_what_was_not_begun_is_told(folder):
+    class Slow(FakeBench):
+        def compile(self, configs):
+            super().compile(configs)
+            self.clock.now += 100
+
+    clock = Clock()
+    report = tune(TASKS, H200, lambda _: Slow(lambda _: 9.0, clock), file_of(folder), 150, clock=clock)
+    assert list(report.measured) == ["forward", "input_grad"]
+    assert report.not_begun == ["weight_grad"]
+    assert "1 not begun" in report.to_text()
+
+
+def test_resume(folder):
+    cut = {"cut": task(batch=8), "whole": task(batch=32)}
+    run(folder, {"cut": cut["cut"]}, seconds=3)
+    run(folder, {"whole": cut["whole"]})
+    report, made = run(folder, {**cut, "new": task(batch=128)}, resume=True)
+    assert [t.batch for t in made] == [128, 8]
+    assert report.on_file == ["whole"]
+    assert all(entry.finished for entry in entries(folder).values())
+    _, made = run(folder, cut)
+    assert len(made) == 2
+
+
+def test_resume_measures_a_changed_kernel_again(folder, monkeypatch):
+    run(folder, {"layer": task()})
+    monkeypatch.setattr(store, "kernel_hash", lambda face: "0" * 12)
+    assert len(run(folder, {"layer": task()}, resume=True)[1]) == 1
+
+
+def test_an_interruption_keeps_what_was_measured(folder):
+    class Interrupted(FakeBench):
+        def check(self, config):
+            if self.clock.now > 100:
+                raise KeyboardInterrupt
+
+    clock = Clock()
+    with pytest.raises(KeyboardInterrupt):
+        tune(TASKS, H200, lambda _: Interrupted(lambda _: 9.0, clock), file_of(folder), 1e9, clock=clock)
+    finished = [entries(folder, face)[TASKS[face].key].finished for face in FACES if entries(folder, face)]
+    assert finished[-1] is False
+    assert all(finished[:-1])
+
+
+def test_a_kernel_that_does_not_fit_does_not_stop_the_rest(folder, capsys):
+    def make_bench(task):
+        if task.face == "forward":
+            raise MemoryError("CUDA out of memory")
+        return FakeBench(lambda _: 9.0)
+
+    report = tune(TASKS, H200, make_bench, file_of(folder), 1e9)
+    assert list(report.measured) == ["input_grad", "weight_grad"]
+    assert report.failed == {"forward": "MemoryError: CUDA out of memory"}
+    assert not file_of(folder)("forward").exists()
+    assert "forward: no tile works" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("obstacle", ["a file in the way", "a damaged file"])
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_timed(folder, obstacle):
+    path = file_of(folder)("weight_grad")
+    if obstacle == "a damaged file":
+        path.parent.mkdir(parents=True)
+        path.write_text("{")
+    else:
+        folder.write_text("")
+    made = []
+    with pytest.raises(ConfigFileError, match=re.escape(str(folder))):
+        tune(TASKS, H200, made.append, file_of(folder), 60)
+    assert not made
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
+def test_a_limit_must_be_above_0(seconds):
+    with pytest.raises(ArgumentValueError, match="--budget must be a number of seconds above 0"):
+        check_seconds("--budget", seconds)
+
+
+@pytest.mark.parametrize("seconds", ["60", None, True])
+def test_a_limit_must_be_a_number(seconds):
+    with pytest.raises(ArgumentTypeError, match="seconds must be a number of seconds"):
+        check_seconds("seconds", seconds)
