@@ -462,4 +462,4 @@ def test_every_kind_of_error_is_both_ours_and_pythons():
         kind = getattr(errors, name)
         if kind is not errors.LocalConvError:
             assert issubclass(kind, errors.LocalConvError)
-            assert issubclass(kind, ValueError | TypeError | ImportError)
+            assert issubclass(kind, ValueError | TypeError | ImportError | RuntimeError)
