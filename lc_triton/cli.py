@@ -262,6 +262,7 @@ def _configs(options: argparse.Namespace) -> None:
             c = choice.config
             tile = f"{c.rows}x{c.cols} f{c.block_f} b{c.block_b} k{c.block_k} w{c.num_warps} s{c.num_stages}"
             tile += " swapped" if c.swap else "" if c.dot else " reduced"
+            tile += (f" split {c.split}" if c.split > 1 else "") + (" boxes" if c.descriptor else "")
             where = f"{choice.path}{', stale: the kernel has changed since' if choice.stale else ''}"
             print(
                 f"{workload.name:22}{batch:>6}  {face:12}{tile:34}{choice.source}"

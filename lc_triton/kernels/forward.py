@@ -9,9 +9,9 @@ from lc_triton.kernels.common import finish, read_by_any, tap, walk
 @triton.jit(do_not_specialize=["B"])
 def forward_kernel(
     p_x,  # (B, I0, I1, IH, IW, C) with rows of sites dense; x_pitch holds the other strides, in sites
-    p_w,  # (P, T, C // G, F)
+    p_w,  # (P, T, C // G, F), or with TILE.descriptor a tensor descriptor of it as (P, T * C // G, F)
     p_bias,  # (P, F) or (F)
-    p_y,  # (B, P, F)
+    p_y,  # (B, P, F); of a split walk (SPLIT, B, P, F), the sums of its parts
     p_z,  # (B, P, F)
     B,
     x_pitch,
@@ -44,6 +44,10 @@ def forward_kernel(
     ROWS: tl.constexpr = TILE.run_rows
     COLS: tl.constexpr = TILE.run_cols
     KT: tl.constexpr = K0 * K1 * ROWS * COLS * C
+    SPLIT: tl.constexpr = TILE.split
+    STEPS: tl.constexpr = (KT + BK - 1) // BK
+    WALK: tl.constexpr = (STEPS + SPLIT - 1) // SPLIT * BK  # of one program
+    DESCRIPTOR: tl.constexpr = TILE.descriptor
     DOT: tl.constexpr = TILE.dot
     SWAP: tl.constexpr = TILE.swap
     PRECISION: tl.constexpr = TILE.precision
@@ -60,9 +64,11 @@ def forward_kernel(
     jr, jc = n // (TP * FT), (n // FT) % TP
     if DOT:  # a program stays within one group
         FB: tl.constexpr = (FG + FT - 1) // FT
-        f = (pid % FB) * FT + n % FT
+        f0 = (pid % FB) * FT
+        f = f0 + n % FT
         group = (pid // FB) % G
         m_n = f < FG
+        f0 += group * FG
         f = group * FG + f
         pid = pid // (FB * G)
     else:  # a block of filters across groups
@@ -76,6 +82,10 @@ def forward_kernel(
     ow0 = (pid % TILES_W) * TP
     oh0 = (pid // TILES_W) % TILES_H * TQ
     o01 = pid // (TILES_W * TILES_H)
+    part = 0
+    if SPLIT > 1:
+        part = o01 // (SHAPE.outputs[0] * O1)
+        o01 = o01 % (SHAPE.outputs[0] * O1)
     m_n = m_n & (oh0 + jr < OH) & (ow0 + jc < OW)
     position = (o01 * OH + oh0 + jr) * OW + ow0 + jc  # [BN]
     s0 = (o01 // O1) * SHAPE.stride[0] - SHAPE.pad[0]
@@ -83,14 +93,16 @@ def forward_kernel(
     sh = oh0 * SH - SHAPE.pad[2]
     sw = ow0 * SW - SHAPE.pad[3]
 
-    p_w += position.to(tl.int64) * (K0 * K1 * KH * KW * C * F) + f
+    if not DESCRIPTOR:
+        p_w += position.to(tl.int64) * (K0 * K1 * KH * KW * C * F) + f
     p_x += b.to(tl.int64) * x_pitch[0] * SHAPE.channels
     if DOT:
         acc = tl.zeros((BN, BB) if SWAP else (BB, BN), ACC)
     else:
         acc = tl.zeros((BB, BK, BN), ACC)  # summed over k once, after the loop
-    for start in range(0, KT, BK):
-        k = start + tl.arange(0, BK)
+    for start in range(0, WALK, BK):
+        k0 = part * WALK + start
+        k = k0 + tl.arange(0, BK)
         t0, t1, row, col, c = walk(k, K0, K1, ROWS, COLS, C)
         dh, dw = row * TILE.step_h, col * TILE.step_w
         i0, i1 = s0 + t0 * SHAPE.dilation[0], s1 + t1 * SHAPE.dilation[1]
@@ -104,10 +116,13 @@ def forward_kernel(
             i0, i1, ih = i0.to(tl.int64), i1.to(tl.int64), ih.to(tl.int64)
         o_k = (i0 * x_pitch[1] + i1 * x_pitch[2] + ih * x_pitch[3] + iw) * SHAPE.channels + c  # [BK]
 
-        kh, m_h = tap(dh[:, None] - (jr * SH)[None, :], KH, DH)
-        kw, m_w = tap(dw[:, None] - (jc * SW)[None, :], KW, DW)
-        o_w = ((((t0 * K1 + t1) * KH)[:, None] + kh) * KW + kw) * C + c[:, None]
-        b_w = tl.load(p_w[None, :] + o_w * F, mask=m_h & m_w & m_k[:, None] & m_n[None, :], other=0.0)  # [BK, BN]
+        if DESCRIPTOR:  # one position: the walk goes through its weights as they lie, and past their end come zeros
+            b_w = p_w.load([(o01 * OH + oh0) * OW + ow0, k0, f0]).reshape(BK, BN)
+        else:
+            kh, m_h = tap(dh[:, None] - (jr * SH)[None, :], KH, DH)
+            kw, m_w = tap(dw[:, None] - (jc * SW)[None, :], KW, DW)
+            o_w = ((((t0 * K1 + t1) * KH)[:, None] + kh) * KW + kw) * C + c[:, None]
+            b_w = tl.load(p_w[None, :] + o_w * F, mask=m_h & m_w & m_k[:, None] & m_n[None, :], other=0.0)  # [BK, BN]
         if DOT:
             b_x = tl.load(
                 p_x[:, None] + (o_k + group * C)[None, :], mask=m_b[:, None] & m_k[None, :], other=0.0
@@ -133,6 +148,8 @@ def forward_kernel(
     elif SWAP:
         acc = tl.trans(acc)
     b_z, b_y = finish(acc, p_bias, position, f, m_n, F, EPILOGUE)
+    if SPLIT > 1:
+        p_y += part.to(tl.int64) * B * SHAPE.out_numel
     o_y = b.to(tl.int64)[:, None] * SHAPE.out_numel + position[None, :].to(tl.int64) * F + f[None, :]
     m_y = m_b[:, None] & m_n[None, :]
     tl.store(p_y + o_y, b_y.to(p_y.dtype.element_ty), mask=m_y)

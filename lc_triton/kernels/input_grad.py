@@ -9,12 +9,36 @@ import triton.language as tl
 from lc_triton.kernels.common import finish, reads_any, tap, walk
 
 
+@triton.jit
+def window(k, s0, s1, sh, sw, first_h, first_w, SHAPE: tl.constexpr, TILE: tl.constexpr):
+    """What step k of the walk meets: leading taps, window (o0, o1, oh, ow), filter; and whether there is such a window.
+
+    The leading taps are part of the answer; those of rows and columns differ from site to site.
+    """
+    K0: tl.constexpr = SHAPE.kernel[0]
+    K1: tl.constexpr = SHAPE.kernel[1]
+    FG: tl.constexpr = SHAPE.filters // SHAPE.groups
+    KT: tl.constexpr = K0 * K1 * TILE.run_rows * TILE.run_cols * FG
+    S0: tl.constexpr = SHAPE.stride[0]
+    S1: tl.constexpr = SHAPE.stride[1]
+    t0, t1, row, col, f = walk(k, K0, K1, TILE.run_rows, TILE.run_cols, FG)
+    oh, ow = first_h + row * TILE.step_h, first_w + col * TILE.step_w
+    o0, o1 = t0 * 0, t1 * 0
+    m = (k < KT) & (oh >= 0) & (oh < SHAPE.outputs[2]) & (ow >= 0) & (ow < SHAPE.outputs[3])
+    if SHAPE.lead:
+        o0, o1 = s0 - t0 * SHAPE.dilation[0], s1 - t1 * SHAPE.dilation[1]
+        m = m & (o0 >= 0) & (o0 % S0 == 0) & (o0 < SHAPE.outputs[0] * S0)
+        m = m & (o1 >= 0) & (o1 % S1 == 0) & (o1 < SHAPE.outputs[1] * S1)
+        o0, o1 = o0 // S0, o1 // S1
+    return t0, t1, o0, o1, oh, ow, f, m
+
+
 @triton.jit(do_not_specialize=["B"])
 def input_grad_kernel(
     p_g,  # (B, O0, O1, OH, OW, F) with rows of positions dense; g_pitch holds the other strides, in positions
-    p_w,  # (P, T, C // G, F)
+    p_w,  # (P, T, C // G, F), or with TILE.descriptor a tensor descriptor of it
     p_bias,  # (sites, C) or (C)
-    p_dx,  # (B, sites, C)
+    p_dx,  # (B, sites, C); of a split walk (SPLIT, B, sites, C), the sums of its parts
     B,
     g_pitch,
     SHAPE: tl.constexpr,
@@ -31,8 +55,6 @@ def input_grad_kernel(
     K1: tl.constexpr = SHAPE.kernel[1]
     KH: tl.constexpr = SHAPE.kernel[2]
     KW: tl.constexpr = SHAPE.kernel[3]
-    S0: tl.constexpr = SHAPE.stride[0]
-    S1: tl.constexpr = SHAPE.stride[1]
     SH: tl.constexpr = SHAPE.stride[2]
     SW: tl.constexpr = SHAPE.stride[3]
     DH: tl.constexpr = SHAPE.dilation[2]
@@ -53,6 +75,10 @@ def input_grad_kernel(
     ROWS: tl.constexpr = TILE.run_rows
     COLS: tl.constexpr = TILE.run_cols
     KT: tl.constexpr = K0 * K1 * ROWS * COLS * FG
+    SPLIT: tl.constexpr = TILE.split
+    STEPS: tl.constexpr = (KT + BK - 1) // BK
+    WALK: tl.constexpr = (STEPS + SPLIT - 1) // SPLIT * BK  # of one program
+    DESCRIPTOR: tl.constexpr = TILE.descriptor
     DOT: tl.constexpr = TILE.dot
     SWAP: tl.constexpr = TILE.swap
     PRECISION: tl.constexpr = TILE.precision
@@ -67,7 +93,8 @@ def input_grad_kernel(
     jr, jc = n // (TP * FT), (n // FT) % TP
     if DOT:  # a program stays within one group
         CB: tl.constexpr = (CG + FT - 1) // FT
-        cg = (pid % CB) * FT + n % FT
+        c0 = (pid % CB) * FT
+        cg = c0 + n % FT
         group = (pid // CB) % G
         m_n = cg < CG
         c = group * CG + cg
@@ -84,6 +111,10 @@ def input_grad_kernel(
     iw0 = (pid % TILES_W) * TP
     ih0 = (pid // TILES_W) % TILES_H * TQ
     i01 = pid // (TILES_W * TILES_H)
+    part = 0
+    if SPLIT > 1:
+        part = i01 // (SHAPE.inputs[0] * I1)
+        i01 = i01 % (SHAPE.inputs[0] * I1)
     m_n = m_n & (ih0 + jr < IH) & (iw0 + jc < IW)
     site = (i01 * IH + ih0 + jr) * IW + iw0 + jc  # [BN]
     # A site in padded coordinates is oh * SH + kh * DH; the walk starts at the first window that can reach the tile.
@@ -104,29 +135,31 @@ def input_grad_kernel(
         acc = tl.zeros((BN, BB) if SWAP else (BB, BN), ACC)
     else:
         acc = tl.zeros((BB, BN, BK), ACC)  # summed over k once, after the loop
-    for start in range(0, KT, BK):
-        k = start + tl.arange(0, BK)
-        t0, t1, row, col, f = walk(k, K0, K1, ROWS, COLS, FG)
-        oh, ow = first_h + row * TILE.step_h, first_w + col * TILE.step_w
-        kh, m_h = tap((sh + jr)[:, None] - (oh * SH)[None, :], KH, DH)
-        kw, m_w = tap((sw + jc)[:, None] - (ow * SW)[None, :], KW, DW)
-        o0, o1 = t0 * 0, t1 * 0
-        m_k = (k < KT) & (oh >= 0) & (oh < OH) & (ow >= 0) & (ow < OW)
+    for start in range(0, WALK, BK):
+        k0 = part * WALK + start
+        k = k0 + tl.arange(0, BK)
+        t0, t1, o0, o1, oh, ow, f, m_k = window(k, s0, s1, sh, sw, first_h, first_w, SHAPE, TILE)
         m_k = m_k & reads_any(sh - oh * SH, tl.minimum(IH - ih0, TQ), KH, DH, TQ)
         m_k = m_k & reads_any(sw - ow * SW, tl.minimum(IW - iw0, TP), KW, DW, TP)
-        if SHAPE.lead:
-            o0, o1 = s0 - t0 * SHAPE.dilation[0], s1 - t1 * SHAPE.dilation[1]
-            m_k = m_k & (o0 >= 0) & (o0 % S0 == 0) & (o0 < O0 * S0) & (o1 >= 0) & (o1 % S1 == 0) & (o1 < O1 * S1)
-            o0, o1 = o0 // S0, o1 // S1
         position = ((o0 * O1 + o1) * OH + oh) * OW + ow  # [BK]
         if SHAPE.wide:  # a sample of 2^31 numbers or more
             o0, o1, oh = o0.to(tl.int64), o1.to(tl.int64), oh.to(tl.int64)
         o_k = o0 * g_pitch[1] + o1 * g_pitch[2] + oh * g_pitch[3] + ow
         o_k = o_k * F + f
 
-        o_w = ((((t0 * K1 + t1) * KH)[None, :] + kh) * KW + kw) * (CG * F) + o_n[:, None]
-        p_k = p_w + position.to(tl.int64) * (K0 * K1 * KH * KW * CG * F) + f
-        b_w = tl.load(p_k[None, :] + o_w, mask=m_h & m_w & m_k[None, :] & m_n[:, None], other=0.0)  # [BN, BK]
+        if DESCRIPTOR:  # one site, and a step within one position: a box of one tap's weights
+            d0, d1, q0, q1, qh, qw, f0, m_q = window(k0, s0, s1, sh, sw, first_h, first_w, SHAPE, TILE)
+            kh, m_h = tap(sh - qh * SH, KH, DH)
+            kw, m_w = tap(sw - qw * SW, KW, DW)
+            # A window that is not there lies past the last position, where a descriptor reads zeros.
+            q = tl.where(m_q & m_h & m_w, ((q0 * O1 + q1) * OH + qh) * OW + qw, O0 * O1 * OH * OW)
+            b_w = p_w.load([q, ((d0 * K1 + d1) * KH + kh) * KW + kw, c0, group * FG + f0]).reshape(BN, BK)
+        else:
+            kh, m_h = tap((sh + jr)[:, None] - (oh * SH)[None, :], KH, DH)
+            kw, m_w = tap((sw + jc)[:, None] - (ow * SW)[None, :], KW, DW)
+            o_w = ((((t0 * K1 + t1) * KH)[None, :] + kh) * KW + kw) * (CG * F) + o_n[:, None]
+            p_k = p_w + position.to(tl.int64) * (K0 * K1 * KH * KW * CG * F) + f
+            b_w = tl.load(p_k[None, :] + o_w, mask=m_h & m_w & m_k[None, :] & m_n[:, None], other=0.0)  # [BN, BK]
         if DOT:
             b_g = tl.load(
                 p_g[:, None] + (o_k + group * FG)[None, :], mask=m_b[:, None] & m_k[None, :], other=0.0
@@ -152,5 +185,7 @@ def input_grad_kernel(
     elif SWAP:
         acc = tl.trans(acc)
     _, b_dx = finish(acc, p_bias, site, c, m_n, C, EPILOGUE)
+    if SPLIT > 1:
+        p_dx += part.to(tl.int64) * B * SHAPE.in_numel
     o_dx = b.to(tl.int64)[:, None] * SHAPE.in_numel + site[None, :].to(tl.int64) * C + c[None, :]
     tl.store(p_dx + o_dx, b_dx.to(p_dx.dtype.element_ty), mask=m_b[:, None] & m_n[None, :])

@@ -10,8 +10,8 @@ from lc_triton.kernels.common import read_by_any, tap, walk
 def weight_grad_kernel(
     p_x,  # (B, I0, I1, IH, IW, C) with rows of sites dense; x_pitch holds the other strides, in sites
     p_g,  # (B, O0, O1, OH, OW, F) likewise, in positions
-    p_dw,  # (P, T, C // G, F)
-    p_db,  # (P, F)
+    p_dw,  # (P, T, C // G, F), or with TILE.descriptor a tensor descriptor of it as (P, T * C // G, F)
+    p_db,  # (P, F); both of a split batch with SPLIT in front, the sums of its parts
     B,
     x_pitch,
     g_pitch,
@@ -35,6 +35,7 @@ def weight_grad_kernel(
     SW: tl.constexpr = SHAPE.stride[3]
     DH: tl.constexpr = SHAPE.dilation[2]
     DW: tl.constexpr = SHAPE.dilation[3]
+    O0: tl.constexpr = SHAPE.outputs[0]
     O1: tl.constexpr = SHAPE.outputs[1]
     OH: tl.constexpr = SHAPE.outputs[2]
     OW: tl.constexpr = SHAPE.outputs[3]
@@ -48,6 +49,8 @@ def weight_grad_kernel(
     COLS: tl.constexpr = TILE.run_cols
     KT: tl.constexpr = K0 * K1 * ROWS * COLS * C
     KB: tl.constexpr = (KT + BK - 1) // BK
+    SPLIT: tl.constexpr = TILE.split
+    DESCRIPTOR: tl.constexpr = TILE.descriptor
     DOT: tl.constexpr = TILE.dot
     SWAP: tl.constexpr = TILE.swap
     PRECISION: tl.constexpr = TILE.precision
@@ -62,9 +65,11 @@ def weight_grad_kernel(
     jr, jc = n // (TP * FT), (n // FT) % TP
     if DOT:  # a program stays within one group
         FB: tl.constexpr = (FG + FT - 1) // FT
-        f = (pid % FB) * FT + n % FT
+        f0 = (pid % FB) * FT
+        f = f0 + n % FT
         group = (pid // FB) % G
         m_n = f < FG
+        f0 += group * FG
         f = group * FG + f
         pid = pid // (FB * G)
     else:  # a block of filters across groups
@@ -78,6 +83,16 @@ def weight_grad_kernel(
     ow0 = (pid % TILES_W) * TP
     oh0 = (pid // TILES_W) % TILES_H * TQ
     o01 = pid // (TILES_W * TILES_H)
+    first, last = 0, B
+    if SPLIT > 1:
+        part = o01 // (O0 * O1)
+        o01 = o01 % (O0 * O1)
+        steps = tl.cdiv(tl.cdiv(B, BB), SPLIT)
+        first = part * steps * BB
+        last = tl.minimum(first + steps * BB, B)
+        p_dw += part.to(tl.int64) * (O0 * O1 * OH * OW * K0 * K1 * KH * KW * C * F)
+        if WITH_BIAS:
+            p_db += part.to(tl.int64) * (O0 * O1 * OH * OW * F)
     o0, o1 = o01 // O1, o01 % O1
     m_n = m_n & (oh0 + jr < OH) & (ow0 + jc < OW)
     position = (o01 * OH + oh0 + jr) * OW + ow0 + jc  # [BN]
@@ -103,7 +118,7 @@ def weight_grad_kernel(
         acc = tl.zeros((BN, BK) if SWAP else (BK, BN), ACC)
     else:
         acc = tl.zeros((BB, BK, BN), ACC)  # summed over the batch once, after the loop
-    for start in range(0, B, BB):
+    for start in range(first, last, BB):
         b = start + tl.arange(0, BB)
         m_b = b < B
         p_xb = p_x + b.to(tl.int64) * x_pitch[0] * SHAPE.channels
@@ -131,17 +146,21 @@ def weight_grad_kernel(
     elif SWAP:
         acc = tl.trans(acc)
     # Taps that lie on the padding met only zeros and store them: m_k stays out of this mask.
-    kh, m_h = tap(dh[:, None] - (jr * SH)[None, :], KH, DH)
-    kw, m_w = tap(dw[:, None] - (jc * SW)[None, :], KW, DW)
-    o_w = (((((t0 * K1 + t1) * KH)[:, None] + kh) * KW + kw) * C + c[:, None]) * F
-    p_dw += position.to(tl.int64) * (K0 * K1 * KH * KW * C * F) + f
-    m_dw = m_h & m_w & (k < KT)[:, None] & m_n[None, :]
-    tl.store(p_dw[None, :] + o_w, acc.to(p_dw.dtype.element_ty), mask=m_dw)
+    if DESCRIPTOR:  # one position, whose walk goes through its weights as they lie; what lies past their end is cut off
+        b_dw = acc.to(p_dw.dtype).reshape(1, BK, BN)
+        p_dw.store([(o01 * OH + oh0) * OW + ow0, block * BK, f0], b_dw)
+    else:
+        kh, m_h = tap(dh[:, None] - (jr * SH)[None, :], KH, DH)
+        kw, m_w = tap(dw[:, None] - (jc * SW)[None, :], KW, DW)
+        o_w = (((((t0 * K1 + t1) * KH)[:, None] + kh) * KW + kw) * C + c[:, None]) * F
+        p_dw += position.to(tl.int64) * (K0 * K1 * KH * KW * C * F) + f
+        m_dw = m_h & m_w & (k < KT)[:, None] & m_n[None, :]
+        tl.store(p_dw[None, :] + o_w, acc.to(p_dw.dtype.element_ty), mask=m_dw)
 
     if WITH_BIAS:
         if block == 0:  # a loop of its own: inside the one above it would take g out of the matmul's pipeline
             b_db = tl.zeros((BN,), ACC)
-            for start in range(0, B, BB):
+            for start in range(first, last, BB):
                 b = start + tl.arange(0, BB)
                 p_gb = p_g + b.to(tl.int64) * g_pitch[0] * F
                 b_g = tl.load(p_gb[:, None] + o_n[None, :], mask=(b < B)[:, None] & m_n[None, :], other=0.0)

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 
 from lc_triton._problem import Problem
+from lc_triton.kernels.combine import combine_kernel
 from lc_triton.kernels.forward import forward_kernel
 from lc_triton.kernels.input_grad import input_grad_kernel
 from lc_triton.kernels.weight_grad import weight_grad_kernel
-from lc_triton.launch.layout import Epilogue, shape_of, tile_of
+from lc_triton.launch.faces import COMBINED, SECOND_PASS
+from lc_triton.launch.layout import PLAIN, Epilogue, shape_of, tile_of
 from lc_triton.tiles.config import Face, TileConfig
 
 KERNELS = {"forward": forward_kernel, "input_grad": input_grad_kernel, "weight_grad": weight_grad_kernel}
@@ -33,8 +35,9 @@ class MachineCode:
 
     `spills` counts instructions that move registers through local memory; `async_bits` and `load_bits` are the widest
     copies from global memory to shared memory and to registers, `narrow_copies` the number of the former under 128
-    bits; `weight_bits` is the narrowest access to the weight (the weight gradient's: its store); `wgmma` is Hopper's
-    warp-group matrix instruction, `mma` any other.
+    bits; `weight_bits` is the narrowest access to the weight (the weight gradient's: its store), 128 where it moves
+    in boxes; `boxes` counts instructions that move a box by a tensor descriptor; `wgmma` is Hopper's warp-group matrix
+    instruction, `mma` any other.
     """
 
     registers: int
@@ -45,6 +48,7 @@ class MachineCode:
     async_bits: int
     narrow_copies: int
     load_bits: int
+    boxes: int
     weight_bits: int
     instructions: int
 
@@ -61,37 +65,64 @@ def build(
     store_z: bool = False,
 ) -> Any:
     """The kernel of one face compiled by Triton for `arch` (80, 90, 100, ... or "gfx942"); no GPU is needed."""
+    x, w = f"*{_TYPES[dtype]}", f"*{_TYPES[weight_dtype or dtype]}"
+    out, parameter, epilogue = x, w, Epilogue(bias, problem.activation.name, problem.activation.constant, store_z)
+    if config.split > 1:  # it writes sums of parts, and `build_combine` has the rest
+        out = parameter = "*fp64" if dtype == torch.float64 else "*fp32"
+        epilogue = PLAIN
+    if config.descriptor:
+        box = [1, config.block_k, config.block_f]
+        if face == "input_grad":
+            box = [1, 1, config.block_f, config.block_k]
+        w = f"tensordesc<{w[1:]}{box}>"
+        parameter = w if face == "weight_grad" else parameter
+    pitch = ("i32",) * 4
+    with_bias = bias != "none"
+    bias_type = f"*{_TYPES[weight_dtype or dtype]}" if epilogue.bias != "none" else None
+    types: dict[str, Any]
+    constants: dict[str, Any] = {
+        "SHAPE": shape_of(problem.geometry, False),
+        "TILE": tile_of(face, problem.geometry, config, problem.precision),
+    }
+    if face == "weight_grad":
+        p_db = (f"*{_TYPES[weight_dtype or dtype]}" if config.split == 1 else parameter) if with_bias else None
+        types = {"p_x": x, "p_g": x, "p_dw": parameter, "p_db": p_db, "B": "i32", "x_pitch": pitch, "g_pitch": pitch}
+        constants["WITH_BIAS"] = with_bias
+    elif face == "input_grad":
+        types = {"p_g": x, "p_w": w, "p_bias": bias_type, "p_dx": out, "B": "i32", "g_pitch": pitch}
+        constants["EPILOGUE"] = epilogue
+    else:
+        p_z = out if epilogue.store_z else None
+        types = {"p_x": x, "p_w": w, "p_bias": bias_type, "p_y": out, "p_z": p_z, "B": "i32", "x_pitch": pitch}
+        constants["EPILOGUE"] = epilogue
+    return _compile(KERNELS[face], types, constants, config, arch)
+
+
+def build_combine(
+    problem: Problem, split: int, arch: int | str, *, dtype: torch.dtype = torch.bfloat16, bias: str = "position"
+) -> Any:
+    """The second pass of a split forward, compiled as in `build`."""
+    parts = "*fp64" if dtype == torch.float64 else "*fp32"
+    pointer = f"*{_TYPES[dtype]}"
+    geo = problem.geometry
+    types = {"p_parts": parts, "p_bias": None if bias == "none" else pointer, "p_y": pointer, "p_z": None, "R": "i32"}
+    constants = {
+        "N": geo.positions * geo.out_channels,
+        "F": geo.out_channels,
+        "SPLIT": split,
+        "BN": COMBINED,
+        "EPILOGUE": Epilogue(bias, problem.activation.name, problem.activation.constant, False),
+    }
+    return _compile(combine_kernel, types, constants, SECOND_PASS, arch)
+
+
+def _compile(kernel: Any, types: dict[str, Any], constants: dict[str, Any], config: TileConfig, arch: int | str) -> Any:
+    """A kernel for types of its arguments, None where there is no tensor, and for its constants."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
     from triton.compiler import compile as triton_compile
 
-    x, w = f"*{_TYPES[dtype]}", f"*{_TYPES[weight_dtype or dtype]}"
-    pitch = ("i32",) * 4
-    with_bias = None if bias == "none" else w
-    types: dict[str, Any]
-    if face == "weight_grad":
-        types = {"p_x": x, "p_g": x, "p_dw": w, "p_db": with_bias, "B": "i32", "x_pitch": pitch, "g_pitch": pitch}
-    elif face == "input_grad":
-        types = {"p_g": x, "p_w": w, "p_bias": with_bias, "p_dx": x, "B": "i32", "g_pitch": pitch}
-    else:
-        types = {
-            "p_x": x,
-            "p_w": w,
-            "p_bias": with_bias,
-            "p_y": x,
-            "p_z": x if store_z else None,
-            "B": "i32",
-            "x_pitch": pitch,
-        }
-    constants: dict[str, Any] = {name: None for name, kind in types.items() if kind is None}
-    constants["SHAPE"] = shape_of(problem.geometry, False)
-    constants["TILE"] = tile_of(face, problem.geometry, config, problem.precision)
-    if face == "weight_grad":
-        constants["WITH_BIAS"] = with_bias is not None
-    else:
-        constants["EPILOGUE"] = Epilogue(bias, problem.activation.name, problem.activation.constant, store_z)
-
-    kernel = KERNELS[face]
+    constants = {**constants, **{name: None for name, kind in types.items() if kind is None}}
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else types[name] for name in names}
     attributes = {(i,): _ALIGNED for i, name in enumerate(names) if str(signature[name]).startswith("*")}
@@ -110,6 +141,7 @@ def machine_code(face: Face, compiled: Any) -> MachineCode:
         file.flush()
         usage = _run("cuobjdump", "-res-usage", file.name)
         sass = _run("nvdisasm", "--print-line-info", "--print-code", file.name)
+    boxes = _count(r"\bUTMA(?:LDG|STG)\b", sass)
     return MachineCode(
         registers=int(re.findall(r"REG:(\d+)", usage)[0]),
         spills=_count(r"\b(?:LDL|STL)\b", sass),
@@ -119,7 +151,10 @@ def machine_code(face: Face, compiled: Any) -> MachineCode:
         async_bits=_widest(r"\bLDGSTS\.(?:\w+\.)*?(64|128)\b", r"\bLDGSTS\b", sass),
         narrow_copies=_count(r"\bLDGSTS\b", sass) - _count(r"\bLDGSTS\.(?:\w+\.)*?128\b", sass),
         load_bits=_widest(r"\bLDG\.E\.(?:\w+\.)*?(64|128)\b", r"\bLDG\b", sass),
-        weight_bits=_weight_bits(
+        boxes=boxes,
+        weight_bits=128
+        if boxes
+        else _weight_bits(
             face, sass, r'//## File "[^"]*?([^"/]+)", line (\d+)', r"\b(?:LDG|LDGSTS|STG)\.([\w.]*)", _sass_bits
         ),
         instructions=_count(r"/\*[0-9a-f]{4,5}\*/", sass),
@@ -175,6 +210,7 @@ def _read_amd(face: Face, text: str, shared: int) -> MachineCode:
         async_bits=0,
         narrow_copies=0,
         load_bits=max(loads, default=0),
+        boxes=0,
         weight_bits=_weight_bits(
             face,
             text,

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lc_triton._problem import Problem
+from lc_triton.kernels.combine import combine_kernel
 from lc_triton.kernels.forward import forward_kernel
 from lc_triton.kernels.input_grad import input_grad_kernel
 from lc_triton.kernels.weight_grad import weight_grad_kernel
-from lc_triton.launch.layout import dense_rows, epilogue_of, is_wide, shape_of, tile_of
+from lc_triton.launch.layout import PLAIN, Epilogue, dense_rows, epilogue_of, is_wide, shape_of, tile_of
 from lc_triton.tiles.config import Face, TileConfig
 from lc_triton.tiles.select import chooser
 from lc_triton.tiles.task import Task
+from lc_triton.tiles.walk import programs
+
+# Numbers that a program of the second pass adds up, and its warps.
+COMBINED = 1024
+SECOND_PASS = TileConfig(dot=False)
 
 
 def forward(
@@ -27,62 +34,74 @@ def forward(
     config: TileConfig | None = None,
 ) -> None:
     """Write y = act(x . w + bias), and the pre-activation into z unless it is None, in one launch."""
-    config = config or _choose("forward", problem, x, weight)
+    config = _movable(config or _choose("forward", problem, x, weight), weight)
     x, pitch = dense_rows(x)
+    bias = bias if bias is None else bias.contiguous()
+    epilogue = epilogue_of(problem, bias, store_z=z is not None)
+    parts = _parts(y, config)
     _launch(
         forward_kernel,
-        programs("forward", problem, x.shape[0], config),
+        programs("forward", problem.geometry.as_4d(), x.shape[0], config),
         config,
         x,
-        weight.contiguous(),
-        bias if bias is None else bias.contiguous(),
-        y,
-        z,
+        _operand("forward", weight.contiguous(), problem, config),
+        bias if parts is None else None,
+        y if parts is None else parts,
+        z if parts is None else None,
         x.shape[0],
         pitch,
         SHAPE=shape_of(problem.geometry, is_wide(x, y)),
         TILE=tile_of("forward", problem.geometry, config, problem.precision),
-        EPILOGUE=epilogue_of(problem, bias, store_z=z is not None),
+        EPILOGUE=epilogue if parts is None else PLAIN,
     )
+    if parts is not None:
+        _combine(parts, bias, y, z, x.shape[0], epilogue)
 
 
 def input_grad(
     g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, problem: Problem, config: TileConfig | None = None
 ) -> None:
     """Write act(dx + bias), the input gradient with the forward's epilogue, in one launch."""
-    config = config or _choose("input_grad", problem, g, weight)
+    config = _movable(config or _choose("input_grad", problem, g, weight), weight)
     g, pitch = dense_rows(g)
+    bias = bias if bias is None else bias.contiguous()
+    epilogue = epilogue_of(problem, bias, store_z=False)
+    parts = _parts(dx, config)
     _launch(
         input_grad_kernel,
-        programs("input_grad", problem, g.shape[0], config),
+        programs("input_grad", problem.geometry.as_4d(), g.shape[0], config),
         config,
         g,
-        weight.contiguous(),
-        bias if bias is None else bias.contiguous(),
-        dx,
+        _operand("input_grad", weight.contiguous(), problem, config),
+        bias if parts is None else None,
+        dx if parts is None else parts,
         g.shape[0],
         pitch,
         SHAPE=shape_of(problem.geometry, is_wide(g, dx)),
         TILE=tile_of("input_grad", problem.geometry, config, problem.precision),
-        EPILOGUE=epilogue_of(problem, bias, store_z=False),
+        EPILOGUE=epilogue if parts is None else PLAIN,
     )
+    if parts is not None:
+        _combine(parts, bias, dx, None, g.shape[0], epilogue)
 
 
 def weight_grad(
     x: Tensor, g: Tensor, dw: Tensor, db: Tensor | None, problem: Problem, config: TileConfig | None = None
 ) -> None:
     """Write dw and, unless it is None, the bias gradient of each position, in one launch."""
-    config = config or _choose("weight_grad", problem, x, dw)
+    config = _movable(config or _choose("weight_grad", problem, x, dw), dw)
     x, x_pitch = dense_rows(x)
     g, g_pitch = dense_rows(g)
+    dw_parts = _parts(dw, config)
+    db_parts = None if db is None else _parts(db, config)
     _launch(
         weight_grad_kernel,
-        programs("weight_grad", problem, x.shape[0], config),
+        programs("weight_grad", problem.geometry.as_4d(), x.shape[0], config),
         config,
         x,
         g,
-        dw,
-        db,
+        _operand("weight_grad", dw, problem, config) if dw_parts is None else dw_parts,
+        db if db_parts is None else db_parts,
         x.shape[0],
         x_pitch,
         g_pitch,
@@ -90,22 +109,59 @@ def weight_grad(
         TILE=tile_of("weight_grad", problem.geometry, config, problem.precision),
         WITH_BIAS=db is not None,
     )
+    for parts, result in ((dw_parts, dw), (db_parts, db)):
+        if parts is not None and result is not None:
+            _combine(parts, None, result, None, 1, PLAIN)
 
 
-def programs(face: Face, problem: Problem, batch: int, config: TileConfig) -> int:
-    """How many programs a launch has: tiles, times blocks of filters, times blocks of the batch or the walk."""
-    geo = problem.geometry.as_4d()
-    spatial, channels = geo.out_spatial, geo.out_channels
+def _movable(config: TileConfig, weight: Tensor) -> TileConfig:
+    """The tile, without its descriptor where the weight does not begin at 16 bytes, as a view of a larger one may."""
+    if config.descriptor and weight.data_ptr() % 16:
+        return replace(config, descriptor=False)
+    return config
+
+
+def _operand(face: Face, weight: Tensor, problem: Problem, config: TileConfig) -> Any:
+    """The weight, or a descriptor of the boxes that programs move."""
+    if not config.descriptor:
+        return weight
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    geo = problem.geometry
+    channels, filters = geo.in_channels // geo.groups, geo.out_channels
     if face == "input_grad":
-        spatial, channels = geo.in_spatial, geo.in_channels
-    tiles = spatial[0] * spatial[1] * -(-spatial[2] // config.rows) * -(-spatial[3] // config.cols)
-    groups = geo.groups if config.dot else 1
-    tiles *= groups * -(-(channels // groups) // config.block_f)
-    if face == "weight_grad":
-        tile = tile_of(face, problem.geometry, config, problem.precision)
-        walk = geo.kernel[0] * geo.kernel[1] * tile.run_rows * tile.run_cols * (geo.in_channels // geo.groups)
-        return tiles * -(-walk // config.block_k)
-    return tiles * -(-batch // config.block_b)
+        weight = weight.view(geo.positions, geo.taps, channels, filters)
+        return TensorDescriptor.from_tensor(weight, [1, 1, config.block_f, config.block_k])
+    weight = weight.view(geo.positions, geo.taps * channels, filters)
+    return TensorDescriptor.from_tensor(weight, [1, config.block_k, config.block_f])
+
+
+def _parts(result: Tensor, config: TileConfig) -> Tensor | None:
+    """Room for the sums of a split loop's parts, in the accumulator's type; None if it is not split."""
+    if config.split == 1:
+        return None
+    dtype = torch.float64 if result.dtype == torch.float64 else torch.float32
+    return torch.empty((config.split, *result.shape), dtype=dtype, device=result.device)
+
+
+def _combine(parts: Tensor, bias: Tensor | None, y: Tensor, z: Tensor | None, rows: int, epilogue: Epilogue) -> None:
+    """The second pass: add the parts of a split loop in order; `rows` repeat a bias."""
+    columns = y.numel() // rows
+    _launch(
+        combine_kernel,
+        rows * -(-columns // COMBINED),
+        SECOND_PASS,
+        parts,
+        bias,
+        y,
+        z,
+        rows,
+        N=columns,
+        F=y.shape[-1],
+        SPLIT=parts.shape[0],
+        BN=COMBINED,
+        EPILOGUE=epilogue,
+    )
 
 
 def _choose(face: Face, problem: Problem, x: Tensor, weight: Tensor) -> TileConfig:

@@ -9,12 +9,12 @@ import torch
 
 from lc_triton._problem import Problem
 from lc_triton.launch.build import MachineCode, build, machine_code
-from lc_triton.launch.faces import programs
 from lc_triton.tiles import model
 from lc_triton.tiles.config import Face, TileConfig
 from lc_triton.tiles.device import Device
 from lc_triton.tiles.select import Choice, select
 from lc_triton.tiles.task import Task
+from lc_triton.tiles.walk import programs
 from lc_triton.tiles.workloads import Workload
 
 NEXT = 3  # further candidates that are shown
@@ -75,6 +75,7 @@ class Report:
         """For people to read."""
         c, code = self.choice.config, self.code
         product = "dot, swapped" if c.swap else "dot" if c.dot else "multiply and reduce"
+        product += f"; loop split in {c.split}" if c.split > 1 else ""
         share = self.roofline_us / self.predicted_us
         lines = [
             f"{self.workload}, batch {self.batch}, {self.dtype}, {self.face} on {self.arch}",
@@ -84,7 +85,7 @@ class Report:
             f"{self.programs:,} programs, occupancy {self.occupancy:.0%}",
             f"  code        {code.instructions:,} instructions: {code.wgmma} wgmma, {code.mma} other mma",
             f"  copies      async {code.async_bits} bits wide ({code.narrow_copies} under 128), "
-            f"loads {code.load_bits}, weight {code.weight_bits}",
+            f"loads {code.load_bits}, weight {code.weight_bits}" + (f"; {code.boxes} of boxes" if code.boxes else ""),
             f"  predicted   {self.predicted_us:,.1f} us; the unavoidable takes {self.roofline_us:,.1f} us "
             f"({share:.0%}); weights move {self.weight_traffic_ratio:.2f} times",
         ]
@@ -130,7 +131,7 @@ def inspect(workload: Workload, batch: int, dtype: str, face: Face, device: Devi
         arch=device.arch_name,
         choice=choice,
         code=code,
-        programs=programs(face, problem, batch, choice.config),
+        programs=programs(face, task.geo, batch, choice.config),
         occupancy=device.occupancy(code.registers, code.shared_bytes, choice.config.num_warps),
         weight_traffic_ratio=model.weight_traffic_ratio(task, choice.config),
         predicted_us=1e6 * model.predict(task, device, choice.config),

@@ -51,6 +51,8 @@ class Tile(NamedTuple):
     step_w: int
     dot: bool
     swap: bool
+    split: int
+    descriptor: bool
     precision: str
 
 
@@ -61,6 +63,9 @@ class Epilogue(NamedTuple):
     activation: str
     constant: float
     store_z: bool
+
+
+PLAIN = Epilogue("none", "linear", 0.0, False)
 
 
 @lru_cache(maxsize=4096)
@@ -107,6 +112,8 @@ def tile_of(face: Face, geometry: Geometry, config: TileConfig, precision: str) 
         step_w=walk.step_w,
         dot=config.dot,
         swap=config.swap,
+        split=config.split,
+        descriptor=config.descriptor,
         precision=precision,
     )
 

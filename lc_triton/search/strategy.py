@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from lc_triton.tiles import model
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.device import Device
+from lc_triton.tiles.space import variants
 from lc_triton.tiles.task import Task
 
 FIRST = 24  # the model's best, tried first
@@ -18,8 +19,6 @@ PARENTS = 3  # of those, the fastest, whose neighbours are tried too
 FINALISTS = 4  # are timed again, side by side, with the model's pick
 TOGETHER = 8  # are compiled at once: few enough that the time limit is kept, and the GPU does not idle long
 TRIAL_ROUNDS, FINAL_ROUNDS = 5, 40
-STAGES = (2, 3, 4, 5)
-WARPS = (4, 8)
 
 
 class Disagreement(Exception):
@@ -120,7 +119,8 @@ def search(
     ranked = model.ranked(task, device)
     first = list(dict.fromkeys([*known, *(config for _, config in ranked[:FIRST])]))
     _try(first, bench, outcome, out_of_time, on_trial)
-    _try(list(_neighbours(outcome.ranking[:PARENTS], first)), bench, outcome, out_of_time, on_trial)
+    near = (variant for parent in outcome.ranking[:PARENTS] for variant in variants(task, device, parent))
+    _try([config for config in dict.fromkeys(near) if config not in first], bench, outcome, out_of_time, on_trial)
     if outcome.times and not out_of_time():
         pick = ranked[0][1]
         finalists = outcome.ranking[:FINALISTS]
@@ -152,16 +152,3 @@ def _try(
             except Exception as error:  # a tile the compiler or the driver refuses is a fact, not an accident
                 outcome.failed[config] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             on_trial(outcome)
-
-
-def _neighbours(parents: Iterable[TileConfig], known: Sequence[TileConfig]) -> Iterator[TileConfig]:
-    """Tiles that differ from a parent in stages, warps or the order of the operands."""
-    seen = set(known)
-    for parent in parents:
-        near = [replace(parent, num_stages=n) for n in STAGES]
-        near += [replace(parent, num_warps=n) for n in WARPS]
-        near += [replace(parent, swap=not parent.swap)] if parent.dot else []
-        for config in near:
-            if config not in seen:
-                seen.add(config)
-                yield config

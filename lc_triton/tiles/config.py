@@ -22,6 +22,9 @@ class TileConfig:
         block_k: steps of the walk over the window; of the weight gradient, the ones a program owns.
         dot: multiply by `tl.dot`; otherwise by multiply-and-reduce, over blocks that may cross groups.
         swap: put the filters on the M side of the product and the batch on the N side.
+        split: parts of the loop (over the window; of the weight gradient: over the batch) that programs of their own
+            take; a second launch adds the parts in order.
+        descriptor: move the weights by tensor descriptors (TMA) where `space.descriptor_fits` allows.
         num_warps, num_stages: as Triton has them.
 
     Raises:
@@ -35,11 +38,13 @@ class TileConfig:
     block_k: int = 16
     dot: bool = True
     swap: bool = False
+    split: int = 1
+    descriptor: bool = False
     num_warps: int = 4
     num_stages: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("rows", "cols", "block_f", "block_b", "block_k", "num_warps"):
+        for name in ("rows", "cols", "block_f", "block_b", "block_k", "split", "num_warps"):
             value = getattr(self, name)
             if value < 1 or value & (value - 1):
                 raise ArgumentValueError(name=name, value=value, allowed="a power of two")

@@ -1,4 +1,4 @@
-"""How far a program walks under its tile: pure arithmetic shared by the launchers and the model."""
+"""How far a program walks under its tile, and how many programs there are: arithmetic of launchers and model."""
 
 from __future__ import annotations
 
@@ -32,6 +32,31 @@ def walk_of(face: Face, geometry: Geometry, config: TileConfig) -> Walk:
     inner = (geometry.out_channels if face == "input_grad" else geometry.in_channels) // geometry.groups
     length = geometry.kernel[0] * geometry.kernel[1] * rows * cols * inner
     return Walk(rows, cols, step_h, step_w, length)
+
+
+def tiles_of(face: Face, geometry: Geometry, config: TileConfig) -> int:
+    """How many tiles of positions and filters (of the input gradient: sites and channels) cover the output."""
+    spatial, channels = geometry.out_spatial, geometry.out_channels
+    if face == "input_grad":
+        spatial, channels = geometry.in_spatial, geometry.in_channels
+    positions = spatial[0] * spatial[1] * -(-spatial[2] // config.rows) * -(-spatial[3] // config.cols)
+    groups = geometry.groups if config.dot else 1
+    return positions * groups * -(-(channels // groups) // config.block_f)
+
+
+def programs(face: Face, geometry: Geometry, batch: int, config: TileConfig) -> int:
+    """How many programs a launch has: tiles, times blocks of the batch or the walk, times parts of the split."""
+    blocks = -(-batch // config.block_b)
+    if face == "weight_grad":
+        blocks = -(-walk_of(face, geometry, config).length // config.block_k)
+    return tiles_of(face, geometry, config) * blocks * config.split
+
+
+def loop_of(face: Face, geometry: Geometry, batch: int, config: TileConfig) -> int:
+    """How many steps the loop of a program without split has: over the walk, or of the weight gradient the batch."""
+    if face == "weight_grad":
+        return -(-batch // config.block_b)
+    return -(-walk_of(face, geometry, config).length // config.block_k)
 
 
 def _sites(tile: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:

@@ -1,5 +1,7 @@
 """The three kernels, interpreted on CPU tensors, against the definition: face by face, with tiles chosen by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,18 +9,21 @@ from lc_triton import launch
 from lc_triton._activations import FUSED_NAMES, Activation, parse_activation
 from lc_triton._problem import Problem
 from lc_triton.tiles.config import TileConfig
-from tests.cases import CASES, IDS, assert_as_good, assert_close, expected, tensors
+from lc_triton.tiles.device import DEVICES
+from lc_triton.tiles.space import descriptor_fits
+from lc_triton.tiles.task import Task
+from tests.cases import CASES, IDS, Case, assert_as_good, assert_close, expected, tensors
 
 NAN = float("nan")
 
 
-def tile(rows, cols, channels, dot=True, swap=False, block_k=16):
+def tile(rows, cols, channels, dot=True, swap=False, block_k=16, split=1):
     """The smallest legal tile of so many rows and columns: a power of two of channels, at least what a dot needs."""
     block = 1 << (channels - 1).bit_length()
     if dot:
         block = max(block, -(-16 // (rows * cols)))
-        return TileConfig(rows, cols, min(block, 64), 16, block_k, swap=swap)
-    return TileConfig(rows, cols, block, 4, block_k, dot=False)
+        return TileConfig(rows, cols, min(block, 64), 16, block_k, swap=swap, split=split)
+    return TileConfig(rows, cols, block, 4, block_k, dot=False, split=split)
 
 
 TILES = {
@@ -54,6 +59,89 @@ def check(got, want, tolerance=1e-12):
 def test_values(case, name):
     t = tensors(case)
     check(faces(case, t, lambda channels: tile(channels=channels, **TILES[name])), expected(case, t))
+
+
+SPLITS = [("1d", 2, 16), ("1d", 37, 2), ("2d_asymmetric", 2, 2), ("2d_groups", 2, 2)]
+
+
+@pytest.mark.parametrize("dot", [True, False])
+@pytest.mark.parametrize(("name", "batch", "split"), SPLITS)
+def test_a_split_loop(name, batch, split, dot):
+    """In parts of several steps, of one, and of none, which then are zeros."""
+    case = replace(next(c for c in CASES if c.name == name), batch=batch)
+    t = tensors(case)
+    got = faces(case, t, lambda channels: tile(1, 2, channels, dot, split=split))
+    check(got, expected(case, t))
+
+
+def test_a_split_loop_in_three_dimensions():
+    case = Case("3d", (3, 2, 3), 2, 3, 2, stride=(1, 1, 2), padding=(0, 0, 1))
+    t = tensors(case)
+    check(faces(case, t, lambda channels: tile(2, 2, channels, split=2)), expected(case, t))
+
+
+@pytest.mark.parametrize("name", ["tanh", "silu"])
+def test_the_epilogue_comes_after_the_parts(name):
+    act = parse_activation(name)
+    t = tensors(ODD)
+    for bias in (t.bias, t.bias[0, 0].clone()):
+        y = torch.full((ODD.batch, *ODD.geometry.bias_shape), NAN, dtype=torch.float64)
+        z = y.clone() if act.saves == "z" else None
+        config = tile(2, 2, ODD.geometry.out_channels, split=2)
+        launch.forward(t.x, t.weight, bias, y, z, Problem(ODD.geometry, act, "triton"), config)
+        bias = bias.expand(ODD.geometry.bias_shape)
+        assert_close(y, expected(ODD, t, act, bias=bias)["y"])
+        if z is not None:
+            assert_close(z, expected(ODD, t, bias=bias)["y"])
+
+
+BOXES = [
+    Case("boxes", (5, 4), 3, 16, 3, stride=(2, 1), padding=1),
+    Case("boxes_1d_dilated", (9,), 16, 16, 3, dilation=2),
+    Case("boxes_groups", (3, 2), 32, 32, 2, groups=2),
+    Case("boxes_3d", (3, 2, 2), 2, 16, 2, stride=(2, 1, 1), padding=(1, 0, 0)),
+    Case("boxes_narrow", (3, 2), 5, 20, 2, padding=1),
+]
+
+
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize("case", BOXES, ids=lambda c: c.name)
+def test_tensor_descriptors(case, swap, monkeypatch):
+    """The weights in boxes: past the end of a position's, and beside windows that are not there, come zeros."""
+    geo, t = case.geometry, tensors(case, torch.float32)
+    moved = []
+
+    def make(face, channels):
+        config = TileConfig(1, 1, 16, 16, 16, swap=swap, descriptor=True)
+        task = Task(face, geo, case.batch, "float32", "float32")
+        fits = descriptor_fits(task, DEVICES["h200"], config)
+        moved.append(fits)
+        return config if fits else replace(config, descriptor=False)
+
+    configs = iter([make("forward", 16), make("input_grad", 16), make("weight_grad", 16)])
+    check(faces(case, t, lambda _: next(configs)), expected(case, t), 2e-6)
+    assert moved == [True, case.name != "boxes_narrow", True]
+
+
+def test_a_nan_in_another_positions_weights_reaches_nothing():
+    case = BOXES[0]
+    t = tensors(case, torch.float32)
+    want = expected(case, t)
+    t.weight[1, 2] = NAN
+    hit = expected(case, t)
+    got = faces(case, t, lambda _: TileConfig(1, 1, 16, 16, 16, descriptor=True))
+    for name in ("y", "dx"):
+        assert torch.equal(got[name].isnan(), hit[name].isnan()), name
+        keep = ~hit[name].isnan()
+        assert_close(got[name][keep], want[name][keep], 2e-6)
+
+
+def test_weights_that_begin_anywhere_need_no_descriptor():
+    case = BOXES[0]
+    t = tensors(case, torch.float32)
+    want = expected(case, t)
+    t.weight = torch.cat([t.weight.new_zeros(1), t.weight.flatten()])[1:].view_as(t.weight)
+    check(faces(case, t, lambda _: TileConfig(1, 1, 16, 16, 16, descriptor=True)), want, 2e-6)
 
 
 ODD = next(c for c in CASES if c.name == "2d_asymmetric")
@@ -178,8 +266,9 @@ def test_a_nan_stays_in_its_sample_and_in_its_tile():
 
 def test_two_runs_agree_to_the_bit():
     t = tensors(ODD, torch.float32)
-    first, second = (faces(ODD, t, lambda channels: tile(2, 2, channels)) for _ in range(2))
-    assert all(torch.equal(first[k], second[k]) for k in ("y", "dx", "dw", "db"))
+    for split in (1, 2):
+        first, second = (faces(ODD, t, lambda channels, s=split: tile(2, 2, channels, split=s)) for _ in range(2))
+        assert all(torch.equal(first[k], second[k]) for k in ("y", "dx", "dw", "db"))
 
 
 def test_offsets_of_64_bits_give_the_same(monkeypatch):

@@ -1,6 +1,7 @@
 """Every kernel compiled to machine code for GPUs that need not be here: registers, spills, memory, instructions."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,11 @@ import torch
 from lc_triton._activations import FUSED_NAMES, Activation, parse_activation
 from lc_triton._geometry import Geometry
 from lc_triton._problem import Problem
-from lc_triton.launch.build import build, machine_code
+from lc_triton.launch.build import build, build_combine, machine_code
 from lc_triton.tiles.config import FACES, TileConfig
 from lc_triton.tiles.device import DEVICES
 from lc_triton.tiles.model import choose
+from lc_triton.tiles.space import descriptor_fits
 from lc_triton.tiles.task import Task
 
 WORKLOADS = {
@@ -130,3 +132,33 @@ def test_every_epilogue(name):
     config = TileConfig(1, 1, 64, 64, 64)
     kwargs = {"config": config, "activation": act, "bias": "channel", "store_z": act.saves == "z"}
     assert built("forward", geometry_of("lrlc_l2"), 64, DEVICES["h100"], **kwargs).wgmma > 0
+
+
+@pytest.mark.parametrize("device", ["h100", "b200"])
+@pytest.mark.parametrize("face", FACES)
+def test_tensor_descriptors_move_boxes(face, device):
+    config = TileConfig(1, 1, 64, 64, 64, descriptor=True)
+    task = Task(face, geometry_of("lrlc_l2"), 64, "bfloat16", "bfloat16")
+    assert descriptor_fits(task, DEVICES[device], config)
+    code = built(face, task.geometry, 64, DEVICES[device], config=config)
+    assert code.boxes > 0
+    assert code.weight_bits == 128
+    assert code.wgmma > 0 or device == "b200"
+
+
+@pytest.mark.parametrize("device", DEVICE_NAMES)
+@pytest.mark.parametrize("face", FACES)
+def test_a_split_loop(face, device):
+    config = choose(Task(face, geometry_of("lrlc_l2"), 512, "bfloat16", "bfloat16"), DEVICES[device])
+    whole = built(face, geometry_of("lrlc_l2"), 512, DEVICES[device], config=config)
+    split = built(face, geometry_of("lrlc_l2"), 512, DEVICES[device], config=replace(config, split=4))
+    assert split.wgmma == whole.wgmma
+    assert (split.async_bits, split.load_bits) == (whole.async_bits, whole.load_bits)
+
+
+@pytest.mark.parametrize("name", ["linear", "gelu"])
+def test_the_second_pass(name):
+    problem = Problem(geometry_of("lrlc_l2"), Activation(name), "triton")
+    for device in DEVICE_NAMES:
+        code = machine_code("forward", build_combine(problem, 8, DEVICES[device].arch))
+        assert (code.spills, code.load_bits) == (0, 128)

@@ -1,0 +1,35 @@
+"""The second pass of a split loop: the sums of its parts are added in order, then bias and activation."""
+
+import triton
+import triton.language as tl
+
+from lc_triton.kernels.common import finish
+
+
+@triton.jit
+def combine_kernel(
+    p_parts,  # (SPLIT, R, N)
+    p_bias,  # (N // F, F) or (F)
+    p_y,  # (R, N)
+    p_z,  # (R, N)
+    R,
+    N: tl.constexpr,
+    F: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BN: tl.constexpr,
+    EPILOGUE: tl.constexpr,
+):
+    """y = act(parts[0] + parts[1] + ... + bias), and z if asked for: BN numbers of one row a program."""
+    STORE_Z: tl.constexpr = EPILOGUE.store_z
+    BLOCKS: tl.constexpr = (N + BN - 1) // BN
+    pid = tl.program_id(0)
+    n = (pid % BLOCKS).to(tl.int64) * BN + tl.arange(0, BN)
+    m_n = n < N
+    o_y = (pid // BLOCKS).to(tl.int64) * N + n
+    b_z = tl.load(p_parts + o_y, mask=m_n, other=0.0)
+    for s in tl.static_range(1, SPLIT):
+        b_z += tl.load(p_parts + s * R.to(tl.int64) * N + o_y, mask=m_n, other=0.0)
+    b_z, b_y = finish(b_z[None, :], p_bias, n // F, n % F, m_n, F, EPILOGUE)
+    tl.store(p_y + o_y[None, :], b_y.to(p_y.dtype.element_ty), mask=m_n[None, :])
+    if STORE_Z:
+        tl.store(p_z + o_y[None, :], b_z.to(p_z.dtype.element_ty), mask=m_n[None, :])

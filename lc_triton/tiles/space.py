@@ -1,0 +1,195 @@
+"""The tiles that are legal for a kernel on a device: what fits its shared memory, its registers and its width."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+from lc_triton._geometry import Geometry
+from lc_triton.tiles.config import TileConfig
+from lc_triton.tiles.device import Device
+from lc_triton.tiles.task import Task
+from lc_triton.tiles.walk import loop_of, programs
+
+# A dot below this many channels or filters a group would multiply mostly padding.
+MIN_GROUP_FOR_DOT = 16
+# Up to this batch a product is a few vectors times a matrix, and tensor cores have nothing to reuse.
+MAX_BATCH_WITHOUT_DOT = 2
+# Products a program without dot holds at once: 16 float32 registers a thread of four warps.
+MAX_PRODUCTS = 2048
+# How deep a product without tensor cores may be: it is unrolled, and ptxas spills here and there at twice this.
+MAX_VECTOR_DEPTH = 16
+# An asynchronous copy moves so many bytes at once.
+COPY_BYTES = 16
+# Each part of a split loop costs the traffic of the whole output in float32.
+MAX_SPLIT = 32
+
+
+def candidates(task: Task, device: Device) -> list[TileConfig]:
+    """Tiles that are legal for the problem, fit the device's shared memory and registers, and fill it."""
+    found = dict.fromkeys(split for config in _whole(task, device) for split in _splits(task, device, config))
+    count = {config: programs(task.face, task.geo, task.batch, config) for config in found}
+    # A tile that leaves three quarters of the device idle cannot win where another does not.
+    least = min(device.multiprocessors, max(count.values())) / 4
+    return [config for config in found if count[config] >= least]
+
+
+def variants(task: Task, device: Device, config: TileConfig) -> Iterator[TileConfig]:
+    """Legal tiles that differ from one in what the model is blind to: stages, warps, the operands' order, TMA."""
+    for stages in (2, 3, 4, 5):
+        yield replace(config, num_stages=stages)
+    for warps in (4, 8):
+        yield replace(config, num_warps=warps)
+    if config.dot:
+        yield replace(config, swap=not config.swap)
+    if descriptor_fits(task, device, config):
+        yield replace(config, descriptor=not config.descriptor)
+
+
+def descriptor_fits(task: Task, device: Device, config: TileConfig) -> bool:
+    """Whether a tensor descriptor can move the weights of a tile: a box, which the band of several positions is not.
+
+    The device must be NVIDIA's of compute capability 9.0 or more; rows of the box are whole multiples of 16 bytes, and
+    no box writes into another group's filters, or of the input gradient, reads across positions.
+    """
+    if not (config.dot and config.rows * config.cols == 1 and isinstance(device.arch, int) and device.arch >= 90):
+        return False
+    filters, per_group = task.geo.out_channels, task.geo.out_channels // task.geo.groups
+    inner = config.block_k if task.face == "input_grad" else config.block_f
+    if task.weight_itemsize == 8 or filters * task.weight_itemsize % 16 or inner * task.weight_itemsize < 16:
+        return False
+    if task.face == "input_grad":
+        return per_group % config.block_k == 0
+    if task.face == "weight_grad":
+        return config.split == 1 and (task.geo.groups == 1 or per_group % config.block_f == 0)
+    return True
+
+
+def _splits(task: Task, device: Device, config: TileConfig) -> Iterator[TileConfig]:
+    """The tile, and where it leaves half of the device idle, the same with its loop split."""
+    yield config
+    whole = programs(task.face, task.geo, task.batch, config)
+    loop = loop_of(task.face, task.geo, task.batch, config)
+    for split in _powers(2, min(MAX_SPLIT, loop)):
+        if whole * split <= device.multiprocessors:
+            yield replace(config, split=split)
+
+
+def _whole(task: Task, device: Device) -> Iterator[TileConfig]:
+    """Tiles that are legal for the problem and fit the device's shared memory and registers, none of them split."""
+    geo, face = task.geo, task.face
+    if not _uses_dot(geo, task.batch):
+        yield from _reduce_candidates(task)
+        return
+    limits = _Limits.of(task, device)
+    tiled = geo.in_spatial if face == "input_grad" else geo.out_spatial
+    group = (geo.in_channels if face == "input_grad" else geo.out_channels) // geo.groups
+    whole = _power(group)
+    for rows in _powers(1, min(8, _power(tiled[2]))):
+        for cols in _powers(1, min(8, _power(tiled[3]))):
+            least = max(min(16, whole), 16 // (rows * cols))
+            for block_f in _powers(least, max(least, min(256, whole))):
+                if rows * cols > 1 and block_f < min(whole, 64):
+                    continue  # split filters before positions, not both
+                if rows * cols * block_f > 256:
+                    continue
+                for m in _powers(16, max(16, min(128, _power(task.batch)))):
+                    for k in (16, 32, 64):
+                        yield from _sized(task, rows, cols, block_f, m, k, limits, device)
+
+
+class _Limits(NamedTuple):
+    """What registers allow a product.
+
+    `vector`: no tensor cores. `thin`: the gathered operand's runs are no whole asynchronous copies, so it passes
+    through registers number by number. `through_registers`: an operand does, for that or another reason.
+    `area`: numbers the accumulator may hold.
+    """
+
+    vector: bool
+    thin: bool
+    through_registers: bool
+    area: int
+
+    @classmethod
+    def of(cls, task: Task, device: Device) -> _Limits:
+        geo = task.geo
+        inner = (geo.out_channels if task.face == "input_grad" else geo.in_channels) // geo.groups
+        vector = on_vector_units(task)
+        thin = inner * task.itemsize % COPY_BYTES != 0
+        old = _before_hopper(device)
+        through_registers = thin or (task.face == "input_grad" and (vector or old))
+        if vector:
+            area = 64 * 32 if through_registers and old else 64 * 64
+        elif through_registers:
+            area = 64 * 128 if old else 128 * 128
+        else:
+            area = 128 * 256
+        return cls(vector, thin, through_registers, area)
+
+
+def _sized(
+    task: Task, rows: int, cols: int, block_f: int, m: int, k: int, limits: _Limits, device: Device
+) -> Iterator[TileConfig]:
+    """The tile with warps and stages that fit, or nothing; the weight gradient accumulates (k x n), others (m x n)."""
+    if limits.vector and (
+        (m if task.face == "weight_grad" else k) > MAX_VECTOR_DEPTH or (m > 64 and limits.through_registers)
+    ):
+        return
+    n = rows * cols * block_f
+    if task.face == "weight_grad":
+        k *= 2 if task.itemsize < 4 else 1
+    area = (k if task.face == "weight_grad" else m) * n
+    if area > limits.area or (task.itemsize == 8 and m * n > limits.area):
+        return
+    if task.face == "weight_grad" and m > 64 and area < 64 * 16:
+        return  # so deep and so small a product spills: its operands are in registers twice over
+    # The operands of tensor cores before Hopper pass through registers too, so the largest tile of all counts.
+    large = max(area, m * n, k * n, m * k if limits.thin else 0) >= (64 if _before_hopper(device) else 128) * 128
+    # ptxas gives eight warps 80 registers each, which an input that passes through registers overflows.
+    warps = 8 if large or (limits.vector and area >= 64 * 32 and not limits.through_registers) else 4
+    second = m * n * task.itemsize if task.face == "weight_grad" else k * n * task.weight_itemsize
+    stage = m * k * task.itemsize + second
+    stages = min(4, device.shared_bytes // max(stage, 1))
+    if stages < 2:
+        return
+    yield TileConfig(rows, cols, block_f, m, k, num_warps=warps, num_stages=stages)
+
+
+def _before_hopper(device: Device) -> bool:
+    """Whether tensor cores take their operands from registers: NVIDIA's up to compute capability 8.9."""
+    return isinstance(device.arch, int) and device.arch < 90
+
+
+def _reduce_candidates(task: Task) -> Iterator[TileConfig]:
+    """Tiles without `tl.dot`: one position, a run of filters (or channels) that may cross groups, few samples."""
+    total = task.geo.in_channels if task.face == "input_grad" else task.geo.out_channels
+    samples = min(16, _power(task.batch))
+    for block_f in _powers(min(32, _power(total)), min(128, _power(total))):
+        for k in _powers(1, 256):
+            if samples * k * block_f <= MAX_PRODUCTS:
+                yield TileConfig(1, 1, block_f, samples, k, dot=False, num_warps=4, num_stages=2)
+
+
+def on_vector_units(task: Task) -> bool:
+    """Whether its products are not for tensor cores."""
+    return task.itemsize == 8 or (task.itemsize == 4 and task.precision == "ieee")
+
+
+def _uses_dot(geometry: Geometry, batch: int) -> bool:
+    per_group = min(geometry.in_channels, geometry.out_channels) // geometry.groups
+    if geometry.groups > 1 and per_group < MIN_GROUP_FOR_DOT:
+        return False
+    return batch > MAX_BATCH_WITHOUT_DOT
+
+
+def _power(n: int) -> int:
+    """The least power of two that is at least n."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def _powers(low: int, high: int) -> Iterator[int]:
+    while low <= high:
+        yield low
+        low *= 2
