@@ -93,6 +93,7 @@ def _add_tune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--out", type=Path, metavar="PATH", help="a folder, or a .json file for one face (default: your own tiles)"
     )
     parser.add_argument("--gpu", type=int, default=0, metavar="INDEX", help="which GPU (default: 0)")
+    parser.add_argument("--timings", type=Path, metavar="FILE", help="add every time of every tile to this file too")
     parser.add_argument("--resume", action="store_true", help="leave alone what is on file and finished")
     parser.add_argument("--dry-run", action="store_true", help="say what would be measured and written; needs no GPU")
     parser.set_defaults(call=_tune, after_interrupt="; what was measured is on file, and --resume goes on")
@@ -130,7 +131,13 @@ def _tune(options: argparse.Namespace) -> int:
     check_gpu()
     _need_triton("tune")
     report = tune(
-        tasks, device, lambda task: gpu_bench(task, options.gpu), file_of, options.budget, resume=options.resume
+        tasks,
+        device,
+        lambda task: gpu_bench(task, options.gpu),
+        file_of,
+        options.budget,
+        resume=options.resume,
+        log=options.timings,
     )
     print(report.to_text())
     print(f"Written to {out}" + ("" if out == paths.user_configs() else "; LC_TRITON_CONFIG_DIR names a folder to use"))

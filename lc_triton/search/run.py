@@ -15,6 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError
+from lc_triton.search import timings
 from lc_triton.search.strategy import Bench, Outcome, search
 from lc_triton.tiles import model, store
 from lc_triton.tiles.config import FACES, Face, TileConfig
@@ -81,6 +82,7 @@ def tune(
     seconds: float,
     *,
     resume: bool = False,
+    log: Path | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Report:
     """Search a tile for each task, the time left shared evenly among those to come.
@@ -92,6 +94,7 @@ def tune(
         file_of: the file a face's measurements are merged into, each as soon as it is there.
         seconds: for all.
         resume: leave alone what a finished search of the same kernel source has put on file.
+        log: a file to which every time of every tile is added, see `timings`.
         clock: seconds.
 
     Raises:
@@ -100,6 +103,8 @@ def tune(
     """
     for face in dict.fromkeys(task.face for task in tasks.values()):
         store.check_writable(file_of(face))
+    if log is not None:
+        timings.check_writable(log)
     report = Report()
     todo, report.on_file = _split(tasks, file_of) if resume else (list(tasks), [])
     deadline = clock() + seconds
@@ -122,6 +127,8 @@ def tune(
                 tune_one(task, device, make_bench, file_of(task.face), share, outcome, clock=clock, on_trial=show)
             finally:
                 _note(report, label, task, outcome, device)
+                if log is not None and outcome.times:
+                    timings.append(log, device, task, outcome)
             bar.update()
     return report
 

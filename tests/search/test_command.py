@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from lc_triton import cli
-from lc_triton.search import tuner
+from lc_triton.search import timings, tuner
 from lc_triton.tiles import paths, store
+from lc_triton.tiles.config import FACES
 from tests.search.fakes import FakeBench
 
 SHAPE = ["--shapes", "20x20x16,k3,f16", "--batches", "32"]
@@ -103,6 +104,17 @@ def test_one_file(gpu, capsys, tmp_path):
     assert cli.main(["tune", *SHAPE, "--faces", "input_grad", "--out", str(out)]) == 0
     assert json.loads(out.read_text())["face"] == "input_grad"
     assert "LC_TRITON_CONFIG_DIR" in capsys.readouterr().out
+
+
+def test_all_times_on_file(gpu, tmp_path, capsys):
+    log = tmp_path / "times.jsonl"
+    assert cli.main(["tune", *SHAPE, "--timings", str(log)]) == 0
+    found = timings.read(log)
+    assert [timing.task.face for timing in found] == list(FACES)
+    assert all(len(timing.medians) > 24 for timing in found)
+    (tmp_path / "file").write_text("")
+    assert cli.main(["tune", *SHAPE, "--timings", str(tmp_path / "file" / "times.jsonl")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
 
 
 def test_no_tile_works(monkeypatch, gpu, capsys):

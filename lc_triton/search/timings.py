@@ -1,0 +1,97 @@
+"""Every time a search took, one JSON line a kernel: what the analytic model is held against and corrected from."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lc_triton._geometry import Geometry
+from lc_triton.errors import ConfigFileError
+from lc_triton.search.strategy import Outcome
+from lc_triton.tiles import model
+from lc_triton.tiles.config import TileConfig
+from lc_triton.tiles.device import Device
+from lc_triton.tiles.task import Task
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The tiles of one kernel on one device.
+
+    Args:
+        device: its full name.
+        task: the kernel.
+        medians: microseconds of each tile that ran and agreed.
+    """
+
+    device: str
+    task: Task
+    medians: dict[TileConfig, float]
+
+    @property
+    def best(self) -> float:
+        """The least median."""
+        return min(self.medians.values())
+
+    def pick_ratio(self, device: Device) -> float | None:
+        """How many times the best the model's pick takes; None if the pick was not timed."""
+        pick = model.choose(self.task, device)
+        return self.medians[pick] / self.best if pick in self.medians else None
+
+
+def check_writable(path: Path) -> None:
+    """Make the file if there is none.
+
+    Raises:
+        ConfigFileError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        raise ConfigFileError(path=path, reason=f"it cannot be written ({error})") from error
+
+
+def append(path: Path, device: Device, task: Task, outcome: Outcome) -> None:
+    """Add the line of one search; times of finals count instead of the same tile's trial."""
+    times = {**outcome.times, **outcome.finals}
+    line = {
+        "device": device.full_name,
+        "task": {
+            "face": task.face,
+            "geometry": asdict(task.geometry),
+            "batch": task.batch,
+            "dtype": task.dtype,
+            "weight_dtype": task.weight_dtype,
+            "precision": task.precision,
+        },
+        "medians": [[asdict(config), statistics.median(taken)] for config, taken in times.items()],
+    }
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read(path: Path) -> list[Timing]:
+    """The timings of a file that `append` wrote.
+
+    Raises:
+        ConfigFileError: a line that is something else.
+    """
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            content = json.loads(line)
+            fields = dict(content["task"])
+            geometry = {name: _tuples(value) for name, value in fields.pop("geometry").items()}
+            medians = {TileConfig.from_json(config): float(us) for config, us in content["medians"]}
+            found.append(Timing(content["device"], Task(geometry=Geometry(**geometry), **fields), medians))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigFileError(path=path, reason=f"line {number} is no timing ({error})") from error
+    return found
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,109 @@
+"""The candidates: legal, fitting, filling the device; and when a loop is split or a descriptor may be used."""
+
+from dataclasses import replace
+
+import pytest
+
+from lc_triton._geometry import Geometry
+from lc_triton.tiles import model
+from lc_triton.tiles.config import FACES, TileConfig
+from lc_triton.tiles.device import DEVICES, by_name
+from lc_triton.tiles.space import candidates, descriptor_fits, variants
+from lc_triton.tiles.task import Task
+from lc_triton.tiles.walk import programs
+
+H200 = by_name("h200")
+LAYERS = {
+    "plain": Geometry.make((28, 28), 64, 64, 3),
+    "few_positions": Geometry.make((2, 2), 256, 64, 1),
+    "one_position": Geometry.make((3, 3), 512, 64, 3),
+    "groups": Geometry.make((28, 28), 128, 128, 3, groups=4),
+    "depthwise": Geometry.make((28, 28), 64, 64, 3, groups=64),
+    "thin": Geometry.make((32, 32), 3, 5, 9, stride=2),
+}
+
+
+def task(name="plain", face="forward", batch=64, dtype="bfloat16"):
+    return Task(face, LAYERS[name], batch, dtype, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("device", DEVICES)
+def test_candidates_fit_and_fill(device, name, face, dtype):
+    t, gpu = task(name, face, dtype=dtype), DEVICES[device]
+    found = candidates(t, gpu)
+    assert found
+    assert len(set(found)) == len(found)
+    assert found == candidates(t, gpu)
+    counts = [programs(face, t.geo, t.batch, config) for config in found]
+    assert min(counts) >= min(gpu.multiprocessors, max(counts)) / 4
+    for config in found:
+        if config.dot:
+            first = config.block_b * config.block_k * t.itemsize
+            second = config.block_n * (config.block_b if face == "weight_grad" else config.block_k) * t.itemsize
+            assert config.num_stages * (first + second) <= gpu.shared_bytes
+
+
+def test_a_loop_is_split_only_where_the_device_idles():
+    assert all(config.split == 1 for config in candidates(task("plain", batch=512), H200) if config.rows == 1)
+    split = [config for config in candidates(task("one_position"), H200) if config.split > 1]
+    assert split
+    for config in split:
+        assert programs("forward", task("one_position").geo, 64, config) <= H200.multiprocessors
+
+
+def test_the_model_splits_a_long_loop_over_a_single_position():
+    """4608 products deep, 64 filters: without a split, at most four programs would do the work of 132."""
+    pick = model.choose(task("one_position"), H200)
+    assert pick.split > 1
+    whole = replace(pick, split=1)
+    assert model.predict(task("one_position"), H200, whole) > 1.5 * model.predict(task("one_position"), H200, pick)
+
+
+def test_the_second_pass_has_a_price():
+    t = task("plain", batch=512)
+    pick = model.choose(t, H200)
+    assert pick.split == 1
+    assert model.predict(t, H200, replace(pick, split=8)) > model.predict(t, H200, pick)
+
+
+ONE = TileConfig(1, 1, 64, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("what", "fits"),
+    [
+        ({}, True),
+        ({"device": "b200"}, True),
+        ({"device": "a100"}, False),
+        ({"device": "rtx4090"}, False),
+        ({"device": "mi300x"}, False),
+        ({"config": TileConfig(1, 2, 64, 64, 64)}, False),
+        ({"config": TileConfig(1, 1, 64, 64, 64, dot=False)}, False),
+        ({"dtype": "float32"}, True),
+        ({"dtype": "float64"}, False),
+        ({"name": "thin"}, False),  # rows of five filters begin anywhere
+        ({"name": "groups"}, True),
+        ({"face": "weight_grad"}, True),
+        ({"face": "weight_grad", "name": "groups"}, False),  # a box of 64 filters spans groups of 32
+        ({"face": "weight_grad", "config": replace(ONE, split=2)}, False),
+        ({"face": "input_grad"}, True),
+        ({"face": "input_grad", "name": "groups"}, False),  # a step of 64 spans groups of 32
+        ({"face": "input_grad", "name": "groups", "config": TileConfig(1, 1, 32, 64, 32)}, True),
+    ],
+)
+def test_where_a_descriptor_may_be_used(what, fits):
+    made = task(what.get("name", "plain"), what.get("face", "forward"), dtype=what.get("dtype", "bfloat16"))
+    assert descriptor_fits(made, by_name(what.get("device", "h200")), what.get("config", ONE)) is fits
+
+
+def test_variants():
+    found = set(variants(task(), H200, ONE))
+    assert replace(ONE, swap=True) in found
+    assert replace(ONE, descriptor=True) in found
+    assert replace(ONE, num_warps=8) in found
+    assert replace(ONE, num_stages=5) in found
+    assert not any(config.descriptor for config in variants(task(), by_name("a100"), ONE))
+    assert not any(config.swap for config in variants(task(), H200, TileConfig(1, 1, 64, 4, 4, dot=False)))
