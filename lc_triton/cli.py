@@ -140,7 +140,8 @@ def _tune(options: argparse.Namespace) -> int:
         log=options.timings,
     )
     print(report.to_text())
-    print(f"Written to {out}" + ("" if out == paths.user_configs() else "; LC_TRITON_CONFIG_DIR names a folder to use"))
+    hint = "" if single or out == paths.user_configs() else f"; launches look there under LC_TRITON_CONFIG_DIR={out}"
+    print(f"Written to {out}{hint}")
     return 1 if report.failed else 0
 
 

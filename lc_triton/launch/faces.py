@@ -33,62 +33,23 @@ def forward(
     problem: Problem,
     config: TileConfig | None = None,
 ) -> None:
-    """Write y = act(x . w + bias), and the pre-activation into z unless it is None, in one launch."""
-    config = _movable(config or _choose("forward", problem, x, weight), weight)
-    x, pitch = dense_rows(x)
-    bias = bias if bias is None else bias.contiguous()
-    epilogue = epilogue_of(problem, bias, store_z=z is not None)
-    parts = _parts(y, config)
-    _launch(
-        forward_kernel,
-        programs("forward", problem.geometry.as_4d(), x.shape[0], config),
-        config,
-        x,
-        _operand("forward", weight.contiguous(), problem, config),
-        bias if parts is None else None,
-        y if parts is None else parts,
-        z if parts is None else None,
-        x.shape[0],
-        pitch,
-        SHAPE=shape_of(problem.geometry, is_wide(x, y)),
-        TILE=tile_of("forward", problem.geometry, config, problem.precision),
-        EPILOGUE=epilogue if parts is None else PLAIN,
-    )
-    if parts is not None:
-        _combine(parts, bias, y, z, x.shape[0], epilogue)
+    """Write y = act(x . w + bias), and the pre-activation into z unless it is None."""
+    config = config or _choose("forward", problem, x, weight)
+    _gather("forward", forward_kernel, x, weight, bias, (y, z), problem, config)
 
 
 def input_grad(
     g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, problem: Problem, config: TileConfig | None = None
 ) -> None:
-    """Write act(dx + bias), the input gradient with the forward's epilogue, in one launch."""
-    config = _movable(config or _choose("input_grad", problem, g, weight), weight)
-    g, pitch = dense_rows(g)
-    bias = bias if bias is None else bias.contiguous()
-    epilogue = epilogue_of(problem, bias, store_z=False)
-    parts = _parts(dx, config)
-    _launch(
-        input_grad_kernel,
-        programs("input_grad", problem.geometry.as_4d(), g.shape[0], config),
-        config,
-        g,
-        _operand("input_grad", weight.contiguous(), problem, config),
-        bias if parts is None else None,
-        dx if parts is None else parts,
-        g.shape[0],
-        pitch,
-        SHAPE=shape_of(problem.geometry, is_wide(g, dx)),
-        TILE=tile_of("input_grad", problem.geometry, config, problem.precision),
-        EPILOGUE=epilogue if parts is None else PLAIN,
-    )
-    if parts is not None:
-        _combine(parts, bias, dx, None, g.shape[0], epilogue)
+    """Write act(dx + bias), the input gradient with the forward's epilogue."""
+    config = config or _choose("input_grad", problem, g, weight)
+    _gather("input_grad", input_grad_kernel, g, weight, bias, (dx,), problem, config)
 
 
 def weight_grad(
     x: Tensor, g: Tensor, dw: Tensor, db: Tensor | None, problem: Problem, config: TileConfig | None = None
 ) -> None:
-    """Write dw and, unless it is None, the bias gradient of each position, in one launch."""
+    """Write dw and, unless it is None, the bias gradient of each position."""
     config = _movable(config or _choose("weight_grad", problem, x, dw), dw)
     x, x_pitch = dense_rows(x)
     g, g_pitch = dense_rows(g)
@@ -112,6 +73,44 @@ def weight_grad(
     for parts, result in ((dw_parts, dw), (db_parts, db)):
         if parts is not None and result is not None:
             _combine(parts, None, result, None, 1, PLAIN)
+
+
+def _gather(
+    face: Face,
+    kernel: Any,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    outputs: tuple[Tensor | None, ...],
+    problem: Problem,
+    config: TileConfig,
+) -> None:
+    """A face that reads the weights: one launch, or two where the loop is split."""
+    y, *z = outputs
+    assert y is not None
+    x, pitch = dense_rows(x)
+    config = _movable(config, weight)
+    bias = bias if bias is None else bias.contiguous()
+    epilogue = epilogue_of(problem, bias, store_z=any(more is not None for more in z))
+    parts = _parts(y, config)
+    whole = parts is None
+    _launch(
+        kernel,
+        programs(face, problem.geometry.as_4d(), x.shape[0], config),
+        config,
+        x,
+        _operand(face, weight.contiguous(), problem, config),
+        bias if whole else None,
+        y if whole else parts,
+        *(z if whole else [None] * len(z)),
+        x.shape[0],
+        pitch,
+        SHAPE=shape_of(problem.geometry, is_wide(x, y)),
+        TILE=tile_of(face, problem.geometry, config, problem.precision),
+        EPILOGUE=epilogue if whole else PLAIN,
+    )
+    if parts is not None:
+        _combine(parts, bias, y, z[0] if z else None, x.shape[0], epilogue)
 
 
 def _movable(config: TileConfig, weight: Tensor) -> TileConfig:

@@ -30,6 +30,7 @@ IN_USE = {
     "architecture": "a tile of another GPU of this architecture",
     "model": "the model's tile",
 }
+BAR = "{n_fmt}/{total_fmt} kernels |{bar:20}| {elapsed}{postfix}"
 MakeBench = Callable[[Task], Bench]
 
 
@@ -108,7 +109,7 @@ def tune(
     report = Report()
     todo, report.on_file = _split(tasks, file_of) if resume else (list(tasks), [])
     deadline = clock() + seconds
-    with tqdm(total=len(todo), desc="tuning", unit="kernel", disable=None) as bar:
+    with tqdm(total=len(todo), bar_format=BAR, disable=None) as bar:
         for i, label in enumerate(todo):
             left = deadline - clock()
             if left <= 0:

@@ -153,7 +153,8 @@ def test_a_split_loop(face, device):
     whole = built(face, geometry_of("lrlc_l2"), 512, DEVICES[device], config=config)
     split = built(face, geometry_of("lrlc_l2"), 512, DEVICES[device], config=replace(config, split=4))
     assert split.wgmma == whole.wgmma
-    assert (split.async_bits, split.load_bits) == (whole.async_bits, whole.load_bits)
+    assert max(split.async_bits, split.load_bits) == max(whole.async_bits, whole.load_bits) == 128
+    assert split.weight_bits == whole.weight_bits or face == "weight_grad"  # which stores parts in float32
 
 
 @pytest.mark.parametrize("name", ["linear", "gelu"])

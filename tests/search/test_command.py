@@ -103,7 +103,9 @@ def test_one_file(gpu, capsys, tmp_path):
     out = tmp_path / "mine.json"
     assert cli.main(["tune", *SHAPE, "--faces", "input_grad", "--out", str(out)]) == 0
     assert json.loads(out.read_text())["face"] == "input_grad"
-    assert "LC_TRITON_CONFIG_DIR" in capsys.readouterr().out
+    assert capsys.readouterr().out.endswith(f"Written to {out}\n")
+    assert cli.main(["tune", *SHAPE, "--faces", "input_grad", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.endswith(f"under LC_TRITON_CONFIG_DIR={tmp_path}\n")
 
 
 def test_all_times_on_file(gpu, tmp_path, capsys):
