@@ -29,6 +29,7 @@ class Report:
         code: what was compiled.
         programs: of the launch.
         occupancy: share of the device's warps that one multiprocessor can hold at once.
+        roads: what the kernel moves and computes by the model, and how long each takes by itself.
         weight_traffic_ratio: bytes of weights that memory must move, by whole sectors, over the weights' bytes.
         predicted_us: the model's time.
         roofline_us: unavoidable bytes at the copy rate, or unavoidable work at the matmul rate, whichever is more.
@@ -44,6 +45,7 @@ class Report:
     code: MachineCode
     programs: int
     occupancy: float
+    roads: model.Roads
     weight_traffic_ratio: float
     predicted_us: float
     roofline_us: float
@@ -77,6 +79,7 @@ class Report:
         product = "dot, swapped" if c.swap else "dot" if c.dot else "multiply and reduce"
         product += f"; loop split in {c.split}" if c.split > 1 else ""
         share = self.roofline_us / self.predicted_us
+        road = self.roads
         lines = [
             f"{self.workload}, batch {self.batch}, {self.dtype}, {self.face} on {self.arch}",
             f"  tile        {_words(c)}; {product}; {c.num_warps} warps, {c.num_stages} stages",
@@ -86,6 +89,9 @@ class Report:
             f"  code        {code.instructions:,} instructions: {code.wgmma} wgmma, {code.mma} other mma",
             f"  copies      async {code.async_bits} bits wide ({code.narrow_copies} under 128), "
             f"loads {code.load_bits}, weight {code.weight_bits}" + (f"; {code.boxes} of boxes" if code.boxes else ""),
+            f"  roads       memory {road.memory_bytes / 1e6:,.1f} MB, {1e6 * road.memory:,.1f} us; "
+            f"L2 {road.l2_bytes / 1e6:,.1f} MB, {1e6 * road.l2:,.1f} us; "
+            f"arithmetic {road.operations / 1e9:,.1f} GFLOP, {1e6 * road.arithmetic:,.1f} us",
             f"  predicted   {self.predicted_us:,.1f} us; the unavoidable takes {self.roofline_us:,.1f} us "
             f"({share:.0%}); weights move {self.weight_traffic_ratio:.2f} times",
         ]
@@ -133,6 +139,7 @@ def inspect(workload: Workload, batch: int, dtype: str, face: Face, device: Devi
         code=code,
         programs=programs(face, task.geo, batch, choice.config),
         occupancy=device.occupancy(code.registers, code.shared_bytes, choice.config.num_warps),
+        roads=model.roads(task, device, choice.config),
         weight_traffic_ratio=model.weight_traffic_ratio(task, choice.config),
         predicted_us=1e6 * model.predict(task, device, choice.config),
         roofline_us=1e6 * model.roofline(task, device),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.device import Device
@@ -42,23 +43,51 @@ def ranked(task: Task, device: Device) -> list[tuple[float, TileConfig]]:
     return sorted(timed, key=lambda pair: pair[0])
 
 
-def predict(task: Task, device: Device, config: TileConfig) -> float:
-    """Seconds the model gives a candidate."""
+class Roads(NamedTuple):
+    """What a candidate moves and computes, and the seconds that each takes by itself; the slowest bounds the kernel.
+
+    `memory_bytes` are of input, output and weight, each once; `l2_bytes` of the run of x under each program, and of
+    the weights once a block of samples; `operations` count the band's zeros and the padding of blocks.
+    """
+
+    memory_bytes: int
+    l2_bytes: int
+    operations: int
+    memory: float
+    l2: float
+    arithmetic: float
+
+
+def roads(task: Task, device: Device, config: TileConfig) -> Roads:
+    """The three roads of a candidate."""
     geo, face, batch, s = task.geo, task.face, task.batch, task.itemsize
     tiles = tiles_of(face, geo, config)
     walk = walk_of(face, geo, config).length
     steps = -(-walk // config.block_k)
     n_b = -(-batch // config.block_b)
-
-    padded = 2 * tiles * steps * config.block_k * config.block_n * n_b * config.block_b  # FLOP, zeros included
+    operations = 2 * tiles * steps * config.block_k * config.block_n * n_b * config.block_b
     if face == "weight_grad":
         l2 = tiles * batch * s * (walk + steps * config.block_n)
+        m = config.block_k
     else:
         l2 = tiles * batch * walk * s + n_b * geo.weight_numel * task.weight_itemsize
-    m = config.block_k if face == "weight_grad" else config.block_b
-    seconds = max(task.least_bytes / device.memory_rate, l2 / device.l2_rate, padded / _rate(task, device, config, m))
-    waves = programs(face, geo, batch, config) / device.multiprocessors
-    loop = -(-loop_of(face, geo, batch, config) // config.split)
+        m = config.block_b
+    return Roads(
+        memory_bytes=task.least_bytes,
+        l2_bytes=l2,
+        operations=operations,
+        memory=task.least_bytes / device.memory_rate,
+        l2=l2 / device.l2_rate,
+        arithmetic=operations / _rate(task, device, config, m),
+    )
+
+
+def predict(task: Task, device: Device, config: TileConfig) -> float:
+    """Seconds the model gives a candidate."""
+    road = roads(task, device, config)
+    seconds = max(road.memory, road.l2, road.arithmetic)
+    waves = programs(task.face, task.geo, task.batch, config) / device.multiprocessors
+    loop = -(-loop_of(task.face, task.geo, task.batch, config) // config.split)
     return (
         seconds * max(1.0, math.ceil(waves) / waves)
         + math.ceil(waves) * (loop * STEP_SECONDS / 2 + PROGRAM_SECONDS / 8)
