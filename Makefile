@@ -7,11 +7,12 @@ STAMP := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | c
 # One thread a worker: the workers are as many as the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: help demo test gate lint types setup clean
+.PHONY: help demo test bench gate lint types setup clean
 
 help:
 	@echo "make demo    train a locally connected network on handwritten digits"
 	@echo "make test    all tests that need no GPU (and those that do, where there is one)"
+	@echo "make bench   lc_triton beside its peers on this CPU, every published layer: an hour or so"
 	@echo "make gate    static figures of every kernel, before a change of kernels or tiles lands"
 	@echo "make lint    style;  make types   mypy --strict;  make clean   remove .venv"
 
@@ -24,6 +25,9 @@ test: setup
 	$(PYTEST) tests --ignore=tests/interpreter || status=1; \
 	TRITON_INTERPRET=1 $(PYTEST) tests/interpreter || status=1; \
 	exit $$status
+
+bench: setup
+	$(BIN)/python -m benchmarks run --out benchmarks/results/cpu.json
 
 # All kernels the model picks, compiled for three architectures: minutes. Review what it changes in tests/machine/gate.json.
 gate: setup

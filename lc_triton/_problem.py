@@ -21,8 +21,8 @@ class Problem:
     activation: Activation = LINEAR
     backend: str = "cpu"
     precision: str = "ieee"
-    # What launches of this problem have looked up: (face, batch, ...) -> tile; shared with `linear()`.
-    tiles: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    # How this problem is launched: (face, batch, ...) -> tile, grid, ...; shared with `linear()`.
+    launches: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def linear(self) -> Problem:
         """The same problem without its activation: what the derivatives of a face are made of."""

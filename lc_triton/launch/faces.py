@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from lc_triton.kernels.combine import combine_kernel
 from lc_triton.kernels.forward import forward_kernel
 from lc_triton.kernels.input_grad import input_grad_kernel
 from lc_triton.kernels.weight_grad import weight_grad_kernel
-from lc_triton.launch.layout import PLAIN, Epilogue, dense_rows, epilogue_of, is_wide, shape_of, tile_of
+from lc_triton.launch.layout import PLAIN, Epilogue, Shape, Tile, dense_rows, epilogue_of, is_wide, shape_of, tile_of
 from lc_triton.tiles.config import Face, TileConfig
 from lc_triton.tiles.select import chooser
 from lc_triton.tiles.task import Task
@@ -22,6 +22,26 @@ from lc_triton.tiles.walk import programs
 # Numbers that a program of the second pass adds up, and its warps.
 COMBINED = 1024
 SECOND_PASS = TileConfig(dot=False)
+
+
+class Plan(NamedTuple):
+    """What launches of one face at one batch have in common; `shape` is for offsets of 32 bits."""
+
+    config: TileConfig
+    grid: int
+    shape: Shape
+    tile: Tile
+
+    @classmethod
+    def make(cls, face: Face, problem: Problem, batch: int, config: TileConfig) -> Plan:
+        """The plan for a tile."""
+        geometry = problem.geometry
+        return cls(
+            config,
+            programs(face, geometry.as_4d(), batch, config),
+            shape_of(geometry, False),
+            tile_of(face, geometry, config, problem.precision),
+        )
 
 
 def forward(
@@ -34,7 +54,6 @@ def forward(
     config: TileConfig | None = None,
 ) -> None:
     """Write y = act(x . w + bias), and the pre-activation into z unless it is None."""
-    config = config or _choose("forward", problem, x, weight)
     _gather("forward", forward_kernel, x, weight, bias, (y, z), problem, config)
 
 
@@ -42,7 +61,6 @@ def input_grad(
     g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, problem: Problem, config: TileConfig | None = None
 ) -> None:
     """Write act(dx + bias), the input gradient with the forward's epilogue."""
-    config = config or _choose("input_grad", problem, g, weight)
     _gather("input_grad", input_grad_kernel, g, weight, bias, (dx,), problem, config)
 
 
@@ -50,14 +68,15 @@ def weight_grad(
     x: Tensor, g: Tensor, dw: Tensor, db: Tensor | None, problem: Problem, config: TileConfig | None = None
 ) -> None:
     """Write dw and, unless it is None, the bias gradient of each position."""
-    config = _movable(config or _choose("weight_grad", problem, x, dw), dw)
+    plan = _plan_for("weight_grad", problem, x, dw, config)
+    config = plan.config
     x, x_pitch = dense_rows(x)
     g, g_pitch = dense_rows(g)
     dw_parts = _parts(dw, config)
     db_parts = None if db is None else _parts(db, config)
     _launch(
         weight_grad_kernel,
-        programs("weight_grad", problem.geometry.as_4d(), x.shape[0], config),
+        plan.grid,
         config,
         x,
         g,
@@ -66,8 +85,8 @@ def weight_grad(
         x.shape[0],
         x_pitch,
         g_pitch,
-        SHAPE=shape_of(problem.geometry, is_wide(x, g)),
-        TILE=tile_of("weight_grad", problem.geometry, config, problem.precision),
+        SHAPE=shape_of(problem.geometry, True) if is_wide(x, g) else plan.shape,
+        TILE=plan.tile,
         WITH_BIAS=db is not None,
     )
     for parts, result in ((dw_parts, dw), (db_parts, db)):
@@ -83,20 +102,21 @@ def _gather(
     bias: Tensor | None,
     outputs: tuple[Tensor | None, ...],
     problem: Problem,
-    config: TileConfig,
+    config: TileConfig | None,
 ) -> None:
     """A face that reads the weights: one launch, or two where the loop is split."""
     y, *z = outputs
     assert y is not None
+    plan = _plan_for(face, problem, x, weight, config)
+    config = plan.config
     x, pitch = dense_rows(x)
-    config = _movable(config, weight)
     bias = bias if bias is None else bias.contiguous()
     epilogue = epilogue_of(problem, bias, store_z=any(more is not None for more in z))
     parts = _parts(y, config)
     whole = parts is None
     _launch(
         kernel,
-        programs(face, problem.geometry.as_4d(), x.shape[0], config),
+        plan.grid,
         config,
         x,
         _operand(face, weight.contiguous(), problem, config),
@@ -105,19 +125,12 @@ def _gather(
         *(z if whole else [None] * len(z)),
         x.shape[0],
         pitch,
-        SHAPE=shape_of(problem.geometry, is_wide(x, y)),
-        TILE=tile_of(face, problem.geometry, config, problem.precision),
+        SHAPE=shape_of(problem.geometry, True) if is_wide(x, y) else plan.shape,
+        TILE=plan.tile,
         EPILOGUE=epilogue if whole else PLAIN,
     )
     if parts is not None:
         _combine(parts, bias, y, z[0] if z else None, x.shape[0], epilogue)
-
-
-def _movable(config: TileConfig, weight: Tensor) -> TileConfig:
-    """The tile, without its descriptor where the weight does not begin at 16 bytes, as a view of a larger one may."""
-    if config.descriptor and weight.data_ptr() % 16:
-        return replace(config, descriptor=False)
-    return config
 
 
 def _operand(face: Face, weight: Tensor, problem: Problem, config: TileConfig) -> Any:
@@ -163,15 +176,21 @@ def _combine(parts: Tensor, bias: Tensor | None, y: Tensor, z: Tensor | None, ro
     )
 
 
-def _choose(face: Face, problem: Problem, x: Tensor, weight: Tensor) -> TileConfig:
-    """The tile of a launch: one dictionary look-up when warm."""
-    key = (face, x.shape[0], x.dtype, weight.dtype, x.device.index, chooser.generation)
-    config = problem.tiles.get(key)
+def _plan_for(face: Face, problem: Problem, x: Tensor, weight: Tensor, config: TileConfig | None) -> Plan:
+    """How to launch with a tile given by hand, or else with the one that is chosen: one look-up when warm."""
     if config is None:
-        dtype, weight_dtype = (str(t.dtype).removeprefix("torch.") for t in (x, weight))
-        task = Task(face, problem.geometry, x.shape[0], dtype, weight_dtype, problem.precision)
-        config = problem.tiles[key] = chooser(task, x.device.index or 0)
-    return config
+        key = (face, x.shape[0], x.dtype, weight.dtype, x.device.index, chooser.generation)
+        plan = problem.launches.get(key)
+        if plan is None:
+            dtype, weight_dtype = (str(t.dtype).removeprefix("torch.") for t in (x, weight))
+            task = Task(face, problem.geometry, x.shape[0], dtype, weight_dtype, problem.precision)
+            plan = Plan.make(face, problem, x.shape[0], chooser(task, x.device.index or 0))
+            problem.launches[key] = plan
+    else:
+        plan = Plan.make(face, problem, x.shape[0], config)
+    if plan.config.descriptor and weight.data_ptr() % 16:  # as a view of a larger tensor may begin
+        return Plan.make(face, problem, x.shape[0], replace(plan.config, descriptor=False))
+    return plan
 
 
 def _launch(kernel: Any, grid: int, config: TileConfig, *args: Any, **constants: Any) -> None:

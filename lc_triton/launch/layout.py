@@ -130,17 +130,32 @@ def dense_rows(x: Tensor) -> tuple[Tensor, Pitch]:
     Crops, expanded batches and anything else whose channels are next to each other is taken as it is; other layouts
     are copied once: a gather would read them a few bytes at a time, once a tap.
     """
-    channels, width = x.shape[-1], x.shape[-2]
-    stride = x.stride()
-    dense = (channels == 1 or stride[-1] == 1) and (width == 1 or stride[-2] == channels)
-    if not dense or any(n > 1 and s % channels for n, s in zip(x.shape[:-2], stride[:-2], strict=True)):
+    shape, stride = x.shape, x.stride()
+    pitch = _pitch(shape, stride)
+    if pitch is None:
         x = x.contiguous()
-        stride = x.stride()
-    pitch = [s // channels if n > 1 else 0 for n, s in zip(x.shape[:-2], stride[:-2], strict=True)]
+        pitch = _pitch(shape, x.stride())
+        assert pitch is not None
+    return x, pitch
+
+
+@lru_cache(maxsize=4096)
+def _pitch(shape: tuple[int, ...], stride: tuple[int, ...]) -> Pitch | None:
+    """The strides of batch and rows in sites, or None where rows are not dense."""
+    channels, width = shape[-1], shape[-2]
+    dense = (channels == 1 or stride[-1] == 1) and (width == 1 or stride[-2] == channels)
+    if not dense or any(n > 1 and s % channels for n, s in zip(shape[:-2], stride[:-2], strict=True)):
+        return None
+    pitch = [s // channels if n > 1 else 0 for n, s in zip(shape[:-2], stride[:-2], strict=True)]
     lead = [0] * (4 - len(pitch))
-    return x, (pitch[0], *lead, *pitch[1:])  # type: ignore[return-value]  # always four
+    return (pitch[0], *lead, *pitch[1:])  # type: ignore[return-value]  # always four
 
 
 def is_wide(*tensors: Tensor) -> bool:
     """Whether an offset inside one sample of one of the tensors reaches 2^31."""
-    return any(sum((n - 1) * s for n, s in zip(t.shape[1:], t.stride()[1:], strict=True)) >= _INT32 for t in tensors)
+    # Few tensors are so large that their strides matter.
+    return any(t.untyped_storage().nbytes() >= _INT32 and _reaches_far(t) for t in tensors)
+
+
+def _reaches_far(x: Tensor) -> bool:
+    return sum((n - 1) * s for n, s in zip(x.shape[1:], x.stride()[1:], strict=True)) >= _INT32

@@ -1,0 +1,55 @@
+"""The command line: `python -m benchmarks run`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from benchmarks.rows import Row
+from benchmarks.run import run
+from lc_triton._files import write_atomically
+from lc_triton._geometry import check_name
+from lc_triton.errors import LocalConvError, UnknownNameError
+from lc_triton.search.run import check_seconds
+from lc_triton.tiles import paths, workloads
+from lc_triton.tiles.key import DTYPES
+
+
+def main() -> int:
+    """Run a command; 2 for wrong input, 1 where lc_triton's own results are wrong."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="lc_triton beside its peers.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser("run", help="check and time every contender on this machine's CPU")
+    command.add_argument("--workload", nargs="+", metavar="NAME", help="only these (default: all)")
+    command.add_argument("--batches", nargs="+", type=int, metavar="B", help="default: each workload's own")
+    command.add_argument("--dtypes", nargs="+", default=["float32"], metavar="DTYPE")
+    command.add_argument("--threads", type=int, default=2, help="of torch (default: 2)")
+    command.add_argument("--seconds", type=float, default=5.0, help="for the rounds of a row and mode (default: 5)")
+    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
+    options = parser.parse_args()
+    try:
+        check_seconds("--seconds", options.seconds)
+        known = workloads.read(paths.shipped_workloads())
+        for name in options.workload or ():
+            if name not in known:
+                raise UnknownNameError.of("workload", name, known)
+        for dtype in options.dtypes:
+            check_name("dtype", dtype, DTYPES)
+    except LocalConvError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 2
+    rows = [
+        Row(name, batch, dtype, options.threads)
+        for name in options.workload or known
+        for batch in options.batches or known[name].batches
+        for dtype in options.dtypes
+    ]
+    results = run(rows, options.seconds)
+    write_atomically(options.out, (json.dumps(results, indent=1) + "\n").encode())
+    return int(any("skipped" in row["contenders"]["lc_triton"] for row in results["rows"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
