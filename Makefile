@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 help:
 	@echo "make demo    train a locally connected network on handwritten digits"
 	@echo "make test    all tests that need no GPU (and those that do, where there is one)"
-	@echo "make bench   lc_triton beside its peers on this CPU, every published layer: an hour or so"
+	@echo "make bench   lc_triton beside its peers on this CPU, every published layer: it takes long"
 	@echo "make gate    static figures of every kernel, before a change of kernels or tiles lands"
 	@echo "make lint    style;  make types   mypy --strict;  make clean   remove .venv"
 
