@@ -11,7 +11,7 @@ from benchmarks.rows import Row
 from benchmarks.run import run
 from lc_triton._files import write_atomically
 from lc_triton._geometry import check_name
-from lc_triton.errors import LocalConvError, UnknownNameError
+from lc_triton.errors import LocalConvError
 from lc_triton.search.run import check_seconds
 from lc_triton.tiles import paths, workloads
 from lc_triton.tiles.key import DTYPES
@@ -33,8 +33,7 @@ def main() -> int:
         check_seconds("--seconds", options.seconds)
         known = workloads.read(paths.shipped_workloads())
         for name in options.workload or ():
-            if name not in known:
-                raise UnknownNameError.of("workload", name, known)
+            check_name("workload", name, known)
         for dtype in options.dtypes:
             check_name("dtype", dtype, DTYPES)
     except LocalConvError as error:

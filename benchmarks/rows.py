@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from lc_triton import reference
-from lc_triton.search.accuracy import tolerance
+from lc_triton.search import verdict
 from lc_triton.tiles import paths, workloads
 from lc_triton.tiles.task import Task
 
 SAMPLES = 4  # of the batch are compared with the definition
+SLACK = 3.0  # a peer may round its products once more than a fused kernel
 
 
 @dataclass(frozen=True)
@@ -66,15 +67,12 @@ class Data:
     @property
     def picked(self) -> list[int]:
         """Samples that are compared."""
-        batch = len(self.x)
-        return torch.linspace(0, batch - 1, min(SAMPLES, batch)).round().long().unique().tolist()
+        return verdict.picked(len(self.x), SAMPLES)
 
     @property
     def sparse_g(self) -> Tensor:
-        """The upstream gradient of these samples alone, so that the sum over the batch is known from them."""
-        g = torch.zeros_like(self.g)
-        g[self.picked] = self.g[self.picked]
-        return g
+        """The upstream gradient of these samples alone."""
+        return verdict.only(self.g, self.picked)
 
 
 Results = dict[str, Tensor]
@@ -91,11 +89,5 @@ def expected(row: Row, data: Data) -> Results:
 
 def fault(row: Row, got: Results, want: Results) -> str | None:
     """What is wrong with a contender's results, or None if rounding explains all of it."""
-    for name, right in want.items():
-        error = (got[name].double() - right).abs()
-        allowed = 3 * tolerance(row.task, right, got[name].dtype)
-        if got[name].isnan().any() or (error > allowed).any():
-            return (
-                f"{name} is off by {error.max().item():.3g}, {(error / allowed).max().item():.3g} times the allowance"
-            )
-    return None
+    faults = (verdict.fault(row.task, name, got[name], right, SLACK) for name, right in want.items())
+    return next((fault for fault in faults if fault is not None), None)

@@ -102,16 +102,32 @@ def time_row(row: Row, seconds: float) -> dict[str, Any]:
             if n > LEAST_ROUNDS + 1 and time.monotonic() > end:
                 break
             for name, pipe in pipes.items():
-                pipe.send(mode)
-                taken = pipe.recv()
-                if n > 1:  # the first two of each mode warm up, and find how many calls to time at once
+                if "skipped" in contenders[name]:
+                    continue
+                taken = _time(pipe, mode)
+                if isinstance(taken, str):
+                    contenders[name] = {"skipped": taken}
+                elif n > 1:  # the first two of each mode warm up, and find how many calls to time at once
                     contenders[name][mode].append(taken)
     for name, pipe in pipes.items():
+        if "skipped" in contenders[name]:
+            continue
         pipe.send(None)
         contenders[name] = {mode: _summary(contenders[name][mode]) for mode in MODES} | {"peak_bytes": pipe.recv()}
+    for pipe in pipes.values():
+        pipe.close()  # which ends a worker that still waits
     for process in processes:
         process.join()
     return asdict(row) | {"contenders": contenders}
+
+
+def _time(pipe: Connection, mode: str) -> float | str:
+    """Seconds of a call, or how the contender ended."""
+    try:
+        pipe.send(mode)
+        return pipe.recv()
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return f"its process ended during {mode}"
 
 
 def _answer(pipe: Connection, process: Any) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import SupportsIndex, TypeAlias
@@ -53,7 +53,7 @@ def int_tuple(name: str, value: object, ndim: int, minimum: int = 1) -> tuple[in
     return (check_int(name, value, minimum),) * ndim
 
 
-def check_name(name: str, value: object, allowed: Sequence[str]) -> str:
+def check_name(name: str, value: object, allowed: Collection[str]) -> str:
     """`value` if it is one of the `allowed` strings."""
     if not isinstance(value, str):
         raise ArgumentTypeError(name=name, value=value, allowed=f"one of {', '.join(allowed)}")

@@ -148,7 +148,7 @@ def _tune(options: argparse.Namespace) -> int:
 def _tasks(options: argparse.Namespace) -> dict[str, Task]:
     """The kernels that --workloads, --shapes and the rest ask for."""
     from lc_triton._geometry import check_int, check_name
-    from lc_triton.errors import ArgumentValueError, UnknownNameError
+    from lc_triton.errors import ArgumentValueError
     from lc_triton.tiles import paths, workloads
     from lc_triton.tiles.config import FACES
 
@@ -164,8 +164,7 @@ def _tasks(options: argparse.Namespace) -> dict[str, Task]:
     else:
         known = workloads.read(options.workloads or paths.shipped_workloads())
         for name in options.workload or ():
-            if name not in known:
-                raise UnknownNameError.of("workload", name, known)
+            check_name("workload", name, known)
         chosen = [known[name] for name in options.workload or known]
     return workloads.tasks(chosen, batches, options.dtypes, options.faces or FACES)
 
@@ -184,7 +183,7 @@ def _add_problem(parser: argparse.ArgumentParser) -> None:
 
 def _problems(options: argparse.Namespace) -> tuple[list[tuple[Workload, int, Face]], Device]:
     from lc_triton._geometry import check_int, check_name
-    from lc_triton.errors import ArgumentValueError, UnknownNameError
+    from lc_triton.errors import ArgumentValueError
     from lc_triton.tiles import paths, workloads
     from lc_triton.tiles.config import FACES
     from lc_triton.tiles.device import by_name
@@ -196,8 +195,8 @@ def _problems(options: argparse.Namespace) -> tuple[list[tuple[Workload, int, Fa
     known = workloads.read(options.workloads or paths.shipped_workloads())
     if options.all == (options.workload is not None):
         raise ArgumentValueError(name="--workload", value=options.workload, allowed="given, or else --all")
-    if options.workload is not None and options.workload not in known:
-        raise UnknownNameError.of("workload", options.workload, known)
+    if options.workload is not None:
+        check_name("workload", options.workload, known)
     faces = FACES if options.face == "all" else (options.face,)
     batches = None if options.batch is None else (check_int("batch", options.batch, 1),)
     chosen = known.values() if options.all else [known[options.workload]]

@@ -46,6 +46,11 @@ class LocalConvError(Exception):
         return (_rebuild, (type(self), str(self)))
 
 
+def first_line(error: BaseException) -> str:
+    """An error of any origin in one line."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"[:200]
+
+
 def _rebuild(kind: type[LocalConvError], message: str) -> LocalConvError:
     error = kind.__new__(kind, message)
     error.fields = {}

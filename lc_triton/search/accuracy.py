@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
 from lc_triton import reference
-from lc_triton.search import scratch
+from lc_triton.search import scratch, verdict
 from lc_triton.search.strategy import Disagreement
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.task import Task
@@ -27,14 +26,10 @@ class Judge:
     def __init__(self, task: Task, tensors: scratch.Tensors) -> None:
         self._task = task
         self._tensors = dict(tensors)
-        picked = torch.linspace(0, task.batch - 1, min(SAMPLES, task.batch)).round().long().tolist()
-        self._picked = picked
+        self._picked = verdict.picked(task.batch, SAMPLES)
         if task.face == "weight_grad":
-            # The sum over the batch is known from a few samples when the others' gradients are zero.
-            sparse = torch.zeros_like(tensors["g"])
-            sparse[picked] = tensors["g"][picked]
-            self._tensors["g"] = sparse
-        self._expected = _expected(task, self._tensors, picked)
+            self._tensors["g"] = verdict.only(tensors["g"], self._picked)
+        self._expected = _expected(task, self._tensors, self._picked)
 
     def check(self, config: TileConfig) -> None:
         """Raise `Disagreement` with how far off the results are, or whatever stops the kernel from running."""
@@ -46,30 +41,10 @@ class Judge:
             got, want = self._tensors[name], self._expected[name]
             if got.isnan().any():
                 raise Disagreement(f"{name} has NaN, or numbers that were never written")
-            if self._task.face != "weight_grad":
-                got = got[self._picked]
-            error = (got.double() - want).abs()
-            allowed = tolerance(self._task, want, got.dtype)
-            if (error > allowed).any():
-                times = (error / allowed).max().item()
-                worst = error.max().item()
-                raise Disagreement(f"{name} is off by {worst:.3g}, {times:.3g} times what rounding explains")
-
-
-def tolerance(task: Task, want: Tensor, dtype: torch.dtype) -> Tensor:
-    """What rounding may change: of each result once, and of the sum it was made of.
-
-    A sum of n numbers that are as good as random, rounded at each step, is off by about sqrt(n) roundings; tensor
-    cores cut digits off instead, so a multiple is allowed. TF32 rounds each factor to 11 bits.
-    """
-    geo = task.geometry
-    terms = max(geo.window, geo.taps * geo.out_channels // geo.groups, task.batch)
-    double = task.dtype == "float64"
-    step = torch.finfo(torch.float64 if double else torch.float32).eps
-    sums = (8 + 4 * math.sqrt(terms)) * step
-    if task.precision == "tf32" and task.dtype == "float32":
-        sums += 8 * 2.0**-11
-    return 0.75 * torch.finfo(dtype).eps * want.abs() + sums * want.abs().max().clamp(min=1e-30)
+            got = got if self._task.face == "weight_grad" else got[self._picked]
+            fault = verdict.fault(self._task, name, got, want)
+            if fault is not None:
+                raise Disagreement(fault)
 
 
 def _expected(task: Task, tensors: scratch.Tensors, picked: list[int]) -> scratch.Tensors:

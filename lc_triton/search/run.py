@@ -14,11 +14,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from lc_triton.errors import ArgumentTypeError, ArgumentValueError
+from lc_triton.errors import ArgumentTypeError, ArgumentValueError, first_line
 from lc_triton.search import timings
 from lc_triton.search.strategy import Bench, Outcome, search
 from lc_triton.tiles import model, store
-from lc_triton.tiles.config import FACES, Face, TileConfig
+from lc_triton.tiles.config import FACES, Face
 from lc_triton.tiles.device import Device
 from lc_triton.tiles.select import select
 from lc_triton.tiles.store import Measured
@@ -117,7 +117,7 @@ def tune(
                 break
 
             def show(outcome: Outcome, label: str = label) -> None:
-                best = f", best {_median(outcome, outcome.ranking[0]):.1f} us" if outcome.times else ""
+                best = f", best {outcome.median(outcome.ranking[0]):.1f} us" if outcome.times else ""
                 rest = tqdm.format_interval(max(0.0, deadline - clock()))
                 bar.set_postfix_str(f"{label}: {outcome.tried} tried{best}; {rest} left")
 
@@ -179,7 +179,7 @@ def tune_one(
     try:
         search(task, device, make_bench(task), seconds, known=[known], outcome=outcome, clock=clock, on_trial=on_trial)
     except Exception as error:  # no memory for the tensors, say: the next task may be smaller
-        outcome.failed[known] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        outcome.failed[known] = first_line(error)
     finally:
         if outcome.times:
             store.merge(path, device.full_name, task.face, {task.key: measured(task, device, outcome)})
@@ -189,9 +189,8 @@ def measured(task: Task, device: Device, outcome: Outcome) -> Measured:
     """The entry of a search's best tile; the search has at least one."""
     config, second = [*outcome.ranking, None][:2]
     assert config is not None
-    times = outcome.best_times[config]
-    median = statistics.median(times)
-    p20, _, _, p80 = statistics.quantiles(times, n=5, method="inclusive")
+    median = outcome.median(config)
+    p20, _, _, p80 = statistics.quantiles(outcome.best_times[config], n=5, method="inclusive")
     seconds = 1e-6 * median
     return Measured(
         config=config,
@@ -202,7 +201,7 @@ def measured(task: Task, device: Device, outcome: Outcome) -> Measured:
         tflops=_rounded(1e-12 * task.flops / seconds),
         roofline=_rounded(model.roofline(task, device) / seconds),
         runner_up=second,
-        runner_up_us=None if second is None else _rounded(_median(outcome, second)),
+        runner_up_us=None if second is None else _rounded(outcome.median(second)),
         finished=outcome.finished,
         date=datetime.now(timezone.utc).date().isoformat(),
         torch=metadata.version("torch"),
@@ -217,12 +216,12 @@ def _note(report: Report, label: str, task: Task, outcome: Outcome, device: Devi
     if outcome.times:
         report.measured[label] = outcome
         best, pick = outcome.ranking[0], model.choose(task, device)
-        text = f"{label}: {_median(outcome, best):.1f} us"
+        text = f"{label}: {outcome.median(best):.1f} us"
         if pick in outcome.best_times:
-            ratio = _median(outcome, pick) / _median(outcome, best)
+            ratio = outcome.median(pick) / outcome.median(best)
             text += f", the model's pick takes {ratio:.2f} times that"
         share = model.roofline(task, device) * 1e6
-        text += f"; {share / _median(outcome, best):.0%} of the limit; {outcome.tried} tiles tried"
+        text += f"; {share / outcome.median(best):.0%} of the limit; {outcome.tried} tiles tried"
     elif outcome.tried:
         report.failed[label] = ", ".join([*reasons, *outcome.wrong.values()][:3])
         text = f"{label}: no tile works, of {outcome.tried} tried"
@@ -233,10 +232,6 @@ def _note(report: Report, label: str, task: Task, outcome: Outcome, device: Devi
         tqdm.write(f"  wrong result: {config}: {reason}")
     for reason, count in reasons.most_common():
         tqdm.write(f"  {count} failed: {reason}")
-
-
-def _median(outcome: Outcome, config: TileConfig) -> float:
-    return statistics.median(outcome.best_times[config])
 
 
 def _rounded(value: float) -> float:

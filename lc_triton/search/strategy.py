@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from lc_triton.errors import first_line
 from lc_triton.tiles import model
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.device import Device
@@ -64,11 +65,14 @@ class Outcome:
         """The times that decide: those of trials, taken at different moments, only where there are no finals."""
         return self.finals or self.times
 
+    def median(self, config: TileConfig) -> float:
+        """Of the times that decide, microseconds."""
+        return statistics.median(self.best_times[config])
+
     @property
     def ranking(self) -> list[TileConfig]:
         """Those that ran and agreed, the least median first."""
-        times = self.best_times
-        return sorted(times, key=lambda config: statistics.median(times[config]))
+        return sorted(self.best_times, key=self.median)
 
     @property
     def tried(self) -> int:
@@ -150,5 +154,5 @@ def _try(
             except Disagreement as error:
                 outcome.wrong[config] = str(error)
             except Exception as error:  # a tile the compiler or the driver refuses is a fact, not an accident
-                outcome.failed[config] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                outcome.failed[config] = first_line(error)
             on_trial(outcome)

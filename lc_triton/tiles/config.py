@@ -55,6 +55,11 @@ class TileConfig:
                 allowed="at least 16 in rows * cols * block_f, block_b and block_k to use tl.dot",
             )
 
+        if self.descriptor and not (self.dot and self.rows * self.cols == 1):
+            raise ArgumentValueError(
+                name="TileConfig", value=self, allowed="of one position and use tl.dot to move boxes by a descriptor"
+            )
+
     @classmethod
     def from_json(cls, value: Any) -> TileConfig:
         """The tile a JSON object holds.

@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lc_triton._files import write_atomically
-from lc_triton.errors import ArgumentTypeError, ConfigFileError, LocalConvError
+from lc_triton.errors import ArgumentTypeError, ConfigFileError, LocalConvError, first_line
 from lc_triton.tiles.config import Face, TileConfig
 from lc_triton.tiles.key import ProblemKey
 
@@ -103,7 +103,7 @@ def read(path: Path) -> Entries:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise ConfigFileError(path=path, reason=f"it cannot be read ({_first_line(error)})") from error
+        raise ConfigFileError(path=path, reason=f"it cannot be read ({first_line(error)})") from error
     if not isinstance(content, dict) or content.get("kind") != KIND:
         raise ConfigFileError(path=path, reason="it holds no tiles of lc_triton")
     if content.get("schema") != SCHEMA:
@@ -115,12 +115,8 @@ def read(path: Path) -> Entries:
             measured = {name: v for name, v in item.items() if name != "problem"}
             entries[ProblemKey.from_json(item["problem"])] = Measured.from_json(measured)
     except (LocalConvError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigFileError(path=path, reason=f"entry {len(entries)} is wrong ({_first_line(error)})") from error
+        raise ConfigFileError(path=path, reason=f"entry {len(entries)} is wrong ({first_line(error)})") from error
     return entries
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
 
 
 @cache
@@ -158,7 +154,7 @@ def merge(path: Path, device: str, face: Face, entries: Entries) -> None:
         reason = f"another process has held its lock for {LOCK_SECONDS} s"
         raise ConfigFileError(path=path, reason=reason) from error
     except OSError as error:
-        raise ConfigFileError(path=path, reason=f"it cannot be written ({_first_line(error)})") from error
+        raise ConfigFileError(path=path, reason=f"it cannot be written ({first_line(error)})") from error
     read_or_warn.cache_clear()
 
 
@@ -173,7 +169,7 @@ def check_writable(path: Path) -> None:
         write_atomically(probe, b"")
         probe.unlink(missing_ok=True)
     except OSError as error:
-        raise ConfigFileError(path=path, reason=f"it cannot be written ({_first_line(error)})") from error
+        raise ConfigFileError(path=path, reason=f"it cannot be written ({first_line(error)})") from error
     read(path)
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import rows
+from benchmarks import rows, run
 from benchmarks.peers import PEERS
 from benchmarks.rows import Data, Row, expected, fault
 from benchmarks.run import LEAST_ROUNDS, line
@@ -49,6 +49,13 @@ def test_a_wrong_contender_gets_no_time():
     contenders = {OURS: {"skipped": "y is off by 1"}}
     result = {"workload": "layer", "batch": 2, "dtype": "float32", "contenders": contenders}
     assert line(result) == "layer b2 float32: WRONG, y is off by 1"
+
+
+def test_a_contender_that_ends_in_the_middle_is_named(monkeypatch):
+    monkeypatch.setattr(run, "_time", lambda pipe, mode: "its process ended during forward")
+    monkeypatch.setattr(run, "PEERS", {})
+    result = run.time_row(Row("keras_doc_1d", 1, "float32", 1), 0.01)
+    assert result["contenders"] == {OURS: {"skipped": "its process ended during forward"}}
 
 
 def test_who_does_not_run(monkeypatch):

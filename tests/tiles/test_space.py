@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from lc_triton._geometry import Geometry
+from lc_triton.errors import ArgumentValueError
 from lc_triton.tiles import model
 from lc_triton.tiles.config import FACES, TileConfig
 from lc_triton.tiles.device import DEVICES, by_name
@@ -97,6 +98,12 @@ ONE = TileConfig(1, 1, 64, 64, 64)
 def test_where_a_descriptor_may_be_used(what, fits):
     made = task(what.get("name", "plain"), what.get("face", "forward"), dtype=what.get("dtype", "bfloat16"))
     assert descriptor_fits(made, by_name(what.get("device", "h200")), what.get("config", ONE)) is fits
+
+
+@pytest.mark.parametrize("what", [{"cols": 2}, {"dot": False}])
+def test_a_band_has_no_boxes(what):
+    with pytest.raises(ArgumentValueError, match=r"of one position and use tl\.dot to move boxes"):
+        replace(ONE, descriptor=True, **what)
 
 
 def test_variants():
