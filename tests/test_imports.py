@@ -19,7 +19,7 @@ ROWS = [
     ["search", "search.*", "functional"],
     ["_autograd"],
     ["_ops"],
-    ["launch", "launch.*", "_cpu", "reference"],
+    ["launch", "launch.*", "_cpu", "_cpu.*", "reference"],
     ["tiles", "tiles.*", "kernels", "kernels.*"],
     ["keras", "keras.*"],
     ["_problem", "_backend"],

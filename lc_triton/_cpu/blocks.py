@@ -1,0 +1,235 @@
+"""A layer cut into blocks of output positions, and the windows of a block as a view of its input."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lc_triton._geometry import Geometry
+from lc_triton._problem import Problem
+
+# Bytes of a block's windows a thread: within a core's share of the last cache on common servers. Smaller blocks would
+# stay nearer, but then starting threads takes longer than it saves (a quarter of deepface_l4's forward).
+BLOCK_BYTES = 4 << 20
+# Bytes of a buffer that grows with the batch: what would take more goes through in parts of the batch.
+MOST_BYTES = 16 << 20
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What products of a dtype are summed in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def block_bytes() -> int:
+    """Bytes of a block's windows."""
+    return min(BLOCK_BYTES * torch.get_num_threads(), MOST_BYTES)
+
+
+def parts(batch: int, sample_bytes: int) -> list[slice]:
+    """The batch in parts of about the same size whose buffers take at most `MOST_BYTES`."""
+    count = min(batch, -(-batch * sample_bytes // MOST_BYTES))
+    size = -(-batch // count)
+    return [slice(start, min(start + size, batch)) for start in range(0, batch, size)]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Output rows `rows` of the plane (o0, o1), or the part `columns` of one row."""
+
+    o0: int
+    o1: int
+    rows: slice
+    columns: slice
+    span: slice  # of its positions in row-major order
+    shape: tuple[int, int]  # rows, columns
+
+    @property
+    def positions(self) -> int:
+        """How many positions it has."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Rows of sites of a plane, the columns of positions to take at once, and for each row who reads it.
+
+    Readers are (row of positions, row of taps) pairs, both counted over all planes.
+    """
+
+    plane: tuple[int, int]
+    rows: range
+    columns: list[slice]
+    readers: list[list[tuple[int, int]]]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A geometry in four dimensions, with what the faces ask of it again and again."""
+
+    geo: Geometry
+
+    @classmethod
+    def of(cls, problem: Problem) -> Layer:
+        """The layer of a problem, made once."""
+        layer: Layer | None = problem.launches.get("layer")
+        if layer is None:
+            layer = problem.launches["layer"] = cls(problem.geometry.as_4d())
+        return layer
+
+    def spatial(self, x: Tensor) -> Tensor:
+        """x as `(B, I0, I1, IH, IW, C)`, contiguous."""
+        return x.contiguous().view(len(x), *self.geo.in_spatial, self.geo.in_channels)
+
+    @cached_property
+    def groups(self) -> int:
+        """G."""
+        return self.geo.groups
+
+    @cached_property
+    def channels(self) -> int:
+        """Channels of a group, C // G."""
+        return self.geo.in_channels // self.geo.groups
+
+    @cached_property
+    def filters(self) -> int:
+        """Filters of a group, F // G."""
+        return self.geo.out_channels // self.geo.groups
+
+    @cached_property
+    def padded(self) -> tuple[int, ...]:
+        """The padded input's spatial size."""
+        return self.geo.padded().in_spatial
+
+    @cached_property
+    def pads(self) -> bool:
+        """Whether there is any padding."""
+        return any(map(any, self.geo.padding))
+
+    @cached_property
+    def apart(self) -> int:
+        """How many columns apart two positions' windows no longer overlap."""
+        return -(-self.geo.extent[3] // self.geo.stride[3])
+
+    def blocks(self, position_bytes: int) -> Iterator[Block]:
+        """Blocks of about `block_bytes()` each, at least one position."""
+        most = max(1, block_bytes() // position_bytes)
+        o0, o1, height, width = self.geo.out_spatial
+        high = max(1, min(height, most // width))
+        wide = -(-width // -(-width // most))  # a row in parts of about the same size
+        cut = [slice(row, min(row + high, height)) for row in range(0, height, high)]
+        across = [slice(column, min(column + wide, width)) for column in range(0, width, wide)]
+        for a, b, rows, columns in itertools.product(range(o0), range(o1), cut, across):
+            shape = rows.stop - rows.start, columns.stop - columns.start
+            start = ((a * o1 + b) * height + rows.start) * width + columns.start
+            yield Block(a, b, rows, columns, slice(start, start + math.prod(shape)), shape)
+
+    def strips(self, position_bytes: int) -> Iterator[Strip]:
+        """All rows of sites, some at a time: as many as have about `block_bytes()` in a row of positions each."""
+        i0, i1, height, _ = self.geo.in_spatial
+        width = self.geo.out_spatial[3]
+        most = max(1, block_bytes() // position_bytes)
+        wide = -(-width // -(-width // most))
+        across = [slice(column, min(column + wide, width)) for column in range(0, width, wide)]
+        high = max(1, min(height, most // width))
+        for a, b, row in itertools.product(range(i0), range(i1), range(0, height, high)):
+            rows = range(row, min(row + high, height))
+            yield Strip((a, b), rows, across, [self._row_readers(a, b, c) for c in rows])
+
+    def _row_readers(self, *row: int) -> list[tuple[int, int]]:
+        met = [self._readers[d][i] for d, i in enumerate(row)]
+        (_, p1, p2, _), (_, k1, k2, _) = self.geo.out_spatial, self.geo.kernel
+        return [
+            ((a * p1 + b) * p2 + c, (ka * k1 + kb) * k2 + kc) for (a, ka), (b, kb), (c, kc) in itertools.product(*met)
+        ]
+
+    @cached_property
+    def _readers(self) -> list[list[list[tuple[int, int]]]]:
+        """For each of the first three dimensions and each of its sites: the (position, tap) pairs that read it."""
+        geo = self.geo
+        return [
+            [
+                [
+                    (at // geo.stride[d], tap)
+                    for tap in range(geo.kernel[d])
+                    if (at := site + geo.padding[d][0] - tap * geo.dilation[d]) >= 0
+                    and at % geo.stride[d] == 0
+                    and at // geo.stride[d] < geo.out_spatial[d]
+                ]
+                for site in range(geo.in_spatial[d])
+            ]
+            for d in range(3)
+        ]
+
+
+class Windows:
+    """The windows of a block's positions, as a view `(rows, columns, G, B, K0, K1, KH, KW, C // G)`.
+
+    Where there is padding, the sites under the block and the zeros around them are copied to a small buffer first: a
+    padded copy of all of x never exists.
+
+    Args:
+        layer: the layer.
+        x: `(B, I0, I1, IH, IW, C)`, contiguous.
+    """
+
+    def __init__(self, layer: Layer, x: Tensor) -> None:
+        self.layer = layer
+        self.x = x
+        self.band = x.new_empty(0)
+
+    def of(self, block: Block) -> Tensor:
+        """The windows of a block."""
+        geo = self.layer.geo
+        first = [block.o0, block.o1, block.rows.start, block.columns.start]
+        start = [o * s - low for o, s, (low, _) in zip(first, geo.stride, geo.padding, strict=True)]
+        x = self.x
+        if self.layer.pads:
+            x = self._padded(start, block)
+            start = [0] * 4
+        *steps, channel = x.stride()[1:]
+        size = (*block.shape, geo.groups, x.shape[0], *geo.kernel, self.layer.channels)
+        stride = (
+            geo.stride[2] * steps[2],
+            geo.stride[3] * steps[3],
+            self.layer.channels * channel,
+            x.stride(0),
+            *(d * step for d, step in zip(geo.dilation, steps, strict=True)),
+            channel,
+        )
+        offset = x.storage_offset() + sum(i * step for i, step in zip(start, steps, strict=True))
+        return x.as_strided(size, stride, offset)
+
+    def _padded(self, start: list[int], block: Block) -> Tensor:
+        """The sites under a block, zeros where they lie in the padding."""
+        geo = self.layer.geo
+        last = [0, 0, block.shape[0] - 1, block.shape[1] - 1]
+        sizes = [n * s + e for n, s, e in zip(last, geo.stride, geo.extent, strict=True)]
+        shape = (self.x.shape[0], *sizes, geo.in_channels)
+        if self.band.numel() < math.prod(shape):
+            self.band = self.x.new_empty(math.prod(shape))
+        band = self.band[: math.prod(shape)].view(shape)
+        inside = [(max(0, i), min(i + n, size)) for i, n, size in zip(start, sizes, geo.in_spatial, strict=True)]
+        target = band[(slice(None), *(slice(a - i, max(a, b) - i) for (a, b), i in zip(inside, start, strict=True)))]
+        if target.numel() < band.numel():
+            band.zero_()
+        target.copy_(self.x[(slice(None), *(slice(a, max(a, b)) for a, b in inside))])
+        return band
+
+
+def store_strip(
+    layer: Layer, lines: Tensor, strip: Strip, part: slice, bias: Tensor | None, dx: Tensor, problem: Problem
+) -> None:
+    """Write act(lines + bias) into rows of sites of dx, without the lines' padding; lines are `(R, B, IW, ...)`."""
+    geo = layer.geo
+    low, size = geo.padding[3][0], geo.in_spatial[3]
+    inner = lines[:, :, low : low + size].flatten(3) if lines.ndim > 4 else lines[:, :, low : low + size]
+    at = (*strip.plane, slice(strip.rows.start, strip.rows.stop))
+    if bias is not None:
+        inner = inner + (bias if bias.ndim == 1 else bias.view(*geo.in_spatial, geo.in_channels)[at].unsqueeze(1))
+    dx.view(len(dx), *geo.in_spatial, geo.in_channels)[(part, *at)] = problem.activation(inner).transpose(0, 1)

@@ -1,0 +1,188 @@
+"""The faces as batched matmuls, one matrix a position and group, for layers of any groups but depthwise ones."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor
+
+from lc_triton._cpu.blocks import Layer, Windows, block_bytes, compute_dtype, parts, store_strip
+from lc_triton._cpu.workspace import Buffer, buffers
+from lc_triton._problem import Problem
+
+# Numbers of a window's row below which adding rows of the input gradient is slow: the batch then lies innermost.
+SHORT_ROW = 32
+
+
+def _matrices(part: Tensor, buffer: Buffer) -> Tensor:
+    """`(n, G, rows, columns)` as `(n * G, rows, columns)` in the buffer's dtype: a view where it can be one."""
+    n, groups, rows, columns = part.shape
+    if groups == 1 and part.dtype == buffer.typed.dtype:
+        return part[:, 0]
+    out = buffer.take(n, groups, rows, columns)
+    return out.copy_(part).view(n * groups, rows, columns)
+
+
+def _patches(windows: Tensor, buffer: Buffer) -> Tensor:
+    """Windows copied out: `(n * G, B, D)`."""
+    rows, columns, groups, batch = windows.shape[:4]
+    out = buffer.take(rows, columns, groups, *windows.shape[3:])
+    return out.copy_(windows).view(rows * columns * groups, batch, -1)
+
+
+def _position_bytes(layer: Layer, batch: int, itemsize: int) -> int:
+    return layer.groups * layer.geo.window * max(batch, layer.filters) * itemsize
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor | None, problem: Problem) -> None:
+    """y and z, of the windows and the filters of each block."""
+    layer, dtype = Layer.of(problem), compute_dtype(x.dtype)
+    groups, filters, window = layer.groups, layer.filters, layer.geo.window
+    weights = weight.reshape(-1, window, groups, filters).transpose(1, 2)  # (P, G, D, F // G)
+    biases = None if bias is None else bias.reshape(-1, groups, 1, filters)
+    targets = [
+        (t.view(len(x), -1, groups, filters), act) for t, act in ((z, None), (y, problem.activation)) if t is not None
+    ]
+    with buffers(x, dtype, 3) as (patches, converted, results):
+        x = layer.spatial(x)
+        for part in parts(len(x), groups * window * dtype.itemsize):
+            windows = Windows(layer, x[part])
+            count = part.stop - part.start
+            for block in layer.blocks(_position_bytes(layer, count, dtype.itemsize)):
+                out = results.take(block.positions * groups, count, filters)
+                torch.bmm(_patches(windows.of(block), patches), _matrices(weights[block.span], converted), out=out)
+                out = out.view(-1, groups, count, filters)
+                if biases is not None:
+                    out += biases if len(biases) == 1 else biases[block.span]
+                for target, act in targets:
+                    target[part, block.span] = (out if act is None else act(out)).permute(2, 0, 1, 3)
+
+
+def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem) -> None:
+    """dw, of the windows and the gradients of each block."""
+    layer, dtype = Layer.of(problem), compute_dtype(x.dtype)
+    groups, filters, window = layer.groups, layer.filters, layer.geo.window
+    gradients = _gradients(layer, g)
+    dw_positions = dw.view(-1, window, groups, filters).transpose(1, 2)  # (P, G, D, F // G)
+    direct = groups == 1 and dw.dtype == dtype
+    with buffers(x, dtype, 3) as (patches, converted, results):
+        x = layer.spatial(x)
+        cut = parts(len(x), groups * window * dtype.itemsize)
+        windows = [Windows(layer, x[part]) for part in cut]
+        for block in layer.blocks(_position_bytes(layer, cut[0].stop, dtype.itemsize)):
+            target = dw_positions[block.span]
+            out = target[:, 0] if direct else results.take(block.positions * groups, window, filters)
+            for n, part in enumerate(cut):
+                left = _patches(windows[n].of(block), patches).transpose(1, 2)
+                right = _matrices(gradients[block.span, :, part], converted)
+                if n == 0:
+                    torch.bmm(left, right, out=out)
+                else:
+                    out.baddbmm_(left, right)
+            if not direct:
+                target.copy_(out.view(target.shape))
+
+
+def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, problem: Problem) -> None:
+    """act(dx + bias), by rows or by windows."""
+    layer, itemsize = Layer.of(problem), compute_dtype(g.dtype).itemsize
+    small = layer.geo.positions * _position_bytes(layer, len(g), itemsize) <= block_bytes()
+    by = _by_windows if small or layer.geo.kernel[3] * layer.channels < SHORT_ROW else _by_rows
+    by(layer, g, weight, bias, dx, problem)
+
+
+def _gradients(layer: Layer, g: Tensor) -> Tensor:
+    """g as `(P, G, B, F // G)`, a view where g is contiguous."""
+    return g.contiguous().view(len(g), -1, layer.groups, layer.filters).permute(1, 2, 0, 3)
+
+
+def _by_rows(layer: Layer, g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, problem: Problem) -> None:
+    """Row of sites after row: what every row of taps that meets it gives is summed, then laid over each other.
+
+    The first sum costs no memory traffic of its own, for the matmul adds to its result; only rows of windows are added
+    one by one, and each lies in memory as its sites do.
+    """
+    geo, dtype = layer.geo, compute_dtype(g.dtype)
+    groups, filters, channels, width = layer.groups, layer.filters, layer.channels, geo.kernel[3]
+    gradients = _gradients(layer, g)
+    weights = weight.reshape(geo.positions, -1, width * channels, groups, filters).permute(1, 0, 3, 4, 2)
+    with buffers(g, dtype, 4) as (left, right, results, lines):
+        line_bytes = layer.padded[3] * geo.in_channels * dtype.itemsize
+        for part in parts(len(g), line_bytes + groups * width * channels * dtype.itemsize):
+            batch = part.stop - part.start
+            for strip in layer.strips(groups * width * channels * max(batch, filters) * dtype.itemsize):
+                line = lines.take(len(strip.rows), batch, layer.padded[3], groups, channels).zero_()
+                for columns in strip.columns:
+                    out = results.take(
+                        len(strip.rows), (columns.stop - columns.start) * groups, batch, width * channels
+                    )
+                    for own, readers in zip(out, strip.readers, strict=True):
+                        for n, (row, taps) in enumerate(readers):
+                            span = slice(
+                                row * geo.out_spatial[3] + columns.start, row * geo.out_spatial[3] + columns.stop
+                            )
+                            a, b = _matrices(gradients[span, :, part], left), _matrices(weights[taps, span], right)
+                            if n == 0:
+                                torch.bmm(a, b, out=own)
+                            else:
+                                own.baddbmm_(a, b)
+                        if not readers:
+                            own.zero_()
+                    _overlay(layer, line, out.view(len(out), -1, groups, batch, width, channels), columns.start)
+                store_strip(layer, line, strip, part, bias, dx, problem)
+
+
+def _overlay(layer: Layer, lines: Tensor, windows: Tensor, first: int) -> None:
+    """Add rows of windows `(R, n, G, B, KW, C // G)` to lines of sites `(R, B, IW, G, C // G)`, from column `first` on.
+
+    Positions `layer.apart` columns apart do not overlap: all of those are added at once.
+    """
+    geo = layer.geo
+    line, batch, site, group, channel = lines.stride()
+    step = geo.stride[3] * site
+    stride = (line, layer.apart * step, group, batch, geo.dilation[3] * site, channel)
+    for j in range(min(layer.apart, windows.shape[1])):
+        own = windows[:, j :: layer.apart]
+        lines.as_strided(own.shape, stride, (first + j) * step).add_(own)
+
+
+def _by_windows(layer: Layer, g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, problem: Problem) -> None:
+    """Whole windows of a block at once, laid over each other with the batch innermost: long runs for short windows."""
+    geo, dtype = layer.geo, compute_dtype(g.dtype)
+    groups, window = layer.groups, geo.window
+    gradients = _gradients(layer, g)
+    weights = weight.reshape(geo.positions, window, groups, layer.filters).transpose(1, 2)
+    with buffers(g, dtype, 4) as (left, right, results, totals):
+        total_numel = math.prod(layer.padded) * geo.in_channels
+        inner = tuple(slice(low, low + n) for (low, _), n in zip(geo.padding, geo.in_spatial, strict=True))
+        taps = list(itertools.product(*map(range, geo.kernel[:3])))
+        for part in parts(len(g), (total_numel + groups * window) * dtype.itemsize):
+            batch = part.stop - part.start
+            total = totals.take(*layer.padded, groups, layer.channels, batch).zero_()
+            *steps, group, channel, _ = total.stride()
+            stride = (
+                geo.stride[2] * steps[2],
+                layer.apart * geo.stride[3] * steps[3],
+                group,
+                geo.dilation[3] * steps[3],
+                channel,
+                1,
+            )
+            for block in layer.blocks(_position_bytes(layer, batch, dtype.itemsize)):
+                out = results.take(block.positions * groups, window, batch)
+                b = _matrices(gradients[block.span, :, part], right).transpose(1, 2)
+                torch.bmm(_matrices(weights[block.span], left), b, out=out)
+                out = out.view(*block.shape, groups, *geo.kernel, layer.channels, batch)
+                first = [block.o0, block.o1, block.rows.start, block.columns.start]
+                for tap in taps:
+                    row = [o * s + k * d for o, s, k, d in zip(first, geo.stride, (*tap, 0), geo.dilation, strict=True)]
+                    offset = sum(i * step for i, step in zip(row, steps, strict=True))
+                    for j in range(min(layer.apart, block.shape[1])):
+                        own = out[(slice(None), slice(j, None, layer.apart), slice(None), *tap)]
+                        total.as_strided(own.shape, stride, offset + j * geo.stride[3] * steps[3]).add_(own)
+            result = total[inner].flatten(4, 5).movedim(-1, 0).reshape(batch, *dx.shape[1:])
+            if bias is not None:
+                result = result + bias
+            dx[part] = problem.activation(result)
