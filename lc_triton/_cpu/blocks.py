@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -33,9 +33,7 @@ def block_bytes() -> int:
 
 def parts(batch: int, sample_bytes: int) -> list[slice]:
     """The batch in parts of about the same size whose buffers take at most `MOST_BYTES`."""
-    count = min(batch, -(-batch * sample_bytes // MOST_BYTES))
-    size = -(-batch // count)
-    return [slice(start, min(start + size, batch)) for start in range(0, batch, size)]
+    return _even(batch, max(1, MOST_BYTES // sample_bytes))
 
 
 @dataclass(frozen=True)
@@ -50,9 +48,34 @@ class Block:
     shape: tuple[int, int]  # rows, columns
 
     @property
+    def first(self) -> tuple[int, int, int, int]:
+        """Its first position."""
+        return self.o0, self.o1, self.rows.start, self.columns.start
+
+    @property
     def positions(self) -> int:
         """How many positions it has."""
         return math.prod(self.shape)
+
+
+@lru_cache(maxsize=256)
+def _blocks(out_spatial: tuple[int, ...], most: int) -> tuple[Block, ...]:
+    o0, o1, height, width = out_spatial
+    high = max(1, min(height, most // width))
+    cut = [slice(row, min(row + high, height)) for row in range(0, height, high)]
+    blocks = []
+    for a, b, rows, columns in itertools.product(range(o0), range(o1), cut, _even(width, most)):
+        shape = rows.stop - rows.start, columns.stop - columns.start
+        start = ((a * o1 + b) * height + rows.start) * width + columns.start
+        blocks.append(Block(a, b, rows, columns, slice(start, start + math.prod(shape)), shape))
+    return tuple(blocks)
+
+
+def _even(size: int, most: int) -> list[slice]:
+    """`range(size)` in parts of about the same size, `most` at most."""
+    count = -(-size // most)
+    part = -(-size // count)
+    return [slice(start, min(start + part, size)) for start in range(0, size, part)]
 
 
 @dataclass(frozen=True)
@@ -112,30 +135,25 @@ class Layer:
         return any(map(any, self.geo.padding))
 
     @cached_property
+    def flat(self) -> bool:
+        """Whether a window is one run in memory."""
+        return self.groups == 1 and self.geo.kernel[:3] == (1, 1, 1) and self.geo.dilation[3] == 1
+
+    @cached_property
     def apart(self) -> int:
         """How many columns apart two positions' windows no longer overlap."""
         return -(-self.geo.extent[3] // self.geo.stride[3])
 
-    def blocks(self, position_bytes: int) -> Iterator[Block]:
-        """Blocks of about `block_bytes()` each, at least one position."""
-        most = max(1, block_bytes() // position_bytes)
-        o0, o1, height, width = self.geo.out_spatial
-        high = max(1, min(height, most // width))
-        wide = -(-width // -(-width // most))  # a row in parts of about the same size
-        cut = [slice(row, min(row + high, height)) for row in range(0, height, high)]
-        across = [slice(column, min(column + wide, width)) for column in range(0, width, wide)]
-        for a, b, rows, columns in itertools.product(range(o0), range(o1), cut, across):
-            shape = rows.stop - rows.start, columns.stop - columns.start
-            start = ((a * o1 + b) * height + rows.start) * width + columns.start
-            yield Block(a, b, rows, columns, slice(start, start + math.prod(shape)), shape)
+    def blocks(self, position_bytes: int) -> tuple[Block, ...]:
+        """All positions in blocks of about `block_bytes()`, at least one position each."""
+        return _blocks(self.geo.out_spatial, max(1, block_bytes() // position_bytes))
 
     def strips(self, position_bytes: int) -> Iterator[Strip]:
         """All rows of sites, some at a time: as many as have about `block_bytes()` in a row of positions each."""
         i0, i1, height, _ = self.geo.in_spatial
         width = self.geo.out_spatial[3]
         most = max(1, block_bytes() // position_bytes)
-        wide = -(-width // -(-width // most))
-        across = [slice(column, min(column + wide, width)) for column in range(0, width, wide)]
+        across = _even(width, most)
         high = max(1, min(height, most // width))
         for a, b, row in itertools.product(range(i0), range(i1), range(0, height, high)):
             rows = range(row, min(row + high, height))
@@ -186,8 +204,7 @@ class Windows:
     def of(self, block: Block) -> Tensor:
         """The windows of a block."""
         geo = self.layer.geo
-        first = [block.o0, block.o1, block.rows.start, block.columns.start]
-        start = [o * s - low for o, s, (low, _) in zip(first, geo.stride, geo.padding, strict=True)]
+        start = [o * s - low for o, s, (low, _) in zip(block.first, geo.stride, geo.padding, strict=True)]
         x = self.x
         if self.layer.pads:
             x = self._padded(start, block)
@@ -214,11 +231,13 @@ class Windows:
         if self.band.numel() < math.prod(shape):
             self.band = self.x.new_empty(math.prod(shape))
         band = self.band[: math.prod(shape)].view(shape)
-        inside = [(max(0, i), min(i + n, size)) for i, n, size in zip(start, sizes, geo.in_spatial, strict=True)]
-        target = band[(slice(None), *(slice(a - i, max(a, b) - i) for (a, b), i in zip(inside, start, strict=True)))]
+        ends = [min(i + n, size) for i, n, size in zip(start, sizes, geo.in_spatial, strict=True)]
+        source = [slice(max(i, 0), max(i, 0, end)) for i, end in zip(start, ends, strict=True)]
+        own = [slice(s.start - i, s.stop - i) for s, i in zip(source, start, strict=True)]
+        target = band[:, own[0], own[1], own[2], own[3]]
         if target.numel() < band.numel():
             band.zero_()
-        target.copy_(self.x[(slice(None), *(slice(a, max(a, b)) for a, b in inside))])
+        target.copy_(self.x[:, source[0], source[1], source[2], source[3]])
         return band
 
 
@@ -229,7 +248,7 @@ def store_strip(
     geo = layer.geo
     low, size = geo.padding[3][0], geo.in_spatial[3]
     inner = lines[:, :, low : low + size].flatten(3) if lines.ndim > 4 else lines[:, :, low : low + size]
-    at = (*strip.plane, slice(strip.rows.start, strip.rows.stop))
+    (a, b), rows = strip.plane, slice(strip.rows.start, strip.rows.stop)
     if bias is not None:
-        inner = inner + (bias if bias.ndim == 1 else bias.view(*geo.in_spatial, geo.in_channels)[at].unsqueeze(1))
-    dx.view(len(dx), *geo.in_spatial, geo.in_channels)[(part, *at)] = problem.activation(inner).transpose(0, 1)
+        inner = inner + (bias if bias.ndim == 1 else bias.view(*geo.in_spatial, -1)[a, b, rows].unsqueeze(1))
+    dx.view(len(dx), *geo.in_spatial, -1)[part, a, b, rows] = problem.activation(inner).transpose(0, 1)

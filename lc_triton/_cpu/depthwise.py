@@ -15,8 +15,8 @@ from lc_triton._problem import Problem
 
 def _taps(layer: Layer, windows: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Each tap's number and its sites, `(B, rows, columns, C, 1)`."""
-    for tap, index in enumerate(itertools.product(*map(range, layer.geo.kernel))):
-        yield tap, windows[(..., *index, slice(None))].permute(3, 0, 1, 2, 4)
+    for tap, (a, b, row, column) in enumerate(itertools.product(*map(range, layer.geo.kernel))):
+        yield tap, windows[..., a, b, row, column, :].permute(3, 0, 1, 2, 4)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor | None, problem: Problem) -> None:

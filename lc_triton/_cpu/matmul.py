@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from lc_triton._cpu.blocks import Layer, Windows, block_bytes, compute_dtype, parts, store_strip
+from lc_triton._cpu.blocks import Block, Layer, Windows, block_bytes, compute_dtype, parts, store_strip
 from lc_triton._cpu.workspace import Buffer, buffers
 from lc_triton._problem import Problem
 
@@ -25,9 +25,11 @@ def _matrices(part: Tensor, buffer: Buffer) -> Tensor:
     return out.copy_(part).view(n * groups, rows, columns)
 
 
-def _patches(windows: Tensor, buffer: Buffer) -> Tensor:
-    """Windows copied out: `(n * G, B, D)`."""
+def _patches(layer: Layer, windows: Tensor, buffer: Buffer) -> Tensor:
+    """Windows as matrices `(n * G, B, D)`: copied out, unless they are a view of matrices already, as in 1-D."""
     rows, columns, groups, batch = windows.shape[:4]
+    if layer.flat and rows == 1 and windows.dtype == buffer.typed.dtype:
+        return windows[0, :, 0].flatten(2)
     out = buffer.take(rows, columns, groups, *windows.shape[3:])
     return out.copy_(windows).view(rows * columns * groups, batch, -1)
 
@@ -52,7 +54,9 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
             count = part.stop - part.start
             for block in layer.blocks(_position_bytes(layer, count, dtype.itemsize)):
                 out = results.take(block.positions * groups, count, filters)
-                torch.bmm(_patches(windows.of(block), patches), _matrices(weights[block.span], converted), out=out)
+                torch.bmm(
+                    _patches(layer, windows.of(block), patches), _matrices(weights[block.span], converted), out=out
+                )
                 out = out.view(-1, groups, count, filters)
                 if biases is not None:
                     out += biases if len(biases) == 1 else biases[block.span]
@@ -75,7 +79,7 @@ def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem) -> None:
             target = dw_positions[block.span]
             out = target[:, 0] if direct else results.take(block.positions * groups, window, filters)
             for n, part in enumerate(cut):
-                left = _patches(windows[n].of(block), patches).transpose(1, 2)
+                left = _patches(layer, windows[n].of(block), patches).transpose(1, 2)
                 right = _matrices(gradients[block.span, :, part], converted)
                 if n == 0:
                     torch.bmm(left, right, out=out)
@@ -154,35 +158,36 @@ def _by_windows(layer: Layer, g: Tensor, weight: Tensor, bias: Tensor | None, dx
     groups, window = layer.groups, geo.window
     gradients = _gradients(layer, g)
     weights = weight.reshape(geo.positions, window, groups, layer.filters).transpose(1, 2)
+    inner = tuple(slice(low, low + size) for (low, _), size in zip(geo.padding, geo.in_spatial, strict=True))
+    sample_bytes = (math.prod(layer.padded) * geo.in_channels + groups * window) * dtype.itemsize
     with buffers(g, dtype, 4) as (left, right, results, totals):
-        total_numel = math.prod(layer.padded) * geo.in_channels
-        inner = tuple(slice(low, low + n) for (low, _), n in zip(geo.padding, geo.in_spatial, strict=True))
-        taps = list(itertools.product(*map(range, geo.kernel[:3])))
-        for part in parts(len(g), (total_numel + groups * window) * dtype.itemsize):
+        for part in parts(len(g), sample_bytes):
             batch = part.stop - part.start
             total = totals.take(*layer.padded, groups, layer.channels, batch).zero_()
-            *steps, group, channel, _ = total.stride()
-            stride = (
-                geo.stride[2] * steps[2],
-                layer.apart * geo.stride[3] * steps[3],
-                group,
-                geo.dilation[3] * steps[3],
-                channel,
-                1,
-            )
             for block in layer.blocks(_position_bytes(layer, batch, dtype.itemsize)):
                 out = results.take(block.positions * groups, window, batch)
                 b = _matrices(gradients[block.span, :, part], right).transpose(1, 2)
                 torch.bmm(_matrices(weights[block.span], left), b, out=out)
-                out = out.view(*block.shape, groups, *geo.kernel, layer.channels, batch)
-                first = [block.o0, block.o1, block.rows.start, block.columns.start]
-                for tap in taps:
-                    row = [o * s + k * d for o, s, k, d in zip(first, geo.stride, (*tap, 0), geo.dilation, strict=True)]
-                    offset = sum(i * step for i, step in zip(row, steps, strict=True))
-                    for j in range(min(layer.apart, block.shape[1])):
-                        own = out[(slice(None), slice(j, None, layer.apart), slice(None), *tap)]
-                        total.as_strided(own.shape, stride, offset + j * geo.stride[3] * steps[3]).add_(own)
+                out = out.view(*block.shape, groups, -1, geo.kernel[3], layer.channels, batch)
+                _scatter(layer, total, out, block)
             result = total[inner].flatten(4, 5).movedim(-1, 0).reshape(batch, *dx.shape[1:])
             if bias is not None:
                 result = result + bias
             dx[part] = problem.activation(result)
+
+
+def _scatter(layer: Layer, total: Tensor, windows: Tensor, block: Block) -> None:
+    """Add a block's windows `(rows, columns, G, taps of a column, KW, C // G, B)` to all sites `(..., G, C // G, B)`.
+
+    Positions `layer.apart` columns apart do not overlap: for each row of taps, all of those are added at once.
+    """
+    geo = layer.geo
+    *steps, group, channel, sample = total.stride()
+    step = geo.stride[3] * steps[3]
+    stride = (geo.stride[2] * steps[2], layer.apart * step, group, geo.dilation[3] * steps[3], channel, sample)
+    first = sum(o * s * n for o, s, n in zip(block.first, geo.stride, steps, strict=True))
+    for row, tap in enumerate(itertools.product(*map(range, geo.kernel[:3]))):
+        start = first + sum(k * d * s for k, d, s in zip(tap, geo.dilation[:3], steps[:3], strict=True))
+        for j in range(min(layer.apart, block.shape[1])):
+            own = windows[:, j :: layer.apart, :, row]
+            total.as_strided(own.shape, stride, start + j * step).add_(own)
