@@ -41,7 +41,8 @@ def weight_grad(x: Tensor, g: Tensor, dw: Tensor, db: Tensor | None, problem: Pr
 
 def _plain(face: str, problem: Problem, *tensors: Any) -> None:
     """Run a face without autograd or autocast: both would change what the products inside it compute."""
-    kind: ModuleType = depthwise if problem.geometry.in_channels == problem.geometry.groups else matmul
+    geo = problem.geometry
+    kind: ModuleType = depthwise if geo.in_channels == geo.groups > 1 else matmul
     run, device = getattr(kind, face), tensors[0].device.type
     with torch.no_grad():
         if autocast_enabled(device):

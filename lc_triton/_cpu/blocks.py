@@ -16,7 +16,7 @@ from lc_triton._problem import Problem
 
 # Bytes of a block's windows a thread: within a core's share of the last cache on common servers. Smaller blocks would
 # stay nearer, but then starting threads takes longer than it saves (a quarter of deepface_l4's forward).
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 2 << 20
 # Bytes of a buffer that grows with the batch: what would take more goes through in parts of the batch.
 MOST_BYTES = 16 << 20
 
@@ -146,13 +146,13 @@ class Layer:
 
     def blocks(self, position_bytes: int) -> tuple[Block, ...]:
         """All positions in blocks of about `block_bytes()`, at least one position each."""
-        return _blocks(self.geo.out_spatial, max(1, block_bytes() // position_bytes))
+        return _blocks(self.geo.out_spatial, max(1, block_bytes() // max(1, position_bytes)))
 
     def strips(self, position_bytes: int) -> Iterator[Strip]:
         """All rows of sites, some at a time: as many as have about `block_bytes()` in a row of positions each."""
         i0, i1, height, _ = self.geo.in_spatial
         width = self.geo.out_spatial[3]
-        most = max(1, block_bytes() // position_bytes)
+        most = max(1, block_bytes() // max(1, position_bytes))
         across = _even(width, most)
         high = max(1, min(height, most // width))
         for a, b, row in itertools.product(range(i0), range(i1), range(0, height, high)):

@@ -14,6 +14,8 @@ from lc_triton._problem import Problem
 
 # Numbers of a window's row below which adding rows of the input gradient is slow: the batch then lies innermost.
 SHORT_ROW = 32
+# Times the usual block for the input gradient, so that sites are added to less often (a third of all_tnn_l1's).
+WIDER = 2
 
 
 def _matrices(part: Tensor, buffer: Buffer) -> Tensor:
@@ -35,7 +37,9 @@ def _patches(layer: Layer, windows: Tensor, buffer: Buffer) -> Tensor:
 
 
 def _position_bytes(layer: Layer, batch: int, itemsize: int) -> int:
-    return layer.groups * layer.geo.window * max(batch, layer.filters) * itemsize
+    """Bytes of the largest of a position's three matrices."""
+    window, filters = layer.geo.window, layer.filters
+    return layer.groups * max(batch * window, window * filters, batch * filters) * itemsize
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor | None, problem: Problem) -> None:
@@ -93,7 +97,8 @@ def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, probl
     """act(dx + bias), by rows or by windows."""
     layer, itemsize = Layer.of(problem), compute_dtype(g.dtype).itemsize
     small = layer.geo.positions * _position_bytes(layer, len(g), itemsize) <= block_bytes()
-    by = _by_windows if small or layer.geo.kernel[3] * layer.channels < SHORT_ROW else _by_rows
+    short = layer.geo.kernel[3] * layer.channels < SHORT_ROW and layer.apart > 1
+    by = _by_windows if small or short else _by_rows
     by(layer, g, weight, bias, dx, problem)
 
 
@@ -116,7 +121,7 @@ def _by_rows(layer: Layer, g: Tensor, weight: Tensor, bias: Tensor | None, dx: T
         line_bytes = layer.padded[3] * geo.in_channels * dtype.itemsize
         for part in parts(len(g), line_bytes + groups * width * channels * dtype.itemsize):
             batch = part.stop - part.start
-            for strip in layer.strips(groups * width * channels * max(batch, filters) * dtype.itemsize):
+            for strip in layer.strips(groups * width * channels * batch * dtype.itemsize // WIDER):
                 line = lines.take(len(strip.rows), batch, layer.padded[3], groups, channels).zero_()
                 for columns in strip.columns:
                     out = results.take(
@@ -164,7 +169,7 @@ def _by_windows(layer: Layer, g: Tensor, weight: Tensor, bias: Tensor | None, dx
         for part in parts(len(g), sample_bytes):
             batch = part.stop - part.start
             total = totals.take(*layer.padded, groups, layer.channels, batch).zero_()
-            for block in layer.blocks(_position_bytes(layer, batch, dtype.itemsize)):
+            for block in layer.blocks(_position_bytes(layer, batch, dtype.itemsize) // WIDER):
                 out = results.take(block.positions * groups, window, batch)
                 b = _matrices(gradients[block.span, :, part], right).transpose(1, 2)
                 torch.bmm(_matrices(weights[block.span], left), b, out=out)
