@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from lc_triton import reference
+from lc_triton._geometry import Geometry
 from lc_triton.search import verdict
 from lc_triton.tiles import paths, workloads
 from lc_triton.tiles.task import Task
@@ -21,7 +23,7 @@ class Row:
     """What every contender of a row computes.
 
     Args:
-        workload: a name from workloads.json.
+        workload: a name from workloads.json, or a shape such as "25x25x16,k9,f16".
         batch: B.
         dtype: torch's name.
         threads: torch's, on the CPU.
@@ -35,8 +37,14 @@ class Row:
     @property
     def task(self) -> Task:
         """The forward."""
-        layer = workloads.read(paths.shipped_workloads())[self.workload].geometry
-        return Task("forward", layer, self.batch, self.dtype, self.dtype)
+        return Task("forward", layer(self.workload), self.batch, self.dtype, self.dtype)
+
+
+@cache
+def layer(workload: str) -> Geometry:
+    """The layer of a name or a shape."""
+    known = workloads.read(paths.shipped_workloads())
+    return (known[workload] if workload in known else workloads.parse_shape(workload, [1])).geometry
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import platform
 import statistics
@@ -11,18 +12,20 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib import metadata
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from benchmarks.peers import PEERS
-from benchmarks.rows import Data, Row, expected
-from benchmarks.worker import MODES, OURS, refuses, work
+from benchmarks.contenders import CONTENDERS, MODES, OURS, compiled
+from benchmarks.rows import Data, Results, Row, expected
+from benchmarks.worker import work
 
 LEAST_ROUNDS, MOST_ROUNDS = 5, 200
+FEWEST_ROUNDS = 3  # of a contender that takes longer than all others together may
+WARM_UP, PROBES = 2, 2
+PAUSE = 0.03  # seconds between turns: threads of the contender before spin for a while before they sleep
 PATIENCE = 600.0  # seconds for a contender to get ready
 
 
@@ -39,6 +42,10 @@ def run(rows: Sequence[Row], seconds: float) -> dict[str, Any]:
         result = time_row(row, seconds)
         task = row.task
         once = max(task.least_bytes / floor["bytes_per_s"], task.flops / floor["flops"])
+        geo = task.geometry
+        outputs = math.prod(geo.bias_shape)
+        numbers = row.batch * (geo.sites * geo.in_channels + outputs) + geo.weight_numel + outputs
+        result["results_bytes"] = task.itemsize * numbers  # of y, dx, dw and db: no step needs fewer
         result["floor_ms"] = {"forward": 1e3 * once, "step": 3e3 * once}
         measured.append(result)
         tqdm.write(line(result))
@@ -77,69 +84,81 @@ def _timed(call: Any) -> float:
     return time.perf_counter() - start
 
 
+class Entrant:
+    """A contender in a process of its own, and its times or why it has none."""
+
+    def __init__(self, row: Row, name: str, want: Results) -> None:
+        self.times: dict[str, list[float]] = {mode: [] for mode in MODES}
+        self.skipped = CONTENDERS[name].refuses(row)
+        if self.skipped is None:
+            context = multiprocessing.get_context("spawn")
+            self.pipe, theirs = context.Pipe()
+            self.process = context.Process(target=work, args=(theirs, row, name, want), daemon=True)
+            self.process.start()
+            theirs.close()
+            self.skipped = self._answer()
+
+    def _answer(self) -> str | None:
+        """None when the contender is right, else why it has no times."""
+        try:
+            if self.pipe.poll(PATIENCE):
+                answer: str | None = self.pipe.recv()
+                return answer
+        except EOFError:
+            self.process.join()
+            return f"its process ended with {self.process.exitcode}"
+        self.process.kill()
+        return f"it was not ready after {PATIENCE:.0f} s"
+
+    def turn(self, mode: str) -> float:
+        """Seconds of a call; infinite where the contender ended."""
+        if self.skipped is None:
+            time.sleep(PAUSE)
+            try:
+                self.pipe.send(mode)
+                taken = self.pipe.recv()
+                if isinstance(taken, float):
+                    return taken
+                self.skipped = taken
+            except (EOFError, BrokenPipeError, ConnectionResetError):
+                self.skipped = f"its process ended during {mode}"
+        return math.inf
+
+    def close(self) -> dict[str, Any]:
+        """What is written down."""
+        result: dict[str, Any] = {"skipped": self.skipped}
+        if self.skipped is None:
+            self.pipe.send(None)
+            result = {mode: _summary(self.times[mode]) for mode in MODES} | {"step_bytes": self.pipe.recv()}
+        if hasattr(self, "process"):
+            self.pipe.close()  # which ends a worker that still waits
+            self.process.join()
+        return result
+
+
 def time_row(row: Row, seconds: float) -> dict[str, Any]:
     """Each contender's times, or why it has none."""
     want = expected(row, Data.make(row))
-    contenders: dict[str, dict[str, Any]] = {}
-    pipes: dict[str, Connection] = {}
-    processes = []
-    context = multiprocessing.get_context("spawn")
-    for name in (OURS, *PEERS):
-        reason = refuses(row, name)
-        if reason is None:
-            pipe, theirs = context.Pipe()
-            process = context.Process(target=work, args=(theirs, row, name, want), daemon=True)
-            process.start()
-            theirs.close()
-            reason = _answer(pipe, process)
-            processes.append(process)
-        if reason is None:
-            pipes[name] = pipe
-        contenders[name] = {"skipped": reason} if reason else {mode: [] for mode in MODES}
+    eager = [name for name in CONTENDERS if compiled(name) in CONTENDERS]
+    entrants = {
+        name: Entrant(row, name, want) for name in CONTENDERS if name not in {compiled(other) for other in eager}
+    }
+    best = min(eager, key=lambda name: min(entrants[name].turn("step") for _ in range(PROBES)))
+    if entrants[best].skipped is None:  # torch.compile takes long: only the best is compiled
+        entrants[compiled(best)] = Entrant(row, compiled(best), want)
     for mode in MODES:
+        for entrant in entrants.values():
+            for _ in range(WARM_UP):  # and the worker finds how many calls to time at once
+                entrant.turn(mode)
         end = time.monotonic() + seconds
         for n in range(MOST_ROUNDS):
-            if n > LEAST_ROUNDS + 1 and time.monotonic() > end:
+            for entrant in entrants.values():
+                slow = sum(entrant.times[mode]) > seconds / 2 and n >= FEWEST_ROUNDS
+                if entrant.skipped is None and not slow:
+                    entrant.times[mode].append(entrant.turn(mode))
+            if n + 1 >= LEAST_ROUNDS and time.monotonic() > end:
                 break
-            for name, pipe in pipes.items():
-                if "skipped" in contenders[name]:
-                    continue
-                taken = _time(pipe, mode)
-                if isinstance(taken, str):
-                    contenders[name] = {"skipped": taken}
-                elif n > 1:  # the first two of each mode warm up, and find how many calls to time at once
-                    contenders[name][mode].append(taken)
-    for name, pipe in pipes.items():
-        if "skipped" in contenders[name]:
-            continue
-        pipe.send(None)
-        contenders[name] = {mode: _summary(contenders[name][mode]) for mode in MODES} | {"peak_bytes": pipe.recv()}
-    for pipe in pipes.values():
-        pipe.close()  # which ends a worker that still waits
-    for process in processes:
-        process.join()
-    return asdict(row) | {"contenders": contenders}
-
-
-def _time(pipe: Connection, mode: str) -> float | str:
-    """Seconds of a call, or how the contender ended."""
-    try:
-        pipe.send(mode)
-        return pipe.recv()
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return f"its process ended during {mode}"
-
-
-def _answer(pipe: Connection, process: Any) -> str | None:
-    """None when a contender is right, else why it has no times."""
-    try:
-        if pipe.poll(PATIENCE):
-            return pipe.recv()
-    except EOFError:
-        process.join()
-        return f"its process ended with {process.exitcode}"
-    process.kill()
-    return f"it was not ready after {PATIENCE:.0f} s"
+    return asdict(row) | {"contenders": {name: entrant.close() for name, entrant in entrants.items()}}
 
 
 def _summary(seconds: list[float]) -> dict[str, float]:

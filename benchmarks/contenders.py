@@ -1,0 +1,190 @@
+"""Everyone who takes part in a benchmark: lc_triton, the idioms of PyTorch's users, and other frameworks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+import lc_triton
+from benchmarks.peers import PEERS, Peer, broadcast_bytes
+from benchmarks.rows import Data, Results, Row
+from lc_triton._geometry import Geometry
+
+OURS = "lc_triton"
+MODES = ("forward", "step")
+COPIES = 3  # of the input take turns
+MOST_BYTES = 4 << 30  # of a peer's buffers: more would stop the machine instead of the peer
+
+
+class Ready(Protocol):
+    """A contender with its tensors in place, in a process of its own."""
+
+    def results(self) -> Results:
+        """y and dx of the picked samples and db, channels last, of `Data.sparse_g`; dw in its own layout."""
+
+    def call(self, mode: str, turn: int) -> None:
+        """Compute y ("forward"), or y and the gradients of x, weight and bias ("step"), and wait for them."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Who takes part.
+
+    Args:
+        name: as tables show it.
+        source: where people find it.
+        refuses: why it cannot run a row, or None.
+        ready: lays its tensors out; called in the process that times it.
+        lay_out: a canonical weight in its own layout.
+    """
+
+    name: str
+    source: str
+    refuses: Callable[[Row], str | None]
+    ready: Callable[[Row, Data], Ready]
+    lay_out: Callable[[Tensor, Geometry], Tensor]
+
+
+Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Torch:
+    """A PyTorch function of (x, weight, bias)."""
+
+    def __init__(self, forward: Forward, tensors: tuple[Tensor, ...], data: Data, first: bool) -> None:
+        self.forward, self.tensors, self.data, self.first = forward, tensors, data, first
+        self.inputs = [tensors[0].clone() for _ in range(COPIES)]
+
+    def results(self) -> Results:
+        """As `Ready` says."""
+        x, weight, bias, _ = self.tensors
+        leaves = [t.detach().requires_grad_() for t in (x, weight, bias)]
+        y = self.forward(*leaves)
+        g = self.data.sparse_g.movedim(-1, 1).contiguous() if self.first else self.data.sparse_g
+        dx, dw, db = torch.autograd.grad(y, leaves, g)
+        y, dx = y.detach()[self.data.picked], dx[self.data.picked]
+        if self.first:
+            y, dx, db = y.movedim(1, -1), dx.movedim(1, -1), db.movedim(0, -1)
+        return {"y": y, "dx": dx, "db": db, "dw": dw}
+
+    def call(self, mode: str, turn: int) -> None:
+        """As `Ready` says."""
+        _, weight, bias, g = self.tensors
+        leaves = [t.detach().requires_grad_(mode == "step") for t in (self.inputs[turn % COPIES], weight, bias)]
+        if mode == "forward":
+            with torch.no_grad():
+                self.forward(*leaves)
+        else:
+            torch.autograd.grad(self.forward(*leaves), leaves, g)
+
+
+def _ours(row: Row, data: Data) -> Ready:
+    geo = row.task.geometry
+    layer: dict[str, Any] = {"stride": geo.stride, "padding": list(geo.padding), "dilation": geo.dilation}
+    layer |= {"groups": geo.groups, "data_format": "channels_last"}
+    return Torch(partial(lc_triton.local_conv, **layer), (data.x, data.weight, data.bias, data.g), data, False)
+
+
+def _peer(peer: Peer, inductor: bool, row: Row, data: Data) -> Ready:
+    geo = row.task.geometry
+    x, g = (t.movedim(-1, 1).contiguous() for t in (data.x, data.g))
+    tensors = (x, peer.weight(data.weight, geo), data.bias.movedim(-1, 0).contiguous(), g)
+    forward: Forward = partial(peer.forward, geo=geo)
+    return Torch(torch.compile(forward, dynamic=False) if inductor else forward, tensors, data, True)
+
+
+def _peer_refuses(peer: Peer, row: Row) -> str | None:
+    geo = row.task.geometry
+    if reason := peer.refuses(geo):
+        return reason
+    patches = row.batch * geo.positions * geo.window * geo.groups * row.task.itemsize
+    products = broadcast_bytes(geo, row.batch, row.task.itemsize)
+    return too_large(3 * (products if peer.name.startswith("broadcast") else patches))
+
+
+def compiled(name: str) -> str:
+    """The name of the contender that is an idiom under torch.compile."""
+    return f"torch.compile of {name}"
+
+
+def too_large(needed: int) -> str | None:
+    """Why buffers of so many bytes are not made, or None."""
+    return f"its buffers would take {needed / 2**30:.0f} GiB" if needed > MOST_BYTES else None
+
+
+def missing(module: str) -> str | None:
+    """Why a peer of another framework does not run, or None."""
+    return None if find_spec(module) else f"{module} is not installed: pip install 'lc-triton[bench]'"
+
+
+def _jax_refuses(module: str, row: Row) -> str | None:
+    from benchmarks import jax_peers
+
+    return missing(module) or jax_peers.refuses(row)
+
+
+def _jax_ready(name: str, row: Row, data: Data) -> Ready:
+    from benchmarks import jax_peers
+
+    ready: Ready = jax_peers.READY[name](row, data)
+    return ready
+
+
+def _jax_weight(weight: Tensor, geo: Geometry) -> Tensor:
+    """`(*out_spatial, C * T, F)`."""
+    return weight.movedim(-2, geo.ndim).reshape(*geo.out_spatial, -1, geo.out_channels)
+
+
+def _keras_refuses(implementation: int, row: Row) -> str | None:
+    from benchmarks import keras_peers
+
+    return missing("tf_keras") or keras_peers.refuses(implementation, row)
+
+
+def _keras_ready(implementation: int, row: Row, data: Data) -> Ready:
+    from benchmarks import keras_peers
+
+    return keras_peers.Keras(implementation, row, data)
+
+
+def _keras_weight(implementation: int, weight: Tensor, geo: Geometry) -> Tensor:
+    from benchmarks import keras_peers
+
+    return keras_peers.lay_out(implementation, weight, geo)
+
+
+def _all() -> list[Contender]:
+    jax = "https://docs.jax.dev/en/latest/_autosummary/jax.lax.conv_general_dilated_local.html"
+    flax = "https://flax.readthedocs.io/en/latest/api_reference/flax.linen/layers.html"
+    keras = "https://github.com/keras-team/tf-keras/tree/master/tf_keras/layers/locally_connected"
+    found = [Contender(OURS, "https://pypi.org/project/lc-triton", lambda row: None, _ours, lambda weight, geo: weight)]
+    for peer in PEERS.values():
+        refuses = partial(_peer_refuses, peer)
+        found.append(Contender(peer.name, peer.source, refuses, partial(_peer, peer, False), peer.weight))
+    for peer in PEERS.values():
+        if not peer.name.startswith("broadcast"):
+            name, refuses = compiled(peer.name), partial(_peer_refuses, peer)
+            found.append(Contender(name, peer.source, refuses, partial(_peer, peer, True), peer.weight))
+    for name, module, source in (("jax.lax", "jax", jax), ("flax.linen", "flax", flax)):
+        title = {"jax.lax": "JAX conv_general_dilated_local", "flax.linen": "flax ConvLocal"}[name]
+        found.append(Contender(title, source, partial(_jax_refuses, module), partial(_jax_ready, name), _jax_weight))
+    for n in (1, 2, 3):
+        found.append(
+            Contender(
+                f"tf_keras implementation {n}",
+                keras,
+                partial(_keras_refuses, n),
+                partial(_keras_ready, n),
+                partial(_keras_weight, n),
+            )
+        )
+    return found
+
+
+CONTENDERS = {contender.name: contender for contender in _all()}

@@ -1,0 +1,123 @@
+"""JAX's `conv_general_dilated_local` and flax's `ConvLocal`, compiled, channels last."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.rows import Data, Results, Row
+
+
+def refuses(row: Row) -> str | None:
+    """Why they cannot run a row, or None."""
+    geo = row.task.geometry
+    return "takes no groups" if geo.groups > 1 else None
+
+
+def _jax(threads: int) -> Any:
+    # Read when jax starts; XLA sizes its pool by the cores it may run on.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    import jax
+
+    return jax
+
+
+class Jax:
+    """A JAX function of (x, weight, bias), its gradients by `vjp`."""
+
+    def __init__(self, forward: Callable[..., Any], row: Row, data: Data, weight: Tensor) -> None:
+        jax = _jax(row.threads)
+        self.data, self.dtype = data, data.x.dtype
+        self.wait = jax.block_until_ready
+        self.forward = jax.jit(forward)
+        self.step = jax.jit(partial(_step, jax, forward))
+        self.inputs = [_array(data.x) for _ in range(3)]
+        self.weight, self.bias, self.g = _array(weight), _array(data.bias), _array(data.g)
+
+    def results(self) -> Results:
+        """As `Ready` says."""
+        y, (dx, dw, db) = self.step(self.inputs[0], self.weight, self.bias, _array(self.data.sparse_g))
+        y, dx, dw, db = (_tensor(a) for a in (y, dx, dw, db))
+        return {"y": y[self.data.picked], "dx": dx[self.data.picked], "dw": dw, "db": db}
+
+    def call(self, mode: str, turn: int) -> None:
+        """As `Ready` says."""
+        x = self.inputs[turn % len(self.inputs)]
+        if mode == "forward":
+            self.wait(self.forward(x, self.weight, self.bias))
+        else:
+            self.wait(self.step(x, self.weight, self.bias, self.g))
+
+
+def _step(jax: Any, forward: Callable[..., Any], x: Any, weight: Any, bias: Any, g: Any) -> Any:
+    y, back = jax.vjp(forward, x, weight, bias)
+    return y, back(g)
+
+
+def _array(tensor: Tensor) -> Any:
+    import jax.numpy as jnp
+
+    if tensor.dtype == torch.bfloat16:
+        return jnp.asarray(tensor.float().numpy()).astype(jnp.bfloat16)
+    return jnp.asarray(tensor.contiguous().numpy())
+
+
+def _tensor(array: Any) -> Tensor:
+    import numpy as np
+
+    if str(array.dtype) == "bfloat16":
+        return torch.from_numpy(np.asarray(array.astype("float32"))).bfloat16()
+    return torch.from_numpy(np.array(array))
+
+
+def _lax(row: Row, data: Data) -> Jax:
+    jax, geo = _jax(row.threads), row.task.geometry
+    letters = "DHW"[-geo.ndim :]
+
+    def forward(x: Any, weight: Any, bias: Any) -> Any:
+        y = jax.lax.conv_general_dilated_local(
+            x,
+            weight,
+            window_strides=geo.stride,
+            padding=geo.padding,
+            filter_shape=geo.kernel,
+            rhs_dilation=geo.dilation,
+            dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
+        )
+        return y + bias
+
+    return Jax(forward, row, data, _own(data.weight, geo.ndim))
+
+
+def _linen(row: Row, data: Data) -> Jax:
+    _jax(row.threads)
+    from flax import linen
+
+    geo = row.task.geometry
+    layer = linen.ConvLocal(
+        geo.out_channels,
+        geo.kernel,
+        strides=geo.stride,
+        padding=geo.padding,
+        kernel_dilation=geo.dilation,
+        dtype=_array(data.x[:0]).dtype,
+    )
+
+    def forward(x: Any, weight: Any, bias: Any) -> Any:
+        return layer.apply({"params": {"kernel": weight, "bias": bias}}, x)
+
+    return Jax(forward, row, data, _own(data.weight, geo.ndim))
+
+
+def _own(weight: Tensor, ndim: int) -> Tensor:
+    return weight.movedim(-2, ndim).reshape(*weight.shape[:ndim], -1, weight.shape[-1])
+
+
+READY = {"jax.lax": _lax, "flax.linen": _linen}
