@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks run`."""
+"""The command line: `python -m benchmarks run | overhead | report | compare`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from benchmarks.contenders import CONTENDERS, OURS
 from benchmarks.rows import Row
-from benchmarks.run import run
 from benchmarks.suites import SUITES, suite
 from lc_triton._files import write_atomically
 from lc_triton._geometry import check_int, check_name
@@ -17,6 +17,8 @@ from lc_triton.errors import LocalConvError
 from lc_triton.search.run import check_seconds
 from lc_triton.tiles import paths, workloads
 from lc_triton.tiles.key import DTYPES
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
 
 
 def chosen(names: Sequence[str], batches: Sequence[int] | None) -> Iterator[tuple[str, int]]:
@@ -31,35 +33,88 @@ def chosen(names: Sequence[str], batches: Sequence[int] | None) -> Iterator[tupl
             yield name, check_int("--batches", batch, 1)
 
 
+def rows(options: argparse.Namespace) -> list[Row]:
+    """What a command's user asks to be timed."""
+    check_seconds("--seconds", options.seconds)
+    check_int("--threads", options.threads, 1)
+    for dtype in options.dtypes:
+        check_name("dtype", dtype, DTYPES)
+    if options.workload is None:
+        pairs = suite(check_name("--suite", options.suite, SUITES))
+    else:
+        pairs = list(chosen(options.workload, options.batches))
+    return [Row(*pair, dtype, options.threads) for pair in pairs for dtype in options.dtypes]
+
+
+def _run(options: argparse.Namespace) -> int:
+    from benchmarks.run import run
+
+    for name in options.contenders or ():
+        check_name("contender", name, CONTENDERS)
+    results = run(rows(options), options.seconds, [OURS, *(options.contenders or CONTENDERS)])
+    write_atomically(options.out, (json.dumps(results, indent=1) + "\n").encode())
+    return int(any("skipped" in row["contenders"][OURS] for row in results["rows"]))
+
+
+def _overhead(options: argparse.Namespace) -> int:
+    from benchmarks.overhead import overhead
+    from benchmarks.run import about
+
+    results = {"about": about(), "overhead": overhead()}
+    write_atomically(options.out, (json.dumps(results, indent=1) + "\n").encode())
+    print(json.dumps(results["overhead"], indent=1))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from benchmarks.report import report
+
+    report(options.files, options.document)
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from benchmarks.compare import compare
+
+    return int(not compare((options.a, options.b), rows(options), options.seconds))
+
+
 def main() -> int:
-    """Run a command; 2 for wrong input, 1 where lc_triton's own results are wrong."""
+    """Run a command; 2 for wrong input, 1 where lc_triton's results are wrong or slower than they were."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="lc_triton beside its peers.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser("run", help="check and time every contender on this machine's CPU")
-    command.add_argument("--suite", default="cpu", metavar="NAME", help="cpu (default), or published: every layer")
-    command.add_argument("--workload", nargs="+", metavar="NAME", help="instead: names, or shapes like 63x63x16,k9,f16")
-    command.add_argument("--batches", nargs="+", type=int, metavar="B", help="of --workload (default: its own)")
-    command.add_argument("--dtypes", nargs="+", default=["float32"], metavar="DTYPE")
-    command.add_argument("--threads", type=int, default=2, help="of torch (default: 2)")
-    command.add_argument("--seconds", type=float, default=5.0, help="for the rounds of a row and mode (default: 5)")
+    what = argparse.ArgumentParser(add_help=False)
+    what.add_argument("--suite", default="cpu", metavar="NAME", help="cpu (default), growth, or published: every layer")
+    what.add_argument("--workload", nargs="+", metavar="NAME", help="instead: names, or shapes like 63x63x16,k9,f16")
+    what.add_argument("--batches", nargs="+", type=int, metavar="B", help="of --workload (default: its own)")
+    what.add_argument("--dtypes", nargs="+", default=["float32"], metavar="DTYPE")
+    what.add_argument("--threads", type=int, default=2, help="of torch (default: 2)")
+    what.add_argument("--seconds", type=float, default=5.0, help="for the rounds of a row and mode (default: 5)")
+
+    command = commands.add_parser("run", parents=[what], help="check and time every contender on this machine's CPU")
+    command.add_argument("--contenders", nargs="+", metavar="NAME", help="beside lc_triton (default: everyone)")
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
+    command.set_defaults(run=_run)
+    command = commands.add_parser("overhead", help="time imports, first calls and the host's part of a call")
+    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
+    command.set_defaults(run=_overhead)
+    command = commands.add_parser("report", help="write the tables and pictures of docs/performance.md")
+    command.add_argument("files", nargs="+", type=Path, metavar="FILE", help="what run and overhead wrote")
+    command.add_argument("--document", type=Path, default=DOCUMENT, metavar="FILE")
+    command.set_defaults(run=_report)
+    command = commands.add_parser(
+        "compare", parents=[what], help="time two states of lc_triton in turns; 1 where B is more than 5%% slower"
+    )
+    command.add_argument("a", metavar="A", help="a results file, a git revision, or . for the files here")
+    command.add_argument("b", metavar="B", help="as A")
+    command.set_defaults(run=_compare)
     options = parser.parse_args()
     try:
-        check_seconds("--seconds", options.seconds)
-        for dtype in options.dtypes:
-            check_name("dtype", dtype, DTYPES)
-        if options.workload is None:
-            check_name("--suite", options.suite, SUITES)
-            pairs = suite(options.suite)
-        else:
-            pairs = list(chosen(options.workload, options.batches))
-    except LocalConvError as error:
+        status: int = options.run(options)
+    except (LocalConvError, OSError, json.JSONDecodeError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
-    rows = [Row(*pair, dtype, options.threads) for pair in pairs for dtype in options.dtypes]
-    results = run(rows, options.seconds)
-    write_atomically(options.out, (json.dumps(results, indent=1) + "\n").encode())
-    return int(any("skipped" in row["contenders"]["lc_triton"] for row in results["rows"]))
+    return status
 
 
 if __name__ == "__main__":

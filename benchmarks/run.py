@@ -8,7 +8,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib import metadata
@@ -29,17 +29,18 @@ PAUSE = 0.03  # seconds between turns: threads of the contender before spin for 
 PATIENCE = 600.0  # seconds for a contender to get ready
 
 
-def run(rows: Sequence[Row], seconds: float) -> dict[str, Any]:
+def run(rows: Sequence[Row], seconds: float, names: Collection[str] = CONTENDERS) -> dict[str, Any]:
     """Everything measured, as JSON.
 
     Args:
         rows: what to time.
         seconds: for the rounds of a row and mode; there are at least `LEAST_ROUNDS`.
+        names: who takes part.
     """
     floor = machine(rows[0].threads)
     measured = []
     for row in tqdm(rows, unit="row", disable=None):
-        result = time_row(row, seconds)
+        result = time_row(row, seconds, names)
         task = row.task
         once = max(task.least_bytes / floor["bytes_per_s"], task.flops / floor["flops"])
         geo = task.geometry
@@ -136,16 +137,16 @@ class Entrant:
         return result
 
 
-def time_row(row: Row, seconds: float) -> dict[str, Any]:
+def time_row(row: Row, seconds: float, names: Collection[str] = CONTENDERS) -> dict[str, Any]:
     """Each contender's times, or why it has none."""
     want = expected(row, Data.make(row))
-    eager = [name for name in CONTENDERS if compiled(name) in CONTENDERS]
-    entrants = {
-        name: Entrant(row, name, want) for name in CONTENDERS if name not in {compiled(other) for other in eager}
-    }
-    best = min(eager, key=lambda name: min(entrants[name].turn("step") for _ in range(PROBES)))
-    if entrants[best].skipped is None:  # torch.compile takes long: only the best is compiled
-        entrants[compiled(best)] = Entrant(row, compiled(best), want)
+    eager = [name for name in names if compiled(name) in names]
+    late = {compiled(name) for name in eager}
+    entrants = {name: Entrant(row, name, want) for name in CONTENDERS if name in names and name not in late}
+    if eager:
+        best = min(eager, key=lambda name: min(entrants[name].turn("step") for _ in range(PROBES)))
+        if entrants[best].skipped is None:  # torch.compile takes long: only the best is compiled
+            entrants[compiled(best)] = Entrant(row, compiled(best), want)
     for mode in MODES:
         for entrant in entrants.values():
             for _ in range(WARM_UP):  # and the worker finds how many calls to time at once

@@ -2,7 +2,10 @@
 
 import itertools
 import math
+import mmap
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -12,7 +15,7 @@ import torch.nn.functional as F
 import lc_triton
 from lc_triton import _cpu
 from lc_triton._activations import FUSED_NAMES, Activation, parse_activation
-from lc_triton._cpu import blocks, matmul
+from lc_triton._cpu import blocks, matmul, pages, workspace
 from lc_triton._cpu.workspace import Buffer
 from tests.cases import CASES, IDS, Case, assert_as_good, assert_close, expected, peer, tensors
 
@@ -480,3 +483,50 @@ def test_softmax_runs_over_the_filters_and_callables_after_the_kernel():
             torch.testing.assert_close(got, function(plain, -3))
     got = lc_triton.local_conv(x, t.weight, t.bias, **TWO_D.arguments, activation=torch.nn.ReLU6())
     torch.testing.assert_close(got, F.relu6(z))
+
+
+def test_buffers_made_in_inference_mode_serve_outside(monkeypatch):
+    monkeypatch.setattr(workspace, "_kept", threading.local())
+    t = tensors(TWO_D, torch.float32)
+    with torch.inference_mode():
+        lc_triton.local_conv(t.x, t.weight, **TWO_D.arguments, data_format="channels_last")
+    check(run(TWO_D, t), expected(TWO_D, t), 1e-5)
+
+
+def test_threads_have_buffers_of_their_own():
+    t = tensors(TWO_D, torch.float32)
+    want = run(TWO_D, t)
+    with ThreadPoolExecutor(4) as pool:
+        for got in pool.map(lambda _: run(TWO_D, t), range(64)):
+            assert all(torch.equal(got[k], want[k]) for k in want)
+
+
+def test_large_buffers_are_not_kept(monkeypatch):
+    monkeypatch.setattr(workspace, "_kept", threading.local())
+    monkeypatch.setattr(workspace, "MOST_KEPT_BYTES", 2000)
+    t = tensors(TWO_D, torch.float32)
+    run(TWO_D, t)
+    assert all(buffer.bytes.nbytes <= 2000 for buffer in workspace._kept.buffers)
+
+
+def test_buffers_in_use_are_left_alone():
+    like = torch.empty(0)
+    with workspace.buffers(like, torch.float32, 1) as (outer,):
+        first = outer.take(3).fill_(1)
+        with workspace.buffers(like, torch.float64, 2) as inner:
+            for buffer in inner:
+                buffer.take(3).fill_(2)
+        assert first.tolist() == [1, 1, 1]
+
+
+@pytest.mark.skipif(pages._madvise() is None, reason="this system has no large pages to ask for")
+def test_large_results_ask_for_large_pages(monkeypatch):
+    asked = []
+    monkeypatch.setattr(pages, "_madvise", lambda: lambda *a: asked.append(a))
+    monkeypatch.setattr(pages, "LEAST_BYTES", 1 << 20)
+    x, weight = torch.randn(1, 64, 34, requires_grad=True), torch.randn(32, 3, 64, 64, requires_grad=True)
+    lc_triton.local_conv(x, weight).sum().backward()
+    ((start, size, _),) = asked
+    assert weight.grad.data_ptr() <= start < start + size <= weight.grad.data_ptr() + weight.grad.nbytes
+    assert size > weight.nbytes - 2 * mmap.PAGESIZE
+    assert start % mmap.PAGESIZE == size % mmap.PAGESIZE == 0

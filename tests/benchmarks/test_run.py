@@ -6,11 +6,11 @@ import sys
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import rows, run
+from benchmarks import rows
+from benchmarks.contenders import CONTENDERS, MODES, OURS, compiled
 from benchmarks.peers import PEERS
 from benchmarks.rows import Data, Row, expected, fault
-from benchmarks.run import LEAST_ROUNDS, line
-from benchmarks.worker import MODES, OURS, refuses
+from benchmarks.run import LEAST_ROUNDS, Entrant, line
 
 SMALL = Row("keras_doc_1d", 5, "float32", 1)
 
@@ -18,6 +18,7 @@ SMALL = Row("keras_doc_1d", 5, "float32", 1)
 def test_a_row_end_to_end(tmp_path, monkeypatch, capsys):
     out = tmp_path / "cpu.json"
     arguments = ["--workload", "keras_doc_1d", "--batches", "3", "--threads", "1", "--seconds", "0.01"]
+    arguments += ["--contenders", *PEERS]
     monkeypatch.setattr(sys, "argv", ["benchmarks", "run", *arguments, "--out", str(out)])
     assert command.main() == 0
     content = json.loads(out.read_text())
@@ -30,7 +31,7 @@ def test_a_row_end_to_end(tmp_path, monkeypatch, capsys):
             found = times[mode]
             assert 0 < found["p20_ms"] <= found["median_ms"] <= found["p80_ms"], name
             assert found["rounds"] >= LEAST_ROUNDS
-        assert times["peak_bytes"] > 0
+        assert times["step_bytes"] > 0 or sys.platform != "linux"
     assert row["floor_ms"]["step"] == pytest.approx(3 * row["floor_ms"]["forward"])
     assert "keras_doc_1d b3 float32  forward " in capsys.readouterr().out
 
@@ -51,17 +52,58 @@ def test_a_wrong_contender_gets_no_time():
     assert line(result) == "layer b2 float32: WRONG, y is off by 1"
 
 
-def test_a_contender_that_ends_in_the_middle_is_named(monkeypatch):
-    monkeypatch.setattr(run, "_time", lambda pipe, mode: "its process ended during forward")
-    monkeypatch.setattr(run, "PEERS", {})
-    result = run.time_row(Row("keras_doc_1d", 1, "float32", 1), 0.01)
-    assert result["contenders"] == {OURS: {"skipped": "its process ended during forward"}}
+def test_a_contender_that_ends_in_the_middle_is_named():
+    entrant = Entrant(SMALL, OURS, expected(SMALL, Data.make(SMALL)))
+    assert entrant.skipped is None
+    entrant.process.kill()
+    entrant.process.join()
+    assert entrant.turn("forward") == float("inf")
+    assert entrant.close() == {"skipped": "its process ended during forward"}
 
 
-def test_who_does_not_run(monkeypatch):
+def test_a_contender_that_fails_says_why(monkeypatch):
+    want = expected(SMALL, Data.make(SMALL))
+    want["y"] = want["y"] + 1
+    entrant = Entrant(SMALL, OURS, want)
+    assert entrant.close()["skipped"].startswith("y is off by 1")
+    assert Entrant(SMALL, OURS, {}).close()["skipped"].startswith("KeyError")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in CONTENDERS if name.startswith(("torch.compile", "JAX", "flax", "tf_"))]
+)
+def test_who_is_timed_is_right(name):
+    """Everyone but the eager idioms, which test_peers.py holds to more: those who are installed."""
+    row = Row("6x7x3,k3x2,f4,s2x1", 3, "float32", 1)
+    reason = CONTENDERS[name].refuses(row)
+    if reason and "not installed" in reason:
+        pytest.skip(reason)
+    if name.startswith("torch.compile") and name != compiled("F.unfold + bmm"):
+        pytest.skip("one compiled idiom is enough: each takes ten seconds")
+    entrant = Entrant(row, name, expected(row, Data.make(row)))
+    assert entrant.skipped is None
+    entrant.times = {mode: [1.0, 1.0] for mode in MODES}
+    entrant.close()
+
+
+def test_who_does_not_run():
+    def refuses(row, name):
+        return CONTENDERS[name].refuses(row)
+
     assert refuses(Row("grouped_28", 32, "float32", 1), "Tensor.unfold + einsum") == "takes no groups"
     assert refuses(Row("deepface_l4", 512, "float32", 1), OURS) is None
     assert "GiB" in refuses(Row("deepface_l4", 512, "float32", 1), "broadcast, multiply, sum")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")
+def test_a_step_needs_its_results_and_at_most_64_mb_more():
+    row = Row("30x30x64,k3,f8,p1", 128, "float32", 2)
+    entrant = Entrant(row, OURS, expected(row, Data.make(row)))
+    entrant.times = {mode: [1.0, 1.0] for mode in MODES}
+    geo = row.task.geometry
+    results = 4 * (128 * geo.sites * 64 + 128 * geo.positions * 8 + geo.weight_numel)
+    patches = 4 * 128 * geo.positions * geo.window
+    assert entrant.close()["step_bytes"] <= results + (64 << 20) < patches
 
 
 def test_data_are_the_same_in_every_process():
@@ -78,6 +120,11 @@ def test_data_are_the_same_in_every_process():
         (["--workload", "lrlc"], "workload 'lrlc' is not known"),
         (["--dtypes", "fp16"], "dtype 'fp16' is not known"),
         (["--seconds", "0"], "--seconds must be a number of seconds above 0"),
+        (["--threads", "0"], "--threads must be an integer >= 1, got 0"),
+        (["--batches", "0", "--workload", "lrlc_l1"], "--batches must be an integer >= 1, got 0"),
+        (["--suite", "gpu"], "--suite 'gpu' is not known"),
+        (["--workload", "5x5,k9"], "shape must be like"),
+        (["--contenders", "cudnn"], "contender 'cudnn' is not known"),
     ],
 )
 def test_wrong_arguments(arguments, message, tmp_path, monkeypatch, capsys):

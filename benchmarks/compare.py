@@ -1,0 +1,95 @@
+"""Two states of lc_triton against each other, in turns."""
+
+from __future__ import annotations
+
+import io
+import json
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.contenders import MODES, OURS
+from benchmarks.rows import Data, Row, expected
+from benchmarks.run import LEAST_ROUNDS, WARM_UP, Entrant
+from lc_triton.errors import ArgumentValueError
+
+SLOWER = 1.05
+ROOT = Path(__file__).parents[1]
+
+
+def compare(states: tuple[str, str], rows: Sequence[Row], seconds: float) -> bool:
+    """Time both states on every row, print B / A, and say whether B is nowhere more than 5% slower.
+
+    What looks slower is timed once more, three times as long: a machine has moods.
+
+    Args:
+        states: A and B: a results file (the commit it was measured at), a git revision, or "." for the files here.
+        rows: what to time.
+        seconds: for a row and mode.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        trees = [_tree(state, Path(folder) / name) for state, name in zip(states, "AB", strict=True)]
+        slower = False
+        for row in rows:
+            ratios = time_pair(trees, row, seconds)
+            if any(ratio > SLOWER for ratio in ratios.values()):
+                ratios = time_pair(trees, row, 3 * seconds)
+            verdict = "SLOWER" if any(ratio > SLOWER for ratio in ratios.values()) else "ok"
+            slower |= verdict != "ok"
+            both = "  ".join(f"{mode} {ratio:.3f}" for mode, ratio in ratios.items())
+            print(f"{row.workload} b{row.batch} {row.dtype}  B / A: {both}  {verdict}", flush=True)
+    return not slower
+
+
+def time_pair(trees: Sequence[Path], row: Row, seconds: float) -> dict[str, float]:
+    """The median ratio of neighbouring turns, B / A."""
+    want = expected(row, Data.make(row))
+    pair = [_entrant(tree, row, want) for tree in trees]
+    ratios: dict[str, float] = {}
+    for mode in MODES:
+        found: list[float] = []
+        for _ in range(WARM_UP):
+            for entrant in pair:
+                entrant.turn(mode)
+        end = time.monotonic() + seconds
+        while len(found) < LEAST_ROUNDS or time.monotonic() < end:
+            first, second = (entrant.turn(mode) for entrant in pair)
+            for state, entrant in zip("AB", pair, strict=True):
+                if entrant.skipped is not None:
+                    raise RuntimeError(f"{state} has no times: {entrant.skipped}")
+            found.append(second / first)
+        ratios[mode] = statistics.median(found)
+    for entrant in pair:
+        entrant.close()
+    return ratios
+
+
+def _entrant(tree: Path, row: Row, want: dict[str, object]) -> Entrant:
+    """lc_triton of a tree: a spawned process takes over the path as it is when it starts."""
+    sys.path.insert(0, str(tree))
+    try:
+        return Entrant(row, OURS, want)  # type: ignore[arg-type]
+    finally:
+        sys.path.remove(str(tree))
+
+
+def _tree(state: str, folder: Path) -> Path:
+    """A folder that holds lc_triton as it was at a state."""
+    if state == ".":
+        return ROOT
+    revision = state
+    if Path(state).is_file():
+        revision = json.loads(Path(state).read_text())["about"]["commit"].removesuffix("+changes")
+    command = ["git", "archive", revision, "lc_triton", "autotune_configs", "benchmarks/workloads.json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+    if done.returncode:
+        allowed = "a results file, a git revision or '.'"
+        raise ArgumentValueError(name="state", value=state, allowed=allowed)
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        archive.extractall(folder, filter="data")
+    return folder

@@ -1,0 +1,68 @@
+"""What a call costs beside its arithmetic: importing, the first call, and the host's time for a call."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import timeit
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.peers import PEERS
+
+PROCESSES = 5
+TINY = "LocalConv2d(4, 4, 3, input_size=8)"  # so small that only the host's time counts
+
+_IMPORT = """
+import time, torch
+start = time.perf_counter()
+import lc_triton
+print(time.perf_counter() - start)
+"""
+_FIRST = f"""
+import time, torch
+start = time.perf_counter()
+import lc_triton
+layer = lc_triton.{TINY}
+layer(torch.randn(2, 4, 8, 8)).sum().backward()
+print(time.perf_counter() - start)
+"""
+
+
+def overhead() -> dict[str, float]:
+    """Seconds of fresh processes, microseconds of calls in this one."""
+    import lc_triton
+
+    torch.set_num_threads(1)
+    x = torch.randn(2, 4, 8, 8)
+    layer = lc_triton.LocalConv2d(4, 4, 3, input_size=8)
+    geo, peer = layer.geometry, PEERS["F.unfold + bmm"]
+    theirs = [peer.weight(layer.weight.detach(), geo).requires_grad_(), torch.zeros(geo.out_channels, *geo.out_spatial)]
+    shared = torch.randn(4, 4, 3, 3, requires_grad=True)
+
+    def no_grad() -> None:
+        with torch.no_grad():
+            layer(x)
+
+    return {
+        "import_s": _processes(_IMPORT),
+        "first_step_s": _processes(_FIRST),
+        "forward_us": _microseconds(no_grad),
+        "step_us": _microseconds(lambda: layer(x).sum().backward()),
+        "unfold_bmm_step_us": _microseconds(lambda: peer.forward(x, *theirs, geo).sum().backward()),
+        "conv2d_step_us": _microseconds(lambda: F.conv2d(x, shared).sum().backward()),
+    }
+
+
+def _processes(code: str) -> float:
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout]
+    for _ in range(PROCESSES):
+        runs.append(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    return statistics.median(float(run) for run in runs[1:])
+
+
+def _microseconds(call: object) -> float:
+    runs = timeit.repeat(call, number=200, repeat=15)  # type: ignore[arg-type]
+    return 1e6 * statistics.median(runs) / 200

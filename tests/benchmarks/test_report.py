@@ -1,0 +1,142 @@
+"""Tables and pictures of results, and two states of the code against each other."""
+
+import json
+import math
+import sys
+
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import compare, overhead
+from benchmarks.contenders import OURS
+from benchmarks.report import exponent, geomean, report
+from benchmarks.rows import Row
+from benchmarks.suites import GROWTH, SUITES, suite
+
+ABOUT = {
+    "date": "2026-01-02T03:04:05",
+    "commit": "0123456789abcdef",
+    "python": "3.11",
+    "torch": "2.13",
+    "device": "cpu",
+}
+MACHINE = {"flops": 2e11, "bytes_per_s": 4e10, "threads": 2}
+
+
+def times(forward, step, memory=10_000_000):
+    return {
+        mode: {"median_ms": ms, "p20_ms": ms, "p80_ms": ms, "rounds": 5}
+        for mode, ms in (("forward", forward), ("step", step))
+    } | {"step_bytes": memory}
+
+
+def row(workload, batch, **contenders):
+    found = {name.replace("_", " ") if name != OURS else name: value for name, value in contenders.items()}
+    base = {"workload": workload, "batch": batch, "dtype": "float32", "threads": 2, "contenders": found}
+    return base | {"floor_ms": {"forward": 1.0, "step": 3.0}, "results_bytes": 2_000_000}
+
+
+@pytest.fixture
+def document(tmp_path):
+    path = tmp_path / "performance.md"
+    path.write_text("before\n<!-- table cpu -->\nold\n<!-- end -->\nafter\n")
+    return path
+
+
+def write(path, rows, **extra):
+    path.write_text(json.dumps({"about": ABOUT, "machine": MACHINE, "rows": rows} | extra))
+    return path
+
+
+def test_the_table_of_a_run(tmp_path, document):
+    rows = [
+        row("lrlc_l1", 64, lc_triton=times(2.0, 9.0), F_unfold=times(4.0, 36.0, 40_000_000), slow=times(5.0, 50.0)),
+        row(
+            "9x9x4,k3,f4", 2, lc_triton=times(8.0, 12.0), F_unfold=times(8.0, 12.0), slow={"skipped": "takes no groups"}
+        ),
+    ]
+    report([write(tmp_path / "cpu.json", rows)], document)
+    text = document.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("<!-- end -->\nafter\n")
+    assert "old" not in text
+    assert "| lrlc_l1 | 64 | float32 | 2.00 | 2.0 | 4.00 (F unfold) | 2.00x | 9.00 | 3.0 | 36.00 (F unfold) |" in text
+    assert "| 4.00x | 10 | 40 | 2 |" in text
+    assert "| **geometric mean** |  |  |  | **4.00** |  | **1.41x** |  | **3.46** |  | **2.00x** |  |  |  |" in text
+    assert "| 9x9x4, k3, f4 b2 float32 | 8.00 / 12.00 | 8.00 / 12.00 | [1] |" in text
+    assert "[1] takes no groups." in text
+    assert "at commit `0123456789`: cpu, torch 2.13" in text
+    assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")
+    report([tmp_path / "cpu.json"], document)
+    assert document.read_text() == text
+
+
+def test_a_wrong_row_has_no_times(tmp_path, document):
+    rows = [row("lrlc_l1", 64, lc_triton=times(2.0, 9.0)), row("lrlc_l2", 1, lc_triton={"skipped": "y is off by 1"})]
+    report([write(tmp_path / "cpu.json", rows)], document)
+    assert "| lrlc_l2 | 1 | float32 | wrong: y is off by 1 |" in document.read_text()
+    assert (
+        "| lrlc_l1 | 64 | float32 | 2.00 | 2.0 | none runs |  | 9.00 | 3.0 | none runs |  | 10 |  | 2 |"
+        in document.read_text()
+    )
+
+
+def test_growth(tmp_path, document):
+    rows = [row(*pair, lc_triton=times(0.5 * n, 2.0 * n * n)) for n, pair in GROWTH["batch"].items()]
+    report([write(tmp_path / "growth.json", rows)], document)
+    assert "| batch | 1, 4096 | lc_triton | 0.50 to 2048.0 | 1.00 | 2.00 to 33554432.0 | 2.00 |" in document.read_text()
+    assert (tmp_path / "growth.png").exists()
+
+
+def test_exponent_and_mean():
+    assert exponent([(n, 3.0 * n**1.5) for n in (1, 2, 4, 8)]) == pytest.approx(1.5)
+    assert geomean([1.0, 4.0]) == pytest.approx(2.0)
+
+
+def test_suites():
+    for name in SUITES:
+        for pair in suite(name):
+            assert Row(*pair, "float32", 1).task.geometry.positions > 0
+    assert len(set(suite("published"))) == len(suite("published")) > 40
+
+
+def test_what_a_call_costs(tmp_path, document, monkeypatch, capsys):
+    monkeypatch.setattr(overhead, "PROCESSES", 1)
+    out = tmp_path / "overhead.json"
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "overhead", "--out", str(out)])
+    assert command.main() == 0
+    found = json.loads(out.read_text())["overhead"]
+    assert all(value > 0 for value in found.values())
+    report([out], document)
+    assert f"| its training step | {found['step_us']:.0f} us |" in document.read_text()
+
+
+def test_a_state_against_itself(monkeypatch, capsys):
+    arguments = ["compare", ".", "HEAD", "--workload", "keras_doc_1d", "--batches", "2", "--seconds", "0.01"]
+    monkeypatch.setattr(compare, "SLOWER", math.inf)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
+    assert command.main() == 0
+    assert "keras_doc_1d b2 float32  B / A: forward " in capsys.readouterr().out
+
+
+def test_slower_twice_is_slower(monkeypatch, capsys):
+    asked = []
+
+    def pair(trees, row, seconds):
+        asked.append(seconds)
+        return {"forward": 1.0, "step": 1.06 if row.batch == 2 or len(asked) == 1 else 1.0}
+
+    monkeypatch.setattr(compare, "time_pair", pair)
+    arguments = ["compare", ".", ".", "--workload", "keras_doc_1d", "--seconds", "1", "--batches"]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments, "1"])
+    assert command.main() == 0
+    assert asked == [1, 3]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments, "2"])
+    assert command.main() == 1
+    assert "SLOWER" in capsys.readouterr().out
+
+
+def test_a_state_that_is_none(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "compare", ".", "no-such-branch"])
+    assert command.main() == 2
+    assert "'no-such-branch'" in capsys.readouterr().err
