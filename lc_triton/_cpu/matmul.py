@@ -36,10 +36,13 @@ def _patches(layer: Layer, windows: Tensor, buffer: Buffer) -> Tensor:
     return out.copy_(windows).view(rows * columns * groups, batch, -1)
 
 
-def _position_bytes(layer: Layer, batch: int, itemsize: int) -> int:
-    """Bytes of the largest of a position's three matrices."""
+def _position_bytes(layer: Layer, batch: int, weight: Tensor, dtype: torch.dtype) -> int:
+    """Bytes of the largest of a position's matrices that go through a buffer."""
     window, filters = layer.geo.window, layer.filters
-    return layer.groups * max(batch * window, window * filters, batch * filters) * itemsize
+    through = batch * max(window, filters)
+    if layer.groups > 1 or weight.dtype != dtype:
+        through = max(through, window * filters)
+    return layer.groups * through * dtype.itemsize
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor | None, problem: Problem) -> None:
@@ -56,7 +59,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
         for part in parts(len(x), groups * window * dtype.itemsize):
             windows = Windows(layer, x[part])
             count = part.stop - part.start
-            for block in layer.blocks(_position_bytes(layer, count, dtype.itemsize)):
+            for block in layer.blocks(_position_bytes(layer, count, weight, dtype)):
                 out = results.take(block.positions * groups, count, filters)
                 torch.bmm(
                     _patches(layer, windows.of(block), patches), _matrices(weights[block.span], converted), out=out
@@ -79,7 +82,7 @@ def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem) -> None:
         x = layer.spatial(x)
         cut = parts(len(x), groups * window * dtype.itemsize)
         windows = [Windows(layer, x[part]) for part in cut]
-        for block in layer.blocks(_position_bytes(layer, cut[0].stop, dtype.itemsize)):
+        for block in layer.blocks(_position_bytes(layer, cut[0].stop, dw, dtype)):
             target = dw_positions[block.span]
             out = target[:, 0] if direct else results.take(block.positions * groups, window, filters)
             for n, part in enumerate(cut):
@@ -95,8 +98,8 @@ def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem) -> None:
 
 def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, problem: Problem) -> None:
     """act(dx + bias), by rows or by windows."""
-    layer, itemsize = Layer.of(problem), compute_dtype(g.dtype).itemsize
-    small = layer.geo.positions * _position_bytes(layer, len(g), itemsize) <= block_bytes()
+    layer, dtype = Layer.of(problem), compute_dtype(g.dtype)
+    small = layer.geo.positions * _position_bytes(layer, len(g), weight, dtype) <= block_bytes()
     short = layer.geo.kernel[3] * layer.channels < SHORT_ROW and layer.apart > 1
     by = _by_windows if small or short else _by_rows
     by(layer, g, weight, bias, dx, problem)
@@ -169,7 +172,7 @@ def _by_windows(layer: Layer, g: Tensor, weight: Tensor, bias: Tensor | None, dx
         for part in parts(len(g), sample_bytes):
             batch = part.stop - part.start
             total = totals.take(*layer.padded, groups, layer.channels, batch).zero_()
-            for block in layer.blocks(_position_bytes(layer, batch, dtype.itemsize) // WIDER):
+            for block in layer.blocks(_position_bytes(layer, batch, weight, dtype) // WIDER):
                 out = results.take(block.positions * groups, window, batch)
                 b = _matrices(gradients[block.span, :, part], right).transpose(1, 2)
                 torch.bmm(_matrices(weights[block.span], left), b, out=out)
