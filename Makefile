@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 help:
 	@echo "make demo    train a locally connected network on handwritten digits"
 	@echo "make test    all tests that need no GPU (and those that do, where there is one)"
-	@echo "make bench   lc_triton beside its peers on this CPU, every published layer: it takes long"
+	@echo "make bench   lc_triton beside its peers on this CPU, the tables and pictures of docs/performance.md: it takes long"
 	@echo "make gate    static figures of every kernel, before a change of kernels or tiles lands"
 	@echo "make lint    style;  make types   mypy --strict;  make clean   remove .venv"
 
@@ -27,7 +27,11 @@ test: setup
 	exit $$status
 
 bench: setup
-	$(BIN)/python -m benchmarks run --out benchmarks/results/cpu.json
+	$(BIN)/python -m benchmarks run --suite cpu --out benchmarks/results/cpu.json
+	$(BIN)/python -m benchmarks run --suite growth --seconds 1 --contenders "F.unfold + bmm" "Tensor.unfold + einsum" \
+		--out benchmarks/results/growth.json
+	$(BIN)/python -m benchmarks overhead --out benchmarks/results/overhead.json
+	$(BIN)/python -m benchmarks report benchmarks/results/*.json
 
 # All kernels the model picks, compiled for three architectures: minutes. Review what it changes in tests/machine/gate.json.
 gate: setup

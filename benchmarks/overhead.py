@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.peers import PEERS
+from lc_triton._geometry import Geometry
 
 PROCESSES = 5
 TINY = "LocalConv2d(4, 4, 3, input_size=8)"  # so small that only the host's time counts
@@ -38,7 +39,7 @@ def overhead() -> dict[str, float]:
     torch.set_num_threads(1)
     x = torch.randn(2, 4, 8, 8)
     layer = lc_triton.LocalConv2d(4, 4, 3, input_size=8)
-    geo, peer = layer.geometry, PEERS["F.unfold + bmm"]
+    geo, peer = Geometry.make((8, 8), 4, 4, 3), PEERS["F.unfold + bmm"]
     theirs = [peer.weight(layer.weight.detach(), geo).requires_grad_(), torch.zeros(geo.out_channels, *geo.out_spatial)]
     shared = torch.randn(4, 4, 3, 3, requires_grad=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,11 @@ def report(files: Sequence[Path], document: Path) -> None:
         if "overhead" in content:
             parts.append(_overhead(content["overhead"]))
         elif file.stem == "growth":
-            parts.append(_growth(content))
+            parts += [_growth(content), "![A training step while one size grows](growth.png)"]
             _draw_growth(content, document.with_name("growth.png"))
         else:
-            parts += [_summary(content), _everyone(content)]
+            picture = f"![Times and memory over what cannot be avoided, and the roofline]({file.stem}.png)"
+            parts += [_summary(content), picture, _everyone(content)]
             _draw_bars(content, document.with_name(f"{file.stem}.png"))
         body = f"<!-- table {file.stem} -->\n\n" + "\n\n".join(parts) + "\n\n<!-- end -->"
         pattern = rf"<!-- table {re.escape(file.stem)} -->.*?<!-- end -->"
@@ -59,11 +61,11 @@ def geomean(values: Sequence[float]) -> float:
 def _about(content: dict[str, Any]) -> str:
     about = content["about"]
     parts = [f"{about['device']}, torch {about['torch']}, Python {about['python']}"]
-    if "machine" in content:
-        machine = content["machine"]
+    machines = [row["machine"] for row in content.get("rows", ())]
+    if machines:
+        rates = [statistics.median(m[key] / 1e9 for m in machines) for key in ("flops", "bytes_per_s")]
         parts.append(
-            f"{machine['threads']:.0f} threads, matmul {machine['flops'] / 1e9:.0f} GFLOP/s, "
-            f"copy {machine['bytes_per_s'] / 1e9:.0f} GB/s"
+            f"{machines[0]['threads']:.0f} threads, matmul {rates[0]:.0f} GFLOP/s, copy {rates[1]:.0f} GB/s (medians)"
         )
     return f"Measured {about['date'][:10]} at commit `{about['commit'][:10]}`: " + "; ".join(parts) + "."
 
@@ -224,7 +226,7 @@ def _draw_bars(content: dict[str, Any], file: Path) -> None:
         axis.set_yticks(range(len(rows)), labels if axis is axes[0] else [""] * len(rows))
         axis.invert_yaxis()
     axes[0].legend(frameon=False, loc="lower right")
-    _draw_roofline(axes[2], content, rows)
+    _draw_roofline(axes[2], rows)
     for y, row in enumerate(rows):
         found = {n: c["step_bytes"] for n, c in row["contenders"].items() if c.get("step_bytes")}
         others = [b / row["results_bytes"] for n, b in found.items() if n != OURS]
@@ -238,9 +240,9 @@ def _draw_bars(content: dict[str, Any], file: Path) -> None:
     _finish(figure, file)
 
 
-def _draw_roofline(axis: Any, content: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+def _draw_roofline(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
     """Forward: operations a second over operations a byte, under what this machine reaches."""
-    peak, band = content["machine"]["flops"], content["machine"]["bytes_per_s"]
+    peak, band = (statistics.median(row["machine"][key] for row in rows) for key in ("flops", "bytes_per_s"))
     intensities = []
     for row in rows:
         geo, batch = layer(row["workload"]), row["batch"]

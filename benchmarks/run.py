@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 import platform
+import re
 import statistics
 import subprocess
 import time
@@ -37,10 +39,10 @@ def run(rows: Sequence[Row], seconds: float, names: Collection[str] = CONTENDERS
         seconds: for the rounds of a row and mode; there are at least `LEAST_ROUNDS`.
         names: who takes part.
     """
-    floor = machine(rows[0].threads)
     measured = []
     for row in tqdm(rows, unit="row", disable=None):
-        result = time_row(row, seconds, names)
+        floor = machine(row.threads)
+        result = time_row(row, seconds, names) | {"machine": floor}
         task = row.task
         once = max(task.least_bytes / floor["bytes_per_s"], task.flops / floor["flops"])
         geo = task.geometry
@@ -50,7 +52,7 @@ def run(rows: Sequence[Row], seconds: float, names: Collection[str] = CONTENDERS
         result["floor_ms"] = {"forward": 1e3 * once, "step": 3e3 * once}
         measured.append(result)
         tqdm.write(line(result))
-    return {"about": about(), "machine": floor, "rows": measured}
+    return {"about": about(), "rows": measured}
 
 
 def about() -> dict[str, Any]:
@@ -64,8 +66,17 @@ def about() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "torch": metadata.version("torch"),
-        "device": "cpu",
+        "device": _processor(),
     }
+
+
+def _processor() -> str:
+    """The CPU's name and the number of its cores."""
+    name = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        name = found[1] if found else name
+    return f"{name or 'CPU'}, {os.cpu_count()} cores"
 
 
 def machine(threads: int) -> dict[str, float]:
@@ -130,7 +141,8 @@ class Entrant:
         result: dict[str, Any] = {"skipped": self.skipped}
         if self.skipped is None:
             self.pipe.send(None)
-            result = {mode: _summary(self.times[mode]) for mode in MODES} | {"step_bytes": self.pipe.recv()}
+            result = {mode: _summary(times) for mode, times in self.times.items() if times}
+            result["step_bytes"] = self.pipe.recv()
         if hasattr(self, "process"):
             self.pipe.close()  # which ends a worker that still waits
             self.process.join()

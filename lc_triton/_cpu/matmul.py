@@ -61,9 +61,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
             count = part.stop - part.start
             for block in layer.blocks(_position_bytes(layer, count, weight, dtype)):
                 out = results.take(block.positions * groups, count, filters)
-                torch.bmm(
-                    _patches(layer, windows.of(block), patches), _matrices(weights[block.span], converted), out=out
-                )
+                a, b = _patches(layer, windows.of(block), patches), _matrices(weights[block.span], converted)
+                torch.bmm(a, b, out=out)
                 out = out.view(-1, groups, count, filters)
                 if biases is not None:
                     out += biases if len(biases) == 1 else biases[block.span]
@@ -88,10 +87,7 @@ def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem) -> None:
             for n, part in enumerate(cut):
                 left = _patches(layer, windows[n].of(block), patches).transpose(1, 2)
                 right = _matrices(gradients[block.span, :, part], converted)
-                if n == 0:
-                    torch.bmm(left, right, out=out)
-                else:
-                    out.baddbmm_(left, right)
+                _add_product(out, left, right, first=n == 0)
             if not direct:
                 target.copy_(out.view(target.shape))
 
@@ -120,30 +116,34 @@ def _by_rows(layer: Layer, g: Tensor, weight: Tensor, bias: Tensor | None, dx: T
     groups, filters, channels, width = layer.groups, layer.filters, layer.channels, geo.kernel[3]
     gradients = _gradients(layer, g)
     weights = weight.reshape(geo.positions, -1, width * channels, groups, filters).permute(1, 0, 3, 4, 2)
+    line_bytes = layer.padded[3] * geo.in_channels * dtype.itemsize
+    row_bytes = groups * width * channels * dtype.itemsize  # of a window
     with buffers(g, dtype, 4) as (left, right, results, lines):
-        line_bytes = layer.padded[3] * geo.in_channels * dtype.itemsize
-        for part in parts(len(g), line_bytes + groups * width * channels * dtype.itemsize):
+        for part in parts(len(g), line_bytes + row_bytes):
             batch = part.stop - part.start
-            for strip in layer.strips(groups * width * channels * batch * dtype.itemsize // WIDER):
+            for strip in layer.strips(batch * row_bytes // WIDER):
                 line = lines.take(len(strip.rows), batch, layer.padded[3], groups, channels).zero_()
                 for columns in strip.columns:
-                    out = results.take(
-                        len(strip.rows), (columns.stop - columns.start) * groups, batch, width * channels
-                    )
+                    count = (columns.stop - columns.start) * groups
+                    out = results.take(len(strip.rows), count, batch, width * channels)
                     for own, readers in zip(out, strip.readers, strict=True):
-                        for n, (row, taps) in enumerate(readers):
-                            span = slice(
-                                row * geo.out_spatial[3] + columns.start, row * geo.out_spatial[3] + columns.stop
-                            )
-                            a, b = _matrices(gradients[span, :, part], left), _matrices(weights[taps, span], right)
-                            if n == 0:
-                                torch.bmm(a, b, out=own)
-                            else:
-                                own.baddbmm_(a, b)
                         if not readers:
                             own.zero_()
+                        for n, (row, taps) in enumerate(readers):
+                            start = row * geo.out_spatial[3]
+                            span = slice(start + columns.start, start + columns.stop)
+                            a, b = _matrices(gradients[span, :, part], left), _matrices(weights[taps, span], right)
+                            _add_product(own, a, b, first=n == 0)
                     _overlay(layer, line, out.view(len(out), -1, groups, batch, width, channels), columns.start)
                 store_strip(layer, line, strip, part, bias, dx, problem)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
+    """total = a @ b where it is the first product, else total += a @ b."""
+    if first:
+        torch.bmm(a, b, out=total)
+    else:
+        total.baddbmm_(a, b)
 
 
 def _overlay(layer: Layer, lines: Tensor, windows: Tensor, first: int) -> None:
