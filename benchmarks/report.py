@@ -225,7 +225,7 @@ def _draw_bars(content: dict[str, Any], file: Path) -> None:
         axis.set(xscale="log", xlabel="times the floor (1: nothing is faster on this machine)", title=mode)
         axis.set_yticks(range(len(rows)), labels if axis is axes[0] else [""] * len(rows))
         axis.invert_yaxis()
-    axes[0].legend(frameon=False, loc="lower right")
+    axes[0].legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1.06), ncols=3)
     _draw_roofline(axes[2], rows)
     for y, row in enumerate(rows):
         found = {n: c["step_bytes"] for n, c in row["contenders"].items() if c.get("step_bytes")}
@@ -234,7 +234,7 @@ def _draw_bars(content: dict[str, Any], file: Path) -> None:
         if OURS in found:
             axes[3].scatter(found[OURS] / row["results_bytes"], y, color=COLORS[OURS], s=46, marker="D")
     axes[3].axvline(1, color=COLORS["floor"], lw=1, ls="--")
-    axes[3].set(xscale="log", xlabel="memory of a step / its results", title="memory")
+    axes[3].set(xlim=0, xlabel="memory of a step / its results", title="memory")
     axes[3].set_yticks(range(len(rows)), [""] * len(rows))
     axes[3].invert_yaxis()
     _finish(figure, file)
