@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 import lc_triton
+from benchmarks import jax_peers, keras_peers
 from benchmarks.peers import PEERS, Peer, broadcast_bytes
-from benchmarks.rows import Data, Results, Row
+from benchmarks.rows import COPIES, Data, Results, Row
 from lc_triton._geometry import Geometry
 
 OURS = "lc_triton"
 MODES = ("forward", "step")
-COPIES = 3  # of the input take turns
 MOST_BYTES = 4 << 30  # of a peer's buffers: more would stop the machine instead of the peer
 
 
@@ -124,39 +124,11 @@ def missing(module: str) -> str | None:
 
 
 def _jax_refuses(module: str, row: Row) -> str | None:
-    from benchmarks import jax_peers
-
     return missing(module) or jax_peers.refuses(row)
 
 
-def _jax_ready(name: str, row: Row, data: Data) -> Ready:
-    from benchmarks import jax_peers
-
-    ready: Ready = jax_peers.READY[name](row, data)
-    return ready
-
-
-def _jax_weight(weight: Tensor, geo: Geometry) -> Tensor:
-    """`(*out_spatial, C * T, F)`."""
-    return weight.movedim(-2, geo.ndim).reshape(*geo.out_spatial, -1, geo.out_channels)
-
-
 def _keras_refuses(implementation: int, row: Row) -> str | None:
-    from benchmarks import keras_peers
-
     return missing("tf_keras") or keras_peers.refuses(implementation, row)
-
-
-def _keras_ready(implementation: int, row: Row, data: Data) -> Ready:
-    from benchmarks import keras_peers
-
-    return keras_peers.Keras(implementation, row, data)
-
-
-def _keras_weight(implementation: int, weight: Tensor, geo: Geometry) -> Tensor:
-    from benchmarks import keras_peers
-
-    return keras_peers.lay_out(implementation, weight, geo)
 
 
 def _all() -> list[Contender]:
@@ -173,15 +145,15 @@ def _all() -> list[Contender]:
             found.append(Contender(name, peer.source, refuses, partial(_peer, peer, True), peer.weight))
     for name, module, source in (("jax.lax", "jax", jax), ("flax.linen", "flax", flax)):
         title = {"jax.lax": "JAX conv_general_dilated_local", "flax.linen": "flax ConvLocal"}[name]
-        found.append(Contender(title, source, partial(_jax_refuses, module), partial(_jax_ready, name), _jax_weight))
+        found.append(Contender(title, source, partial(_jax_refuses, module), jax_peers.READY[name], jax_peers.lay_out))
     for n in (1, 2, 3):
         found.append(
             Contender(
                 f"tf_keras implementation {n}",
                 keras,
                 partial(_keras_refuses, n),
-                partial(_keras_ready, n),
-                partial(_keras_weight, n),
+                partial(keras_peers.Keras, n),
+                partial(keras_peers.lay_out, n),
             )
         )
     return found

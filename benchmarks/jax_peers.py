@@ -10,13 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.rows import Data, Results, Row
+from benchmarks.rows import COPIES, Data, Results, Row
+from lc_triton._geometry import Geometry
 
 
 def refuses(row: Row) -> str | None:
     """Why they cannot run a row, or None."""
     geo = row.task.geometry
     return "takes no groups" if geo.groups > 1 else None
+
+
+def lay_out(weight: Tensor, geo: Geometry) -> Tensor:
+    """`(*out_spatial, C * T, F)`."""
+    return weight.movedim(-2, geo.ndim).reshape(*geo.out_spatial, -1, geo.out_channels)
 
 
 def _jax(threads: int) -> Any:
@@ -38,7 +44,7 @@ class Jax:
         self.wait = jax.block_until_ready
         self.forward = jax.jit(forward)
         self.step = jax.jit(partial(_step, jax, forward))
-        self.inputs = [_array(data.x) for _ in range(3)]
+        self.inputs = [_array(data.x) for _ in range(COPIES)]
         self.weight, self.bias, self.g = _array(weight), _array(data.bias), _array(data.g)
 
     def results(self) -> Results:
@@ -93,7 +99,7 @@ def _lax(row: Row, data: Data) -> Jax:
         )
         return y + bias
 
-    return Jax(forward, row, data, _own(data.weight, geo.ndim))
+    return Jax(forward, row, data, lay_out(data.weight, geo))
 
 
 def _linen(row: Row, data: Data) -> Jax:
@@ -113,11 +119,7 @@ def _linen(row: Row, data: Data) -> Jax:
     def forward(x: Any, weight: Any, bias: Any) -> Any:
         return layer.apply({"params": {"kernel": weight, "bias": bias}}, x)
 
-    return Jax(forward, row, data, _own(data.weight, geo.ndim))
-
-
-def _own(weight: Tensor, ndim: int) -> Tensor:
-    return weight.movedim(-2, ndim).reshape(*weight.shape[:ndim], -1, weight.shape[-1])
+    return Jax(forward, row, data, lay_out(data.weight, geo))
 
 
 READY = {"jax.lax": _lax, "flax.linen": _linen}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.rows import Data, Results, Row
+from benchmarks.rows import COPIES, Data, Results, Row
 from lc_triton._geometry import Geometry
 
 MOST_KERNEL_BYTES = 1 << 30  # of implementation 2, which is quadratic in the image
@@ -93,7 +93,7 @@ class Keras:
         layer.build((None, *geo.in_spatial, geo.in_channels))
         layer.set_weights([lay_out(implementation, data.weight, geo).numpy(), data.bias.numpy()])
         self.implementation, self.geo, self.data = implementation, geo, data
-        self.inputs = [tf.constant(data.x.numpy()) for _ in range(3)]
+        self.inputs = [tf.constant(data.x.numpy()) for _ in range(COPIES)]
         self.g = tf.constant(data.g.numpy())
         self.forward = tf.function(layer)
 

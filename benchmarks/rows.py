@@ -15,6 +15,7 @@ from lc_triton.tiles import paths, workloads
 from lc_triton.tiles.task import Task
 
 SAMPLES = 4  # of the batch are compared with the definition
+COPIES = 3  # of the input take turns
 SLACK = 3.0  # a peer may round its products once more than a fused kernel
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 # glibc returns blocks of this size to the system when they are freed, so each new one is paid for page by page as it
 # is first written to: 30 ms for 115 MB in pages of 4 KB, 7 ms in pages of 2 MB, 3.5 ms once it is there
-# (two cores of an EPYC 9004, Linux 6.18).
+# (two cores of an AMD EPYC, Linux 6.18).
 LEAST_BYTES = 32 << 20
 
 
