@@ -44,9 +44,11 @@ def _plain(face: str, problem: Problem, *tensors: Any) -> None:
     geo = problem.geometry
     kind: ModuleType = depthwise if geo.in_channels == geo.groups > 1 else matmul
     run, device = getattr(kind, face), tensors[0].device.type
-    with torch.no_grad():
-        if autocast_enabled(device):
-            with torch.autocast(device, enabled=False):
-                run(*tensors, problem)
-        else:
+    if autocast_enabled(device):
+        with torch.no_grad(), torch.autocast(device, enabled=False):
             run(*tensors, problem)
+    elif torch.is_grad_enabled():
+        with torch.no_grad():
+            run(*tensors, problem)
+    else:
+        run(*tensors, problem)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -139,6 +139,31 @@ class Layer:
         """Whether a window is one run in memory."""
         return self.groups == 1 and self.geo.kernel[:3] == (1, 1, 1) and self.geo.dilation[3] == 1
 
+    def strides_of(self, spatial: Sequence[int]) -> tuple[int, ...]:
+        """The strides of the windows `(rows, columns, G, B, K0, K1, KH, KW, C // G)` of contiguous sites."""
+        geo, channels = self.geo, self.geo.in_channels
+        steps = [channels * math.prod(spatial[d + 1 :]) for d in range(4)]
+        taps = (d * step for d, step in zip(geo.dilation, steps, strict=True))
+        of_positions = geo.stride[2] * steps[2], geo.stride[3] * steps[3]
+        return (*of_positions, self.channels, channels * math.prod(spatial), *taps, 1)
+
+    @cached_property
+    def strides(self) -> tuple[int, ...]:
+        """The strides of the windows of an input without padding."""
+        return self.strides_of(self.geo.in_spatial)
+
+    @cached_property
+    def _steps(self) -> list[int]:
+        """How far apart in an input without padding the windows of neighbours lie, a dimension."""
+        spatial, channels = self.geo.in_spatial, self.geo.in_channels
+        return [s * channels * math.prod(spatial[d + 1 :]) for d, s in enumerate(self.geo.stride)]
+
+    def offset_of(self, block: Block, x: Tensor) -> int:
+        """Where in the storage of an input without padding a block's first window begins."""
+        steps = self._steps
+        row, column = block.first[2:]
+        return int(x.storage_offset()) + block.o0 * steps[0] + block.o1 * steps[1] + row * steps[2] + column * steps[3]
+
     @cached_property
     def apart(self) -> int:
         """How many columns apart two positions' windows no longer overlap."""
@@ -186,7 +211,7 @@ class Layer:
 
 
 class Windows:
-    """The windows of a block's positions, as a view `(rows, columns, G, B, K0, K1, KH, KW, C // G)`.
+    """The windows of a block's positions, as a view.
 
     Where there is padding, the sites under the block and the zeros around them are copied to a small buffer first: a
     padded copy of all of x never exists.
@@ -199,32 +224,33 @@ class Windows:
     def __init__(self, layer: Layer, x: Tensor) -> None:
         self.layer = layer
         self.x = x
-        self.band = x.new_empty(0)
+        self.band = x.new_empty(0) if layer.pads else x
 
     def of(self, block: Block) -> Tensor:
-        """The windows of a block."""
+        """The windows of a block, `(rows, columns, G, B, K0, K1, KH, KW, C // G)`."""
+        layer, x = self.layer, self.x
+        if layer.pads:
+            x, offset = self._padded(block)
+            strides = layer.strides_of(x.shape[1:5])
+        else:
+            strides, offset = layer.strides, layer.offset_of(block, x)
+        size = (*block.shape, layer.groups, x.shape[0], *layer.geo.kernel, layer.channels)
+        return x.as_strided(size, strides, offset)
+
+    def matrices(self, block: Block) -> Tensor:
+        """The windows of a block of a row as matrices `(columns, B, D)`, of a layer whose windows are `flat`."""
+        layer, x = self.layer, self.x
+        if layer.pads:
+            x, offset = self._padded(block)
+        else:
+            offset = layer.offset_of(block, x)
+        size = (block.shape[1], x.shape[0], layer.geo.window)
+        return x.as_strided(size, (layer.geo.stride[3] * layer.channels, x.stride(0), 1), offset)
+
+    def _padded(self, block: Block) -> tuple[Tensor, int]:
+        """The sites under a block, zeros where they lie in the padding, and where they begin in their storage."""
         geo = self.layer.geo
         start = [o * s - low for o, s, (low, _) in zip(block.first, geo.stride, geo.padding, strict=True)]
-        x = self.x
-        if self.layer.pads:
-            x = self._padded(start, block)
-            start = [0] * 4
-        *steps, channel = x.stride()[1:]
-        size = (*block.shape, geo.groups, x.shape[0], *geo.kernel, self.layer.channels)
-        stride = (
-            geo.stride[2] * steps[2],
-            geo.stride[3] * steps[3],
-            self.layer.channels * channel,
-            x.stride(0),
-            *(d * step for d, step in zip(geo.dilation, steps, strict=True)),
-            channel,
-        )
-        offset = x.storage_offset() + sum(i * step for i, step in zip(start, steps, strict=True))
-        return x.as_strided(size, stride, offset)
-
-    def _padded(self, start: list[int], block: Block) -> Tensor:
-        """The sites under a block, zeros where they lie in the padding."""
-        geo = self.layer.geo
         last = [0, 0, block.shape[0] - 1, block.shape[1] - 1]
         sizes = [n * s + e for n, s, e in zip(last, geo.stride, geo.extent, strict=True)]
         shape = (self.x.shape[0], *sizes, geo.in_channels)
@@ -238,7 +264,29 @@ class Windows:
         if target.numel() < band.numel():
             band.zero_()
         target.copy_(self.x[:, source[0], source[1], source[2], source[3]])
-        return band
+        return band, 0
+
+
+class Outputs:
+    """Where a forward's blocks go: y = act(z), and z where it is wanted.
+
+    Args:
+        y, z: `(B, *out_spatial, F)`, contiguous.
+        problem: the layer and its activation.
+    """
+
+    def __init__(self, y: Tensor, z: Tensor | None, problem: Problem) -> None:
+        geo = problem.geometry
+        shape = (len(y), geo.positions, geo.groups, geo.out_channels // geo.groups)
+        self.y = y.view(shape)
+        self.z = None if z is None else z.view(shape)
+        self.activation = problem.activation
+
+    def store(self, part: slice, block: Block, out: Tensor) -> None:
+        """Write a block's pre-activations `(B, positions, G, F // G)`, any strides."""
+        if self.z is not None:
+            self.z[part, block.span] = out
+        self.y[part, block.span] = self.activation(out)
 
 
 def store_strip(

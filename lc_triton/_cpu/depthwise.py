@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lc_triton._cpu.blocks import Layer, Windows, compute_dtype, parts, store_strip
+from lc_triton._cpu.blocks import Layer, Outputs, Windows, compute_dtype, parts, store_strip
 from lc_triton._cpu.workspace import buffers
 from lc_triton._problem import Problem
 
@@ -25,9 +25,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
     channels, filters = layer.groups, layer.filters
     weights = weight.reshape(-1, layer.geo.taps, channels, filters)
     biases = None if bias is None else bias.reshape(-1, channels, filters).expand(len(weights), -1, -1)
-    targets = [
-        (t.view(len(x), -1, channels, filters), act) for t, act in ((z, None), (y, problem.activation)) if t is not None
-    ]
+    outputs = Outputs(y, z, problem)
     with buffers(x, dtype, 3) as (results, sites, factors):
         x = layer.spatial(x)
         for part in parts(len(x), channels * filters * dtype.itemsize):
@@ -42,8 +40,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
                         out.addcmul_(sites.cast(at), factor)
                 if biases is not None:
                     out += biases[block.span].unflatten(0, block.shape)
-                for target, act in targets:
-                    target[part, block.span] = (out if act is None else act(out)).flatten(1, 2)
+                outputs.store(part, block, out.flatten(1, 2))
 
 
 def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem) -> None:

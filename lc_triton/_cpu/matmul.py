@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from lc_triton._cpu.blocks import Block, Layer, Windows, block_bytes, compute_dtype, parts, store_strip
+from lc_triton._cpu.blocks import Block, Layer, Outputs, Windows, block_bytes, compute_dtype, parts, store_strip
 from lc_triton._cpu.workspace import Buffer, buffers
 from lc_triton._problem import Problem
 
@@ -27,13 +27,13 @@ def _matrices(part: Tensor, buffer: Buffer) -> Tensor:
     return out.copy_(part).view(n * groups, rows, columns)
 
 
-def _patches(layer: Layer, windows: Tensor, buffer: Buffer) -> Tensor:
-    """Windows as matrices `(n * G, B, D)`: copied out, unless they are a view of matrices already, as in 1-D."""
-    rows, columns, groups, batch = windows.shape[:4]
-    if layer.flat and rows == 1 and windows.dtype == buffer.typed.dtype:
-        return windows[0, :, 0].flatten(2)
-    out = buffer.take(rows, columns, groups, *windows.shape[3:])
-    return out.copy_(windows).view(rows * columns * groups, batch, -1)
+def _patches(layer: Layer, windows: Windows, block: Block, buffer: Buffer) -> Tensor:
+    """A block's windows as matrices `(n * G, B, D)`: copied out, unless they are matrices already, as in 1-D."""
+    if layer.flat and block.shape[0] == 1 and windows.x.dtype == buffer.typed.dtype:
+        return windows.matrices(block)
+    source = windows.of(block)
+    out = buffer.take(*source.shape)
+    return out.copy_(source).view(block.positions * layer.groups, source.shape[3], -1)
 
 
 def _position_bytes(layer: Layer, batch: int, weight: Tensor, dtype: torch.dtype) -> int:
@@ -50,24 +50,22 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
     layer, dtype = Layer.of(problem), compute_dtype(x.dtype)
     groups, filters, window = layer.groups, layer.filters, layer.geo.window
     weights = weight.reshape(-1, window, groups, filters).transpose(1, 2)  # (P, G, D, F // G)
-    biases = None if bias is None else bias.reshape(-1, groups, 1, filters)
-    targets = [
-        (t.view(len(x), -1, groups, filters), act) for t, act in ((z, None), (y, problem.activation)) if t is not None
-    ]
+    # Groups count as positions; a bias a channel is the same for all positions.
+    biases = None if bias is None else bias.to(dtype).reshape(-1, groups, 1, filters)
+    outputs = Outputs(y, z, problem)
     with buffers(x, dtype, 3) as (patches, converted, results):
         x = layer.spatial(x)
         for part in parts(len(x), groups * window * dtype.itemsize):
-            windows = Windows(layer, x[part])
-            count = part.stop - part.start
+            windows, count = Windows(layer, x[part]), part.stop - part.start
             for block in layer.blocks(_position_bytes(layer, count, weight, dtype)):
                 out = results.take(block.positions * groups, count, filters)
-                a, b = _patches(layer, windows.of(block), patches), _matrices(weights[block.span], converted)
-                torch.bmm(a, b, out=out)
-                out = out.view(-1, groups, count, filters)
-                if biases is not None:
-                    out += biases if len(biases) == 1 else biases[block.span]
-                for target, act in targets:
-                    target[part, block.span] = (out if act is None else act(out)).permute(2, 0, 1, 3)
+                a, b = _patches(layer, windows, block, patches), _matrices(weights[block.span], converted)
+                if biases is None:
+                    torch.bmm(a, b, out=out)
+                else:
+                    own = biases[block.span] if len(biases) > 1 else biases.expand(block.positions, -1, -1, -1)
+                    torch.baddbmm(own.reshape(len(out), 1, filters), a, b, out=out)
+                outputs.store(part, block, out.view(-1, groups, count, filters).permute(2, 0, 1, 3))
 
 
 def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem) -> None:
@@ -85,7 +83,7 @@ def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem) -> None:
             target = dw_positions[block.span]
             out = target[:, 0] if direct else results.take(block.positions * groups, window, filters)
             for n, part in enumerate(cut):
-                left = _patches(layer, windows[n].of(block), patches).transpose(1, 2)
+                left = _patches(layer, windows[n], block, patches).transpose(1, 2)
                 right = _matrices(gradients[block.span, :, part], converted)
                 _add_product(out, left, right, first=n == 0)
             if not direct:

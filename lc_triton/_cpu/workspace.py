@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -21,13 +19,18 @@ class Buffer:
     """A growing piece of memory; what one `take` returns is overwritten by the next."""
 
     def __init__(self, device: torch.device) -> None:
-        self.bytes = torch.empty(0, dtype=torch.uint8, device=device)
-        self.typed = self.bytes
+        self._allocate(0, torch.uint8, device)
+
+    def _allocate(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
+        with torch.inference_mode(False):  # what is made in inference mode cannot be written to outside of it
+            self.bytes = torch.empty(size, dtype=torch.uint8, device=device)
+            self.typed = self.bytes.view(dtype)
 
     def of(self, dtype: torch.dtype) -> Buffer:
         """The same memory, for tensors of a dtype."""
         if self.typed.dtype != dtype:
-            self.typed = self.bytes.view(dtype)
+            with torch.inference_mode(False):
+                self.typed = self.bytes.view(dtype)
         return self
 
     def take(self, *shape: int) -> Tensor:
@@ -35,9 +38,7 @@ class Buffer:
         numel = math.prod(shape)
         if self.typed.numel() < numel:
             size = -(-numel * self.typed.itemsize // 64) * 64
-            with torch.inference_mode(False):  # what is made in inference mode cannot be written to outside of it
-                self.bytes = torch.empty(size, dtype=torch.uint8, device=self.bytes.device)
-                self.typed = self.bytes.view(self.typed.dtype)
+            self._allocate(size, self.typed.dtype, self.bytes.device)
         return self.typed[:numel].view(shape)
 
     def cast(self, tensor: Tensor) -> Tensor:
@@ -45,17 +46,26 @@ class Buffer:
         return tensor if tensor.dtype == self.typed.dtype else self.take(*tensor.shape).copy_(tensor)
 
 
-@contextmanager
-def buffers(like: Tensor, dtype: torch.dtype, count: int) -> Iterator[list[Buffer]]:
-    """Buffers on a tensor's device: on the CPU those that this thread used last, unless they are in use already."""
-    kept: list[Buffer] = []
-    if like.device.type == "cpu":
-        kept, _kept.buffers = getattr(_kept, "buffers", []), []
-    with torch.inference_mode(False):
-        kept += [Buffer(like.device) for _ in range(count - len(kept))]
-        own = [buffer.of(dtype) for buffer in kept[:count]]
-    try:
-        yield own
-    finally:
-        if like.device.type == "cpu":
-            _kept.buffers = [buffer for buffer in kept if buffer.bytes.nbytes <= MOST_KEPT_BYTES]
+class buffers:
+    """A `with` block's buffers: on the CPU those that this thread used last, unless they are in use already.
+
+    Args:
+        like: a tensor on the buffers' device.
+        dtype: of what is taken from them.
+        count: how many.
+    """
+
+    def __init__(self, like: Tensor, dtype: torch.dtype, count: int) -> None:
+        self.device, self.dtype, self.count = like.device, dtype, count
+        self.all: list[Buffer] = []
+
+    def __enter__(self) -> list[Buffer]:
+        if self.device.type == "cpu":
+            self.all, _kept.buffers = getattr(_kept, "buffers", []), []
+        while len(self.all) < self.count:
+            self.all.append(Buffer(self.device))
+        return [buffer.of(self.dtype) for buffer in self.all[: self.count]]
+
+    def __exit__(self, *_: object) -> None:
+        if self.device.type == "cpu":
+            _kept.buffers = [buffer for buffer in self.all if buffer.bytes.nbytes <= MOST_KEPT_BYTES]
