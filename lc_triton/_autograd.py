@@ -39,25 +39,26 @@ class Forward(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, grad_z: Tensor | None = None) -> Any:
+    def backward(ctx: Any, grad: Any, grad_z: Tensor | None = None) -> Any:
         x, weight, saved = ctx.saved_tensors
-        if grad is not None:
-            dz = ctx.problem.activation.backward(grad, saved)
-            dz = dz if grad_z is None else dz + grad_z
-        elif grad_z is not None:
-            dz = grad_z
-        else:
-            return None, None, None, None
-        problem = ctx.problem.linear()
         need_x, need_w, need_b, _ = ctx.needs_input_grad
-        dx = input_grad(dz, weight, problem) if need_x else None
-        dw = db = None
-        if need_w:
-            dw, db = weight_grad(x, dz, problem, weight.dtype, with_bias=need_b)
-        elif need_b:
-            db = dz.sum(0, dtype=torch.promote_types(weight.dtype, torch.float32)).to(weight.dtype)
+        if grad is None and grad_z is None:
+            return None, None, None, None
+        problem, dtype = ctx.problem, weight.dtype
+        dw: Tensor | None
+        dz: Any
+        if grad_z is None and need_w and saved is not None and not torch.is_grad_enabled():
+            dw, db, dz = _ops.weight_grad_through(x, grad, saved, problem, dtype, with_bias=need_b, with_dz=need_x)
+        else:
+            dz = grad_z if grad is None else problem.activation.backward(grad, saved)
+            if grad is not None and grad_z is not None:
+                dz = dz + grad_z
+            dw, db = weight_grad(x, dz, problem.linear(), dtype, with_bias=need_b) if need_w else (None, None)
+        if need_b and not need_w:
+            db = dz.sum(0, dtype=torch.promote_types(dtype, torch.float32)).to(dtype)
         if db is not None and len(ctx.bias_shape) == 1:
             db = db.sum(tuple(range(db.ndim - 1)))
+        dx = input_grad(dz, weight, problem.linear()) if need_x else None
         return dx, dw, db, None
 
 

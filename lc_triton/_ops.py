@@ -61,3 +61,21 @@ def weight_grad(
         if db is not None:
             db.zero_()
     return dw, db
+
+
+def weight_grad_through(
+    x: Tensor, grad: Tensor, saved: Tensor, problem: Problem, dtype: torch.dtype, *, with_bias: bool, with_dz: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """dw and the bias gradient from the gradient of y, and if asked for dz, the gradient behind the activation."""
+    if problem.backend == "triton" and x.shape[0]:
+        from lc_triton import launch
+
+        geo = problem.geometry
+        dw = torch.empty(geo.weight_shape, dtype=dtype, device=x.device)
+        if launch.takes_through(x, dw, problem):
+            db = torch.empty(geo.bias_shape, dtype=dtype, device=x.device) if with_bias else None
+            dz = torch.empty(grad.shape, dtype=grad.dtype, device=x.device) if with_dz else None
+            launch.weight_grad(x, grad, dw, db, problem, saved=saved, dz=dz)
+            return dw, db, dz
+    dz = problem.activation.backward(grad, saved)
+    return *weight_grad(x, dz, problem.linear(), dtype, with_bias=with_bias), dz

@@ -137,6 +137,54 @@ def activate(z, ACT: tl.constexpr, CONSTANT: tl.constexpr):
 
 
 @triton.jit
+def through(g, s, ACT: tl.constexpr, CONSTANT: tl.constexpr):
+    """dz = g * act'(z), elementwise, from s: z or y = act(z), whichever lc_triton._activations saves."""
+    dz = g
+    if ACT == "relu":
+        dz = tl.where(s <= 0.0, 0.0, g)  # not a product: an infinite g of a unit that is off is 0
+    elif ACT == "leaky_relu":
+        dz = tl.where(s <= 0.0, g * CONSTANT, g)
+    elif ACT == "relu6":
+        dz = tl.where((s <= 0.0) | (s >= 6.0), 0.0, g)
+    elif ACT == "elu":
+        dz = tl.where(s <= 0.0, g * (s + CONSTANT), g)
+    elif ACT == "selu":
+        dz = g * tl.where(s <= 0.0, s + 1.7580993408473768599402175208123, 1.0507009873554804934193349852946)
+    elif ACT == "sigmoid":
+        dz = g * s * (1.0 - s)
+    elif ACT == "hardsigmoid":
+        dz = tl.where((s <= 0.0) | (s >= 1.0), 0.0, g / 6.0)
+    elif ACT == "hard_sigmoid":
+        dz = tl.where((s <= 0.0) | (s >= 1.0), 0.0, g * 0.2)
+    elif ACT == "tanh":
+        dz = g * (1.0 - s * s)
+    elif ACT == "softplus":
+        dz = tl.where(s > 20.0, g, -g * exp_minus_1(-s))
+    elif ACT == "softsign":
+        dz = g * (1.0 - tl.abs(s)) * (1.0 - tl.abs(s))
+    elif ACT == "exponential":
+        dz = g * s
+    elif ACT == "silu":
+        sigmoid = 1.0 / (1.0 + tl.exp(-s))
+        dz = g * sigmoid * (1.0 + s * (1.0 - sigmoid))
+    elif ACT == "gelu":
+        density = tl.exp(-0.5 * s * s) * 0.39894228040143267794
+        dz = g * (0.5 * (1.0 + tl.erf(s * 0.70710678118654752440)) + s * density)
+    elif ACT == "gelu_tanh":
+        t = tanh(0.79788456080286535588 * (s + 0.044715 * s * s * s))
+        dz = g * (0.5 * (1.0 + t) + 0.5 * s * (1.0 - t * t) * 0.79788456080286535588 * (1.0 + 0.134145 * s * s))
+    elif ACT == "mish":
+        u = tl.exp(tl.where(s > 20.0, 20.0, s))
+        t = u * (u + 2.0) / (u * (u + 2.0) + 2.0)
+        dz = g * (t + s * (1.0 / (1.0 + tl.exp(-s))) * (1.0 - t * t))
+    elif ACT == "hardswish":
+        dz = tl.where(s <= -3.0, 0.0, tl.where(s < 3.0, g * (s / 3.0 + 0.5), g))
+    else:
+        tl.static_assert(ACT == "linear", "an activation the kernels do not know")
+    return dz
+
+
+@triton.jit
 def softplus(z):
     """The logarithm of 1 + exp(z), exact where exp(z) is tiny."""
     u = tl.exp(-tl.abs(z))

@@ -3,23 +3,36 @@
 import triton
 import triton.language as tl
 
-from lc_triton.kernels.common import read_by_any, tap, walk
+from lc_triton.kernels.common import read_by_any, tap, through, walk
+
+
+@triton.jit
+def gradient(p_g, p_saved, b, o_n, o_s, m, pitch, SHAPE: tl.constexpr, UPSTREAM: tl.constexpr):
+    """A block of dz (BB, BN): g as it is, or taken through the activation."""
+    b_g = tl.load(p_g + (b.to(tl.int64) * pitch * SHAPE.filters)[:, None] + o_n[None, :], mask=m, other=0.0)
+    if UPSTREAM.activation != "linear":
+        b_s = tl.load(p_saved + (b.to(tl.int64) * SHAPE.out_numel)[:, None] + o_s[None, :], mask=m, other=0.0)
+        ACC: tl.constexpr = tl.float64 if p_g.dtype.element_ty == tl.float64 else tl.float32
+        b_g = through(b_g.to(ACC), b_s.to(ACC), UPSTREAM.activation, UPSTREAM.constant).to(b_g.dtype)
+    return b_g
 
 
 @triton.jit(do_not_specialize=["B"])
 def weight_grad_kernel(
     p_x,  # (B, I0, I1, IH, IW, C) with rows of sites dense; x_pitch holds the other strides, in sites
     p_g,  # (B, O0, O1, OH, OW, F) likewise, in positions
+    p_saved,  # (B, P, F), y or z where g comes from behind an activation
     p_dw,  # (P, T, C // G, F), or with TILE.descriptor a tensor descriptor of it as (P, T * C // G, F)
     p_db,  # (P, F); both of a split batch with SPLIT in front, the sums of its parts
+    p_dz,  # (B, P, F), g taken through the activation, for the input gradient
     B,
     x_pitch,
     g_pitch,
     SHAPE: tl.constexpr,
     TILE: tl.constexpr,
-    WITH_BIAS: tl.constexpr,
+    UPSTREAM: tl.constexpr,
 ):
-    """dw = x^T . g for BK steps of the walk, TQ x TP positions and FT filters a program; the batch is summed inside.
+    """dw = x^T . dz for BK steps of the walk, TQ x TP positions and FT filters a program; the batch is summed inside.
 
     Only the band of the (BK x BN) product is stored: each (position, tap, channel, filter) lies in exactly one program.
     """
@@ -54,6 +67,8 @@ def weight_grad_kernel(
     DOT: tl.constexpr = TILE.dot
     SWAP: tl.constexpr = TILE.swap
     PRECISION: tl.constexpr = TILE.precision
+    WITH_BIAS: tl.constexpr = UPSTREAM.with_bias
+    STORE_DZ: tl.constexpr = UPSTREAM.store_dz
     ACC: tl.constexpr = tl.float64 if p_x.dtype.element_ty == tl.float64 else tl.float32
 
     # The blocks of one tile's walk run side by side: they share its g.
@@ -113,6 +128,7 @@ def weight_grad_kernel(
         o0, o1, oh = o0.to(tl.int64), o1.to(tl.int64), oh.to(tl.int64)
     o_k = (i0 * x_pitch[1] + i1 * x_pitch[2] + ih * x_pitch[3] + iw) * SHAPE.channels + c  # [BK]
     o_n = (o0 * g_pitch[1] + o1 * g_pitch[2] + oh * g_pitch[3] + ow) * F + f  # [BN]
+    o_s = position.to(tl.int64) * F + f  # [BN]
 
     if DOT:
         acc = tl.zeros((BN, BK) if SWAP else (BK, BN), ACC)
@@ -122,8 +138,7 @@ def weight_grad_kernel(
         b = start + tl.arange(0, BB)
         m_b = b < B
         p_xb = p_x + b.to(tl.int64) * x_pitch[0] * SHAPE.channels
-        p_gb = p_g + b.to(tl.int64) * g_pitch[0] * F
-        b_g = tl.load(p_gb[:, None] + o_n[None, :], mask=m_b[:, None] & m_n[None, :], other=0.0)  # [BB, BN]
+        b_g = gradient(p_g, p_saved, b, o_n, o_s, m_b[:, None] & m_n[None, :], g_pitch[0], SHAPE, UPSTREAM)  # [BB, BN]
         if DOT:
             b_x = tl.load(
                 p_xb[:, None] + (o_k + group * C)[None, :], mask=m_b[:, None] & m_k[None, :], other=0.0
@@ -157,12 +172,15 @@ def weight_grad_kernel(
         m_dw = m_h & m_w & (k < KT)[:, None] & m_n[None, :]
         tl.store(p_dw[None, :] + o_w, acc.to(p_dw.dtype.element_ty), mask=m_dw)
 
-    if WITH_BIAS:
+    if WITH_BIAS or STORE_DZ:
         if block == 0:  # a loop of its own: inside the one above it would take g out of the matmul's pipeline
             b_db = tl.zeros((BN,), ACC)
             for start in range(first, last, BB):
                 b = start + tl.arange(0, BB)
-                p_gb = p_g + b.to(tl.int64) * g_pitch[0] * F
-                b_g = tl.load(p_gb[:, None] + o_n[None, :], mask=(b < B)[:, None] & m_n[None, :], other=0.0)
+                m = (b < B)[:, None] & m_n[None, :]
+                b_g = gradient(p_g, p_saved, b, o_n, o_s, m, g_pitch[0], SHAPE, UPSTREAM)
+                if STORE_DZ:
+                    tl.store(p_dz + (b.to(tl.int64) * SHAPE.out_numel)[:, None] + o_s[None, :], b_g, mask=m)
                 b_db += tl.sum(b_g.to(ACC), 0)
-            tl.store(p_db + position.to(tl.int64) * F + f, b_db.to(p_db.dtype.element_ty), mask=m_n)
+            if WITH_BIAS:
+                tl.store(p_db + o_s, b_db.to(p_db.dtype.element_ty), mask=m_n)

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
+from lc_triton._activations import LINEAR
 from lc_triton._problem import Problem
 from lc_triton.kernels.combine import combine_kernel
 from lc_triton.kernels.forward import forward_kernel
 from lc_triton.kernels.input_grad import input_grad_kernel
 from lc_triton.kernels.weight_grad import weight_grad_kernel
 from lc_triton.launch.faces import COMBINED, SECOND_PASS
-from lc_triton.launch.layout import PLAIN, Epilogue, shape_of, tile_of
+from lc_triton.launch.layout import PLAIN, Epilogue, Upstream, shape_of, tile_of
 from lc_triton.tiles.config import Face, TileConfig
 
 KERNELS = {"forward": forward_kernel, "input_grad": input_grad_kernel, "weight_grad": weight_grad_kernel}
@@ -86,8 +87,11 @@ def build(
     }
     if face == "weight_grad":
         p_db = (f"*{_TYPES[weight_dtype or dtype]}" if config.split == 1 else parameter) if with_bias else None
-        types = {"p_x": x, "p_g": x, "p_dw": parameter, "p_db": p_db, "B": "i32", "x_pitch": pitch, "g_pitch": pitch}
-        constants["WITH_BIAS"] = with_bias
+        act = problem.activation
+        saved = None if act is LINEAR else x
+        types = {"p_x": x, "p_g": x, "p_saved": saved, "p_dw": parameter, "p_db": p_db, "p_dz": saved}
+        types |= {"B": "i32", "x_pitch": pitch, "g_pitch": pitch}
+        constants["UPSTREAM"] = Upstream(with_bias, act.name, act.constant, store_dz=act is not LINEAR)
     elif face == "input_grad":
         types = {"p_g": x, "p_w": w, "p_bias": bias_type, "p_dx": out, "B": "i32", "g_pitch": pitch}
         constants["EPILOGUE"] = epilogue

@@ -13,8 +13,21 @@ from lc_triton.kernels.combine import combine_kernel
 from lc_triton.kernels.forward import forward_kernel
 from lc_triton.kernels.input_grad import input_grad_kernel
 from lc_triton.kernels.weight_grad import weight_grad_kernel
-from lc_triton.launch.layout import PLAIN, Epilogue, Shape, Tile, dense_rows, epilogue_of, is_wide, shape_of, tile_of
+from lc_triton.launch.layout import (
+    PLAIN,
+    Epilogue,
+    Shape,
+    Tile,
+    Upstream,
+    dense_rows,
+    epilogue_of,
+    is_wide,
+    shape_of,
+    tile_of,
+)
+from lc_triton.tiles import model
 from lc_triton.tiles.config import Face, TileConfig
+from lc_triton.tiles.device import of_gpu
 from lc_triton.tiles.select import chooser
 from lc_triton.tiles.task import Task
 from lc_triton.tiles.walk import programs
@@ -25,12 +38,16 @@ SECOND_PASS = TileConfig(dot=False)
 
 
 class Plan(NamedTuple):
-    """What launches of one face at one batch have in common; `shape` is for offsets of 32 bits."""
+    """What launches of one face at one batch have in common.
+
+    `shape` is for offsets of 32 bits; `through` is for the weight gradient: whether it takes g through the activation.
+    """
 
     config: TileConfig
     grid: int
     shape: Shape
     tile: Tile
+    through: bool = False
 
     @classmethod
     def make(cls, face: Face, problem: Problem, batch: int, config: TileConfig) -> Plan:
@@ -65,33 +82,55 @@ def input_grad(
 
 
 def weight_grad(
-    x: Tensor, g: Tensor, dw: Tensor, db: Tensor | None, problem: Problem, config: TileConfig | None = None
+    x: Tensor,
+    g: Tensor,
+    dw: Tensor,
+    db: Tensor | None,
+    problem: Problem,
+    config: TileConfig | None = None,
+    saved: Tensor | None = None,
+    dz: Tensor | None = None,
 ) -> None:
-    """Write dw and, unless it is None, the bias gradient of each position."""
+    """Write dw and, unless it is None, the bias gradient of each position.
+
+    With `saved`, g is the gradient of y behind the activation: it is taken through it on the way, and the result
+    written into dz unless that is None.
+    """
     plan = _plan_for("weight_grad", problem, x, dw, config)
-    config = plan.config
+    config, act = plan.config, problem.activation
     x, x_pitch = dense_rows(x)
     g, g_pitch = dense_rows(g)
     dw_parts = _parts(dw, config)
     db_parts = None if db is None else _parts(db, config)
+    upstream = Upstream(db is not None)
+    if saved is not None:
+        saved = saved.contiguous()
+        upstream = Upstream(db is not None, act.name, act.constant, dz is not None)
     _launch(
         weight_grad_kernel,
         plan.grid,
         config,
         x,
         g,
+        saved,
         _operand("weight_grad", dw, problem, config) if dw_parts is None else dw_parts,
         db if db_parts is None else db_parts,
+        dz,
         x.shape[0],
         x_pitch,
         g_pitch,
         SHAPE=shape_of(problem.geometry, True) if is_wide(x, g) else plan.shape,
         TILE=plan.tile,
-        WITH_BIAS=db is not None,
+        UPSTREAM=upstream,
     )
     for parts, result in ((dw_parts, dw), (db_parts, db)):
         if parts is not None and result is not None:
             _combine(parts, None, result, None, 1, PLAIN)
+
+
+def takes_through(x: Tensor, dw: Tensor, problem: Problem) -> bool:
+    """Whether `weight_grad` should be given the gradient of y, from behind the activation, rather than of z."""
+    return _plan_for("weight_grad", problem, x, dw, None).through
 
 
 def _gather(
@@ -184,7 +223,9 @@ def _plan_for(face: Face, problem: Problem, x: Tensor, weight: Tensor, config: T
         if plan is None:
             dtype, weight_dtype = (str(t.dtype).removeprefix("torch.") for t in (x, weight))
             task = Task(face, problem.geometry, x.shape[0], dtype, weight_dtype, problem.precision)
-            plan = Plan.make(face, problem, x.shape[0], chooser(task, x.device.index or 0))
+            index = x.device.index or 0
+            plan = Plan.make(face, problem, x.shape[0], chooser(task, index))
+            plan = plan._replace(through=model.takes_through(task, of_gpu(index), plan.config))
             problem.launches[key] = plan
     else:
         plan = Plan.make(face, problem, x.shape[0], config)

@@ -65,6 +65,15 @@ class Epilogue(NamedTuple):
     store_z: bool
 
 
+class Upstream(NamedTuple):
+    """What the weight gradient does with g: sum it for the bias, take it through the activation first, store that."""
+
+    with_bias: bool
+    activation: str = "linear"
+    constant: float = 0.0
+    store_dz: bool = False
+
+
 PLAIN = Epilogue("none", "linear", 0.0, False)
 
 

@@ -59,6 +59,11 @@ class Device:
         return min(by_registers, by_shared, self.warps // num_warps) * num_warps / self.warps
 
     @property
+    def warp_groups(self) -> bool:
+        """Whether four warps together multiply from shared memory (wgmma, tcgen05): NVIDIA's data-center Hopper on."""
+        return isinstance(self.arch, int) and 90 <= self.arch < 120
+
+    @property
     def arch_name(self) -> str:
         """The architecture's folder among the configurations: "sm_90", or "gfx942"."""
         return self.arch if isinstance(self.arch, str) else f"sm_{self.arch}"

@@ -2,7 +2,8 @@
 
 For each candidate tile the model counts the bytes from device memory (each weight once), the bytes from L2 (the run
 of x under each program, and the weights once a batch block) and the arithmetic, the band's zeros included, and takes
-the slowest. It times nothing and depends on nothing but its arguments.
+the slowest; a kernel that asks for too few bytes at a time waits for memory longer (Little's law). It times nothing
+and depends on nothing but its arguments.
 """
 
 from __future__ import annotations
@@ -13,7 +14,15 @@ from typing import NamedTuple
 
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.device import Device
-from lc_triton.tiles.space import candidates, on_vector_units
+from lc_triton.tiles.space import (
+    WARP_GROUP_ROWS,
+    candidates,
+    has_room_for_g,
+    on_vector_units,
+    resident,
+    stage_bytes,
+    uses_all,
+)
 from lc_triton.tiles.task import Task
 from lc_triton.tiles.walk import loop_of, programs, tiles_of, walk_of
 
@@ -22,6 +31,12 @@ SECTOR_BYTES = 32
 # Seconds one step of a pipelined loop takes at least, and a program's start and end.
 STEP_SECONDS = 0.25e-6
 PROGRAM_SECONDS = 3e-6
+# Seconds from asking memory for bytes to having them: so many seconds' worth must be under way at the full rate.
+MEMORY_LATENCY = 0.8e-6
+# Of the tensor cores' rate, what is left where a warp multiplies by itself on a device made for groups of four.
+ALONE = 0.6
+# How much faster a tile that leaves something idle must be predicted to be.
+DOUBT = 1.5
 # Seconds a second launch takes: the first must drain, and the host must issue it.
 LAUNCH_SECONDS = 5e-6
 
@@ -38,9 +53,13 @@ def choose(task: Task, device: Device) -> TileConfig:
 
 
 def ranked(task: Task, device: Device) -> list[tuple[float, TileConfig]]:
-    """Every candidate with its predicted seconds, the fastest first; equals stay in the order they are made."""
+    """Every candidate with its predicted seconds, the fastest first; equals stay in the order they are made.
+
+    One that uses all of the device goes before one that does not and is predicted to be a little faster: what idles
+    is sure, and the prediction is not.
+    """
     timed = [(predict(task, device, config), config) for config in candidates(task, device)]
-    return sorted(timed, key=lambda pair: pair[0])
+    return sorted(timed, key=lambda pair: pair[0] * (1 if uses_all(task, device, pair[1]) else DOUBT))
 
 
 class Roads(NamedTuple):
@@ -63,36 +82,63 @@ def roads(task: Task, device: Device, config: TileConfig) -> Roads:
     geo, face, batch, s = task.geo, task.face, task.batch, task.itemsize
     tiles = tiles_of(face, geo, config)
     walk = walk_of(face, geo, config).length
+    # Without dot a block may cross groups, each of which has channels (or filters) of its own to gather.
+    crossed = (
+        1
+        if config.dot
+        else -(-config.block_n * geo.groups // (geo.in_channels if face == "input_grad" else geo.out_channels))
+    )
+    gathered = tiles * batch * walk * crossed * s
     steps = -(-walk // config.block_k)
     n_b = -(-batch // config.block_b)
     operations = 2 * tiles * steps * config.block_k * config.block_n * n_b * config.block_b
     if face == "weight_grad":
-        l2 = tiles * batch * s * (walk + steps * config.block_n)
-        m = config.block_k
+        l2 = gathered + tiles * batch * steps * config.block_n * s
     else:
-        l2 = tiles * batch * walk * s + n_b * geo.weight_numel * task.weight_itemsize
-        m = config.block_b
+        l2 = gathered + n_b * geo.weight_numel * task.weight_itemsize
     return Roads(
         memory_bytes=task.least_bytes,
         l2_bytes=l2,
         operations=operations,
         memory=task.least_bytes / device.memory_rate,
         l2=l2 / device.l2_rate,
-        arithmetic=operations / _rate(task, device, config, m),
+        arithmetic=operations / _rate(task, device, config),
     )
 
 
 def predict(task: Task, device: Device, config: TileConfig) -> float:
     """Seconds the model gives a candidate."""
     road = roads(task, device, config)
-    seconds = max(road.memory, road.l2, road.arithmetic)
-    waves = programs(task.face, task.geo, task.batch, config) / device.multiprocessors
+    count = programs(task.face, task.geo, task.batch, config)
+    slots = device.multiprocessors * resident(task, device, config)
+    waves = count / device.multiprocessors
     loop = -(-loop_of(task.face, task.geo, task.batch, config) // config.split)
     return (
-        seconds * max(1.0, math.ceil(waves) / waves)
-        + math.ceil(waves) * (loop * STEP_SECONDS / 2 + PROGRAM_SECONDS / 8)
+        max(
+            road.memory * _starved(task, device, config, count, slots),
+            max(road.l2, road.arithmetic) * max(1.0, math.ceil(waves) / waves),
+        )
+        + math.ceil(count / slots) * (loop * STEP_SECONDS / 2 + PROGRAM_SECONDS / 8)
         + _second_pass(task, device, config)
     )
+
+
+def _starved(task: Task, device: Device, config: TileConfig, count: int, slots: int) -> float:
+    """How many times longer memory takes for want of requests: by Little's law, of full turns and of the last one.
+
+    Memory is shared by all programs, so an idle multiprocessor alone costs it nothing. The weight gradient writes its
+    weights, and no program waits for what it writes.
+    """
+    if task.face == "weight_grad":
+        return 1.0
+    of_program = (config.num_stages - 1) * stage_bytes(task, config)
+
+    def waiting(running: int) -> float:
+        return max(1.0, device.memory_rate * MEMORY_LATENCY / (running * of_program))
+
+    last = count % slots
+    full = (count - last) / count * waiting(slots)
+    return full + (last / count * waiting(last) if last else 0.0)
 
 
 def _second_pass(task: Task, device: Device, config: TileConfig) -> float:
@@ -107,6 +153,24 @@ def _second_pass(task: Task, device: Device, config: TileConfig) -> float:
     }[task.face]
     itemsize = 8 if task.itemsize == 8 else 4
     return LAUNCH_SECONDS + 2 * config.split * numbers * itemsize / device.memory_rate
+
+
+def takes_through(task: Task, device: Device, config: TileConfig) -> bool:
+    """Whether the weight gradient should take g through the activation itself, and leave dz for the input gradient.
+
+    That saves a launch, and a pass that reads g and y and writes dz; but each block of the walk then reads y beside g,
+    and the product's second operand goes through registers. A product bound by arithmetic is better left alone.
+    """
+    if task.face != "weight_grad" or not has_room_for_g(task, device, config):
+        return False
+    geo = task.geo
+    activations = task.batch * geo.positions * geo.out_channels * task.itemsize
+    road = roads(task, device, config)
+    blocks = -(-walk_of(task.face, geo, config).length // config.block_k)
+    before = max(road.memory, road.l2, road.arithmetic)
+    after = max(road.memory + 2 * activations / device.memory_rate, road.l2 + blocks * activations / device.l2_rate)
+    alone = LAUNCH_SECONDS + 3 * activations / device.memory_rate
+    return road.arithmetic < before and after - before < alone
 
 
 def roofline(task: Task, device: Device) -> float:
@@ -138,7 +202,7 @@ def weight_traffic_ratio(task: Task, config: TileConfig) -> float:
     return (run + SECTOR_BYTES - math.gcd(SECTOR_BYTES, run, step)) / run
 
 
-def _rate(task: Task, device: Device, config: TileConfig, m: int) -> float:
+def _rate(task: Task, device: Device, config: TileConfig) -> float:
     """FLOP a second that a product of this size and type can reach."""
     vector = device.tensor_rate / 14  # float32 without tensor cores, about, on every device listed
     if not config.dot:
@@ -146,5 +210,10 @@ def _rate(task: Task, device: Device, config: TileConfig, m: int) -> float:
     if on_vector_units(task):
         return vector / 2
     full = device.tensor_rate / (2 if task.itemsize == 4 else 1)
-    fill = min(1.0, m / 64) * min(1.0, config.block_n / 128)
+    m, n = (config.block_k if task.face == "weight_grad" else config.block_b), config.block_n
+    if config.swap:
+        m, n = n, m
+    if device.warp_groups and m < WARP_GROUP_ROWS:
+        full *= ALONE
+    fill = min(1.0, m / 64) * min(1.0, n / 128)
     return 0.75 * full * (0.3 + 0.7 * fill)

@@ -12,16 +12,25 @@ from lc_triton.tiles.device import Device
 from lc_triton.tiles.task import Task
 from lc_triton.tiles.walk import loop_of, programs
 
+# Rows of the smallest product that a warp group's matrix instruction makes.
+WARP_GROUP_ROWS = 64
 # A dot below this many channels or filters a group would multiply mostly padding.
 MIN_GROUP_FOR_DOT = 16
 # Up to this batch a product is a few vectors times a matrix, and tensor cores have nothing to reuse.
 MAX_BATCH_WITHOUT_DOT = 2
-# Products a program without dot holds at once: 16 float32 registers a thread of four warps.
-MAX_PRODUCTS = 2048
+# Products a program of four warps without dot holds at once, 32 float32 registers a thread; with one group, whose
+# input is spread over the filters in registers, half of that, or ptxas spills for sm_100.
+MAX_PRODUCTS = 4096
 # How deep a product without tensor cores may be: it is unrolled, and ptxas spills here and there at twice this.
 MAX_VECTOR_DEPTH = 16
 # An asynchronous copy moves so many bytes at once.
 COPY_BYTES = 16
+# Numbers of a product that one warp can hold.
+SMALL_PRODUCT = 32 * 32
+# Positions a side of a tile, and in a row where there is one row only.
+MAX_SIDE, MAX_RUN = 8, 64
+# Registers of a thread beside its share of the accumulator: addresses, masks, operands.
+REGISTERS_OF_A_THREAD = 96
 # Each part of a split loop costs the traffic of the whole output in float32.
 MAX_SPLIT = 32
 
@@ -66,28 +75,68 @@ def descriptor_fits(task: Task, device: Device, config: TileConfig) -> bool:
     return True
 
 
+def resident(task: Task, device: Device, config: TileConfig) -> int:
+    """How many programs of a tile one multiprocessor is planned to hold, by shared memory, registers and warps."""
+    registers = _product(task, config) + REGISTERS_OF_A_THREAD * device.lanes * config.num_warps
+    by_shared = device.shared_bytes // shared_bytes(task, config) if config.dot else device.warps
+    return max(1, min(by_shared, device.registers // registers, device.warps // config.num_warps))
+
+
+def has_room_for_g(task: Task, device: Device, config: TileConfig) -> bool:
+    """Whether a tile of the weight gradient has registers left to take g through an activation."""
+    return _product(task, config) < (64 if _before_hopper(device) else 128) * 128
+
+
+def shared_bytes(task: Task, config: TileConfig) -> int:
+    """Shared memory that the pipeline's stages take: both operands of each step."""
+    return config.num_stages * stage_bytes(task, config)
+
+
+def stage_bytes(task: Task, config: TileConfig) -> int:
+    """Bytes of both operands of one step of the loop."""
+    m, n, k = config.block_b, config.block_n, config.block_k
+    if task.face == "weight_grad":
+        return m * (k + n) * task.itemsize
+    return m * k * task.itemsize + k * n * task.weight_itemsize
+
+
+def _product(task: Task, config: TileConfig) -> int:
+    """Numbers that a program's accumulator holds."""
+    rows = config.block_k if task.face == "weight_grad" else config.block_b
+    return rows * config.block_n if config.dot else config.block_b * config.block_k * config.block_n
+
+
+def uses_all(task: Task, device: Device, config: TileConfig) -> bool:
+    """Whether every multiprocessor has a program, and every thread a whole copy of weights a step."""
+    if programs(task.face, task.geo, task.batch, config) < device.multiprocessors:
+        return False
+    return config.block_k * config.block_n * task.weight_itemsize >= COPY_BYTES * device.lanes * config.num_warps
+
+
 def _splits(task: Task, device: Device, config: TileConfig) -> Iterator[TileConfig]:
-    """The tile, and where it leaves half of the device idle, the same with its loop split."""
+    """The tile, and where it leaves multiprocessors idle, the same with its loop split until it does not."""
     yield config
     whole = programs(task.face, task.geo, task.batch, config)
     loop = loop_of(task.face, task.geo, task.batch, config)
     for split in _powers(2, min(MAX_SPLIT, loop)):
-        if whole * split <= device.multiprocessors:
-            yield replace(config, split=split)
+        if whole * split // 2 >= device.multiprocessors:
+            return
+        yield replace(config, split=split)
 
 
 def _whole(task: Task, device: Device) -> Iterator[TileConfig]:
     """Tiles that are legal for the problem and fit the device's shared memory and registers, none of them split."""
     geo, face = task.geo, task.face
     if not _uses_dot(geo, task.batch):
-        yield from _reduce_candidates(task)
+        yield from _reduce_candidates(task, device)
         return
     limits = _Limits.of(task, device)
     tiled = geo.in_spatial if face == "input_grad" else geo.out_spatial
     group = (geo.in_channels if face == "input_grad" else geo.out_channels) // geo.groups
     whole = _power(group)
-    for rows in _powers(1, min(8, _power(tiled[2]))):
-        for cols in _powers(1, min(8, _power(tiled[3]))):
+    across = MAX_SIDE if tiled[2] > 1 else MAX_RUN
+    for rows in _powers(1, min(MAX_SIDE, _power(tiled[2]))):
+        for cols in _powers(1, min(across, _power(tiled[3]))):
             least = max(min(16, whole), 16 // (rows * cols))
             for block_f in _powers(least, max(least, min(256, whole))):
                 if rows * cols > 1 and block_f < min(whole, 64):
@@ -139,7 +188,7 @@ def _sized(
         return
     n = rows * cols * block_f
     if task.face == "weight_grad":
-        k *= 2 if task.itemsize < 4 else 1
+        k *= 2 if task.itemsize < 4 and k > 16 else 1
     area = (k if task.face == "weight_grad" else m) * n
     if area > limits.area or (task.itemsize == 8 and m * n > limits.area):
         return
@@ -149,12 +198,25 @@ def _sized(
     large = max(area, m * n, k * n, m * k if limits.thin else 0) >= (64 if _before_hopper(device) else 128) * 128
     # ptxas gives eight warps 80 registers each, which an input that passes through registers overflows.
     warps = 8 if large or (limits.vector and area >= 64 * 32 and not limits.through_registers) else 4
-    second = m * n * task.itemsize if task.face == "weight_grad" else k * n * task.weight_itemsize
-    stage = m * k * task.itemsize + second
-    stages = min(4, device.shared_bytes // max(stage, 1))
-    if stages < 2:
-        return
-    yield TileConfig(rows, cols, block_f, m, k, num_warps=warps, num_stages=stages)
+    copies = k * n * task.weight_itemsize // (COPY_BYTES * device.lanes)
+    if (
+        warps > copies and max(area, m * n) <= SMALL_PRODUCT
+    ):  # so small a step has no whole copy for each thread of four
+        warps = max(1, copies)
+    tile = TileConfig(rows, cols, block_f, m, k, swap=swaps(task, device, k, m, n), num_warps=warps)
+    stages = min(4, device.shared_bytes // stage_bytes(task, tile))
+    if stages >= 2:
+        yield replace(tile, num_stages=stages)
+
+
+def swaps(task: Task, device: Device, k: int, m: int, n: int) -> bool:
+    """Whether the operands change sides: where only so does a product fill the M side of a warp group's instruction.
+
+    Weights that are rounded on the way stay unswapped: swapped, Triton loads them number by number.
+    """
+    if not device.warp_groups or task.itemsize != 2 or task.weight_itemsize != 2:
+        return False
+    return (k if task.face == "weight_grad" else m) < WARP_GROUP_ROWS <= n
 
 
 def _before_hopper(device: Device) -> bool:
@@ -162,14 +224,19 @@ def _before_hopper(device: Device) -> bool:
     return isinstance(device.arch, int) and device.arch < 90
 
 
-def _reduce_candidates(task: Task) -> Iterator[TileConfig]:
+def _reduce_candidates(task: Task, device: Device) -> Iterator[TileConfig]:
     """Tiles without `tl.dot`: one position, a run of filters (or channels) that may cross groups, few samples."""
     total = task.geo.in_channels if task.face == "input_grad" else task.geo.out_channels
-    samples = min(16, _power(task.batch))
+    most = min(16, _power(task.batch))
+    products = MAX_PRODUCTS if task.geo.groups > 1 else MAX_PRODUCTS // 2
     for block_f in _powers(min(32, _power(total)), min(128, _power(total))):
         for k in _powers(1, 256):
-            if samples * k * block_f <= MAX_PRODUCTS:
-                yield TileConfig(1, 1, block_f, samples, k, dot=False, num_warps=4, num_stages=2)
+            # As many warps as have a whole copy of weights a thread.
+            copies = k * block_f * task.weight_itemsize // (COPY_BYTES * device.lanes)
+            warps = max(1, min(4, copies))
+            for samples in _powers(min(4, most), most):
+                if samples * k * block_f <= products * warps // 4:
+                    yield TileConfig(1, 1, block_f, samples, k, dot=False, num_warps=warps, num_stages=2)
 
 
 def on_vector_units(task: Task) -> bool:

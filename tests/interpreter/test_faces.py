@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import lc_triton
 from lc_triton import launch
 from lc_triton._activations import FUSED_NAMES, Activation, parse_activation
 from lc_triton._problem import Problem
@@ -201,6 +202,72 @@ def test_activations_at_the_ends_of_their_range(name):
     want, torchs = act(z.double()), act(z)
     for got, exact, peer in zip(y.flatten().tolist(), want.tolist(), torchs.tolist(), strict=True):
         assert abs(got - exact) <= 2 * abs(peer - exact) + 4e-7 * max(abs(exact), 1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", [name for name in FUSED_NAMES if name != "linear"])
+def test_the_weight_gradient_takes_g_through_the_activation(name, dtype):
+    geo, act = next(c for c in CASES if c.name == "1d_one").geometry, parse_activation(name)
+    z = torch.tensor([v for v in ENDS if abs(v) < 50 or name != "exponential"], dtype=dtype)
+    g = torch.linspace(-2, 2, len(z), dtype=dtype).view(-1, 1, 1)
+    saved = (act(z) if act.saves == "y" else z).view_as(g)
+    want = g.double() * act.derivative(saved.double())
+    dw, db, dz = torch.full(geo.weight_shape, NAN, dtype=dtype), torch.full(geo.bias_shape, NAN, dtype=dtype), g * NAN
+    problem = Problem(geo, act, "triton")
+    launch.weight_grad(torch.ones_like(g), g, dw, db, problem, TileConfig(1, 1, 16, 16, 16), saved, dz)
+    if dtype == torch.float64:
+        assert_close(dz, want)
+    else:
+        assert_as_good(dz, want, act.backward(g, saved), 2)
+    for result in (dw, db):
+        assert_close(result.flatten(), want.sum().view(1), 1e-12 if dtype == torch.float64 else 2e-6)
+
+
+@pytest.mark.parametrize("split", [1, 2])
+@pytest.mark.parametrize("dot", [True, False])
+def test_each_number_of_dz_is_written_once(dot, split):
+    """Several blocks of the walk, of positions and of samples; g with strides of its own; with bias and without."""
+    case = replace(ODD, batch=5)
+    geo, t = case.geometry, tensors(case)
+    y = torch.randn(t.g.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    want = torch.where(y > 0, t.g, 0.0)
+    behind = expected(case, replace(t, g=want))
+    g = VIEWS["cropped"](t.g)
+    for db in (torch.full_like(t.bias, NAN), None):
+        dw, dz = torch.full_like(t.weight, NAN), torch.full_like(t.g, NAN)
+        config = replace(tile(1, 2, geo.out_channels, dot, split=split), block_b=16 if dot else 2)
+        launch.weight_grad(t.x, g, dw, db, Problem(geo, Activation("relu"), "triton"), config, y, dz)
+        assert torch.equal(dz, want)
+        assert_close(dw, behind["dw"])
+        if db is not None:
+            assert_close(db, behind["db"])
+
+
+@pytest.mark.parametrize("saves", ["relu", "silu"])
+@pytest.mark.parametrize("through", [True, False])
+def test_a_backward_through_an_activation(saves, through, monkeypatch):
+    """Both ways that a training step can go give the derivative, and a frozen input or weight needs its own only."""
+    called = []
+
+    def spy(*args):
+        called.append(through)
+        return through
+
+    monkeypatch.setattr("lc_triton.launch.takes_through", spy)
+    case = Case("small", (4,), 2, 3, 2, stride=2)
+    t = tensors(case)
+    want = expected(case, t, parse_activation(saves))
+    for needs in ("x weight bias", "weight", "weight bias", "x bias"):
+        leaves = {n: getattr(t, n).clone().requires_grad_(n in needs.split()) for n in ("x", "weight", "bias")}
+        with lc_triton.backend("triton"):
+            y = lc_triton.local_conv(*leaves.values(), **case.arguments, activation=saves, data_format="channels_last")
+            y.backward(t.g)
+        for name, leaf in leaves.items():
+            if name in needs.split():
+                assert_close(leaf.grad, want[{"x": "dx", "weight": "dw", "bias": "db"}[name]])
+            else:
+                assert leaf.grad is None
+    assert called == [through] * 3
 
 
 def test_channel_bias_and_the_epilogue_of_the_input_gradient():

@@ -18,12 +18,14 @@ import torch
 import triton
 from tqdm import tqdm
 
+from lc_triton._activations import Activation
 from lc_triton._problem import Problem
 from lc_triton.launch.build import build, machine_code
-from lc_triton.tiles import model, paths, workloads
+from lc_triton.tiles import model, paths, space, workloads
 from lc_triton.tiles.config import FACES, Face, TileConfig
 from lc_triton.tiles.device import DEVICES
 from lc_triton.tiles.task import Task
+from lc_triton.tiles.walk import loop_of, programs
 
 FILE = Path(__file__).with_name("gate.json")
 DEVICE_NAMES = ("a100", "h100", "b200")
@@ -75,13 +77,17 @@ def rows() -> list[Row]:
 
 def figures(row: Row) -> dict[str, Any]:
     """The static figures of a row, compiled here and now."""
-    config = row.config
+    config, device = row.config, DEVICES[row.device]
     problem = Problem(row.task.geometry, backend="triton")
-    arch, dtype = DEVICES[row.device].arch, getattr(torch, row.dtype)
-    code = machine_code(row.face, build(row.face, problem, config, arch, dtype=dtype))
+    dtype = getattr(torch, row.dtype)
+    code = machine_code(row.face, build(row.face, problem, config, device.arch, dtype=dtype))
+    spills = code.spills
+    if model.takes_through(row.task, device, config):  # the same tile must carry the activation's derivative too
+        behind = Problem(row.task.geometry, Activation("relu"), backend="triton")
+        spills += machine_code(row.face, build(row.face, behind, config, device.arch, dtype=dtype)).spills
     return {
         "registers": code.registers,
-        "spills": code.spills,
+        "spills": spills,
         "shared_bytes": code.shared_bytes,
         "wgmma": code.wgmma > 0,
         "weight_bits": code.weight_bits,
@@ -89,21 +95,39 @@ def figures(row: Row) -> dict[str, Any]:
     }
 
 
+def wants_whole_loads(row: Row) -> bool:
+    """Whether the weights must move 128 bits at a time: 16-bit numbers whose runs are whole multiples of that."""
+    return row.dtype != "float32" and row.task.geometry.out_channels % 8 == 0
+
+
+def fills(row: Row) -> bool:
+    """Whether every multiprocessor has a program, or the loop is split as far as it goes."""
+    count = programs(row.face, row.task.geo, row.batch, row.config)
+    loop = loop_of(row.face, row.task.geo, row.batch, row.config)
+    return count >= DEVICES[row.device].multiprocessors or 2 * row.config.split > min(space.MAX_SPLIT, loop)
+
+
 def wants_wgmma(row: Row) -> bool:
-    """Whether a row must use Hopper's matrix instruction: 16 bits, batch >= 64, a product that fills its M side."""
+    """Whether a row must use Hopper's matrix instruction: 16 bits, and a product that fills its M side."""
     config = row.config
     m = config.block_k if row.face == "weight_grad" else config.block_b
-    wide = m >= 64 or (config.swap and config.block_n >= 64)
-    return row.device == "h100" and row.dtype != "float32" and row.batch >= 64 and config.dot and wide
+    wide = (config.block_n if config.swap else m) >= 64 and config.num_warps >= 4
+    return row.device == "h100" and row.dtype != "float32" and config.dot and wide
 
 
 def faults(row: Row, found: dict[str, Any], reviewed: dict[str, Any] | None) -> list[str]:
     """What is wrong with a row by itself, and what is worse than in the reviewed file."""
     wrong = []
+    device = DEVICES[row.device]
+    planned = space.resident(row.task, device, row.config)
     if found["spills"]:
         wrong.append(f"{found['spills']} spills")
-    if found["shared_bytes"] > DEVICES[row.device].shared_bytes:
-        wrong.append(f"{found['shared_bytes']} bytes of shared memory")
+    if planned * found["shared_bytes"] > device.shared_bytes:
+        wrong.append(f"{found['shared_bytes']} bytes of shared memory, {planned} programs planned")
+    if not fills(row):
+        wrong.append(f"{programs(row.face, row.task.geo, row.batch, row.config)} programs")
+    if wants_whole_loads(row) and found["weight_bits"] < 128:
+        wrong.append(f"weights move {found['weight_bits']} bits at a time")
     if found["weight_traffic"] > MAX_WEIGHT_TRAFFIC:
         wrong.append(f"weights move {found['weight_traffic']} times")
     if wants_wgmma(row) and not found["wgmma"]:
@@ -130,7 +154,11 @@ def write() -> int:
     once = {row.kernel: row for row in everything}
     with ProcessPoolExecutor() as pool:
         built = dict(
-            zip(once, tqdm(pool.map(figures, once.values(), chunksize=4), total=len(once), unit="kernel"), strict=True)
+            zip(
+                once,
+                tqdm(pool.map(figures, once.values(), chunksize=4), total=len(once), unit="kernel", disable=None),
+                strict=True,
+            )
         )
     before = reviewed() if FILE.exists() else {}
     same_triton = before.get("triton") == triton.__version__

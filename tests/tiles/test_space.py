@@ -9,7 +9,7 @@ from lc_triton.errors import ArgumentValueError
 from lc_triton.tiles import model
 from lc_triton.tiles.config import FACES, TileConfig
 from lc_triton.tiles.device import DEVICES, by_name
-from lc_triton.tiles.space import candidates, descriptor_fits, variants
+from lc_triton.tiles.space import candidates, descriptor_fits, resident, variants
 from lc_triton.tiles.task import Task
 from lc_triton.tiles.walk import programs
 
@@ -52,7 +52,8 @@ def test_a_loop_is_split_only_where_the_device_idles():
     split = [config for config in candidates(task("one_position"), H200) if config.split > 1]
     assert split
     for config in split:
-        assert programs("forward", task("one_position").geo, 64, config) <= H200.multiprocessors
+        count = programs("forward", task("one_position").geo, 64, config)
+        assert count // 2 < H200.multiprocessors
 
 
 def test_the_model_splits_a_long_loop_over_a_single_position():
@@ -104,6 +105,46 @@ def test_where_a_descriptor_may_be_used(what, fits):
 def test_a_band_has_no_boxes(what):
     with pytest.raises(ArgumentValueError, match=r"of one position and use tl\.dot to move boxes"):
         replace(ONE, descriptor=True, **what)
+
+
+@pytest.mark.parametrize(
+    ("batch", "dtype", "device", "swaps"),
+    [
+        (16, "bfloat16", "h200", True),
+        (32, "float16", "b200", True),
+        (16, "bfloat16", "a100", False),
+        (16, "float32", "h200", False),
+        (16, "bfloat16", "mi300x", False),
+    ],
+)
+@pytest.mark.parametrize("face", ["forward", "input_grad"])
+def test_small_batches_put_the_filters_on_the_side_of_64(face, batch, dtype, device, swaps):
+    found = [c for c in candidates(task(face=face, batch=batch, dtype=dtype), by_name(device)) if c.block_n >= 64]
+    assert found
+    for config in found:
+        assert config.swap is (swaps and config.block_b < 64)
+
+
+def test_rounded_weights_stay_on_their_side():
+    mixed = Task("forward", LAYERS["plain"], 16, "bfloat16", "float32")
+    assert not any(config.swap for config in candidates(mixed, H200))
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("name", ["plain", "groups", "depthwise"])
+def test_the_choice_has_a_program_a_multiprocessor_and_a_whole_copy_of_weights_a_thread(name, face):
+    t = task(name, face)
+    pick = model.choose(t, H200)
+    assert programs(face, t.geo, t.batch, pick) >= H200.multiprocessors
+    assert pick.block_k * pick.block_n * 2 >= 16 * 32 * pick.num_warps
+
+
+def test_programs_that_a_multiprocessor_holds():
+    small, large = TileConfig(1, 1, 16, 16, 64), TileConfig(2, 2, 64, 128, 64, num_warps=8, num_stages=4)
+    assert resident(task(), H200, large) == 1  # 192 KB of stages
+    assert resident(task(), H200, small) > 4
+    for config in candidates(task(), H200):
+        assert 1 <= resident(task(), H200, config) <= H200.warps // config.num_warps
 
 
 def test_variants():
