@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 help:
 	@echo "make demo    train a locally connected network on handwritten digits"
 	@echo "make test    all tests that need no GPU (and those that do, where there is one)"
-	@echo "make bench   lc_triton beside its peers on this CPU, the tables and pictures of docs/performance.md: it takes long"
+	@echo "make bench   lc_triton beside its peers, here and on a GPU where there is one, the tables and pictures of docs/performance.md: it takes long"
 	@echo "make gate    static figures of every kernel, before a change of kernels or tiles lands"
 	@echo "make lint    style;  make types   mypy --strict;  make clean   remove .venv"
 
@@ -31,6 +31,8 @@ bench: setup
 	$(BIN)/python -m benchmarks run --suite growth --seconds 1 --contenders "F.unfold + bmm" "Tensor.unfold + einsum" \
 		--out benchmarks/results/growth.json
 	$(BIN)/python -m benchmarks overhead --out benchmarks/results/overhead.json
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+	$(BIN)/python -m benchmarks run --device cuda --suite published --dtypes bfloat16 bfloat16/float32 --out benchmarks/results/cuda.json; fi
 	$(BIN)/python -m benchmarks report benchmarks/results/*.json
 
 # All kernels the model picks, compiled for three architectures: minutes. Review what it changes in tests/machine/gate.json.

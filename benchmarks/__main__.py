@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks run | overhead | report | compare`."""
+"""The command line: `python -m benchmarks run | overhead | report | regimes | compare`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.contenders import CONTENDERS, OURS
+import torch
+
+from benchmarks.contenders import CONTENDERS, MOST_BYTES, OURS
 from benchmarks.rows import Row
 from benchmarks.suites import SUITES, suite
 from lc_triton._files import write_atomically
 from lc_triton._geometry import check_int, check_name
-from lc_triton.errors import LocalConvError
+from lc_triton.errors import ArgumentValueError, LocalConvError
 from lc_triton.search.run import check_seconds
 from lc_triton.tiles import paths, workloads
-from lc_triton.tiles.key import DTYPES
+from lc_triton.tiles.task import types_of
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
 
@@ -38,12 +40,14 @@ def rows(options: argparse.Namespace) -> list[Row]:
     check_seconds("--seconds", options.seconds)
     check_int("--threads", options.threads, 1)
     for dtype in options.dtypes:
-        check_name("dtype", dtype, DTYPES)
+        types_of(dtype)
+    if check_name("--device", options.device, tuple(MOST_BYTES)) == "cuda" and not torch.cuda.is_available():
+        raise ArgumentValueError(name="--device", value="cuda", allowed="cpu here: torch finds no GPU")
     if options.workload is None:
         pairs = suite(check_name("--suite", options.suite, SUITES))
     else:
         pairs = list(chosen(options.workload, options.batches))
-    return [Row(*pair, dtype, options.threads) for pair in pairs for dtype in options.dtypes]
+    return [Row(*pair, dtype, options.threads, options.device) for pair in pairs for dtype in options.dtypes]
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -60,7 +64,7 @@ def _overhead(options: argparse.Namespace) -> int:
     from benchmarks.overhead import overhead
     from benchmarks.run import about
 
-    results = {"about": about(), "overhead": overhead()}
+    results = {"about": about("cpu"), "overhead": overhead()}
     write_atomically(options.out, (json.dumps(results, indent=1) + "\n").encode())
     print(json.dumps(results["overhead"], indent=1))
     return 0
@@ -70,6 +74,13 @@ def _report(options: argparse.Namespace) -> int:
     from benchmarks.report import report
 
     report(options.files, options.document)
+    return 0
+
+
+def _regimes(options: argparse.Namespace) -> int:
+    from benchmarks import regimes
+
+    regimes.write(options.document)
     return 0
 
 
@@ -87,11 +98,14 @@ def main() -> int:
     what.add_argument("--suite", default="cpu", metavar="NAME", help="cpu (default), growth, or published: every layer")
     what.add_argument("--workload", nargs="+", metavar="NAME", help="instead: names, or shapes like 63x63x16,k9,f16")
     what.add_argument("--batches", nargs="+", type=int, metavar="B", help="of --workload (default: its own)")
-    what.add_argument("--dtypes", nargs="+", default=["float32"], metavar="DTYPE")
+    what.add_argument(
+        "--dtypes", nargs="+", default=["float32"], metavar="DTYPE", help="bfloat16/float32 is x/weight under autocast"
+    )
+    what.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     what.add_argument("--threads", type=int, default=2, help="of torch (default: 2)")
     what.add_argument("--seconds", type=float, default=5.0, help="for the rounds of a row and mode (default: 5)")
 
-    command = commands.add_parser("run", parents=[what], help="check and time every contender on this machine's CPU")
+    command = commands.add_parser("run", parents=[what], help="check and time every contender")
     command.add_argument("--contenders", nargs="+", metavar="NAME", help="beside lc_triton (default: everyone)")
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
     command.set_defaults(run=_run)
@@ -102,6 +116,9 @@ def main() -> int:
     command.add_argument("files", nargs="+", type=Path, metavar="FILE", help="what run and overhead wrote")
     command.add_argument("--document", type=Path, default=DOCUMENT, metavar="FILE")
     command.set_defaults(run=_report)
+    command = commands.add_parser("regimes", help="write the table of what the model predicts for a GPU")
+    command.add_argument("--document", type=Path, default=DOCUMENT, metavar="FILE")
+    command.set_defaults(run=_regimes)
     command = commands.add_parser(
         "compare", parents=[what], help="time two states of lc_triton in turns; 1 where B is more than 5%% slower"
     )

@@ -61,7 +61,8 @@ def time_pair(trees: Sequence[Path], row: Row, seconds: float) -> dict[str, floa
             first, second = (entrant.turn(mode) for entrant in pair)
             for state, entrant in zip("AB", pair, strict=True):
                 if entrant.skipped is not None:
-                    raise RuntimeError(f"{state} has no times: {entrant.skipped}")
+                    allowed = f"right and runnable: it has no times, for {entrant.skipped}"
+                    raise ArgumentValueError(name=f"state {state}", value=row.workload, allowed=allowed)
             found.append(second / first)
         ratios[mode] = statistics.median(found)
     for entrant in pair:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, Protocol
@@ -14,12 +14,16 @@ from torch import Tensor
 import lc_triton
 from benchmarks import jax_peers, keras_peers
 from benchmarks.peers import PEERS, Peer, broadcast_bytes
-from benchmarks.rows import COPIES, Data, Results, Row
+from benchmarks.products import Products
+from benchmarks.rows import Data, Results, Row, turns
 from lc_triton._geometry import Geometry
 
 OURS = "lc_triton"
+CAST = "lc_triton, weights cast first"  # what autocast would do of itself; only where x and weight differ
+BMM = "torch.bmm on ready-made patches"  # what no layer can do: it is given the patches and gives their gradient back
+NOT_PEERS = (OURS, CAST, BMM)
 MODES = ("forward", "step")
-MOST_BYTES = 4 << 30  # of a peer's buffers: more would stop the machine instead of the peer
+MOST_BYTES = {"cpu": 4 << 30, "cuda": 32 << 30}  # of a peer's buffers: more would stop the machine instead of the peer
 
 
 class Ready(Protocol):
@@ -59,7 +63,7 @@ class Torch:
 
     def __init__(self, forward: Forward, tensors: tuple[Tensor, ...], data: Data, first: bool) -> None:
         self.forward, self.tensors, self.data, self.first = forward, tensors, data, first
-        self.inputs = [tensors[0].clone() for _ in range(COPIES)]
+        self.sets = turns(tensors)
 
     def results(self) -> Results:
         """As `Ready` says."""
@@ -75,8 +79,8 @@ class Torch:
 
     def call(self, mode: str, turn: int) -> None:
         """As `Ready` says."""
-        _, weight, bias, g = self.tensors
-        leaves = [t.detach().requires_grad_(mode == "step") for t in (self.inputs[turn % COPIES], weight, bias)]
+        *leaves, g = self.sets[turn % len(self.sets)]
+        leaves = [t.detach().requires_grad_(mode == "step") for t in leaves]
         if mode == "forward":
             with torch.no_grad():
                 self.forward(*leaves)
@@ -84,11 +88,21 @@ class Torch:
             torch.autograd.grad(self.forward(*leaves), leaves, g)
 
 
-def _ours(row: Row, data: Data) -> Ready:
+def _ours(row: Row, data: Data) -> Torch:
     geo = row.task.geometry
     layer: dict[str, Any] = {"stride": geo.stride, "padding": list(geo.padding), "dilation": geo.dilation}
     layer |= {"groups": geo.groups, "data_format": "channels_last"}
     return Torch(partial(lc_triton.local_conv, **layer), (data.x, data.weight, data.bias, data.g), data, False)
+
+
+def _cast(forward: Forward, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return forward(x, weight.to(x.dtype), bias.to(x.dtype))
+
+
+def _ours_cast(row: Row, data: Data) -> Ready:
+    ready = _ours(row, data)
+    ready.forward = partial(_cast, ready.forward)
+    return ready
 
 
 def _peer(peer: Peer, inductor: bool, row: Row, data: Data) -> Ready:
@@ -96,6 +110,8 @@ def _peer(peer: Peer, inductor: bool, row: Row, data: Data) -> Ready:
     x, g = (t.movedim(-1, 1).contiguous() for t in (data.x, data.g))
     tensors = (x, peer.weight(data.weight, geo), data.bias.movedim(-1, 0).contiguous(), g)
     forward: Forward = partial(peer.forward, geo=geo)
+    if row.mixed:
+        forward = partial(_cast, forward)
     return Torch(torch.compile(forward, dynamic=False) if inductor else forward, tensors, data, True)
 
 
@@ -105,7 +121,7 @@ def _peer_refuses(peer: Peer, row: Row) -> str | None:
         return reason
     patches = row.batch * geo.positions * geo.window * geo.groups * row.task.itemsize
     products = broadcast_bytes(geo, row.batch, row.task.itemsize)
-    return too_large(3 * (products if peer.name.startswith("broadcast") else patches))
+    return too_large(row, 3 * (products if peer.name.startswith("broadcast") else patches))
 
 
 def compiled(name: str) -> str:
@@ -113,9 +129,20 @@ def compiled(name: str) -> str:
     return f"torch.compile of {name}"
 
 
-def too_large(needed: int) -> str | None:
+def too_large(row: Row, needed: int) -> str | None:
     """Why buffers of so many bytes are not made, or None."""
-    return f"its buffers would take {needed / 2**30:.0f} GiB" if needed > MOST_BYTES else None
+    return f"its buffers would take {needed / 2**30:.0f} GiB" if needed > MOST_BYTES[row.device] else None
+
+
+def _cast_refuses(row: Row) -> str | None:
+    return None if row.mixed else "weights are of x's dtype"
+
+
+def _bmm_refuses(row: Row) -> str | None:
+    geo = row.task.geometry
+    if row.device != "cuda":
+        return "is timed on a GPU alone"
+    return too_large(row, 3 * row.batch * geo.positions * geo.window * geo.groups * row.task.itemsize)
 
 
 def missing(module: str) -> str | None:
@@ -136,6 +163,7 @@ def _all() -> list[Contender]:
     flax = "https://flax.readthedocs.io/en/latest/api_reference/flax.linen/layers.html"
     keras = "https://github.com/keras-team/tf-keras/tree/master/tf_keras/layers/locally_connected"
     found = [Contender(OURS, "https://pypi.org/project/lc-triton", lambda row: None, _ours, lambda weight, geo: weight)]
+    found.append(replace(found[0], name=CAST, refuses=_cast_refuses, ready=_ours_cast))
     for peer in PEERS.values():
         refuses = partial(_peer_refuses, peer)
         found.append(Contender(peer.name, peer.source, refuses, partial(_peer, peer, False), peer.weight))
@@ -146,6 +174,8 @@ def _all() -> list[Contender]:
     for name, module, source in (("jax.lax", "jax", jax), ("flax.linen", "flax", flax)):
         title = {"jax.lax": "JAX conv_general_dilated_local", "flax.linen": "flax ConvLocal"}[name]
         found.append(Contender(title, source, partial(_jax_refuses, module), jax_peers.READY[name], jax_peers.lay_out))
+    bmm = "https://docs.pytorch.org/docs/stable/generated/torch.bmm.html"
+    found.append(Contender(BMM, bmm, _bmm_refuses, Products, lambda weight, geo: weight))
     for n in (1, 2, 3):
         found.append(
             Contender(

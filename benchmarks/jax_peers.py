@@ -16,8 +16,9 @@ from lc_triton._geometry import Geometry
 
 def refuses(row: Row) -> str | None:
     """Why they cannot run a row, or None."""
-    geo = row.task.geometry
-    return "takes no groups" if geo.groups > 1 else None
+    if row.mixed:
+        return "takes one dtype"
+    return "takes no groups" if row.task.geometry.groups > 1 else None
 
 
 def lay_out(weight: Tensor, geo: Geometry) -> Tensor:
@@ -25,11 +26,12 @@ def lay_out(weight: Tensor, geo: Geometry) -> Tensor:
     return weight.movedim(-2, geo.ndim).reshape(*geo.out_spatial, -1, geo.out_channels)
 
 
-def _jax(threads: int) -> Any:
-    # Read when jax starts; XLA sizes its pool by the cores it may run on.
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+def _jax(row: Row) -> Any:
+    # Read when jax starts; XLA sizes its pool by the cores it may run on, and would take most of a GPU's memory.
+    os.environ.setdefault("JAX_PLATFORMS", row.device)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if row.device == "cpu" and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: row.threads])
     import jax
 
     return jax
@@ -39,7 +41,7 @@ class Jax:
     """A JAX function of (x, weight, bias), its gradients by `vjp`."""
 
     def __init__(self, forward: Callable[..., Any], row: Row, data: Data, weight: Tensor) -> None:
-        jax = _jax(row.threads)
+        jax = _jax(row)
         self.data, self.dtype = data, data.x.dtype
         self.wait = jax.block_until_ready
         self.forward = jax.jit(forward)
@@ -70,6 +72,7 @@ def _step(jax: Any, forward: Callable[..., Any], x: Any, weight: Any, bias: Any,
 def _array(tensor: Tensor) -> Any:
     import jax.numpy as jnp
 
+    tensor = tensor.cpu()
     if tensor.dtype == torch.bfloat16:
         return jnp.asarray(tensor.float().numpy()).astype(jnp.bfloat16)
     return jnp.asarray(tensor.contiguous().numpy())
@@ -84,7 +87,7 @@ def _tensor(array: Any) -> Tensor:
 
 
 def _lax(row: Row, data: Data) -> Jax:
-    jax, geo = _jax(row.threads), row.task.geometry
+    jax, geo = _jax(row), row.task.geometry
     letters = "DHW"[-geo.ndim :]
 
     def forward(x: Any, weight: Any, bias: Any) -> Any:
@@ -103,7 +106,7 @@ def _lax(row: Row, data: Data) -> Jax:
 
 
 def _linen(row: Row, data: Data) -> Jax:
-    _jax(row.threads)
+    _jax(row)
     from flax import linen
 
     geo = row.task.geometry

@@ -32,8 +32,8 @@ def refuses(implementation: int, row: Row) -> str | None:
         return "takes no groups, dilation or third dimension"
     if padded and (implementation != 2 or not _keras_same(geo)):
         return "takes no padding" if implementation == 1 else "its kernel leaves out what lies in the padding"
-    if row.dtype != "float32":
-        return "is timed in float32 alone"
+    if row.dtype != "float32" or row.device != "cpu":
+        return "is timed in float32 on a CPU alone"
     if implementation == 1 and geo.positions > MOST_POSITIONS:
         return f"would build {geo.positions} slices"
     kernel = 4 * geo.sites * geo.in_channels * geo.positions * geo.out_channels

@@ -56,7 +56,7 @@ def _unfolded(x: Tensor, geo: Geometry) -> Tensor:
     return F.unfold(F.pad(x, pairs), kernel, dilation, 0, stride)
 
 
-def _windows(x: Tensor, geo: Geometry) -> Tensor:
+def windows(x: Tensor, geo: Geometry) -> Tensor:
     """`Tensor.unfold`: all windows `(B, C, *out_spatial, *kernel)`, a view of the padded input."""
     x = F.pad(x, [side for pair in reversed(geo.padding) for side in pair])
     for d in range(geo.ndim):
@@ -103,12 +103,12 @@ def _windows_weight(weight: Tensor, geo: Geometry) -> Tensor:
 
 def _windows_einsum(x: Tensor, weight: Tensor, bias: Tensor, geo: Geometry) -> Tensor:
     out, kernel = "hwd"[: geo.ndim], "ijk"[: geo.ndim]
-    return torch.einsum(f"bc{out}{kernel},fc{out}{kernel}->bf{out}", _windows(x, geo), weight) + bias
+    return torch.einsum(f"bc{out}{kernel},fc{out}{kernel}->bf{out}", windows(x, geo), weight) + bias
 
 
 def _broadcast(x: Tensor, weight: Tensor, bias: Tensor, geo: Geometry) -> Tensor:
     """The module of the forum's thread: every product is written to memory before the sum."""
-    products = _windows(x, geo).unsqueeze(1) * weight
+    products = windows(x, geo).unsqueeze(1) * weight
     return products.sum([2, *range(-geo.ndim, 0)]) + bias
 
 

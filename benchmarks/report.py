@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders import MODES, OURS
-from benchmarks.rows import layer
+from benchmarks.contenders import MODES, NOT_PEERS, OURS
+from benchmarks.rows import Row
 from benchmarks.suites import GROWTH
 from lc_triton._files import write_atomically
 
@@ -26,7 +26,6 @@ def report(files: Sequence[Path], document: Path) -> None:
         files: what `run` and `overhead` wrote.
         document: Markdown with pairs of `<!-- table NAME -->` and `<!-- end -->`; NAME is the stem of a file.
     """
-    text = document.read_text(encoding="utf-8")
     for file in files:
         content = json.loads(file.read_text(encoding="utf-8"))
         parts = [_about(content)]
@@ -39,17 +38,22 @@ def report(files: Sequence[Path], document: Path) -> None:
             picture = f"![Times and memory over what cannot be avoided, and the roofline]({file.stem}.png)"
             parts += [_summary(content), picture, _everyone(content)]
             _draw_bars(content, document.with_name(f"{file.stem}.png"))
-        body = f"<!-- table {file.stem} -->\n\n" + "\n\n".join(parts) + "\n\n<!-- end -->"
-        pattern = rf"<!-- table {re.escape(file.stem)} -->.*?<!-- end -->"
-        text, found = re.subn(pattern, lambda _, body=body: body, text, flags=re.S)
-        if not found:
-            text += f"\n{body}\n"
+        fill(document, file.stem, "\n\n".join(parts))
+
+
+def fill(document: Path, name: str, content: str) -> None:
+    """Replace what stands between the marks of a name, or add them at the end."""
+    text = document.read_text(encoding="utf-8")
+    body = f"<!-- table {name} -->\n\n{content}\n\n<!-- end -->"
+    text, found = re.subn(rf"<!-- table {re.escape(name)} -->.*?<!-- end -->", lambda _: body, text, flags=re.S)
+    if not found:
+        text += f"\n{body}\n"
     write_atomically(document, text.encode())
 
 
 def best(row: dict[str, Any], mode: str) -> tuple[str, float] | None:
     """The fastest peer and its milliseconds."""
-    times = {n: c[mode]["median_ms"] for n, c in row["contenders"].items() if n != OURS and "skipped" not in c}
+    times = {n: c[mode]["median_ms"] for n, c in row["contenders"].items() if n not in NOT_PEERS and "skipped" not in c}
     return min(times.items(), key=lambda item: item[1]) if times else None
 
 
@@ -60,13 +64,13 @@ def geomean(values: Sequence[float]) -> float:
 
 def _about(content: dict[str, Any]) -> str:
     about = content["about"]
-    parts = [f"{about['device']}, torch {about['torch']}, Python {about['python']}"]
+    triton = f", triton {about['triton']}" if "triton" in about else ""
+    parts = [f"{about['device']}, torch {about['torch']}{triton}, Python {about['python']}"]
     machines = [row["machine"] for row in content.get("rows", ())]
     if machines:
         rates = [statistics.median(m[key] / 1e9 for m in machines) for key in ("flops", "bytes_per_s")]
-        parts.append(
-            f"{machines[0]['threads']:.0f} threads, matmul {rates[0]:.0f} GFLOP/s, copy {rates[1]:.0f} GB/s (medians)"
-        )
+        threads = "" if triton else f"{machines[0]['threads']:.0f} threads, "
+        parts.append(f"{threads}matmul {rates[0]:.0f} GFLOP/s, copy {rates[1]:.0f} GB/s (medians)")
     return f"Measured {about['date'][:10]} at commit `{about['commit'][:10]}`: " + "; ".join(parts) + "."
 
 
@@ -215,7 +219,9 @@ def _draw_bars(content: dict[str, Any], file: Path) -> None:
     for axis, mode in zip(axes, MODES, strict=False):
         for y, row in enumerate(rows):
             floor = row["floor_ms"][mode]
-            others = [c[mode]["median_ms"] / floor for n, c in row["contenders"].items() if n != OURS and mode in c]
+            others = [
+                c[mode]["median_ms"] / floor for n, c in row["contenders"].items() if n not in NOT_PEERS and mode in c
+            ]
             axis.scatter(others, [y] * len(others), color=COLORS["peers"], s=28, label="peers" if y == 0 else None)
             if others:
                 axis.scatter(min(others), y, color=COLORS["best"], s=34, label="best peer" if y == 0 else None)
@@ -229,7 +235,7 @@ def _draw_bars(content: dict[str, Any], file: Path) -> None:
     _draw_roofline(axes[2], rows)
     for y, row in enumerate(rows):
         found = {n: c["step_bytes"] for n, c in row["contenders"].items() if c.get("step_bytes")}
-        others = [b / row["results_bytes"] for n, b in found.items() if n != OURS]
+        others = [b / row["results_bytes"] for n, b in found.items() if n not in NOT_PEERS]
         axes[3].scatter(others, [y] * len(others), color=COLORS["peers"], s=28)
         if OURS in found:
             axes[3].scatter(found[OURS] / row["results_bytes"], y, color=COLORS[OURS], s=46, marker="D")
@@ -245,17 +251,15 @@ def _draw_roofline(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
     peak, band = (statistics.median(row["machine"][key] for row in rows) for key in ("flops", "bytes_per_s"))
     intensities = []
     for row in rows:
-        geo, batch = layer(row["workload"]), row["batch"]
-        itemsize = {"float64": 8, "float32": 4}.get(row["dtype"], 2)
-        numbers = geo.weight_numel + batch * (geo.sites * geo.in_channels + geo.positions * geo.out_channels)
-        intensity = geo.flops(batch) / (itemsize * numbers)
+        task = Row(row["workload"], row["batch"], row["dtype"], 1).task
+        intensity = task.flops / task.least_bytes
         intensities.append(intensity)
         other = best(row, "forward")
         times = [(row["contenders"][OURS]["forward"]["median_ms"], OURS, "D")] + (
             [(other[1], "best", "o")] if other else []
         )
         for milliseconds, name, marker in times:
-            axis.scatter(intensity, geo.flops(batch) / milliseconds / 1e6, color=COLORS[name], marker=marker, s=36)
+            axis.scatter(intensity, task.flops / milliseconds / 1e6, color=COLORS[name], marker=marker, s=36)
     low, high = min(intensities) / 2, max([*intensities, peak / band]) * 2
     points = [low, peak / band, high]
     axis.plot(points, [min(peak, band * p) / 1e9 for p in points], color=COLORS["floor"], lw=1.4)

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks.contenders import CONTENDERS, MODES, OURS, compiled
+from benchmarks.contenders import CONTENDERS, MODES, NOT_PEERS, OURS, compiled
 from benchmarks.rows import Data, Results, Row, expected
-from benchmarks.worker import work
+from benchmarks.worker import synchronize, work
 
 LEAST_ROUNDS, MOST_ROUNDS = 5, 200
 FEWEST_ROUNDS = 3  # of a contender that takes longer than all others together may
@@ -41,21 +41,18 @@ def run(rows: Sequence[Row], seconds: float, names: Collection[str] = CONTENDERS
     """
     measured = []
     for row in tqdm(rows, unit="row", disable=None):
-        floor = machine(row.threads)
+        floor = machine(row)
         result = time_row(row, seconds, names) | {"machine": floor}
         task = row.task
         once = max(task.least_bytes / floor["bytes_per_s"], task.flops / floor["flops"])
-        geo = task.geometry
-        outputs = math.prod(geo.bias_shape)
-        numbers = row.batch * (geo.sites * geo.in_channels + outputs) + geo.weight_numel + outputs
-        result["results_bytes"] = task.itemsize * numbers  # of y, dx, dw and db: no step needs fewer
+        result["results_bytes"] = task.least_bytes + task.weight_itemsize * math.prod(task.geometry.bias_shape)
         result["floor_ms"] = {"forward": 1e3 * once, "step": 3e3 * once}
         measured.append(result)
         tqdm.write(line(result))
-    return {"about": about(), "rows": measured}
+    return {"about": about(rows[0].device), "rows": measured}
 
 
-def about() -> dict[str, Any]:
+def about(device: str) -> dict[str, Any]:
     """What the numbers belong to."""
     root = Path(__file__).parents[1]
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
@@ -66,7 +63,8 @@ def about() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "torch": metadata.version("torch"),
-        "device": _processor(),
+        **({"triton": metadata.version("triton")} if device == "cuda" else {}),
+        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
     }
 
 
@@ -79,20 +77,25 @@ def _processor() -> str:
     return f"{name or 'CPU'}, {os.cpu_count()} cores"
 
 
-def machine(threads: int) -> dict[str, float]:
-    """What this machine reaches now: operations a second of a float32 matmul, bytes a second of a copy."""
-    torch.set_num_threads(threads)
-    a = torch.randn(1024, 1024)
-    source = torch.randn(32 << 20)
+def machine(row: Row) -> dict[str, float]:
+    """What this machine reaches now: operations a second of a matmul in x's dtype, bytes a second of a copy."""
+    torch.set_num_threads(row.threads)
+    size, numbers = (1024, 32 << 20) if row.device == "cpu" else (8192, 256 << 20)
+    # 16-bit layers of the CPU are held to float32's rate: not every CPU multiplies 16-bit numbers by itself.
+    dtype = torch.float32 if row.device == "cpu" else getattr(torch, row.task.dtype)
+    a = torch.randn(size, size, device=row.device).to(dtype)
+    source = torch.randn(numbers, device=row.device)
     target = torch.empty_like(source)
-    matmul = min(_timed(lambda: torch.mm(a, a)) for _ in range(20))
-    copy = min(_timed(lambda: target.copy_(source)) for _ in range(10))
-    return {"flops": 2 * 1024**3 / matmul, "bytes_per_s": 2 * source.nbytes / copy, "threads": threads}
+    matmul = min(_timed(row, lambda: torch.mm(a, a)) for _ in range(20))
+    copy = min(_timed(row, lambda: target.copy_(source)) for _ in range(10))
+    return {"flops": 2 * size**3 / matmul, "bytes_per_s": 2 * source.nbytes / copy, "threads": row.threads}
 
 
-def _timed(call: Any) -> float:
+def _timed(row: Row, call: Any) -> float:
+    synchronize(row.device)
     start = time.perf_counter()
     call()
+    synchronize(row.device)
     return time.perf_counter() - start
 
 
@@ -194,7 +197,7 @@ def line(result: dict[str, Any]) -> str:
     for mode in MODES:
         mine = ours[mode]["median_ms"]
         text += f"  {mode} {mine:.2f} ms = {mine / result['floor_ms'][mode]:.1f} floors"
-        peers = {n: c[mode]["median_ms"] for n, c in contenders.items() if n != OURS and "skipped" not in c}
+        peers = {n: c[mode]["median_ms"] for n, c in contenders.items() if n not in NOT_PEERS and "skipped" not in c}
         if peers:
             best = min(peers, key=peers.__getitem__)
             text += f", {peers[best] / mine:.2f}x {best}"

@@ -30,12 +30,14 @@ def work(pipe: Connection, row: Row, name: str, want: Results) -> None:
         ready = contender.ready(row, data)
         want = want | {"dw": contender.lay_out(want["dw"], row.task.geometry)}
         pipe.send(fault(row, ready.results(), want))
-        step_bytes = _peak(lambda: ready.call("step", 0))
+        step_bytes = _peak(row.device, lambda: ready.call("step", 0))
         calls = dict.fromkeys(MODES, 1)
         while (mode := pipe.recv()) is not None:
+            synchronize(row.device)
             start = time.perf_counter()
             for turn in range(calls[mode]):
                 ready.call(mode, turn)
+            synchronize(row.device)
             taken = (time.perf_counter() - start) / calls[mode]
             calls[mode] = max(calls[mode], min(1000, round(LEAST_SECONDS / taken)))
             pipe.send(taken)
@@ -47,8 +49,22 @@ def work(pipe: Connection, row: Row, name: str, want: Results) -> None:
         pipe.send(lines[-1].strip() or type(error).__name__)
 
 
-def _peak(call: Callable[[], None]) -> int | None:
-    """Bytes that a call needs at most beside what the process holds already, results among them; None if unknown."""
+def synchronize(device: str) -> None:
+    """Wait until a device has done what it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _peak(device: str, call: Callable[[], None]) -> int | None:
+    """Bytes that a call needs at most beside what the process holds already, results among them; None if unknown.
+
+    On a GPU, what torch allocates: other frameworks' memory is unknown.
+    """
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        return (torch.cuda.max_memory_allocated() - before) or None
     process = Path("/proc/self")
     try:
         ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back to the system, or it would not be seen again

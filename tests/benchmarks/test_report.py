@@ -3,11 +3,12 @@
 import json
 import math
 import sys
+from pathlib import Path
 
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import compare, overhead
+from benchmarks import compare, overhead, regimes
 from benchmarks.contenders import OURS
 from benchmarks.report import exponent, geomean, report
 from benchmarks.rows import Row
@@ -143,7 +144,26 @@ def test_slower_twice_is_slower(monkeypatch, capsys):
     assert "SLOWER" in capsys.readouterr().out
 
 
+def test_a_state_that_is_wrong_is_named(monkeypatch, capsys):
+    right = compare.expected
+    monkeypatch.setattr(compare, "expected", lambda *args: {name: t + 1 for name, t in right(*args).items()})
+    arguments = ["compare", ".", ".", "--workload", "keras_doc_1d", "--batches", "2", "--seconds", "0.01"]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
+    assert command.main() == 2
+    assert "state A must be right and runnable: it has no times, for y is off by 1" in capsys.readouterr().err
+
+
 def test_a_state_that_is_none(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmarks", "compare", ".", "no-such-branch"])
     assert command.main() == 2
     assert "'no-such-branch'" in capsys.readouterr().err
+
+
+def test_the_documents_regimes_are_todays_model():
+    """`python -m benchmarks regimes` writes them."""
+    text = (Path(__file__).parents[2] / "docs" / "performance.md").read_text()
+    assert regimes.table() in text
+    for line in regimes.table().splitlines()[4:]:
+        *_, predicted, unavoidable, bound = (cell.strip() for cell in line.strip("| ").split("|"))
+        assert float(predicted) >= float(unavoidable) > 0 or float(unavoidable) < 0.1
+        assert bound in ("memory", "L2", "arithmetic", "latency")

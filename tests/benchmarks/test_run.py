@@ -4,11 +4,13 @@ import json
 import sys
 
 import pytest
+import torch
 
 from benchmarks import __main__ as command
 from benchmarks import rows
-from benchmarks.contenders import CONTENDERS, MODES, OURS, compiled
+from benchmarks.contenders import BMM, CAST, CONTENDERS, MODES, NOT_PEERS, OURS, compiled, missing
 from benchmarks.peers import PEERS
+from benchmarks.products import Products
 from benchmarks.rows import Data, Row, expected, fault
 from benchmarks.run import FEWEST_ROUNDS, Entrant, line
 
@@ -106,6 +108,35 @@ def test_a_step_needs_its_results_and_at_most_64_mb_more():
     assert entrant.close()["step_bytes"] <= results + (64 << 20) < patches
 
 
+def test_autocast_training_is_a_row():
+    """16-bit x with float32 weights: ours reads them as they are, everyone else casts them first, and all are right."""
+    row = Row("6x7x4,k3x2,f4,s2x1,g2", 3, "bfloat16/float32", 1)
+    want = expected(row, Data.make(row))
+    for name in (OURS, CAST, "F.unfold + bmm"):
+        assert CONTENDERS[name].refuses(row) is None
+        data = Data.make(row)
+        assert (data.x.dtype, data.weight.dtype) == (torch.bfloat16, torch.float32)
+        ready = CONTENDERS[name].ready(row, data)
+        right = want | {"dw": CONTENDERS[name].lay_out(want["dw"], row.task.geometry)}
+        assert fault(row, ready.results(), right) is None
+        for mode in MODES:
+            ready.call(mode, 0)
+    assert CONTENDERS[CAST].refuses(SMALL) == "weights are of x's dtype"
+    assert CONTENDERS["JAX conv_general_dilated_local"].refuses(row) in ("takes one dtype", missing("jax"))
+
+
+@pytest.mark.parametrize("workload", ["6x7x4,k3x2,f4,s2x1,p1,g2", "9x3,k3,f5,d2", "4x5x3x2,k2,f3,p1"])
+def test_the_products_alone_are_right(workload):
+    row = Row(workload, 3, "float32", 1)
+    data = Data.make(row)
+    ready = Products(row, data)
+    assert fault(row, ready.results(), expected(row, data)) is None
+    for mode in MODES:
+        ready.call(mode, 0)
+    assert CONTENDERS[BMM].refuses(row) == "is timed on a GPU alone"
+    assert BMM in NOT_PEERS
+
+
 def test_data_are_the_same_in_every_process():
     first, second = Data.make(SMALL), Data.make(SMALL)
     assert all((getattr(first, n) == getattr(second, n)).all() for n in ("x", "weight", "bias", "g"))
@@ -124,6 +155,8 @@ def test_data_are_the_same_in_every_process():
         (["--batches", "0", "--workload", "lrlc_l1"], "--batches must be an integer >= 1, got 0"),
         (["--suite", "gpu"], "--suite 'gpu' is not known"),
         (["--workload", "5x5,k9"], "shape must be like"),
+        (["--device", "tpu"], "--device 'tpu' is not known"),
+        (["--dtypes", "float32/float16"], "dtype must be two equal ones"),
         (["--contenders", "cudnn"], "contender 'cudnn' is not known"),
     ],
 )

@@ -1,0 +1,31 @@
+"""The benchmark on a GPU: a row end to end, everyone right before anyone is timed."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from benchmarks import __main__ as command
+from benchmarks.contenders import BMM, CAST, MODES, OURS
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "bfloat16/float32"])
+def test_a_row(dtype, tmp_path, monkeypatch):
+    out = tmp_path / "cuda.json"
+    arguments = ["--device", "cuda", "--workload", "lrlc_l2", "--batches", "64", "--dtypes", dtype, "--seconds", "0.1"]
+    arguments += ["--contenders", CAST, "F.unfold + bmm", BMM, "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "run", *arguments])
+    assert command.main() == 0
+    content = json.loads(out.read_text())
+    assert content["about"]["device"] == torch.cuda.get_device_name()
+    (row,) = content["rows"]
+    assert row["machine"]["flops"] > 1e12
+    timed = {OURS, "F.unfold + bmm", BMM} | ({CAST} if "/" in dtype else set())
+    for name, found in row["contenders"].items():
+        assert ("skipped" not in found) is (name in timed), (name, found)
+        if name in timed:
+            assert all(found[mode]["median_ms"] > 0 for mode in MODES)
+            assert found["step_bytes"] > 0
