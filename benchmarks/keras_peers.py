@@ -13,6 +13,7 @@ from lc_triton._geometry import Geometry
 
 MOST_KERNEL_BYTES = 1 << 30  # of implementation 2, which is quadratic in the image
 MOST_POSITIONS = 4096  # of implementation 1, which builds a graph node for each
+MOST_LISTED = 16 << 20  # weights of implementation 3, which lists them in Python: minutes
 
 
 def _keras_same(geo: Geometry) -> bool:
@@ -36,6 +37,8 @@ def refuses(implementation: int, row: Row) -> str | None:
         return "is timed in float32 on a CPU alone"
     if implementation == 1 and geo.positions > MOST_POSITIONS:
         return f"would build {geo.positions} slices"
+    if implementation == 3 and geo.weight_numel > MOST_LISTED:
+        return f"would list {geo.weight_numel} weights in Python"
     kernel = 4 * geo.sites * geo.in_channels * geo.positions * geo.out_channels
     if implementation == 2 and kernel > MOST_KERNEL_BYTES:
         return f"its kernel would take {kernel / 2**30:.0f} GiB"

@@ -33,6 +33,7 @@ def work(pipe: Connection, row: Row, name: str, want: Results) -> None:
         step_bytes = _peak(row.device, lambda: ready.call("step", 0))
         calls = dict.fromkeys(MODES, 1)
         while (mode := pipe.recv()) is not None:
+            ready.call(mode, 0)  # in a loop of steps the memory that each frees is the next one's, and still mapped
             synchronize(row.device)
             start = time.perf_counter()
             for turn in range(calls[mode]):

@@ -31,6 +31,12 @@ def block_bytes() -> int:
     return min(BLOCK_BYTES * torch.get_num_threads(), MOST_BYTES)
 
 
+def part_of(tensor: Tensor, span: slice, dim: int = 0) -> Tensor:
+    """A part of a tensor along a dimension; the tensor itself where that is all of it, which takes no time."""
+    size = span.stop - span.start
+    return tensor if size == tensor.shape[dim] else tensor.narrow(dim, span.start, size)
+
+
 def parts(batch: int, sample_bytes: int) -> list[slice]:
     """The batch in parts of about the same size whose buffers take at most `MOST_BYTES`."""
     return _even(batch, max(1, MOST_BYTES // sample_bytes))
@@ -55,7 +61,7 @@ class Block:
     @property
     def positions(self) -> int:
         """How many positions it has."""
-        return math.prod(self.shape)
+        return self.shape[0] * self.shape[1]
 
 
 @lru_cache(maxsize=256)
@@ -107,7 +113,7 @@ class Layer:
 
     def spatial(self, x: Tensor) -> Tensor:
         """x as `(B, I0, I1, IH, IW, C)`, contiguous."""
-        return x.contiguous().view(len(x), *self.geo.in_spatial, self.geo.in_channels)
+        return x.contiguous().view(x.shape[0], *self.geo.in_spatial, self.geo.in_channels)
 
     @cached_property
     def groups(self) -> int:
@@ -277,7 +283,7 @@ class Outputs:
 
     def __init__(self, y: Tensor, z: Tensor | None, problem: Problem) -> None:
         geo = problem.geometry
-        shape = (len(y), geo.positions, geo.groups, geo.out_channels // geo.groups)
+        shape = (y.shape[0], geo.positions, geo.groups, geo.out_channels // geo.groups)
         self.y = y.view(shape)
         self.z = None if z is None else z.view(shape)
         self.activation = problem.activation
@@ -285,8 +291,8 @@ class Outputs:
     def store(self, part: slice, block: Block, out: Tensor) -> None:
         """Write a block's pre-activations `(B, positions, G, F // G)`, any strides."""
         if self.z is not None:
-            self.z[part, block.span] = out
-        self.y[part, block.span] = self.activation(out)
+            part_of(part_of(self.z, part), block.span, 1).copy_(out)
+        part_of(part_of(self.y, part), block.span, 1).copy_(self.activation(out))
 
 
 def store_strip(

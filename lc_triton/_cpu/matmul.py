@@ -8,7 +8,17 @@ import math
 import torch
 from torch import Tensor
 
-from lc_triton._cpu.blocks import Block, Layer, Outputs, Windows, block_bytes, compute_dtype, parts, store_strip
+from lc_triton._cpu.blocks import (
+    Block,
+    Layer,
+    Outputs,
+    Windows,
+    block_bytes,
+    compute_dtype,
+    part_of,
+    parts,
+    store_strip,
+)
 from lc_triton._cpu.workspace import Buffer, buffers
 from lc_triton._problem import Problem
 
@@ -50,21 +60,21 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
     layer, dtype = Layer.of(problem), compute_dtype(x.dtype)
     groups, filters, window = layer.groups, layer.filters, layer.geo.window
     weights = weight.reshape(-1, window, groups, filters).transpose(1, 2)  # (P, G, D, F // G)
-    # Groups count as positions; a bias a channel is the same for all positions.
-    biases = None if bias is None else bias.to(dtype).reshape(-1, groups, 1, filters)
+    biases = None
+    if bias is not None:
+        biases = bias.to(dtype).reshape(-1, groups, filters).expand(layer.geo.positions, -1, -1)
     outputs = Outputs(y, z, problem)
     with buffers(x, dtype, 3) as (patches, converted, results):
         x = layer.spatial(x)
-        for part in parts(len(x), groups * window * dtype.itemsize):
-            windows, count = Windows(layer, x[part]), part.stop - part.start
+        for part in parts(x.shape[0], groups * window * dtype.itemsize):
+            windows, count = Windows(layer, part_of(x, part)), part.stop - part.start
             for block in layer.blocks(_position_bytes(layer, count, weight, dtype)):
                 out = results.take(block.positions * groups, count, filters)
-                a, b = _patches(layer, windows, block, patches), _matrices(weights[block.span], converted)
+                a, b = _patches(layer, windows, block, patches), _matrices(part_of(weights, block.span), converted)
                 if biases is None:
                     torch.bmm(a, b, out=out)
                 else:
-                    own = biases[block.span] if len(biases) > 1 else biases.expand(block.positions, -1, -1, -1)
-                    torch.baddbmm(own.reshape(len(out), 1, filters), a, b, out=out)
+                    torch.baddbmm(part_of(biases, block.span).reshape(-1, 1, filters), a, b, out=out)
                 outputs.store(part, block, out.view(-1, groups, count, filters).permute(2, 0, 1, 3))
 
 
@@ -77,14 +87,14 @@ def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem) -> None:
     direct = groups == 1 and dw.dtype == dtype
     with buffers(x, dtype, 3) as (patches, converted, results):
         x = layer.spatial(x)
-        cut = parts(len(x), groups * window * dtype.itemsize)
-        windows = [Windows(layer, x[part]) for part in cut]
+        cut = parts(x.shape[0], groups * window * dtype.itemsize)
+        windows = [Windows(layer, part_of(x, part)) for part in cut]
         for block in layer.blocks(_position_bytes(layer, cut[0].stop, dw, dtype)):
-            target = dw_positions[block.span]
+            target = part_of(dw_positions, block.span)
             out = target[:, 0] if direct else results.take(block.positions * groups, window, filters)
             for n, part in enumerate(cut):
                 left = _patches(layer, windows[n], block, patches).transpose(1, 2)
-                right = _matrices(gradients[block.span, :, part], converted)
+                right = _matrices(part_of(part_of(gradients, block.span), part, 2), converted)
                 _add_product(out, left, right, first=n == 0)
             if not direct:
                 target.copy_(out.view(target.shape))
@@ -101,7 +111,7 @@ def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, probl
 
 def _gradients(layer: Layer, g: Tensor) -> Tensor:
     """g as `(P, G, B, F // G)`, a view where g is contiguous."""
-    return g.contiguous().view(len(g), -1, layer.groups, layer.filters).permute(1, 2, 0, 3)
+    return g.contiguous().view(g.shape[0], -1, layer.groups, layer.filters).permute(1, 2, 0, 3)
 
 
 def _by_rows(layer: Layer, g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, problem: Problem) -> None:
@@ -117,7 +127,7 @@ def _by_rows(layer: Layer, g: Tensor, weight: Tensor, bias: Tensor | None, dx: T
     line_bytes = layer.padded[3] * geo.in_channels * dtype.itemsize
     row_bytes = groups * width * channels * dtype.itemsize  # of a window
     with buffers(g, dtype, 4) as (left, right, results, lines):
-        for part in parts(len(g), line_bytes + row_bytes):
+        for part in parts(g.shape[0], line_bytes + row_bytes):
             batch = part.stop - part.start
             for strip in layer.strips(batch * row_bytes // WIDER):
                 line = lines.take(len(strip.rows), batch, layer.padded[3], groups, channels).zero_()
@@ -130,7 +140,8 @@ def _by_rows(layer: Layer, g: Tensor, weight: Tensor, bias: Tensor | None, dx: T
                         for n, (row, taps) in enumerate(readers):
                             start = row * geo.out_spatial[3]
                             span = slice(start + columns.start, start + columns.stop)
-                            a, b = _matrices(gradients[span, :, part], left), _matrices(weights[taps, span], right)
+                            own_gradients = part_of(part_of(gradients, span), part, 2)
+                            a, b = _matrices(own_gradients, left), _matrices(weights[taps, span], right)
                             _add_product(own, a, b, first=n == 0)
                     _overlay(layer, line, out.view(len(out), -1, groups, batch, width, channels), columns.start)
                 store_strip(layer, line, strip, part, bias, dx, problem)
@@ -167,13 +178,13 @@ def _by_windows(layer: Layer, g: Tensor, weight: Tensor, bias: Tensor | None, dx
     inner = tuple(slice(low, low + size) for (low, _), size in zip(geo.padding, geo.in_spatial, strict=True))
     sample_bytes = (math.prod(layer.padded) * geo.in_channels + groups * window) * dtype.itemsize
     with buffers(g, dtype, 4) as (left, right, results, totals):
-        for part in parts(len(g), sample_bytes):
+        for part in parts(g.shape[0], sample_bytes):
             batch = part.stop - part.start
             total = totals.take(*layer.padded, groups, layer.channels, batch).zero_()
             for block in layer.blocks(_position_bytes(layer, batch, weight, dtype) // WIDER):
                 out = results.take(block.positions * groups, window, batch)
-                b = _matrices(gradients[block.span, :, part], right).transpose(1, 2)
-                torch.bmm(_matrices(weights[block.span], left), b, out=out)
+                b = _matrices(part_of(part_of(gradients, block.span), part, 2), right).transpose(1, 2)
+                torch.bmm(_matrices(part_of(weights, block.span), left), b, out=out)
                 out = out.view(*block.shape, groups, -1, geo.kernel[3], layer.channels, batch)
                 _scatter(layer, total, out, block)
             result = total[inner].flatten(4, 5).movedim(-1, 0).reshape(batch, *dx.shape[1:])
