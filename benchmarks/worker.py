@@ -12,10 +12,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.contenders import CONTENDERS, MODES
+from benchmarks.contenders import CONTENDERS, MODES, Ready
 from benchmarks.rows import Data, Results, Row, fault
 
 LEAST_SECONDS = 0.05  # of one timing: shorter calls are repeated, for a process that slept starts slowly
+# Calls before those that are timed, at least. In a loop of steps, the memory that one frees is the next one's; what others
+# used in between, or a virtual machine gave back to its host, must be cleared or mapped first (7 times a step's time).
+WARM_CALLS = 3
 LARGEST_KEPT = (32 << 20) - (1 << 12)  # bytes of the largest block that glibc learns from
 
 
@@ -33,13 +36,8 @@ def work(pipe: Connection, row: Row, name: str, want: Results) -> None:
         step_bytes = _peak(row.device, lambda: ready.call("step", 0))
         calls = dict.fromkeys(MODES, 1)
         while (mode := pipe.recv()) is not None:
-            ready.call(mode, 0)  # in a loop of steps the memory that each frees is the next one's, and still mapped
-            synchronize(row.device)
-            start = time.perf_counter()
-            for turn in range(calls[mode]):
-                ready.call(mode, turn)
-            synchronize(row.device)
-            taken = (time.perf_counter() - start) / calls[mode]
+            _time(row.device, ready, mode, max(WARM_CALLS, calls[mode]))
+            taken = _time(row.device, ready, mode, calls[mode]) / calls[mode]
             calls[mode] = max(calls[mode], min(1000, round(LEAST_SECONDS / taken)))
             pipe.send(taken)
         pipe.send(step_bytes)
@@ -48,6 +46,16 @@ def work(pipe: Connection, row: Row, name: str, want: Results) -> None:
     except BaseException as error:
         lines = traceback.format_exception_only(error)
         pipe.send(lines[-1].strip() or type(error).__name__)
+
+
+def _time(device: str, ready: Ready, mode: str, calls: int) -> float:
+    """Seconds of so many calls."""
+    synchronize(device)
+    start = time.perf_counter()
+    for turn in range(calls):
+        ready.call(mode, turn)
+    synchronize(device)
+    return time.perf_counter() - start
 
 
 def synchronize(device: str) -> None:
