@@ -16,9 +16,10 @@ from benchmarks.contenders import CONTENDERS, MODES, Ready
 from benchmarks.rows import Data, Results, Row, fault
 
 LEAST_SECONDS = 0.05  # of one timing: shorter calls are repeated, for a process that slept starts slowly
-# Calls before those that are timed, at least. In a loop of steps, the memory that one frees is the next one's; what others
-# used in between, or a virtual machine gave back to its host, must be cleared or mapped first (7 times a step's time).
-WARM_CALLS = 3
+# Calls before those that are timed, at least, unless one takes so many seconds. In a loop of steps, the memory that one
+# frees is the next one's; what others used in between, or a virtual machine gave back to its host, must be cleared or
+# mapped first, which is up to seven times a step's time.
+WARM_CALLS, SLOW_SECONDS = 3, 0.5
 LARGEST_KEPT = (32 << 20) - (1 << 12)  # bytes of the largest block that glibc learns from
 
 
@@ -36,7 +37,8 @@ def work(pipe: Connection, row: Row, name: str, want: Results) -> None:
         step_bytes = _peak(row.device, lambda: ready.call("step", 0))
         calls = dict.fromkeys(MODES, 1)
         while (mode := pipe.recv()) is not None:
-            _time(row.device, ready, mode, max(WARM_CALLS, calls[mode]))
+            if _time(row.device, ready, mode, 1) < SLOW_SECONDS:
+                _time(row.device, ready, mode, max(WARM_CALLS, calls[mode]))
             taken = _time(row.device, ready, mode, calls[mode]) / calls[mode]
             calls[mode] = max(calls[mode], min(1000, round(LEAST_SECONDS / taken)))
             pipe.send(taken)
