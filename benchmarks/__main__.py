@@ -55,9 +55,11 @@ def _run(options: argparse.Namespace) -> int:
 
     for name in options.contenders or ():
         check_name("contender", name, CONTENDERS)
-    results = run(rows(options), options.seconds, [OURS, *(options.contenders or CONTENDERS)])
-    write_atomically(options.out, (json.dumps(results, indent=1) + "\n").encode())
-    return int(any("skipped" in row["contenders"][OURS] for row in results["rows"]))
+    wrong = False
+    for results in run(rows(options), options.seconds, [OURS, *(options.contenders or CONTENDERS)]):
+        write_atomically(options.out, (json.dumps(results, indent=1) + "\n").encode())
+        wrong |= "skipped" in results["rows"][-1]["contenders"][OURS]
+    return int(wrong)
 
 
 def _overhead(options: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ import re
 import statistics
 import subprocess
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib import metadata
@@ -31,8 +31,8 @@ PAUSE = 0.03  # seconds between turns: threads of the contender before spin for 
 PATIENCE = 600.0  # seconds for a contender to get ready
 
 
-def run(rows: Sequence[Row], seconds: float, names: Collection[str] = CONTENDERS) -> dict[str, Any]:
-    """Everything measured, as JSON.
+def run(rows: Sequence[Row], seconds: float, names: Collection[str] = CONTENDERS) -> Iterator[dict[str, Any]]:
+    """Everything measured so far, as JSON, after each row: a run that is stopped loses the row it was at.
 
     Args:
         rows: what to time.
@@ -49,7 +49,7 @@ def run(rows: Sequence[Row], seconds: float, names: Collection[str] = CONTENDERS
         result["floor_ms"] = {"forward": 1e3 * once, "step": 3e3 * once}
         measured.append(result)
         tqdm.write(line(result))
-    return {"about": about(rows[0].device), "rows": measured}
+        yield {"about": about(rows[0].device), "rows": measured}
 
 
 def about(device: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import rows
+from benchmarks import rows, run
 from benchmarks.contenders import BMM, CAST, CONTENDERS, MODES, NOT_PEERS, OURS, compiled, missing
 from benchmarks.peers import PEERS
 from benchmarks.products import Products
@@ -36,6 +36,30 @@ def test_a_row_end_to_end(tmp_path, monkeypatch, capsys):
         assert times["step_bytes"] > 0 or sys.platform != "linux"
     assert row["floor_ms"]["step"] == pytest.approx(3 * row["floor_ms"]["forward"])
     assert "keras_doc_1d b3 float32  forward " in capsys.readouterr().out
+
+
+def test_a_run_that_is_stopped_keeps_its_rows(tmp_path, monkeypatch):
+    out = tmp_path / "cpu.json"
+    asked = []
+
+    def time_row(row, seconds, names):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(row)
+        return {
+            "workload": row.workload,
+            "batch": row.batch,
+            "dtype": row.dtype,
+            "contenders": {OURS: {"skipped": "no"}},
+        }
+
+    monkeypatch.setattr(run, "time_row", time_row)
+    monkeypatch.setattr(run, "machine", lambda row: {"flops": 1e12, "bytes_per_s": 1e10})
+    arguments = ["run", "--workload", "keras_doc_1d", "--batches", "1", "2", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
+    with pytest.raises(KeyboardInterrupt):
+        command.main()
+    assert [row["batch"] for row in json.loads(out.read_text())["rows"]] == [1]
 
 
 @pytest.mark.parametrize("name", ["y", "dx", "dw", "db"])
