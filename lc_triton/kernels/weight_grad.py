@@ -10,10 +10,12 @@ from lc_triton.kernels.common import read_by_any, tap, through, walk
 def gradient(p_g, p_saved, b, o_n, o_s, m, pitch, SHAPE: tl.constexpr, UPSTREAM: tl.constexpr):
     """A block of dz (BB, BN): g as it is, or taken through the activation."""
     b_g = tl.load(p_g + (b.to(tl.int64) * pitch * SHAPE.filters)[:, None] + o_n[None, :], mask=m, other=0.0)
-    if UPSTREAM.activation != "linear":
+    ACT: tl.constexpr = UPSTREAM.activation  # triton 3.6 compares no field of a tuple
+    CONSTANT: tl.constexpr = UPSTREAM.constant
+    if ACT != "linear":
         b_s = tl.load(p_saved + (b.to(tl.int64) * SHAPE.out_numel)[:, None] + o_s[None, :], mask=m, other=0.0)
         ACC: tl.constexpr = tl.float64 if p_g.dtype.element_ty == tl.float64 else tl.float32
-        b_g = through(b_g.to(ACC), b_s.to(ACC), UPSTREAM.activation, UPSTREAM.constant).to(b_g.dtype)
+        b_g = through(b_g.to(ACC), b_s.to(ACC), ACT, CONSTANT).to(b_g.dtype)
     return b_g
 
 
