@@ -17,7 +17,7 @@ from lc_triton.tiles.task import Task, types_of
 SAMPLES = 4  # of the batch are compared with the definition
 COPIES = 3  # of the input take turns
 MOST_COPIES = 64  # of all tensors, on a GPU
-SLACK = 3.0
+SLACK = 3.0  # times the tolerance of a tile's search
 
 
 @dataclass(frozen=True)
@@ -115,19 +115,17 @@ def expected(row: Row, data: Data) -> Results:
     return {name: t.detach().cpu() for name, t in {"y": y, "dx": dx, "dw": dw, "db": db}.items()}
 
 
-def fault(row: Row, got: Results, want: Results) -> str | None:
-    """What is wrong with a contender's results, or None if rounding to x's dtype explains all of it.
+def fault(row: Row, got: Results, want: Results, *, peer: bool = False) -> str | None:
+    """What is wrong with a contender's results, or None if rounding explains all of it.
 
-    A peer may round its products once more than a fused kernel, and round them before it adds the bias.
+    A peer may round a product to x's dtype before it adds the bias, and gradients of float32 weights that it cast.
     """
-    dtype = getattr(torch, row.task.dtype)
     for name, right in want.items():
-        found = got[name].cpu().to(dtype)
-        if found.isnan().any():
-            return f"{name} has NaN, or numbers that were never written"
-        error = (found.double() - right).abs()
-        allowed = SLACK * verdict.tolerance(row.task, right, dtype) + torch.finfo(dtype).eps * right.abs().max()
-        if (error > allowed).any():
-            times = (error / allowed).max().item()
-            return f"{name} is off by {error.max().item():.3g}, {times:.3g} times what rounding explains"
+        found = got[name].cpu()
+        if peer:
+            wrong = verdict.fault(row.task, name, found.to(getattr(torch, row.task.dtype)), right, SLACK, parts=1.0)
+        else:
+            wrong = verdict.fault(row.task, name, found, right, SLACK)
+        if wrong is not None:
+            return wrong
     return None

@@ -43,12 +43,15 @@ def tolerance(task: Task, want: Tensor, dtype: torch.dtype) -> Tensor:
     return 0.75 * torch.finfo(dtype).eps * want.abs() + sums * want.abs().max().clamp(min=1e-30)
 
 
-def fault(task: Task, name: str, got: Tensor, want: Tensor, slack: float = 1.0) -> str | None:
-    """What is wrong with a result, or None if `slack` times the tolerance explains all of it."""
+def fault(task: Task, name: str, got: Tensor, want: Tensor, slack: float = 1.0, parts: float = 0.0) -> str | None:
+    """What is wrong with a result, or None if `slack` times the tolerance explains all of it.
+
+    `parts` allows so many roundings of the largest result: of a product to its dtype, before its bias is added.
+    """
     if got.isnan().any():
         return f"{name} has NaN, or numbers that were never written"
     error = (got.double() - want).abs()
-    allowed = slack * tolerance(task, want, got.dtype)
+    allowed = slack * tolerance(task, want, got.dtype) + parts * torch.finfo(got.dtype).eps * want.abs().max()
     if (error > allowed).any():
         times = (error / allowed).max().item()
         return f"{name} is off by {error.max().item():.3g}, {times:.3g} times what rounding explains"

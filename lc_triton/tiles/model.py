@@ -83,11 +83,8 @@ def roads(task: Task, device: Device, config: TileConfig) -> Roads:
     tiles = tiles_of(face, geo, config)
     walk = walk_of(face, geo, config).length
     # Without dot a block may cross groups, each of which has channels (or filters) of its own to gather.
-    crossed = (
-        1
-        if config.dot
-        else -(-config.block_n * geo.groups // (geo.in_channels if face == "input_grad" else geo.out_channels))
-    )
+    columns = geo.in_channels if face == "input_grad" else geo.out_channels
+    crossed = 1 if config.dot else -(-config.block_n * geo.groups // columns)
     gathered = tiles * batch * walk * crossed * s
     steps = -(-walk // config.block_k)
     n_b = -(-batch // config.block_b)

@@ -110,7 +110,12 @@ def uses_all(task: Task, device: Device, config: TileConfig) -> bool:
     """Whether every multiprocessor has a program, and every thread a whole copy of weights a step."""
     if programs(task.face, task.geo, task.batch, config) < device.multiprocessors:
         return False
-    return config.block_k * config.block_n * task.weight_itemsize >= COPY_BYTES * device.lanes * config.num_warps
+    return _copies(task, device, config.block_k, config.block_n) >= config.num_warps
+
+
+def _copies(task: Task, device: Device, k: int, n: int) -> int:
+    """How many warps' worth of whole copies the weights of a step are."""
+    return k * n * task.weight_itemsize // (COPY_BYTES * device.lanes)
 
 
 def _splits(task: Task, device: Device, config: TileConfig) -> Iterator[TileConfig]:
@@ -198,11 +203,8 @@ def _sized(
     large = max(area, m * n, k * n, m * k if limits.thin else 0) >= (64 if _before_hopper(device) else 128) * 128
     # ptxas gives eight warps 80 registers each, which an input that passes through registers overflows.
     warps = 8 if large or (limits.vector and area >= 64 * 32 and not limits.through_registers) else 4
-    copies = k * n * task.weight_itemsize // (COPY_BYTES * device.lanes)
-    if (
-        warps > copies and max(area, m * n) <= SMALL_PRODUCT
-    ):  # so small a step has no whole copy for each thread of four
-        warps = max(1, copies)
+    if max(area, m * n) <= SMALL_PRODUCT:  # so small a step may have no whole copy for each thread of four warps
+        warps = max(1, min(warps, _copies(task, device, k, n)))
     tile = TileConfig(rows, cols, block_f, m, k, swap=swaps(task, device, k, m, n), num_warps=warps)
     stages = min(4, device.shared_bytes // stage_bytes(task, tile))
     if stages >= 2:
@@ -232,8 +234,7 @@ def _reduce_candidates(task: Task, device: Device) -> Iterator[TileConfig]:
     for block_f in _powers(min(32, _power(total)), min(128, _power(total))):
         for k in _powers(1, 256):
             # As many warps as have a whole copy of weights a thread.
-            copies = k * block_f * task.weight_itemsize // (COPY_BYTES * device.lanes)
-            warps = max(1, min(4, copies))
+            warps = max(1, min(4, _copies(task, device, k, block_f)))
             for samples in _powers(min(4, most), most):
                 if samples * k * block_f <= products * warps // 4:
                     yield TileConfig(1, 1, block_f, samples, k, dot=False, num_warps=warps, num_stages=2)
