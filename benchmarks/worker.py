@@ -19,7 +19,7 @@ LEAST_SECONDS = 0.05  # of one timing: shorter calls are repeated, for a process
 # Calls before those that are timed, at least, unless one takes so many seconds. In a loop of steps, the memory that one
 # frees is the next one's; what others used in between, or a virtual machine gave back to its host, must be cleared or
 # mapped first, which is up to seven times a step's time.
-WARM_CALLS, SLOW_SECONDS = 3, 0.5
+WARM_CALLS, SLOW_SECONDS = 3, 2.0
 LARGEST_KEPT = (32 << 20) - (1 << 12)  # bytes of the largest block that glibc learns from
 
 

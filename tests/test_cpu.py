@@ -46,7 +46,8 @@ def test_values_and_gradients(case):
 
 @pytest.fixture(params=[0, 1 << 30], ids=["by_rows", "by_windows"])
 def either_input_grad(request, monkeypatch):
-    monkeypatch.setattr(matmul, "SHORT_ROW", request.param)
+    for rule in ("SHORT_ROW", "SHORT_ONLY_ROW", "FEW_NUMBERS"):
+        monkeypatch.setattr(matmul, rule, request.param)
 
 
 @pytest.mark.parametrize("most_bytes", [1, 600, 1 << 20])  # one sample, a few samples, the whole batch at a time

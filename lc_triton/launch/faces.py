@@ -13,6 +13,7 @@ from lc_triton.kernels.combine import combine_kernel
 from lc_triton.kernels.forward import forward_kernel
 from lc_triton.kernels.input_grad import input_grad_kernel
 from lc_triton.kernels.weight_grad import weight_grad_kernel
+from lc_triton.launch.launcher import Compiled, launch
 from lc_triton.launch.layout import (
     PLAIN,
     Epilogue,
@@ -47,6 +48,7 @@ class Plan(NamedTuple):
     grid: int
     shape: Shape
     tile: Tile
+    compiled: Compiled
     through: bool = False
 
     @classmethod
@@ -58,6 +60,7 @@ class Plan(NamedTuple):
             programs(face, geometry.as_4d(), batch, config),
             shape_of(geometry, False),
             tile_of(face, geometry, config, problem.precision),
+            {},
         )
 
 
@@ -106,7 +109,8 @@ def weight_grad(
     if saved is not None:
         saved = saved.contiguous()
         upstream = Upstream(db is not None, act.name, act.constant, dz is not None)
-    _launch(
+    launch(
+        plan.compiled,
         weight_grad_kernel,
         plan.grid,
         config,
@@ -119,13 +123,13 @@ def weight_grad(
         x.shape[0],
         x_pitch,
         g_pitch,
-        SHAPE=shape_of(problem.geometry, True) if is_wide(x, g) else plan.shape,
-        TILE=plan.tile,
-        UPSTREAM=upstream,
+        shape_of(problem.geometry, True) if is_wide(x, g) else plan.shape,
+        plan.tile,
+        upstream,
     )
     for parts, result in ((dw_parts, dw), (db_parts, db)):
         if parts is not None and result is not None:
-            _combine(parts, None, result, None, 1, PLAIN)
+            _combine(plan.compiled, parts, None, result, None, 1, PLAIN)
 
 
 def takes_through(x: Tensor, dw: Tensor, problem: Problem) -> bool:
@@ -153,7 +157,8 @@ def _gather(
     epilogue = epilogue_of(problem, bias, store_z=any(more is not None for more in z))
     parts = _parts(y, config)
     whole = parts is None
-    _launch(
+    launch(
+        plan.compiled,
         kernel,
         plan.grid,
         config,
@@ -164,12 +169,12 @@ def _gather(
         *(z if whole else [None] * len(z)),
         x.shape[0],
         pitch,
-        SHAPE=shape_of(problem.geometry, True) if is_wide(x, y) else plan.shape,
-        TILE=plan.tile,
-        EPILOGUE=epilogue if whole else PLAIN,
+        shape_of(problem.geometry, True) if is_wide(x, y) else plan.shape,
+        plan.tile,
+        epilogue if whole else PLAIN,
     )
     if parts is not None:
-        _combine(parts, bias, y, z[0] if z else None, x.shape[0], epilogue)
+        _combine(plan.compiled, parts, bias, y, z[0] if z else None, x.shape[0], epilogue)
 
 
 def _operand(face: Face, weight: Tensor, problem: Problem, config: TileConfig) -> Any:
@@ -195,24 +200,20 @@ def _parts(result: Tensor, config: TileConfig) -> Tensor | None:
     return torch.empty((config.split, *result.shape), dtype=dtype, device=result.device)
 
 
-def _combine(parts: Tensor, bias: Tensor | None, y: Tensor, z: Tensor | None, rows: int, epilogue: Epilogue) -> None:
+def _combine(
+    compiled: Compiled,
+    parts: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    z: Tensor | None,
+    rows: int,
+    epilogue: Epilogue,
+) -> None:
     """The second pass: add the parts of a split loop in order; `rows` repeat a bias."""
     columns = y.numel() // rows
-    _launch(
-        combine_kernel,
-        rows * -(-columns // COMBINED),
-        SECOND_PASS,
-        parts,
-        bias,
-        y,
-        z,
-        rows,
-        N=columns,
-        F=y.shape[-1],
-        SPLIT=parts.shape[0],
-        BN=COMBINED,
-        EPILOGUE=epilogue,
-    )
+    grid = rows * -(-columns // COMBINED)
+    constants = (columns, y.shape[-1], parts.shape[0], COMBINED, epilogue)  # N, F, SPLIT, BN, EPILOGUE
+    launch(compiled, combine_kernel, grid, SECOND_PASS, parts, bias, y, z, rows, *constants)
 
 
 def _plan_for(face: Face, problem: Problem, x: Tensor, weight: Tensor, config: TileConfig | None) -> Plan:
@@ -232,9 +233,3 @@ def _plan_for(face: Face, problem: Problem, x: Tensor, weight: Tensor, config: T
     if plan.config.descriptor and weight.data_ptr() % 16:  # as a view of a larger tensor may begin
         return Plan.make(face, problem, x.shape[0], replace(plan.config, descriptor=False))
     return plan
-
-
-def _launch(kernel: Any, grid: int, config: TileConfig, *args: Any, **constants: Any) -> None:
-    """The one place that launches. Triton launches on the current device, which need not be the tensor's."""
-    with torch.cuda.device_of(args[0]):
-        kernel[(grid,)](*args, **constants, num_warps=config.num_warps, num_stages=config.num_stages)

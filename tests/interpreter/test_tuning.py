@@ -108,13 +108,13 @@ def test_layers_run_the_tiles_that_were_found(tmp_path, monkeypatch):
         searched.append(task)
         return FakeBench(lambda config: 5.0 if config == second(task) else 9.0)
 
-    launch = faces._launch
+    launch = faces.launch
 
-    def noted(kernel, grid, config, *args, **kwargs):
+    def noted(compiled, kernel, grid, config, *args):
         launched.append(config)
-        launch(kernel, grid, config, *args, **kwargs)
+        launch(compiled, kernel, grid, config, *args)
 
-    monkeypatch.setattr(faces, "_launch", noted)
+    monkeypatch.setattr(faces, "launch", noted)
     monkeypatch.setattr(paths, "user_configs", lambda: tmp_path)
     monkeypatch.setattr(tuner, "gpu_bench", bench)
     monkeypatch.setattr(tuner, "check_gpu", lambda: None)

@@ -1,0 +1,46 @@
+"""The one place that launches: by Triton the first time, afterwards straight to what Triton compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.compiler import CompiledKernel
+
+from lc_triton.tiles.config import TileConfig
+
+# What was compiled for the arguments of earlier launches, by everything about them that Triton specialises a kernel for.
+Compiled = dict[tuple[Any, ...], CompiledKernel]
+
+
+def launch(compiled: Compiled, kernel: Any, grid: int, config: TileConfig, *args: Any) -> None:
+    """Launch a kernel on a one-dimensional grid, on the device of its first argument.
+
+    Triton binds, classifies and prints all arguments at each launch to find what it compiled for such ones; here that
+    is one look-up.
+
+    Args:
+        compiled: of earlier launches of the same tile and device; a new kernel goes in.
+        kernel: a `@triton.jit` function.
+        grid: how many programs.
+        config: its warps and stages.
+        args: all of the kernel's arguments in order, the constants too.
+    """
+    key = (kernel, *map(_kind, args))
+    with torch.cuda.device_of(args[0]):  # Triton launches on the current device, which need not be the tensor's
+        known = compiled.get(key)
+        if known is not None:
+            known[grid, 1, 1](*args)
+            return
+        fresh = kernel[(grid,)](*args, num_warps=config.num_warps, num_stages=config.num_stages)
+    if isinstance(fresh, CompiledKernel):  # an interpreted kernel returns nothing
+        compiled[key] = fresh
+
+
+def _kind(arg: Any) -> Any:
+    """What of an argument decides which kernel it needs: of a pointer its type and alignment, of a number all of it."""
+    if isinstance(arg, Tensor):
+        return arg.dtype, arg.data_ptr() % 16 == 0
+    # A tensor descriptor's box follows from the tile.
+    return arg if arg is None or isinstance(arg, (int, tuple)) else type(arg)

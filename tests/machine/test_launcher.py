@@ -1,0 +1,110 @@
+"""Launches after the first go straight to what Triton compiled, and give the driver just what Triton would."""
+
+import pytest
+import torch
+
+from benchmarks.absent import absent_gpu
+from lc_triton import launch
+from lc_triton._activations import Activation
+from lc_triton._geometry import Geometry
+from lc_triton._problem import Problem
+
+SMALL = Geometry.make((6, 6), 8, 16, 3)
+FEW_POSITIONS = Geometry.make((4, 4), 512, 256, 3, padding=1)  # its forward is split
+
+
+def tensors(geo, batch=32, dtype=torch.float16):
+    """x, weight, bias, y and g: memory that nobody reads."""
+    shapes = [(batch, *geo.in_spatial, geo.in_channels), geo.weight_shape, geo.bias_shape]
+    shapes += [(batch, *geo.out_spatial, geo.out_channels)] * 2
+    return [torch.empty(shape, dtype=dtype) for shape in shapes]
+
+
+def forward(geo, bias, z):
+    problem = Problem(geo, Activation("relu"), backend="triton")
+    x, weight, position_bias, y, g = tensors(geo)
+    given = {"none": None, "channel": position_bias.flatten()[: geo.out_channels], "position": position_bias}[bias]
+    return problem, lambda: launch.forward(x, weight, given, y, g if z else None, problem)
+
+
+def input_grad(geo):
+    problem = Problem(geo, backend="triton")
+    x, weight, _, _, g = tensors(geo)
+    return problem, lambda: launch.input_grad(g, weight, None, x, problem)
+
+
+def weight_grad(geo, with_bias, through):
+    problem = Problem(geo, Activation("relu"), backend="triton")
+    x, dw, db, y, g = tensors(geo)
+    behind = {"saved": y, "dz": torch.empty_like(g)} if through else {}
+    return problem, lambda: launch.weight_grad(x, g, dw, db if with_bias else None, problem, **behind)
+
+
+CALLS = {
+    **{f"forward, {bias} bias": lambda bias=bias: forward(SMALL, bias, False) for bias in ("none", "channel")},
+    "forward with z": lambda: forward(SMALL, "position", True),
+    "forward in two launches": lambda: forward(FEW_POSITIONS, "position", False),
+    "input gradient": lambda: input_grad(SMALL),
+    "weight gradient": lambda: weight_grad(SMALL, False, False),
+    "weight gradient through relu": lambda: weight_grad(SMALL, True, True),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_driver_gets_what_triton_would_give_it(name, monkeypatch):
+    with absent_gpu() as gpu:
+        problem, call = CALLS[name]()
+        call()
+        by_triton, gpu.launches = gpu.launches, []
+        assert len(by_triton) == (2 if "two" in name else 1)
+
+        def refuse(*args, **kwargs):
+            raise AssertionError("through Triton again")
+
+        kernels = {key[0] for plan in problem.launches.values() for key in plan.compiled}
+        with monkeypatch.context() as patch:
+            for kernel in kernels:
+                patch.setattr(kernel, "run", refuse)
+            call()
+    for first, second in zip(by_triton, gpu.launches, strict=True):
+        assert first.grid == second.grid
+        assert first.binary == second.binary
+        for a, b in zip(first.args, second.args, strict=True):
+            assert (a is b or a.shape == b.shape) if isinstance(a, torch.Tensor) else a == b  # parts are made anew
+
+
+def test_an_unaligned_tensor_takes_a_build_of_its_own():
+    problem = Problem(SMALL, backend="triton")
+    x, weight, _, y, _ = tensors(SMALL)
+    unaligned = torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape)
+    with absent_gpu() as gpu:
+        for given in (x, unaligned, x, unaligned):
+            launch.forward(given, weight, None, y, None, problem)
+    aligned, other, *again = [launched.binary for launched in gpu.launches]
+    assert aligned != other
+    assert again == [aligned, other]
+
+
+def test_another_pitch_or_type_takes_a_build_of_its_own():
+    problem = Problem(SMALL, backend="triton")
+    x, weight, bias, y, _ = tensors(SMALL)
+    crop = torch.empty(32, 6, 7, 8, dtype=x.dtype)[:, :, :6]
+    with absent_gpu() as gpu:
+        for given, b in ((x, bias), (crop, bias), (x, bias.float()), (x, bias)):
+            launch.forward(given, weight, b, y, None, problem)
+    plain, cropped, wide, again = gpu.launches
+    assert cropped.args[6] == (42, 0, 0, 7)
+    assert wide.binary != plain.binary
+    assert again.binary == plain.binary
+
+
+def test_launches_of_a_tile_given_by_hand_keep_nothing():
+    """A search launches thousands of tiles: what they compile must not stay with the problem."""
+    problem = Problem(SMALL, backend="triton")
+    x, weight, _, y, _ = tensors(SMALL)
+    with absent_gpu():
+        launch.forward(x, weight, None, y, None, problem)
+        (plan,) = problem.launches.values()
+        launch.forward(x, weight, None, y, None, problem, plan.config)
+    assert len(problem.launches) == 1
+    assert len(plan.compiled) == 1
