@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 import timeit
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,37 @@ def overhead() -> dict[str, float]:
         "step_us": _microseconds(lambda: layer(x).sum().backward()),
         "unfold_bmm_step_us": _microseconds(lambda: peer.forward(x, *theirs, geo).sum().backward()),
         "conv2d_step_us": _microseconds(lambda: F.conv2d(x, shared).sum().backward()),
+        **(_launches() if find_spec("triton") else {}),
     }
+
+
+def _launches() -> dict[str, float]:
+    """The host's part of a forward's launch up to the driver, which is not there: first by what we remember of it."""
+    from benchmarks.absent import absent_gpu
+    from lc_triton import launch
+    from lc_triton._problem import Problem
+    from lc_triton.launch.faces import _plan_for
+
+    geo = Geometry.make((20, 20), 16, 16, 3)
+    problem = Problem(geo, backend="triton")
+    shapes = (32, *geo.in_spatial, 16), geo.weight_shape, geo.bias_shape, (32, *geo.out_spatial, 16)
+    x, weight, bias, y = (torch.empty(shape, dtype=torch.float16) for shape in shapes)
+    with absent_gpu(keep=False):
+
+        def call() -> None:
+            launch.forward(x, weight, bias, y, None, problem)
+
+        def forgetful() -> None:
+            plan.compiled.clear()
+            call()
+
+        call()
+        plan = _plan_for("forward", problem, x, weight, None)
+        return {
+            "lookup_us": _microseconds(lambda: _plan_for("forward", problem, x, weight, None)),
+            "launch_us": _microseconds(call),
+            "triton_launch_us": _microseconds(forgetful),
+        }
 
 
 def _processes(code: str) -> float:

@@ -142,10 +142,14 @@ def _overhead(found: dict[str, float]) -> str:
         "step_us": "its training step",
         "unfold_bmm_step_us": "that of F.unfold + bmm",
         "conv2d_step_us": "that of F.conv2d, of the same size",
+        "lookup_us": "on a GPU: finding the tile of a layer that ran before",
+        "launch_us": "on a GPU: the host's part of a launch, up to the driver",
+        "triton_launch_us": "the same, were each launch left to Triton",
     }
     for key, what in names.items():
-        value = found[key]
-        lines.append(f"| {what} | {value:.2f} s |" if key.endswith("_s") else f"| {what} | {value:.0f} us |")
+        if key in found:
+            value = f"{found[key]:.2f} s" if key.endswith("_s") else f"{found[key]:.3g} us"
+            lines.append(f"| {what} | {value} |")
     return "\n".join(lines)
 
 

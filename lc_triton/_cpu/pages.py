@@ -21,9 +21,10 @@ def advise(*results: Tensor | None) -> None:
         if result is not None and result.nbytes >= LEAST_BYTES and result.device.type == "cpu":
             madvise = _madvise()
             if madvise is not None:
-                start = -(-result.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-                size = result.data_ptr() + result.nbytes - start
-                madvise(start, size // mmap.PAGESIZE * mmap.PAGESIZE, mmap.MADV_HUGEPAGE)
+                # From the start of its first small page: where the block begins a large one, its header is in it too.
+                start = result.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+                pages = -(-(result.data_ptr() + result.nbytes - start) // mmap.PAGESIZE)
+                madvise(start, pages * mmap.PAGESIZE, mmap.MADV_HUGEPAGE)
 
 
 @cache
