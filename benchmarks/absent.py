@@ -34,15 +34,19 @@ class AbsentGPU:
         self.utils = self
 
     def get_current_device(self) -> int:
+        """The device that is not there."""
         return DEVICE
 
     def get_current_stream(self, device: int) -> int:
+        """The stream of it."""
         return 0
 
     def get_current_target(self) -> GPUTarget:
+        """What to compile for."""
         return GPUTarget("cuda", self.arch, 32)
 
     def get_device_properties(self, device: int) -> dict[str, int]:
+        """Only what Triton checks before a launch."""
         return {"max_shared_mem": 232_448}
 
     def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[bytes, bytes, int, int, int]:

@@ -10,7 +10,7 @@ from triton.compiler import CompiledKernel
 
 from lc_triton.tiles.config import TileConfig
 
-# What was compiled for the arguments of earlier launches, by everything about them that Triton specialises a kernel for.
+# What was compiled for earlier launches, by everything about their arguments that Triton specialises a kernel for.
 Compiled = dict[tuple[Any, ...], CompiledKernel]
 
 
