@@ -13,7 +13,7 @@ from lc_triton._geometry import Geometry
 
 MOST_KERNEL_BYTES = 1 << 30  # of implementation 2, which is quadratic in the image
 MOST_POSITIONS = 4096  # of implementation 1, which builds a graph node for each
-MOST_LISTED = 16 << 20  # weights of implementation 3, which lists them in Python: minutes
+MOST_LISTED = 4 << 20  # weights of implementation 3, which lists them in Python: minutes, and gigabytes
 
 
 def _keras_same(geo: Geometry) -> bool:

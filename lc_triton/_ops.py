@@ -25,14 +25,22 @@ def _implementation(problem: Problem) -> ModuleType:
     return _cpu
 
 
+def _empty(problem: Problem, shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> Tensor:
+    """A result of a face, on a tensor's device, in memory as the implementation likes it."""
+    if problem.backend == "cpu":
+        empty: Tensor = _implementation(problem).empty(shape, dtype, like)
+        return empty
+    return torch.empty(shape, dtype=dtype, device=like.device)
+
+
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, *, store_z: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """y = act(z) and, if asked for, the pre-activation z; bias is `(*out_spatial, F)` or `(F,)`."""
     geo = problem.geometry
     shape = (x.shape[0], *geo.out_spatial, geo.out_channels)
-    y = torch.empty(shape, dtype=x.dtype, device=x.device)
-    z = torch.empty_like(y) if store_z else None
+    y = _empty(problem, shape, x.dtype, x)
+    z = _empty(problem, shape, x.dtype, x) if store_z else None
     if y.numel():
         _implementation(problem).forward(x, weight, bias, y, z, problem)
     return y, z
@@ -41,7 +49,7 @@ def forward(
 def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
     """act(dx + bias): the input gradient with the forward's epilogue, bias `(*in_spatial, C)` or `(C,)`."""
     geo = problem.geometry
-    dx = torch.empty((g.shape[0], *geo.in_spatial, geo.in_channels), dtype=g.dtype, device=g.device)
+    dx = _empty(problem, (g.shape[0], *geo.in_spatial, geo.in_channels), g.dtype, g)
     if dx.numel():
         _implementation(problem).input_grad(g, weight, bias, dx, problem)
     return dx
@@ -52,7 +60,7 @@ def weight_grad(
 ) -> tuple[Tensor, Tensor | None]:
     """dw and, if asked for, the bias gradient of each position `(*out_spatial, F)`, both in `dtype`."""
     geo = problem.geometry
-    dw = torch.empty(geo.weight_shape, dtype=dtype, device=x.device)
+    dw = _empty(problem, geo.weight_shape, dtype, x)
     db = torch.empty(geo.bias_shape, dtype=dtype, device=x.device) if with_bias else None
     if x.shape[0]:
         _implementation(problem).weight_grad(x, g, dw, db, problem)

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import mmap
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 import lc_triton
 from lc_triton import _cpu
 from lc_triton._activations import FUSED_NAMES, Activation, parse_activation
-from lc_triton._cpu import blocks, matmul, pages, workspace
+from lc_triton._cpu import blocks, matmul, workspace
 from lc_triton._cpu.workspace import Buffer
 from tests.cases import CASES, IDS, Case, assert_as_good, assert_close, expected, peer, tensors
 
@@ -518,17 +517,3 @@ def test_buffers_in_use_are_left_alone():
             for buffer in inner:
                 buffer.take(3).fill_(2)
         assert first.tolist() == [1, 1, 1]
-
-
-@pytest.mark.skipif(pages._madvise() is None, reason="this system has no large pages to ask for")
-def test_large_results_ask_for_large_pages(monkeypatch):
-    asked = []
-    monkeypatch.setattr(pages, "_madvise", lambda: lambda *a: asked.append(a))
-    monkeypatch.setattr(pages, "LEAST_BYTES", 1 << 20)
-    x, weight = torch.randn(1, 64, 34, requires_grad=True), torch.randn(32, 3, 64, 64, requires_grad=True)
-    lc_triton.local_conv(x, weight).sum().backward()
-    ((start, size, _),) = asked
-    first, end = weight.grad.data_ptr(), weight.grad.data_ptr() + weight.grad.nbytes
-    assert start <= first < start + mmap.PAGESIZE  # whole small pages that hold some of it, and no more
-    assert start + size - mmap.PAGESIZE < end <= start + size
-    assert start % mmap.PAGESIZE == size % mmap.PAGESIZE == 0

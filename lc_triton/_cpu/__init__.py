@@ -14,25 +14,25 @@ import torch
 from torch import Tensor
 
 from lc_triton._backend import autocast_enabled
-from lc_triton._cpu import depthwise, matmul, pages
+from lc_triton._cpu import depthwise, matmul
+from lc_triton._cpu.pages import empty
 from lc_triton._problem import Problem
+
+__all__ = ["empty", "forward", "input_grad", "weight_grad"]
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor | None, problem: Problem) -> None:
     """Write y = act(x . w + bias), and the pre-activation into z unless it is None."""
-    pages.advise(y, z)
     _plain("forward", problem, x, weight, bias, y, z)
 
 
 def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, problem: Problem) -> None:
     """Write act(dx + bias), where dx gathers what each site gave to the windows that read it."""
-    pages.advise(dx)
     _plain("input_grad", problem, g, weight, bias, dx)
 
 
 def weight_grad(x: Tensor, g: Tensor, dw: Tensor, db: Tensor | None, problem: Problem) -> None:
     """Write dw and, unless it is None, the bias gradient of each position."""
-    pages.advise(dw)
     _plain("weight_grad", problem, x, g, dw)
     if db is not None:
         with torch.no_grad():

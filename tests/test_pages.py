@@ -1,0 +1,177 @@
+"""Memory of large results: large pages, given on from one result to the next, never while anyone can see it."""
+
+import copy
+import gc
+import io
+import mmap
+import pickle
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import lc_triton
+from lc_triton._cpu import pages
+
+pytestmark = pytest.mark.skipif(not pages._SUPPORTED, reason="this system has no large pages to ask for")
+
+LIKE = torch.empty(0)
+SHAPE = (300, 1024)  # of float32: 1.2 MB, more than what counts as large here
+
+
+@pytest.fixture(autouse=True)
+def large_is_small(monkeypatch):
+    monkeypatch.setattr(pages, "LEAST_BYTES", 1 << 20)
+    pages._kept.clear()
+    yield
+    pages._kept.clear()
+
+
+def empty(shape=SHAPE, dtype=torch.float32, like=LIKE):
+    return pages.empty(shape, dtype, like)
+
+
+def test_it_is_an_ordinary_tensor():
+    t = empty()
+    assert (t.shape, t.dtype, t.stride(), t.storage_offset()) == (SHAPE, torch.float32, (1024, 1), 0)
+    assert t.untyped_storage().nbytes() == t.nbytes
+    assert t.data_ptr() % pages.PAGE_BYTES == 0
+    assert not t.requires_grad
+    t.fill_(2.0)
+    assert torch.equal(copy.deepcopy(t), t)
+    assert torch.equal(pickle.loads(pickle.dumps(t)), t)
+    file = io.BytesIO()
+    torch.save(t, file)
+    assert len(file.getvalue()) < t.nbytes + 10_000
+    shared = empty().fill_(3.0).share_memory_()
+    assert shared.is_shared()
+    assert shared.sum() == 3 * shared.numel()
+
+
+def test_the_next_of_its_size_gets_its_memory_and_no_other():
+    first = empty()
+    place = first.data_ptr()
+    second = empty()
+    assert second.data_ptr() != place
+    del first
+    smaller = empty((200, 3000))
+    assert smaller.data_ptr() != place
+    assert empty((300, 2048), torch.float16).data_ptr() == place
+
+
+@pytest.mark.parametrize(
+    "keep", [lambda t: t[1:3], lambda t: t.view(-1), lambda t: t.numpy(), lambda t: t.untyped_storage()]
+)
+def test_not_while_anything_of_it_is_in_use(keep):
+    first = empty()
+    place, kept = first.data_ptr(), keep(first)
+    del first
+    gc.collect()
+    assert empty().data_ptr() != place
+    del kept
+    assert empty().data_ptr() == place
+
+
+def test_a_step_finds_the_memory_of_the_step_before():
+    layer = lc_triton.LocalConv1d(64, 64, 3, input_size=34)
+    x, places, values = torch.randn(1, 64, 34), set(), []
+    for _ in range(3):
+        layer.zero_grad(set_to_none=True)
+        layer(x).sum().backward()
+        places.add(layer.weight.grad.data_ptr())
+        values.append(layer.weight.grad.clone())
+    assert len(places) == 1
+    assert torch.equal(values[0], values[2])
+
+
+def test_a_gradient_that_is_kept_is_not_overwritten():
+    layer, x = lc_triton.LocalConv1d(64, 64, 3, input_size=34), torch.randn(2, 64, 34)
+    (first,) = torch.autograd.grad(layer(x[:1]).sum(), layer.weight)
+    before = first.clone()
+    (second,) = torch.autograd.grad(layer(x[1:]).sum(), layer.weight)
+    assert torch.equal(first, before)
+    assert not torch.equal(first, second)
+    layer(x[:1]).sum().backward()
+    layer(x[1:]).sum().backward()  # accumulates
+    torch.testing.assert_close(layer.weight.grad, first + second)
+
+
+def test_what_is_kept_has_a_bound(monkeypatch):
+    monkeypatch.setattr(pages, "MOST_KEPT_BYTES", 2 * (4 << 20))
+    held = [empty() for _ in range(5)]
+    del held
+    assert sum(map(len, pages._kept)) <= 2 * (4 << 20)
+    assert pages._kept
+
+
+def test_threads_never_share():
+    wrong = []
+
+    def work(number):
+        for _ in range(200):
+            t = empty()
+            t[0, 0] = number
+            t[-1, -1] = number
+            if t[0, 0] != number or t[-1, -1] != number:
+                wrong.append(number)
+            del t
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert len(pages._kept) <= 8
+
+
+def test_without_memory_torch_says_so(monkeypatch):
+    def none(*_, **__):
+        raise OSError(12, "Cannot allocate memory")
+
+    del [empty()][:]
+    assert pages._kept
+    monkeypatch.setattr(pages.mmap, "mmap", none)
+    assert empty((900, 1024)).shape == (900, 1024)  # what was kept is let go of
+    assert not pages._kept
+
+
+def test_tensors_that_only_stand_for_memory_take_none():
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(LIKE)
+        assert type(empty(like=fake)) is type(fake)
+    assert empty(like=torch.empty(0, device="meta")).device.type == "meta"
+    assert type(empty(like=nn.Parameter(LIKE))) is torch.Tensor
+
+
+def test_a_process_that_holds_some_ends_well():
+    code = f"""
+import torch
+from lc_triton._cpu import pages
+pages.LEAST_BYTES = 1 << 20
+held = pages.empty({SHAPE}, torch.float32, torch.empty(0)).fill_(1.0)
+held.grad = pages.empty({SHAPE}, torch.float32, torch.empty(0))
+torch.held = held
+freed = pages.empty({SHAPE}, torch.float32, torch.empty(0))
+del freed
+"""
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_region_is_asked_to_be_of_large_pages(monkeypatch):
+    asked = []
+
+    class Region(mmap.mmap):
+        def madvise(self, advice, *args):
+            asked.append(advice)
+
+    monkeypatch.setattr(pages.mmap, "mmap", Region)
+    empty()
+    assert asked == [mmap.MADV_HUGEPAGE]
