@@ -49,6 +49,7 @@ def forward_kernel(
     WALK: tl.constexpr = (STEPS + SPLIT - 1) // SPLIT * BK  # of one program
     DESCRIPTOR: tl.constexpr = TILE.descriptor
     DOT: tl.constexpr = TILE.dot
+    OWN: tl.constexpr = not DOT and (G > 1 or TQ * TP > 1)  # each column walks its own window
     SWAP: tl.constexpr = TILE.swap
     PRECISION: tl.constexpr = TILE.precision
     STORE_Z: tl.constexpr = EPILOGUE.store_z
@@ -107,16 +108,22 @@ def forward_kernel(
         dh, dw = row * TILE.step_h, col * TILE.step_w
         i0, i1 = s0 + t0 * SHAPE.dilation[0], s1 + t1 * SHAPE.dilation[1]
         ih, iw = sh + dh, sw + dw
+        if OWN:  # what neighbours read as well is in L1 when they do
+            k, i0, i1, c = k[:, None], i0[:, None], i1[:, None], c[:, None] + (group * C)[None, :]
+            ih, iw = ih[:, None] + (jr * SH)[None, :], iw[:, None] + (jc * SW)[None, :]
         m_k = (k < KT) & (ih >= 0) & (ih < SHAPE.inputs[2]) & (iw >= 0) & (iw < SHAPE.inputs[3])
         if SHAPE.lead:
             m_k = m_k & (i0 >= 0) & (i0 < SHAPE.inputs[0]) & (i1 >= 0) & (i1 < SHAPE.inputs[1])
-        m_k = m_k & read_by_any(dh, tl.minimum(OH - oh0, TQ), KH, DH, SH, TQ)
-        m_k = m_k & read_by_any(dw, tl.minimum(OW - ow0, TP), KW, DW, SW, TP)
+        if not OWN:
+            m_k = m_k & read_by_any(dh, tl.minimum(OH - oh0, TQ), KH, DH, SH, TQ)
+            m_k = m_k & read_by_any(dw, tl.minimum(OW - ow0, TP), KW, DW, SW, TP)
         if SHAPE.wide:  # a sample of 2^31 numbers or more
             i0, i1, ih = i0.to(tl.int64), i1.to(tl.int64), ih.to(tl.int64)
-        o_k = (i0 * x_pitch[1] + i1 * x_pitch[2] + ih * x_pitch[3] + iw) * SHAPE.channels + c  # [BK]
+        o_k = (i0 * x_pitch[1] + i1 * x_pitch[2] + ih * x_pitch[3] + iw) * SHAPE.channels + c  # [BK], or [BK, BN]
 
-        if DESCRIPTOR:  # one position: the walk goes through its weights as they lie, and past their end come zeros
+        if OWN:  # the walk goes through a position's weights as they lie
+            b_w = tl.load(p_w[None, :] + k * F, mask=m_k & m_n[None, :], other=0.0)  # [BK, BN]
+        elif DESCRIPTOR:  # one position: likewise, and past the weights' end come zeros
             b_w = p_w.load([(o01 * OH + oh0) * OW + ow0, k0, f0]).reshape(BK, BN)
         else:
             kh, m_h = tap(dh[:, None] - (jr * SH)[None, :], KH, DH)
@@ -132,14 +139,13 @@ def forward_kernel(
                 acc = tl.dot(tl.trans(b_w), tl.trans(b_x), acc, input_precision=PRECISION, out_dtype=ACC)
             else:
                 acc = tl.dot(b_x, b_w, acc, input_precision=PRECISION, out_dtype=ACC)
-        elif G == 1:
+        elif not OWN:
             b_x = tl.load(p_x[:, None] + o_k[None, :], mask=m_b[:, None] & m_k[None, :], other=0.0)  # [BB, BK]
             b_w = b_w.to(b_x.dtype)
             acc += b_x[:, :, None].to(ACC) * b_w[None, :, :].to(ACC)
         else:
-            o_x = o_k[:, None] + (group * C)[None, :]
-            m_x = m_b[:, None, None] & (m_k[:, None] & m_n[None, :])[None, :, :]
-            b_x = tl.load(p_x[:, None, None] + o_x[None, :, :], mask=m_x, other=0.0)  # [BB, BK, BN]
+            m_x = m_b[:, None, None] & (m_k & m_n[None, :])[None, :, :]
+            b_x = tl.load(p_x[:, None, None] + o_k[None, :, :], mask=m_x, other=0.0)  # [BB, BK, BN]
             b_w = b_w.to(b_x.dtype)
             acc += b_x.to(ACC) * b_w[None, :, :].to(ACC)
 

@@ -80,6 +80,7 @@ def input_grad_kernel(
     WALK: tl.constexpr = (STEPS + SPLIT - 1) // SPLIT * BK  # of one program
     DESCRIPTOR: tl.constexpr = TILE.descriptor
     DOT: tl.constexpr = TILE.dot
+    OWN: tl.constexpr = not DOT and (G > 1 or TQ * TP > 1)  # each column walks the windows of its own site
     SWAP: tl.constexpr = TILE.swap
     PRECISION: tl.constexpr = TILE.precision
     ACC: tl.constexpr = tl.float64 if p_g.dtype.element_ty == tl.float64 else tl.float32
@@ -120,12 +121,14 @@ def input_grad_kernel(
     # A site in padded coordinates is oh * SH + kh * DH; the walk starts at the first window that can reach the tile.
     s0, s1 = i01 // I1 + SHAPE.pad[0], i01 % I1 + SHAPE.pad[1]
     sh, sw = ih0 + SHAPE.pad[2], iw0 + SHAPE.pad[3]
-    if TILE.step_h == 1:  # max before //, which truncates: a window row below 0 does not exist
-        first_h = (max(sh - (KH - 1) * DH, 0) + SH - 1) // SH
+    if OWN:
+        sh, sw = (sh + jr)[:, None], (sw + jc)[:, None]  # [BN, 1]
+    if TILE.step_h == 1:  # maximum before //, which truncates: a window row below 0 does not exist
+        first_h = (tl.maximum(sh - (KH - 1) * DH, 0) + SH - 1) // SH
     else:
         first_h = sh - (KH - 1) * DH
     if TILE.step_w == 1:
-        first_w = (max(sw - (KW - 1) * DW, 0) + SW - 1) // SW
+        first_w = (tl.maximum(sw - (KW - 1) * DW, 0) + SW - 1) // SW
     else:
         first_w = sw - (KW - 1) * DW
 
@@ -138,16 +141,27 @@ def input_grad_kernel(
     for start in range(0, WALK, BK):
         k0 = part * WALK + start
         k = k0 + tl.arange(0, BK)
+        if OWN:
+            k = k[None, :]
         t0, t1, o0, o1, oh, ow, f, m_k = window(k, s0, s1, sh, sw, first_h, first_w, SHAPE, TILE)
-        m_k = m_k & reads_any(sh - oh * SH, tl.minimum(IH - ih0, TQ), KH, DH, TQ)
-        m_k = m_k & reads_any(sw - ow * SW, tl.minimum(IW - iw0, TP), KW, DW, TP)
-        position = ((o0 * O1 + o1) * OH + oh) * OW + ow  # [BK]
+        if OWN:
+            kh, m_h = tap(sh - oh * SH, KH, DH)
+            kw, m_w = tap(sw - ow * SW, KW, DW)
+            m_k = m_k & m_h & m_w & m_n[:, None]
+        else:
+            m_k = m_k & reads_any(sh - oh * SH, tl.minimum(IH - ih0, TQ), KH, DH, TQ)
+            m_k = m_k & reads_any(sw - ow * SW, tl.minimum(IW - iw0, TP), KW, DW, TP)
+        position = ((o0 * O1 + o1) * OH + oh) * OW + ow  # [BK], or [BN, BK]
         if SHAPE.wide:  # a sample of 2^31 numbers or more
             o0, o1, oh = o0.to(tl.int64), o1.to(tl.int64), oh.to(tl.int64)
         o_k = o0 * g_pitch[1] + o1 * g_pitch[2] + oh * g_pitch[3] + ow
         o_k = o_k * F + f
 
-        if DESCRIPTOR:  # one site, and a step within one position: a box of one tap's weights
+        if OWN:
+            p_k = p_w + position.to(tl.int64) * (K0 * K1 * KH * KW * CG * F) + f
+            o_w = (((t0 * K1 + t1) * KH + kh) * KW + kw) * (CG * F) + o_n[:, None]
+            b_w = tl.load(p_k + o_w, mask=m_k, other=0.0)  # [BN, BK]
+        elif DESCRIPTOR:  # one site, and a step within one position: a box of one tap's weights
             d0, d1, q0, q1, qh, qw, f0, m_q = window(k0, s0, s1, sh, sw, first_h, first_w, SHAPE, TILE)
             kh, m_h = tap(sh - qh * SH, KH, DH)
             kw, m_w = tap(sw - qw * SW, KW, DW)
@@ -169,13 +183,13 @@ def input_grad_kernel(
                 acc = tl.dot(b_w, tl.trans(b_g), acc, input_precision=PRECISION, out_dtype=ACC)
             else:
                 acc = tl.dot(b_g, tl.trans(b_w), acc, input_precision=PRECISION, out_dtype=ACC)
-        elif G == 1:
+        elif not OWN:
             b_g = tl.load(p_g[:, None] + o_k[None, :], mask=m_b[:, None] & m_k[None, :], other=0.0)  # [BB, BK]
             b_w = b_w.to(b_g.dtype)
             acc += b_g[:, None, :].to(ACC) * b_w[None, :, :].to(ACC)
         else:
-            o_g = o_k[None, :] + (group * FG)[:, None]
-            m_g = m_b[:, None, None] & (m_k[None, :] & m_n[:, None])[None, :, :]
+            o_g = o_k + (group * FG)[:, None]
+            m_g = m_b[:, None, None] & m_k[None, :, :]
             b_g = tl.load(p_g[:, None, None] + o_g[None, :, :], mask=m_g, other=0.0)  # [BB, BN, BK]
             b_w = b_w.to(b_g.dtype)
             acc += b_g.to(ACC) * b_w[None, :, :].to(ACC)

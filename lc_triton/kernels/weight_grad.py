@@ -67,6 +67,7 @@ def weight_grad_kernel(
     SPLIT: tl.constexpr = TILE.split
     DESCRIPTOR: tl.constexpr = TILE.descriptor
     DOT: tl.constexpr = TILE.dot
+    OWN: tl.constexpr = not DOT and (G > 1 or TQ * TP > 1)  # each column walks its own window
     SWAP: tl.constexpr = TILE.swap
     PRECISION: tl.constexpr = TILE.precision
     WITH_BIAS: tl.constexpr = UPSTREAM.with_bias
@@ -119,16 +120,20 @@ def weight_grad_kernel(
     i0 = o0 * SHAPE.stride[0] - SHAPE.pad[0] + t0 * SHAPE.dilation[0]
     i1 = o1 * SHAPE.stride[1] - SHAPE.pad[1] + t1 * SHAPE.dilation[1]
     ih, iw = oh0 * SH - SHAPE.pad[2] + dh, ow0 * SW - SHAPE.pad[3] + dw
+    if OWN:
+        k, i0, i1, c = k[:, None], i0[:, None], i1[:, None], c[:, None] + (group * C)[None, :]
+        ih, iw = ih[:, None] + (jr * SH)[None, :], iw[:, None] + (jc * SW)[None, :]
     m_k = (k < KT) & (ih >= 0) & (ih < SHAPE.inputs[2]) & (iw >= 0) & (iw < SHAPE.inputs[3])
     if SHAPE.lead:
         m_k = m_k & (i0 >= 0) & (i0 < SHAPE.inputs[0]) & (i1 >= 0) & (i1 < SHAPE.inputs[1])
-    m_k = m_k & read_by_any(dh, tl.minimum(OH - oh0, TQ), KH, DH, SH, TQ)
-    m_k = m_k & read_by_any(dw, tl.minimum(OW - ow0, TP), KW, DW, SW, TP)
+    if not OWN:
+        m_k = m_k & read_by_any(dh, tl.minimum(OH - oh0, TQ), KH, DH, SH, TQ)
+        m_k = m_k & read_by_any(dw, tl.minimum(OW - ow0, TP), KW, DW, SW, TP)
     oh, ow = oh0 + jr, ow0 + jc
     if SHAPE.wide:
         i0, i1, ih = i0.to(tl.int64), i1.to(tl.int64), ih.to(tl.int64)
         o0, o1, oh = o0.to(tl.int64), o1.to(tl.int64), oh.to(tl.int64)
-    o_k = (i0 * x_pitch[1] + i1 * x_pitch[2] + ih * x_pitch[3] + iw) * SHAPE.channels + c  # [BK]
+    o_k = (i0 * x_pitch[1] + i1 * x_pitch[2] + ih * x_pitch[3] + iw) * SHAPE.channels + c  # [BK], or [BK, BN]
     o_n = (o0 * g_pitch[1] + o1 * g_pitch[2] + oh * g_pitch[3] + ow) * F + f  # [BN]
     o_s = position.to(tl.int64) * F + f  # [BN]
 
@@ -149,13 +154,12 @@ def weight_grad_kernel(
                 acc = tl.dot(tl.trans(b_g), b_x, acc, input_precision=PRECISION, out_dtype=ACC)
             else:
                 acc = tl.dot(tl.trans(b_x), b_g, acc, input_precision=PRECISION, out_dtype=ACC)
-        elif G == 1:
+        elif not OWN:
             b_x = tl.load(p_xb[:, None] + o_k[None, :], mask=m_b[:, None] & m_k[None, :], other=0.0)  # [BB, BK]
             acc += b_x[:, :, None].to(ACC) * b_g[:, None, :].to(ACC)
         else:
-            o_x = o_k[:, None] + (group * C)[None, :]
-            m_x = m_b[:, None, None] & (m_k[:, None] & m_n[None, :])[None, :, :]
-            b_x = tl.load(p_xb[:, None, None] + o_x[None, :, :], mask=m_x, other=0.0)  # [BB, BK, BN]
+            m_x = m_b[:, None, None] & (m_k & m_n[None, :])[None, :, :]
+            b_x = tl.load(p_xb[:, None, None] + o_k[None, :, :], mask=m_x, other=0.0)  # [BB, BK, BN]
             acc += b_x.to(ACC) * b_g[:, None, :].to(ACC)
 
     if not DOT:
@@ -167,11 +171,14 @@ def weight_grad_kernel(
         b_dw = acc.to(p_dw.dtype).reshape(1, BK, BN)
         p_dw.store([(o01 * OH + oh0) * OW + ow0, block * BK, f0], b_dw)
     else:
-        kh, m_h = tap(dh[:, None] - (jr * SH)[None, :], KH, DH)
-        kw, m_w = tap(dw[:, None] - (jc * SW)[None, :], KW, DW)
-        o_w = (((((t0 * K1 + t1) * KH)[:, None] + kh) * KW + kw) * C + c[:, None]) * F
+        if OWN:
+            o_w, m_dw = k * F, (k < KT) & m_n[None, :]
+        else:
+            kh, m_h = tap(dh[:, None] - (jr * SH)[None, :], KH, DH)
+            kw, m_w = tap(dw[:, None] - (jc * SW)[None, :], KW, DW)
+            o_w = (((((t0 * K1 + t1) * KH)[:, None] + kh) * KW + kw) * C + c[:, None]) * F
+            m_dw = m_h & m_w & (k < KT)[:, None] & m_n[None, :]
         p_dw += position.to(tl.int64) * (K0 * K1 * KH * KW * C * F) + f
-        m_dw = m_h & m_w & (k < KT)[:, None] & m_n[None, :]
         tl.store(p_dw[None, :] + o_w, acc.to(p_dw.dtype.element_ty), mask=m_dw)
 
     if WITH_BIAS or STORE_DZ:

@@ -171,21 +171,20 @@ def _sass_bits(suffix: str) -> int:
 
 
 @cache
-def _weight_line(face: Face) -> int:
-    """The line of a kernel's file where it loads the weight, or stores its gradient."""
+def _weight_lines(face: Face) -> frozenset[str]:
+    """The lines of a kernel's file where it loads the weight, or stores its gradient."""
     lines = (Path(KERNELS[face].fn.__code__.co_filename)).read_text().splitlines()
     access = "tl.store(p_dw" if face == "weight_grad" else "b_w = tl.load("
-    (number,) = (i for i, line in enumerate(lines, 1) if access in line)
-    return number
+    return frozenset(str(i) for i, line in enumerate(lines, 1) if access in line)
 
 
 def _weight_bits(face: Face, text: str, place: str, access: str, bits_of: Callable[[str], int]) -> int:
-    """The narrowest access among the instructions that come from that line."""
-    wanted, here, bits = (f"{face}.py", str(_weight_line(face))), False, []
+    """The narrowest access among the instructions that come from those lines; 0 if none is said to."""
+    wanted, here, bits = _weight_lines(face), False, []
     for line in text.splitlines():
         found = re.search(place, line)
         if found:
-            here = found.groups() == wanted
+            here = found[1] == f"{face}.py" and found[2] in wanted
         elif here and (instruction := re.search(access, line)):
             bits.append(bits_of(instruction[1]))
     return min(bits, default=0)

@@ -24,7 +24,7 @@ from lc_triton.tiles.space import (
     uses_all,
 )
 from lc_triton.tiles.task import Task
-from lc_triton.tiles.walk import loop_of, programs, tiles_of, walk_of
+from lc_triton.tiles.walk import loop_of, programs, run_of, tiles_of, walk_of
 
 # Memory moves in sectors of so many bytes.
 SECTOR_BYTES = 32
@@ -81,12 +81,14 @@ def roads(task: Task, device: Device, config: TileConfig) -> Roads:
     """The three roads of a candidate."""
     geo, face, batch, s = task.geo, task.face, task.batch, task.itemsize
     tiles = tiles_of(face, geo, config)
-    walk = walk_of(face, geo, config).length
+    steps = -(-walk_of(face, geo, config).length // config.block_k)
     # Without dot a block may cross groups, each of which has channels (or filters) of its own to gather.
     columns = geo.in_channels if face == "input_grad" else geo.out_channels
-    crossed = 1 if config.dot else -(-config.block_n * geo.groups // columns)
-    gathered = tiles * batch * walk * crossed * s
-    steps = -(-walk // config.block_k)
+    crossed = 1 if config.dot else -(-config.block_f * geo.groups // columns)
+    run = run_of(face, geo, config.rows, config.cols).length  # what positions of a program share, its L1 holds
+    if face == "weight_grad" and not config.dot:  # programs of other steps share nothing
+        run = steps * min(run, config.block_k * config.rows * config.cols)
+    gathered = tiles * batch * run * crossed * s
     n_b = -(-batch // config.block_b)
     operations = 2 * tiles * steps * config.block_k * config.block_n * n_b * config.block_b
     if face == "weight_grad":

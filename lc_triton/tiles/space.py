@@ -197,8 +197,8 @@ def _sized(
     area = (k if task.face == "weight_grad" else m) * n
     if area > limits.area or (task.itemsize == 8 and m * n > limits.area):
         return
-    if task.face == "weight_grad" and m > 64 and area < 64 * 16:
-        return  # so deep and so small a product spills: its operands are in registers twice over
+    if task.face == "weight_grad" and m > 64 and (area < 64 * 16 or (limits.thin and m * k > 64 * 128)):
+        return  # so deep and so small or thin a product spills: its operands are in registers twice over
     # The operands of tensor cores before Hopper pass through registers too, so the largest tile of all counts.
     large = max(area, m * n, k * n, m * k if limits.thin else 0) >= (64 if _before_hopper(device) else 128) * 128
     # ptxas gives eight warps 80 registers each, which an input that passes through registers overflows.
@@ -227,17 +227,26 @@ def _before_hopper(device: Device) -> bool:
 
 
 def _reduce_candidates(task: Task, device: Device) -> Iterator[TileConfig]:
-    """Tiles without `tl.dot`: one position, a run of filters (or channels) that may cross groups, few samples."""
-    total = task.geo.in_channels if task.face == "input_grad" else task.geo.out_channels
+    """Tiles without `tl.dot`: a run of filters (or channels) that may cross groups, few samples, and with groups
+    several positions; in one group the filters share x, positions would not.
+    """
+    geo = task.geo
+    total, tiled = geo.out_channels, geo.out_spatial
+    if task.face == "input_grad":
+        total, tiled = geo.in_channels, geo.in_spatial
     most = min(16, _power(task.batch))
-    products = MAX_PRODUCTS if task.geo.groups > 1 else MAX_PRODUCTS // 2
-    for block_f in _powers(min(32, _power(total)), min(128, _power(total))):
-        for k in _powers(1, 256):
-            # As many warps as have a whole copy of weights a thread.
-            warps = max(1, min(4, _copies(task, device, k, block_f)))
-            for samples in _powers(min(4, most), most):
-                if samples * k * block_f <= products * warps // 4:
-                    yield TileConfig(1, 1, block_f, samples, k, dot=False, num_warps=warps, num_stages=2)
+    products = MAX_PRODUCTS if geo.groups > 1 else MAX_PRODUCTS // 2
+    side = MAX_SIDE if geo.groups > 1 else 1
+    for rows in _powers(1, min(side, _power(tiled[2]))):
+        for cols in _powers(1, min(side, _power(tiled[3]))):
+            for block_f in _powers(min(32, _power(total)), min(128, _power(total))):
+                n = rows * cols * block_f
+                for k in _powers(1, 256):
+                    # As many warps as have a whole copy of weights a thread.
+                    warps = max(1, min(4, _copies(task, device, k, n)))
+                    for samples in _powers(min(4, most), most):
+                        if samples * k * n <= products * warps // 4:
+                            yield TileConfig(rows, cols, block_f, samples, k, dot=False, num_warps=warps, num_stages=2)
 
 
 def on_vector_units(task: Task) -> bool:

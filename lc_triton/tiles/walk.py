@@ -25,10 +25,15 @@ class Walk:
 
 
 def walk_of(face: Face, geometry: Geometry, config: TileConfig) -> Walk:
-    """The walk of one program; `geometry` has four spatial dimensions."""
+    """The walk of one program; without dot each of its positions has a walk of its own, and this is one of them."""
+    return run_of(face, geometry, *((config.rows, config.cols) if config.dot else (1, 1)))
+
+
+def run_of(face: Face, geometry: Geometry, rows: int, cols: int) -> Walk:
+    """All that lies under a tile of rows x cols positions; `geometry` has four spatial dimensions."""
     along = _sites if face != "input_grad" else _positions
-    rows, step_h = along(config.rows, geometry.kernel[2], geometry.stride[2], geometry.dilation[2])
-    cols, step_w = along(config.cols, geometry.kernel[3], geometry.stride[3], geometry.dilation[3])
+    rows, step_h = along(rows, geometry.kernel[2], geometry.stride[2], geometry.dilation[2])
+    cols, step_w = along(cols, geometry.kernel[3], geometry.stride[3], geometry.dilation[3])
     inner = (geometry.out_channels if face == "input_grad" else geometry.in_channels) // geometry.groups
     length = geometry.kernel[0] * geometry.kernel[1] * rows * cols * inner
     return Walk(rows, cols, step_h, step_w, length)

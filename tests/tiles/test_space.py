@@ -147,6 +147,18 @@ def test_programs_that_a_multiprocessor_holds():
         assert 1 <= resident(task(), H200, config) <= H200.warps // config.num_warps
 
 
+@pytest.mark.parametrize("face", FACES)
+def test_depthwise_positions_share_what_they_read(face):
+    """A program of several positions reads each site once from L2, and multiplies no more than those positions do."""
+    t = task("depthwise", face)
+    pick = model.choose(t, H200)
+    assert pick.rows * pick.cols > 1
+    assert not pick.dot
+    alone = replace(pick, rows=1, cols=1)
+    assert model.roads(t, H200, pick).l2_bytes < 0.8 * model.roads(t, H200, alone).l2_bytes
+    assert model.roads(t, H200, pick).operations == model.roads(t, H200, alone).operations
+
+
 def test_variants():
     found = set(variants(task(), H200, ONE))
     assert replace(ONE, swap=True) in found
