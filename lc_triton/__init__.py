@@ -2,17 +2,24 @@
 
 from lc_triton._backend import backend
 from lc_triton._version import __version__
+from lc_triton.conversion import convert_convs
 from lc_triton.errors import LocalConvError
-from lc_triton.functional import local_conv
+from lc_triton.functional import local_conv, local_conv_transpose
 from lc_triton.keras.constraints import apply_constraints, attach_constraints
 from lc_triton.keras.regularizers import regularization_loss
 from lc_triton.layers import (
     LazyLocalConv1d,
     LazyLocalConv2d,
     LazyLocalConv3d,
+    LazyLocalConvTranspose1d,
+    LazyLocalConvTranspose2d,
+    LazyLocalConvTranspose3d,
     LocalConv1d,
     LocalConv2d,
     LocalConv3d,
+    LocalConvTranspose1d,
+    LocalConvTranspose2d,
+    LocalConvTranspose3d,
     LocallyConnected1D,
     LocallyConnected2D,
     LocallyConnected3D,
@@ -23,10 +30,16 @@ __all__ = [
     "LazyLocalConv1d",
     "LazyLocalConv2d",
     "LazyLocalConv3d",
+    "LazyLocalConvTranspose1d",
+    "LazyLocalConvTranspose2d",
+    "LazyLocalConvTranspose3d",
     "LocalConv1d",
     "LocalConv2d",
     "LocalConv3d",
     "LocalConvError",
+    "LocalConvTranspose1d",
+    "LocalConvTranspose2d",
+    "LocalConvTranspose3d",
     "LocallyConnected1D",
     "LocallyConnected2D",
     "LocallyConnected3D",
@@ -34,7 +47,9 @@ __all__ = [
     "apply_constraints",
     "attach_constraints",
     "backend",
+    "convert_convs",
     "local_conv",
+    "local_conv_transpose",
     "regularization_loss",
     "tuning",
 ]

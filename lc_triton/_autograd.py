@@ -1,19 +1,25 @@
 """The faces as differentiable functions: the derivative of each is made of the other two.
 
 With L(x, w, g) = sum(x * w * g), linear in each, every face is a partial derivative of L, and so is every derivative
-of a face: gradients of any order need no further kernel.
+of a face: gradients of any order, forward-mode derivatives and vmap need no further kernel.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
 
 from lc_triton import _ops
+from lc_triton._ensemble import Ensemble
 from lc_triton._problem import Problem
+
+Dims = tuple[int | None, ...]
+Face = Callable[[Tensor, Tensor, "Tensor | None", Problem], Tensor]
 
 
 class Forward(torch.autograd.Function):
@@ -30,13 +36,8 @@ class Forward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Any) -> None:
-        x, weight, bias, problem = inputs
-        saves = problem.activation.saves
-        saved = output[1] if saves == "z" else output if saves == "y" else None
-        ctx.save_for_backward(x, weight, saved)  # type: ignore[arg-type]  # None is allowed, the stub says otherwise
-        ctx.problem = problem  # type: ignore[attr-defined]
-        ctx.bias_shape = None if bias is None else bias.shape  # type: ignore[attr-defined]
-        ctx.set_materialize_grads(False)
+        saves = inputs[-1].activation.saves
+        _keep(ctx, inputs, output[1] if saves == "z" else output if saves == "y" else None)
 
     @staticmethod
     def backward(ctx: Any, grad: Any, grad_z: Tensor | None = None) -> Any:
@@ -47,40 +48,60 @@ class Forward(torch.autograd.Function):
         problem, dtype = ctx.problem, weight.dtype
         dw: Tensor | None
         dz: Any
-        if grad_z is None and need_w and saved is not None and not torch.is_grad_enabled():
+        if grad_z is None and need_w and saved is not None and _straight(x, weight, grad, saved):
             dw, db, dz = _ops.weight_grad_through(x, grad, saved, problem, dtype, with_bias=need_b, with_dz=need_x)
         else:
             dz = grad_z if grad is None else problem.activation.backward(grad, saved)
             if grad is not None and grad_z is not None:
                 dz = dz + grad_z
             dw, db = weight_grad(x, dz, problem.linear(), dtype, with_bias=need_b) if need_w else (None, None)
-        if need_b and not need_w:
-            db = dz.sum(0, dtype=torch.promote_types(dtype, torch.float32)).to(dtype)
-        if db is not None and len(ctx.bias_shape) == 1:
-            db = db.sum(tuple(range(db.ndim - 1)))
+        if need_b:
+            db = _bias_grad(dz, dtype, ctx.bias_shape) if db is None else _for_bias(db, ctx.bias_shape)
         dx = input_grad(dz, weight, problem.linear()) if need_x else None
         return dx, dw, db, None
 
-
-class InputGrad(torch.autograd.Function):
-    """dx of (g, w)."""
+    @staticmethod
+    def jvp(ctx: Any, tx: Tensor | None, tw: Tensor | None, tb: Tensor | None, _: None) -> Any:
+        with _differentiable():
+            tz = _tangent(forward, ctx, tx, tw, tb)
+            ty = _through(tz, forward, ctx)
+        return (ty, tz) if ctx.problem.activation.saves == "z" else ty
 
     @staticmethod
-    def forward(g: Tensor, weight: Tensor, problem: Problem) -> Tensor:
-        return _ops.input_grad(g, weight, None, problem)
+    def vmap(info: Any, in_dims: Dims, *args: Any) -> Any:
+        return _side_by_side(Forward, info.batch_size, in_dims, *args)
+
+
+class InputGrad(torch.autograd.Function):
+    """act(dx + bias) of (g, w, bias), of an activation whose derivative is a function of its output."""
+
+    @staticmethod
+    def forward(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
+        return _ops.input_grad(g, weight, bias, problem)
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Any) -> None:
-        g, weight, ctx.problem = inputs  # type: ignore[attr-defined]
-        ctx.save_for_backward(g, weight)
+        _keep(ctx, inputs, output if inputs[-1].activation.saves == "y" else None)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        g, weight = ctx.saved_tensors
-        need_g, need_w, _ = ctx.needs_input_grad
-        dg = forward(grad, weight, None, ctx.problem) if need_g else None
-        dw = weight_grad(grad, g, ctx.problem, weight.dtype, with_bias=False)[0] if need_w else None
-        return dg, dw, None
+    def backward(ctx: Any, grad: Tensor | None) -> Any:
+        if grad is None:
+            return None, None, None, None
+        g, weight, saved = ctx.saved_tensors
+        need_g, need_w, need_b, _ = ctx.needs_input_grad
+        dz, problem = ctx.problem.activation.backward(grad, saved), ctx.problem.linear()
+        dg = forward(dz, weight, None, problem) if need_g else None
+        dw = weight_grad(dz, g, problem, weight.dtype, with_bias=False)[0] if need_w else None
+        return dg, dw, _bias_grad(dz, weight.dtype, ctx.bias_shape) if need_b else None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tg: Tensor | None, tw: Tensor | None, tb: Tensor | None, _: None) -> Tensor:
+        with _differentiable():
+            return _through(_tangent(transpose, ctx, tg, tw, tb), transpose, ctx)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Dims, *args: Any) -> Any:
+        return _side_by_side(InputGrad, info.batch_size, in_dims, *args)
 
 
 class WeightGrad(torch.autograd.Function):
@@ -93,16 +114,121 @@ class WeightGrad(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Any) -> None:
-        x, g, ctx.problem, _, _ = inputs  # type: ignore[attr-defined]
+        x, g, ctx.problem, ctx.dtype, ctx.with_bias = inputs  # type: ignore[attr-defined]
         ctx.save_for_backward(x, g)
+        ctx.save_for_forward(x, g)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, grad_bias: Tensor | None = None) -> Any:
+    def backward(ctx: Any, grad: Tensor | None, grad_bias: Tensor | None = None) -> Any:
         x, g = ctx.saved_tensors
         need_x, need_g, *_ = ctx.needs_input_grad
-        dx = input_grad(g, grad, ctx.problem) if need_x else None
-        dg = forward(x, grad, grad_bias, ctx.problem) if need_g else None
+        dx = input_grad(g, grad, ctx.problem) if need_x and grad is not None else None
+        dg = None
+        if need_g and grad is not None:
+            dg = forward(x, grad, grad_bias, ctx.problem)
+        elif need_g and grad_bias is not None:
+            dg = grad_bias.to(g.dtype).expand_as(g)
         return dx, dg, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tx: Tensor | None, tg: Tensor | None, *_: None) -> Any:
+        none = (None, None)
+        with _differentiable():
+            x, g = _primals(ctx)
+            of_x = none if tx is None else weight_grad(tx, g, ctx.problem, ctx.dtype, with_bias=False)
+            of_g = none if tg is None else weight_grad(x, tg, ctx.problem, ctx.dtype, with_bias=ctx.with_bias)
+            dw = _sum(of_x[0], of_g[0])
+            if not ctx.with_bias:
+                return dw
+            return dw, torch.zeros_like(g[0], dtype=ctx.dtype) if of_g[1] is None else of_g[1]
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: Dims, x: Tensor, g: Tensor, problem: Problem, dtype: torch.dtype, with_bias: bool
+    ) -> Any:
+        many = Ensemble(problem, info.batch_size)
+        out = _apply(WeightGrad, many.sites(x, in_dims[0]), many.sites(g, in_dims[1]), many.problem, dtype, with_bias)
+        return ((many.weights_of(out[0]), many.biases_of(out[1])), (0, 0)) if with_bias else (many.weights_of(out), 0)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], saved: Tensor | None) -> None:
+    """What a face of (x, weight, bias) keeps for its derivatives."""
+    x, weight, bias, ctx.problem = inputs
+    ctx.save_for_backward(x, weight, saved)
+    ctx.save_for_forward(x, weight, bias)
+    ctx.bias_shape = None if bias is None else bias.shape
+    ctx.set_materialize_grads(False)
+
+
+def _bias_grad(dz: Tensor, dtype: torch.dtype, shape: torch.Size) -> Tensor:
+    """The bias gradient of the gradient of all that it was added to."""
+    return _for_bias(dz.sum(0, dtype=torch.promote_types(dtype, torch.float32)).to(dtype), shape)
+
+
+def _for_bias(db: Tensor, shape: torch.Size) -> Tensor:
+    """The gradient of a bias of each position, or of one that positions share."""
+    return db.sum(tuple(range(db.ndim - 1))) if len(shape) == 1 else db
+
+
+def _sum(*parts: Tensor | None) -> Any:
+    """The sum of what is there."""
+    given = [part for part in parts if part is not None]
+    return sum(given[1:], given[0]) if given else None
+
+
+def _differentiable() -> Any:
+    """Where a jvp must work: torch turns forward-mode off around it, and an outer level would lose its tangents."""
+    return forward_ad._set_fwd_grad_enabled(True)
+
+
+def _primals(ctx: Any) -> Any:
+    """The saved tensors without their tangents of this level, which are what a jvp computes."""
+    return [t if t is None else forward_ad.unpack_dual(t).primal for t in ctx.saved_tensors]
+
+
+def _tangent(face: Face, ctx: Any, tx: Tensor | None, tw: Tensor | None, tb: Tensor | None) -> Any:
+    """The tangent, before its activation, of a face of (x, weight, bias): a face for each tangent that is there."""
+    x, weight, _ = _primals(ctx)
+    problem = ctx.problem.linear()
+    if tx is None and tw is None and tb is not None:
+        geo = problem.geometry
+        shape = geo.bias_shape if face is forward else (*geo.in_spatial, geo.in_channels)
+        return tb.to(x.dtype).expand(len(x), *shape)
+    of_x = None if tx is None else face(tx, weight, tb, problem)
+    of_w = None if tw is None else face(x, tw, tb if tx is None else None, problem)
+    return _sum(of_x, of_w)
+
+
+def _through(tangent: Tensor, face: Face, ctx: Any) -> Tensor:
+    """A tangent taken through the activation, by the pre-activation, which is computed anew: an output that was saved
+    has lost the tangents that an outer level gave it.
+    """
+    act = ctx.problem.activation
+    if act.saves == "nothing":
+        return tangent
+    x, weight, bias = _primals(ctx)
+    z = face(x, weight, bias, ctx.problem.linear())
+    out: Tensor = tangent * act.derivative(z if act.saves == "z" else act(z))
+    return out
+
+
+def _side_by_side(
+    function: Any, size: int, in_dims: Dims, x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem
+) -> tuple[Any, Any]:
+    """vmap of a face of (x, weight, bias): inputs alone are a larger batch, weights are an ensemble."""
+    if in_dims[1] is None and in_dims[2] is None:
+        out = _apply(function, x.movedim(in_dims[0] or 0, 0).flatten(0, 1), weight, bias, problem)
+        if isinstance(out, tuple):
+            return tuple(y.unflatten(0, (size, -1)) for y in out), (0,) * len(out)
+        return out.unflatten(0, (size, -1)), 0
+    many, geo = Ensemble(problem, size), problem.geometry
+    spatial = geo.out_spatial if function is Forward else geo.in_spatial
+    biases = many.biases(bias, in_dims[2], spatial)
+    out = _apply(function, many.sites(x, in_dims[0]), many.weights(weight, in_dims[1]), biases, many.problem)
+    if isinstance(out, tuple):
+        return tuple(map(many.members_of, out)), (1,) * len(out)
+    return many.members_of(out), 1
 
 
 def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
@@ -113,32 +239,45 @@ def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     return base.apply(*args)
 
 
-# A backward that builds no graph goes straight to the face: `Function.apply` would cost host time for nothing.
+# What nothing looks on at goes straight to the face: `Function.apply` would cost host time for nothing.
+
+
+def _straight(*tensors: Tensor | None) -> bool:
+    """Whether a face of these tensors may be run without anyone knowing of it."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return False
+    return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
     """y of (x, w, bias), differentiable."""
-    needs_grad = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    if not (needs_grad and torch.is_grad_enabled()):
+    if _straight(x, weight, bias):
         return _ops.forward(x, weight, bias, problem)[0]
     out = _apply(Forward, x, weight, bias, problem)
     y: Tensor = out[0] if isinstance(out, tuple) else out
     return y
 
 
+def transpose(y: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
+    """act(dx + bias) of (g, w, bias), differentiable: the forward of the transposed layer."""
+    if _straight(y, weight, bias):
+        return _ops.input_grad(y, weight, bias, problem)
+    if problem.activation.saves == "z":  # this face stores no pre-activation: torch applies what needs it
+        return problem.activation(_apply(InputGrad, y, weight, bias, problem.linear()))
+    x: Tensor = _apply(InputGrad, y, weight, bias, problem)
+    return x
+
+
 def input_grad(g: Tensor, weight: Tensor, problem: Problem) -> Tensor:
     """dx of (g, w), differentiable."""
-    if not torch.is_grad_enabled():
-        return _ops.input_grad(g, weight, None, problem)
-    dx: Tensor = _apply(InputGrad, g, weight, problem)
-    return dx
+    return transpose(g, weight, None, problem)
 
 
 def weight_grad(
     x: Tensor, g: Tensor, problem: Problem, dtype: torch.dtype, *, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
     """dw of (x, g) and, if asked for, the bias gradient of each position, differentiable."""
-    if not torch.is_grad_enabled():
+    if _straight(x, g):
         return _ops.weight_grad(x, g, problem, dtype, with_bias=with_bias)
     out = _apply(WeightGrad, x, g, problem, dtype, with_bias)
     return out if with_bias else (out, None)

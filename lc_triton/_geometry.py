@@ -16,8 +16,10 @@ from lc_triton.errors import (
     GroupsError,
     KernelTooLargeError,
     LengthError,
+    OutputSizeError,
     PaddingError,
     RankError,
+    SpatialSizeError,
     UnknownNameError,
     WeightShapeError,
 )
@@ -189,21 +191,9 @@ class Geometry:
         data_format: str = "channels_first",
     ) -> Geometry:
         """The geometry a weight `(*out_spatial, *kernel, C // groups, F)` spells out for inputs of `in_spatial`."""
-        shape = tuple(weight_shape)
+        shape, groups = _weight_shape(weight_shape, groups)
         ndim = spatial_dims(shape)
-        groups = check_int("groups", groups, 1)
-        if min(shape) < 1:
-            raise ArgumentValueError(name="weight.shape", value=shape, allowed="sizes >= 1 everywhere")
-        if shape[-2] * groups != in_channels:
-            full = (
-                (..., in_channels, *in_spatial) if data_format == "channels_first" else (..., *in_spatial, in_channels)
-            )
-            raise ChannelError(
-                got=in_channels,
-                expected=shape[-2] * groups,
-                shape=str(full).replace("Ellipsis", "..."),
-                data_format=data_format,
-            )
+        _check_channels("x", shape[-2] * groups, in_channels, in_spatial, data_format)
         geometry = cls.make(
             in_spatial,
             in_channels,
@@ -216,6 +206,106 @@ class Geometry:
         )
         geometry.check_weight(shape)
         return geometry
+
+    @classmethod
+    def from_transposed_weight(
+        cls,
+        weight_shape: Sequence[int],
+        in_spatial: Sequence[int],
+        in_channels: int,
+        *,
+        stride: Ints = 1,
+        padding: Padding = 0,
+        output_padding: Ints = 0,
+        dilation: Ints = 1,
+        groups: int = 1,
+        output_size: Ints | None = None,
+        data_format: str = "channels_first",
+    ) -> Geometry:
+        """As `make_transposed`, of a weight `(*in_spatial, *kernel, C // groups, F)`; F are the input's channels."""
+        shape, groups = _weight_shape(weight_shape, groups)
+        ndim = spatial_dims(shape)
+        _check_channels("y", shape[-1], in_channels, in_spatial, data_format)
+        if shape[:ndim] != tuple(in_spatial):
+            raise SpatialSizeError(name="y", got=tuple(in_spatial), expected=shape[:ndim])
+        geometry = cls.make_transposed(
+            in_spatial,
+            in_channels,
+            shape[-2] * groups,
+            shape[ndim : 2 * ndim],
+            stride=stride,
+            padding=padding,
+            output_padding=output_padding,
+            dilation=dilation,
+            groups=groups,
+            output_size=output_size,
+        )
+        geometry.check_weight(shape)
+        return geometry
+
+    @classmethod
+    def make_transposed(
+        cls,
+        in_spatial: Sequence[int],
+        in_channels: int,
+        out_channels: int,
+        kernel: Ints,
+        *,
+        stride: Ints = 1,
+        padding: Padding = 0,
+        output_padding: Ints = 0,
+        dilation: Ints = 1,
+        groups: int = 1,
+        output_size: Ints | None = None,
+    ) -> Geometry:
+        """The geometry of the layer that a transposed layer is the adjoint of, every argument checked.
+
+        Sizes and channels are the transposed layer's: its input is the geometry's output. Of the sizes that give so
+        many windows, `output_padding` (or `output_size` itself) chooses one.
+        """
+        ndim = len(in_spatial)
+        sizes = int_tuple("input_size", tuple(in_spatial), ndim)
+        kernel = int_tuple("kernel_size", kernel, ndim)
+        stride = int_tuple("stride", stride, ndim)
+        dilation = int_tuple("dilation", dilation, ndim)
+        pairs = check_padding(padding, ndim)
+        if isinstance(pairs, str):
+            raise PaddingError(value=padding, reason="is not for transposed layers: give ints, or output_size")
+        extents = [_extent(k, d) for k, d in zip(kernel, dilation, strict=True)]
+        least = tuple((n - 1) * s + e - sum(pad) for n, s, e, pad in zip(sizes, stride, extents, pairs, strict=True))
+        if output_size is None:
+            name, value = "output_padding", int_tuple("output_padding", output_padding, ndim, minimum=0)
+            spatial = tuple(n + more for n, more in zip(least, value, strict=True))
+        else:
+            name, value = "output_size", int_tuple("output_size", output_size, ndim)
+            spatial = value
+        if any(not n <= size < n + s for size, n, s in zip(spatial, least, stride, strict=True)) or min(spatial) < 1:
+            raise OutputSizeError(
+                name=name,
+                value=value,
+                in_spatial=sizes,
+                kernel=kernel,
+                stride=stride,
+                padding=pairs,
+                dilation=dilation,
+                least=least,
+            )
+        groups = check_int("groups", groups, 1)
+        channels = {"in_channels": in_channels, "out_channels": out_channels}
+        for name, number in channels.items():
+            channels[name] = check_int(name, number, 1)
+            if channels[name] % groups:
+                raise GroupsError(name=name, value=number, groups=groups)
+        return cls(
+            in_spatial=spatial,
+            kernel=kernel,
+            stride=stride,
+            dilation=dilation,
+            padding=pairs,
+            groups=groups,
+            in_channels=channels["out_channels"],
+            out_channels=channels["in_channels"],
+        )
 
     @property
     def ndim(self) -> int:
@@ -325,3 +415,21 @@ def spatial_dims(weight_shape: Sequence[int]) -> int:
             shape=tuple(weight_shape),
         )
     return rank // 2 - 1
+
+
+def _weight_shape(weight_shape: Sequence[int], groups: object) -> tuple[tuple[int, ...], int]:
+    """The shape of a weight and the groups as integers, each checked by itself."""
+    shape = tuple(weight_shape)
+    spatial_dims(shape)
+    number = check_int("groups", groups, 1)
+    if min(shape) < 1:
+        raise ArgumentValueError(name="weight.shape", value=shape, allowed="sizes >= 1 everywhere")
+    return shape, number
+
+
+def _check_channels(name: str, expected: int, got: int, spatial: Sequence[int], data_format: str) -> None:
+    """Refuse an input whose channels are not the weight's."""
+    if expected != got:
+        full = (..., got, *spatial) if data_format == "channels_first" else (..., *spatial, got)
+        shape = str(full).replace("Ellipsis", "...")
+        raise ChannelError(name=name, got=got, expected=expected, shape=shape, data_format=data_format)

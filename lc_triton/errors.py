@@ -14,6 +14,7 @@ __all__ = [
     "ChannelError",
     "CheckpointError",
     "ConfigFileError",
+    "ConversionError",
     "DeviceMismatchError",
     "DtypeError",
     "GroupsError",
@@ -22,6 +23,7 @@ __all__ = [
     "LocalConvError",
     "MissingPackageError",
     "NotBuiltError",
+    "OutputSizeError",
     "PaddingError",
     "RankError",
     "SpatialSizeError",
@@ -99,8 +101,8 @@ class ChannelError(LocalConvError, ValueError):
     """Input whose channels differ from what the weight was made for."""
 
     template = (
-        "x has {got} channels but the weight is for {expected}; x.shape={shape} was read as {data_format}: give x "
-        "{expected} channels, or change in_channels, groups or data_format"
+        "{name} has {got} channels but the weight is for {expected}; {name}.shape={shape} was read as {data_format}: "
+        "give {name} {expected} channels, or change in_channels, groups or data_format"
     )
 
 
@@ -108,8 +110,8 @@ class SpatialSizeError(LocalConvError, ValueError):
     """Input whose spatial size differs from the one the filters were made for."""
 
     template = (
-        "x has spatial size {got} but this layer's filters were made for {expected}: every position has filters of "
-        "its own, so resize, crop or pad x to {expected} or make a layer for {got}"
+        "{name} has spatial size {got} but this layer's filters were made for {expected}: every position has filters "
+        "of its own, so resize, crop or pad {name} to {expected} or make a layer for {got}"
     )
 
 
@@ -132,6 +134,15 @@ class PaddingError(LocalConvError, ValueError):
     """Padding that is malformed, negative or impossible in combination with the other arguments."""
 
     template = "padding={value!r} {reason}"
+
+
+class OutputSizeError(LocalConvError, ValueError):
+    """An output size of a transposed layer that its input and stride cannot give."""
+
+    template = (
+        "{name}={value!r} is not possible: with an input of {in_spatial}, kernel_size {kernel}, stride {stride}, "
+        "padding {padding} and dilation {dilation} the output has at least {least} and less than {least} + stride sites"
+    )
 
 
 class WeightShapeError(LocalConvError, ValueError):
@@ -183,6 +194,12 @@ class ConfigFileError(LocalConvError, ValueError):
     """A file of measured tiles that cannot be used; it is left as it is."""
 
     template = "configuration file {path} is not used: {reason}; it was left as it is"
+
+
+class ConversionError(LocalConvError, ValueError):
+    """A layer that has no equal counterpart."""
+
+    template = "{name} cannot be converted: {reason}"
 
 
 class TuningError(LocalConvError, RuntimeError):

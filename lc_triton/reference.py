@@ -54,3 +54,40 @@ def forward(
         )
     z = z.reshape(batch, *geo.out_spatial, geo.out_channels)
     return activation(z if bias is None else z + bias.to(x.dtype))
+
+
+def transpose(
+    y: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: Activation = LINEAR
+) -> Tensor:
+    """x of a transposed locally connected layer, tap by tap: what `forward` reads from a site, this gives to it.
+
+    Args:
+        y: input, `(B, *out_spatial, F)` of the geometry.
+        weight: `(*out_spatial, *kernel, C // groups, F)`.
+        bias: `(*in_spatial, C)`, `(C,)` or None.
+        geometry: of the layer whose adjoint this is.
+        activation: applied last.
+
+    Returns:
+        `(B, *in_spatial, C)` in y's dtype.
+
+    Source: the adjoint, <forward(x), y> = <x, transpose(y)>; asked of PyTorch in its issue 15617.
+    """
+    geo = geometry
+    batch, groups, channels = y.shape[0], geo.groups, geo.in_channels // geo.groups
+    per_position = weight.reshape(geo.positions, geo.taps, channels, groups, -1).to(y.dtype)
+    filters = y.reshape(batch, geo.positions, groups, -1)
+    z = y.new_zeros(batch, geo.sites, geo.in_channels)
+    for t, tap in enumerate(itertools.product(*(range(k) for k in geo.kernel))):
+        site = torch.zeros(geo.out_spatial, dtype=torch.long, device=y.device)
+        inside = torch.ones(geo.out_spatial, dtype=torch.bool, device=y.device)
+        for dim in range(geo.ndim):
+            at = torch.arange(geo.out_spatial[dim], device=y.device) * geo.stride[dim]
+            at = at + tap[dim] * geo.dilation[dim] - geo.padding[dim][0]
+            at = at.reshape((-1,) + (1,) * (geo.ndim - 1 - dim))
+            site = site * geo.in_spatial[dim] + at
+            inside = inside & (at >= 0) & (at < geo.in_spatial[dim])
+        given = torch.einsum("bpgf,pcgf->bpgc", filters, per_position[:, t]).flatten(2)
+        z = z.index_add(1, site[inside], given[:, inside.flatten()])
+    z = z.reshape(batch, *geo.in_spatial, geo.in_channels)
+    return activation(z if bias is None else z + bias.to(y.dtype))

@@ -23,6 +23,11 @@ def layer(*args, **kwargs):
     return lc_triton.LocalConv2d(*args, **kwargs)
 
 
+def transposed(y=(2, 6, 7, 6), weight=(7, 6, 3, 3, 4, 6), bias=None, **kwargs):
+    bias = bias if bias is None else torch.zeros(bias)
+    return lc_triton.local_conv_transpose(torch.zeros(y), torch.zeros(weight), bias, **kwargs)
+
+
 def lazy(*args, **kwargs):
     return lc_triton.LazyLocalConv2d(*args, **kwargs)
 
@@ -40,6 +45,48 @@ def replaced(shape):
 
 E = errors
 CALLS = [
+    (
+        lambda: transposed(y=(6, 7)),
+        E.RankError,
+        "y must have 4 dimensions (B, C, H, W) or 3 (C, H, W) for 2 spatial dimension(s), got shape (6, 7)",
+    ),
+    (
+        lambda: transposed(y=(2, 4, 7, 6)),
+        E.ChannelError,
+        "y has 4 channels but the weight is for 6; y.shape=(..., 4, 7",
+    ),
+    (
+        lambda: transposed(y=(2, 6, 8, 6)),
+        E.SpatialSizeError,
+        "y has spatial size (8, 6) but this layer's filters were made for (7, 6)",
+    ),
+    (lambda: transposed(bias=(7, 6, 4)), E.BiasShapeError, "bias must have shape (9, 8, 4) (one a position) or (4,)"),
+    (
+        lambda: transposed(output_padding=1),
+        E.OutputSizeError,
+        "output_padding=(1, 1) is not possible: with an input of (7, 6), kernel_size (3, 3), stride (1, 1)",
+    ),
+    (
+        lambda: transposed(stride=2, output_size=(15, 15)),
+        E.OutputSizeError,
+        "output_size=(15, 15) is not possible: with an input of (7, 6), kernel_size (3, 3), stride (2, 2), padding "
+        "((0, 0), (0, 0)) and dilation (1, 1) the output has at least (15, 13) and less than (15, 13) + stride sites",
+    ),
+    (lambda: transposed(padding=9), E.OutputSizeError, "output_padding=(0, 0) is not possible"),
+    (lambda: transposed(padding="same"), E.PaddingError, "padding='same' is not for transposed layers: give ints"),
+    (lambda: transposed(output_padding=-1), E.ArgumentValueError, "output_padding must be an integer >= 0, got -1"),
+    (lambda: transposed(output_size=[1, 2, 3]), E.LengthError, "output_size must be an int or 2 ints"),
+    (lambda: transposed(groups=4), E.GroupsError, "in_channels must be divisible by groups, got in_channels=6"),
+    (
+        lambda: lc_triton.LocalConvTranspose1d(2, 3, 3, 5)(torch.zeros(1, 2, 6)),
+        E.SpatialSizeError,
+        "y has spatial size (6,) but this layer's filters were made for (5,)",
+    ),
+    (
+        lambda: lc_triton.LocalConvTranspose2d(2, 3, 3, 5, output_padding=1.0),
+        E.ArgumentTypeError,
+        "output_padding must be an integer >= 0, got 1.0 of type float",
+    ),
     (
         lambda: conv(x=(4, 9)),
         E.RankError,

@@ -8,15 +8,29 @@ from lc_triton.layers.local_conv import (
     LocalConv2d,
     LocalConv3d,
 )
+from lc_triton.layers.local_conv_transpose import (
+    LazyLocalConvTranspose1d,
+    LazyLocalConvTranspose2d,
+    LazyLocalConvTranspose3d,
+    LocalConvTranspose1d,
+    LocalConvTranspose2d,
+    LocalConvTranspose3d,
+)
 from lc_triton.layers.locally_connected import LocallyConnected1D, LocallyConnected2D, LocallyConnected3D
 
 __all__ = [
     "LazyLocalConv1d",
     "LazyLocalConv2d",
     "LazyLocalConv3d",
+    "LazyLocalConvTranspose1d",
+    "LazyLocalConvTranspose2d",
+    "LazyLocalConvTranspose3d",
     "LocalConv1d",
     "LocalConv2d",
     "LocalConv3d",
+    "LocalConvTranspose1d",
+    "LocalConvTranspose2d",
+    "LocalConvTranspose3d",
     "LocallyConnected1D",
     "LocallyConnected2D",
     "LocallyConnected3D",

@@ -10,8 +10,8 @@ from torch.nn.parameter import UninitializedParameter, is_lazy
 
 from lc_triton._activations import ActivationArg
 from lc_triton._geometry import Geometry
+from lc_triton._plan import Plan, check_input, run
 from lc_triton.errors import ArgumentValueError
-from lc_triton.functional import Plan, check_input, run
 
 
 class PlannedLayer(nn.Module):

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.lazy import LazyModuleMixin
+from torch import nn
 
-from lc_triton._activations import ActivationArg, parse_activation
-from lc_triton._geometry import (
-    PADDING_MODES,
-    Geometry,
-    Ints,
-    Padding,
-    check_int,
-    check_name,
-    check_padding,
-    int_tuple,
-)
-from lc_triton.errors import GroupsError
-from lc_triton.functional import Plan, check_floating, split_shape
-from lc_triton.layers._planned import PlannedLayer
+from lc_triton._activations import ActivationArg
+from lc_triton._geometry import PADDING_MODES, Geometry, Ints, Padding, check_name
+from lc_triton._plan import Plan
+from lc_triton.layers._convolution import ConvolutionLayer, LazyConvolution
 
 __all__ = [
     "LazyLocalConv1d",
@@ -33,19 +21,11 @@ __all__ = [
     "LocalConv3d",
 ]
 
-BIAS_KINDS = ("position", "channel")
 
+class _LocalConvNd(ConvolutionLayer):
+    """What the layers of all dimensions share."""
 
-def _bias_kind(value: object) -> str | None:
-    if isinstance(value, bool):
-        return "position" if value else None
-    return check_name("bias", value, BIAS_KINDS)
-
-
-class _LocalConvNd(PlannedLayer):
-    """What the layers of all dimensions share; `in_channels` and `input_size` are None until a lazy one is built."""
-
-    ndim: ClassVar[int]
+    own = "padding_mode"
 
     def __init__(
         self,
@@ -63,28 +43,25 @@ class _LocalConvNd(PlannedLayer):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        parse_activation(activation)
-        check_floating("dtype", dtype)
-        bias_kind = _bias_kind(bias)
-        super().__init__(activation, with_bias=bias_kind is not None, device=device, dtype=dtype)
-        self.bias_kind = bias_kind
-        n = self.ndim
-        self.in_channels = None if in_channels is None else check_int("in_channels", in_channels, 1)
-        self.out_channels = check_int("out_channels", out_channels, 1)
-        self.kernel_size = int_tuple("kernel_size", kernel_size, n)
-        self.input_size = None if input_size is None else int_tuple("input_size", input_size, n)
-        self.stride = int_tuple("stride", stride, n)
-        self.padding = check_padding(padding, n)
-        self.dilation = int_tuple("dilation", dilation, n)
-        self.groups = check_int("groups", groups, 1)
-        if self.out_channels % self.groups:
-            raise GroupsError(name="out_channels", value=self.out_channels, groups=self.groups)
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            input_size,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            bias=bias,
+            activation=activation,
+            device=device,
+            dtype=dtype,
+        )
         self.padding_mode = check_name("padding_mode", padding_mode, PADDING_MODES)
-        if self.in_channels is not None and self.input_size is not None:
-            self._build(self.input_size, self.in_channels)
+        self._build_if_known()
 
-    def _build(self, input_size: tuple[int, ...], in_channels: int) -> None:
-        geometry = Geometry.make(
+    def _geometry(self, input_size: tuple[int, ...], in_channels: int) -> Geometry:
+        return Geometry.make(
             input_size,
             in_channels,
             self.out_channels,
@@ -94,58 +71,12 @@ class _LocalConvNd(PlannedLayer):
             dilation=self.dilation,
             groups=self.groups,
         )
-        shapes = {"position": geometry.bias_shape, "channel": geometry.bias_shape[-1:], None: None}
-        self._fit(geometry, shapes[self.bias_kind])
-        self.input_size, self.in_channels = geometry.in_spatial, geometry.in_channels
 
     def _make_plan(self, geometry: Geometry, activation: ActivationArg) -> Plan:
         return Plan.make(geometry, self.padding_mode, activation, "channels_first")
 
-    @property
-    def output_size(self) -> tuple[int, ...] | None:
-        """Output positions per dimension; None until the layer is built."""
-        return None if self._plan is None else self._plan.source.out_spatial
-
-    def _reset(self, name: str) -> None:
-        # As torch's convolutions do: uniform within 1 / sqrt(D), D the window of one position.
-        assert self._plan is not None
-        bound = 1 / math.sqrt(self._plan.source.window)
-        nn.init.uniform_(getattr(self, name), -bound, bound)
-
-    def extra_repr(self) -> str:
-        """The arguments that differ from their defaults."""
-        parts = [
-            f"{self.in_channels}, {self.out_channels}",
-            f"kernel_size={self.kernel_size}",
-            f"input_size={self.input_size}",
-            f"stride={self.stride}",
-        ]
-        none = ((0, 0),) * self.ndim
-        if self.padding not in (none, "valid"):
-            parts.append(f"padding={self.padding!r}")
-        if self.dilation != (1,) * self.ndim:
-            parts.append(f"dilation={self.dilation}")
-        if self.groups != 1:
-            parts.append(f"groups={self.groups}")
-        if self.bias_kind != "position":
-            parts.append(f"bias={self.bias_kind or False!r}")
-        if self.padding_mode != "zeros":
-            parts.append(f"padding_mode={self.padding_mode!r}")
-        if self.activation is not None and not isinstance(self.activation, nn.Module):
-            parts.append(f"activation={self.activation!r}")
-        return ", ".join(parts)
-
-
-class _LazyLocalConvNd(LazyModuleMixin, _LocalConvNd):
-    """A layer that takes in_channels and input_size from its first input, then becomes the plain class."""
-
-    def __init__(self, out_channels: int, kernel_size: Ints, *args: Any, **kwargs: Any) -> None:
-        super().__init__(None, out_channels, kernel_size, None, *args, **kwargs)
-
-    def initialize_parameters(self, x: Tensor) -> None:
-        """Build for x; parameters loaded from a state dict are kept if they fit."""
-        spatial, channels = split_shape(x, self.ndim, "channels_first")
-        self._build(spatial, channels)
+    def _more_arguments(self) -> list[str]:
+        return [] if self.padding_mode == "zeros" else [f"padding_mode={self.padding_mode!r}"]
 
 
 class LocalConv1d(_LocalConvNd):
@@ -185,6 +116,7 @@ class LocalConv1d(_LocalConvNd):
     """
 
     ndim = 1
+    convolution = nn.Conv1d
 
 
 class LocalConv2d(_LocalConvNd):
@@ -224,6 +156,7 @@ class LocalConv2d(_LocalConvNd):
     """
 
     ndim = 2
+    convolution = nn.Conv2d
 
 
 class LocalConv3d(_LocalConvNd):
@@ -263,9 +196,10 @@ class LocalConv3d(_LocalConvNd):
     """
 
     ndim = 3
+    convolution = nn.Conv3d
 
 
-class LazyLocalConv1d(_LazyLocalConvNd, LocalConv1d):
+class LazyLocalConv1d(LazyConvolution, LocalConv1d):
     """LocalConv1d that takes `in_channels` and `input_size` from its first input, and is a LocalConv1d from then on.
 
     Args:
@@ -289,7 +223,7 @@ class LazyLocalConv1d(_LazyLocalConvNd, LocalConv1d):
     cls_to_become = LocalConv1d
 
 
-class LazyLocalConv2d(_LazyLocalConvNd, LocalConv2d):
+class LazyLocalConv2d(LazyConvolution, LocalConv2d):
     """LocalConv2d that takes `in_channels` and `input_size` from its first input, and is a LocalConv2d from then on.
 
     Args:
@@ -313,7 +247,7 @@ class LazyLocalConv2d(_LazyLocalConvNd, LocalConv2d):
     cls_to_become = LocalConv2d
 
 
-class LazyLocalConv3d(_LazyLocalConvNd, LocalConv3d):
+class LazyLocalConv3d(LazyConvolution, LocalConv3d):
     """LocalConv3d that takes `in_channels` and `input_size` from its first input, and is a LocalConv3d from then on.
 
     Args:

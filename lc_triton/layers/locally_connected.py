@@ -14,6 +14,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from lc_triton._activations import ActivationArg, parse_activation
 from lc_triton._geometry import DATA_FORMATS, Geometry, Ints, check_int, check_name, check_padding, int_tuple
+from lc_triton._plan import Plan, check_floating
 from lc_triton.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -23,7 +24,6 @@ from lc_triton.errors import (
     RankError,
     UnknownNameError,
 )
-from lc_triton.functional import Plan, check_floating
 from lc_triton.keras import activations, constraints, initializers, layout, registry, regularizers
 from lc_triton.layers._planned import PlannedLayer
 

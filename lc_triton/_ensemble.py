@@ -1,0 +1,96 @@
+"""Several layers of one shape side by side, as one layer: `torch.func.vmap` over weights.
+
+Members are one more leading dimension that no window crosses (kernel 1, stride 1). Their weights are a view of the
+stacked ones, and nothing is computed that a member alone would not compute.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from lc_triton._geometry import Geometry
+from lc_triton._problem import Problem
+
+# Spatial dimensions that the faces know. With more, a further ensemble shares the dimension of the one inside it.
+MOST_DIMS = 4
+
+
+def _beside(tensor: Tensor, dim: int | None, size: int, at: int) -> Tensor:
+    """The members' axis moved from `dim` to `at`; a tensor that has none is the same for all."""
+    if dim is not None:
+        return tensor.movedim(dim, at)
+    return tensor.unsqueeze(at).expand(*tensor.shape[:at], size, *tensor.shape[at:])
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """So many layers with the problem of one.
+
+    Args:
+        member: of one.
+        size: V, how many.
+    """
+
+    member: Problem
+    size: int
+
+    @property
+    def _full(self) -> bool:
+        return self.member.geometry.ndim == MOST_DIMS
+
+    @property
+    def problem(self) -> Problem:
+        """That of all together, made once."""
+        key = ("ensemble", self.size, self.member.activation)
+        found: Problem | None = self.member.launches.get(key)
+        if found is None:
+            geometry = self._geometry(self.member.geometry)
+            found = replace(self.member, geometry=geometry, launches={})
+            self.member.launches[key] = found
+        return found
+
+    def _geometry(self, geo: Geometry) -> Geometry:
+        if self._full:
+            return replace(geo, in_spatial=(self.size * geo.in_spatial[0], *geo.in_spatial[1:]))
+        return replace(
+            geo,
+            in_spatial=(self.size, *geo.in_spatial),
+            kernel=(1, *geo.kernel),
+            stride=(1, *geo.stride),
+            dilation=(1, *geo.dilation),
+            padding=((0, 0), *geo.padding),
+        )
+
+    def sites(self, x: Tensor, dim: int | None) -> Tensor:
+        """Inputs or gradients `(B, *spatial, channels)` of all, as `(B, V, *spatial, channels)`."""
+        x = _beside(x, dim, self.size, 1)
+        return x.flatten(1, 2) if self._full else x
+
+    def weights(self, weight: Tensor, dim: int | None) -> Tensor:
+        """Weights of all, `(V, *out_spatial, 1, *kernel, C // groups, F)`."""
+        weight = _beside(weight, dim, self.size, 0)
+        return weight.flatten(0, 1) if self._full else weight.unsqueeze(1 + self.member.geometry.ndim)
+
+    def biases(self, bias: Tensor | None, dim: int | None, spatial: tuple[int, ...]) -> Tensor | None:
+        """Biases of all, `(V, *spatial, channels)`; one a channel that all share stays as it is."""
+        if bias is None or (dim is None and bias.ndim == 1):
+            return bias
+        bias = _beside(bias, dim, self.size, 0)
+        if bias.ndim == 2:  # one a channel
+            channels = bias.shape[1]
+            bias = bias.view(self.size, *[1] * len(spatial), channels).expand(-1, *spatial, -1)
+        return bias.flatten(0, 1) if self._full else bias
+
+    def members_of(self, y: Tensor) -> Tensor:
+        """The inverse of `sites`: members lie in dimension 1."""
+        return y.unflatten(1, (self.size, -1)) if self._full else y
+
+    def weights_of(self, dw: Tensor) -> Tensor:
+        """The inverse of `weights`: members lie in dimension 0."""
+        return dw.unflatten(0, (self.size, -1)) if self._full else dw.squeeze(1 + self.member.geometry.ndim)
+
+    def biases_of(self, db: Tensor) -> Tensor:
+        """The inverse of `biases`: members lie in dimension 0."""
+        return db.unflatten(0, (self.size, -1)) if self._full else db

@@ -1,0 +1,241 @@
+"""A call's plan, made once a shape, and what runs it: checks, autocast and layout, then the face."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lc_triton import _autograd
+from lc_triton._activations import AFTER_KERNEL, LINEAR, Activation, parse_activation
+from lc_triton._backend import autocast_enabled, resolve
+from lc_triton._geometry import DATA_FORMATS, PADDING_MODES, Geometry, check_name
+from lc_triton._problem import Problem
+from lc_triton.errors import (
+    ArgumentTypeError,
+    BiasShapeError,
+    ChannelError,
+    DeviceMismatchError,
+    DtypeError,
+    PaddingError,
+    RankError,
+    SpatialSizeError,
+)
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about a call but its tensors: made once a shape, looked up afterwards.
+
+    `source` is the layer as asked for; `geometry` is what the faces see: with a padding mode other than zeros, the
+    input is padded by `pad` before them. A transposed layer has the geometry of the layer it is the adjoint of.
+    """
+
+    source: Geometry
+    geometry: Geometry
+    activation: Activation
+    after: Callable[[Tensor], Tensor] | str | None
+    channels_first: bool
+    padding_mode: str
+    pad: tuple[int, ...]
+    transposed: bool = False
+
+    @property
+    def data_format(self) -> str:
+        """Where x's channels lie."""
+        return "channels_first" if self.channels_first else "channels_last"
+
+    @property
+    def operand(self) -> str:
+        """What errors call the input: y where it is what a locally connected layer gives."""
+        return "y" if self.transposed else "x"
+
+    @cached_property
+    def takes(self) -> tuple[tuple[int, ...], int]:
+        """The spatial size and the channels of the input."""
+        geo = self.source
+        return (geo.out_spatial, geo.out_channels) if self.transposed else (geo.in_spatial, geo.in_channels)
+
+    @cached_property
+    def gives(self) -> tuple[tuple[int, ...], int]:
+        """The spatial size and the channels of the output."""
+        geo = self.source
+        return (geo.in_spatial, geo.in_channels) if self.transposed else (geo.out_spatial, geo.out_channels)
+
+    @cached_property
+    def bias_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of a bias for each position, and of one for each channel."""
+        spatial, channels = self.gives
+        return (*spatial, channels), (channels,)
+
+    @classmethod
+    def make(
+        cls,
+        geometry: Geometry,
+        padding_mode: str = "zeros",
+        activation: Any = None,
+        data_format: str = "channels_first",
+        *,
+        transposed: bool = False,
+    ) -> Plan:
+        """The plan for a geometry with zeros padding; padding_mode, activation and data_format are checked here."""
+        check_name("padding_mode", padding_mode, PADDING_MODES)
+        check_name("data_format", data_format, DATA_FORMATS)
+        act = parse_activation(activation)
+        fused, after = (act, None) if isinstance(act, Activation) else (LINEAR, act)
+        source = geometry
+        pad: tuple[int, ...] = ()
+        if padding_mode != "zeros" and any(map(any, geometry.padding)):
+            _check_padding_mode(geometry, padding_mode)
+            pad = tuple(side for pair in reversed(geometry.padding) for side in pair)
+            geometry = geometry.padded()
+        return cls(source, geometry, fused, after, data_format == "channels_first", padding_mode, pad, transposed)
+
+
+def _check_padding_mode(geometry: Geometry, mode: str) -> None:
+    """Torch pads by reflection at most size - 1, in a circle at most size."""
+    for size, pair in zip(geometry.in_spatial, geometry.padding, strict=True):
+        limit = {"reflect": size - 1, "circular": size, "replicate": None}[mode]
+        if limit is not None and max(pair) > limit:
+            raise PaddingError(
+                value=geometry.padding,
+                reason=f"is too wide for padding_mode={mode!r}: an input of size {size} allows at most {limit} a side; "
+                "pad less or use padding_mode='zeros'",
+            )
+
+
+def split_shape(x: Tensor, ndim: int, data_format: str, name: str = "x") -> tuple[tuple[int, ...], int]:
+    """The spatial sizes and channels of a batched or unbatched x."""
+    if x.ndim not in (ndim + 1, ndim + 2):
+        sizes = {1: "L", 2: "H, W", 3: "D, H, W"}[ndim]
+        layout = f"C, {sizes}" if data_format == "channels_first" else f"{sizes}, C"
+        raise RankError(
+            name=name,
+            allowed=f"{ndim + 2} dimensions (B, {layout}) or {ndim + 1} ({layout}) for {ndim} spatial dimension(s)",
+            shape=tuple(x.shape),
+        )
+    shape = tuple(x.shape)[-ndim - 1 :]
+    return (shape[1:], shape[0]) if data_format == "channels_first" else (shape[:-1], shape[-1])
+
+
+def check_floating(name: str, dtype: object) -> None:
+    """Refuse a dtype the operator does not take; None means torch's default."""
+    if dtype is not None and dtype not in _DTYPES:
+        allowed = "allowed are float16, bfloat16, float32 and float64: convert it with .to(dtype)"
+        raise DtypeError(name=name, value=str(dtype).removeprefix("torch."), allowed=allowed)
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Refuse what is no floating-point tensor."""
+    if not isinstance(value, Tensor):
+        raise ArgumentTypeError(name=name, value=value, allowed="a torch.Tensor")
+    check_floating(name, value.dtype)
+
+
+def check_input(x: Tensor, plan: Plan) -> None:
+    """Refuse an input of another rank, channels or spatial size than the plan was made for."""
+    name, (wanted_spatial, wanted_channels) = plan.operand, plan.takes
+    check_tensor(name, x)
+    spatial, channels = split_shape(x, plan.source.ndim, plan.data_format, name)
+    if channels != wanted_channels:
+        shape = tuple(x.shape)
+        raise ChannelError(name=name, got=channels, expected=wanted_channels, shape=shape, data_format=plan.data_format)
+    if spatial != wanted_spatial:
+        raise SpatialSizeError(name=name, got=spatial, expected=wanted_spatial)
+
+
+def run(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
+    """The operator for a plan that fits x's spatial size and channels."""
+    geo = plan.geometry
+    geo.check_weight(weight.shape)
+    if bias is not None:
+        check_tensor("bias", bias)
+        position, channel = plan.bias_shapes
+        if bias.shape != position and bias.shape != channel:
+            raise BiasShapeError(position=position, channel=channel, shape=tuple(bias.shape))
+    _check_devices(plan.operand, x, weight, bias)
+    device = x.device.type
+    if autocast_enabled(device):
+        x, weight, bias = _autocast(x, weight, bias, torch.get_autocast_dtype(device))
+    _check_dtypes(plan.operand, x, weight, bias)
+
+    batched = x.ndim == geo.ndim + 2
+    if not batched:
+        x = x.unsqueeze(0)
+    if plan.channels_first:
+        x = x.movedim(1, -1)
+    if plan.pad:
+        x = _pad(x, plan)
+    backend = resolve(device)
+    if backend == "reference":
+        from lc_triton import reference
+
+        definition = reference.transpose if plan.transposed else reference.forward
+        y = definition(x, weight, bias, geo, plan.activation)
+    else:
+        face = _autograd.transpose if plan.transposed else _autograd.forward
+        y = face(x, weight, bias, _problem(geo, plan.activation, backend, _precision(x.dtype)))
+    if plan.channels_first:
+        y = y.movedim(-1, 1)
+    if not batched:
+        y = y.squeeze(0)
+    if plan.after is None:
+        return y
+    if isinstance(plan.after, str):
+        return AFTER_KERNEL[plan.after](y, dim=-geo.ndim - 1 if plan.channels_first else -1)
+    return plan.after(y)
+
+
+@lru_cache(maxsize=4096)
+def _problem(geometry: Geometry, activation: Activation, backend: str, precision: str) -> Problem:
+    return Problem(geometry, activation, backend, precision)
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """Torch's own setting for float32 products: "tf32" or "ieee"."""
+    if dtype != torch.float32:
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def _check_devices(operand: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if weight.device != x.device or (bias is not None and bias.device != x.device):
+        named = {operand: x, "weight": weight, "bias": bias}
+        raise DeviceMismatchError(devices=", ".join(f"{k} on {t.device}" for k, t in named.items() if t is not None))
+
+
+def _check_dtypes(operand: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    def name(tensor: Tensor) -> str:
+        return str(tensor.dtype).removeprefix("torch.")
+
+    if weight.dtype != x.dtype and not (weight.dtype == torch.float32 and x.dtype in _HALF):
+        allowed = f"with {operand} in {name(x)} it must be {name(x)}" + (" or float32" if x.dtype in _HALF else "")
+        raise DtypeError(name="weight", value=name(weight), allowed=allowed + ": convert one of them with .to(dtype)")
+    if bias is not None and bias.dtype != weight.dtype:
+        allowed = f"it must be of weight's dtype {name(weight)}: convert it with .to(dtype)"
+        raise DtypeError(name="bias", value=name(bias), allowed=allowed)
+
+
+def _autocast(
+    x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """x in autocast's dtype; float64 stays, and so do float32 weights: the kernels round those themselves."""
+    if x.dtype == torch.float64 or weight.dtype == torch.float64:
+        return x, weight, bias
+    x = x.to(dtype)
+    if weight.dtype != torch.float32:
+        weight = weight.to(dtype)
+    return x, weight, bias if bias is None else bias.to(weight.dtype)
+
+
+def _pad(x: Tensor, plan: Plan) -> Tensor:
+    """Reflect, replicate and circular padding by torch's own function, which wants channels first."""
+    return F.pad(x.movedim(-1, 1), plan.pad, mode=plan.padding_mode).movedim(1, -1)

@@ -1,0 +1,131 @@
+"""From shared filters to filters of their own, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lc_triton.errors import ArgumentTypeError, ConversionError
+from lc_triton.layers import (
+    LocalConv1d,
+    LocalConv2d,
+    LocalConv3d,
+    LocalConvTranspose1d,
+    LocalConvTranspose2d,
+    LocalConvTranspose3d,
+)
+
+__all__ = ["convert_convs"]
+
+LAYERS: dict[type[nn.Module], Any] = {
+    nn.Conv1d: LocalConv1d,
+    nn.Conv2d: LocalConv2d,
+    nn.Conv3d: LocalConv3d,
+    nn.ConvTranspose1d: LocalConvTranspose1d,
+    nn.ConvTranspose2d: LocalConvTranspose2d,
+    nn.ConvTranspose3d: LocalConvTranspose3d,
+}
+
+
+def convert_convs(
+    model: nn.Module,
+    example_input: Any,
+    filter: Callable[[str, nn.Module], bool] | None = None,
+    *,
+    bias: str = "position",
+) -> nn.Module:
+    """Swap convolutions of a model for locally connected layers that compute the same, in place.
+
+    The model runs once on the example, in eval mode and without gradients, to see the size that each convolution
+    meets. If one cannot be converted, none is.
+
+    Args:
+        model: any module; convolutions that it shares between places stay shared.
+        example_input: what the model takes: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        filter: called with a convolution's name and the module; those for which it returns False stay. By default all
+            of nn.Conv1d, 2d, 3d and nn.ConvTranspose1d, 2d, 3d are swapped.
+        bias: "position" for a bias of its own at every position, "channel" for one a filter as before.
+
+    Returns:
+        The model; or the new layer, where the model itself is a convolution. Hooks and parametrizations of a
+        convolution do not come along; whether it trains, and which of its parameters do, does.
+
+    Raises:
+        ConversionError: a convolution is not called by the example, meets several sizes, or has no counterpart.
+
+    Source: initialising a locally connected layer from a trained convolution, as in Elsayed et al., "Revisiting spatial
+        invariance with low-rank local connectivity", ICML 2020.
+
+    Example:
+        >>> import torch, lc_triton
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1))
+        >>> lc_triton.convert_convs(model, torch.randn(1, 3, 8, 8), filter=lambda name, conv: name == "2")[2]
+        LocalConv2d(8, 4, kernel_size=(3, 3), input_size=(6, 6), stride=(1, 1), padding=((1, 1), (1, 1)))
+    """
+    if not isinstance(model, nn.Module):
+        raise ArgumentTypeError(name="model", value=model, allowed="a torch.nn.Module")
+    chosen = {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) in LAYERS and (filter is None or filter(name, module))
+    }
+    sizes = _sizes(model, example_input, chosen)
+    made = {module: _layer(name, module, sizes[name], bias) for name, module in chosen.items()}
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):  # named_children leaves out a module's second name
+            if child in made:
+                setattr(parent, name, made[child])
+    return made.get(model, model)
+
+
+def _layer(name: str, conv: nn.Module, size: tuple[int, ...], bias: str) -> nn.Module:
+    try:
+        layer: nn.Module = LAYERS[type(conv)].from_conv(conv, size, bias=bias)
+    except (TypeError, ValueError) as error:
+        raise ConversionError(name=name, reason=str(error)) from error
+    return layer
+
+
+def _sizes(model: nn.Module, example: Any, chosen: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]:
+    """The spatial size that each convolution meets when the model runs on an example."""
+    met: dict[str, set[tuple[int, ...]]] = {name: set() for name in chosen}
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            ndim = len(module.kernel_size)  # type: ignore[arg-type]  # of a convolution
+            met[name].add(tuple(args[0].shape[-ndim:]))
+
+        return hook
+
+    handles = [module.register_forward_pre_hook(watch(name)) for name, module in chosen.items()]
+    training = [module for module in model.modules() if module.training]
+    try:
+        model.eval()
+        with torch.no_grad():
+            if isinstance(example, Mapping):
+                model(**example)
+            elif isinstance(example, tuple):
+                model(*example)
+            else:
+                model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in training:
+            module.training = True
+    for name, sizes in met.items():
+        if not sizes:
+            raise ConversionError(
+                name=name, reason="it is not called with this example_input: leave it out with filter="
+            )
+        if len(sizes) > 1:
+            raise ConversionError(
+                name=name,
+                reason=f"it meets inputs of {', '.join(map(str, sorted(sizes)))}, and filters of its own at every "
+                "position fit one size: leave it out with filter=",
+            )
+    return {name: sizes.pop() for name, sizes in met.items()}

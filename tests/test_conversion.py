@@ -1,0 +1,184 @@
+"""From torch's convolutions to filters of their own, and back."""
+
+import pytest
+import torch
+from torch import nn
+
+import lc_triton
+from lc_triton.errors import ArgumentTypeError, ConversionError, NotBuiltError
+from tests.cases import assert_close
+
+CONVS = {
+    "1d": (lc_triton.LocalConv1d, nn.Conv1d(3, 4, 3, padding=1), (7,)),
+    "1d_same": (lc_triton.LocalConv1d, nn.Conv1d(3, 4, 4, padding="same"), (7,)),
+    "2d": (lc_triton.LocalConv2d, nn.Conv2d(4, 6, (3, 2), stride=(2, 1), dilation=(1, 2), groups=2), (8, 7)),
+    "2d_reflect": (lc_triton.LocalConv2d, nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect", bias=False), (5, 4)),
+    "2d_circular": (lc_triton.LocalConv2d, nn.Conv2d(2, 3, 3, padding=(1, 2), padding_mode="circular"), (5, 4)),
+    "3d": (lc_triton.LocalConv3d, nn.Conv3d(2, 4, 2, stride=2), (4, 5, 4)),
+    "1d_transposed": (lc_triton.LocalConvTranspose1d, nn.ConvTranspose1d(3, 4, 3, 2, output_padding=1), (5,)),
+    "2d_transposed": (
+        lc_triton.LocalConvTranspose2d,
+        nn.ConvTranspose2d(4, 6, 3, (2, 3), 1, (1, 2), groups=2, dilation=(2, 1)),
+        (3, 4),
+    ),
+    "3d_transposed": (lc_triton.LocalConvTranspose3d, nn.ConvTranspose3d(2, 3, 2, bias=False), (2, 3, 2)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")  # an even kernel: what torch says of its own speed
+@pytest.mark.parametrize("bias", ["position", "channel"])
+@pytest.mark.parametrize("name", CONVS)
+def test_the_layer_computes_what_the_convolution_does(name, bias):
+    kind, conv, size = CONVS[name]
+    conv = conv.double()
+    layer = kind.from_conv(conv, size, bias=bias)
+    x = torch.randn(2, conv.in_channels, *size, dtype=torch.float64)
+    assert type(layer) is kind
+    assert layer.bias_kind == (None if conv.bias is None else bias)
+    assert_close(layer(x), conv(x).detach(), 1e-13)
+    assert layer.weight.is_contiguous()
+    again = layer.to_conv()
+    assert type(again) is type(conv)
+    assert torch.equal(again.weight, conv.weight)
+    assert conv.bias is None or torch.equal(again.bias, conv.bias)
+    assert_close(again(x), conv(x).detach(), 1e-13)
+
+
+def test_what_trains_and_which_mode_come_along():
+    conv = nn.Conv2d(2, 3, 3).eval()
+    conv.weight.requires_grad_(False)
+    layer = lc_triton.LocalConv2d.from_conv(conv, 5)
+    assert (layer.weight.requires_grad, layer.bias.requires_grad, layer.training) == (False, True, False)
+    again = layer.to_conv()
+    assert (again.weight.requires_grad, again.bias.requires_grad, again.training) == (False, True, False)
+
+
+def test_a_lazy_class_makes_the_plain_layer():
+    layer = lc_triton.LazyLocalConv2d.from_conv(nn.Conv2d(2, 3, 3), 5)
+    assert type(layer) is lc_triton.LocalConv2d
+
+
+def test_positions_that_differ_within_the_tolerance():
+    layer = lc_triton.LocalConv1d.from_conv(nn.Conv1d(2, 3, 3), 6)
+    with torch.no_grad():
+        layer.weight[1, 0, 0, 0] += 0.25
+    with pytest.raises(ConversionError, match=r"whose weight differs between positions by up to 0\.25"):
+        layer.to_conv(tolerance=0.2)
+    middle = layer.weight[0, 0, 0, 0].item() + 0.125
+    assert layer.to_conv(tolerance=0.3).weight[0, 0, 0].item() == pytest.approx(middle)
+    with torch.no_grad():
+        layer.weight[1, 0, 0, 0] = layer.weight[0, 0, 0, 0]
+        layer.bias[2, 1] = float("nan")
+    with pytest.raises(ConversionError, match="whose bias differs between positions by up to inf"):
+        layer.to_conv(tolerance=1.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (
+            lambda: lc_triton.LocalConv2d.from_conv(nn.Conv1d(2, 3, 3), 5),
+            ArgumentTypeError,
+            "conv must be a torch.nn.Conv2d that has its weight, got Conv1d",
+        ),
+        (lambda: lc_triton.LocalConv2d.from_conv(nn.LazyConv2d(3, 3), 5), ArgumentTypeError, "that has its weight"),
+        (lambda: lc_triton.LazyLocalConv1d(2, 3).to_conv(), NotBuiltError, "LazyLocalConv1d is not built"),
+        (
+            lambda: lc_triton.LocalConv1d(2, 3, 3, 6, activation="relu").to_conv(tolerance=9.0),
+            ConversionError,
+            "a layer with activation='relu' cannot be converted",
+        ),
+        (
+            lambda: lc_triton.LocalConv1d(2, 3, 3, 6, padding="causal").to_conv(tolerance=9.0),
+            ConversionError,
+            r"a layer with padding=\(\(2, 0\),\) cannot be converted: a convolution pads both sides alike",
+        ),
+    ],
+)
+def test_what_has_no_counterpart(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+class Branched(nn.Module):
+    """A convolution in two places, one that meets two sizes, one that is not called."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(1, 2, 3, padding=1)
+        self.again = self.first
+        self.norm = nn.BatchNorm2d(2)
+        self.inner = nn.Sequential(nn.Conv2d(2, 2, 2), nn.Dropout(0.9), nn.ConvTranspose2d(2, 1, 2))
+        self.everywhere = nn.Conv2d(1, 1, 1)
+        self.unused = nn.Conv2d(1, 1, 1)
+
+    def forward(self, x, scale=1.0):
+        y = self.inner(self.norm(self.first(x) + self.again(x)))
+        return scale * (self.everywhere(y) + self.everywhere(y[..., :1]))
+
+
+def known(name, conv):
+    return name not in ("everywhere", "unused")
+
+
+@pytest.mark.parametrize("pack", [lambda x, scale: (x, scale), lambda x, scale: {"x": x, "scale": scale}])
+def test_the_convolutions_of_a_model(pack):
+    torch.manual_seed(0)
+    example = pack(torch.randn(2, 1, 6, 5), 2.0)
+    model = Branched().train()
+    x = torch.randn(3, 1, 6, 5)
+    state = {k: v.clone() for k, v in model.norm.state_dict().items()}
+    want = model.eval()(x).detach()
+    model.train()
+    model.norm.eval()
+    assert lc_triton.convert_convs(model, example, known) is model
+    assert type(model.first) is lc_triton.LocalConv2d
+    assert model.first is model.again
+    assert type(model.inner[0]) is lc_triton.LocalConv2d
+    assert type(model.inner[2]) is lc_triton.LocalConvTranspose2d
+    assert type(model.everywhere) is type(model.unused) is nn.Conv2d
+    assert model.training
+    assert model.inner[1].training
+    assert not model.norm.training
+    assert all(torch.equal(v, state[k]) for k, v in model.norm.state_dict().items())
+    assert_close(model.eval()(x), want.double(), 1e-5)
+
+
+def test_a_model_that_is_a_convolution():
+    conv, x = nn.Conv1d(2, 3, 3), torch.randn(1, 2, 8)
+    layer = lc_triton.convert_convs(conv, x, bias="channel")
+    assert type(layer) is lc_triton.LocalConv1d
+    assert layer.bias.shape == (3,)
+    assert_close(layer(x), conv(x).double(), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("filter", "message"),
+    [
+        (lambda name, conv: name == "unused", "unused cannot be converted: it is not called with this example_input"),
+        (
+            lambda name, conv: name in ("first", "everywhere"),
+            r"everywhere cannot be converted: it meets inputs of \(6, 1\), \(6, 5\)",
+        ),
+        (None, "cannot be converted"),
+    ],
+)
+def test_if_one_cannot_be_converted_none_is(filter, message):
+    model = Branched()
+    before = dict(model.named_modules())
+    with pytest.raises(ConversionError, match=message):
+        lc_triton.convert_convs(model, torch.randn(2, 1, 6, 5), filter)
+    assert dict(model.named_modules()) == before
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert model.training
+
+
+def test_a_convolution_without_a_counterpart_is_named():
+    model = nn.Sequential(nn.ReLU(), nn.ConvTranspose1d(1, 1, 3, stride=1, dilation=2, output_padding=1))
+    with pytest.raises(ConversionError, match=r"1 cannot be converted: output_padding=.* is not possible"):
+        lc_triton.convert_convs(model, torch.randn(1, 1, 5))
+
+
+def test_what_is_no_model():
+    with pytest.raises(ArgumentTypeError, match=r"model must be a torch\.nn\.Module"):
+        lc_triton.convert_convs([nn.Conv1d(1, 1, 1)], torch.randn(1, 1, 5))
