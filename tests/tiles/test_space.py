@@ -149,14 +149,14 @@ def test_programs_that_a_multiprocessor_holds():
 
 @pytest.mark.parametrize("face", FACES)
 def test_depthwise_positions_share_what_they_read(face):
-    """A program of several positions reads each site once from L2, and multiplies no more than those positions do."""
+    """A program of several positions reads each site once from L2, and multiplies no zeros but past the layer's edge."""
     t = task("depthwise", face)
     pick = model.choose(t, H200)
     assert pick.rows * pick.cols > 1
     assert not pick.dot
     alone = replace(pick, rows=1, cols=1)
     assert model.roads(t, H200, pick).l2_bytes < 0.8 * model.roads(t, H200, alone).l2_bytes
-    assert model.roads(t, H200, pick).operations == model.roads(t, H200, alone).operations
+    assert model.roads(t, H200, pick).operations < 1.2 * model.roads(t, H200, alone).operations
 
 
 def test_variants():
