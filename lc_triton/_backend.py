@@ -62,7 +62,7 @@ def resolve(device_type: str) -> str:
     if name == "auto":
         return "triton" if device_type == "cuda" and _triton_found() else "cpu"
     if name == "triton":
-        if importlib.util.find_spec("triton") is None:
+        if not _has_triton():
             raise BackendError(value=name, reason="triton is not installed (pip install triton; Linux only)")
         if device_type != "cuda" and not interpreting():
             raise BackendError(
@@ -84,8 +84,13 @@ def interpreting() -> bool:
 
 
 @cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@cache
 def _triton_found() -> bool:
-    found = importlib.util.find_spec("triton") is not None
+    found = _has_triton()
     if not found:
         warnings.warn(
             "lc_triton: triton is not installed, so CUDA tensors take the pure-torch path, which is far slower",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -47,6 +47,12 @@ class Plan:
     padding_mode: str
     pad: tuple[int, ...]
     transposed: bool = False
+    # What the faces are told, by backend and precision: found again without hashing the geometry.
+    problems: dict[tuple[str, str], Problem] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    def __reduce__(self) -> Any:
+        # A copy makes its problems anew: they hold what was compiled for them.
+        return type(self), tuple(getattr(self, f.name) for f in fields(self) if f.init)
 
     @property
     def data_format(self) -> str:
@@ -181,8 +187,11 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
         definition = reference.transpose if plan.transposed else reference.forward
         y = definition(x, weight, bias, geo, plan.activation)
     else:
-        face = _autograd.transpose if plan.transposed else _autograd.forward
-        y = face(x, weight, bias, _problem(geo, plan.activation, backend, _precision(x.dtype)))
+        kind = backend, _precision(x.dtype)
+        problem = plan.problems.get(kind)
+        if problem is None:
+            problem = plan.problems[kind] = _problem(geo, plan.activation, *kind)
+        y = (_autograd.transpose if plan.transposed else _autograd.forward)(x, weight, bias, problem)
     if plan.channels_first:
         y = y.movedim(-1, 1)
     if not batched:
@@ -196,6 +205,7 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
 
 @lru_cache(maxsize=4096)
 def _problem(geometry: Geometry, activation: Activation, backend: str, precision: str) -> Problem:
+    """The same for all plans of a geometry, so that they share what was chosen and compiled for it."""
     return Problem(geometry, activation, backend, precision)
 
 

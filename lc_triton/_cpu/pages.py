@@ -34,13 +34,18 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> Tensor:
     try:
         region = _take(-(-nbytes // PAGE_BYTES) * PAGE_BYTES + PAGE_BYTES)
     except OSError:  # no memory: what is kept may be what is missing, and torch says it best if it is not
-        _kept.clear()
+        forget()
         return torch.empty(shape, dtype=dtype, device=like.device)
     lent = memoryview(region)  # torch keeps it alive as long as a tensor uses the memory
     weakref.finalize(lent, _give_back, region).atexit = False
     address = torch.frombuffer(lent, dtype=torch.uint8).data_ptr()
     start = -address % PAGE_BYTES
     return torch.frombuffer(lent, dtype=dtype, count=math.prod(shape), offset=start).view(shape)
+
+
+def forget() -> None:
+    """Give all that is kept back to the system."""
+    _kept.clear()
 
 
 def _take(size: int) -> mmap.mmap:

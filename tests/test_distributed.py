@@ -1,0 +1,69 @@
+"""Data-parallel training on two processes of this machine: the gradients and weights of one process."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import lc_triton
+from tests.cases import assert_close
+
+pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")
+
+STEPS = 3
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        lc_triton.LocalConv2d(2, 4, 3, input_size=6, activation="relu"),
+        nn.BatchNorm2d(4).eval(),
+        lc_triton.LocalConvTranspose2d(4, 2, 3, input_size=4, bias="channel"),
+    ).double()
+
+
+def data():
+    return torch.randn(4, 2, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def train(net, x, whole=lambda p: p):
+    """The weights after some steps, and the last gradients."""
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        net(x).square().mean().backward()
+        optimizer.step()
+    parameters = list(net.parameters())
+    return [whole(p).detach().clone() for p in parameters], [whole(p.grad).detach().clone() for p in parameters]
+
+
+def work(rank, how, store, out):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    try:
+        net = model()
+        if how == "DDP":
+            result = train(DistributedDataParallel(net), data()[rank::2])
+        else:
+            mesh = init_device_mesh("cpu", (2,))
+            for layer in (net[0], net[2]):
+                fully_shard(layer, mesh=mesh)
+            fully_shard(net, mesh=mesh)
+            result = train(net, data()[rank::2], lambda p: p.full_tensor())
+        if rank == 0:
+            torch.save(result, out)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("how", ["DDP", "FSDP2"])
+def test_two_processes_train_as_one(how, tmp_path):
+    mp.spawn(work, (how, str(tmp_path / "store"), str(tmp_path / "out.pt")), nprocs=2)
+    weights, gradients = torch.load(tmp_path / "out.pt")
+    want_weights, want_gradients = train(model(), data())
+    for got, want in zip([*weights, *gradients], [*want_weights, *want_gradients], strict=True):
+        assert_close(got, want, 1e-9)
