@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
+from torch.nn import Parameter
 
-from lc_triton import _ops
+from lc_triton import _library, _ops
 from lc_triton._ensemble import Ensemble
 from lc_triton._problem import Problem
 
@@ -41,24 +42,7 @@ class Forward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Any, grad_z: Tensor | None = None) -> Any:
-        x, weight, saved = ctx.saved_tensors
-        need_x, need_w, need_b, _ = ctx.needs_input_grad
-        if grad is None and grad_z is None:
-            return None, None, None, None
-        problem, dtype = ctx.problem, weight.dtype
-        dw: Tensor | None
-        dz: Any
-        if grad_z is None and need_w and saved is not None and _straight(x, weight, grad, saved):
-            dw, db, dz = _ops.weight_grad_through(x, grad, saved, problem, dtype, with_bias=need_b, with_dz=need_x)
-        else:
-            dz = grad_z if grad is None else problem.activation.backward(grad, saved)
-            if grad is not None and grad_z is not None:
-                dz = dz + grad_z
-            dw, db = weight_grad(x, dz, problem.linear(), dtype, with_bias=need_b) if need_w else (None, None)
-        if need_b:
-            db = _bias_grad(dz, dtype, ctx.bias_shape) if db is None else _for_bias(db, ctx.bias_shape)
-        dx = input_grad(dz, weight, problem.linear()) if need_x else None
-        return dx, dw, db, None
+        return *_gradients_of_forward(ctx, grad, grad_z), None
 
     @staticmethod
     def jvp(ctx: Any, tx: Tensor | None, tw: Tensor | None, tb: Tensor | None, _: None) -> Any:
@@ -85,14 +69,7 @@ class InputGrad(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> Any:
-        if grad is None:
-            return None, None, None, None
-        g, weight, saved = ctx.saved_tensors
-        need_g, need_w, need_b, _ = ctx.needs_input_grad
-        dz, problem = ctx.problem.activation.backward(grad, saved), ctx.problem.linear()
-        dg = forward(dz, weight, None, problem) if need_g else None
-        dw = weight_grad(dz, g, problem, weight.dtype, with_bias=False)[0] if need_w else None
-        return dg, dw, _bias_grad(dz, weight.dtype, ctx.bias_shape) if need_b else None, None
+        return *_gradients_of_input_grad(ctx, grad), None
 
     @staticmethod
     def jvp(ctx: Any, tg: Tensor | None, tw: Tensor | None, tb: Tensor | None, _: None) -> Tensor:
@@ -121,15 +98,7 @@ class WeightGrad(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_bias: Tensor | None = None) -> Any:
-        x, g = ctx.saved_tensors
-        need_x, need_g, *_ = ctx.needs_input_grad
-        dx = input_grad(g, grad, ctx.problem) if need_x and grad is not None else None
-        dg = None
-        if need_g and grad is not None:
-            dg = forward(x, grad, grad_bias, ctx.problem)
-        elif need_g and grad_bias is not None:
-            dg = grad_bias.to(g.dtype).expand_as(g)
-        return dx, dg, None, None, None
+        return *_gradients_of_weight_grad(ctx, grad, grad_bias), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tx: Tensor | None, tg: Tensor | None, *_: None) -> Any:
@@ -150,6 +119,52 @@ class WeightGrad(torch.autograd.Function):
         many = Ensemble(problem, info.batch_size)
         out = _apply(WeightGrad, many.sites(x, in_dims[0]), many.sites(g, in_dims[1]), many.problem, dtype, with_bias)
         return ((many.weights_of(out[0]), many.biases_of(out[1])), (0, 0)) if with_bias else (many.weights_of(out), 0)
+
+
+def _gradients_of_forward(ctx: Any, grad: Any, grad_z: Tensor | None) -> Any:
+    """dx, dw and db of a forward, those that are needed."""
+    x, weight, saved = ctx.saved_tensors
+    need_x, need_w, need_b, *_ = ctx.needs_input_grad
+    if grad is None and grad_z is None:
+        return None, None, None
+    problem, dtype = ctx.problem, weight.dtype
+    dw: Tensor | None
+    dz: Any
+    if grad_z is None and need_w and saved is not None and _straight(x, weight, grad, saved):
+        dw, db, dz = _ops.weight_grad_through(x, grad, saved, problem, dtype, with_bias=need_b, with_dz=need_x)
+    else:
+        dz = grad_z if grad is None else problem.activation.backward(grad, saved)
+        if grad is not None and grad_z is not None:
+            dz = dz + grad_z
+        dw, db = weight_grad(x, dz, problem.linear(), dtype, with_bias=need_b) if need_w else (None, None)
+    if need_b:
+        db = _bias_grad(dz, dtype, ctx.bias_shape) if db is None else _for_bias(db, ctx.bias_shape)
+    return input_grad(dz, weight, problem.linear()) if need_x else None, dw, db
+
+
+def _gradients_of_input_grad(ctx: Any, grad: Tensor | None) -> Any:
+    """dg, dw and db of an input gradient, those that are needed."""
+    if grad is None:
+        return None, None, None
+    g, weight, saved = ctx.saved_tensors
+    need_g, need_w, need_b, *_ = ctx.needs_input_grad
+    dz, problem = ctx.problem.activation.backward(grad, saved), ctx.problem.linear()
+    dg = forward(dz, weight, None, problem) if need_g else None
+    dw = weight_grad(dz, g, problem, weight.dtype, with_bias=False)[0] if need_w else None
+    return dg, dw, _bias_grad(dz, weight.dtype, ctx.bias_shape) if need_b else None
+
+
+def _gradients_of_weight_grad(ctx: Any, grad: Tensor | None, grad_bias: Tensor | None) -> Any:
+    """dx and dg of a weight gradient, those that are needed."""
+    x, g = ctx.saved_tensors
+    need_x, need_g, *_ = ctx.needs_input_grad
+    dx = input_grad(g, grad, ctx.problem) if need_x and grad is not None else None
+    dg = None
+    if need_g and grad is not None:
+        dg = forward(x, grad, grad_bias, ctx.problem)
+    elif need_g and grad_bias is not None:
+        dg = grad_bias.to(g.dtype).expand_as(g)
+    return dx, dg
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], saved: Tensor | None) -> None:
@@ -242,15 +257,32 @@ def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
 # What nothing looks on at goes straight to the face: `Function.apply` would cost host time for nothing.
 
 
+def _traced(*tensors: Tensor | None) -> bool:
+    """Whether a compiler, an exporter or a dispatch mode must see an operator instead of what it does."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or any(t is not None and type(t) not in (Tensor, Parameter) for t in tensors)
+    )
+
+
 def _straight(*tensors: Tensor | None) -> bool:
     """Whether a face of these tensors may be run without anyone knowing of it."""
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if _traced(*tensors) or _needs_grad(*tensors):
         return False
     return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
 
 
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether a graph is being built and one of these is a part of it."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
     """y of (x, w, bias), differentiable."""
+    if _traced(x, weight, bias):
+        store_z = problem.activation.saves == "z" and _needs_grad(x, weight, bias)
+        return _library.forward(x, weight, bias, problem, store_z=store_z)[0]
     if _straight(x, weight, bias):
         return _ops.forward(x, weight, bias, problem)[0]
     out = _apply(Forward, x, weight, bias, problem)
@@ -262,8 +294,11 @@ def transpose(y: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) 
     """act(dx + bias) of (g, w, bias), differentiable: the forward of the transposed layer."""
     if _straight(y, weight, bias):
         return _ops.input_grad(y, weight, bias, problem)
-    if problem.activation.saves == "z":  # this face stores no pre-activation: torch applies what needs it
-        return problem.activation(_apply(InputGrad, y, weight, bias, problem.linear()))
+    if problem.activation.saves == "z" and (_needs_grad(y, weight, bias) or not _traced(y, weight, bias)):
+        # This face stores no pre-activation: torch applies what needs it.
+        return problem.activation(transpose(y, weight, bias, problem.linear()))
+    if _traced(y, weight, bias):
+        return _library.input_grad(y, weight, bias, problem)
     x: Tensor = _apply(InputGrad, y, weight, bias, problem)
     return x
 
@@ -277,7 +312,57 @@ def weight_grad(
     x: Tensor, g: Tensor, problem: Problem, dtype: torch.dtype, *, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
     """dw of (x, g) and, if asked for, the bias gradient of each position, differentiable."""
+    if _traced(x, g):
+        return _library.weight_grad(x, g, problem, dtype, with_bias=with_bias)
     if _straight(x, g):
         return _ops.weight_grad(x, g, problem, dtype, with_bias=with_bias)
     out = _apply(WeightGrad, x, g, problem, dtype, with_bias)
     return out if with_bias else (out, None)
+
+
+# The same formulas for the operators of `_library`, whose contexts know of the layer's arguments as well.
+
+
+def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, weight, bias, *layer, store_z = inputs
+    problem = _library.problem_of(layer)
+    saves, (y, z) = problem.activation.saves, output
+    _keep_for_operator(ctx, (x, weight, bias, problem), z if saves == "z" and store_z else y if saves == "y" else None)
+
+
+def _setup_input_grad(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    g, weight, bias, *layer = inputs
+    problem = _library.problem_of(layer)
+    _keep_for_operator(ctx, (g, weight, bias, problem), output if problem.activation.saves == "y" else None)
+
+
+def _setup_weight_grad(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, g, *layer, _, _ = inputs
+    ctx.problem = _library.problem_of(layer)
+    ctx.save_for_backward(x, g)
+
+
+def _keep_for_operator(ctx: Any, inputs: tuple[Any, ...], saved: Tensor | None) -> None:
+    x, weight, bias, ctx.problem = inputs
+    ctx.save_for_backward(x, weight, saved)
+    ctx.bias_shape = None if bias is None else bias.shape
+
+
+def _back_forward(ctx: Any, grad: Tensor, grad_z: Tensor | None) -> Any:
+    stored = ctx.problem.activation.saves == "z"
+    return (*_gradients_of_forward(ctx, grad, grad_z if stored else None), *[None] * (len(ctx.needs_input_grad) - 3))
+
+
+def _back_input_grad(ctx: Any, grad: Tensor) -> Any:
+    return (*_gradients_of_input_grad(ctx, grad), *[None] * (len(ctx.needs_input_grad) - 3))
+
+
+def _back_weight_grad(ctx: Any, grad: Tensor, grad_bias: Tensor | None) -> Any:
+    with_bias = grad_bias is not None and grad_bias.numel() > 0
+    found = _gradients_of_weight_grad(ctx, grad, grad_bias if with_bias else None)
+    return (*found, *[None] * (len(ctx.needs_input_grad) - 2))
+
+
+torch.library.register_autograd("lc_triton::forward", _back_forward, setup_context=_setup_forward)
+torch.library.register_autograd("lc_triton::input_grad", _back_input_grad, setup_context=_setup_input_grad)
+torch.library.register_autograd("lc_triton::weight_grad", _back_weight_grad, setup_context=_setup_weight_grad)

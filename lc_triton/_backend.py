@@ -73,6 +73,11 @@ def resolve(device_type: str) -> str:
     return name
 
 
+# As torch.compiler.assume_constant_result says it, which would import the compiler: what is chosen while a function is
+# compiled stays chosen.
+resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def autocast_enabled(device_type: str) -> bool:
     """Whether autocast is on for a `device_type`; some (meta) have none, and torch raises when asked."""
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -49,6 +49,21 @@ class Plan:
     transposed: bool = False
     # What the faces are told, by backend and precision: found again without hashing the geometry.
     problems: dict[tuple[str, str], Problem] = field(default_factory=dict, init=False, compare=False, repr=False)
+    # The spatial size and the channels of input and output, and the shapes of weight and bias: made at once, for what
+    # is made at the first look stands in a compiler's way.
+    takes: tuple[tuple[int, ...], int] = field(init=False, compare=False, repr=False)
+    gives: tuple[tuple[int, ...], int] = field(init=False, compare=False, repr=False)
+    weight_shape: tuple[int, ...] = field(init=False, compare=False, repr=False)
+    bias_shapes: tuple[tuple[int, ...], tuple[int, ...]] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        geo = self.source
+        sites, positions = (geo.in_spatial, geo.in_channels), (geo.out_spatial, geo.out_channels)
+        takes, gives = (positions, sites) if self.transposed else (sites, positions)
+        made = {"takes": takes, "gives": gives, "weight_shape": geo.weight_shape}
+        made["bias_shapes"] = (*gives[0], gives[1]), (gives[1],)
+        for name, value in made.items():
+            object.__setattr__(self, name, value)
 
     def __reduce__(self) -> Any:
         # A copy makes its problems anew: they hold what was compiled for them.
@@ -63,24 +78,6 @@ class Plan:
     def operand(self) -> str:
         """What errors call the input: y where it is what a locally connected layer gives."""
         return "y" if self.transposed else "x"
-
-    @cached_property
-    def takes(self) -> tuple[tuple[int, ...], int]:
-        """The spatial size and the channels of the input."""
-        geo = self.source
-        return (geo.out_spatial, geo.out_channels) if self.transposed else (geo.in_spatial, geo.in_channels)
-
-    @cached_property
-    def gives(self) -> tuple[tuple[int, ...], int]:
-        """The spatial size and the channels of the output."""
-        geo = self.source
-        return (geo.in_spatial, geo.in_channels) if self.transposed else (geo.out_spatial, geo.out_channels)
-
-    @cached_property
-    def bias_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Of a bias for each position, and of one for each channel."""
-        spatial, channels = self.gives
-        return (*spatial, channels), (channels,)
 
     @classmethod
     def make(
@@ -161,7 +158,8 @@ def check_input(x: Tensor, plan: Plan) -> None:
 def run(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
     """The operator for a plan that fits x's spatial size and channels."""
     geo = plan.geometry
-    geo.check_weight(weight.shape)
+    if weight.shape != plan.weight_shape:
+        geo.check_weight(weight.shape)
     if bias is not None:
         check_tensor("bias", bias)
         position, channel = plan.bias_shapes
@@ -188,7 +186,10 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
         y = definition(x, weight, bias, geo, plan.activation)
     else:
         kind = backend, _precision(x.dtype)
-        problem = plan.problems.get(kind)
+        if torch.compiler.is_compiling():  # a dictionary that changes is a side effect
+            problem: Problem | None = Problem(geo, plan.activation, *kind)
+        else:
+            problem = plan.problems.get(kind)
         if problem is None:
             problem = plan.problems[kind] = _problem(geo, plan.activation, *kind)
         y = (_autograd.transpose if plan.transposed else _autograd.forward)(x, weight, bias, problem)
@@ -214,6 +215,9 @@ def _precision(dtype: torch.dtype) -> str:
     if dtype != torch.float32:
         return "ieee"
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+_precision._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as `_backend.resolve` is
 
 
 def _check_devices(operand: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:

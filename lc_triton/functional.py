@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lc_triton._activations import ActivationArg
@@ -64,7 +65,7 @@ def local_conv(
         torch.Size([8, 64, 30, 30])
     """
     sizes, others = (stride, padding, dilation), (groups, padding_mode)
-    return _run(_conv_plan, "x", x, weight, bias, activation, data_format, sizes, others)
+    return _run("conv", "x", x, weight, bias, activation, data_format, sizes, others)
 
 
 def local_conv_transpose(
@@ -117,11 +118,11 @@ def local_conv_transpose(
         torch.Size([8, 3, 32, 32])
     """
     sizes = (stride, padding, output_padding, dilation, output_size)
-    return _run(_transpose_plan, "y", y, weight, bias, activation, data_format, sizes, (groups,))
+    return _run("transpose", "y", y, weight, bias, activation, data_format, sizes, (groups,))
 
 
 def _run(
-    find: Any,
+    make: str,
     name: str,
     x: Tensor,
     weight: Tensor,
@@ -131,7 +132,7 @@ def _run(
     sizes: tuple[Any, ...],
     others: tuple[Any, ...],
 ) -> Tensor:
-    """Run an operator by its plan: `find` makes it, cached, of shapes, arguments that may be sequences, and others."""
+    """Run "conv" or "transpose" by its plan, made of shapes, arguments that may be sequences, and others."""
     check_tensor(name, x)
     check_tensor("weight", weight)
     ndim = spatial_dims(weight.shape)
@@ -141,17 +142,54 @@ def _run(
     after: Callable[[Tensor], Tensor] | None = None
     if callable(activation) and not isinstance(activation, type):
         activation, after = None, activation
-    key = (weight.shape, spatial, channels, data_format, _freeze(activation), *map(_freeze, sizes), *others)
+    told = weight.shape, spatial, channels, data_format, activation, sizes, others
+    if torch.compiler.is_compiling():
+        plan: Plan = getattr(_Plans, _place(make, *told))
+    else:
+        plan = _find(make, *told)
+    y = run(x, weight, bias, plan)
+    return y if after is None else after(y)
+
+
+class _Plans:
+    """Where a compiler finds the plan of a call that it looks into: it need not see how one is made."""
+
+
+def _place(make: str, *told: Any) -> str:
+    """The name of a plan among `_Plans`."""
+    plan = _find(make, *told)
+    name = f"plan_{id(plan)}"
+    setattr(_Plans, name, plan)
+    return name
+
+
+_place._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as `_backend.resolve` is
+
+
+def _find(
+    kind: str,
+    weight_shape: tuple[int, ...],
+    spatial: tuple[int, ...],
+    channels: int,
+    data_format: str,
+    activation: Any,
+    sizes: tuple[Any, ...],
+    others: tuple[Any, ...],
+) -> Plan:
+    """The plan for the shapes of tensors, for arguments that may be sequences, and for others: made once."""
+    key = (weight_shape, spatial, channels, data_format, _freeze(activation), *map(_freeze, sizes), *others)
+    make: Any = _conv_plan if kind == "conv" else _transpose_plan
+    plan: Plan | None
     try:
-        plan = find(*key)
+        plan = make(*key)
     except TypeError as error:
         if isinstance(error, LocalConvError):
             raise
         plan = None
     if plan is None:  # something in the key cannot be hashed: the checks say what is wrong with it
-        plan = find.__wrapped__(*key)
-    y = run(x, weight, bias, plan)
-    return y if after is None else after(y)
+        plan = make.__wrapped__(*key)
+    assert plan is not None
+    return plan
 
 
 @lru_cache(maxsize=4096, typed=True)

@@ -20,6 +20,7 @@ ROWS = [
     ["search", "search.*", "functional"],
     ["_plan"],
     ["_autograd"],
+    ["_library"],
     ["_ops"],
     ["launch", "launch.*", "_cpu", "_cpu.*", "reference"],
     ["tiles", "tiles.*", "kernels", "kernels.*"],

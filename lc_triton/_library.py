@@ -1,0 +1,143 @@
+"""The faces as operators of torch.library: what compilers, exporters and dispatch modes see of a call.
+
+Their schemas spell a problem out in integers and names. The functions here have the signatures of those in `_ops`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from lc_triton import _ops
+from lc_triton._activations import Activation
+from lc_triton._geometry import Geometry
+from lc_triton._problem import Problem
+
+_LAYER = (
+    "int[] in_spatial, int[] kernel, int[] stride, int[] dilation, int[] padding, int groups, int in_channels, "
+    "int out_channels, str activation, float constant, str backend, str precision"
+)
+SCHEMAS = {
+    "forward": f"(Tensor x, Tensor weight, Tensor? bias, {_LAYER}, bool store_z) -> (Tensor, Tensor)",
+    "input_grad": f"(Tensor g, Tensor weight, Tensor? bias, {_LAYER}) -> Tensor",
+    "weight_grad": f"(Tensor x, Tensor g, {_LAYER}, ScalarType dtype, bool with_bias) -> (Tensor, Tensor)",
+}
+for _name, _schema in SCHEMAS.items():
+    torch.library.define(f"lc_triton::{_name}", _schema)
+
+Layer = tuple[Any, ...]
+
+
+def spelled(problem: Problem) -> Layer:
+    """A problem as the operators take it."""
+    geo, act = problem.geometry, problem.activation
+    padding = [side for pair in geo.padding for side in pair]
+    sizes = [list(v) for v in (geo.in_spatial, geo.kernel, geo.stride, geo.dilation)]
+    channels = geo.groups, geo.in_channels, geo.out_channels
+    return (*sizes, padding, *channels, act.name, act.constant, problem.backend, problem.precision)
+
+
+def problem_of(layer: Sequence[Any]) -> Problem:
+    """The inverse of `spelled`; the same object for the same layer."""
+    return _problem(*(tuple(v) if isinstance(v, (list, tuple)) else v for v in layer))
+
+
+@lru_cache(maxsize=4096)
+def _problem(
+    in_spatial: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    padding: tuple[int, ...],
+    groups: int,
+    in_channels: int,
+    out_channels: int,
+    activation: str,
+    constant: float,
+    backend: str,
+    precision: str,
+) -> Problem:
+    pairs = tuple(zip(padding[::2], padding[1::2], strict=True))
+    geometry = Geometry(in_spatial, kernel, stride, dilation, pairs, groups, in_channels, out_channels)
+    return Problem(geometry, Activation(activation, constant), backend, precision)
+
+
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, *, store_z: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """As `_ops.forward`."""
+    y, z = torch.ops.lc_triton.forward(x, weight, bias, *spelled(problem), store_z)
+    return y, z if store_z else None
+
+
+def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
+    """As `_ops.input_grad`."""
+    dx: Tensor = torch.ops.lc_triton.input_grad(g, weight, bias, *spelled(problem))
+    return dx
+
+
+def weight_grad(
+    x: Tensor, g: Tensor, problem: Problem, dtype: torch.dtype, *, with_bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    """As `_ops.weight_grad`."""
+    dw, db = torch.ops.lc_triton.weight_grad(x, g, *spelled(problem), dtype, with_bias)
+    return dw, db if with_bias else None
+
+
+def _run_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) -> tuple[Tensor, Tensor]:
+    *layer_, store_z = layer
+    y, z = _ops.forward(x, weight, bias, problem_of(layer_), store_z=store_z)
+    return y, x.new_empty(0) if z is None else z
+
+
+def _run_input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) -> Tensor:
+    return _ops.input_grad(g, weight, bias, problem_of(layer))
+
+
+def _run_weight_grad(x: Tensor, g: Tensor, *layer: Any) -> tuple[Tensor, Tensor]:
+    *layer_, dtype, with_bias = layer
+    dw, db = _ops.weight_grad(x, g, problem_of(layer_), dtype, with_bias=with_bias)
+    return dw, dw.new_empty(0) if db is None else db
+
+
+def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) -> tuple[Tensor, Tensor]:
+    *layer_, store_z = layer
+    y = x.new_empty((x.shape[0], *problem_of(layer_).geometry.bias_shape))
+    return y, torch.empty_like(y) if store_z else x.new_empty(0)
+
+
+def _fake_input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) -> Tensor:
+    geo = problem_of(layer).geometry
+    return g.new_empty((g.shape[0], *geo.in_spatial, geo.in_channels))
+
+
+def _fake_weight_grad(x: Tensor, g: Tensor, *layer: Any) -> tuple[Tensor, Tensor]:
+    *layer_, dtype, with_bias = layer
+    geo = problem_of(layer_).geometry
+    return x.new_empty(geo.weight_shape, dtype=dtype), x.new_empty(geo.bias_shape if with_bias else 0, dtype=dtype)
+
+
+for _name, _run, _fake in (
+    ("forward", _run_forward, _fake_forward),
+    ("input_grad", _run_input_grad, _fake_input_grad),
+    ("weight_grad", _run_weight_grad, _fake_weight_grad),
+):
+    torch.library.impl(f"lc_triton::{_name}", ("cpu", "cuda"), _run)
+    torch.library.register_fake(f"lc_triton::{_name}", _fake)
+
+
+@register_flop_formula([torch.ops.lc_triton.forward, torch.ops.lc_triton.input_grad])
+def _flops_of_a_gather(x_shape: Any, weight_shape: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """2 B P D F."""
+    return 2 * int(x_shape[0]) * math.prod(weight_shape)
+
+
+@register_flop_formula(torch.ops.lc_triton.weight_grad)
+def _flops_of_weight_grad(x_shape: Any, g_shape: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    return 2 * int(x_shape[0]) * math.prod(out_shape[0])

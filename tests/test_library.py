@@ -1,0 +1,184 @@
+"""The faces as operators: their schemas, what compilers and exporters make of them, and that both routes agree."""
+
+import io
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import jvp
+from torch.utils.flop_counter import FlopCounterMode
+
+import lc_triton
+from lc_triton import _library
+from lc_triton._activations import Activation, parse_activation
+from lc_triton._problem import Problem
+from tests.cases import CASES, Case, assert_close, tensors
+
+FEW = [case for case in CASES if case.name in ("1d_stride_same", "2d_asymmetric", "2d_groups", "3d_dilated_groups")]
+ids = {"ids": lambda case: case.name}
+ops = torch.ops.lc_triton
+ACTIVATIONS = ["linear", "relu", "gelu"]
+
+
+def layer(case, activation="linear"):
+    fused = parse_activation(activation)
+    assert isinstance(fused, Activation)
+    return _library.spelled(Problem(case.geometry, fused))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("case", FEW, **ids)
+def test_opcheck(case, activation, dtype):
+    t = tensors(case, dtype)
+    told, linear = layer(case, activation), layer(case)
+    store_z = activation == "gelu"
+    first = t.x.movedim(-1, 1).contiguous().movedim(1, -1)  # channels-first memory
+    leaf = [v.requires_grad_() for v in (t.x, t.weight, t.bias, t.g)]
+    x, weight, bias, g = leaf
+    # Wrong by rounding alone where numbers have few digits: the same face by two routes may add in another order.
+    tolerances = {} if dtype == torch.float64 else {"rtol": 0.02, "atol": 0.02}
+    for args in (
+        (x, weight, bias),
+        (first.requires_grad_(), weight, None),
+        (x, weight, bias[(0,) * case.geometry.ndim]),
+    ):
+        torch.library.opcheck(ops.forward, (*args, *told, store_z), **tolerances)
+    if activation != "gelu":
+        torch.library.opcheck(ops.input_grad, (g, weight, None, *told), **tolerances)
+    torch.library.opcheck(ops.weight_grad, (x, g, *linear, dtype, True), **tolerances)
+    torch.library.opcheck(ops.weight_grad, (x, g, *linear, dtype, False), **tolerances)
+
+
+@pytest.mark.parametrize("activation", ["linear", "relu", "gelu", "tanh"])
+@pytest.mark.parametrize("case", FEW, **ids)
+def test_both_routes_agree_to_the_bit(case, activation):
+    t = tensors(case)
+
+    def results(run):
+        leaves = [v.clone().requires_grad_() for v in (t.x, t.weight, t.bias)]
+        y = run(*leaves)
+        first = torch.autograd.grad(y, leaves, t.g, create_graph=True)
+        second = torch.autograd.grad(sum(f.square().sum() for f in first), leaves, allow_unused=True)
+        return [y, *first, *(s for s in second if s is not None)]
+
+    eager = results(
+        lambda *v: lc_triton.local_conv(*v, **case.arguments, activation=activation, data_format="channels_last")
+    )
+    by_operator = results(lambda *v: ops.forward(*v, *layer(case, activation), activation == "gelu")[0])
+    for a, b in zip(eager, by_operator, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_forward_mode_never_reaches_an_operator(monkeypatch):
+    def refuse(*args):
+        raise AssertionError("a library operator has no tangent: it would be a silent zero")
+
+    monkeypatch.setattr(_library, "forward", refuse)
+    t = tensors(FEW[1])
+    _, tangent = jvp(
+        lambda w: lc_triton.local_conv(t.x, w, **FEW[1].arguments, data_format="channels_last"),
+        (t.weight,),
+        (t.weight,),
+    )
+    assert tangent.abs().sum() > 0
+
+
+@pytest.mark.parametrize("case", FEW, **ids)
+def test_flops(case):
+    t, geo = tensors(case), case.geometry
+    leaves = [v.requires_grad_() for v in (t.x, t.weight, t.bias)]
+    with FlopCounterMode(display=False) as counter:
+        y = lc_triton.local_conv(*leaves, **case.arguments, activation="relu", data_format="channels_last")
+    assert counter.get_total_flops() == geo.flops(case.batch)
+    with FlopCounterMode(display=False) as counter:
+        y = lc_triton.local_conv(*leaves, **case.arguments, activation="relu", data_format="channels_last")
+        y.sum().backward()
+    assert counter.get_total_flops() == 3 * geo.flops(case.batch)
+
+
+def test_tensors_that_only_stand_for_memory():
+    made = lc_triton.LocalConv2d(2, 3, 3, input_size=6)
+    real = made(torch.randn(4, 2, 6, 6))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = made(mode.from_tensor(torch.randn(4, 2, 6, 6)))
+    assert (fake.shape, fake.stride(), fake.dtype) == (real.shape, real.stride(), real.dtype)
+
+
+def network(activation="tanh"):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        lc_triton.LocalConv2d(2, 4, 3, input_size=6, activation=activation, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        lc_triton.LocalConvTranspose2d(4, 2, 2, input_size=6, stride=2, activation=activation, bias="channel"),
+        lc_triton.LocalConv2d(2, 2, 3, input_size=12, groups=2, padding_mode="reflect", padding=1),
+    )
+
+
+def step(net, x):
+    y = net(x)
+    return [y, *torch.autograd.grad(y.square().mean(), list(net.parameters()))]
+
+
+@pytest.fixture
+def fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("activation", ["tanh", "gelu"])
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_whole(activation, backend, fresh):
+    net, x = network(activation), torch.randn(4, 2, 6, 6)
+    want = step(net, x)
+    net.load_state_dict(network(activation).state_dict())
+    compiled = torch.compile(net, fullgraph=True, backend=backend)
+    for got, exact in zip(step(compiled, x), want, strict=True):
+        assert_close(got, exact.detach().double(), 1e-5)
+    with torch.no_grad():
+        assert_close(compiled(x), net(x).double(), 1e-5)
+
+
+def test_from_the_third_batch_size_on_nothing_is_compiled_again(fresh):
+    layer_, seen = lc_triton.LocalConv2d(2, 4, 3, input_size=6, activation="relu"), []
+
+    def counting(graph, example):
+        seen.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(layer_, fullgraph=True, backend=counting)
+    for n in (2, 5, 7, 11, 3):
+        x = torch.randn(n, 2, 6, 6)
+        assert torch.equal(compiled(x), layer_(x))
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_exported_saved_and_loaded(strict, fresh):
+    net, x = network().eval(), torch.randn(4, 2, 6, 6)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(net, (x,), dynamic_shapes=({0: batch},), strict=strict)
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    again = torch.export.load(file).module()
+    for n in (4, 9):
+        x = torch.randn(n, 2, 6, 6)
+        assert_close(again(x), net(x).detach().double(), 1e-6)
+
+
+def test_a_function_of_weights_compiled(fresh):
+    case = Case("2d", (5, 6), 3, 4, 3, padding=1)
+    t = tensors(case)
+    compiled = torch.compile(
+        lambda x, w, b: lc_triton.local_conv(x, w, b, padding=1, activation="silu", data_format="channels_last"),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    assert_close(
+        compiled(t.x, t.weight, t.bias),
+        lc_triton.local_conv(t.x, t.weight, t.bias, padding=1, activation="silu", data_format="channels_last"),
+    )
