@@ -135,9 +135,9 @@ for _name, _run, _fake in (
 @register_flop_formula([torch.ops.lc_triton.forward, torch.ops.lc_triton.input_grad])
 def _flops_of_a_gather(x_shape: Any, weight_shape: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
     """2 B P D F."""
-    return 2 * int(x_shape[0]) * math.prod(weight_shape)
+    return 2 * int(x_shape[0]) * int(math.prod(weight_shape))
 
 
 @register_flop_formula(torch.ops.lc_triton.weight_grad)
 def _flops_of_weight_grad(x_shape: Any, g_shape: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    return 2 * int(x_shape[0]) * math.prod(out_shape[0])
+    return 2 * int(x_shape[0]) * int(math.prod(out_shape[0]))

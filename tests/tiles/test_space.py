@@ -149,7 +149,7 @@ def test_programs_that_a_multiprocessor_holds():
 
 @pytest.mark.parametrize("face", FACES)
 def test_depthwise_positions_share_what_they_read(face):
-    """A program of several positions reads each site once from L2, and multiplies no zeros but past the layer's edge."""
+    """A program of several positions reads each site once from L2, and multiplies zeros past the edge only."""
     t = task("depthwise", face)
     pick = model.choose(t, H200)
     assert pick.rows * pick.cols > 1
