@@ -6,13 +6,14 @@ Their schemas spell a problem out in integers and names. The functions here have
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from lc_triton import _ops
 from lc_triton._activations import Activation
@@ -72,12 +73,14 @@ def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, *, store_z: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """As `_ops.forward`."""
+    _tell_counters()
     y, z = torch.ops.lc_triton.forward(x, weight, bias, *spelled(problem), store_z)
     return y, z if store_z else None
 
 
 def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
     """As `_ops.input_grad`."""
+    _tell_counters()
     dx: Tensor = torch.ops.lc_triton.input_grad(g, weight, bias, *spelled(problem))
     return dx
 
@@ -86,6 +89,7 @@ def weight_grad(
     x: Tensor, g: Tensor, problem: Problem, dtype: torch.dtype, *, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
     """As `_ops.weight_grad`."""
+    _tell_counters()
     dw, db = torch.ops.lc_triton.weight_grad(x, g, *spelled(problem), dtype, with_bias)
     return dw, db if with_bias else None
 
@@ -132,12 +136,31 @@ for _name, _run, _fake in (
     torch.library.register_fake(f"lc_triton::{_name}", _fake)
 
 
-@register_flop_formula([torch.ops.lc_triton.forward, torch.ops.lc_triton.input_grad])
 def _flops_of_a_gather(x_shape: Any, weight_shape: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
     """2 B P D F."""
     return 2 * int(x_shape[0]) * int(math.prod(weight_shape))
 
 
-@register_flop_formula(torch.ops.lc_triton.weight_grad)
 def _flops_of_weight_grad(x_shape: Any, g_shape: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
     return 2 * int(x_shape[0]) * int(math.prod(out_shape[0]))
+
+
+FLOPS: dict[str, Callable[..., int]] = {
+    "forward": _flops_of_a_gather,
+    "input_grad": _flops_of_a_gather,
+    "weight_grad": _flops_of_weight_grad,
+}
+
+
+def _tell_counters() -> None:
+    """Teach torch's FLOP counter the operators, where a program has one: to import it would import triton."""
+    counters: Any = sys.modules.get("torch.utils.flop_counter")
+    if torch.compiler.is_compiling() or counters is None:
+        return
+    for name, formula in FLOPS.items():
+        operator = getattr(torch.ops.lc_triton, name)
+        if operator not in counters.flop_registry:
+            counters.register_flop_formula(operator)(formula)
+        for mode in _get_current_dispatch_mode_stack():  # one that runs has a copy of what was known when it began
+            if isinstance(mode, counters._FlopCounterMode):
+                mode.counter.flop_registry.setdefault(operator, counters.flop_registry[operator])
