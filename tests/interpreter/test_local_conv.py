@@ -67,3 +67,36 @@ def test_an_empty_batch_launches_nothing():
     assert y.shape == (0, 2, 2)
     y.sum().backward()
     assert not weight.grad.any()
+
+
+@pytest.mark.parametrize("activation", ["tanh", "gelu"])
+@pytest.mark.parametrize("name", ["1d_stride_same", "2d_groups", "2d_depthwise_multiplier"])
+def test_the_transposed_layer(name, activation):
+    case = next(c for c in CASES if c.name == name)
+    t, geo = tensors(case), case.geometry
+    bias = torch.randn(*geo.in_spatial, geo.in_channels, dtype=torch.float64)
+    upstream = torch.randn_like(t.x)
+
+    def results():
+        leaves = [v.clone().requires_grad_() for v in (t.g, t.weight, bias)]
+        options = {"stride": geo.stride, "padding": geo.padding, "groups": geo.groups, "output_size": geo.in_spatial}
+        x = lc_triton.local_conv_transpose(*leaves, **options, activation=activation, data_format="channels_last")
+        with torch.no_grad():
+            fused = lc_triton.local_conv_transpose(
+                t.g, t.weight, bias, **options, activation=activation, data_format="channels_last"
+            )
+        return [fused, x, *torch.autograd.grad(x, leaves, upstream)]
+
+    got = results()
+    with lc_triton.backend("reference"):
+        want = results()
+    for a, b in zip(got, want, strict=True):
+        assert_close(a, b.detach())
+
+
+def test_an_ensemble_is_one_launch_with_the_members_numbers():
+    x, weights = torch.randn(2, 1, 4, dtype=torch.float64), torch.randn(3, 3, 2, 1, 2, dtype=torch.float64)
+    together = torch.func.vmap(lambda w: lc_triton.local_conv(x, w, activation="tanh"))(weights)
+    for y, weight in zip(together, weights, strict=True):
+        with lc_triton.backend("reference"):
+            assert_close(y, lc_triton.local_conv(x, weight, activation="tanh"))
