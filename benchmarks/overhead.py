@@ -48,12 +48,17 @@ def overhead() -> dict[str, float]:
         with torch.no_grad():
             layer(x)
 
+    def conv2d_no_grad() -> None:
+        with torch.no_grad():
+            F.conv2d(x, shared)
+
     return {
         "import_s": _processes(_IMPORT),
         "first_step_s": _processes(_FIRST),
         "forward_us": _microseconds(no_grad),
         "step_us": _microseconds(lambda: layer(x).sum().backward()),
         "unfold_bmm_step_us": _microseconds(lambda: peer.forward(x, *theirs, geo).sum().backward()),
+        "conv2d_forward_us": _microseconds(conv2d_no_grad),
         "conv2d_step_us": _microseconds(lambda: F.conv2d(x, shared).sum().backward()),
         **(_launches() if find_spec("triton") else {}),
     }

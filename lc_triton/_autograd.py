@@ -248,7 +248,9 @@ def _side_by_side(
 
 def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     """`function.apply`, without its look-up of the signature of forward: a third of a small layer's time."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling():  # which then runs this part of the program as it is
+        raise RuntimeError("torch.compile cannot look into a function that has a tangent of its own")
+    if torch._C._are_functorch_transforms_active():
         return function.apply(*args)
     base: Any = super(torch.autograd.Function, function)
     return base.apply(*args)
@@ -257,8 +259,15 @@ def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
 # What nothing looks on at goes straight to the face: `Function.apply` would cost host time for nothing.
 
 
+def _transformed() -> bool:
+    """Whether a transform of torch.func runs, or something has a tangent: an operator would lose it without a word."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def _traced(*tensors: Tensor | None) -> bool:
     """Whether a compiler, an exporter or a dispatch mode must see an operator instead of what it does."""
+    if _transformed():
+        return False
     return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
@@ -268,9 +277,7 @@ def _traced(*tensors: Tensor | None) -> bool:
 
 def _straight(*tensors: Tensor | None) -> bool:
     """Whether a face of these tensors may be run without anyone knowing of it."""
-    if _traced(*tensors) or _needs_grad(*tensors):
-        return False
-    return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
+    return not (_transformed() or _traced(*tensors) or _needs_grad(*tensors))
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import jvp
+from torch.autograd import forward_ad
+from torch.func import grad, jvp, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
 import lc_triton
@@ -77,12 +78,14 @@ def test_forward_mode_never_reaches_an_operator(monkeypatch):
 
     monkeypatch.setattr(_library, "forward", refuse)
     t = tensors(FEW[1])
-    _, tangent = jvp(
-        lambda w: lc_triton.local_conv(t.x, w, **FEW[1].arguments, data_format="channels_last"),
-        (t.weight,),
-        (t.weight,),
-    )
-    assert tangent.abs().sum() > 0
+    conv = lambda w: lc_triton.local_conv(t.x, w, **FEW[1].arguments, data_format="channels_last")  # noqa: E731
+    y, tangent = jvp(conv, (t.weight,), (t.weight,))
+    assert_close(tangent, y)  # it is linear
+    with FlopCounterMode(display=False):  # a mode that operators are made for
+        assert_close(jvp(conv, (t.weight,), (t.weight,))[1], y)
+        with forward_ad.dual_level():
+            dual = conv(forward_ad.make_dual(t.weight, t.weight))
+            assert_close(forward_ad.unpack_dual(dual).tangent, y)
 
 
 @pytest.mark.parametrize("case", FEW, **ids)
@@ -168,6 +171,24 @@ def test_exported_saved_and_loaded(strict, fresh):
     for n in (4, 9):
         x = torch.randn(n, 2, 6, 6)
         assert_close(again(x), net(x).detach().double(), 1e-6)
+
+
+def test_transforms_under_the_compiler_are_right_if_not_compiled(fresh):
+    """torch cannot look into a function with a tangent of its own: it runs that part as it is."""
+    x, w = torch.randn(2, 3, 6, dtype=torch.float64), torch.randn(4, 3, 3, 2, dtype=torch.float64)
+
+    def conv(w):
+        return lc_triton.local_conv(x, w, activation="tanh")
+
+    def sample_loss(w, x):
+        return lc_triton.local_conv(x[None], w).sum()
+
+    for f, args in (
+        (lambda w: jvp(conv, (w,), (w,))[1], (w,)),
+        (vmap(conv), (torch.stack([w, 2 * w]),)),
+        (vmap(grad(sample_loss), (None, 0)), (w, x)),
+    ):
+        assert_close(torch.compile(f, backend="eager")(*args), f(*args))
 
 
 def test_a_function_of_weights_compiled(fresh):
