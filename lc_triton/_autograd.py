@@ -130,7 +130,7 @@ def _gradients_of_forward(ctx: Any, grad: Any, grad_z: Tensor | None) -> Any:
     problem, dtype = ctx.problem, weight.dtype
     dw: Tensor | None
     dz: Any
-    if grad_z is None and need_w and saved is not None and _straight(x, weight, grad, saved):
+    if grad_z is None and need_w and saved is not None and _route(x, weight, grad, saved) == "straight":
         dw, db, dz = _ops.weight_grad_through(x, grad, saved, problem, dtype, with_bias=need_b, with_dz=need_x)
     else:
         dz = grad_z if grad is None else problem.activation.backward(grad, saved)
@@ -169,11 +169,15 @@ def _gradients_of_weight_grad(ctx: Any, grad: Tensor | None, grad_bias: Tensor |
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], saved: Tensor | None) -> None:
     """What a face of (x, weight, bias) keeps for its derivatives."""
+    _keep_for_backward(ctx, inputs, saved)
+    ctx.save_for_forward(*inputs[:3])
+    ctx.set_materialize_grads(False)
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], saved: Tensor | None) -> None:
     x, weight, bias, ctx.problem = inputs
     ctx.save_for_backward(x, weight, saved)
-    ctx.save_for_forward(x, weight, bias)
     ctx.bias_shape = None if bias is None else bias.shape
-    ctx.set_materialize_grads(False)
 
 
 def _bias_grad(dz: Tensor, dtype: torch.dtype, shape: torch.Size) -> Tensor:
@@ -256,28 +260,24 @@ def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     return base.apply(*args)
 
 
-# What nothing looks on at goes straight to the face: `Function.apply` would cost host time for nothing.
+# A face of plain tensors that nothing looks on at goes straight: `Function.apply` would cost host time for nothing.
 
 
-def _transformed() -> bool:
-    """Whether a transform of torch.func runs, or something has a tangent: an operator would lose it without a word."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+def _route(*tensors: Tensor | None) -> str:
+    """How a face of these tensors is run: by its "function", by its "operator" or "straight".
 
-
-def _traced(*tensors: Tensor | None) -> bool:
-    """Whether a compiler, an exporter or a dispatch mode must see an operator instead of what it does."""
-    if _transformed():
-        return False
-    return (
+    A compiler, an exporter, a dispatch mode or a tensor of a class of its own must see the operator; a transform of
+    torch.func, or something with a tangent, must not: an operator would lose the tangent without a word.
+    """
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "function"
+    if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
         or any(t is not None and type(t) not in (Tensor, Parameter) for t in tensors)
-    )
-
-
-def _straight(*tensors: Tensor | None) -> bool:
-    """Whether a face of these tensors may be run without anyone knowing of it."""
-    return not (_transformed() or _traced(*tensors) or _needs_grad(*tensors))
+    ):
+        return "operator"
+    return "function" if _needs_grad(*tensors) else "straight"
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
@@ -287,11 +287,12 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
     """y of (x, w, bias), differentiable."""
-    if _traced(x, weight, bias):
+    route = _route(x, weight, bias)
+    if route == "straight":
+        return _ops.forward(x, weight, bias, problem)[0]
+    if route == "operator":
         store_z = problem.activation.saves == "z" and _needs_grad(x, weight, bias)
         return _library.forward(x, weight, bias, problem, store_z=store_z)[0]
-    if _straight(x, weight, bias):
-        return _ops.forward(x, weight, bias, problem)[0]
     out = _apply(Forward, x, weight, bias, problem)
     y: Tensor = out[0] if isinstance(out, tuple) else out
     return y
@@ -299,12 +300,13 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) ->
 
 def transpose(y: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
     """act(dx + bias) of (g, w, bias), differentiable: the forward of the transposed layer."""
-    if _straight(y, weight, bias):
+    route = _route(y, weight, bias)
+    if route == "straight":
         return _ops.input_grad(y, weight, bias, problem)
-    if problem.activation.saves == "z" and (_needs_grad(y, weight, bias) or not _traced(y, weight, bias)):
+    if problem.activation.saves == "z" and (route == "function" or _needs_grad(y, weight, bias)):
         # This face stores no pre-activation: torch applies what needs it.
         return problem.activation(transpose(y, weight, bias, problem.linear()))
-    if _traced(y, weight, bias):
+    if route == "operator":
         return _library.input_grad(y, weight, bias, problem)
     x: Tensor = _apply(InputGrad, y, weight, bias, problem)
     return x
@@ -319,10 +321,11 @@ def weight_grad(
     x: Tensor, g: Tensor, problem: Problem, dtype: torch.dtype, *, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
     """dw of (x, g) and, if asked for, the bias gradient of each position, differentiable."""
-    if _traced(x, g):
-        return _library.weight_grad(x, g, problem, dtype, with_bias=with_bias)
-    if _straight(x, g):
-        return _ops.weight_grad(x, g, problem, dtype, with_bias=with_bias)
+    route = _route(x, g)
+    if route != "function":
+        faces: Any = _ops if route == "straight" else _library
+        found: tuple[Tensor, Tensor | None] = faces.weight_grad(x, g, problem, dtype, with_bias=with_bias)
+        return found
     out = _apply(WeightGrad, x, g, problem, dtype, with_bias)
     return out if with_bias else (out, None)
 
@@ -334,25 +337,19 @@ def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, weight, bias, *layer, store_z = inputs
     problem = _library.problem_of(layer)
     saves, (y, z) = problem.activation.saves, output
-    _keep_for_operator(ctx, (x, weight, bias, problem), z if saves == "z" and store_z else y if saves == "y" else None)
+    _keep_for_backward(ctx, (x, weight, bias, problem), z if saves == "z" and store_z else y if saves == "y" else None)
 
 
 def _setup_input_grad(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     g, weight, bias, *layer = inputs
     problem = _library.problem_of(layer)
-    _keep_for_operator(ctx, (g, weight, bias, problem), output if problem.activation.saves == "y" else None)
+    _keep_for_backward(ctx, (g, weight, bias, problem), output if problem.activation.saves == "y" else None)
 
 
 def _setup_weight_grad(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, g, *layer, _, _ = inputs
     ctx.problem = _library.problem_of(layer)
     ctx.save_for_backward(x, g)
-
-
-def _keep_for_operator(ctx: Any, inputs: tuple[Any, ...], saved: Tensor | None) -> None:
-    x, weight, bias, ctx.problem = inputs
-    ctx.save_for_backward(x, weight, saved)
-    ctx.bias_shape = None if bias is None else bias.shape
 
 
 def _back_forward(ctx: Any, grad: Tensor, grad_z: Tensor | None) -> Any:

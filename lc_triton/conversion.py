@@ -46,11 +46,12 @@ def convert_convs(
         model: any module; convolutions that it shares between places stay shared.
         example_input: what the model takes: a tensor, a tuple of arguments, or a dict of keyword arguments.
         filter: called with a convolution's name and the module; those for which it returns False stay. By default all
-            of nn.Conv1d, 2d, 3d and nn.ConvTranspose1d, 2d, 3d are swapped.
+            of nn.Conv1d, 2d, 3d and nn.ConvTranspose1d, 2d, 3d are swapped; what is of a class derived from them, as a
+            convolution with a parametrization is, stays.
         bias: "position" for a bias of its own at every position, "channel" for one a filter as before.
 
     Returns:
-        The model; or the new layer, where the model itself is a convolution. Hooks and parametrizations of a
+        The model; or the new layer, where the model itself is a convolution. Hooks of a
         convolution do not come along; whether it trains, and which of its parameters do, does.
 
     Raises:
@@ -95,13 +96,16 @@ def _sizes(model: nn.Module, example: Any, chosen: Mapping[str, nn.Module]) -> d
     met: dict[str, set[tuple[int, ...]]] = {name: set() for name in chosen}
 
     def watch(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            if len(args) != 1 or kwargs:
+                reason = "it is called with more than its input, or by keyword: leave it out with filter="
+                raise ConversionError(name=name, reason=reason)
             ndim = len(module.kernel_size)  # type: ignore[arg-type]  # of a convolution
             met[name].add(tuple(args[0].shape[-ndim:]))
 
         return hook
 
-    handles = [module.register_forward_pre_hook(watch(name)) for name, module in chosen.items()]
+    handles = [module.register_forward_pre_hook(watch(name), with_kwargs=True) for name, module in chosen.items()]
     training = [module for module in model.modules() if module.training]
     try:
         model.eval()

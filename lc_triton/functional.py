@@ -65,7 +65,7 @@ def local_conv(
         torch.Size([8, 64, 30, 30])
     """
     sizes, others = (stride, padding, dilation), (groups, padding_mode)
-    return _run("conv", "x", x, weight, bias, activation, data_format, sizes, others)
+    return _run("conv", x, weight, bias, activation, data_format, sizes, others)
 
 
 def local_conv_transpose(
@@ -118,12 +118,11 @@ def local_conv_transpose(
         torch.Size([8, 3, 32, 32])
     """
     sizes = (stride, padding, output_padding, dilation, output_size)
-    return _run("transpose", "y", y, weight, bias, activation, data_format, sizes, (groups,))
+    return _run("transpose", y, weight, bias, activation, data_format, sizes, (groups,))
 
 
 def _run(
-    make: str,
-    name: str,
+    kind: str,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -133,6 +132,7 @@ def _run(
     others: tuple[Any, ...],
 ) -> Tensor:
     """Run "conv" or "transpose" by its plan, made of shapes, arguments that may be sequences, and others."""
+    name = "x" if kind == "conv" else "y"
     check_tensor(name, x)
     check_tensor("weight", weight)
     ndim = spatial_dims(weight.shape)
@@ -144,9 +144,9 @@ def _run(
         activation, after = None, activation
     told = weight.shape, spatial, channels, data_format, activation, sizes, others
     if torch.compiler.is_compiling():
-        plan: Plan = getattr(_Plans, _place(make, *told))
+        plan: Plan = getattr(_Plans, _place(kind, *told))
     else:
-        plan = _find(make, *told)
+        plan = _find(kind, *told)
     y = run(x, weight, bias, plan)
     return y if after is None else after(y)
 
@@ -155,9 +155,9 @@ class _Plans:
     """Where a compiler finds the plan of a call that it looks into: it need not see how one is made."""
 
 
-def _place(make: str, *told: Any) -> str:
+def _place(kind: str, *told: Any) -> str:
     """The name of a plan among `_Plans`."""
-    plan = _find(make, *told)
+    plan = _find(kind, *told)
     name = f"plan_{id(plan)}"
     setattr(_Plans, name, plan)
     return name

@@ -179,6 +179,25 @@ def test_a_convolution_without_a_counterpart_is_named():
         lc_triton.convert_convs(model, torch.randn(1, 1, 5))
 
 
+class ByKeyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up = nn.ConvTranspose1d(1, 1, 2, stride=2)
+
+    def forward(self, x):
+        return self.up(x, output_size=[11])
+
+
+def test_a_convolution_that_is_told_more_than_its_input_is_named():
+    with pytest.raises(ConversionError, match="up cannot be converted: it is called with more than its input"):
+        lc_triton.convert_convs(ByKeyword(), torch.randn(1, 1, 5))
+
+
+def test_a_subclass_stays():
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv1d(1, 1, 3)))
+    assert isinstance(lc_triton.convert_convs(model, torch.randn(1, 1, 5))[0], nn.Conv1d)
+
+
 def test_what_is_no_model():
     with pytest.raises(ArgumentTypeError, match=r"model must be a torch\.nn\.Module"):
         lc_triton.convert_convs([nn.Conv1d(1, 1, 1)], torch.randn(1, 1, 5))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import weakref
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -63,6 +64,10 @@ def _take(size: int) -> mmap.mmap:
 
 
 def _give_back(region: mmap.mmap) -> None:
+    """Keep a region that no tensor uses any more, unless it is larger than all that may be kept."""
+    if len(region) > MOST_KEPT_BYTES:
+        return
     _kept.append(region)
-    while sum(map(len, _kept)) > MOST_KEPT_BYTES:
-        _kept.pop(0)
+    with suppress(IndexError):  # another thread let go of what is kept
+        while sum(map(len, _kept)) > MOST_KEPT_BYTES:
+            _kept.pop(0)
