@@ -92,7 +92,17 @@ def _ours(row: Row, data: Data) -> Torch:
     geo = row.task.geometry
     layer: dict[str, Any] = {"stride": geo.stride, "padding": list(geo.padding), "dilation": geo.dilation}
     layer |= {"groups": geo.groups, "data_format": "channels_last"}
-    return Torch(partial(lc_triton.local_conv, **layer), (data.x, data.weight, data.bias, data.g), data, False)
+    weight = _layer_of(row).weight.detach().copy_(data.weight)  # in memory as a layer makes it
+    tensors = (data.x, weight, data.bias, data.g)
+    return Torch(partial(lc_triton.local_conv, **layer), tensors, data, False)
+
+
+def _layer_of(row: Row) -> lc_triton.LocalConv1d | lc_triton.LocalConv2d | lc_triton.LocalConv3d:
+    geo, dtype = row.task.geometry, getattr(torch, row.task.weight_dtype)
+    kind = (lc_triton.LocalConv1d, lc_triton.LocalConv2d, lc_triton.LocalConv3d)[geo.ndim - 1]
+    sizes: dict[str, Any] = {"input_size": geo.in_spatial, "stride": geo.stride, "padding": list(geo.padding)}
+    sizes |= {"dilation": geo.dilation, "groups": geo.groups}
+    return kind(geo.in_channels, geo.out_channels, geo.kernel, **sizes, bias=False, device=row.device, dtype=dtype)
 
 
 def _cast(forward: Forward, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

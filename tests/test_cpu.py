@@ -49,10 +49,15 @@ def either_input_grad(request, monkeypatch):
         monkeypatch.setattr(matmul, rule, request.param)
 
 
+@pytest.fixture(params=[0, 1 << 30], ids=["channel_innermost", "batch_innermost"])
+def either_copy(request, monkeypatch):
+    monkeypatch.setattr(matmul, "SHORT_COPIED_ROW", request.param)
+
+
 @pytest.mark.parametrize("most_bytes", [1, 600, 1 << 20])  # one sample, a few samples, the whole batch at a time
 @pytest.mark.parametrize("block_bytes", [1, 1500, 5000])  # one position, part of a row or of a plane at a time
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_many_small_blocks(case, block_bytes, most_bytes, either_input_grad, monkeypatch):
+def test_many_small_blocks(case, block_bytes, most_bytes, either_input_grad, either_copy, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_BYTES", block_bytes)
     monkeypatch.setattr(blocks, "MOST_BYTES", most_bytes)
     t = tensors(case)

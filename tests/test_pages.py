@@ -5,9 +5,11 @@ import gc
 import io
 import mmap
 import pickle
+import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -178,3 +180,35 @@ def test_a_region_is_asked_to_be_of_large_pages(monkeypatch):
     monkeypatch.setattr(pages.mmap, "mmap", Region)
     empty()
     assert asked == [mmap.MADV_HUGEPAGE]
+
+
+def flags(address):
+    """The kernel's flags of the mapping an address lies in."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(found[1], 16) <= address < int(found[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    pytest.fail("no such mapping")
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_large_weights_of_a_layer_lie_in_large_pages(lazy):
+    size = {"in_channels": 64, "input_size": 18} if not lazy else {}
+    maker = lc_triton.LazyLocalConv2d if lazy else lc_triton.LocalConv2d
+    layer = maker(out_channels=64, kernel_size=3, **size)
+    layer(torch.zeros(1, 64, 18, 18))
+    weight = layer.weight
+    assert "hg" in flags(weight.data_ptr() + weight.nbytes // 2)
+    assert type(weight) is nn.Parameter
+    assert weight.std() > 0.01
+    weight.untyped_storage().resize_(0)  # as engines do that shard parameters: it is torch's own memory
+
+
+def test_small_and_absent_weights_are_left_alone(monkeypatch):
+    monkeypatch.setattr(pages, "LEAST_BYTES", 64 << 20)
+    monkeypatch.setattr(pages.ctypes, "CDLL", lambda name: pytest.fail("asked"))
+    lc_triton.LocalConv2d(64, 64, 3, input_size=18)
+    monkeypatch.setattr(pages, "LEAST_BYTES", 1 << 20)
+    lc_triton.LocalConv2d(64, 64, 3, input_size=18, device="meta")

@@ -145,18 +145,17 @@ class Layer:
         """Whether a window is one run in memory."""
         return self.groups == 1 and self.geo.kernel[:3] == (1, 1, 1) and self.geo.dilation[3] == 1
 
-    def strides_of(self, spatial: Sequence[int]) -> tuple[int, ...]:
-        """The strides of the windows `(rows, columns, G, B, K0, K1, KH, KW, C // G)` of contiguous sites."""
-        geo, channels = self.geo, self.geo.in_channels
-        steps = [channels * math.prod(spatial[d + 1 :]) for d in range(4)]
+    def strides_of(self, strides: Sequence[int]) -> tuple[int, ...]:
+        """The strides of the windows `(rows, columns, G, B, K0, K1, KH, KW, C // G)` of sites `(B, ..., C)`."""
+        geo, (batch, *steps, channel) = self.geo, strides
         taps = (d * step for d, step in zip(geo.dilation, steps, strict=True))
-        of_positions = geo.stride[2] * steps[2], geo.stride[3] * steps[3]
-        return (*of_positions, self.channels, channels * math.prod(spatial), *taps, 1)
+        return (geo.stride[2] * steps[2], geo.stride[3] * steps[3], self.channels * channel, batch, *taps, channel)
 
     @cached_property
     def strides(self) -> tuple[int, ...]:
         """The strides of the windows of an input without padding."""
-        return self.strides_of(self.geo.in_spatial)
+        sizes = (*self.geo.in_spatial, self.geo.in_channels)
+        return self.strides_of([math.prod(sizes[d:]) for d in range(len(sizes) + 1)])
 
     @cached_property
     def _steps(self) -> list[int]:
@@ -225,19 +224,22 @@ class Windows:
     Args:
         layer: the layer.
         x: `(B, I0, I1, IH, IW, C)`, contiguous.
+        turned: whether the windows are to have the batch innermost in memory: sites are then copied as with padding.
     """
 
-    def __init__(self, layer: Layer, x: Tensor) -> None:
+    def __init__(self, layer: Layer, x: Tensor, *, turned: bool = False) -> None:
         self.layer = layer
         self.x = x
-        self.band = x.new_empty(0) if layer.pads else x
+        self.turned = turned
+        self.copied = turned or layer.pads
+        self.band = x.new_empty(0) if self.copied else x
 
     def of(self, block: Block) -> Tensor:
         """The windows of a block, `(rows, columns, G, B, K0, K1, KH, KW, C // G)`."""
         layer, x = self.layer, self.x
-        if layer.pads:
-            x, offset = self._padded(block)
-            strides = layer.strides_of(x.shape[1:5])
+        if self.copied:
+            x, offset = self._copy(block)
+            strides = layer.strides_of(x.stride())
         else:
             strides, offset = layer.strides, layer.offset_of(block, x)
         size = (*block.shape, layer.groups, x.shape[0], *layer.geo.kernel, layer.channels)
@@ -246,14 +248,14 @@ class Windows:
     def matrices(self, block: Block) -> Tensor:
         """The windows of a block of a row as matrices `(columns, B, D)`, of a layer whose windows are `flat`."""
         layer, x = self.layer, self.x
-        if layer.pads:
-            x, offset = self._padded(block)
+        if self.copied:
+            x, offset = self._copy(block)
         else:
             offset = layer.offset_of(block, x)
         size = (block.shape[1], x.shape[0], layer.geo.window)
         return x.as_strided(size, (layer.geo.stride[3] * layer.channels, x.stride(0), 1), offset)
 
-    def _padded(self, block: Block) -> tuple[Tensor, int]:
+    def _copy(self, block: Block) -> tuple[Tensor, int]:
         """The sites under a block, zeros where they lie in the padding, and where they begin in their storage."""
         geo = self.layer.geo
         start = [o * s - low for o, s, (low, _) in zip(block.first, geo.stride, geo.padding, strict=True)]
@@ -262,7 +264,8 @@ class Windows:
         shape = (self.x.shape[0], *sizes, geo.in_channels)
         if self.band.numel() < math.prod(shape):
             self.band = self.x.new_empty(math.prod(shape))
-        band = self.band[: math.prod(shape)].view(shape)
+        band = self.band[: math.prod(shape)]
+        band = band.view(*shape[1:], shape[0]).movedim(-1, 0) if self.turned else band.view(shape)
         ends = [min(i + n, size) for i, n, size in zip(start, sizes, geo.in_spatial, strict=True)]
         source = [slice(max(i, 0), max(i, 0, end)) for i, end in zip(start, ends, strict=True)]
         own = [slice(s.start - i, s.stop - i) for s, i in zip(source, start, strict=True)]

@@ -22,9 +22,9 @@ from lc_triton._cpu.blocks import (
 from lc_triton._cpu.workspace import Buffer, buffers
 from lc_triton._problem import Problem
 
-# Numbers of a window's row below which adding rows of the input gradient is slow: the batch then lies innermost. The
-# second where a window is one row, so that no sum over rows is lost by it.
-SHORT_ROW, SHORT_ONLY_ROW = 32, 128
+# Numbers of a window's row below which copying or adding rows is slow: the batch then lies innermost. The last for the
+# input gradient where a window is one row, so that no sum over rows is lost by it.
+SHORT_COPIED_ROW, SHORT_ROW, SHORT_ONLY_ROW = 24, 32, 128
 # Numbers of all samples' rows up to which a product a row takes longer to start than what it saves in additions.
 FEW_NUMBERS = 1024
 # Times the usual block for the input gradient, so that sites are added to less often (a third of all_tnn_l1's).
@@ -40,13 +40,25 @@ def _matrices(part: Tensor, buffer: Buffer) -> Tensor:
     return out.copy_(part).view(n * groups, rows, columns)
 
 
+def _windows(layer: Layer, x: Tensor, part: slice) -> Windows:
+    """The windows of a part of the batch, the batch innermost where that makes the longer runs."""
+    batch = part.stop - part.start
+    turned = not layer.flat and layer.geo.kernel[3] * layer.channels < min(SHORT_COPIED_ROW, batch)
+    return Windows(layer, part_of(x, part), turned=turned)
+
+
 def _patches(layer: Layer, windows: Windows, block: Block, buffer: Buffer) -> Tensor:
     """A block's windows as matrices `(n * G, B, D)`: copied out, unless they are matrices already, as in 1-D."""
     if layer.flat and block.shape[0] == 1 and windows.x.dtype == buffer.typed.dtype:
         return windows.matrices(block)
     source = windows.of(block)
-    out = buffer.take(*source.shape)
-    return out.copy_(source).view(block.positions * layer.groups, source.shape[3], -1)
+    if windows.turned:
+        source = source.movedim(3, -1)
+    out = buffer.take(*source.shape).copy_(source)
+    batch = len(windows.x)
+    if windows.turned:
+        return out.view(block.positions * layer.groups, -1, batch).transpose(1, 2)
+    return out.view(block.positions * layer.groups, batch, -1)
 
 
 def _position_bytes(layer: Layer, batch: int, weight: Tensor, dtype: torch.dtype) -> int:
@@ -70,7 +82,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
     with buffers(x, dtype, 3) as (patches, converted, results):
         x = layer.spatial(x)
         for part in parts(x.shape[0], groups * window * dtype.itemsize):
-            windows, count = Windows(layer, part_of(x, part)), part.stop - part.start
+            windows, count = _windows(layer, x, part), part.stop - part.start
             for block in layer.blocks(_position_bytes(layer, count, weight, dtype)):
                 out = results.take(block.positions * groups, count, filters)
                 a, b = _patches(layer, windows, block, patches), _matrices(part_of(weights, block.span), converted)
@@ -91,7 +103,7 @@ def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem) -> None:
     with buffers(x, dtype, 3) as (patches, converted, results):
         x = layer.spatial(x)
         cut = parts(x.shape[0], groups * window * dtype.itemsize)
-        windows = [Windows(layer, part_of(x, part)) for part in cut]
+        windows = [_windows(layer, x, part) for part in cut]
         for block in layer.blocks(_position_bytes(layer, cut[0].stop, dw, dtype)):
             target = part_of(dw_positions, block.span)
             out = target[:, 0] if direct else results.take(block.positions * groups, window, filters)
