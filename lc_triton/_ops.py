@@ -6,52 +6,40 @@ Any strides are taken; results are contiguous.
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
+from lc_triton import _cpu
 from lc_triton._problem import Problem
 
-
-def _implementation(problem: Problem) -> ModuleType:
-    # Imported at the first call: `import triton` alone takes 0.25 s, and a CPU user never needs it.
-    if problem.backend == "triton":
-        from lc_triton import launch
-
-        return launch
-    from lc_triton import _cpu
-
-    return _cpu
-
-
-def _empty(problem: Problem, shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> Tensor:
-    """A result of a face, on a tensor's device, in memory as the implementation likes it."""
-    if problem.backend == "cpu":
-        empty: Tensor = _implementation(problem).empty(shape, dtype, like)
-        return empty
-    return torch.empty(shape, dtype=dtype, device=like.device)
+# The kernels are imported at their first call: `import triton` alone takes 0.25 s, and a CPU user never needs it.
 
 
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, *, store_z: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """y = act(z) and, if asked for, the pre-activation z; bias is `(*out_spatial, F)` or `(F,)`."""
-    geo = problem.geometry
-    shape = (x.shape[0], *geo.out_spatial, geo.out_channels)
-    y = _empty(problem, shape, x.dtype, x)
-    z = _empty(problem, shape, x.dtype, x) if store_z else None
+    if problem.backend != "triton":
+        return _cpu.forward(x, weight, bias, problem, store_z=store_z)
+    from lc_triton import launch
+
+    y = torch.empty((x.shape[0], *problem.geometry.bias_shape), dtype=x.dtype, device=x.device)
+    z = torch.empty_like(y) if store_z else None
     if y.numel():
-        _implementation(problem).forward(x, weight, bias, y, z, problem)
+        launch.forward(x, weight, bias, y, z, problem)
     return y, z
 
 
 def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
     """act(dx + bias): the input gradient with the forward's epilogue, bias `(*in_spatial, C)` or `(C,)`."""
+    if problem.backend != "triton":
+        return _cpu.input_grad(g, weight, bias, problem)
+    from lc_triton import launch
+
     geo = problem.geometry
-    dx = _empty(problem, (g.shape[0], *geo.in_spatial, geo.in_channels), g.dtype, g)
+    dx = torch.empty((g.shape[0], *geo.in_spatial, geo.in_channels), dtype=g.dtype, device=g.device)
     if dx.numel():
-        _implementation(problem).input_grad(g, weight, bias, dx, problem)
+        launch.input_grad(g, weight, bias, dx, problem)
     return dx
 
 
@@ -59,11 +47,15 @@ def weight_grad(
     x: Tensor, g: Tensor, problem: Problem, dtype: torch.dtype, *, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
     """dw and, if asked for, the bias gradient of each position `(*out_spatial, F)`, both in `dtype`."""
+    if problem.backend != "triton":
+        return _cpu.weight_grad(x, g, problem, dtype, with_bias=with_bias)
+    from lc_triton import launch
+
     geo = problem.geometry
-    dw = _empty(problem, geo.weight_shape, dtype, x)
+    dw = torch.empty(geo.weight_shape, dtype=dtype, device=x.device)
     db = torch.empty(geo.bias_shape, dtype=dtype, device=x.device) if with_bias else None
     if x.shape[0]:
-        _implementation(problem).weight_grad(x, g, dw, db, problem)
+        launch.weight_grad(x, g, dw, db, problem)
     else:
         dw.zero_()
         if db is not None:

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 
 import lc_triton
-from lc_triton import _cpu
+from lc_triton import _cpu, _ops
 from lc_triton._activations import FUSED_NAMES, Activation, parse_activation
-from lc_triton._cpu import blocks, matmul, workspace
+from lc_triton._cpu import blocks, matmul, small, workspace
 from lc_triton._cpu.workspace import Buffer
+from lc_triton._problem import Problem
 from tests.cases import CASES, IDS, Case, assert_as_good, assert_close, expected, peer, tensors
 
 BY_NAME = {case.name: case for case in CASES}
@@ -37,10 +38,42 @@ def check(got, want, tolerance=1e-12):
         assert_close(got[name], exact, tolerance, name)
 
 
+@pytest.fixture
+def blocks_alone(monkeypatch):
+    monkeypatch.setattr(small, "MOST_NUMBERS", 0)
+
+
+@pytest.fixture(params=["in_blocks", "at_once"])
+def either_size(request, monkeypatch):
+    monkeypatch.setattr(small, "MOST_NUMBERS", {"in_blocks": 0, "at_once": 1 << 30}[request.param])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF])
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_values_and_gradients(case):
-    t = tensors(case)
-    check(run(case, t), expected(case, t))
+def test_values_and_gradients(case, dtype, either_size):
+    t = tensors(case, dtype)
+    got = run(case, t)
+    check(got, expected(case, t), 1e-12 if dtype == torch.float64 else 8 * torch.finfo(dtype).eps)
+    assert all(value.dtype == dtype and value.is_contiguous() for value in got.values())
+
+
+def test_large_results_of_a_small_layer_are_made_as_those_of_a_large_one():
+    made = lambda filters: small.Small.of(Problem(Case("one", (1,), 1024, filters, 1).geometry), 1)  # noqa: E731
+    assert made(4096) is not None
+    assert made(4097) is None
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("case", [TWO_D, BY_NAME["1d_one"], BY_NAME["2d_stride_slack"]], ids=lambda case: case.name)
+def test_a_small_layers_results_are_no_views(case, batch):
+    """One that was made without gradients could not be changed in place where there are some."""
+    case = replace(case, batch=batch)
+    t, problem = tensors(case, torch.float32), Problem(case.geometry, Activation("silu"))
+    with torch.no_grad():
+        y, z = _ops.forward(t.x, t.weight, t.bias, problem, store_z=True)
+        dw, db = _ops.weight_grad(t.x, t.g, problem, torch.float32, with_bias=True)
+        dx = _ops.input_grad(t.g, t.weight, None, problem.linear())
+    assert not any(result._is_view() for result in (y, z, dw, db, dx))
 
 
 @pytest.fixture(params=[0, 1 << 30], ids=["by_rows", "by_windows"])
@@ -57,7 +90,7 @@ def either_copy(request, monkeypatch):
 @pytest.mark.parametrize("most_bytes", [1, 600, 1 << 20])  # one sample, a few samples, the whole batch at a time
 @pytest.mark.parametrize("block_bytes", [1, 1500, 5000])  # one position, part of a row or of a plane at a time
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_many_small_blocks(case, block_bytes, most_bytes, either_input_grad, either_copy, monkeypatch):
+def test_many_small_blocks(case, block_bytes, most_bytes, either_input_grad, either_copy, blocks_alone, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_BYTES", block_bytes)
     monkeypatch.setattr(blocks, "MOST_BYTES", most_bytes)
     t = tensors(case)
@@ -73,7 +106,7 @@ def test_many_small_blocks(case, block_bytes, most_bytes, either_input_grad, eit
     ],
     ids=lambda case: case.name,
 )
-def test_windows_are_never_all_in_memory(case, either_input_grad, monkeypatch):
+def test_windows_are_never_all_in_memory(case, either_input_grad, blocks_alone, monkeypatch):
     sizes, take = [], Buffer.take
     monkeypatch.setattr(Buffer, "take", lambda *a: (sizes.append(8 * math.prod(a[1:])), take(*a))[1])
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 10_000)
@@ -435,7 +468,7 @@ def test_changing_y_in_place_gives_right_gradients_or_torchs_error(name):
 @pytest.mark.parametrize("name", ["cpu", "reference"])
 def test_backward_follows_the_forwards_backend(name, monkeypatch):
     calls = []
-    monkeypatch.setattr(_cpu, "weight_grad", lambda *a, f=_cpu.weight_grad: (calls.append(1), f(*a))[1])
+    monkeypatch.setattr(_cpu, "weight_grad", lambda *a, f=_cpu.weight_grad, **k: (calls.append(1), f(*a, **k))[1])
     t = tensors(TWO_D)
     weight = t.weight.requires_grad_()
     with lc_triton.backend(name):
@@ -506,7 +539,7 @@ def test_threads_have_buffers_of_their_own():
             assert all(torch.equal(got[k], want[k]) for k in want)
 
 
-def test_large_buffers_are_not_kept(monkeypatch):
+def test_large_buffers_are_not_kept(blocks_alone, monkeypatch):
     monkeypatch.setattr(workspace, "_kept", threading.local())
     monkeypatch.setattr(workspace, "MOST_KEPT_BYTES", 2000)
     t = tensors(TWO_D, torch.float32)

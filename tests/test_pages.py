@@ -17,7 +17,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import lc_triton
-from lc_triton._cpu import pages
+from lc_triton._cpu import pages, small
 
 pytestmark = pytest.mark.skipif(not pages._SUPPORTED, reason="this system has no large pages to ask for")
 
@@ -28,6 +28,7 @@ SHAPE = (300, 1024)  # of float32: 1.2 MB, more than what counts as large here
 @pytest.fixture(autouse=True)
 def large_is_small(monkeypatch):
     monkeypatch.setattr(pages, "LEAST_BYTES", 1 << 20)
+    monkeypatch.setattr(small, "MOST_NUMBERS", 0)
     pages._kept.clear()
     yield
     pages._kept.clear()
@@ -156,7 +157,7 @@ def test_tensors_that_only_stand_for_memory_take_none():
 def test_a_process_that_holds_some_ends_well():
     code = f"""
 import torch
-from lc_triton._cpu import pages
+from lc_triton._cpu import pages, small
 pages.LEAST_BYTES = 1 << 20
 held = pages.empty({SHAPE}, torch.float32, torch.empty(0)).fill_(1.0)
 held.grad = pages.empty({SHAPE}, torch.float32, torch.empty(0))

@@ -1,0 +1,148 @@
+"""The faces of a layer so small that its time is that of starting torch's functions: the fewest of those, no blocks.
+
+All windows are one matrix a position here. That is the patch matrix which a larger layer must not make, of a size that
+stays in the nearest cache.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lc_triton._cpu.blocks import compute_dtype
+from lc_triton._geometry import Geometry
+from lc_triton._problem import Problem
+
+# Numbers of all windows. At twice as many the blocks of larger layers, and their threads, begin to pay.
+MOST_NUMBERS = 1 << 16
+# Numbers of all weights: larger results are for `pages`.
+MOST_WEIGHTS = 1 << 22
+_MOST_VIEWS = 64
+
+View = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+class Small:
+    """A layer without groups whose windows are few, and what its faces ask of it again and again."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.geo = geometry
+        self.positions, self.window, self.filters = geometry.positions, geometry.window, geometry.out_channels
+        self.numbers = self.positions * self.window
+        self.whole = geometry.groups == 1 and self.numbers * self.filters <= MOST_WEIGHTS
+        self.pads = any(map(any, geometry.padding))
+        self.padding = (0, 0, *(side for pair in reversed(geometry.padding) for side in pair))
+        self._views: dict[tuple[int, ...], View] = {}
+        self._sites: dict[torch.device, Tensor] = {}
+
+    @classmethod
+    def of(cls, problem: Problem, batch: int) -> Small | None:
+        """The layer of a problem, made once, if it is a small one at a batch."""
+        small: Small | None = problem.launches.get("small")
+        if small is None:
+            small = problem.launches["small"] = cls(problem.geometry)
+        return small if small.whole and 0 < batch * small.numbers <= MOST_NUMBERS else None
+
+    def windows(self, x: Tensor) -> Tensor:
+        """All windows as matrices `(P, B, D)`."""
+        if self.pads:
+            x = F.pad(x, self.padding)
+        batch, strides = x.shape[0], x.stride()
+        key = (batch, *strides)
+        view = self._views.get(key)
+        if view is None:
+            if len(self._views) >= _MOST_VIEWS:
+                self._views.clear()
+            view = self._views[key] = self._view(batch, strides)
+        return x.as_strided(*view).reshape(self.positions, batch, self.window)
+
+    def _view(self, batch: int, strides: tuple[int, ...]) -> View:
+        """The windows `(*out_spatial, B, *kernel, C)` of x with these strides."""
+        geo, (sample, *steps, channel) = self.geo, strides
+        moves = (s * step for s, step in zip(geo.stride, steps, strict=True))
+        taps = (d * step for d, step in zip(geo.dilation, steps, strict=True))
+        size = (*geo.out_spatial, batch, *geo.kernel, geo.in_channels)
+        return size, (*moves, sample, *taps, channel)
+
+    def sites(self, device: torch.device) -> Tensor:
+        """For each position and tap, the number of the padded input's site that is read there: `(P * taps,)`."""
+        found = self._sites.get(device)
+        if found is None:
+            padded = self.geo.padded().in_spatial
+            with torch.inference_mode(False):
+                numbers = torch.arange(math.prod(padded), device=device).view(padded)
+                windows = numbers.as_strided(*self._view(1, (0, *numbers.stride(), 0)))
+                found = self._sites[device] = windows[..., 0].flatten()
+        return found
+
+    @cached_property
+    def inner(self) -> tuple[slice, ...]:
+        """The sites of the padded input that are the input's."""
+        pairs = zip(self.geo.padding, self.geo.in_spatial, strict=True)
+        return tuple(slice(low, low + size) for (low, _), size in pairs)
+
+    def by_position(self, g: Tensor, dtype: torch.dtype) -> Tensor:
+        """g as matrices `(P, B, F)`."""
+        return _in(dtype, g.reshape(g.shape[0], self.positions, self.filters)).transpose(0, 1)
+
+    def filters_of(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """The weights as matrices `(P, D, F)`."""
+        return _in(dtype, weight.reshape(self.positions, self.window, self.filters))
+
+
+def _in(dtype: torch.dtype, tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype is dtype else tensor.to(dtype)
+
+
+def forward(
+    small: Small, x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, *, store_z: bool
+) -> tuple[Tensor, Tensor | None]:
+    """y and, if asked for, z."""
+    dtype = compute_dtype(x.dtype)
+    a, b = _in(dtype, small.windows(x)), small.filters_of(weight, dtype)
+    if bias is None:
+        z = torch.bmm(a, b)
+    else:
+        bias = bias if bias.ndim == 1 else bias.reshape(small.positions, 1, small.filters)
+        z = torch.baddbmm(_in(dtype, bias), a, b)
+    y = problem.activation(z)
+    return _output(small, y, x.dtype), _output(small, z, x.dtype) if store_z else None
+
+
+def _output(small: Small, y: Tensor, dtype: torch.dtype) -> Tensor:
+    """Matrices `(P, B, F)` as `(B, *out_spatial, F)`; no view, for what changes one in place asks how it was made."""
+    positions, batch, filters = y.shape
+    if positions > 1 and batch > 1:
+        y = y.transpose(0, 1).contiguous()
+    return _in(dtype, y).resize_(batch, *small.geo.out_spatial, filters)
+
+
+def weight_grad(
+    small: Small, x: Tensor, g: Tensor, dtype: torch.dtype, *, with_bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    """dw and, if asked for, the bias gradient of each position."""
+    compute = compute_dtype(x.dtype)
+    a, b = _in(compute, small.windows(x)).transpose(1, 2), small.by_position(g, compute)
+    dw = torch.mul(a, b) if len(x) == 1 else torch.bmm(a, b)  # a matmul of depth 1 is slower
+    dw = _in(dtype, dw).resize_(small.geo.weight_shape)
+    return dw, _in(dtype, g.sum(0, dtype=torch.promote_types(g.dtype, torch.float32))) if with_bias else None
+
+
+def input_grad(small: Small, g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
+    """act(dx + bias): what each tap of each position gives, added to the site that it reads."""
+    geo, batch, dtype = small.geo, g.shape[0], compute_dtype(g.dtype)
+    windows = torch.bmm(small.filters_of(weight, dtype), small.by_position(g, dtype).transpose(1, 2))
+    padded, channels = geo.padded().in_spatial, geo.in_channels
+    sites = windows.new_zeros(math.prod(padded), channels * batch)
+    sites.index_add_(0, small.sites(g.device), windows.view(-1, channels * batch))
+    dx = sites.view(*padded, channels, batch)
+    if small.pads:
+        dx = dx[small.inner]
+    dx = dx.movedim(-1, 0)
+    if bias is not None:
+        dx = dx + bias
+    return problem.activation(dx).to(g.dtype, memory_format=torch.contiguous_format, copy=True)
