@@ -1,6 +1,7 @@
 """Locally connected layers (convolutions whose every output position has filters of its own) for PyTorch."""
 
 from lc_triton._backend import backend
+from lc_triton._decompositions import decompositions
 from lc_triton._version import __version__
 from lc_triton.conversion import convert_convs
 from lc_triton.errors import LocalConvError
@@ -48,6 +49,7 @@ __all__ = [
     "attach_constraints",
     "backend",
     "convert_convs",
+    "decompositions",
     "local_conv",
     "local_conv_transpose",
     "regularization_loss",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -142,11 +143,14 @@ def _run(
     after: Callable[[Tensor], Tensor] | None = None
     if callable(activation) and not isinstance(activation, type):
         activation, after = None, activation
-    told = weight.shape, spatial, channels, data_format, activation, sizes, others
+    told = data_format, activation, sizes, others
     if torch.compiler.is_compiling():
-        plan: Plan = getattr(_Plans, _place(kind, *told))
+        # A size that may change becomes a number here: a plan is made for one, since filters belong to their positions.
+        shape = tuple(operator.index(n) for n in weight.shape)
+        spatial = tuple(operator.index(n) for n in spatial)
+        plan: Plan = getattr(_Plans, _place(kind, shape, spatial, operator.index(channels), *told))
     else:
-        plan = _find(kind, *told)
+        plan = _find(kind, weight.shape, spatial, channels, *told)
     y = run(x, weight, bias, plan)
     return y if after is None else after(y)
 

@@ -19,7 +19,7 @@ ROWS = [
     ["layers", "layers.*"],
     ["search", "search.*", "functional"],
     ["_plan"],
-    ["_autograd"],
+    ["_autograd", "_decompositions"],
     ["_library"],
     ["_ops"],
     ["launch", "launch.*", "_cpu", "_cpu.*", "reference"],

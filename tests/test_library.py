@@ -203,3 +203,12 @@ def test_a_function_of_weights_compiled(fresh):
         compiled(t.x, t.weight, t.bias),
         lc_triton.local_conv(t.x, t.weight, t.bias, padding=1, activation="silu", data_format="channels_last"),
     )
+
+
+def test_a_function_of_weights_of_several_sizes_compiled(fresh):
+    """From the second size on, the compiler takes sizes for ones that change: a plan is made for numbers."""
+    conv = lambda x, w: lc_triton.local_conv(x, w, activation="relu")  # noqa: E731
+    compiled = torch.compile(conv, fullgraph=True, backend="aot_eager")
+    for n in (6, 7, 9):
+        x, w = torch.randn(2, 2, n, n), torch.randn(n - 2, n - 2, 3, 3, 2, 4)
+        assert torch.equal(compiled(x, w), conv(x, w))

@@ -206,3 +206,54 @@ def test_inference_mode_and_no_grad_give_the_same_numbers():
     with torch.no_grad():
         assert torch.equal(layer(X), want)
     assert torch.equal(gradients(layer)[1], gradients(make())[1])
+
+
+def one_of_each():
+    """Layers of every convention, in several dtypes, one taken from a convolution, whose filters are one tensor's."""
+    return nn.ModuleDict(
+        {
+            "conv": make(bias="channel"),
+            "converted": lc_triton.LocalConv2d.from_conv(nn.Conv2d(2, 4, 3, padding=1), input_size=6),
+            "transposed": lc_triton.LocalConvTranspose2d(4, 3, 3, input_size=6, dtype=torch.bfloat16),
+            "keras": lc_triton.LocallyConnected2D(3, (3, 3), input_shape=(8, 8, 3), dtype="float16"),
+            "keras_without_bias": lc_triton.LocallyConnected1D(3, 2, use_bias=False, input_shape=(5, 2)),
+        }
+    )
+
+
+def forgotten(net):
+    """A copy of a model that has lost what it knew."""
+    again = copy.deepcopy(net)
+    for parameter in again.parameters():
+        nn.init.zeros_(parameter)
+    return again
+
+
+def test_saved_as_safetensors_and_loaded(tmp_path):
+    files = pytest.importorskip("safetensors.torch")
+    net, path = one_of_each(), tmp_path / "net.safetensors"
+    files.save_file(net.state_dict(), path)
+    loaded = files.load_file(path)
+    assert loaded.keys() == net.state_dict().keys()
+    for name, value in net.state_dict().items():
+        assert loaded[name].dtype == value.dtype, name
+        assert torch.equal(loaded[name], value), name
+    others = forgotten(net)
+    others.load_state_dict(loaded)
+    assert torch.equal(others["conv"](X), net["conv"](X))
+    lazy = lc_triton.LazyLocalConv2d(3, 3, activation="tanh", bias="channel", dtype=X.dtype)
+    lazy.load_state_dict({name: loaded[f"conv.{name}"] for name in ("weight", "bias")})
+    assert torch.equal(lazy(X), net["conv"](X))
+
+
+def test_a_model_saved_as_safetensors(tmp_path):
+    files = pytest.importorskip("safetensors.torch")
+    net = one_of_each()
+    for parameter in net.parameters():
+        assert parameter.is_contiguous()
+        assert parameter.untyped_storage().nbytes() == parameter.nbytes  # its own, and no more than it needs
+    files.save_model(net, tmp_path / "net.safetensors")
+    others = forgotten(net)
+    files.load_model(others, tmp_path / "net.safetensors")
+    for name, value in net.state_dict().items():
+        assert torch.equal(others.state_dict()[name], value), name

@@ -1,0 +1,87 @@
+"""Torch's own settings for float32 products, and what of them reaches the kernels."""
+
+import pytest
+import torch
+
+import lc_triton
+from lc_triton import _ops
+from lc_triton._plan import _precision
+from tests.cases import assert_close
+
+LAYER = lc_triton.LocalConv2d(3, 4, 3, input_size=6)
+
+
+@pytest.fixture(autouse=True)
+def _settings_restored():
+    assert torch.backends.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "none"
+    yield
+    torch.set_float32_matmul_precision("highest")  # torch keeps the older setting beside the newer ones
+    torch.backends.fp32_precision = "none"
+    torch.backends.cuda.matmul.fp32_precision = "none"
+    torch.backends.mkldnn.matmul.fp32_precision = "none"
+
+
+@pytest.mark.parametrize(
+    ("of_all", "of_matmul", "want"),
+    [
+        ("none", "none", "ieee"),
+        ("none", "tf32", "tf32"),
+        ("none", "ieee", "ieee"),
+        ("tf32", "none", "tf32"),  # inherited
+        ("tf32", "ieee", "ieee"),  # the nearer setting wins
+        ("ieee", "tf32", "tf32"),
+        ("ieee", "none", "ieee"),
+        ("bf16", "none", "ieee"),  # torch has no such products on CUDA either
+    ],
+)
+def test_settings_reach_a_problem(of_all, of_matmul, want, monkeypatch):
+    seen = []
+
+    def watched(face):
+        def run(*args, **kwargs):
+            seen.extend(arg.precision for arg in args if hasattr(arg, "precision"))
+            return face(*args, **kwargs)
+
+        return run
+
+    for name in ("forward", "input_grad", "weight_grad"):
+        monkeypatch.setattr(_ops, name, watched(getattr(_ops, name)))
+    torch.backends.fp32_precision = of_all
+    torch.backends.cuda.matmul.fp32_precision = of_matmul
+    y = LAYER(torch.randn(2, 3, 6, 6, requires_grad=True))
+    torch.backends.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "none"
+    y.sum().backward()  # as its forward was
+    assert seen == [want] * 3
+    LAYER.zero_grad()
+
+
+def test_older_names_of_the_setting():
+    torch.backends.cuda.matmul.allow_tf32 = True
+    assert _precision(torch.float32) == "tf32"
+    torch.set_float32_matmul_precision("highest")
+    assert _precision(torch.float32) == "ieee"
+    torch.set_float32_matmul_precision("high")
+    assert _precision(torch.float32) == "tf32"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_other_dtypes_have_no_such_setting(dtype):
+    torch.backends.fp32_precision = "tf32"
+    assert _precision(dtype) == "ieee"
+
+
+def test_on_a_cpu_the_settings_of_cuda_change_no_bit():
+    x = torch.randn(2, 3, 6, 6)
+    y = LAYER(x)
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    assert torch.equal(LAYER(x), y)
+
+
+def test_on_a_cpu_products_are_torchs_own():
+    """Where oneDNN has products of that precision, torch's matmul takes them, and with it a layer."""
+    x = torch.randn(2, 3, 6, 6)
+    y = LAYER(x).detach().double()
+    for precision in ("tf32", "bf16"):
+        torch.backends.fp32_precision = precision
+        assert torch.backends.mkldnn.matmul.fp32_precision == precision
+        assert_close(LAYER(x), y, 2e-2)
