@@ -137,6 +137,21 @@ def weight_grad_kernel(
     o_n = (o0 * g_pitch[1] + o1 * g_pitch[2] + oh * g_pitch[3] + ow) * F + f  # [BN]
     o_s = position.to(tl.int64) * F + f  # [BN]
 
+    if WITH_BIAS or STORE_DZ:
+        # A loop of its own: inside the one below it would take g out of the matmul's pipeline. It goes first: after
+        # that one, its addresses wait in registers while the product is made and stored, and a float32 dw spills.
+        if block == 0:
+            b_db = tl.zeros((BN,), ACC)
+            for start in range(first, last, BB):
+                b = start + tl.arange(0, BB)
+                m = (b < B)[:, None] & m_n[None, :]
+                b_g = gradient(p_g, p_saved, b, o_n, o_s, m, g_pitch[0], SHAPE, UPSTREAM)
+                if STORE_DZ:
+                    tl.store(p_dz + (b.to(tl.int64) * SHAPE.out_numel)[:, None] + o_s[None, :], b_g, mask=m)
+                b_db += tl.sum(b_g.to(ACC), 0)
+            if WITH_BIAS:
+                tl.store(p_db + o_s, b_db.to(p_db.dtype.element_ty), mask=m_n)
+
     if DOT:
         acc = tl.zeros((BN, BK) if SWAP else (BK, BN), ACC)
     else:
@@ -180,16 +195,3 @@ def weight_grad_kernel(
             m_dw = m_h & m_w & (k < KT)[:, None] & m_n[None, :]
         p_dw += position.to(tl.int64) * (K0 * K1 * KH * KW * C * F) + f
         tl.store(p_dw[None, :] + o_w, acc.to(p_dw.dtype.element_ty), mask=m_dw)
-
-    if WITH_BIAS or STORE_DZ:
-        if block == 0:  # a loop of its own: inside the one above it would take g out of the matmul's pipeline
-            b_db = tl.zeros((BN,), ACC)
-            for start in range(first, last, BB):
-                b = start + tl.arange(0, BB)
-                m = (b < B)[:, None] & m_n[None, :]
-                b_g = gradient(p_g, p_saved, b, o_n, o_s, m, g_pitch[0], SHAPE, UPSTREAM)
-                if STORE_DZ:
-                    tl.store(p_dz + (b.to(tl.int64) * SHAPE.out_numel)[:, None] + o_s[None, :], b_g, mask=m)
-                b_db += tl.sum(b_g.to(ACC), 0)
-            if WITH_BIAS:
-                tl.store(p_db + o_s, b_db.to(p_db.dtype.element_ty), mask=m_n)

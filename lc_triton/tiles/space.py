@@ -199,6 +199,8 @@ def _sized(
         return
     if task.face == "weight_grad" and m > 64 and (area < 64 * 16 or (limits.thin and m * k > 64 * 128)):
         return  # so deep and so small or thin a product spills: its operands are in registers twice over
+    if limits.thin and _rounds_weights(task) and min(m, n) >= 128 and k > 32 and not _has_tensor_memory(device):
+        return  # beside so large an accumulator there are registers for one operand of 64 steps, not for both
     # The operands of tensor cores before Hopper pass through registers too, so the largest tile of all counts.
     large = max(area, m * n, k * n, m * k if limits.thin else 0) >= (64 if _before_hopper(device) else 128) * 128
     # ptxas gives eight warps 80 registers each, which an input that passes through registers overflows.
@@ -216,14 +218,24 @@ def swaps(task: Task, device: Device, k: int, m: int, n: int) -> bool:
 
     Weights that are rounded on the way stay unswapped: swapped, Triton loads them number by number.
     """
-    if not device.warp_groups or task.itemsize != 2 or task.weight_itemsize != 2:
+    if not device.warp_groups or task.itemsize != 2 or _rounds_weights(task):
         return False
     return (k if task.face == "weight_grad" else m) < WARP_GROUP_ROWS <= n
+
+
+def _rounds_weights(task: Task) -> bool:
+    """Whether the weights pass through registers on their way to the product, to be rounded to x's type."""
+    return task.face != "weight_grad" and task.weight_itemsize != task.itemsize
 
 
 def _before_hopper(device: Device) -> bool:
     """Whether tensor cores take their operands from registers: NVIDIA's up to compute capability 8.9."""
     return isinstance(device.arch, int) and device.arch < 90
+
+
+def _has_tensor_memory(device: Device) -> bool:
+    """Whether the accumulator lies outside the registers: NVIDIA's data-center Blackwell."""
+    return isinstance(device.arch, int) and 100 <= device.arch < 120
 
 
 def _reduce_candidates(task: Task, device: Device) -> Iterator[TileConfig]:

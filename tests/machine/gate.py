@@ -24,12 +24,12 @@ from lc_triton.launch.build import build, machine_code
 from lc_triton.tiles import model, paths, space, workloads
 from lc_triton.tiles.config import FACES, Face, TileConfig
 from lc_triton.tiles.device import DEVICES
-from lc_triton.tiles.task import Task
+from lc_triton.tiles.task import Task, types_of
 from lc_triton.tiles.walk import loop_of, programs
 
 FILE = Path(__file__).with_name("gate.json")
 DEVICE_NAMES = ("a100", "h100", "h200", "b200")  # the H200 computes as the H100 does, but its memory is faster
-DTYPES = ("bfloat16", "float16", "float32")
+DTYPES = ("bfloat16", "float16", "float32", "bfloat16/float32")  # the last is x/weight, as under autocast
 MAX_WEIGHT_TRAFFIC = 1.15
 
 
@@ -46,7 +46,7 @@ class Row:
 
     @property
     def task(self) -> Task:
-        return Task(self.face, layers()[self.workload].geometry, self.batch, self.dtype, self.dtype)
+        return Task(self.face, layers()[self.workload].geometry, self.batch, *types_of(self.dtype))
 
     @property
     def config(self) -> TileConfig:
@@ -80,12 +80,12 @@ def figures(row: Row) -> dict[str, Any]:
     """The static figures of a row, compiled here and now."""
     config, device = row.config, DEVICES[row.device]
     problem = Problem(row.task.geometry, backend="triton")
-    dtype = getattr(torch, row.dtype)
-    code = machine_code(row.face, build(row.face, problem, config, device.arch, dtype=dtype))
+    types = {"dtype": getattr(torch, row.task.dtype), "weight_dtype": getattr(torch, row.task.weight_dtype)}
+    code = machine_code(row.face, build(row.face, problem, config, device.arch, **types))
     spills = code.spills
     if model.takes_through(row.task, device, config):  # the same tile must carry the activation's derivative too
         behind = Problem(row.task.geometry, Activation("relu"), backend="triton")
-        spills += machine_code(row.face, build(row.face, behind, config, device.arch, dtype=dtype)).spills
+        spills += machine_code(row.face, build(row.face, behind, config, device.arch, **types)).spills
     return {
         "registers": code.registers,
         "spills": spills,
@@ -98,7 +98,7 @@ def figures(row: Row) -> dict[str, Any]:
 
 def wants_whole_loads(row: Row) -> bool:
     """Whether the weights must move 128 bits at a time: 16-bit numbers whose runs are whole multiples of that."""
-    return row.dtype != "float32" and row.task.geometry.out_channels % 8 == 0
+    return row.task.weight_itemsize == 2 and row.task.geometry.out_channels % 8 == 0
 
 
 def fills(row: Row) -> bool:
@@ -113,7 +113,7 @@ def wants_wgmma(row: Row) -> bool:
     config = row.config
     m = config.block_k if row.face == "weight_grad" else config.block_b
     wide = (config.block_n if config.swap else m) >= 64 and config.num_warps >= 4
-    return DEVICES[row.device].arch == 90 and row.dtype != "float32" and config.dot and wide
+    return DEVICES[row.device].arch == 90 and row.task.itemsize == 2 and config.dot and wide
 
 
 def faults(row: Row, found: dict[str, Any], reviewed: dict[str, Any] | None) -> list[str]:

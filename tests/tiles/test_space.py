@@ -20,6 +20,7 @@ LAYERS = {
     "one_position": Geometry.make((3, 3), 512, 64, 3),
     "groups": Geometry.make((28, 28), 128, 128, 3, groups=4),
     "depthwise": Geometry.make((28, 28), 64, 64, 3, groups=64),
+    "three_channels": Geometry.make((32, 32), 3, 128, 9, stride=2),
     "thin": Geometry.make((32, 32), 3, 5, 9, stride=2),
 }
 
@@ -125,9 +126,33 @@ def test_small_batches_put_the_filters_on_the_side_of_64(face, batch, dtype, dev
         assert config.swap is (swaps and config.block_b < 64)
 
 
-def test_rounded_weights_stay_on_their_side():
-    mixed = Task("forward", LAYERS["plain"], 16, "bfloat16", "float32")
+@pytest.mark.parametrize("face", ["forward", "input_grad"])
+def test_rounded_weights_stay_on_their_side(face):
+    mixed = Task(face, LAYERS["plain"], 16, "bfloat16", "float32")
     assert not any(config.swap for config in candidates(mixed, H200))
+
+
+@pytest.mark.parametrize("weight_dtype", ["bfloat16", "float32"])
+def test_the_weight_gradient_loads_no_weights_and_swaps_whatever_their_type(weight_dtype):
+    found = candidates(Task("weight_grad", LAYERS["plain"], 64, "bfloat16", weight_dtype), H200)
+    assert {config.swap for config in found} == {False, True}
+    for config in found:
+        assert config.swap is (config.block_k < 64 <= config.block_n)
+
+
+@pytest.mark.parametrize(
+    ("name", "weight_dtype", "device", "deepest"),
+    [
+        ("three_channels", "float32", "h200", 32),
+        ("three_channels", "bfloat16", "h200", 64),
+        ("three_channels", "float32", "b200", 64),  # whose accumulator takes no registers
+        ("plain", "float32", "h200", 64),  # whose x goes straight to shared memory
+    ],
+)
+def test_steps_are_shorter_where_both_operands_pass_through_registers(name, weight_dtype, device, deepest):
+    made = Task("forward", LAYERS[name], 512, "bfloat16", weight_dtype)
+    large = [c for c in candidates(made, by_name(device)) if min(c.block_b, c.block_n) >= 128]
+    assert max(config.block_k for config in large) == deepest
 
 
 @pytest.mark.parametrize("face", FACES)
