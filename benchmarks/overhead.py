@@ -38,28 +38,28 @@ def overhead() -> dict[str, float]:
     import lc_triton
 
     torch.set_num_threads(1)
-    x = torch.randn(2, 4, 8, 8)
-    layer = lc_triton.LocalConv2d(4, 4, 3, input_size=8)
-    geo, peer = Geometry.make((8, 8), 4, 4, 3), PEERS["F.unfold + bmm"]
+    # One position and one channel: next to no arithmetic.
+    x, geo, peer = torch.randn(1, 1, 3, 3), Geometry.make((3, 3), 1, 1, 3), PEERS["F.unfold + bmm"]
+    layer = lc_triton.LocalConv2d(1, 1, 3, input_size=3)
     theirs = [peer.weight(layer.weight.detach(), geo).requires_grad_(), torch.zeros(geo.out_channels, *geo.out_spatial)]
-    shared = torch.randn(4, 4, 3, 3, requires_grad=True)
+    shared, bias = torch.randn(1, 1, 3, 3, requires_grad=True), torch.zeros(1, requires_grad=True)
 
     def no_grad() -> None:
         with torch.no_grad():
-            layer(x)
+            lc_triton.local_conv(x, layer.weight, layer.bias)
 
     def conv2d_no_grad() -> None:
         with torch.no_grad():
-            F.conv2d(x, shared)
+            F.conv2d(x, shared, bias)
 
     return {
         "import_s": _processes(_IMPORT),
         "first_step_s": _processes(_FIRST),
         "forward_us": _microseconds(no_grad),
-        "step_us": _microseconds(lambda: layer(x).sum().backward()),
+        "step_us": _microseconds(lambda: lc_triton.local_conv(x, layer.weight, layer.bias).sum().backward()),
         "unfold_bmm_step_us": _microseconds(lambda: peer.forward(x, *theirs, geo).sum().backward()),
         "conv2d_forward_us": _microseconds(conv2d_no_grad),
-        "conv2d_step_us": _microseconds(lambda: F.conv2d(x, shared).sum().backward()),
+        "conv2d_step_us": _microseconds(lambda: F.conv2d(x, shared, bias).sum().backward()),
         **(_launches() if find_spec("triton") else {}),
     }
 

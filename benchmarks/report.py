@@ -138,10 +138,10 @@ def _overhead(found: dict[str, float]) -> str:
     names = {
         "import_s": "`import lc_triton`, torch being imported already",
         "first_step_s": "the same and a layer's first training step, in a fresh process",
-        "forward_us": "a tiny layer's forward without gradients",
-        "step_us": "the layer's training step",
+        "forward_us": "the forward of a layer of one position and one channel, without gradients",
+        "step_us": "its training step, x without a gradient",
         "unfold_bmm_step_us": "that of F.unfold + bmm",
-        "conv2d_forward_us": "the forward of F.conv2d, of the same size",
+        "conv2d_forward_us": "the forward of F.conv2d on the same tensors",
         "conv2d_step_us": "its training step",
         "lookup_us": "on a GPU: finding the tile of a layer that ran before",
         "launch_us": "on a GPU: the host's part of a launch, up to the driver",
