@@ -1,4 +1,32 @@
-"""Locally connected layers (convolutions whose every output position has filters of its own) for PyTorch."""
+"""Locally connected layers (convolutions whose every output position has filters of its own) for PyTorch.
+
+Layers in torch's convention, weights `(*out_spatial, *kernel_size, in_channels // groups, out_channels)`:
+    LocalConv1d, LocalConv2d, LocalConv3d                             as nn.Conv1d, 2d, 3d
+    LocalConvTranspose1d, LocalConvTranspose2d, LocalConvTranspose3d  their adjoints, as nn.ConvTranspose1d, 2d, 3d
+    LazyLocalConv1d, ..., LazyLocalConvTranspose3d                    sizes are those of the first input
+
+Layers with the arguments of Keras 2:
+    LocallyConnected1D, LocallyConnected2D, LocallyConnected3D
+    regularization_loss, apply_constraints, attach_constraints        what Keras does with them in a training loop
+
+The operator itself, a function of tensors:
+    local_conv, local_conv_transpose
+
+Around them:
+    convert_convs     swaps convolutions of a model for layers that compute the same
+    decompositions    for programs that run where this library is not: AOTInductor packages, ONNX
+    backend           chooses the implementation by hand
+    tuning            measures tiles at the first call of a layer on a GPU, instead of predicting them
+    LocalConvError    the base of all errors; each is a ValueError or a TypeError as well
+
+Example:
+    >>> import torch, lc_triton
+    >>> layer = lc_triton.LocalConv2d(3, 8, kernel_size=3, input_size=6, padding=1, activation="relu")
+    >>> layer(torch.randn(2, 3, 6, 6)).shape
+    torch.Size([2, 8, 6, 6])
+
+`help` on each name tells its arguments, shapes and errors; README.md and docs/ tell the rest.
+"""
 
 from lc_triton._backend import backend
 from lc_triton._decompositions import decompositions

@@ -39,6 +39,8 @@ def backend(name: str) -> Iterator[None]:
 
     The choice is made when the forward runs; its backward follows it. LC_TRITON_BACKEND sets the default.
 
+    Source: as `torch.nn.attention.sdpa_kernel` chooses among torch's kernels of attention.
+
     Example:
         >>> import torch, lc_triton
         >>> layer = lc_triton.LocalConv1d(2, 3, 3, input_size=8)

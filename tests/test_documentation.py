@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
 import subprocess
@@ -28,10 +29,25 @@ def test_examples_in_docstrings(name):
     assert result.failed == 0
 
 
-def test_every_public_name_has_an_example():
+@pytest.mark.parametrize("name", [n for n in lc_triton.__all__ if n not in ("__version__", "LocalConvError")])
+def test_every_public_name_is_typed_and_explained(name):
+    public = getattr(lc_triton, name)
+    text, signature = inspect.getdoc(public), inspect.signature(public)
+    for parameter in signature.parameters.values():
+        assert parameter.annotation is not parameter.empty, parameter.name
+        assert re.search(rf"\b{parameter.name}\b", text), f"{parameter.name} is not explained"
+    assert isinstance(public, type) or signature.return_annotation is not signature.empty
+    assert ">>>" in text
+    assert "Source: " in text
+    for method, of in inspect.getmembers(public) if isinstance(public, type) else []:
+        if not method.startswith("_") and getattr(of, "__module__", "").startswith("lc_triton"):
+            assert inspect.getdoc(of), method
+
+
+def test_the_packages_help_names_everything():
+    text = inspect.getdoc(lc_triton).replace("LazyLocalConv1d, ..., LazyLocalConvTranspose3d", "Lazy")
     for name in lc_triton.__all__:
-        if name not in ("__version__", "LocalConvError"):
-            assert ">>>" in getattr(lc_triton, name).__doc__, name
+        assert re.search(rf"\b{name}\b", text) or name.startswith(("Lazy", "__")), name
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)

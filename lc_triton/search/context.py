@@ -23,6 +23,8 @@ def tuning(seconds: float = 20.0) -> Iterator[None]:
     user's cache folder). It holds for the whole process, for a backward runs in a thread of its own. Under
     torch.distributed rank 0 measures, and every rank runs what it found.
 
+    Source: as `triton.autotune` measures at a first call, but only where it is asked to.
+
     Example:
         >>> import torch, lc_triton
         >>> layer = lc_triton.LocalConv2d(16, 16, 3, input_size=32, device="cuda")  # doctest: +SKIP
