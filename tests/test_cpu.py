@@ -40,12 +40,14 @@ def check(got, want, tolerance=1e-12):
 
 @pytest.fixture
 def blocks_alone(monkeypatch):
-    monkeypatch.setattr(small, "MOST_NUMBERS", 0)
+    for most in ("MOST_NUMBERS", "MOST_FLAT_NUMBERS"):
+        monkeypatch.setattr(small, most, 0)
 
 
 @pytest.fixture(params=["in_blocks", "at_once"])
 def either_size(request, monkeypatch):
-    monkeypatch.setattr(small, "MOST_NUMBERS", {"in_blocks": 0, "at_once": 1 << 30}[request.param])
+    for most in ("MOST_NUMBERS", "MOST_FLAT_NUMBERS"):
+        monkeypatch.setattr(small, most, {"in_blocks": 0, "at_once": 1 << 30}[request.param])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF])

@@ -28,7 +28,8 @@ SHAPE = (300, 1024)  # of float32: 1.2 MB, more than what counts as large here
 @pytest.fixture(autouse=True)
 def large_is_small(monkeypatch):
     monkeypatch.setattr(pages, "LEAST_BYTES", 1 << 20)
-    monkeypatch.setattr(small, "MOST_NUMBERS", 0)
+    for most in ("MOST_NUMBERS", "MOST_FLAT_NUMBERS"):
+        monkeypatch.setattr(small, most, 0)
     pages._kept.clear()
     yield
     pages._kept.clear()

@@ -19,6 +19,8 @@ from lc_triton._problem import Problem
 
 # Numbers of all windows. At twice as many the blocks of larger layers, and their threads, begin to pay.
 MOST_NUMBERS = 1 << 16
+# Where windows are views of x, so that there are no copies to keep in cache, only products.
+MOST_FLAT_NUMBERS = 1 << 18
 # Numbers of all weights: larger results are for `pages`.
 MOST_WEIGHTS = 1 << 22
 _MOST_VIEWS = 64
@@ -34,6 +36,7 @@ class Small:
         self.positions, self.window, self.filters = geometry.positions, geometry.window, geometry.out_channels
         self.numbers = self.positions * self.window
         self.whole = geometry.groups == 1 and self.numbers * self.filters <= MOST_WEIGHTS
+        self.flat = geometry.ndim == 1 and geometry.dilation == (1,)  # a window is one run of x, which is not copied
         self.pads = any(map(any, geometry.padding))
         self.padding = (0, 0, *(side for pair in reversed(geometry.padding) for side in pair))
         self._views: dict[tuple[int, ...], View] = {}
@@ -45,12 +48,15 @@ class Small:
         small: Small | None = problem.launches.get("small")
         if small is None:
             small = problem.launches["small"] = cls(problem.geometry)
-        return small if small.whole and 0 < batch * small.numbers <= MOST_NUMBERS else None
+        most = MOST_FLAT_NUMBERS if small.flat else MOST_NUMBERS
+        return small if small.whole and 0 < batch * small.numbers <= most else None
 
     def windows(self, x: Tensor) -> Tensor:
         """All windows as matrices `(P, B, D)`."""
         if self.pads:
             x = F.pad(x, self.padding)
+        if self.flat:
+            x = x.contiguous()
         batch, strides = x.shape[0], x.stride()
         key = (batch, *strides)
         view = self._views.get(key)
@@ -61,10 +67,12 @@ class Small:
         return x.as_strided(*view).reshape(self.positions, batch, self.window)
 
     def _view(self, batch: int, strides: tuple[int, ...]) -> View:
-        """The windows `(*out_spatial, B, *kernel, C)` of x with these strides."""
+        """The windows `(*out_spatial, B, *kernel, C)` of x with these strides; of a flat layer `(P, B, D)`."""
         geo, (sample, *steps, channel) = self.geo, strides
         moves = (s * step for s, step in zip(geo.stride, steps, strict=True))
         taps = (d * step for d, step in zip(geo.dilation, steps, strict=True))
+        if self.flat and channel:
+            return (self.positions, batch, self.window), (*moves, sample, channel)
         size = (*geo.out_spatial, batch, *geo.kernel, geo.in_channels)
         return size, (*moves, sample, *taps, channel)
 
