@@ -59,6 +59,26 @@ def test_values_and_gradients(case, dtype, either_size):
     assert all(value.dtype == dtype and value.is_contiguous() for value in got.values())
 
 
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_one_sample(case, either_size):
+    case = replace(case, batch=1)
+    t = tensors(case)
+    check(run(case, t), expected(case, t))
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_channels_first_runs(channels, either_size):
+    """Torch calls x contiguous whatever the stride of its one channel."""
+    case = Case("1d", (9,), channels, 3, 3)
+    t = tensors(case)
+    x = torch.empty(case.batch, channels, 9, dtype=t.x.dtype).copy_(t.x.movedim(-1, 1))
+    leaves = [v.requires_grad_() for v in (x, t.weight, t.bias)]
+    y = lc_triton.local_conv(*leaves)
+    dx, dw, db = torch.autograd.grad(y, leaves, t.g.movedim(-1, 1).contiguous())
+    got = {"y": y.movedim(1, -1), "dx": dx.movedim(1, -1), "dw": dw, "db": db}
+    check(got, expected(case, t))
+
+
 def test_large_results_of_a_small_layer_are_made_as_those_of_a_large_one():
     made = lambda filters: small.Small.of(Problem(Case("one", (1,), 1024, filters, 1).geometry), 1)  # noqa: E731
     assert made(4096) is not None

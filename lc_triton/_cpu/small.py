@@ -71,8 +71,8 @@ class Small:
         geo, (sample, *steps, channel) = self.geo, strides
         moves = (s * step for s, step in zip(geo.stride, steps, strict=True))
         taps = (d * step for d, step in zip(geo.dilation, steps, strict=True))
-        if self.flat and channel:
-            return (self.positions, batch, self.window), (*moves, sample, channel)
+        if self.flat and channel:  # x is contiguous, but torch may give a single channel any stride
+            return (self.positions, batch, self.window), (geo.stride[0] * geo.in_channels, sample, 1)
         size = (*geo.out_spatial, batch, *geo.kernel, geo.in_channels)
         return size, (*moves, sample, *taps, channel)
 
@@ -135,7 +135,8 @@ def weight_grad(
     """dw and, if asked for, the bias gradient of each position."""
     compute = compute_dtype(x.dtype)
     a, b = _in(compute, small.windows(x)).transpose(1, 2), small.by_position(g, compute)
-    dw = torch.mul(a, b) if len(x) == 1 else torch.bmm(a, b)  # a matmul of depth 1 is slower
+    # A matmul of depth 1 is slower; a product of numbers may come out in the order of one of its operands.
+    dw = torch.mul(a, b).contiguous() if len(x) == 1 else torch.bmm(a, b)
     dw = _in(dtype, dw).resize_(small.geo.weight_shape)
     return dw, _in(dtype, g.sum(0, dtype=torch.promote_types(g.dtype, torch.float32))) if with_bias else None
 
