@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import lc_triton
 from lc_triton import reference
 from lc_triton._activations import LINEAR, Activation
 from lc_triton._geometry import Geometry
@@ -154,3 +155,17 @@ def assert_as_good(actual: Tensor, exact: Tensor, peer: Tensor, factor: float, n
     theirs = (peer.detach().cpu().double() - exact).abs().max().item()
     allowed = factor * theirs + ulp(actual.dtype, exact.abs().max().item())
     assert ours <= allowed, f"{name}: error {ours:.2e}, torch's own {theirs:.2e}"
+
+
+def run(case: Case, t: Tensors, bias: Tensor | None = None, **kwargs: Any) -> dict[str, Tensor]:
+    """y and the gradients of x, weight and bias, by `local_conv`."""
+    x, weight, bias = (v.detach().clone().requires_grad_() for v in (t.x, t.weight, t.bias if bias is None else bias))
+    y = lc_triton.local_conv(x, weight, bias, **case.arguments, data_format="channels_last", **kwargs)
+    dx, dw, db = torch.autograd.grad(y, (x, weight, bias), t.g)
+    return {"y": y, "dx": dx, "dw": dw, "db": db}
+
+
+def check(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float = 1e-12) -> None:
+    """Each of the results is what it should be."""
+    for name, exact in want.items():
+        assert_close(got[name], exact, tolerance, name)

@@ -1,7 +1,6 @@
 """The pure-torch path against the definition."""
 
 import itertools
-import math
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +13,9 @@ import torch.nn.functional as F
 import lc_triton
 from lc_triton import _cpu, _ops
 from lc_triton._activations import FUSED_NAMES, Activation, parse_activation
-from lc_triton._cpu import blocks, matmul, small, workspace
-from lc_triton._cpu.workspace import Buffer
+from lc_triton._cpu import small, workspace
 from lc_triton._problem import Problem
-from tests.cases import CASES, IDS, Case, assert_as_good, assert_close, expected, peer, tensors
+from tests.cases import CASES, IDS, Case, assert_as_good, assert_close, check, expected, peer, run, tensors
 
 BY_NAME = {case.name: case for case in CASES}
 TWO_D = BY_NAME["2d_asymmetric"]
@@ -26,33 +24,16 @@ NDIMS = ["1d", "2d", "3d"]
 HALF = [torch.float16, torch.bfloat16]
 
 
-def run(case, t, bias=None, **kwargs):
-    x, weight, bias = (v.detach().clone().requires_grad_() for v in (t.x, t.weight, t.bias if bias is None else bias))
-    y = lc_triton.local_conv(x, weight, bias, **case.arguments, data_format="channels_last", **kwargs)
-    dx, dw, db = torch.autograd.grad(y, (x, weight, bias), t.g)
-    return {"y": y, "dx": dx, "dw": dw, "db": db}
-
-
-def check(got, want, tolerance=1e-12):
-    for name, exact in want.items():
-        assert_close(got[name], exact, tolerance, name)
-
-
-@pytest.fixture
-def blocks_alone(monkeypatch):
-    for most in ("MOST_NUMBERS", "MOST_FLAT_NUMBERS"):
-        monkeypatch.setattr(small, most, 0)
-
-
-@pytest.fixture(params=["in_blocks", "at_once"])
+@pytest.fixture(params=["in_blocks", "at_once"], autouse=True)
 def either_size(request, monkeypatch):
+    """All here holds for a layer that is cut into blocks, and for one so small that it is not."""
     for most in ("MOST_NUMBERS", "MOST_FLAT_NUMBERS"):
         monkeypatch.setattr(small, most, {"in_blocks": 0, "at_once": 1 << 30}[request.param])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF])
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_values_and_gradients(case, dtype, either_size):
+def test_values_and_gradients(case, dtype):
     t = tensors(case, dtype)
     got = run(case, t)
     check(got, expected(case, t), 1e-12 if dtype == torch.float64 else 8 * torch.finfo(dtype).eps)
@@ -60,14 +41,14 @@ def test_values_and_gradients(case, dtype, either_size):
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_one_sample(case, either_size):
+def test_one_sample(case):
     case = replace(case, batch=1)
     t = tensors(case)
     check(run(case, t), expected(case, t))
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-def test_channels_first_runs(channels, either_size):
+def test_channels_first_runs(channels):
     """Torch calls x contiguous whatever the stride of its one channel."""
     case = Case("1d", (9,), channels, 3, 3)
     t = tensors(case)
@@ -77,12 +58,6 @@ def test_channels_first_runs(channels, either_size):
     dx, dw, db = torch.autograd.grad(y, leaves, t.g.movedim(-1, 1).contiguous())
     got = {"y": y.movedim(1, -1), "dx": dx.movedim(1, -1), "dw": dw, "db": db}
     check(got, expected(case, t))
-
-
-def test_large_results_of_a_small_layer_are_made_as_those_of_a_large_one():
-    made = lambda filters: small.Small.of(Problem(Case("one", (1,), 1024, filters, 1).geometry), 1)  # noqa: E731
-    assert made(4096) is not None
-    assert made(4097) is None
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -96,46 +71,6 @@ def test_a_small_layers_results_are_no_views(case, batch):
         dw, db = _ops.weight_grad(t.x, t.g, problem, torch.float32, with_bias=True)
         dx = _ops.input_grad(t.g, t.weight, None, problem.linear())
     assert not any(result._is_view() for result in (y, z, dw, db, dx))
-
-
-@pytest.fixture(params=[0, 1 << 30], ids=["by_rows", "by_windows"])
-def either_input_grad(request, monkeypatch):
-    for rule in ("SHORT_ROW", "SHORT_ONLY_ROW", "FEW_NUMBERS"):
-        monkeypatch.setattr(matmul, rule, request.param)
-
-
-@pytest.fixture(params=[0, 1 << 30], ids=["channel_innermost", "batch_innermost"])
-def either_copy(request, monkeypatch):
-    monkeypatch.setattr(matmul, "SHORT_COPIED_ROW", request.param)
-
-
-@pytest.mark.parametrize("most_bytes", [1, 600, 1 << 20])  # one sample, a few samples, the whole batch at a time
-@pytest.mark.parametrize("block_bytes", [1, 1500, 5000])  # one position, part of a row or of a plane at a time
-@pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_many_small_blocks(case, block_bytes, most_bytes, either_input_grad, either_copy, blocks_alone, monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", block_bytes)
-    monkeypatch.setattr(blocks, "MOST_BYTES", most_bytes)
-    t = tensors(case)
-    check(run(case, t), expected(case, t))
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case("1d", (500,), 8, 2, 3),
-        Case("2d", (3, 500), 8, 2, 3, padding=1),
-        Case("depthwise", (500,), 8, 8, 3, groups=8),
-    ],
-    ids=lambda case: case.name,
-)
-def test_windows_are_never_all_in_memory(case, either_input_grad, blocks_alone, monkeypatch):
-    sizes, take = [], Buffer.take
-    monkeypatch.setattr(Buffer, "take", lambda *a: (sizes.append(8 * math.prod(a[1:])), take(*a))[1])
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 10_000)
-    t = tensors(case)
-    check(run(case, t), expected(case, t))
-    padded = 8 * math.prod(case.geometry.padded().in_spatial) * case.channels * case.batch
-    assert max(sizes) <= max(10_000 * torch.get_num_threads(), padded)
 
 
 @pytest.mark.parametrize("name", FUSED_NAMES)
@@ -559,21 +494,3 @@ def test_threads_have_buffers_of_their_own():
     with ThreadPoolExecutor(4) as pool:
         for got in pool.map(lambda _: run(TWO_D, t), range(64)):
             assert all(torch.equal(got[k], want[k]) for k in want)
-
-
-def test_large_buffers_are_not_kept(blocks_alone, monkeypatch):
-    monkeypatch.setattr(workspace, "_kept", threading.local())
-    monkeypatch.setattr(workspace, "MOST_KEPT_BYTES", 2000)
-    t = tensors(TWO_D, torch.float32)
-    run(TWO_D, t)
-    assert all(buffer.bytes.nbytes <= 2000 for buffer in workspace._kept.buffers)
-
-
-def test_buffers_in_use_are_left_alone():
-    like = torch.empty(0)
-    with workspace.buffers(like, torch.float32, 1) as (outer,):
-        first = outer.take(3).fill_(1)
-        with workspace.buffers(like, torch.float64, 2) as inner:
-            for buffer in inner:
-                buffer.take(3).fill_(2)
-        assert first.tolist() == [1, 1, 1]

@@ -38,6 +38,7 @@ class Small:
         self.whole = geometry.groups == 1 and self.numbers * self.filters <= MOST_WEIGHTS
         self.flat = geometry.ndim == 1 and geometry.dilation == (1,)  # a window is one run of x, which is not copied
         self.pads = any(map(any, geometry.padding))
+        self.padded = geometry.padded().in_spatial
         self.padding = (0, 0, *(side for pair in reversed(geometry.padding) for side in pair))
         self._views: dict[tuple[int, ...], View] = {}
         self._sites: dict[torch.device, Tensor] = {}
@@ -55,24 +56,24 @@ class Small:
         """All windows as matrices `(P, B, D)`."""
         if self.pads:
             x = F.pad(x, self.padding)
+        batch = x.shape[0]
         if self.flat:
             x = x.contiguous()
-        batch, strides = x.shape[0], x.stride()
-        key = (batch, *strides)
+            step = self.geo.stride[0] * self.geo.in_channels
+            return x.as_strided((self.positions, batch, self.window), (step, x.stride(0), 1))
+        key = (batch, *x.stride())
         view = self._views.get(key)
         if view is None:
             if len(self._views) >= _MOST_VIEWS:
                 self._views.clear()
-            view = self._views[key] = self._view(batch, strides)
+            view = self._views[key] = self._view(batch, x.stride())
         return x.as_strided(*view).reshape(self.positions, batch, self.window)
 
     def _view(self, batch: int, strides: tuple[int, ...]) -> View:
-        """The windows `(*out_spatial, B, *kernel, C)` of x with these strides; of a flat layer `(P, B, D)`."""
+        """The windows `(*out_spatial, B, *kernel, C)` of x with these strides."""
         geo, (sample, *steps, channel) = self.geo, strides
         moves = (s * step for s, step in zip(geo.stride, steps, strict=True))
         taps = (d * step for d, step in zip(geo.dilation, steps, strict=True))
-        if self.flat and channel:  # x is contiguous, but torch may give a single channel any stride
-            return (self.positions, batch, self.window), (geo.stride[0] * geo.in_channels, sample, 1)
         size = (*geo.out_spatial, batch, *geo.kernel, geo.in_channels)
         return size, (*moves, sample, *taps, channel)
 
@@ -80,9 +81,8 @@ class Small:
         """For each position and tap, the number of the padded input's site that is read there: `(P * taps,)`."""
         found = self._sites.get(device)
         if found is None:
-            padded = self.geo.padded().in_spatial
             with torch.inference_mode(False):
-                numbers = torch.arange(math.prod(padded), device=device).view(padded)
+                numbers = torch.arange(math.prod(self.padded), device=device).view(self.padded)
                 windows = numbers.as_strided(*self._view(1, (0, *numbers.stride(), 0)))
                 found = self._sites[device] = windows[..., 0].flatten()
         return found
@@ -145,10 +145,10 @@ def input_grad(small: Small, g: Tensor, weight: Tensor, bias: Tensor | None, pro
     """act(dx + bias): what each tap of each position gives, added to the site that it reads."""
     geo, batch, dtype = small.geo, g.shape[0], compute_dtype(g.dtype)
     windows = torch.bmm(small.filters_of(weight, dtype), small.by_position(g, dtype).transpose(1, 2))
-    padded, channels = geo.padded().in_spatial, geo.in_channels
-    sites = windows.new_zeros(math.prod(padded), channels * batch)
+    channels = geo.in_channels
+    sites = windows.new_zeros(math.prod(small.padded), channels * batch)
     sites.index_add_(0, small.sites(g.device), windows.view(-1, channels * batch))
-    dx = sites.view(*padded, channels, batch)
+    dx = sites.view(*small.padded, channels, batch)
     if small.pads:
         dx = dx[small.inner]
     dx = dx.movedim(-1, 0)

@@ -5,6 +5,7 @@ import torch
 
 import lc_triton
 from lc_triton._activations import FUSED_NAMES, parse_activation
+from tests import cases
 from tests.cases import CASES, IDS, assert_as_good, assert_close, expected, peer, tensors
 
 pytestmark = pytest.mark.gpu
@@ -15,11 +16,8 @@ EXACT = {torch.float32: 2e-5, torch.float64: 1e-12}
 
 def run(case, t, **kwargs):
     """y, dx, dw and db by the kernels."""
-    x, weight, bias = (v.clone().requires_grad_() for v in (t.x, t.weight, t.bias))
     with lc_triton.backend("triton"):
-        y = lc_triton.local_conv(x, weight, bias, **case.arguments, data_format="channels_last", **kwargs)
-        gradients = torch.autograd.grad(y, (x, weight, bias), t.g)
-    return {"y": y.detach(), **dict(zip(("dx", "dw", "db"), gradients, strict=True))}
+        return cases.run(case, t, **kwargs)
 
 
 def larger(case, batch):

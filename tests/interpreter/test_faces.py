@@ -13,7 +13,7 @@ from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.device import DEVICES
 from lc_triton.tiles.space import descriptor_fits
 from lc_triton.tiles.task import Task
-from tests.cases import CASES, IDS, Case, assert_as_good, assert_close, expected, tensors
+from tests.cases import CASES, IDS, Case, assert_as_good, assert_close, check, expected, tensors
 
 NAN = float("nan")
 
@@ -48,11 +48,6 @@ def faces(case, t, make, activation=None, precision="ieee"):
     launch.input_grad(t.g, t.weight, None, dx, problem.linear(), make(geo.in_channels))
     launch.weight_grad(t.x, t.g, dw, db, problem.linear(), make(geo.out_channels))
     return {"y": y, "z": z, "dx": dx, "dw": dw, "db": db}
-
-
-def check(got, want, tolerance=1e-12):
-    for name in ("y", "dx", "dw", "db"):
-        assert_close(got[name], want[name], tolerance, name)
 
 
 @pytest.mark.parametrize("name", TILES)

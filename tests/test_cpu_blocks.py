@@ -1,0 +1,85 @@
+"""How the pure-torch path cuts a layer into blocks, and the memory that these go through."""
+
+import math
+import threading
+
+import pytest
+import torch
+
+from lc_triton._cpu import blocks, matmul, small, workspace
+from lc_triton._cpu.workspace import Buffer
+from lc_triton._problem import Problem
+from tests.cases import CASES, IDS, Case, check, expected, run, tensors
+
+TWO_D = next(case for case in CASES if case.name == "2d_asymmetric")
+
+
+@pytest.fixture(autouse=True)
+def blocks_alone(monkeypatch):
+    for most in ("MOST_NUMBERS", "MOST_FLAT_NUMBERS"):
+        monkeypatch.setattr(small, most, 0)
+
+
+@pytest.fixture(params=[0, 1 << 30], ids=["by_rows", "by_windows"])
+def either_input_grad(request, monkeypatch):
+    for rule in ("SHORT_ROW", "SHORT_ONLY_ROW", "FEW_NUMBERS"):
+        monkeypatch.setattr(matmul, rule, request.param)
+
+
+@pytest.fixture(params=[0, 1 << 30], ids=["channel_innermost", "batch_innermost"])
+def either_copy(request, monkeypatch):
+    monkeypatch.setattr(matmul, "SHORT_COPIED_ROW", request.param)
+
+
+@pytest.mark.parametrize("most_bytes", [1, 600, 1 << 20])  # one sample, a few samples, the whole batch at a time
+@pytest.mark.parametrize("block_bytes", [1, 1500, 5000])  # one position, part of a row or of a plane at a time
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_many_small_blocks(case, block_bytes, most_bytes, either_input_grad, either_copy, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(blocks, "MOST_BYTES", most_bytes)
+    t = tensors(case)
+    check(run(case, t), expected(case, t))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("1d", (500,), 8, 2, 3),
+        Case("2d", (3, 500), 8, 2, 3, padding=1),
+        Case("depthwise", (500,), 8, 8, 3, groups=8),
+    ],
+    ids=lambda case: case.name,
+)
+def test_windows_are_never_all_in_memory(case, either_input_grad, monkeypatch):
+    sizes, take = [], Buffer.take
+    monkeypatch.setattr(Buffer, "take", lambda *a: (sizes.append(8 * math.prod(a[1:])), take(*a))[1])
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 10_000)
+    t = tensors(case)
+    check(run(case, t), expected(case, t))
+    padded = 8 * math.prod(case.geometry.padded().in_spatial) * case.channels * case.batch
+    assert max(sizes) <= max(10_000 * torch.get_num_threads(), padded)
+
+
+def test_large_buffers_are_not_kept(monkeypatch):
+    monkeypatch.setattr(workspace, "_kept", threading.local())
+    monkeypatch.setattr(workspace, "MOST_KEPT_BYTES", 2000)
+    t = tensors(TWO_D, torch.float32)
+    run(TWO_D, t)
+    assert all(buffer.bytes.nbytes <= 2000 for buffer in workspace._kept.buffers)
+
+
+def test_buffers_in_use_are_left_alone():
+    like = torch.empty(0)
+    with workspace.buffers(like, torch.float32, 1) as (outer,):
+        first = outer.take(3).fill_(1)
+        with workspace.buffers(like, torch.float64, 2) as inner:
+            for buffer in inner:
+                buffer.take(3).fill_(2)
+        assert first.tolist() == [1, 1, 1]
+
+
+def test_large_results_of_a_small_layer_are_made_as_those_of_a_large_one(monkeypatch):
+    monkeypatch.setattr(small, "MOST_FLAT_NUMBERS", 1 << 18)
+    made = lambda filters: small.Small.of(Problem(Case("one", (1,), 1024, filters, 1).geometry), 1)  # noqa: E731
+    assert made(4096) is not None
+    assert made(4097) is None
