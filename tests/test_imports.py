@@ -15,7 +15,7 @@ PACKAGE = Path(lc_triton.__file__).parent
 ROWS = [
     ["cli"],
     ["demo", "demo.*"],
-    ["", "conversion"],
+    ["", "conversion", "keras", "keras.layers", "keras.saved", "keras.saved.*"],
     ["layers", "layers.*"],
     ["search", "search.*", "functional"],
     ["_plan"],
@@ -24,7 +24,8 @@ ROWS = [
     ["_ops"],
     ["launch", "launch.*", "_cpu", "_cpu.*", "reference"],
     ["tiles", "tiles.*", "kernels", "kernels.*"],
-    ["keras", "keras.*"],
+    ["keras.activations", "keras.constraints", "keras.initializers", "keras.regularizers"],
+    ["keras.layout", "keras.registry"],
     ["_ensemble"],
     ["_problem", "_backend", "_sharing"],
     ["_activations"],
@@ -38,7 +39,7 @@ TIMING = ("search.scratch", "search.accuracy", "search.bench")
 
 def row(module):
     parts = module.split(".")
-    names = {module, parts[0] + ".*" if len(parts) > 1 else module}
+    names = {module} | {".".join(parts[:i]) + ".*" for i in range(1, len(parts))}
     for i, members in enumerate(ROWS):
         if names & set(members):
             return i
