@@ -87,7 +87,7 @@ def check_padding(padding: object, ndim: int) -> str | Pairs:
     return tuple((p, p) for p in int_tuple("padding", padding, ndim, minimum=0))
 
 
-def _pairs(
+def padding_pairs(
     padding: str | Pairs,
     in_spatial: tuple[int, ...],
     kernel: tuple[int, ...],
@@ -165,7 +165,7 @@ class Geometry:
         kernel = int_tuple("kernel_size", kernel, ndim)
         stride = int_tuple("stride", stride, ndim)
         dilation = int_tuple("dilation", dilation, ndim)
-        pairs = _pairs(check_padding(padding, ndim), sizes, kernel, stride, dilation)
+        pairs = padding_pairs(check_padding(padding, ndim), sizes, kernel, stride, dilation)
         return cls(
             in_spatial=sizes,
             kernel=kernel,

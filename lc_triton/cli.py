@@ -1,4 +1,4 @@
-"""The command line: `lc-triton demo | tune | inspect | configs | env`."""
+"""The command line: `lc-triton demo | tune | inspect | configs | convert | env`."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_tune(commands)
     _add_inspect(commands)
     _add_configs(commands)
+    _add_convert(commands)
     _add_env(commands)
     options = parser.parse_args(arguments)
     try:
@@ -42,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LocalConvError as error:
         print(f"lc-triton: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a disk that is full, a folder that may not be written: nothing half-written is left
+        print(f"lc-triton: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"\nlc-triton: interrupted{options.after_interrupt}", file=sys.stderr)
         return 130
@@ -277,6 +281,35 @@ def _configs(options: argparse.Namespace) -> None:
             )
     if options.json:
         print(json.dumps(rows, indent=1))
+
+
+def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "convert", help="turn a model that Keras saved into a torch module, without Keras or TensorFlow"
+    )
+    parser.add_argument("model", type=Path, metavar="FILE", help="a .h5, .keras or (with --config) .weights.h5 file")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.pt", help="what to write, for load_model")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="the model's to_json(), for a file of weights alone"
+    )
+    parser.add_argument(
+        "--check",
+        type=Path,
+        metavar="FILE.npz",
+        help="arrays x and y, inputs and what Keras made of them (x0, x1, ... for several): written only if they agree",
+    )
+    parser.add_argument(
+        "--tolerance", type=float, metavar="REL", help="how far, over the largest y (default: by the model's dtype)"
+    )
+    parser.set_defaults(call=_convert, after_interrupt="; nothing was written")
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from lc_triton.keras.saved.convert import convert
+
+    report = convert(options.model, options.out, options.config, options.check, options.tolerance)
+    print(report.to_text())
+    return 0 if report.agrees else 1
 
 
 def _add_env(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

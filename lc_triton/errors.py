@@ -18,6 +18,7 @@ __all__ = [
     "DeviceMismatchError",
     "DtypeError",
     "GroupsError",
+    "KerasFileError",
     "KernelTooLargeError",
     "LengthError",
     "LocalConvError",
@@ -200,6 +201,12 @@ class ConversionError(LocalConvError, ValueError):
     """A layer that has no equal counterpart."""
 
     template = "{name} cannot be converted: {reason}"
+
+
+class KerasFileError(LocalConvError, ValueError):
+    """A file of Keras's that cannot be read, or whose weights do not fit; it is left as it is."""
+
+    template = "{path} cannot be used: {reason}; the file was left as it is"
 
 
 class TuningError(LocalConvError, RuntimeError):

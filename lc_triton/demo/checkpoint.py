@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lc_triton._files import write_atomically
+from lc_triton._files import load_torch, replaced
 from lc_triton.errors import CheckpointError
 
 KIND = "lc_triton demo"
@@ -18,9 +16,8 @@ VERSION = 1
 
 def save(path: Path, settings: dict[str, int | str], runs: dict[str, dict[str, Any]]) -> None:
     """Write the states of all networks, and the settings they belong to."""
-    buffer = io.BytesIO()
-    torch.save({"kind": KIND, "version": VERSION, "settings": settings, "runs": runs}, buffer)
-    write_atomically(path, buffer.getvalue())
+    with replaced(path) as temporary:
+        torch.save({"kind": KIND, "version": VERSION, "settings": settings, "runs": runs}, temporary)
 
 
 def load(path: Path, settings: dict[str, int | str]) -> dict[str, dict[str, Any]]:
@@ -31,13 +28,7 @@ def load(path: Path, settings: dict[str, int | str]) -> dict[str, dict[str, Any]
             left as it is.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch.load does not look at the checksums
-        if damaged is not None:
-            raise CheckpointError(path=path, reason=f"its part {damaged} is damaged")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
+        content = load_torch(path)
     except Exception as error:  # what a damaged file raises depends on where it is damaged
         reason = f"it is damaged or no checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:100]})"
         raise CheckpointError(path=path, reason=reason) from error

@@ -12,7 +12,7 @@ from lc_triton._activations import ActivationArg
 from lc_triton._cpu import pages
 from lc_triton._geometry import Geometry
 from lc_triton._plan import Plan, check_input, run
-from lc_triton.errors import ArgumentValueError
+from lc_triton.errors import ArgumentValueError, NotBuiltError
 
 
 class PlannedLayer(nn.Module):
@@ -27,6 +27,13 @@ class PlannedLayer(nn.Module):
         self.activation = activation  # registered as a submodule where it is a module
         self.weight = UninitializedParameter(**factory)
         self.bias = UninitializedParameter(**factory) if with_bias else None
+
+    @property
+    def geometry(self) -> Geometry:
+        """Sizes, padding and site arithmetic of the layer; it has none before it knows its input's size."""
+        if self._plan is None:
+            raise NotBuiltError(name=type(self).__name__, remedy="call it once on an input")
+        return self._plan.source
 
     def _make_plan(self, geometry: Geometry, activation: ActivationArg) -> Plan:
         raise NotImplementedError

@@ -1,0 +1,188 @@
+"""Activations: as an argument of other layers, and as layers of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from lc_triton._activations import Activation, ActivationArg, parse_activation
+from lc_triton.errors import UnknownNameError
+from lc_triton.keras import activations
+from lc_triton.keras.saved.arguments import Arguments, Axes, Axis, Number, Place, positive_axis
+
+Function = Callable[[Tensor], Tensor]
+
+# Names that mean something else in Keras 3 than in 2, or are new there.
+KERAS_3: dict[str, ActivationArg] = {
+    "hard_sigmoid": F.hardsigmoid,
+    "hard_silu": F.hardswish,
+    "hard_swish": F.hardswish,
+    "log_sigmoid": F.logsigmoid,
+}
+
+
+def argument(identifier: Any, keras: int) -> ActivationArg:
+    """What a locally connected layer is given for the `activation` of a configuration."""
+    name = identifier
+    if isinstance(name, dict) and name.get("class_name") == "function":
+        name = name.get("config")
+    if name is None:
+        return None
+    if not isinstance(name, str):
+        raise ValueError(f"its activation {str(identifier)[:80]} is no named function")
+    if keras >= 3 and name in KERAS_3:
+        return KERAS_3[name]
+    try:
+        activations.get(name)
+    except UnknownNameError as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
+def function(identifier: Any, keras: int) -> Function | None:
+    """The function of tensors that the `activation` of a configuration names; None for the identity."""
+    found = parse_activation(activations.get(argument(identifier, keras)))
+    if isinstance(found, Activation):
+        return None if found.name == "linear" else found
+    assert not isinstance(found, str)  # Keras's softmax is a function here, over the last axis
+    return found
+
+
+class Apply(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The function of x."""
+        return self.function(x)
+
+    def extra_repr(self) -> str:
+        """The function."""
+        return getattr(self.function, "__name__", repr(self.function))
+
+
+class Rectify(nn.Module):
+    """Keras's general ReLU: `slope * (x - threshold)` below a threshold, x above, at most a ceiling."""
+
+    def __init__(self, slope: float, threshold: float, ceiling: float | None) -> None:
+        super().__init__()
+        self.slope, self.threshold, self.ceiling = slope, threshold, ceiling
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The rectified x."""
+        below = self.slope * (x - self.threshold) if self.slope else torch.zeros_like(x)
+        y = torch.where(x < self.threshold, below, x)
+        return y if self.ceiling is None else y.clamp(max=self.ceiling)
+
+    def extra_repr(self) -> str:
+        """The constants."""
+        return f"slope={self.slope}, threshold={self.threshold}, ceiling={self.ceiling}"
+
+
+class PReLU(nn.Module):
+    """ReLU whose negative slopes are learned, one a site and channel but for shared axes."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(shape, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The activated x."""
+        return torch.where(x > 0, x, self.weight * x)
+
+
+class ActivationArguments(Arguments):
+    """`Activation`."""
+
+    activation: Any
+
+    def module(self, place: Place) -> nn.Module:
+        """See the base."""
+        found = function(self.activation, place.keras)
+        return nn.Identity() if found is None else Apply(found)
+
+
+class ReLUArguments(Arguments):
+    """`ReLU`."""
+
+    max_value: Number | None = None
+    negative_slope: Number = 0.0
+    threshold: Number = 0.0
+
+    def module(self, place: Place) -> nn.Module:
+        """See the base."""
+        return Rectify(float(self.negative_slope), float(self.threshold), self.max_value)
+
+
+class LeakyReLUArguments(Arguments):
+    """`LeakyReLU`; its slope is `alpha` in Keras 2 and `negative_slope` in 3."""
+
+    alpha: Number | None = None
+    negative_slope: Number | None = None
+
+    def module(self, place: Place) -> nn.Module:
+        """See the base."""
+        slope = self.alpha if self.negative_slope is None else self.negative_slope
+        return nn.LeakyReLU(0.3 if slope is None else float(slope))
+
+
+class PReLUArguments(Arguments):
+    """`PReLU`."""
+
+    shared_axes: Axes | None = Field(default=None)
+
+    def module(self, place: Place) -> nn.Module:
+        """See the base."""
+        sizes = list(place.shape)
+        for axis in self.shared_axes or ():
+            sizes[positive_axis(axis, len(sizes) + 1, "shared_axes") - 1] = 1
+        return PReLU(tuple(sizes), self.variable_dtype)
+
+
+class ELUArguments(Arguments):
+    """`ELU`."""
+
+    alpha: Number = 1.0
+
+    def module(self, place: Place) -> nn.Module:
+        """See the base."""
+        return nn.ELU(float(self.alpha))
+
+
+class ThresholdedReLUArguments(Arguments):
+    """`ThresholdedReLU`."""
+
+    theta: Number = 1.0
+
+    def module(self, place: Place) -> nn.Module:
+        """See the base."""
+        return nn.Threshold(float(self.theta), 0.0)
+
+
+class SoftmaxArguments(Arguments):
+    """`Softmax`."""
+
+    axis: Axis = -1
+
+    def module(self, place: Place) -> nn.Module:
+        """See the base."""
+        return nn.Softmax(positive_axis(self.axis, len(place.shape) + 1))
+
+
+CLASSES = {
+    "Activation": ActivationArguments,
+    "ReLU": ReLUArguments,
+    "LeakyReLU": LeakyReLUArguments,
+    "PReLU": PReLUArguments,
+    "ELU": ELUArguments,
+    "ThresholdedReLU": ThresholdedReLUArguments,
+    "Softmax": SoftmaxArguments,
+}

@@ -1,0 +1,81 @@
+"""A converted model in a file of torch's: its configuration and its state, no code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lc_triton._files import load_torch, replaced
+from lc_triton.errors import ArgumentTypeError, ArgumentValueError, KerasFileError, first_line
+from lc_triton.keras.saved import spec
+from lc_triton.keras.saved.model import Functional, Model, Sequential, build
+
+KIND = "lc_triton keras model"
+VERSION = 1
+
+
+def save_model(model: nn.Module, path: str | Path) -> None:
+    """Write a model that `load_model` read, as it is now, to a `.pt` file that `load_model` reads.
+
+    Args:
+        model: what `load_model` returned, trained on or not.
+        path: a file whose name ends in `.pt`; an old one is replaced as a whole.
+
+    Raises:
+        LocalConvError: another model or another name.
+
+    The file holds plain data: `torch.load(path, weights_only=True)["state_dict"]` is the model's state dict.
+
+    Source: `torch.save`.
+
+    Example:
+        >>> import lc_triton
+        >>> model = lc_triton.keras.load_model("model.h5")  # doctest: +SKIP
+        >>> lc_triton.keras.save_model(model, "model.pt")  # doctest: +SKIP
+    """
+    if not isinstance(model, (Sequential, Functional)):
+        raise ArgumentTypeError(name="model", value=model, allowed="what lc_triton.keras.load_model returned")
+    path = check_path(Path(path))
+    content = {
+        "kind": KIND,
+        "version": VERSION,
+        "keras": model.keras.keras,
+        "config": model.keras.config,
+        "state_dict": model.state_dict(),
+    }
+    with replaced(path) as temporary:
+        torch.save(content, temporary)
+
+
+def check_path(path: Path) -> Path:
+    """Refuse a name that does not say what the file is."""
+    if path.suffix != ".pt":
+        allowed = "a file ending in .pt; lc_triton.keras.save_weights writes Keras's .weights.h5"
+        raise ArgumentValueError(name="path", value=str(path), allowed=allowed)
+    return path
+
+
+def load(path: Path) -> Model:
+    """The model in a file of `save_model`'s."""
+    try:
+        content = load_torch(path)
+    except OSError as error:
+        raise KerasFileError(path=path, reason=error.strerror or first_line(error)) from error
+    except Exception as error:  # what a damaged file raises depends on where it is damaged
+        raise KerasFileError(path=path, reason=f"it is damaged or no checkpoint ({first_line(error)})") from error
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        raise KerasFileError(path=path, reason="it is no model that lc_triton.keras.save_model wrote")
+    if content.get("version") != VERSION:
+        reason = f"it has version {content.get('version')}, this lc_triton reads version {VERSION}"
+        raise KerasFileError(path=path, reason=reason)
+    text, keras, state = (content.get(key) for key in ("config", "keras", "state_dict"))
+    if not isinstance(text, str) or not isinstance(keras, int) or not isinstance(state, dict):
+        raise KerasFileError(path=path, reason="its parts are not what lc_triton.keras.save_model writes")
+    model = build(spec.parse(text, path, keras)).model
+    try:
+        model.load_state_dict(state, assign=True)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise KerasFileError(path=path, reason=f"its state does not fit its model ({first_line(error)})") from error
+    return model

@@ -1,0 +1,220 @@
+"""Layers with kernels: dense, convolutional, depthwise and locally connected."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lc_triton._geometry import padding_pairs
+from lc_triton.errors import LocalConvError
+from lc_triton.keras import initializers
+from lc_triton.keras.saved.activation import Function, argument, function
+from lc_triton.keras.saved.arguments import Arguments, Count, Counts, Place, WindowArguments, spread
+from lc_triton.layers import LocallyConnected1D, LocallyConnected2D, LocallyConnected3D
+
+_CONVOLUTIONS = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
+
+
+class Dense(nn.Linear):
+    """A matrix over the last axis, and an activation."""
+
+    def __init__(self, inputs: int, units: int, activation: Function | None, *, bias: bool, dtype: torch.dtype) -> None:
+        super().__init__(inputs, units, bias=bias, dtype=dtype)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output for x `(..., inputs)`."""
+        y = super().forward(x)
+        return y if self.activation is None else self.activation(y)
+
+
+class Convolution(nn.Module):
+    """A convolution in either data format, with TensorFlow's padding, and an activation.
+
+    Its weight is torch's, `(filters, channels // groups, *kernel)`. With `depthwise`, Keras has a kernel of its own
+    for each channel, `(*kernel, channels, filters // channels)`, which is a convolution with as many groups.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        filters: int,
+        kernel: tuple[int, ...],
+        *,
+        stride: tuple[int, ...],
+        dilation: tuple[int, ...],
+        padding: str,
+        groups: int,
+        channels_first: bool,
+        activation: Function | None,
+        bias: bool,
+        dtype: torch.dtype,
+        depthwise: bool = False,
+    ) -> None:
+        super().__init__()
+        self.kernel, self.stride, self.dilation, self.padding = kernel, stride, dilation, padding
+        self.groups, self.channels_first, self.activation, self.depthwise = (
+            groups,
+            channels_first,
+            activation,
+            depthwise,
+        )
+        self.weight = nn.Parameter(torch.empty(filters, channels // groups, *kernel, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(filters, dtype=dtype)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output for a batch x."""
+        x = x if self.channels_first else x.movedim(-1, 1)
+        pairs = padding_pairs(self.padding, tuple(x.shape[2:]), self.kernel, self.stride, self.dilation)
+        if any(map(any, pairs)):
+            x = F.pad(x, [side for pair in reversed(pairs) for side in pair])
+        convolve = _CONVOLUTIONS[len(self.kernel)]
+        y = convolve(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        y = y if self.channels_first else y.movedim(1, -1)
+        return y if self.activation is None else self.activation(y)
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        layout = "channels_first" if self.channels_first else "channels_last"
+        return f"{tuple(self.weight.shape)}, stride={self.stride}, padding={self.padding!r}, groups={self.groups}, {layout}"
+
+
+class DenseArguments(Arguments):
+    """`Dense`."""
+
+    units: Count
+    activation: Any = None
+    use_bias: bool = True
+
+    def module(self, place: Place) -> nn.Module:
+        """See the base."""
+        if not place.shape:
+            raise ValueError("it takes inputs with a last axis")
+        activation = function(self.activation, place.keras)
+        return Dense(place.shape[-1], self.units, activation, bias=self.use_bias, dtype=self.variable_dtype)
+
+
+class _ConvArguments(WindowArguments):
+    ndim: ClassVar[int]
+
+    kernel_size: Counts
+    strides: Counts = (1,)
+    dilation_rate: Counts = (1,)
+    activation: Any = None
+    use_bias: bool = True
+
+    def _convolution(self, place: Place, filters: int, groups: int, *, depthwise: bool = False) -> nn.Module:
+        allowed = ("valid", "same", "causal") if self.ndim == 1 and not depthwise else ("valid", "same")
+        if self.padding not in allowed:
+            raise ValueError(f"its padding {self.padding[:80]!r} is none of {', '.join(allowed)}")
+        _, channels = place.spatial(self.ndim, self.data_format)
+        if channels % groups or filters % groups:
+            raise ValueError(f"{channels} channels and {filters} filters cannot be split into {groups} groups")
+        return Convolution(
+            channels,
+            filters,
+            spread("kernel_size", self.kernel_size, self.ndim),
+            stride=spread("strides", self.strides, self.ndim),
+            dilation=spread("dilation_rate", self.dilation_rate, self.ndim),
+            padding=self.padding,
+            groups=groups,
+            channels_first=self.channels_first,
+            activation=function(self.activation, place.keras),
+            bias=self.use_bias,
+            dtype=self.variable_dtype,
+            depthwise=depthwise,
+        )
+
+
+class Conv1DArguments(_ConvArguments):
+    """`Conv1D`."""
+
+    ndim = 1
+    filters: Count
+    groups: Count = 1
+
+    def module(self, place: Place) -> nn.Module:
+        """See the base."""
+        return self._convolution(place, self.filters, self.groups)
+
+
+class Conv2DArguments(Conv1DArguments):
+    """`Conv2D`."""
+
+    ndim = 2
+
+
+class DepthwiseConv1DArguments(_ConvArguments):
+    """`DepthwiseConv1D`."""
+
+    ndim = 1
+    depth_multiplier: Count = 1
+
+    def module(self, place: Place) -> nn.Module:
+        """See the base."""
+        _, channels = place.spatial(self.ndim, self.data_format)
+        return self._convolution(place, channels * self.depth_multiplier, channels, depthwise=True)
+
+
+class DepthwiseConv2DArguments(DepthwiseConv1DArguments):
+    """`DepthwiseConv2D`."""
+
+    ndim = 2
+
+
+class LocallyConnected1DArguments(Arguments):
+    """`LocallyConnected1D`: the layer checks its own arguments."""
+
+    layer: ClassVar[Any] = LocallyConnected1D
+
+    def module(self, place: Place) -> nn.Module:
+        """See the base."""
+        known = set(inspect.signature(self.layer).parameters)
+        given = {name: value for name, value in (self.model_extra or {}).items() if name in known}
+        if place.package != "lc_triton" and given.get("padding") == "same":
+            given["padding"] = "keras_same"  # what Keras 2 means by it
+        given["activation"] = argument(given.get("activation"), place.keras)
+        for name, default in (("kernel_initializer", "glorot_uniform"), ("bias_initializer", "zeros")):
+            # One that cannot be named here would only matter if the weights, which are in the file, were drawn anew.
+            try:
+                initializers.get(given.get(name))
+            except LocalConvError:
+                given[name] = default
+        given |= {"dtype": self.variable_dtype, "device": "meta", "input_shape": place.shape}
+        try:
+            return self.layer.from_config({**given, "trainable": self.trainable})
+        except LocalConvError as error:
+            raise ValueError(str(error)) from None
+
+    def _knows(self, name: str) -> bool:
+        return name in inspect.signature(self.layer).parameters or super()._knows(name)
+
+
+class LocallyConnected2DArguments(LocallyConnected1DArguments):
+    """`LocallyConnected2D`."""
+
+    layer = LocallyConnected2D
+
+
+class LocallyConnected3DArguments(LocallyConnected1DArguments):
+    """`LocallyConnected3D`, which only our own Keras 3 layers write."""
+
+    layer = LocallyConnected3D
+
+
+LOCALLY_CONNECTED = (LocallyConnected1D, LocallyConnected2D, LocallyConnected3D)
+
+CLASSES = {
+    "Dense": DenseArguments,
+    "Conv1D": Conv1DArguments,
+    "Conv2D": Conv2DArguments,
+    "DepthwiseConv1D": DepthwiseConv1DArguments,
+    "DepthwiseConv2D": DepthwiseConv2DArguments,
+    "LocallyConnected1D": LocallyConnected1DArguments,
+    "LocallyConnected2D": LocallyConnected2DArguments,
+    "LocallyConnected3D": LocallyConnected3DArguments,
+}

@@ -1,0 +1,228 @@
+"""Keras models and weights from their files, without Keras or TensorFlow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from lc_triton._geometry import DATA_FORMATS
+from lc_triton.errors import ArgumentTypeError, ConversionError, KerasFileError
+from lc_triton.keras.saved import archive, checkpoint, hdf5, spec, stored
+from lc_triton.keras.saved.model import Built, Model, build
+from lc_triton.keras.saved.weights import Origin, Slot, slots
+from lc_triton.layers.locally_connected import IMPLEMENTATIONS
+
+if TYPE_CHECKING:
+    import h5py
+
+
+def load_model(path: str | Path, *, config: str | Path | Mapping[str, Any] | None = None) -> nn.Module:
+    """The torch module of a model that Keras saved, with its weights, in eval mode.
+
+    Args:
+        path: a `.h5` or `.keras` file of a whole model, a `.weights.h5` (or older `.h5`) file of weights beside
+            `config`, or a `.pt` file that `save_model` wrote.
+        config: for a file of weights alone: the model's `to_json()`, as text, as a mapping or as a path to a file of it.
+
+    Returns:
+        `nn.Sequential` of the layers under their Keras names for a Sequential model; for a Functional one a module
+        that takes its inputs, and gives its outputs, in Keras's order. Tensors have Keras's layout (channels last
+        unless the layers say otherwise). Parameters are of the file's dtype (float32 where a policy mixes), frozen
+        where Keras's are. `keras` holds the model's configuration.
+
+    Raises:
+        KerasFileError: a file that is absent, damaged, something else, or whose arrays do not fit its model.
+        ConversionError: layers that have no counterpart here, each named with its class and the reason.
+
+    No code in the file is run, nothing is written, and memory is in proportion to the file.
+
+    Source: `tf_keras.models.load_model`.
+
+    Example:
+        >>> import lc_triton
+        >>> model = lc_triton.keras.load_model("model.h5")  # doctest: +SKIP
+    """
+    path = Path(path)
+    if path.suffix == ".pt":
+        return checkpoint.load(path)
+    with archive.opened(path) as saved:
+        if config is not None:
+            if saved.model is not None:
+                raise ArgumentTypeError(name="config", value=config, allowed="None for a file that holds its model")
+            saved = archive.Saved(saved.path, saved.weights, _configuration(config, path), saved.backend)
+        if saved.model is None:
+            reason = "it holds weights alone: give the model's to_json() as config=, or use load_weights on a module"
+            raise KerasFileError(path=path, reason=reason)
+        built = build(saved.model)
+        found = stored.arrays(saved)
+        _check_claims(built, found, path)
+        wanted = {name: slots(layer) for name, layer in built.layers.items() if slots(layer)}
+        wrong = [f"layer {name!r} has no arrays in the file" for name in wanted if name not in found]
+        wrong += [f"the file has arrays for {name!r}, which the model does not" for name in found if name not in wanted]
+        for name in wanted:
+            if name in found:
+                wrong += _misfits(name, wanted[name], found[name])
+        if wrong:
+            raise KerasFileError(path=path, reason="; ".join(wrong))
+        built.model.to_empty(device="cpu")
+        for name, layer in built.layers.items():
+            if name in found:  # asked anew: to_empty gave the layer other tensors
+                _copy(slots(layer), found[name])
+    return built.model
+
+
+# Implementation 3 keeps no weights of taps that fall on padding: in a layer larger than its input, most of them.
+MOST_PADDED = 256
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """What `load_weights` found: layers by their Keras names, modules by their place in the model.
+
+    `matched` pairs a Keras layer with a module; `missing` are modules with weights that no layer was found for;
+    `unexpected` are Keras layers that no module was found for; `misshapen` says which arrays do not fit, and how.
+    """
+
+    matched: tuple[tuple[str, str], ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    misshapen: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.matched)} layer(s) matched"]
+        for what, names in (("missing", self.missing), ("unexpected", self.unexpected), ("misshapen", self.misshapen)):
+            if names:
+                parts.append(f"{what}: {', '.join(names)}")
+        return "; ".join(parts)
+
+
+def load_weights(
+    model: nn.Module, path: str | Path, mapping: Mapping[str, str] | None = None, *, strict: bool = True
+) -> WeightsReport:
+    """Weights of Keras layers into modules of your own model.
+
+    Args:
+        model: with locally connected layers (of either convention), nn.Linear, nn.Conv1d/2d/3d, nn.BatchNorm1d/2d/3d
+            or nn.LayerNorm; a depthwise kernel of Keras fits a convolution with as many groups as channels.
+        path: a `.h5`, `.keras` or `.weights.h5` file. A `.weights.h5` file of Keras 2 knows no names: its layers are
+            called by class and order, conv2d, conv2d_1, dense, ...
+        mapping: from the names of Keras layers to those of modules, as `named_modules` has them; what it does not name
+            goes by its own name, the module's whole one or its last part.
+        strict: nothing is written and an error raised unless every module with weights and every layer with arrays
+            has found its other half; otherwise what fits is written.
+
+    Returns:
+        What was matched, and what was missing, unexpected or misshapen.
+
+    Raises:
+        KerasFileError: a file that is absent, damaged or something else.
+        ConversionError: under `strict`, with the report, and for a mapping to a module that does not exist.
+
+    A dense layer behind a flattened image is not turned: Keras flattens channels last.
+
+    Source: `tf_keras.Model.load_weights`.
+
+    Example:
+        >>> import lc_triton
+        >>> report = lc_triton.keras.load_weights(model, "model.h5", {"lc2d": "body.0"})  # doctest: +SKIP
+    """
+    path = Path(path)
+    modules = {name: module for name, module in model.named_modules() if slots(module)}
+    with archive.opened(path) as saved:
+        found = stored.arrays(saved)
+        targets = _targets(list(found), modules, dict(mapping or {}), path)
+        origins = _origins(saved.model)
+        pairs = []
+        misshapen: list[str] = []
+        for layer, module in targets.items():
+            slots_here = slots(modules[module], origins.get(layer) or Origin(layer))
+            wrong = _misfits(layer, slots_here, found[layer])
+            misshapen += wrong
+            if not wrong:
+                pairs.append((layer, module, slots_here))
+        report = WeightsReport(
+            matched=tuple((layer, module) for layer, module, _ in pairs),
+            missing=tuple(sorted(set(modules) - set(targets.values()))),
+            unexpected=tuple(layer for layer in found if layer not in targets),
+            misshapen=tuple(misshapen),
+        )
+        if strict and (report.missing or report.unexpected or report.misshapen):
+            raise ConversionError(name=str(path), reason=f"{report}; strict=False loads what fits")
+        for layer, _, slots_here in pairs:
+            _copy(slots_here, found[layer])
+    return report
+
+
+def _origins(model: spec.ModelSpec | None) -> dict[str, Origin]:
+    """What a file that holds its model tells of its layers; one that does not may tell the class by the name."""
+    found = {}
+    for layer in () if model is None else model.layers:
+        data_format, implementation = (layer.config.get(key) for key in ("data_format", "implementation"))
+        known = data_format in DATA_FORMATS and implementation in (None, *IMPLEMENTATIONS)
+        found[layer.name] = Origin(layer.class_name, *((data_format, implementation) if known else ()))
+    return found
+
+
+def _targets(
+    layers: list[str], modules: Mapping[str, nn.Module], mapping: dict[str, str], path: Path
+) -> dict[str, str]:
+    """The module of each layer that has one."""
+    for layer, module in mapping.items():
+        if layer not in layers:
+            raise ConversionError(name=str(path), reason=f"mapping names {layer!r}, the file has {', '.join(layers)}")
+        if module not in modules:
+            reason = f"mapping names {module!r}, the modules with weights are {', '.join(modules)}"
+            raise ConversionError(name=str(path), reason=reason)
+    found = dict(mapping)
+    for layer in layers:
+        if layer in found:
+            continue
+        ends = [name for name in modules if name == layer] or [n for n in modules if n.rpartition(".")[2] == layer]
+        if len(ends) == 1 and ends[0] not in found.values():
+            found[layer] = ends[0]
+    return found
+
+
+def _check_claims(built: Built, found: Mapping[str, list[h5py.Dataset]], path: Path) -> None:
+    """Refuse layers with far more weights than their arrays have numbers: nothing is allocated on a file's word."""
+    for name, layer in built.layers.items():
+        wanted = sum(tensor.numel() for tensor in (*layer.parameters(), *layer.buffers()))
+        stored_numbers = sum(dataset.size for dataset in found.get(name, []))
+        if wanted > MOST_PADDED * max(stored_numbers, 1):
+            reason = f"layer {name!r} claims {wanted} weights, of which the file holds {stored_numbers}"
+            raise KerasFileError(path=path, reason=reason)
+
+
+def _configuration(config: str | Path | Mapping[str, Any], path: Path) -> spec.ModelSpec:
+    if isinstance(config, Mapping):
+        return spec.parse(json.dumps(config), path, 2)
+    if isinstance(config, Path) or not config.lstrip().startswith("{"):
+        try:
+            config = Path(config).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise KerasFileError(path=config, reason=str(error)) from error
+    return spec.parse(config, path, 2)
+
+
+def _misfits(layer: str, wanted: list[Slot], found: list[h5py.Dataset]) -> list[str]:
+    """What keeps the arrays of a file from going into a layer."""
+    if len(wanted) != len(found):
+        names = ", ".join(slot.name for slot in wanted)
+        return [f"layer {layer!r} has {len(found)} array(s) in the file, not {len(wanted)} ({names})"]
+    return [
+        f"{slot.name} of layer {layer!r} has shape {tuple(dataset.shape)} in the file, not {slot.shape}"
+        for slot, dataset in zip(wanted, found, strict=True)
+        if tuple(dataset.shape) != slot.shape
+    ]
+
+
+def _copy(wanted: list[Slot], found: list[h5py.Dataset]) -> None:
+    with torch.no_grad():
+        for slot, dataset in zip(wanted, found, strict=True):
+            slot.tensor.copy_(slot.from_keras(hdf5.read(dataset)))

@@ -1,0 +1,131 @@
+"""Batch and layer normalization over whatever axes Keras names."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import StrictBool
+from torch import Tensor, nn
+
+from lc_triton.keras.saved.arguments import Arguments, Axes, Number, Place, positive_axis
+
+
+class BatchNormalization(nn.Module):
+    """Normalization of one axis by the batch's statistics in training, by moving ones afterwards.
+
+    `momentum` is torch's: the weight of a new batch in the moving statistics, one minus Keras's.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(
+        self,
+        size: int,
+        axis: int,
+        *,
+        eps: float,
+        momentum: float,
+        scale: bool,
+        center: bool,
+        frozen: bool,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        self.axis, self.eps, self.momentum, self.frozen = axis, eps, momentum, frozen
+        self.weight = nn.Parameter(torch.ones(size, dtype=dtype)) if scale else None
+        self.bias = nn.Parameter(torch.zeros(size, dtype=dtype)) if center else None
+        self.register_buffer("running_mean", torch.zeros(size, dtype=dtype))
+        self.register_buffer("running_var", torch.ones(size, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The normalized batch x."""
+        x = x.movedim(self.axis, 1)
+        learning = self.training and not self.frozen  # in Keras a frozen layer keeps its statistics in training too
+        y = F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, learning, self.momentum, self.eps
+        )
+        return y.movedim(1, self.axis)
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"{self.running_mean.numel()}, axis={self.axis}, eps={self.eps}, momentum={self.momentum}"
+
+
+class LayerNormalization(nn.Module):
+    """Normalization of each sample over some axes."""
+
+    def __init__(
+        self,
+        sizes: tuple[int, ...],
+        axes: tuple[int, ...],
+        *,
+        eps: float,
+        scale: bool,
+        center: bool,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        self.sizes, self.axes, self.eps = sizes, axes, eps
+        self.weight = nn.Parameter(torch.ones(sizes, dtype=dtype)) if scale else None
+        self.bias = nn.Parameter(torch.zeros(sizes, dtype=dtype)) if center else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The normalized batch x."""
+        last = tuple(range(-len(self.axes), 0))
+        y = F.layer_norm(x.movedim(self.axes, last), self.sizes, self.weight, self.bias, self.eps)
+        return y.movedim(last, self.axes)
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"{self.sizes}, axes={self.axes}, eps={self.eps}"
+
+
+class BatchNormalizationArguments(Arguments):
+    """`BatchNormalization`."""
+
+    axis: Axes = (-1,)
+    momentum: Number = 0.99
+    epsilon: Number = 1e-3
+    center: StrictBool = True
+    scale: StrictBool = True
+
+    def module(self, place: Place) -> nn.Module:
+        """See the base."""
+        if len(self.axis) != 1:
+            raise ValueError(f"it normalizes {len(self.axis)} axes, where torch's normalizes one")
+        axis = positive_axis(self.axis[0], len(place.shape) + 1)
+        return BatchNormalization(
+            place.shape[axis - 1],
+            axis,
+            eps=float(self.epsilon),
+            momentum=1 - float(self.momentum),
+            scale=self.scale,
+            center=self.center,
+            frozen=not self.trainable,
+            dtype=self.variable_dtype,
+        )
+
+
+class LayerNormalizationArguments(Arguments):
+    """`LayerNormalization`."""
+
+    axis: Axes = (-1,)
+    epsilon: Number = 1e-3
+    center: StrictBool = True
+    scale: StrictBool = True
+
+    def module(self, place: Place) -> nn.Module:
+        """See the base."""
+        axes = tuple(sorted({positive_axis(axis, len(place.shape) + 1) for axis in self.axis}))
+        return LayerNormalization(
+            tuple(place.shape[axis - 1] for axis in axes),
+            axes,
+            eps=float(self.epsilon),
+            scale=self.scale,
+            center=self.center,
+            dtype=self.variable_dtype,
+        )
+
+
+CLASSES = {"BatchNormalization": BatchNormalizationArguments, "LayerNormalization": LayerNormalizationArguments}

@@ -1,0 +1,156 @@
+"""Pooling over windows and over everything, 1-D and 2-D, in either data format and with TensorFlow's padding."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import StrictBool
+from torch import Tensor, nn
+
+from lc_triton._geometry import padding_pairs
+from lc_triton.keras.saved.arguments import Arguments, Counts, DataFormat, Place, WindowArguments, spread
+
+_MAX = {1: F.max_pool1d, 2: F.max_pool2d}
+_MEAN = {1: F.avg_pool1d, 2: F.avg_pool2d}
+
+
+class Pool(nn.Module):
+    """The maximum or the mean of each window; sites of the padding do not count."""
+
+    def __init__(
+        self, kind: str, size: tuple[int, ...], stride: tuple[int, ...], padding: str, *, channels_first: bool
+    ) -> None:
+        super().__init__()
+        self.kind, self.size, self.stride, self.padding = kind, size, stride, padding
+        self.channels_first = channels_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The pooled batch x."""
+        x = x if self.channels_first else x.movedim(-1, 1)
+        ndim, spatial = len(self.size), tuple(x.shape[2:])
+        pairs = padding_pairs(self.padding, spatial, self.size, self.stride, (1,) * ndim)
+        sides = [side for pair in reversed(pairs) for side in pair] if any(map(any, pairs)) else None
+        if self.kind == "max":
+            x = x if sides is None else F.pad(x, sides, value=-torch.inf)
+            y = _MAX[ndim](x, self.size, self.stride)
+        else:
+            pool = _MEAN[ndim]
+            y = pool(x if sides is None else F.pad(x, sides), self.size, self.stride)
+            if sides is not None:
+                counted = F.pad(torch.ones(1, 1, *spatial, dtype=x.dtype, device=x.device), sides)
+                y = y / pool(counted, self.size, self.stride)
+        return y if self.channels_first else y.movedim(1, -1)
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        layout = "channels_first" if self.channels_first else "channels_last"
+        return f"{self.kind}, {self.size}, stride={self.stride}, padding={self.padding!r}, {layout}"
+
+
+class GlobalPool(nn.Module):
+    """The maximum or the mean over all sites."""
+
+    def __init__(self, kind: str, axes: tuple[int, ...], *, keepdims: bool) -> None:
+        super().__init__()
+        self.kind, self.axes, self.keepdims = kind, axes, keepdims
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The pooled batch x."""
+        over = torch.amax if self.kind == "max" else torch.mean
+        return over(x, self.axes, self.keepdims)
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"{self.kind}, {self.axes}, keepdims={self.keepdims}"
+
+
+class _PoolArguments(WindowArguments):
+    kind: ClassVar[str]
+    ndim: ClassVar[int]
+
+    pool_size: Counts
+    strides: Counts | None = None
+    padding: Literal["valid", "same"] = "valid"
+
+    def module(self, place: Place) -> nn.Module:
+        """See the base."""
+        place.spatial(self.ndim, self.data_format)
+        size = spread("pool_size", self.pool_size, self.ndim)
+        stride = size if self.strides is None else spread("strides", self.strides, self.ndim)
+        return Pool(self.kind, size, stride, self.padding, channels_first=self.channels_first)
+
+
+class _GlobalPoolArguments(Arguments):
+    kind: ClassVar[str]
+    ndim: ClassVar[int]
+
+    data_format: DataFormat = "channels_last"
+    keepdims: StrictBool = False
+
+    def module(self, place: Place) -> nn.Module:
+        """See the base."""
+        place.spatial(self.ndim, self.data_format)
+        first = 2 if self.data_format == "channels_first" else 1
+        return GlobalPool(self.kind, tuple(range(first, first + self.ndim)), keepdims=self.keepdims)
+
+
+class MaxPooling1DArguments(_PoolArguments):
+    """`MaxPooling1D`."""
+
+    kind, ndim = "max", 1
+
+
+class MaxPooling2DArguments(_PoolArguments):
+    """`MaxPooling2D`."""
+
+    kind, ndim = "max", 2
+
+
+class AveragePooling1DArguments(_PoolArguments):
+    """`AveragePooling1D`."""
+
+    kind, ndim = "mean", 1
+
+
+class AveragePooling2DArguments(_PoolArguments):
+    """`AveragePooling2D`."""
+
+    kind, ndim = "mean", 2
+
+
+class GlobalMaxPooling1DArguments(_GlobalPoolArguments):
+    """`GlobalMaxPooling1D`."""
+
+    kind, ndim = "max", 1
+
+
+class GlobalMaxPooling2DArguments(_GlobalPoolArguments):
+    """`GlobalMaxPooling2D`."""
+
+    kind, ndim = "max", 2
+
+
+class GlobalAveragePooling1DArguments(_GlobalPoolArguments):
+    """`GlobalAveragePooling1D`."""
+
+    kind, ndim = "mean", 1
+
+
+class GlobalAveragePooling2DArguments(_GlobalPoolArguments):
+    """`GlobalAveragePooling2D`."""
+
+    kind, ndim = "mean", 2
+
+
+CLASSES = {
+    "MaxPooling1D": MaxPooling1DArguments,
+    "MaxPooling2D": MaxPooling2DArguments,
+    "AveragePooling1D": AveragePooling1DArguments,
+    "AveragePooling2D": AveragePooling2DArguments,
+    "GlobalMaxPooling1D": GlobalMaxPooling1DArguments,
+    "GlobalMaxPooling2D": GlobalMaxPooling2DArguments,
+    "GlobalAveragePooling1D": GlobalAveragePooling1DArguments,
+    "GlobalAveragePooling2D": GlobalAveragePooling2DArguments,
+}

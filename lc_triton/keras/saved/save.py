@@ -1,0 +1,82 @@
+"""Weights of torch modules, written as Keras writes its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from lc_triton._files import replaced
+from lc_triton.errors import ArgumentValueError
+from lc_triton.keras.saved import hdf5
+from lc_triton.keras.saved.model import Functional, Sequential, attribute_names
+from lc_triton.keras.saved.stored import numbered
+from lc_triton.keras.saved.weights import Slot, keras_class, slots
+
+ENDING = ".weights.h5"
+
+
+def save_weights(model: nn.Module, path: str | Path) -> None:
+    """Write a model's weights to a `.weights.h5` file that the same model in Keras loads.
+
+    Args:
+        model: what `load_model` returned, or any module whose layers with weights are locally connected ones, nn.Linear,
+            nn.Conv1d/2d/3d, nn.BatchNorm1d/2d/3d or nn.LayerNorm, registered in the order of the Keras model's layers.
+        path: a file whose name ends in `.weights.h5`; an old one is replaced as a whole.
+
+    Raises:
+        LocalConvError: another name, or parameters in modules that Keras has no layer for.
+
+    Kernels have Keras's shape for the layer's `implementation` and `data_format`. Keras knows layers in such files by
+    class and order, and takes them by `keras_model.load_weights(path)`.
+
+    Source: `tf_keras.Model.save_weights`.
+
+    Example:
+        >>> import lc_triton
+        >>> layer = lc_triton.LocallyConnected1D(2, 3, input_shape=(5, 1))
+        >>> lc_triton.keras.save_weights(layer, "layer.weights.h5")  # doctest: +SKIP
+    """
+    path = Path(path)
+    if not path.name.endswith(ENDING):
+        raise ArgumentValueError(name="path", value=str(path), allowed=f"a file ending in {ENDING}, as Keras asks")
+    h5py = hdf5.library("writing Keras's files")
+    layers = _layers(model)
+    with replaced(path) as temporary, h5py.File(temporary, "w") as file:
+        file.create_group("vars")
+        for place, (name, arrays) in layers.items():
+            group = file.create_group(f"layers/{place}")
+            group.attrs["name"] = name
+            variables = group.create_group("vars")
+            for i, slot in enumerate(arrays):
+                variables.create_dataset(str(i), data=_array(slot))
+
+
+def _layers(model: nn.Module) -> dict[str, tuple[str, list[Slot]]]:
+    """The layers with weights by their place in the file: their names, and their arrays."""
+    if isinstance(model, (Sequential, Functional)):
+        names = attribute_names([s.name for s in model.keras.layers if s.class_name != "InputLayer"])
+        places = numbered([s.class_name for s in model.keras.layers])
+        modules = dict(model.named_children())
+        here = (
+            (p, s.name, modules[names[s.name]])
+            for p, s in zip(places, model.keras.layers, strict=True)
+            if s.name in names
+        )
+        return {place: (name, slots(module)) for place, name, module in here if slots(module)}
+    found = [(name, module) for name, module in model.named_modules() if slots(module)]
+    known = {id(slot.tensor) for _, module in found for slot in slots(module)}
+    strays = [name for name, parameter in model.named_parameters() if id(parameter) not in known]
+    if strays:
+        allowed = f"a model of layers that Keras has too; these parameters belong to none: {', '.join(strays)}"
+        raise ArgumentValueError(name="model", value=type(model).__name__, allowed=allowed)
+    places = numbered([keras_class(module) or "" for _, module in found])
+    return {place: (name, slots(module)) for place, (name, module) in zip(places, found, strict=True)}
+
+
+def _array(slot: Slot) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+    tensor = slot.to_keras(slot.tensor.detach().cpu())
+    # numpy has no bfloat16, and float32 holds each of its numbers.
+    return np.asarray((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).contiguous().numpy())

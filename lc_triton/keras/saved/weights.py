@@ -1,0 +1,178 @@
+"""Between a torch module's parameters and the arrays Keras keeps for the same layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor, nn
+
+from lc_triton.keras import layout
+from lc_triton.keras.saved.activation import PReLU
+from lc_triton.keras.saved.convolution import Convolution
+from lc_triton.keras.saved.normalization import BatchNormalization, LayerNormalization
+from lc_triton.layers import (
+    LocalConv1d,
+    LocalConv2d,
+    LocalConv3d,
+    LocallyConnected1D,
+    LocallyConnected2D,
+    LocallyConnected3D,
+)
+from lc_triton.layers._planned import PlannedLayer
+
+_Map = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One array of Keras's: its name and shape there, the tensor here, and the way there and back."""
+
+    name: str
+    tensor: Tensor
+    shape: tuple[int, ...]
+    to_keras: _Map
+    from_keras: _Map
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known of the Keras layer whose arrays these are: they lie differently in each kind."""
+
+    class_name: str = ""
+    data_format: str | None = None
+    implementation: int | None = None
+
+
+def slots(module: nn.Module, origin: Origin = Origin()) -> list[Slot]:  # noqa: B008  # frozen
+    """A module's own arrays in Keras's order: empty where it has none, or is no layer that Keras has too."""
+    if isinstance(module, _LOCALLY_CONNECTED):
+        implementation = origin.implementation or module.implementation
+        return _local(module, origin.data_format or module.data_format, implementation)
+    if isinstance(module, _LOCAL_CONV):
+        return _local(module, origin.data_format or "channels_last", origin.implementation or 1)
+    if isinstance(module, (Convolution, *_CONV)):
+        own = module.depthwise if isinstance(module, Convolution) else origin.class_name.lower().startswith("depthwise")
+        return _convolution(module, depthwise=own)
+    for kinds, find in _TABLE:
+        if isinstance(module, kinds):
+            return find(module)
+    return []
+
+
+def keras_class(module: nn.Module) -> str | None:
+    """The Keras class of a module with weights."""
+    for kind, name in _CLASSES.items():
+        if isinstance(module, kind):
+            return f"{name}{len(module.kernel)}D" if isinstance(module, Convolution) else name
+    return None
+
+
+def _same(name: str, tensor: Tensor | None) -> list[Slot]:
+    return [] if tensor is None else [Slot(name, tensor, tuple(tensor.shape), _identity, _identity)]
+
+
+def _identity(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _local(module: PlannedLayer, data_format: str, implementation: int) -> list[Slot]:
+    geometry = module.geometry
+    kernel = Slot(
+        "kernel",
+        module.weight,
+        layout.kernel_shape(geometry, data_format, implementation),
+        lambda weight: layout.kernel_to_keras(weight, geometry, data_format, implementation),
+        lambda kernel: layout.kernel_from_keras(kernel, geometry, data_format, implementation),
+    )
+    if module.bias is None or module.bias.ndim == 1:  # one a channel, which Keras's layers do not have
+        return [kernel, *_same("bias", module.bias)]
+    there, back = (partial(f, data_format=data_format) for f in (layout.bias_to_keras, layout.bias_from_keras))
+    return [kernel, Slot("bias", module.bias, tuple(module.bias.shape), there, back)]
+
+
+def _transposed(tensor: Tensor) -> Tensor:
+    return tensor.mT
+
+
+def _linear(module: nn.Linear) -> list[Slot]:
+    weight = module.weight
+    kernel = Slot("kernel", weight, tuple(reversed(weight.shape)), _transposed, _transposed)
+    return [kernel, *_same("bias", module.bias)]
+
+
+def _convolution(module: nn.Conv1d | nn.Conv2d | nn.Conv3d | Convolution, *, depthwise: bool) -> list[Slot]:
+    weight = module.weight
+    filters, channels, *kernel = weight.shape
+    if depthwise:
+        shape = (*kernel, module.groups, filters // module.groups)
+        there, back = partial(_depthwise_to_keras, shape), partial(_depthwise_from_keras, tuple(weight.shape))
+        return [Slot("depthwise_kernel", weight, shape, there, back), *_same("bias", module.bias)]
+    return [
+        Slot("kernel", weight, (*kernel, channels, filters), _conv_to_keras, _conv_from_keras),
+        *_same("bias", module.bias),
+    ]
+
+
+def _conv_to_keras(weight: Tensor) -> Tensor:
+    return weight.movedim((1, 0), (-2, -1))
+
+
+def _conv_from_keras(kernel: Tensor) -> Tensor:
+    return kernel.movedim((-1, -2), (0, 1))
+
+
+def _depthwise_to_keras(shape: tuple[int, ...], weight: Tensor) -> Tensor:
+    return weight.movedim(0, -1).reshape(shape)
+
+
+def _depthwise_from_keras(shape: tuple[int, ...], kernel: Tensor) -> Tensor:
+    return kernel.flatten(-2).movedim(-1, 0).reshape(shape)
+
+
+def _batch_norm(module: BatchNormalization | nn.BatchNorm1d) -> list[Slot]:
+    affine = _same("gamma", module.weight) + _same("beta", module.bias)
+    return affine + _same("moving_mean", module.running_mean) + _same("moving_variance", module.running_var)
+
+
+def _layer_norm(module: LayerNormalization | nn.LayerNorm) -> list[Slot]:
+    return _same("gamma", module.weight) + _same("beta", module.bias)
+
+
+def _prelu(module: PReLU) -> list[Slot]:
+    return _same("alpha", module.weight)
+
+
+_LOCALLY_CONNECTED = (LocallyConnected1D, LocallyConnected2D, LocallyConnected3D)
+_LOCAL_CONV = (LocalConv1d, LocalConv2d, LocalConv3d)
+_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+_TABLE: tuple[tuple[tuple[type, ...], Callable[..., list[Slot]]], ...] = (
+    ((nn.Linear,), _linear),
+    ((BatchNormalization, *_BATCH_NORM), _batch_norm),
+    ((LayerNormalization, nn.LayerNorm), _layer_norm),
+    ((PReLU,), _prelu),
+)
+
+_CLASSES: dict[type, str] = {
+    LocallyConnected1D: "LocallyConnected1D",
+    LocallyConnected2D: "LocallyConnected2D",
+    LocallyConnected3D: "LocallyConnected3D",
+    LocalConv1d: "LocallyConnected1D",
+    LocalConv2d: "LocallyConnected2D",
+    LocalConv3d: "LocallyConnected3D",
+    nn.Linear: "Dense",
+    nn.Conv1d: "Conv1D",
+    nn.Conv2d: "Conv2D",
+    nn.Conv3d: "Conv3D",
+    Convolution: "Conv",
+    nn.BatchNorm1d: "BatchNormalization",
+    nn.BatchNorm2d: "BatchNormalization",
+    nn.BatchNorm3d: "BatchNormalization",
+    BatchNormalization: "BatchNormalization",
+    nn.LayerNorm: "LayerNormalization",
+    LayerNormalization: "LayerNormalization",
+    PReLU: "PReLU",
+}

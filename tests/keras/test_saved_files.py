@@ -1,0 +1,257 @@
+"""Files that lie, lead elsewhere or are damaged: one clear error each, nothing run, nothing written."""
+
+import io
+import json
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lc_triton.errors import KerasFileError, LocalConvError
+from lc_triton.keras import load_model
+from lc_triton.keras.saved import hdf5
+
+h5py = pytest.importorskip("h5py")
+
+HERE = Path(__file__).parent / "saved"
+ROOT = Path(__file__).parents[2]
+
+
+def refused(path, match):
+    before = path.read_bytes() if path.is_file() else None
+    with pytest.raises(KerasFileError, match=match) as raised:
+        load_model(path)
+    assert str(path) in str(raised.value)
+    assert before is None or path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [(None, "No such file"), (b"", "neither HDF5"), (b"hello", "neither HDF5"), (hdf5.MAGIC, "damaged")],
+)
+def test_what_is_no_file_of_kerass(content, match, tmp_path):
+    path = tmp_path / "model.h5"
+    if content is not None:
+        path.write_bytes(content)
+    refused(path, match)
+
+
+def test_a_folder(tmp_path):
+    with pytest.raises(KerasFileError, match="directory"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["h5", "keras"])
+def test_a_file_cut_anywhere(kind, tmp_path):
+    content = (HERE / f"local_1_channels_last.{kind}").read_bytes()
+    path = tmp_path / f"model.{kind}"
+    for part in range(40):
+        path.write_bytes(content[: len(content) * part // 40])
+        refused(path, "damaged|neither")
+
+
+def edited(tmp_path, edit):
+    """A copy of a saved model that `edit` changed, given the open file."""
+    path = tmp_path / "model.h5"
+    path.write_bytes((HERE / "local_1_channels_last.h5").read_bytes())
+    with h5py.File(path, "a") as file:
+        edit(file)
+    return path
+
+
+KERNEL = "model_weights/image/image/kernel:0"
+
+
+def replace(make):
+    def edit(file):
+        old = file[KERNEL]
+        group, name = old.parent, KERNEL.rpartition("/")[2]
+        shape = old.shape
+        del group[name]
+        make(group, name, shape)
+
+    return edit
+
+
+def virtual(group, name, shape):
+    layout = h5py.VirtualLayout(shape, "f4")
+    layout[:] = h5py.VirtualSource("/etc/passwd", "x", shape)
+    group.create_virtual_dataset(name, layout)
+
+
+REPLACEMENTS = {
+    "text": (lambda g, n, s: g.create_dataset(n, data=["a"] * 4), "of type object"),
+    "complex": (lambda g, n, s: g.create_dataset(n, s, "c8"), "of type complex64"),
+    "fields": (lambda g, n, s: g.create_dataset(n, s, [("a", "f4")]), "no numbers"),
+    "references": (lambda g, n, s: g.create_dataset(n, s, h5py.ref_dtype), "of type object"),
+    "lists": (lambda g, n, s: g.create_dataset(n, s, h5py.vlen_dtype("f4")), "of type object"),
+    "empty": (lambda g, n, s: g.create_dataset(n, data=h5py.Empty("f4")), "no shape"),
+    "a claim": (lambda g, n, s: g.create_dataset(n, (1 << 20, 1 << 20), "f4", chunks=(64, 64)), "claims 4398046511104"),
+    "a bomb": (
+        lambda g, n, s: g.create_dataset(n, (1 << 14, 1 << 10), "f4", chunks=(1024, 1024), compression="gzip"),
+        "claims",
+    ),
+    "a group": (lambda g, n, s: g.create_group(n), "a group stands where an array should"),
+    "a soft link": (lambda g, n, s: g.__setitem__(n, h5py.SoftLink("/model_weights/image/image/bias:0")), "a link"),
+    "an external link": (lambda g, n, s: g.__setitem__(n, h5py.ExternalLink("/etc/passwd", "/x")), "a link"),
+    "external storage": (
+        lambda g, n, s: g.create_dataset(n, s, "f4", external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)]),
+        "lies in another file",
+    ),
+    "a virtual array": (virtual, "lies in another file"),
+    "nothing": (lambda g, n, s: None, "is named but not there"),
+    "another shape": (lambda g, n, s: g.create_dataset(n, data=np.zeros((2, 2), "f4")), "kernel of layer 'image' has"),
+}
+
+
+@pytest.mark.parametrize("what", REPLACEMENTS)
+def test_an_array_that_is_none(what, tmp_path):
+    make, match = REPLACEMENTS[what]
+    refused(edited(tmp_path, replace(make)), match)
+
+
+def test_numbers_of_other_types_are_taken(tmp_path):
+    def edit(file):
+        values = file[KERNEL][()]
+        replace(lambda g, n, s: g.create_dataset(n, data=values.astype(">f8")))(file)
+
+    got, want = load_model(edited(tmp_path, edit)), load_model(HERE / "local_1_channels_last.h5")
+    assert torch.equal(got.image.weight, want.image.weight)
+
+
+@pytest.mark.parametrize(
+    ("edit", "match"),
+    [
+        (lambda f: f["model_weights"].attrs.__setitem__("backend", "theano"), "'theano' backend"),
+        (lambda f: f["model_weights"].attrs.__setitem__("layer_names", [b"gone"]), "'gone' is named but not there"),
+        (lambda f: f["model_weights"].attrs.__setitem__("layer_names", 7), "no list of names"),
+        (lambda f: f["model_weights"].attrs.__setitem__("layer_names", [b".."]), "is named but not there"),
+        (lambda f: f["model_weights"].attrs.__setitem__("layer_names", [b"\xff"]), "damaged"),
+        (lambda f: f["model_weights"].attrs.__delitem__("layer_names"), "it has no layers"),
+        (lambda f: f.__delitem__("model_weights"), "a model but no weights"),
+        (lambda f: f.attrs.__setitem__("model_config", "{"), "its configuration is not understood"),
+        (lambda f: f.attrs.__setitem__("model_config", "[" * 60_000), "nested too deeply"),
+        (lambda f: f.attrs.__setitem__("model_config", 7), "its configuration is not understood|damaged"),
+        (lambda f: f.attrs.__setitem__("model_config", "{}"), "a None model"),
+    ],
+)
+def test_attributes_that_lie(edit, match, tmp_path):
+    refused(edited(tmp_path, edit), match)
+
+
+def test_groups_that_lead_round_in_circles(tmp_path):
+    path = tmp_path / "circle.weights.h5"
+    with h5py.File(path, "w") as file:
+        layers = file.create_group("layers")
+        for i in range(20):
+            layers.create_group(f"dense_{i}")["layers"] = layers
+    config = json.loads((HERE / "deepface.json").read_text())
+    with pytest.raises(KerasFileError, match="found twice"):
+        load_model(path, config=config)
+
+
+def archive(tmp_path, **parts):
+    """A copy of a .keras file with parts replaced, or left out where they are None."""
+    path = tmp_path / "model.keras"
+    with zipfile.ZipFile(HERE / "local_1_channels_last.keras") as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            content = parts.pop(name, old.read(name))
+            if content is not None:
+                new.writestr(name, content)
+        for name, content in parts.items():
+            new.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("parts", "match"),
+    [
+        ({"config.json": None}, r"no config\.json"),
+        ({"model.weights.h5": None}, r"no model\.weights\.h5"),
+        ({"config.json": b"\xff"}, "not understood|damaged"),
+        ({"model.weights.h5": b"hello"}, "damaged"),
+    ],
+)
+def test_archives_without_their_parts(parts, match, tmp_path):
+    refused(archive(tmp_path, **parts), match)
+
+
+def test_an_archive_writes_nothing_where_it_says(tmp_path):
+    folder = tmp_path / "deep" / "er"
+    folder.mkdir(parents=True)
+    path = archive(folder, **{"../../evil": b"x", "/tmp/lc_triton_evil": b"x"})
+    load_model(path)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["deep", "er", "model.keras"]
+    assert not Path("/tmp/lc_triton_evil").exists()
+
+
+def test_an_archive_that_expands_like_a_bomb(tmp_path):
+    for name in ("config.json", "model.weights.h5"):
+        path = tmp_path / "model.keras"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+            if name != "config.json":
+                file.write(HERE / "local_1_channels_last.json", "config.json")
+            with file.open(name, "w") as part:
+                for _ in range(80):
+                    part.write(bytes(1 << 20))
+        content = bytearray(path.read_bytes())
+        refused(path, "claims 83886080 bytes" if name == "config.json" else "damaged")
+        assert len(content) < 1 << 20
+
+
+class Evil:
+    def __reduce__(self):
+        return (open, (str(Path("/tmp/lc_triton_evil")), "w"))
+
+
+def test_a_checkpoint_runs_no_code(tmp_path):
+    buffer = io.BytesIO()
+    torch.save({"kind": Evil()}, buffer)
+    for content in (buffer.getvalue(), pickle.dumps(Evil()), b"", b"PK\x03\x04"):
+        path = tmp_path / "model.pt"
+        path.write_bytes(content)
+        refused(path, "damaged or no checkpoint")
+    assert not Path("/tmp/lc_triton_evil").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"kind": "another"}, "no model that"),
+        ({"version": 9}, "version 9"),
+        ({"state_dict": None}, "its parts are not"),
+        ({"state_dict": {}}, "does not fit its model"),
+        ({"config": "{}"}, "not understood"),
+    ],
+)
+def test_checkpoints_of_something_else(change, match, tmp_path):
+    from lc_triton.keras import save_model
+
+    path = tmp_path / "model.pt"
+    save_model(load_model(HERE / "local_1_channels_last.h5"), path)
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, **change}, path)
+    refused(path, match)
+
+
+def test_without_h5py(monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(LocalConvError, match=r"reading Keras.s files needs h5py.*lc-triton\[keras\]"):
+        load_model(HERE / "local_1_channels_last.h5")
+
+
+def test_mutated_files():
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.keras.fuzz", "--cases", "300"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "refused" in done.stdout
