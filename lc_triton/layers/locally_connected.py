@@ -320,6 +320,7 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights):
             "activity_regularizer": None,
             "kernel_constraint": None,
             "bias_constraint": None,
+            "implementation": 1,
             "dilation_rate": none,
             "groups": 1,
             "input_shape": None,
@@ -349,7 +350,8 @@ class LocallyConnected1D(_LocallyConnectedNd):
         kernel_constraint, bias_constraint: None, a name, a configuration or a callable;
             `lc_triton.apply_constraints(model)` projects, `lc_triton.attach_constraints(model, optimizer)` after each
             step.
-        implementation: 1, 2 or 3, as in Keras; all compute the same here.
+        implementation: 1, 2 or 3: the layout of the kernel in `get_weights` and `set_weights`, and so what an `axis` or
+            `fan_mode="keras"` counts. All compute and store the same.
         dilation_rate: sites between the taps of a window.
         groups: blocks the channels and filters are split into.
         input_shape: the shape of one input, without the batch, to build at once; else the first call builds.
@@ -395,7 +397,8 @@ class LocallyConnected2D(_LocallyConnectedNd):
         kernel_constraint, bias_constraint: None, a name, a configuration or a callable;
             `lc_triton.apply_constraints(model)` projects, `lc_triton.attach_constraints(model, optimizer)` after each
             step.
-        implementation: 1, 2 or 3, as in Keras; all compute the same here.
+        implementation: 1, 2 or 3: the layout of the kernel in `get_weights` and `set_weights`, and so what an `axis` or
+            `fan_mode="keras"` counts. All compute and store the same.
         dilation_rate: sites between the taps of a window.
         groups: blocks the channels and filters are split into.
         input_shape: the shape of one input, without the batch, to build at once; else the first call builds.
@@ -441,7 +444,8 @@ class LocallyConnected3D(_LocallyConnectedNd):
         kernel_constraint, bias_constraint: None, a name, a configuration or a callable;
             `lc_triton.apply_constraints(model)` projects, `lc_triton.attach_constraints(model, optimizer)` after each
             step.
-        implementation: 1, 2 or 3, as in Keras; all compute the same here.
+        implementation: 1, 2 or 3: the layout of the kernel in `get_weights` and `set_weights`, and so what an `axis` or
+            `fan_mode="keras"` counts. All compute and store the same.
         dilation_rate: sites between the taps of a window.
         groups: blocks the channels and filters are split into.
         input_shape: the shape of one input, without the batch, to build at once; else the first call builds.
