@@ -372,6 +372,15 @@ CALLS = [
         "axis must be an axis of a tensor of shape (9, 18, 4), got 3",
     ),
     (
+        lambda: keras2d(
+            kernel_constraint={"class_name": "UnitNorm", "config": {"axis": 1}},
+            implementation=3,
+            input_shape=(5, 5, 2),
+        ).constrain_(),
+        E.ArgumentValueError,
+        "axis must be an axis of a tensor of shape (648,), got 1",
+    ),
+    (
         lambda: keras2d(kernel_constraint=lambda w: w.sum(), input_shape=(5, 5, 2)).constrain_(),
         E.ArgumentValueError,
         "what the constraint returned must be a tensor of shape (9, 18, 4)",
@@ -423,6 +432,18 @@ CALLS = [
         lambda: keras2d(input_shape=(5, 5, 2)).set_weights([np.zeros((9, 18, 4))]),
         E.ArgumentValueError,
         "weights must be a list of 2 array(s) of shape (9, 18, 4) and (3, 3, 4), got [(9, 18, 4)]",
+    ),
+    (
+        lambda: keras2d(implementation=2, input_shape=(5, 5, 2)).set_weights(
+            [np.zeros((9, 18, 4)), np.zeros((3, 3, 4))]
+        ),
+        E.ArgumentValueError,
+        "weights must be a list of 2 array(s) of shape (5, 5, 2, 3, 3, 4) and (3, 3, 4), got [(9, 18, 4), (3, 3, 4)]",
+    ),
+    (
+        lambda: keras2d(implementation=3, use_bias=False, input_shape=(5, 5, 2)).set_weights([np.zeros((9, 18, 4))]),
+        E.ArgumentValueError,
+        "weights must be a list of 1 array(s) of shape (648,), got [(9, 18, 4)]",
     ),
     (
         lambda: keras2d(input_shape=(5, 5, 2)).set_weights(np.zeros((9, 18, 4))),

@@ -62,8 +62,8 @@ class MaxNorm(_Norm):
 
     Args:
         max_value: above 0.
-        axis: as Keras counts it over the Keras-shaped variable, an int or several; None means the window axis of a
-            kernel (P, D, F), so each filter's norm, and axis 0 of a bias.
+        axis: as Keras counts it over the variable that the layer's `get_weights` gives, an int or several; None means
+            the window axis of a kernel (P, D, F), so each filter's norm, and axis 0 of a bias.
     """
 
     max_value: float = 2.0
@@ -129,7 +129,7 @@ def get(identifier: Any) -> Any:
 
     Args:
         identifier: "max_norm", "non_neg", "unit_norm", "min_max_norm", a class name, a configuration, or a callable
-            that takes a Keras-shaped tensor and returns its projection.
+            that takes a tensor of the shape that the layer's `get_weights` gives and returns its projection.
 
     Raises:
         LocalConvError: an unknown name, with the nearest one, or a constant out of range.
@@ -143,6 +143,11 @@ def get(identifier: Any) -> Any:
     return lookup("constraint", identifier, CONSTRAINTS)
 
 
+def by_window(constraint: Any) -> bool:
+    """Whether it projects windows `(P, D, F)`, rather than the variable as Keras has it, whose axes it may name."""
+    return isinstance(constraint, Constraint) and getattr(constraint, "axis", None) is None
+
+
 @runtime_checkable
 class Constrained(Protocol):
     """A module that can project its own weights."""
@@ -152,7 +157,7 @@ class Constrained(Protocol):
 
 
 def project(constraint: Any, w: Tensor, default_axis: int) -> Tensor:
-    """The projection of a Keras-shaped kernel `(P, D, F)` or bias; `default_axis` serves norms that name none."""
+    """The projection of a Keras-shaped kernel or bias; `default_axis` serves norms that name none."""
     with torch.no_grad():
         result: Tensor = constraint(w, default_axis) if isinstance(constraint, Constraint) else constraint(w)
     if not isinstance(result, Tensor) or result.shape != w.shape:

@@ -1,8 +1,9 @@
 """Keras's initializers. The fans are those of one position: each position is a small dense layer of its own.
 
-Keras counts the positions into the fans, so that its glorot, he and lecun scales come out sqrt(P) too small;
-`fan_mode="keras"` reproduces that. An initializer is called with the shape of a Keras variable, `(P, D, F)` for a
-kernel, and returns a tensor of it.
+Keras takes the fans of the whole variable, so that its glorot, he and lecun scales come out sqrt(P) too small with
+implementation 1 and smaller yet with the others; `fan_mode="keras"` reproduces that. An initializer is called with the
+shape of a Keras variable and returns a tensor of it: for a kernel `(P, D, F)`, and that of the layer's own
+implementation where the fans are to be Keras's.
 """
 
 from __future__ import annotations
@@ -157,8 +158,8 @@ class VarianceScaling(_Random):
         mode: "fan_in", "fan_out" or "fan_avg".
         distribution: "truncated_normal", "untruncated_normal" or "uniform".
         seed: for the same numbers each time.
-        fan_mode: "position" takes the fans of one position, D in and F out; "keras" counts all P positions into both,
-            as Keras's implementation 1 does.
+        fan_mode: "position" takes the fans of one position, D in and F out; "keras" those of the whole variable, as
+            Keras does: P * D in and P * F out with implementation 1.
     """
 
     scale: float = 1.0
@@ -329,6 +330,11 @@ INITIALIZERS: dict[str, type] = {
     "identity": Identity,
 }
 INITIALIZERS |= {cls.__name__: cls for cls in INITIALIZERS.values()}
+
+
+def by_window(initializer: Any) -> bool:
+    """Whether it draws windows `(P, D, F)`, rather than the variable as Keras has it, for the sake of its fans."""
+    return getattr(initializer, "fan_mode", "position") == "position"
 
 
 def get(identifier: Any) -> Any:

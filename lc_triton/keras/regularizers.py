@@ -104,7 +104,7 @@ def get(identifier: Any) -> Any:
 
     Args:
         identifier: "l1", "l2", "l1_l2" (0.01 each), "orthogonal_regularizer", a class name, a configuration, or a
-            callable that takes a Keras-shaped tensor and returns a scalar.
+            callable that takes a tensor of the shape that the layer's `get_weights` gives and returns a scalar.
 
     Raises:
         LocalConvError: an unknown name, with the nearest one, or a constant out of range.
@@ -118,6 +118,11 @@ def get(identifier: Any) -> Any:
     if identifier == "l1_l2":
         return _l1_l2()
     return lookup("regularizer", identifier, REGULARIZERS)
+
+
+def by_window(regularizer: Any) -> bool:
+    """Whether windows `(P, D, F)` will do for it: the named ones ask the same of every layout, or ask it of windows."""
+    return isinstance(regularizer, tuple(REGULARIZERS.values()))
 
 
 def activity_penalty(regularizer: Any, y: Tensor) -> Tensor:

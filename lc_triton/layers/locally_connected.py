@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -20,12 +18,11 @@ from lc_triton.errors import (
     ArgumentValueError,
     GroupsError,
     LengthError,
-    NotBuiltError,
     RankError,
     UnknownNameError,
 )
-from lc_triton.keras import activations, constraints, initializers, layout, registry, regularizers
-from lc_triton.layers._planned import PlannedLayer
+from lc_triton.keras import activations, constraints, initializers, registry, regularizers
+from lc_triton.layers._keras_weights import KerasWeights
 
 __all__ = ["LocallyConnected1D", "LocallyConnected2D", "LocallyConnected3D"]
 
@@ -57,7 +54,7 @@ def _known_sizes(shape: object, ndim: int, *, batch: bool) -> tuple[int, ...]:
     return tuple(check_int("input_shape", size, 1) for size in sizes)
 
 
-class _LocallyConnectedNd(LazyModuleMixin, PlannedLayer):
+class _LocallyConnectedNd(LazyModuleMixin, KerasWeights):
     """What the layers of all dimensions share; built by `input_shape`, by `build` or by the first call."""
 
     cls_to_become = None  # a built layer stays what it is
@@ -137,13 +134,6 @@ class _LocallyConnectedNd(LazyModuleMixin, PlannedLayer):
         """`(None, *shape of one output)`, as Keras has it; None until the layer is built."""
         return None if self._plan is None else (None, *self._arrange(self._geometry.out_spatial, self.filters))
 
-    @property
-    def _geometry(self) -> Geometry:
-        if self._plan is None:
-            remedy = "give input_shape=, call build(input_shape) or call it once on an input"
-            raise NotBuiltError(name=type(self).__name__, remedy=remedy)
-        return self._plan.source
-
     def _arrange(self, spatial: tuple[int, ...], channels: int) -> tuple[int, ...]:
         return (channels, *spatial) if self.data_format == "channels_first" else (*spatial, channels)
 
@@ -202,14 +192,6 @@ class _LocallyConnectedNd(LazyModuleMixin, PlannedLayer):
             getattr(self, name).remove()
             delattr(self, name)
 
-    # ---- weights in Keras's shapes
-
-    def _reset(self, name: str) -> None:
-        geometry, parameter = self._geometry, getattr(self, name)
-        shape = layout.kernel_shape(geometry) if name == "weight" else geometry.bias_shape
-        initializer = self.kernel_initializer if name == "weight" else self.bias_initializer
-        self._write(name, initializers.draw(initializer, shape, parameter.dtype, parameter.device))
-
     # ---- computing
 
     def forward(self, x: Tensor) -> Tensor:
@@ -228,108 +210,6 @@ class _LocallyConnectedNd(LazyModuleMixin, PlannedLayer):
                 else f"{AXES[self.ndim]}, channels"
             )
             raise RankError(name="x", allowed=f"{self.ndim + 2} dimensions (batch, {axes})", shape=tuple(x.shape))
-
-    def penalties(self) -> list[Tensor]:
-        """The penalties of kernel and bias, and that of the last forward's output over its batch size."""
-        if self._plan is None:
-            return []
-        found = []
-        if self.kernel_regularizer is not None:
-            found.append(self.kernel_regularizer(self._read("weight")))
-        if self.bias_regularizer is not None and self.use_bias:
-            found.append(self.bias_regularizer(self._read("bias")))
-        if self._activity is not None:
-            found.append(self._activity)
-        return found
-
-    def constrain_(self) -> None:
-        """Project kernel and bias onto their constraints, in place."""
-        if self._plan is None:
-            return
-        if self.kernel_constraint is not None:
-            kernel = constraints.project(self.kernel_constraint, self._read("weight"), constraints.KERNEL_AXIS)
-            self._write("weight", kernel)
-        if self.bias_constraint is not None and self.use_bias:
-            self._write("bias", constraints.project(self.bias_constraint, self._read("bias"), constraints.BIAS_AXIS))
-
-    def _read(self, name: str) -> Tensor:
-        if name == "weight":
-            return layout.kernel_to_keras(self.weight, self._geometry, self.data_format)
-        assert self.bias is not None
-        return layout.bias_to_keras(self.bias, self.data_format)
-
-    def _write(self, name: str, value: Tensor) -> None:
-        ours = (
-            layout.kernel_from_keras(value, self._geometry, self.data_format)
-            if name == "weight"
-            else layout.bias_from_keras(value, self.data_format)
-        )
-        with torch.no_grad():
-            getattr(self, name).copy_(ours)
-
-    def _names(self) -> list[str]:
-        return ["weight", "bias"] if self.use_bias else ["weight"]
-
-    def get_weights(self) -> list[np.ndarray[Any, Any]]:
-        """Kernel `(P, D, F)` and, if there is one, bias `(*out_spatial, F)`, as Keras's implementation 1 has them.
-
-        Returns:
-            Copies as numpy arrays; numpy has no bfloat16, so those weights come as float32.
-
-        Raises:
-            NotBuiltError: before the layer is built.
-
-        Source: `tf_keras.layers.Layer.get_weights`.
-
-        Example:
-            >>> import lc_triton
-            >>> layer = lc_triton.LocallyConnected1D(64, 3, input_shape=(10, 32))
-            >>> [w.shape for w in layer.get_weights()]
-            [(8, 96, 64), (8, 64)]
-        """
-        read = [self._read(name).detach().cpu() for name in self._names()]
-        return [np.array((w.float() if w.dtype == torch.bfloat16 else w).numpy()) for w in read]
-
-    def set_weights(self, weights: Sequence[Any]) -> None:
-        """Overwrite kernel and bias; nothing is written unless all arrays fit.
-
-        Args:
-            weights: kernel `(P, D, F)` and, with a bias, bias `(*out_spatial, F)`: arrays or tensors of numbers.
-
-        Raises:
-            LocalConvError: before the layer is built, or arrays of another number or shape.
-
-        Source: `tf_keras.layers.Layer.set_weights`.
-
-        Example:
-            >>> import lc_triton
-            >>> one, other = (lc_triton.LocallyConnected1D(2, 3, input_shape=(5, 1)) for _ in range(2))
-            >>> other.set_weights(one.get_weights())
-        """
-        geometry, names = self._geometry, self._names()
-        shapes = [layout.kernel_shape(geometry), geometry.bias_shape][: len(names)]
-        allowed = f"a list of {len(names)} array(s) of shape {' and '.join(map(str, shapes))}"
-        if not isinstance(weights, Sequence) or isinstance(weights, str):
-            raise ArgumentTypeError(name="weights", value=weights, allowed=allowed)
-        values = [registry.as_tensor("weights", w) for w in weights]
-        if [tuple(v.shape) for v in values] != shapes:
-            raise ArgumentValueError(name="weights", value=[tuple(v.shape) for v in values], allowed=allowed)
-        for name, value in zip(names, values, strict=True):
-            self._write(name, value)
-
-    def count_params(self) -> int:
-        """Numbers in kernel and bias: `P * D * F + P * F`.
-
-        Raises:
-            NotBuiltError: before the layer is built.
-
-        Example:
-            >>> import lc_triton
-            >>> lc_triton.LocallyConnected2D(64, (3, 3), input_shape=(32, 32, 3)).count_params()
-            1612800
-        """
-        geometry = self._geometry
-        return geometry.weight_numel + (math.prod(geometry.bias_shape) if self.use_bias else 0)
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         """The output's shape for a batch of `input_shape`, without building.
@@ -440,6 +320,7 @@ class _LocallyConnectedNd(LazyModuleMixin, PlannedLayer):
             "activity_regularizer": None,
             "kernel_constraint": None,
             "bias_constraint": None,
+            "implementation": 1,
             "dilation_rate": none,
             "groups": 1,
             "input_shape": None,
@@ -469,7 +350,8 @@ class LocallyConnected1D(_LocallyConnectedNd):
         kernel_constraint, bias_constraint: None, a name, a configuration or a callable;
             `lc_triton.apply_constraints(model)` projects, `lc_triton.attach_constraints(model, optimizer)` after each
             step.
-        implementation: 1, 2 or 3, as in Keras; all compute the same here.
+        implementation: 1, 2 or 3: the layout of the kernel in `get_weights` and `set_weights`, and so what an `axis` or
+            `fan_mode="keras"` counts. All compute and store the same.
         dilation_rate: sites between the taps of a window.
         groups: blocks the channels and filters are split into.
         input_shape: the shape of one input, without the batch, to build at once; else the first call builds.
@@ -515,7 +397,8 @@ class LocallyConnected2D(_LocallyConnectedNd):
         kernel_constraint, bias_constraint: None, a name, a configuration or a callable;
             `lc_triton.apply_constraints(model)` projects, `lc_triton.attach_constraints(model, optimizer)` after each
             step.
-        implementation: 1, 2 or 3, as in Keras; all compute the same here.
+        implementation: 1, 2 or 3: the layout of the kernel in `get_weights` and `set_weights`, and so what an `axis` or
+            `fan_mode="keras"` counts. All compute and store the same.
         dilation_rate: sites between the taps of a window.
         groups: blocks the channels and filters are split into.
         input_shape: the shape of one input, without the batch, to build at once; else the first call builds.
@@ -561,7 +444,8 @@ class LocallyConnected3D(_LocallyConnectedNd):
         kernel_constraint, bias_constraint: None, a name, a configuration or a callable;
             `lc_triton.apply_constraints(model)` projects, `lc_triton.attach_constraints(model, optimizer)` after each
             step.
-        implementation: 1, 2 or 3, as in Keras; all compute the same here.
+        implementation: 1, 2 or 3: the layout of the kernel in `get_weights` and `set_weights`, and so what an `axis` or
+            `fan_mode="keras"` counts. All compute and store the same.
         dilation_rate: sites between the taps of a window.
         groups: blocks the channels and filters are split into.
         input_shape: the shape of one input, without the batch, to build at once; else the first call builds.

@@ -93,6 +93,41 @@ def test_implementations_compute_the_same(implementation):
     assert torch.equal(layer(x), x.unfold(1, 3, 1).sum((2, 3))[..., None].expand(1, 4, 2))
 
 
+@pytest.mark.parametrize("implementation", [2, 3])
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("case", [CASES[i] for i in NAMED], ids=[IDS[i] for i in NAMED])
+def test_weights_of_implementations_2_and_3_make_the_same_layer(case, data_format, implementation):
+    x = tensors(case).x
+    x = x if data_format == "channels_last" else x.movedim(-1, 1)
+    first = layer_of(case, data_format=data_format)
+    y = first(x)
+    layer = layer_of(case, data_format=data_format, implementation=implementation)
+    layer.load_state_dict(first.state_dict())
+    assert torch.equal(layer(x), y)
+    assert layer.count_params() == first.count_params()
+    weights = layer.get_weights()
+    again = type(layer).from_config(json.loads(json.dumps(layer.get_config())))
+    again.set_weights(weights)
+    assert torch.equal(again(x), y)
+    assert all(np.array_equal(w, v) for w, v in zip(again.get_weights(), weights, strict=True))
+
+
+def test_the_shapes_of_weights():
+    def shapes(data_format, implementation):
+        shape = (3, 5, 6) if data_format == "channels_first" else (5, 6, 3)
+        layer = lc_triton.LocallyConnected2D(
+            2, 3, 2, "same", data_format, implementation=implementation, input_shape=shape
+        )
+        return [w.shape for w in layer.get_weights()]
+
+    bias = (3, 3, 2)
+    assert shapes("channels_last", 1) == shapes("channels_first", 1) == [(9, 27, 2), bias]
+    assert shapes("channels_last", 2) == [(5, 6, 3, 3, 3, 2), bias]
+    assert shapes("channels_first", 2) == [(3, 5, 6, 2, 3, 3), bias]
+    # Of the taps along the rows, 2 + 3 + 2 meet the input, along the columns 3 + 3 + 2.
+    assert shapes("channels_last", 3) == shapes("channels_first", 3) == [(7 * 8 * 3 * 2,), bias]
+
+
 def test_three_ways_to_build():
     x = torch.randn(2, 6, 5, 3)
     one, two, three = (lc_triton.LocallyConnected2D(4, 2, **kw) for kw in ({"input_shape": (6, 5, 3)}, {}, {}))
@@ -213,6 +248,68 @@ def test_penalties_reach_the_weights():
     assert lc_triton.regularization_loss(model).isfinite()
 
 
+@pytest.mark.parametrize("implementation", [1, 2, 3])
+def test_taps_on_padding_are_neither_penalised_nor_part_of_a_norm(implementation):
+    layer = lc_triton.LocallyConnected1D(
+        2,
+        3,
+        padding="same",
+        kernel_initializer="ones",
+        kernel_regularizer=regularizers.L2(1.0),
+        kernel_constraint="unit_norm",
+        implementation=implementation,
+        input_shape=(4, 5),
+    )
+    taps = 2 + 3 + 3 + 2
+    assert lc_triton.regularization_loss(layer).item() == taps * 5 * 2
+    lc_triton.apply_constraints(layer)
+    for position, meets in ((0, slice(1, 3)), (1, slice(0, 3)), (3, slice(0, 2))):
+        norms = layer.weight.detach()[position, meets].flatten(0, 1).norm(dim=0)
+        assert_close(norms, torch.ones(2, dtype=torch.float64), 1e-6)
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_an_axis_counts_as_in_the_layouts_of_the_implementation(data_format):
+    arguments = {"dtype": "float64", "data_format": data_format, "input_shape": (5, 5), "kernel_initializer": "normal"}
+    per_filter, per_input, whole = (
+        lc_triton.LocallyConnected1D(2, 3, implementation=i, kernel_constraint=constraints.UnitNorm(axis), **arguments)
+        for i, axis in ((2, (0, 1)), (2, (2, 3)), (3, 0))
+    )
+    first = per_filter.weight.detach().clone()
+    per_filter.constrain_()
+    assert_close(per_filter.weight, first / (1e-7 + first.norm(dim=(1, 2), keepdim=True)))
+    per_input.constrain_()
+    dense = per_input.get_weights()[0]
+    assert np.allclose(np.square(dense).sum((2, 3)), 1, atol=1e-5)
+    first = whole.weight.detach().clone()
+    whole.constrain_()
+    assert_close(whole.weight, first / (1e-7 + first.norm()))
+
+
+@pytest.mark.parametrize("implementation", [1, 2, 3])
+def test_functions_of_the_users_own_see_the_layouts_of_the_implementation(implementation):
+    shapes = []
+
+    def penalty(w):
+        shapes.append(w.shape)
+        return w.sum()
+
+    def halve(w):
+        shapes.append(w.shape)
+        return w / 2
+
+    layer = lc_triton.LocallyConnected1D(
+        2, 3, kernel_regularizer=penalty, kernel_constraint=halve, implementation=implementation, input_shape=(5, 4)
+    )
+    first = layer.weight.detach().clone()
+    loss = lc_triton.regularization_loss(layer)
+    assert_close(loss, first.double().sum(), 1e-5)
+    assert torch.equal(torch.autograd.grad(loss, layer.weight)[0], torch.ones_like(first))
+    lc_triton.apply_constraints(layer)
+    assert torch.equal(layer.weight, first / 2)
+    assert shapes == [layer.get_weights()[0].shape] * 2
+
+
 def test_orthogonal_regularizer_drives_windows_apart():
     eye = torch.eye(3).expand(4, 3, 3)
     assert regularizers.get("orthogonal_regularizer")(eye).item() == 0
@@ -300,10 +397,64 @@ def test_variance_scaling_modes():
     assert abs(std(distribution="normal", fan_mode="keras") / (1 / 1200) ** 0.5 - 1) < 0.02
 
 
+DRAWN = sorted({n for n, cls in initializers.INITIALIZERS.items() if n.islower() and "seed" in vars(cls())})
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_seed_gives_the_same_kernel_again_and_another_seed_another(name):
+    def kernel(seed, **kwargs):
+        initializer = {"class_name": name, "config": {"seed": seed}}
+        return lc_triton.LocallyConnected1D(
+            4, 3, kernel_initializer=initializer, input_shape=(9, 2), **kwargs
+        ).get_weights()[0]
+
+    torch.manual_seed(0)
+    first = kernel(7)
+    torch.manual_seed(1)
+    assert np.array_equal(kernel(7), first)
+    assert not np.isclose(kernel(8), first).any()
+    assert np.array_equal(kernel(7, implementation=3), first.transpose(0, 2, 1).flatten())
+    assert not np.isclose(kernel(None), kernel(None)).any()
+
+
+@pytest.mark.parametrize("implementation", [1, 2, 3])
+def test_the_fans_of_keras_are_those_of_the_whole_variable(implementation):
+    def drawn(name):
+        initializer = {"class_name": name, "config": {"fan_mode": "keras", "seed": 1}}
+        layer = lc_triton.LocallyConnected2D(
+            16,
+            3,
+            padding="keras_same",
+            kernel_initializer=initializer,
+            implementation=implementation,
+            input_shape=(9, 9, 8),
+            dtype="float64",
+        )
+        kernel = torch.from_numpy(layer.get_weights()[0])
+        return kernel[kernel != 0]
+
+    connected = (7 * 3 + 2 * 2) ** 2 * 8 * 16
+    fan_in, fan_out = {
+        1: (81 * 72, 81 * 16),
+        2: (81 * 8 * 81, 81 * 8 * 9 * 16),
+        3: (connected, connected),
+    }[implementation]
+    w = drawn("lecun_uniform")
+    assert len(w) == (81 * 72 * 16 if implementation == 1 else connected)
+    assert abs(w.abs().max() / (3 / fan_in) ** 0.5 - 1) < 0.01
+    assert abs(w.std() / fan_in**-0.5 - 1) < 0.02
+    assert abs(drawn("glorot_normal").std() / (2 / (fan_in + fan_out)) ** 0.5 - 1) < 0.02
+
+
 def test_device_dtype_and_trainable():
     layer = lc_triton.LocallyConnected1D(2, 3, device="meta", dtype=torch.bfloat16, input_shape=(5, 1))
     assert layer.weight.is_meta
     assert layer.get_config()["dtype"] == "bfloat16"
+    for initializer in ("orthogonal", {"class_name": "HeNormal", "config": {"fan_mode": "keras"}}):
+        other = lc_triton.LocallyConnected1D(
+            2, 3, device="meta", implementation=3, kernel_initializer=initializer, input_shape=(5, 1)
+        )
+        assert other.weight.shape == (3, 3, 1, 2)
     layer = layer.to_empty(device="cpu")
     layer.reset_parameters()
     assert layer(torch.ones(1, 5, 1, dtype=torch.bfloat16)).isfinite().all()

@@ -104,6 +104,7 @@ class _ConvArguments(WindowArguments):
     kernel_size: Counts
     strides: Counts = (1,)
     dilation_rate: Counts = (1,)
+    groups: Count = 1
     activation: Any = None
     use_bias: bool = True
 
@@ -135,7 +136,6 @@ class Conv1DArguments(_ConvArguments):
 
     ndim = 1
     filters: Count
-    groups: Count = 1
 
     def module(self, place: Place) -> nn.Module:
         """See the base."""

@@ -103,7 +103,7 @@ class BatchNormalizationArguments(Arguments):
             scale=self.scale,
             center=self.center,
             frozen=not self.trainable,
-            dtype=self.variable_dtype,
+            dtype=torch.promote_types(self.variable_dtype, torch.float32),  # Keras keeps no statistics in 16 bits
         )
 
 

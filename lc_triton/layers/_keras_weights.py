@@ -1,0 +1,183 @@
+"""The weights of the layers by Keras's convention: drawn, read and written in Keras's shapes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lc_triton._geometry import Geometry
+from lc_triton.errors import ArgumentTypeError, ArgumentValueError, NotBuiltError
+from lc_triton.keras import constraints, initializers, layout, registry, regularizers
+from lc_triton.layers._planned import PlannedLayer
+
+
+class KerasWeights(PlannedLayer):
+    """A planned layer whose weights Keras's initializers, regularizers and constraints see in Keras's shapes.
+
+    What is a matter of windows sees the kernel as implementation 1 has it, `(P, D, F)`; what counts the axes or the
+    numbers of Keras's own variable sees that of the layer's implementation.
+    """
+
+    data_format: str
+    use_bias: bool
+    kernel_initializer: Any
+    bias_initializer: Any
+    kernel_regularizer: Any
+    bias_regularizer: Any
+    kernel_constraint: Any
+    bias_constraint: Any
+    implementation: int
+    _activity: Tensor | None
+
+    @property
+    def _geometry(self) -> Geometry:
+        if self._plan is None:
+            remedy = "give input_shape=, call build(input_shape) or call it once on an input"
+            raise NotBuiltError(name=type(self).__name__, remedy=remedy)
+        return self._plan.source
+
+    def _reset(self, name: str) -> None:
+        parameter = getattr(self, name)
+        initializer = self.kernel_initializer if name == "weight" else self.bias_initializer
+        implementation = 1 if initializers.by_window(initializer) else self.implementation
+        shape = self._shape(name, implementation)
+        value = initializers.draw(initializer, shape, parameter.dtype, parameter.device)
+        if not value.is_meta:
+            self._write(name, value, implementation)
+
+    def penalties(self) -> list[Tensor]:
+        """The penalties of kernel and bias, and that of the last forward's output over its batch size."""
+        if self._plan is None:
+            return []
+        found = []
+        if self.kernel_regularizer is not None:
+            implementation = 1 if regularizers.by_window(self.kernel_regularizer) else self.implementation
+            found.append(self.kernel_regularizer(self._connected(implementation)))
+        if self.bias_regularizer is not None and self.use_bias:
+            found.append(self.bias_regularizer(self._read("bias")))
+        if self._activity is not None:
+            found.append(self._activity)
+        return found
+
+    def constrain_(self) -> None:
+        """Project kernel and bias onto their constraints, in place."""
+        if self._plan is None:
+            return
+        if self.kernel_constraint is not None:
+            implementation = 1 if constraints.by_window(self.kernel_constraint) else self.implementation
+            kernel = self._connected(implementation)
+            kernel = constraints.project(self.kernel_constraint, kernel, constraints.KERNEL_AXIS)
+            self._write("weight", kernel, implementation)
+        if self.bias_constraint is not None and self.use_bias:
+            self._write("bias", constraints.project(self.bias_constraint, self._read("bias"), constraints.BIAS_AXIS))
+
+    def _connected(self, implementation: int) -> Tensor:
+        """The kernel as regularizers and constraints see it, with 0 for taps on padding."""
+        weight = layout.connected(self.weight, self._geometry)
+        return layout.kernel_to_keras(weight, self._geometry, self.data_format, implementation)
+
+    def _shape(self, name: str, implementation: int) -> tuple[int, ...]:
+        if name == "weight":
+            return layout.kernel_shape(self._geometry, self.data_format, implementation)
+        return self._geometry.bias_shape
+
+    def _read(self, name: str, implementation: int = 1) -> Tensor:
+        if name == "weight":
+            return layout.kernel_to_keras(self.weight, self._geometry, self.data_format, implementation)
+        assert self.bias is not None
+        return layout.bias_to_keras(self.bias, self.data_format)
+
+    def _write(self, name: str, value: Tensor, implementation: int = 1) -> None:
+        ours = (
+            layout.kernel_from_keras(value, self._geometry, self.data_format, implementation)
+            if name == "weight"
+            else layout.bias_from_keras(value, self.data_format)
+        )
+        with torch.no_grad():
+            getattr(self, name).copy_(ours)
+
+    def _names(self) -> list[str]:
+        return ["weight", "bias"] if self.use_bias else ["weight"]
+
+    def get_weights(self) -> list[np.ndarray[Any, Any]]:
+        """Kernel and, if there is one, bias `(*out_spatial, F)`, in Keras's layouts.
+
+        The kernel is that of the layer's `implementation`:
+
+        - 1: `(P, D, F)`, a window in the order (taps, C), with channels_first (C, taps);
+        - 2: `(*in_spatial, C, *out_spatial, F)`, with channels_first `(C, *in_spatial, F, *out_spatial)`: 0 between
+          what is not connected;
+        - 3: `(n,)`, the numbers between what is connected, sorted by output and then by input.
+
+        2 and 3 have no place for the number of a tap that falls on padding.
+
+        Returns:
+            Copies as numpy arrays; numpy has no bfloat16, so those weights come as float32.
+
+        Raises:
+            NotBuiltError: before the layer is built.
+
+        Source: `tf_keras.layers.Layer.get_weights`.
+
+        Example:
+            >>> import lc_triton
+            >>> layer = lc_triton.LocallyConnected1D(64, 3, input_shape=(10, 32))
+            >>> [w.shape for w in layer.get_weights()]
+            [(8, 96, 64), (8, 64)]
+            >>> layer = lc_triton.LocallyConnected1D(64, 3, implementation=2, input_shape=(10, 32))
+            >>> [w.shape for w in layer.get_weights()]
+            [(10, 32, 8, 64), (8, 64)]
+        """
+        with torch.no_grad():
+            read = [self._read(name, self.implementation).cpu() for name in self._names()]
+        return [np.array((w.float() if w.dtype == torch.bfloat16 else w).numpy()) for w in read]
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Overwrite kernel and bias; nothing is written unless all arrays fit.
+
+        Args:
+            weights: kernel and, with a bias, bias, shaped as `get_weights` gives them: arrays or tensors of numbers.
+                Of implementation 2's kernel only what is connected is read, as Keras masks the rest. With
+                implementations 2 and 3 taps that fall on padding become 0.
+
+        Raises:
+            LocalConvError: before the layer is built, or arrays of another number or shape.
+
+        Source: `tf_keras.layers.Layer.set_weights`.
+
+        Example:
+            >>> import lc_triton
+            >>> one, other = (lc_triton.LocallyConnected1D(2, 3, input_shape=(5, 1)) for _ in range(2))
+            >>> other.set_weights(one.get_weights())
+        """
+        names = self._names()
+        shapes = [self._shape(name, self.implementation) for name in names]
+        allowed = f"a list of {len(names)} array(s) of shape {' and '.join(map(str, shapes))}"
+        if not isinstance(weights, Sequence) or isinstance(weights, str):
+            raise ArgumentTypeError(name="weights", value=weights, allowed=allowed)
+        values = [registry.as_tensor("weights", w) for w in weights]
+        if [tuple(v.shape) for v in values] != shapes:
+            raise ArgumentValueError(name="weights", value=[tuple(v.shape) for v in values], allowed=allowed)
+        for name, value in zip(names, values, strict=True):
+            self._write(name, value, self.implementation)
+
+    def count_params(self) -> int:
+        """Numbers in kernel and bias, `P * D * F + P * F`: those that the layer stores, in every implementation.
+
+        Keras's implementation 2 also counts what it masks; Keras's 2 and 3 have no number for a tap on padding.
+
+        Raises:
+            NotBuiltError: before the layer is built.
+
+        Example:
+            >>> import lc_triton
+            >>> lc_triton.LocallyConnected2D(64, (3, 3), input_shape=(32, 32, 3)).count_params()
+            1612800
+        """
+        geometry = self._geometry
+        return geometry.weight_numel + (math.prod(geometry.bias_shape) if self.use_bias else 0)
