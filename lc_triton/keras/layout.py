@@ -1,9 +1,10 @@
 """Between our weights and the arrays of Keras's three implementations.
 
-P output positions, T taps, C channels, F filters. Implementation 1 keeps a window a position. Implementation 2 keeps the
-whole matrix from every input to every output, zeros included; implementation 3 keeps the numbers of that matrix between
-what is connected. A tap that falls on padding connects nothing: it has no place in those two, and is 0 when set from
-them. In groups the matrix is block-diagonal in the channels, which leaves 2 with more zeros and 3 with fewer numbers.
+P output positions, T taps, C channels, F filters. Implementation 1 keeps a window a position. Implementation 2 keeps
+the whole matrix from every input to every output, zeros included; implementation 3 keeps the numbers of that matrix
+between what is connected. A tap that falls on padding connects nothing: it has no place in those two, and is 0 when set
+from them. In groups the matrix is block-diagonal in the channels, which leaves 2 with more zeros and 3 with fewer
+numbers.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ class KerasWeights(PlannedLayer):
             [(10, 32, 8, 64), (8, 64)]
         """
         with torch.no_grad():
-            read = [self._read(name, self.implementation).cpu() for name in self._names()]
+            read = [self._read(name, self.implementation).detach().cpu() for name in self._names()]
         return [np.array((w.float() if w.dtype == torch.bfloat16 else w).numpy()) for w in read]
 
     def set_weights(self, weights: Sequence[Any]) -> None:
