@@ -1,7 +1,7 @@
 """Writers killed at any moment: python -m tests.faults --kills 200
 
-A child writes a file again and again, each time with other content, and is killed with SIGKILL after a random time. What
-it leaves must be read as one of the contents it wrote, every time. Needs os.fork.
+A child writes a file again and again, each time with other content, and is killed with SIGKILL after a random time.
+What it leaves must be read as one of the contents it wrote, every time. Needs os.fork.
 """
 
 import argparse

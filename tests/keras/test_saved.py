@@ -65,7 +65,7 @@ def test_a_file_of_another_version(kind):
 def test_a_sequential_model_is_a_chain_under_keras_names():
     model = load_model(HERE / "deepface.h5")
     assert isinstance(model, nn.Sequential)
-    assert [name for name, _ in model.named_children()] == "C1 M2 C3 L4 L5 L6 F0 F7 D0 F8".split()
+    assert [name for name, _ in model.named_children()] == ["C1", "M2", "C3", "L4", "L5", "L6", "F0", "F7", "D0", "F8"]
     assert isinstance(model.L4, lc_triton.LocallyConnected2D)
 
 
@@ -171,7 +171,7 @@ def test_weights_go_into_a_model_of_ones_own(kind):
         ("F7", "F7"),
         ("F8", "F8"),
     }
-    assert not (report.missing or report.unexpected or report.misshapen)
+    assert report.missing == report.unexpected == report.misshapen == ()
     assert_computes_what_keras_does(model, "deepface")
 
 
@@ -256,7 +256,7 @@ def test_files_say_by_their_names_what_they_are(tmp_path):
         save_model(model, tmp_path / "model.keras")
     with pytest.raises(ArgumentValueError, match=r"a file ending in \.weights\.h5"):
         save_weights(model, tmp_path / "model.h5")
-    with pytest.raises(ArgumentTypeError, match="what lc_triton.keras.load_model returned"):
+    with pytest.raises(ArgumentTypeError, match=r"what lc_triton\.keras\.load_model returned"):
         save_model(nn.Linear(1, 1), tmp_path / "model.pt")
     assert not list(tmp_path.iterdir())
 

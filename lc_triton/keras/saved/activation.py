@@ -177,7 +177,7 @@ class SoftmaxArguments(Arguments):
         return nn.Softmax(positive_axis(self.axis, len(place.shape) + 1))
 
 
-CLASSES = {
+CLASSES: dict[str, type[Arguments]] = {
     "Activation": ActivationArguments,
     "ReLU": ReLUArguments,
     "LeakyReLU": LeakyReLUArguments,

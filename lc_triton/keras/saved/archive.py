@@ -9,13 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
 
 from lc_triton.errors import KerasFileError, first_line
 from lc_triton.keras.saved import hdf5, spec
-
-if TYPE_CHECKING:
-    import h5py
 
 ZIP_MAGIC = b"PK\x03\x04"
 WEIGHTS = "model.weights.h5"
@@ -23,12 +19,11 @@ WEIGHTS = "model.weights.h5"
 
 @dataclass(frozen=True)
 class Saved:
-    """An open file: the root of its weights, and its model where it holds one."""
+    """An open file: what it holds, and its model where it holds one."""
 
     path: Path
-    weights: h5py.Group
+    contents: hdf5.Contents
     model: spec.ModelSpec | None
-    backend: str | None = None
 
 
 @contextmanager
@@ -47,33 +42,26 @@ def opened(path: Path) -> Iterator[Saved]:
         with _zipped(path) as saved:
             yield saved
     elif head == hdf5.MAGIC:
-        with hdf5.opened(str(path), path) as root:
-            yield _hdf5(path, root)
+        with hdf5.opened(path, path) as contents:
+            text = contents.model
+            model = None if text is None else spec.parse(text, path, spec.major(contents.version or 2))
+            yield Saved(path, contents, model)
     else:
         reason = "it is neither HDF5 (.h5, .weights.h5) nor a zip archive (.keras)"
         raise KerasFileError(path=path, reason=reason)
 
 
-def _hdf5(path: Path, root: h5py.File) -> Saved:
-    text = hdf5.text(root, "model_config")
-    weights = root
-    if text is not None:
-        weights = hdf5.child(root, "model_weights")
-        if weights is None:
-            raise KerasFileError(path=path, reason="it has a model but no weights")
-    version = hdf5.text(weights, "keras_version") or hdf5.text(root, "keras_version")
-    model = None if text is None else spec.parse(text, path, spec.major(version or 2))
-    return Saved(path, weights, model, hdf5.text(weights, "backend"))
-
-
 @contextmanager
 def _zipped(path: Path) -> Iterator[Saved]:
     """A .keras archive: its parts are read by name, and nothing is written where the archive says."""
-    with tempfile.TemporaryFile() as copy:
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / WEIGHTS
         try:
             with zipfile.ZipFile(path) as archive:
                 model = _model(archive, path)
                 _copy(archive, WEIGHTS, copy, path)
+        except KerasFileError:
+            raise
         except (
             zipfile.BadZipFile,
             NotImplementedError,
@@ -83,11 +71,9 @@ def _zipped(path: Path) -> Iterator[Saved]:
             ValueError,
             KeyError,
         ) as error:
-            if isinstance(error, KerasFileError):
-                raise
             raise KerasFileError(path=path, reason=f"the archive is damaged ({first_line(error)})") from error
-        with hdf5.opened(copy, path) as root:
-            yield Saved(path, root, model)
+        with hdf5.opened(copy, path) as contents:
+            yield Saved(path, contents, model)
 
 
 def _model(archive: zipfile.ZipFile, path: Path) -> spec.ModelSpec:
@@ -112,13 +98,12 @@ def _text(archive: zipfile.ZipFile, name: str, path: Path, *, required: bool = T
     return archive.read(info)
 
 
-def _copy(archive: zipfile.ZipFile, name: str, to: IO[bytes], path: Path) -> None:
-    """Copy a part into an anonymous file, for HDF5 jumps about in it; a part that expands like a bomb is refused."""
+def _copy(archive: zipfile.ZipFile, name: str, to: Path, path: Path) -> None:
+    """Copy a part out of the archive, for HDF5 jumps about in it; a part that expands like a bomb is refused."""
     if name not in archive.namelist():
         raise KerasFileError(path=path, reason=f"the archive has no {name}: weights in other formats cannot be read")
     info = archive.getinfo(name)
     if info.file_size > path.stat().st_size * hdf5.MOST_EXPANSION:
         raise KerasFileError(path=path, reason=f"{name} claims {info.file_size} bytes, more than the archive can hold")
-    with archive.open(info) as part:
-        shutil.copyfileobj(part, to, 1 << 20)
-    to.seek(0)
+    with archive.open(info) as part, to.open("wb") as file:
+        shutil.copyfileobj(part, file, 1 << 20)

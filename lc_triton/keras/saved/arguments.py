@@ -7,8 +7,17 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
-from pydantic import model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
 from torch import nn
 from typing_extensions import Self
 
@@ -104,7 +113,8 @@ class Arguments(BaseModel):
         """The dtype of the layer's weights."""
         name = self.dtype
         if isinstance(name, dict):  # a policy
-            name = (name.get("config") or {}).get("name")
+            policy = name.get("config")
+            name = policy.get("name") if isinstance(policy, dict) else None
         if not isinstance(name, str) or name not in DTYPES:
             raise ValueError(f"its dtype {str(self.dtype)[:80]} is none of {', '.join(DTYPES)}")
         return DTYPES[name]

@@ -80,7 +80,8 @@ class Convolution(nn.Module):
     def extra_repr(self) -> str:
         """The arguments."""
         layout = "channels_first" if self.channels_first else "channels_last"
-        return f"{tuple(self.weight.shape)}, stride={self.stride}, padding={self.padding!r}, groups={self.groups}, {layout}"
+        shape = tuple(self.weight.shape)
+        return f"{shape}, stride={self.stride}, padding={self.padding!r}, groups={self.groups}, {layout}"
 
 
 class DenseArguments(Arguments):
@@ -186,9 +187,10 @@ class LocallyConnected1DArguments(Arguments):
                 given[name] = default
         given |= {"dtype": self.variable_dtype, "device": "meta", "input_shape": place.shape}
         try:
-            return self.layer.from_config({**given, "trainable": self.trainable})
+            layer: nn.Module = self.layer.from_config({**given, "trainable": self.trainable})
         except LocalConvError as error:
             raise ValueError(str(error)) from None
+        return layer
 
     def _knows(self, name: str) -> bool:
         return name in inspect.signature(self.layer).parameters or super()._knows(name)
@@ -208,7 +210,7 @@ class LocallyConnected3DArguments(LocallyConnected1DArguments):
 
 LOCALLY_CONNECTED = (LocallyConnected1D, LocallyConnected2D, LocallyConnected3D)
 
-CLASSES = {
+CLASSES: dict[str, type[Arguments]] = {
     "Dense": DenseArguments,
     "Conv1D": Conv1DArguments,
     "Conv2D": Conv2DArguments,

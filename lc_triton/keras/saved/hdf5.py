@@ -1,119 +1,126 @@
-"""HDF5 files that nobody vouches for: nothing outside the file is opened, nothing larger than the file is believed."""
+"""HDF5 files that nobody vouches for, opened by a process of its own and read by the places it finds."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lc_triton.errors import KerasFileError, LocalConvError, MissingPackageError, first_line
-
-if TYPE_CHECKING:
-    import h5py
+from lc_triton.errors import KerasFileError, MissingPackageError
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 
-# Deflate shrinks by at most 1032: a dataset that claims more numbers than its bytes could hold is a lie.
+# Deflate shrinks by at most 1032: what claims more numbers than its bytes could hold is a lie.
 MOST_EXPANSION = 1032
-MOST_DIMENSIONS = 16
-MOST_NAMES = 100_000
+# What a file may take to be looked through, and more for a large one whose arrays must be unpacked.
+SECONDS = 60.0
+BYTES_A_SECOND = 10e6
 
 
-def library(what: str) -> Any:
-    """The h5py module, imported when a file is read or written."""
-    try:
-        import h5py
-    except ImportError:
-        raise MissingPackageError(what=what, package="h5py", extra="keras") from None
-    return h5py
+@dataclass(frozen=True)
+class Array:
+    """An array in a file: its shape, the type and the place of its numbers, or why they cannot be used."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    path: Path
+    offset: int | None
+    wrong: str = ""
+
+    @property
+    def size(self) -> int:
+        """How many numbers it holds."""
+        return int(np.prod(self.shape, dtype=object)) if self.shape else 1
+
+    def read(self) -> Tensor:
+        """The numbers."""
+        if self.offset is None:
+            array = np.load(self.path, allow_pickle=False)
+        else:
+            array = np.fromfile(self.path, self.dtype, self.size, offset=self.offset).reshape(self.shape)
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False).reshape(self.shape))
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group in a file: lists of names that Keras keeps with it, its groups and its arrays."""
+
+    names: dict[str, list[str]] = field(default_factory=dict)
+    groups: dict[str, Group] = field(default_factory=dict)
+    arrays: dict[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A file of Keras's: its model's configuration if it holds one, who wrote it, and its weights.
+
+    `named` says that layers go by their names in it, as in older files, and not by class and order.
+    """
+
+    model: str | None
+    version: str | None
+    backend: str | None
+    named: bool
+    weights: Group
 
 
 @contextmanager
-def opened(file: str | IO[bytes], path: object) -> Iterator[h5py.File]:
-    """A file opened to be read; whatever is wrong inside it becomes one error."""
-    h5py = library("reading Keras's files")
-    try:
-        with h5py.File(file, "r") as root:
-            yield root
-    except (LocalConvError, MemoryError):
-        raise
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise KerasFileError(path=path, reason=f"it is damaged or no HDF5 file ({first_line(error)})") from error
+def opened(file: Path, path: Path) -> Iterator[Contents]:
+    """What is in a file, while its arrays can be read; `path` is its name in messages."""
+    _need("h5py", "reading Keras's files")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(Path(__file__).with_name("index.py")), str(file), folder, str(MOST_EXPANSION)]
+        seconds = SECONDS + file.stat().st_size / BYTES_A_SECOND
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=seconds, check=False)
+        except subprocess.TimeoutExpired:
+            reason = f"it is damaged: the HDF5 library has not come to an end of it in {seconds:.0f} s"
+            raise KerasFileError(path=path, reason=reason) from None
+        if done.returncode:
+            reason = f"it is damaged: the HDF5 library did not survive it (exit status {done.returncode})"
+            raise KerasFileError(path=path, reason=reason)
+        found = json.loads(done.stdout)
+        if "wrong" in found:
+            raise KerasFileError(path=path, reason=found["wrong"])
+        yield Contents(**{**found, "weights": _group(found["weights"], "", file, Path(folder))})
 
 
-def child(group: h5py.Group, name: str) -> Any:
-    """The group or dataset `name` (a path) inside a group, or None; links that leave the file or lead back are refused."""
-    h5py = library("reading Keras's files")
-    item: Any = group
-    for part in name.split("/"):
-        if not isinstance(item, h5py.Group) or part in ("", ".", ".."):
-            return None
-        link = item.get(part, getlink=True)
-        if link is None:
-            return None
-        if not isinstance(link, h5py.HardLink):
-            raise ValueError(f"{part!r} is a link to elsewhere")
-        item = item[part]
-    return item
+def _group(found: dict[str, Any], name: str, file: Path, folder: Path) -> Group:
+    return Group(
+        found["names"],
+        {key: _group(value, f"{name}/{key}", file, folder) for key, value in found["groups"].items()},
+        {key: _array(value, f"{name}/{key}", file, folder) for key, value in found["arrays"].items()},
+    )
 
 
-def enter(group: Any, seen: set[int]) -> None:
-    """Note a group as visited; one that is found twice would lead round in circles, or to very many copies of itself."""
-    h5py = library("reading Keras's files")
-    if not isinstance(group, h5py.Group):
-        raise ValueError("an array stands where a group should")
-    address = h5py.h5o.get_info(group.id).addr
-    if address in seen or len(seen) > MOST_NAMES:
-        raise ValueError(f"group {group.name!r} is found twice, or there are too many")
-    seen.add(address)
+def _array(found: dict[str, Any], name: str, file: Path, folder: Path) -> Array:
+    if "wrong" in found:
+        return Array(name, (), "", file, None, found["wrong"])
+    path = folder / found["file"] if "file" in found else file
+    return Array(name, tuple(found["shape"]), found["dtype"], path, found["offset"])
 
 
-def text(group: h5py.Group, name: str) -> str | None:
-    """An attribute of text; None where there is none."""
-    value = group.attrs.get(name)
-    value = value.decode("utf-8") if isinstance(value, bytes) else value
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f"attribute {name!r} is no text")
-    return value
+def library(what: str) -> Any:
+    """The h5py module, for writing."""
+    _need("h5py", what)
+    import h5py
+
+    return h5py
 
 
-def names(group: h5py.Group, name: str) -> list[str]:
-    """A list of names among the attributes, which Keras cuts in numbered pieces where it is long."""
-    if name in group.attrs:
-        parts = [group.attrs[name]]
-    else:
-        parts = []
-        while f"{name}{len(parts)}" in group.attrs:
-            parts.append(group.attrs[f"{name}{len(parts)}"])
-    found = [n.decode("utf-8") if isinstance(n, bytes) else n for part in parts for n in np.atleast_1d(part)]
-    if len(found) > MOST_NAMES or not all(isinstance(n, str) for n in found):
-        raise ValueError(f"{name} is no list of names")
-    return found
+def _need(package: str, what: str) -> None:
+    import importlib.util
 
-
-def check_numbers(dataset: Any) -> None:
-    """Refuse what is no array of real numbers that lie in this very file."""
-    h5py = library("reading Keras's files")
-    if not isinstance(dataset, h5py.Dataset):
-        raise ValueError("a group stands where an array should")
-    if dataset.dtype.kind not in "fiu" or dataset.dtype.itemsize > 8:
-        raise ValueError(f"array {dataset.name!r} is of type {dataset.dtype}, no numbers of up to 64 bits")
-    if dataset.shape is None or len(dataset.shape) > MOST_DIMENSIONS:
-        raise ValueError(f"array {dataset.name!r} has no shape that weights have")
-    if dataset.external or dataset.is_virtual:
-        raise ValueError(f"array {dataset.name!r} lies in another file")
-    stored, claimed = dataset.id.get_storage_size(), dataset.size * dataset.dtype.itemsize
-    if claimed > stored * (MOST_EXPANSION if dataset.chunks else 1):
-        raise ValueError(f"array {dataset.name!r} claims {claimed} bytes, of which the file holds {stored}")
-
-
-def read(dataset: h5py.Dataset) -> Tensor:
-    """The numbers of an array that was checked."""
-    array = np.asarray(dataset[()])
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    return torch.from_numpy(np.array(array)) if array.ndim else torch.tensor(array.item())
+    if importlib.util.find_spec(package) is None:
+        raise MissingPackageError(what=what, package=package, extra="keras")

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from lc_triton._geometry import DATA_FORMATS
 from lc_triton.errors import ArgumentTypeError, ConversionError, KerasFileError
-from lc_triton.keras.saved import archive, checkpoint, hdf5, spec, stored
-from lc_triton.keras.saved.model import Built, Model, build
+from lc_triton.keras.saved import archive, checkpoint, spec, stored
+from lc_triton.keras.saved.hdf5 import Array
+from lc_triton.keras.saved.model import Built, build
 from lc_triton.keras.saved.weights import Origin, Slot, slots
 from lc_triton.layers.locally_connected import IMPLEMENTATIONS
-
-if TYPE_CHECKING:
-    import h5py
 
 
 def load_model(path: str | Path, *, config: str | Path | Mapping[str, Any] | None = None) -> nn.Module:
@@ -28,7 +26,7 @@ def load_model(path: str | Path, *, config: str | Path | Mapping[str, Any] | Non
     Args:
         path: a `.h5` or `.keras` file of a whole model, a `.weights.h5` (or older `.h5`) file of weights beside
             `config`, or a `.pt` file that `save_model` wrote.
-        config: for a file of weights alone: the model's `to_json()`, as text, as a mapping or as a path to a file of it.
+        config: for a file of weights alone: the model's `to_json()`, as text, as a mapping or as the path of its file.
 
     Returns:
         `nn.Sequential` of the layers under their Keras names for a Sequential model; for a Functional one a module
@@ -55,7 +53,7 @@ def load_model(path: str | Path, *, config: str | Path | Mapping[str, Any] | Non
         if config is not None:
             if saved.model is not None:
                 raise ArgumentTypeError(name="config", value=config, allowed="None for a file that holds its model")
-            saved = archive.Saved(saved.path, saved.weights, _configuration(config, path), saved.backend)
+            saved = replace(saved, model=_configuration(config, path))
         if saved.model is None:
             reason = "it holds weights alone: give the model's to_json() as config=, or use load_weights on a module"
             raise KerasFileError(path=path, reason=reason)
@@ -189,11 +187,11 @@ def _targets(
     return found
 
 
-def _check_claims(built: Built, found: Mapping[str, list[h5py.Dataset]], path: Path) -> None:
+def _check_claims(built: Built, found: Mapping[str, list[Array]], path: Path) -> None:
     """Refuse layers with far more weights than their arrays have numbers: nothing is allocated on a file's word."""
     for name, layer in built.layers.items():
         wanted = sum(tensor.numel() for tensor in (*layer.parameters(), *layer.buffers()))
-        stored_numbers = sum(dataset.size for dataset in found.get(name, []))
+        stored_numbers = sum(array.size for array in found.get(name, []))
         if wanted > MOST_PADDED * max(stored_numbers, 1):
             reason = f"layer {name!r} claims {wanted} weights, of which the file holds {stored_numbers}"
             raise KerasFileError(path=path, reason=reason)
@@ -210,19 +208,19 @@ def _configuration(config: str | Path | Mapping[str, Any], path: Path) -> spec.M
     return spec.parse(config, path, 2)
 
 
-def _misfits(layer: str, wanted: list[Slot], found: list[h5py.Dataset]) -> list[str]:
+def _misfits(layer: str, wanted: list[Slot], found: list[Array]) -> list[str]:
     """What keeps the arrays of a file from going into a layer."""
     if len(wanted) != len(found):
         names = ", ".join(slot.name for slot in wanted)
         return [f"layer {layer!r} has {len(found)} array(s) in the file, not {len(wanted)} ({names})"]
     return [
-        f"{slot.name} of layer {layer!r} has shape {tuple(dataset.shape)} in the file, not {slot.shape}"
-        for slot, dataset in zip(wanted, found, strict=True)
-        if tuple(dataset.shape) != slot.shape
+        f"{slot.name} of layer {layer!r} has shape {tuple(array.shape)} in the file, not {slot.shape}"
+        for slot, array in zip(wanted, found, strict=True)
+        if tuple(array.shape) != slot.shape
     ]
 
 
-def _copy(wanted: list[Slot], found: list[h5py.Dataset]) -> None:
+def _copy(wanted: list[Slot], found: list[Array]) -> None:
     with torch.no_grad():
-        for slot, dataset in zip(wanted, found, strict=True):
-            slot.tensor.copy_(slot.from_keras(hdf5.read(dataset)))
+        for slot, array in zip(wanted, found, strict=True):
+            slot.tensor.copy_(slot.from_keras(array.read()))

@@ -90,7 +90,7 @@ class ConcatenateArguments(Arguments):
         return Concatenate(positive_axis(self.axis, len(place.shapes[0]) + 1))
 
 
-CLASSES = {
+CLASSES: dict[str, type[Arguments]] = {
     "Add": AddArguments,
     "Multiply": MultiplyArguments,
     "Maximum": MaximumArguments,

@@ -156,13 +156,12 @@ def _refusal(spec: ModelSpec, wrong: list[tuple[LayerSpec, str]]) -> ConversionE
 
 def _input_shape(layer: LayerSpec) -> Shape:
     shape = layer.config.get("batch_input_shape") or layer.config.get("batch_shape")
-    well_formed = isinstance(shape, list) and all(
-        size is None or (type(size) is int and 0 < size <= LARGEST) for size in shape[1:]
-    )
+    sizes = shape[1:] if isinstance(shape, list) else [0]
+    well_formed = all(size is None or (type(size) is int and 0 < size <= LARGEST) for size in sizes)
     if not well_formed or layer.config.get("sparse") or layer.config.get("ragged"):
         reason = f"layer {layer.name!r} (InputLayer): its shape {str(shape)[:80]} is no shape of a dense batch"
         raise ConversionError(name="the model", reason=reason)
-    return tuple(OPEN_SIZE if size is None else size for size in shape[1:])
+    return tuple(OPEN_SIZE if size is None else size for size in sizes)
 
 
 def _output_shape(module: nn.Module, place: Place, dtype: torch.dtype) -> Shape:

@@ -128,4 +128,7 @@ class LayerNormalizationArguments(Arguments):
         )
 
 
-CLASSES = {"BatchNormalization": BatchNormalizationArguments, "LayerNormalization": LayerNormalizationArguments}
+CLASSES: dict[str, type[Arguments]] = {
+    "BatchNormalization": BatchNormalizationArguments,
+    "LayerNormalization": LayerNormalizationArguments,
+}

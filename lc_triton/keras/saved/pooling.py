@@ -144,7 +144,7 @@ class GlobalAveragePooling2DArguments(_GlobalPoolArguments):
     kind, ndim = "mean", 2
 
 
-CLASSES = {
+CLASSES: dict[str, type[Arguments]] = {
     "MaxPooling1D": MaxPooling1DArguments,
     "MaxPooling2D": MaxPooling2DArguments,
     "AveragePooling1D": AveragePooling1DArguments,

@@ -22,8 +22,9 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
     """Write a model's weights to a `.weights.h5` file that the same model in Keras loads.
 
     Args:
-        model: what `load_model` returned, or any module whose layers with weights are locally connected ones, nn.Linear,
-            nn.Conv1d/2d/3d, nn.BatchNorm1d/2d/3d or nn.LayerNorm, registered in the order of the Keras model's layers.
+        model: what `load_model` returned, or any module whose layers with weights are locally connected ones,
+            nn.Linear, nn.Conv1d/2d/3d, nn.BatchNorm1d/2d/3d or nn.LayerNorm, registered in the order of the Keras
+            model's layers.
         path: a file whose name ends in `.weights.h5`; an old one is replaced as a whole.
 
     Raises:

@@ -200,7 +200,7 @@ class SpatialDropout2DArguments(SpatialDropout1DArguments):
     ndim = 2
 
 
-CLASSES = {
+CLASSES: dict[str, type[Arguments]] = {
     "Flatten": FlattenArguments,
     "Reshape": ReshapeArguments,
     "Permute": PermuteArguments,

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 from lc_triton.errors import KerasFileError
-from lc_triton.keras.saved import hdf5
 from lc_triton.keras.saved.archive import Saved
-from lc_triton.keras.saved.spec import ModelSpec
-
-if TYPE_CHECKING:
-    import h5py
+from lc_triton.keras.saved.hdf5 import Array, Group
 
 
 def snake_case(class_name: str) -> str:
@@ -30,64 +25,68 @@ def numbered(class_names: list[str]) -> list[str]:
     return found
 
 
-def arrays(saved: Saved) -> dict[str, list[h5py.Dataset]]:
+def arrays(saved: Saved) -> dict[str, list[Array]]:
     """The arrays of every layer that has any, by the layer's name, or by its place where the file knows no names.
 
     Raises:
         KerasFileError: arrays that are none, claim more than the file holds, or lie elsewhere.
     """
-    found = _legacy(saved) if "layer_names" in saved.weights.attrs or "layer_names0" in saved.weights.attrs else None
-    if found is None:
-        found = _by_class(saved)
-    for datasets in found.values():
-        for dataset in datasets:
-            hdf5.check_numbers(dataset)
+    found = _by_name(saved) if saved.contents.named else _by_class(saved)
+    for of_layer in found.values():
+        for array in of_layer:
+            if array.wrong:
+                raise KerasFileError(path=saved.path, reason=f"array {array.name!r} {array.wrong}")
     return found
 
 
-def _legacy(saved: Saved) -> dict[str, list[h5py.Dataset]]:
-    if saved.backend not in (None, "tensorflow"):
-        reason = f"its weights are in the order of the {saved.backend!r} backend, which turns kernels around"
+def _by_name(saved: Saved) -> dict[str, list[Array]]:
+    if saved.contents.backend not in (None, "tensorflow"):
+        reason = f"its weights are in the order of the {saved.contents.backend!r} backend, which turns kernels around"
         raise KerasFileError(path=saved.path, reason=reason)
-    found = {}
-    for layer in hdf5.names(saved.weights, "layer_names"):
-        group = hdf5.child(saved.weights, layer)
-        if group is None:
+    weights, found = saved.contents.weights, {}
+    for layer in weights.names["layer_names"]:
+        group = _at(weights, layer)
+        if not isinstance(group, Group):
             raise KerasFileError(path=saved.path, reason=f"layer {layer[:80]!r} is named but not there")
-        datasets = [(name, hdf5.child(group, name)) for name in hdf5.names(group, "weight_names")]
-        absent = [name for name, dataset in datasets if dataset is None]
-        if absent:
-            raise KerasFileError(path=saved.path, reason=f"array {absent[0][:80]!r} is named but not there")
-        if datasets:
-            found[layer] = [dataset for _, dataset in datasets]
+        of_layer = []
+        for name in group.names["weight_names"]:
+            array = _at(group, name)
+            if not isinstance(array, Array):
+                raise KerasFileError(path=saved.path, reason=f"array {name[:80]!r} is named but not there")
+            of_layer.append(array)
+        if of_layer:
+            found[layer] = of_layer
     return found
 
 
-def _by_class(saved: Saved) -> dict[str, list[h5py.Dataset]]:
-    layers = hdf5.child(saved.weights, "layers")
-    if layers is None:
-        raise KerasFileError(path=saved.path, reason="it has no layers: it is no file of Keras's weights")
-    found = _walk(layers, "", set())
+def _at(group: Group, path: str) -> Group | Array | None:
+    """What a path of names leads to inside a group."""
+    *way, last = path.split("/")
+    for name in way:
+        if name not in group.groups:
+            return None
+        group = group.groups[name]
+    return group.groups.get(last) or group.arrays.get(last)
+
+
+def _by_class(saved: Saved) -> dict[str, list[Array]]:
+    found = _walk(saved.contents.weights, "")
     if saved.model is None:  # newer files know the layers' names too
-        return {written or place: datasets for place, (written, datasets) in found.items()}
+        return {written or place: of_layer for place, (written, of_layer) in found.items()}
     places = numbered([layer.class_name for layer in saved.model.layers])
     names = {place: layer.name for place, layer in zip(places, saved.model.layers, strict=True)}
-    return {names.get(place, place): datasets for place, (_, datasets) in found.items()}
+    return {names.get(place, place): of_layer for place, (_, of_layer) in found.items()}
 
 
-def _walk(layers: h5py.Group, prefix: str, seen: set[int]) -> dict[str, tuple[str | None, list[h5py.Dataset]]]:
+def _walk(layers: Group, prefix: str) -> dict[str, tuple[str | None, list[Array]]]:
     """By a layer's place: the name written beside it, if there is one, and its arrays."""
-    found: dict[str, tuple[str | None, list[h5py.Dataset]]] = {}
-    hdf5.enter(layers, seen)
-    for key in layers:
-        group = hdf5.child(layers, key)
-        hdf5.enter(group, seen)
-        variables, inner = (hdf5.child(group, part) for part in ("vars", "layers"))
-        if variables is not None and len(variables):
-            written = hdf5.text(group, "name")
-            order = sorted(variables, key=lambda n: (len(n), n))
-            datasets = [hdf5.child(variables, n) for n in order]
-            found[prefix + key] = (None if prefix else written, datasets)
+    found: dict[str, tuple[str | None, list[Array]]] = {}
+    for place, group in layers.groups.items():
+        variables, inner = group.groups.get("vars"), group.groups.get("layers")
+        if variables is not None and variables.arrays:
+            written = next(iter(group.names["name"]), None)
+            order = sorted(variables.arrays, key=lambda n: (len(n), n))
+            found[prefix + place] = (None if prefix else written, [variables.arrays[n] for n in order])
         if inner is not None:
-            found |= _walk(inner, f"{prefix}{key}/", seen)
+            found |= _walk(inner, f"{prefix}{place}/")
     return found

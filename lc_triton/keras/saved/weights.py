@@ -45,7 +45,7 @@ class Origin:
     implementation: int | None = None
 
 
-def slots(module: nn.Module, origin: Origin = Origin()) -> list[Slot]:  # noqa: B008  # frozen
+def slots(module: nn.Module, origin: Origin = Origin()) -> list[Slot]:  # frozen
     """A module's own arrays in Keras's order: empty where it has none, or is no layer that Keras has too."""
     if isinstance(module, _LOCALLY_CONNECTED):
         implementation = origin.implementation or module.implementation

@@ -12,12 +12,9 @@ import tf_keras
 from tf_keras import layers as L
 from tf_keras import regularizers
 
-HERE = Path(__file__).parent
+from lc_triton.keras.activations import ACTIVATIONS
 
-ACTIVATIONS = (
-    "linear relu elu selu softplus softsign tanh sigmoid hard_sigmoid exponential softmax log_softmax swish silu gelu "
-    "mish leaky_relu relu6"
-).split()
+HERE = Path(__file__).parent
 
 
 def local(implementation, data_format, padding="valid"):
@@ -158,7 +155,9 @@ def main():
         model = make()
         for layer in model.layers:  # zero biases and unit scales would hide what is mixed up
             values = [w + random.normal(0, 0.1, w.shape).astype(w.dtype) for w in layer.get_weights()]
-            layer.set_weights([abs(v) if "variance" in w.name else v for v, w in zip(values, layer.weights)])
+            layer.set_weights(
+                [abs(v) if "variance" in w.name else v for v, w in zip(values, layer.weights, strict=True)]
+            )
         inputs = [random.normal(0, 1, (3, *x.shape[1:])).astype(x.dtype.as_numpy_dtype) for x in model.inputs]
         outputs = model(inputs if len(inputs) > 1 else inputs[0], training=False)
         for letter, values in (("x", inputs), ("y", outputs if isinstance(outputs, (list, tuple)) else [outputs])):
