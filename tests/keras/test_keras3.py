@@ -16,8 +16,8 @@ import lc_triton
 from lc_triton import errors
 from lc_triton.keras import layout
 from tests.cases import CASES, IDS, assert_close, tensors
-from tests.keras.test_golden import CASES as GOLDEN
-from tests.keras.test_golden import DATA
+from tests.test_golden import KERAS as GOLDEN
+from tests.test_golden import KERAS_DATA as DATA
 from tests.test_golden import arrays, close, leaf
 
 # May go when Keras 3 is no extra any more.
@@ -80,14 +80,18 @@ def test_a_layer_computes_what_its_twin_computes(case, data_format):
 @pytest.mark.parametrize("case", GOLDEN, ids=[c["id"] for c in GOLDEN])
 def test_a_layer_computes_what_keras_2_computed(case):
     data, args = arrays(DATA, case), case["args"]
-    layer = getattr(layers, case["cls"])(**args, dtype="float64")
+    padding = "keras_same" if args["padding"] == "same" else args["padding"]
+    layer = getattr(layers, case["cls"])(**args | {"padding": padding}, dtype="float64")
     layer.build(case["input_shape"])
-    names = ["kernel", "bias"] if args["use_bias"] else ["kernel"]
-    # Keras 2 reshaped the bias of channels_first where it should have transposed it; new layers have no need to.
-    values = {"kernel": data["kernel"]}
+    geometry = layer._geometry
+
+    def kernel(values):  # (P, D, F) in the order (taps, channels)
+        return layout.kernel_to_keras(values.view(geometry.weight_shape), geometry, args["data_format"])
+
+    weights = [kernel(data["kernel_pdf"])]
     if args["use_bias"]:
-        values["bias"] = layout.bias_from_keras(data["bias"], args["data_format"])
-    layer.set_weights([values[n].numpy() for n in names])
+        weights.append(data["bias_pf"].view(geometry.bias_shape))
+    layer.set_weights([w.numpy() for w in weights])
 
     tolerance = 2e-8 if args["activation"] == "gelu" else 1e-9
     x = leaf(data["x"])
@@ -95,9 +99,9 @@ def test_a_layer_computes_what_keras_2_computed(case):
     close(y, data["y"], tolerance)
     y.backward(data["g"])
     close(x.grad, data["dx"], tolerance)
-    close(layer.kernel.value.grad, data["dkernel"], tolerance)
+    close(layer.kernel.value.grad, kernel(data["dkernel_pdf"]), tolerance)
     if args["use_bias"]:
-        close(layer.bias.value.grad, layout.bias_from_keras(data["dbias"], args["data_format"]), tolerance)
+        close(layer.bias.value.grad, data["dbias_pf"].view(geometry.bias_shape), tolerance)
 
 
 @pytest.mark.parametrize("implementation", [1, 2, 3])
