@@ -40,24 +40,19 @@ class LocalConvError(Exception):
 
     template: ClassVar[str] = "{message}"
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, message: str | None = None, /, **fields: Any) -> None:
+        # A framework that adds to a message, as Keras does, makes the error anew from its text.
         self.fields = fields
-        super().__init__(self.template.format(**fields))
+        super().__init__(self.template.format(**fields) if message is None else message)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Worker processes send errors back: the message travels, for a field may be a function that does not pickle.
-        return (_rebuild, (type(self), str(self)))
+        return (type(self), (str(self),))
 
 
 def first_line(error: BaseException) -> str:
     """An error of any origin in one line."""
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"[:200]
-
-
-def _rebuild(kind: type[LocalConvError], message: str) -> LocalConvError:
-    error = kind.__new__(kind, message)
-    error.fields = {}
-    return error
 
 
 class ArgumentTypeError(LocalConvError, TypeError):

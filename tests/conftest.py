@@ -1,5 +1,10 @@
+import os
+
 import pytest
 import torch
+
+# Keras reads it when it is first imported, whichever test, documentation or example that is: one backend a process.
+os.environ["KERAS_BACKEND"] = "torch"
 
 
 def pytest_collection_modifyitems(items):
