@@ -15,12 +15,18 @@ from lc_triton._problem import Problem
 # The kernels are imported at their first call: `import triton` alone takes 0.25 s, and a CPU user never needs it.
 
 
+def as_stored(x: Tensor) -> Tensor:
+    """x with its numbers as they lie in memory, which is all that kernels see; torch negates some views lazily."""
+    return x.resolve_neg() if x.is_neg() else x
+
+
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, *, store_z: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """y = act(z) and, if asked for, the pre-activation z; bias is `(*out_spatial, F)` or `(F,)`."""
     if problem.backend != "triton":
         return _cpu.forward(x, weight, bias, problem, store_z=store_z)
+    x, weight, bias = as_stored(x), as_stored(weight), None if bias is None else as_stored(bias)
     from lc_triton import launch
 
     y = torch.empty((x.shape[0], *problem.geometry.bias_shape), dtype=x.dtype, device=x.device)
@@ -34,6 +40,7 @@ def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem)
     """act(dx + bias): the input gradient with the forward's epilogue, bias `(*in_spatial, C)` or `(C,)`."""
     if problem.backend != "triton":
         return _cpu.input_grad(g, weight, bias, problem)
+    g, weight, bias = as_stored(g), as_stored(weight), None if bias is None else as_stored(bias)
     from lc_triton import launch
 
     geo = problem.geometry
@@ -49,6 +56,7 @@ def weight_grad(
     """dw and, if asked for, the bias gradient of each position `(*out_spatial, F)`, both in `dtype`."""
     if problem.backend != "triton":
         return _cpu.weight_grad(x, g, problem, dtype, with_bias=with_bias)
+    x, g = as_stored(x), as_stored(g)
     from lc_triton import launch
 
     geo = problem.geometry
@@ -75,6 +83,7 @@ def weight_grad_through(
         if launch.takes_through(x, dw, problem):
             db = torch.empty(geo.bias_shape, dtype=dtype, device=x.device) if with_bias else None
             dz = torch.empty(grad.shape, dtype=grad.dtype, device=x.device) if with_dz else None
+            x, grad, saved = as_stored(x), as_stored(grad), as_stored(saved)
             launch.weight_grad(x, grad, dw, db, problem, saved=saved, dz=dz)
             return dw, db, dz
     dz = problem.activation.backward(grad, saved)
