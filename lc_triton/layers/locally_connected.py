@@ -98,7 +98,9 @@ class _LocallyConnectedNd(LazyModuleMixin, PlannedLayer):
         name = padding.lower() if isinstance(padding, str) else padding
         self.padding = check_name("padding", name, PADDINGS)
         check_padding(self.padding, n)
-        self.data_format = check_name("data_format", "channels_last" if data_format is None else data_format, DATA_FORMATS)
+        self.data_format = check_name(
+            "data_format", "channels_last" if data_format is None else data_format, DATA_FORMATS
+        )
         self.use_bias = use_bias
         self.kernel_initializer = initializers.get(kernel_initializer)
         self.bias_initializer = initializers.get(bias_initializer)

@@ -167,7 +167,12 @@ def activation(value: Any) -> Any:
     if isinstance(value, str):
         return name(value, NAMES)
     pairs = {"leaky_relu": float, "elu": float, "gelu": str}
-    if not isinstance(value, (list, tuple)) or len(value) != 2 or not isinstance(value[0], str) or value[0] not in pairs:
+    if (
+        not isinstance(value, (list, tuple))
+        or len(value) != 2
+        or not isinstance(value[0], str)
+        or value[0] not in pairs
+    ):
         raise Refused
     if value[0] == "gelu":
         name(value[1], ["none", "tanh"])

@@ -238,8 +238,7 @@ def calls(draw: Any, ndim: int, limits: Limits | None = None) -> Call:
         modes = [
             mode
             for mode, less in limit.items()
-            if less is None
-            or all(max(pair) <= n + less for pair, n in zip(geometry.padding, spatial, strict=True))
+            if less is None or all(max(pair) <= n + less for pair, n in zip(geometry.padding, spatial, strict=True))
         ]
         arguments["padding_mode"] = draw(st.sampled_from(["zeros", *modes]))
     arguments["activation"] = draw(st.sampled_from(ACTIVATIONS))

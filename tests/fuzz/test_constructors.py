@@ -27,7 +27,12 @@ from tests.fuzz.profiles import cases
 from tests.fuzz.strategies import Call, Limits, calls
 
 SMALL = Limits(
-    positions=(3, 2, 2), kernel=(3, 2, 2), padding=2, channels=(1, 2), groups=2, batch=(2, 1, None),
+    positions=(3, 2, 2),
+    kernel=(3, 2, 2),
+    padding=2,
+    channels=(1, 2),
+    groups=2,
+    batch=(2, 1, None),
     dtypes=((torch.float32, torch.float32), (torch.float64, torch.float64)),
 )
 any_call = st.integers(1, 3).flatmap(lambda ndim: calls(ndim, SMALL))
@@ -66,8 +71,26 @@ def after(value, z, dim):
 
 def odd_tensors(t):
     """What is given in a tensor's place."""
-    found = [None, "x", 1.0, t.tolist(), t.detach().resolve_neg().numpy(), t.to(torch.int32), t.to(torch.complex64), t.bool(), t[None, None]]
-    found += [t[..., :0], t.to("meta"), t.to_sparse(), t.to(torch.float8_e4m3fn), torch.tensor(1.0), t.half(), t.double()]
+    found = [
+        None,
+        "x",
+        1.0,
+        t.tolist(),
+        t.detach().resolve_neg().numpy(),
+        t.to(torch.int32),
+        t.to(torch.complex64),
+        t.bool(),
+        t[None, None],
+    ]
+    found += [
+        t[..., :0],
+        t.to("meta"),
+        t.to_sparse(),
+        t.to(torch.float8_e4m3fn),
+        torch.tensor(1.0),
+        t.half(),
+        t.double(),
+    ]
     return [*found, torch.nested.nested_tensor([t]), nn.ReLU()]
 
 
@@ -211,7 +234,9 @@ def test_layers(call, lazy, data):
         geometry = Geometry.make(*sizes, **options)
     told = {"data_format": "channels_first", "padding_mode": said.get("padding_mode", "zeros")}
     call = dataclasses.replace(call, geometry=geometry, arguments=told)
-    exact = [None if t is None else t.detach().resolve_neg().double() for t in (canonical(call, x), layer.weight, layer.bias)]
+    exact = [
+        None if t is None else t.detach().resolve_neg().double() for t in (canonical(call, x), layer.weight, layer.bias)
+    ]
     want = after(said["activation"], linear(call, *exact), -1)
 
     assert_close(canonical(call, outcome.result), want, tolerance_of(outcome.result))
@@ -433,7 +458,9 @@ def test_what_stands_for_a_keras_argument(module, value):
 @given(any_call, st.data())
 def test_conversions(call, data):
     geo, ndim = call.geometry, call.geometry.ndim
-    conv = getattr(nn, f"Conv{ndim}d")(geo.in_channels, geo.out_channels, geo.kernel, geo.stride, "valid", geo.dilation, geo.groups)
+    conv = getattr(nn, f"Conv{ndim}d")(
+        geo.in_channels, geo.out_channels, geo.kernel, geo.stride, "valid", geo.dilation, geo.groups
+    )
     size = tuple(n + sum(p) for n, p in zip(geo.in_spatial, geo.padding, strict=True))
     x = torch.randn(2, geo.in_channels, *size)
     want = conv(x).detach().double()
@@ -504,7 +531,9 @@ def test_tiles(as_json, data):
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-1, 4) | st.sampled_from([2**31, 2**70, 1e300, 1.0, "same", "", "x"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["name", "input", "a"]), inner, max_size=2),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["name", "input", "a"]), inner, max_size=2)
+    ),
     max_leaves=4,
 )
 
@@ -522,7 +551,11 @@ def test_workload_files(data):
     text = json.dumps(content)
     if data.draw(st.integers(0, 4)) == 4:
         cut = data.draw(st.integers(0, len(text)))
-        text = text[:cut] + data.draw(st.sampled_from(["", "]", '"', "\udcff", "[" * 100_000, "9" * 5000])) + text[cut + 1 :]
+        text = (
+            text[:cut]
+            + data.draw(st.sampled_from(["", "]", '"', "\udcff", "[" * 100_000, "9" * 5000]))
+            + text[cut + 1 :]
+        )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "workloads.json"
         path.write_bytes(text.encode("utf-8", "surrogateescape"))
@@ -536,11 +569,16 @@ def test_workload_files(data):
         assert all(type(batch) is int and batch >= 1 for batch in workload.batches)
 
 
-WORDS = st.sampled_from(["k3", "f4", "k3x2", "s2", "p1", "d2", "g2", "k", "f0", "k-1", "z3", "", "f2x2", "k9999999999999", "s1_0", "k٣"])
+WORDS = st.sampled_from(
+    ["k3", "f4", "k3x2", "s2", "p1", "d2", "g2", "k", "f0", "k-1", "z3", "", "f2x2", "k9999999999999", "s1_0", "k٣"]
+)
 
 
 @cases("shapes")
-@given(st.sampled_from(["9x8x2", "9x2", "5x5x5x2", "", "9", "x", "-9x2", "1e3x2", "9x8x2x2x2"]), st.lists(WORDS, max_size=4))
+@given(
+    st.sampled_from(["9x8x2", "9x2", "5x5x5x2", "", "9", "x", "-9x2", "1e3x2", "9x8x2x2x2"]),
+    st.lists(WORDS, max_size=4),
+)
 def test_shapes_as_one_word(first, words):
     text = ",".join([first, *words])
     outcome = Outcome(lambda: workloads.parse_shape(text, [3]), {}, {"text"})

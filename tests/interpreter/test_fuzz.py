@@ -3,13 +3,17 @@
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import lc_triton
+from lc_triton._activations import parse_activation
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.select import chooser
+from tests.cases import CASES, expected, tensors
+from tests.cases import check as check_values
 from tests.fuzz.checking import check
 from tests.fuzz.profiles import cases
 from tests.fuzz.strategies import DTYPES, Limits, calls
@@ -56,3 +60,19 @@ def test_kernels(call, tiles):
     """With the model's tiles and with others."""
     with lc_triton.backend("triton"), chooser.asking(tiles) if tiles else nullcontext():
         check(call)
+
+
+@pytest.mark.parametrize("negated", ["x", "weight", "bias", "g"])
+@pytest.mark.parametrize("activation", [None, "tanh"])
+def test_views_that_torch_negates_lazily(negated, activation):
+    """Found so: the kernels read the numbers as they lie in memory, with the other sign."""
+    case = next(case for case in CASES if case.name == "1d_one")
+    t = tensors(case)
+    want = expected(case, t, parse_activation(activation))
+    setattr(t, negated, torch.complex(torch.zeros_like(getattr(t, negated)), -getattr(t, negated)).conj().imag)
+    assert getattr(t, negated).is_neg()
+    leaves = [v.requires_grad_() for v in (t.x, t.weight, t.bias)]
+    with lc_triton.backend("triton"):
+        y = lc_triton.local_conv(*leaves, **case.arguments, data_format="channels_last", activation=activation)
+        got = dict(zip(("dx", "dw", "db"), torch.autograd.grad(y, leaves, t.g), strict=True)) | {"y": y}
+        check_values(got, want)
