@@ -207,7 +207,6 @@ def attach_constraints(model: nn.Module, optimizer: Optimizer) -> RemovableHandl
         >>> optimizer = torch.optim.SGD(layer.parameters(), 0.1)
         >>> handle = lc_triton.attach_constraints(layer, optimizer)
     """
-
     check_model(model)
     if not isinstance(optimizer, Optimizer):
         raise ArgumentTypeError(name="optimizer", value=optimizer, allowed="a torch.optim.Optimizer")

@@ -21,13 +21,13 @@ class PlannedLayer(nn.Module):
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, activation: Any, *, with_bias: bool, device: Any, dtype: torch.dtype | None) -> None:
-        check_device(device)
+    def __init__(self, activation: Any, *, with_bias: bool, **factory: Any) -> None:
+        check_device(factory["device"])
         super().__init__()
         self._plan: Plan | None = None
         self.activation = activation  # registered as a submodule where it is a module
-        self.weight = UninitializedParameter(device=device, dtype=dtype)
-        self.bias = UninitializedParameter(device=device, dtype=dtype) if with_bias else None
+        self.weight = UninitializedParameter(**factory)
+        self.bias = UninitializedParameter(**factory) if with_bias else None
 
     def _make_plan(self, geometry: Geometry, activation: ActivationArg) -> Plan:
         raise NotImplementedError

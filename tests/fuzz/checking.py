@@ -94,7 +94,13 @@ def exact(call: Call, given: dict[str, Placed]) -> Exact:
     return Exact(
         values,
         _sizes(call, {n: v.detach() for n, v in leaves.items()}, dz.abs() + plain["g"].abs(), values),
-        dict(zip(names, (torch.zeros_like(a) if v is None else v for a, v in zip(asked, second)), strict=bool(second))),
+        dict(
+            zip(
+                names,
+                (torch.zeros_like(a) if v is None else v for a, v in zip(asked, second, strict=False)),
+                strict=bool(second),
+            )
+        ),
     )
 
 

@@ -1,4 +1,4 @@
-"""Whole calls of `local_conv` and `local_conv_transpose`: geometry, dtypes, what is asked for, and where tensors lie."""
+"""Whole calls of the operators: geometry, dtypes, what is asked for, and where the tensors lie in memory."""
 
 from __future__ import annotations
 

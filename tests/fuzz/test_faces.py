@@ -1,6 +1,5 @@
 """Any call that the operators take, on the CPU path, against the definition."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
