@@ -134,7 +134,10 @@ class GroupsError(LocalConvError, ValueError):
 class TooManyNumbersError(LocalConvError, ValueError):
     """Sizes that together make a tensor whose bytes 64 bits cannot count."""
 
-    template = "{name} would have {value:.3g} numbers, and at most {most:.3g} can be addressed: use smaller sizes or less padding"
+    template = (
+        "{name} would have {value:.3g} numbers, and at most {most:.3g} can be addressed: use smaller sizes or less "
+        "padding"
+    )
 
 
 class PaddingError(LocalConvError, ValueError):
