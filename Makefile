@@ -7,11 +7,12 @@ STAMP := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | c
 # One thread a worker: the workers are as many as the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: help demo test bench gate lint types setup clean
+.PHONY: help demo test fuzz bench gate lint types setup clean
 
 help:
 	@echo "make demo    train a locally connected network on handwritten digits"
 	@echo "make test    all tests that need no GPU (and those that do, where there is one)"
+	@echo "make fuzz    5,000 random calls and constructors against the definition; make test takes 200"
 	@echo "make bench   lc_triton beside its peers, here and on a GPU where there is one, the tables and pictures of docs/performance.md: it takes long"
 	@echo "make gate    static figures of every kernel, before a change of kernels or tiles lands"
 	@echo "make lint    style;  make types   mypy --strict;  make clean   remove .venv"
@@ -24,6 +25,13 @@ test: setup
 	@status=0; \
 	$(PYTEST) tests --ignore=tests/interpreter || status=1; \
 	TRITON_INTERPRET=1 $(PYTEST) tests/interpreter || status=1; \
+	exit $$status
+
+# Other cases at each run. What fails is printed with the line that reproduces it, and tried first at the next run.
+fuzz: setup
+	@status=0; \
+	LC_TRITON_FUZZ=nightly $(PYTEST) tests/fuzz || status=1; \
+	LC_TRITON_FUZZ=nightly TRITON_INTERPRET=1 $(PYTEST) tests/interpreter/test_fuzz.py || status=1; \
 	exit $$status
 
 bench: setup

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -18,6 +19,7 @@ aten = torch.ops.aten
 SELU_ALPHA = 1.6732632423543772848170429916717
 SELU_SCALE = 1.0507009873554804934193349852946
 SOFTPLUS_THRESHOLD = 20.0  # torch.nn.functional.softplus's own
+LARGEST = sys.float_info.max  # which an int may exceed
 
 ActivationArg: TypeAlias = "str | tuple[str, float | str] | Callable[[Tensor], Tensor] | None"
 
@@ -201,7 +203,7 @@ def _with_constant(name: str, constant: object) -> Activation:
     name = _ALIASES.get(name, name)
     if name not in _TABLE:
         raise UnknownNameError.of("activation", name, FUSED_NAMES)
-    if name == "gelu" and constant in ("none", "tanh"):
+    if name == "gelu" and isinstance(constant, str) and constant in ("none", "tanh"):
         return Activation("gelu_tanh" if constant == "tanh" else "gelu")
     entry = _TABLE[name]
     if entry.constant is None:
@@ -211,7 +213,7 @@ def _with_constant(name: str, constant: object) -> Activation:
             allowed='a name alone here; only "leaky_relu", "elu" and ("gelu", "tanh") take a second entry',
         )
     # A negative constant would make z ambiguous given y, and the derivative is a function of y.
-    if isinstance(constant, bool) or not isinstance(constant, (int, float)) or not 0 <= constant < math.inf:
+    if isinstance(constant, bool) or not isinstance(constant, (int, float)) or not 0 <= constant <= LARGEST:
         raise ArgumentValueError(
             name="activation",
             value=(name, constant),

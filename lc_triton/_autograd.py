@@ -133,7 +133,7 @@ def _gradients_of_forward(ctx: Any, grad: Any, grad_z: Tensor | None) -> Any:
     if grad_z is None and need_w and saved is not None and _route(x, weight, grad, saved) == "straight":
         dw, db, dz = _ops.weight_grad_through(x, grad, saved, problem, dtype, with_bias=need_b, with_dz=need_x)
     else:
-        dz = grad_z if grad is None else problem.activation.backward(grad, saved)
+        dz = grad_z if grad is None else problem.activation.backward(_ops.as_stored(grad), saved)
         if grad is not None and grad_z is not None:
             dz = dz + grad_z
         dw, db = weight_grad(x, dz, problem.linear(), dtype, with_bias=need_b) if need_w else (None, None)
@@ -148,7 +148,7 @@ def _gradients_of_input_grad(ctx: Any, grad: Tensor | None) -> Any:
         return None, None, None
     g, weight, saved = ctx.saved_tensors
     need_g, need_w, need_b, *_ = ctx.needs_input_grad
-    dz, problem = ctx.problem.activation.backward(grad, saved), ctx.problem.linear()
+    dz, problem = ctx.problem.activation.backward(_ops.as_stored(grad), saved), ctx.problem.linear()
     dg = forward(dz, weight, None, problem) if need_g else None
     dw = weight_grad(dz, g, problem, weight.dtype, with_bias=False)[0] if need_w else None
     return dg, dw, _bias_grad(dz, weight.dtype, ctx.bias_shape) if need_b else None

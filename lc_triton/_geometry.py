@@ -7,7 +7,7 @@ import operator
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import SupportsIndex, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias, TypeGuard
 
 from lc_triton.errors import (
     ArgumentTypeError,
@@ -20,6 +20,7 @@ from lc_triton.errors import (
     PaddingError,
     RankError,
     SpatialSizeError,
+    TooManyNumbersError,
     UnknownNameError,
     WeightShapeError,
 )
@@ -32,23 +33,44 @@ PADDING_NAMES = ("valid", "same", "keras_same", "causal")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 DATA_FORMATS = ("channels_first", "channels_last")
 
+# Of a size, a stride and the like: what the kernels keep in 32 bits.
+LARGEST = 2**31 - 1
+# Of one tensor: its bytes must be countable by 64 bits.
+MOST_NUMBERS = 2**59
 
-def check_int(name: str, value: object, minimum: int) -> int:
-    """`value` as an int of at least `minimum`; bools and floats are not integers."""
+
+def as_index(value: object) -> int | None:
+    """What stands for an integer, as one; None for all else, bools and torch's bools among it."""
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
-        raise ArgumentTypeError(name=name, value=value, allowed=f"an integer >= {minimum}")
+        return None
+    if str(getattr(value, "dtype", "")) == "torch.bool":
+        return None
     try:
-        number = operator.index(value)
-    except TypeError:  # an array or a tensor of floats, or of several numbers
-        raise ArgumentTypeError(name=name, value=value, allowed=f"an integer >= {minimum}") from None
+        return operator.index(value)
+    except Exception:  # an array or tensor of floats, of several numbers, without any: each has an error of its own
+        return None
+
+
+def check_int(name: str, value: object, minimum: int, maximum: int = LARGEST) -> int:
+    """`value` as an int of at least `minimum`; bools and floats are not integers."""
+    number = value if type(value) is int else as_index(value)
+    if number is None:
+        raise ArgumentTypeError(name=name, value=value, allowed=f"an integer >= {minimum}")
     if number < minimum:
         raise ArgumentValueError(name=name, value=value, allowed=f"an integer >= {minimum}")
+    if number > maximum:
+        raise ArgumentValueError(name=name, value=value, allowed=f"an integer >= {minimum} and <= {maximum}")
     return number
+
+
+def several(value: object) -> TypeGuard[Sequence[Any]]:
+    """Whether an argument is a sequence of values; text and bytes are not."""
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview))
 
 
 def int_tuple(name: str, value: object, ndim: int, minimum: int = 1) -> tuple[int, ...]:
     """One int for each of `ndim` dimensions, from an int or a sequence of them."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if several(value):
         if len(value) != ndim:
             raise LengthError(name=name, value=value, ndim=ndim, allowed=f"an int or {ndim} ints")
         return tuple(check_int(name, v, minimum) for v in value)
@@ -75,13 +97,11 @@ def check_padding(padding: object, ndim: int) -> str | Pairs:
         if padding == "causal" and ndim != 1:
             raise PaddingError(value=padding, reason=f"exists in 1-D only, this layer has {ndim} spatial dimensions")
         return padding
-    if isinstance(padding, Sequence) and any(isinstance(p, Sequence) for p in padding):
-        if len(padding) != ndim or not all(
-            isinstance(p, Sequence) and not isinstance(p, str) and len(p) == 2 for p in padding
-        ):
+    if several(padding) and any(isinstance(p, Sequence) for p in padding):
+        if len(padding) != ndim or not all(several(p) and len(p) == 2 for p in padding):
             raise LengthError(name="padding", value=padding, ndim=ndim, allowed=f"{ndim} (low, high) pair(s)")
         return tuple((check_int("padding", lo, 0), check_int("padding", hi, 0)) for lo, hi in padding)
-    if isinstance(padding, Sequence) and len(padding) != ndim:
+    if several(padding) and len(padding) != ndim:
         allowed = f"a name, an int, {ndim} int(s) or {ndim} (low, high) pair(s)"
         raise LengthError(name="padding", value=padding, ndim=ndim, allowed=allowed)
     return tuple((p, p) for p in int_tuple("padding", padding, ndim, minimum=0))
@@ -145,6 +165,15 @@ class Geometry:
         for name, value in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
             if value % self.groups:
                 raise GroupsError(name=name, value=value, groups=self.groups)
+        padded = (size + sum(pad) for size, pad in zip(self.in_spatial, self.padding, strict=True))
+        sizes = {
+            "an input with its padding": math.prod(padded) * self.in_channels,
+            "an output": self.positions * self.out_channels,
+            "a weight": self.weight_numel,
+        }
+        for name, value in sizes.items():
+            if value > MOST_NUMBERS:
+                raise TooManyNumbersError(name=name, value=value, most=MOST_NUMBERS)
 
     @classmethod
     def make(

@@ -15,10 +15,19 @@ from lc_triton._problem import Problem
 # The kernels are imported at their first call: `import triton` alone takes 0.25 s, and a CPU user never needs it.
 
 
+def as_stored(x: Tensor) -> Tensor:
+    """x with its numbers as they lie in memory: torch negates some views lazily.
+
+    A kernel sees memory alone, and copying such a float16 view to float32 loses the sign (torch 2.13, CPU).
+    """
+    return x.resolve_neg() if x.is_neg() else x
+
+
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, *, store_z: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """y = act(z) and, if asked for, the pre-activation z; bias is `(*out_spatial, F)` or `(F,)`."""
+    x, weight, bias = as_stored(x), as_stored(weight), None if bias is None else as_stored(bias)
     if problem.backend != "triton":
         return _cpu.forward(x, weight, bias, problem, store_z=store_z)
     from lc_triton import launch
@@ -32,6 +41,7 @@ def forward(
 
 def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
     """act(dx + bias): the input gradient with the forward's epilogue, bias `(*in_spatial, C)` or `(C,)`."""
+    g, weight, bias = as_stored(g), as_stored(weight), None if bias is None else as_stored(bias)
     if problem.backend != "triton":
         return _cpu.input_grad(g, weight, bias, problem)
     from lc_triton import launch
@@ -47,6 +57,7 @@ def weight_grad(
     x: Tensor, g: Tensor, problem: Problem, dtype: torch.dtype, *, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
     """dw and, if asked for, the bias gradient of each position `(*out_spatial, F)`, both in `dtype`."""
+    x, g = as_stored(x), as_stored(g)
     if problem.backend != "triton":
         return _cpu.weight_grad(x, g, problem, dtype, with_bias=with_bias)
     from lc_triton import launch
@@ -67,6 +78,7 @@ def weight_grad_through(
     x: Tensor, grad: Tensor, saved: Tensor, problem: Problem, dtype: torch.dtype, *, with_bias: bool, with_dz: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """dw and the bias gradient from the gradient of y, and if asked for dz, the gradient behind the activation."""
+    grad = as_stored(grad)
     if problem.backend == "triton" and x.shape[0]:
         from lc_triton import launch
 
@@ -75,6 +87,7 @@ def weight_grad_through(
         if launch.takes_through(x, dw, problem):
             db = torch.empty(geo.bias_shape, dtype=dtype, device=x.device) if with_bias else None
             dz = torch.empty(grad.shape, dtype=grad.dtype, device=x.device) if with_dz else None
+            x, saved = as_stored(x), as_stored(saved)
             launch.weight_grad(x, grad, dw, db, problem, saved=saved, dz=dz)
             return dw, db, dz
     dz = problem.activation.backward(grad, saved)

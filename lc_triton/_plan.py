@@ -18,6 +18,7 @@ from lc_triton._geometry import DATA_FORMATS, PADDING_MODES, Geometry, check_nam
 from lc_triton._problem import Problem
 from lc_triton.errors import (
     ArgumentTypeError,
+    ArgumentValueError,
     BiasShapeError,
     ChannelError,
     DeviceMismatchError,
@@ -25,6 +26,7 @@ from lc_triton.errors import (
     PaddingError,
     RankError,
     SpatialSizeError,
+    first_line,
 )
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -131,15 +133,26 @@ def split_shape(x: Tensor, ndim: int, data_format: str, name: str = "x") -> tupl
 
 def check_floating(name: str, dtype: object) -> None:
     """Refuse a dtype the operator does not take; None means torch's default."""
-    if dtype is not None and dtype not in _DTYPES:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in _DTYPES):
         allowed = "allowed are float16, bfloat16, float32 and float64: convert it with .to(dtype)"
         raise DtypeError(name=name, value=str(dtype).removeprefix("torch."), allowed=allowed)
+
+
+def check_device(device: Any) -> None:
+    """Refuse what torch makes no tensors on here; None means torch's default."""
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:  # of any kind: no such device, none of its kind here, or no device at all
+        allowed = f"a device that torch can use here ({first_line(error)})"
+        raise ArgumentValueError(name="device", value=device, allowed=allowed) from None
 
 
 def check_tensor(name: str, value: object) -> None:
     """Refuse what is no floating-point tensor."""
     if not isinstance(value, Tensor):
         raise ArgumentTypeError(name=name, value=value, allowed="a torch.Tensor")
+    if value.layout is not torch.strided or value.is_nested:
+        raise ArgumentTypeError(name=name, value=value, allowed="a dense torch.Tensor")
     check_floating(name, value.dtype)
 
 
@@ -193,15 +206,13 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
         if problem is None:
             problem = plan.problems[kind] = _problem(geo, plan.activation, *kind)
         y = (_autograd.transpose if plan.transposed else _autograd.forward)(x, weight, bias, problem)
+    if isinstance(plan.after, str):  # here, so that y keeps the strides it is promised with
+        y = AFTER_KERNEL[plan.after](y, dim=-1)
     if plan.channels_first:
         y = y.movedim(-1, 1)
     if not batched:
         y = y.squeeze(0)
-    if plan.after is None:
-        return y
-    if isinstance(plan.after, str):
-        return AFTER_KERNEL[plan.after](y, dim=-geo.ndim - 1 if plan.channels_first else -1)
-    return plan.after(y)
+    return plan.after(y) if callable(plan.after) else y
 
 
 @lru_cache(maxsize=4096)

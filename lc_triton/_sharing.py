@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from lc_triton.errors import ConversionError
+from lc_triton.errors import ArgumentValueError, ConversionError
 
 
 def spread(weight: Tensor, positions: tuple[int, ...]) -> Tensor:
@@ -36,7 +36,10 @@ def shared(name: str, per_position: Tensor, ndim: int, tolerance: float) -> Tens
 
     Raises:
         ConversionError: they differ by more.
+        ArgumentValueError: `tolerance` is no number of at least 0.
     """
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance >= 0:
+        raise ArgumentValueError(name="tolerance", value=tolerance, allowed="a number >= 0")
     every = per_position.detach().flatten(0, ndim - 1)
     low, high = every.amin(0), every.amax(0)
     apart = (high - low).max().item()
@@ -44,7 +47,7 @@ def shared(name: str, per_position: Tensor, ndim: int, tolerance: float) -> Tens
         worst = math.inf if math.isnan(apart) else apart
         raise ConversionError(
             name=f"a layer whose {name} differs between positions by up to {worst:.3g}",
-            reason=f"a convolution has one for all, and the tolerance is {tolerance:.3g}",
+            reason=f"a convolution has one for all, and the tolerance is {tolerance}",
         )
     return low + (high - low) / 2
 

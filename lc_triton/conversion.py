@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lc_triton.errors import ArgumentTypeError, ConversionError
+from lc_triton.errors import ArgumentTypeError, ConversionError, LocalConvError, first_line
 from lc_triton.layers import (
     LocalConv1d,
     LocalConv2d,
@@ -17,6 +17,7 @@ from lc_triton.layers import (
     LocalConvTranspose2d,
     LocalConvTranspose3d,
 )
+from lc_triton.layers._convolution import check_bias
 
 __all__ = ["convert_convs"]
 
@@ -55,7 +56,9 @@ def convert_convs(
         convolution do not come along; whether it trains, and which of its parameters do, does.
 
     Raises:
-        ConversionError: a convolution is not called by the example, meets several sizes, or has no counterpart.
+        ConversionError: the model does not run on the example, or a convolution is not called by it, meets several
+            sizes, or has no counterpart.
+        LocalConvError: (also a ValueError or TypeError) an argument of a wrong type, or an unknown `bias`.
 
     Source: initialising a locally connected layer from a trained convolution, as in Elsayed et al., "Revisiting spatial
         invariance with low-rank local connectivity", ICML 2020.
@@ -69,6 +72,9 @@ def convert_convs(
     """
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(name="model", value=model, allowed="a torch.nn.Module")
+    if filter is not None and not callable(filter):
+        raise ArgumentTypeError(name="filter", value=filter, allowed="None or a callable (name, module) -> bool")
+    check_bias(bias)
     chosen = {
         name: module
         for name, module in model.named_modules()
@@ -101,7 +107,8 @@ def _sizes(model: nn.Module, example: Any, chosen: Mapping[str, nn.Module]) -> d
                 reason = "it is called with more than its input, or by keyword: leave it out with filter="
                 raise ConversionError(name=name, reason=reason)
             ndim = len(module.kernel_size)  # type: ignore[arg-type]  # of a convolution
-            met[name].add(tuple(args[0].shape[-ndim:]))
+            if isinstance(args[0], Tensor):  # if not, the convolution says so
+                met[name].add(tuple(args[0].shape[-ndim:]))
 
         return hook
 
@@ -116,6 +123,10 @@ def _sizes(model: nn.Module, example: Any, chosen: Mapping[str, nn.Module]) -> d
                 model(*example)
             else:
                 model(example)
+    except LocalConvError:
+        raise
+    except Exception as error:  # of any kind: the model is the user's
+        raise ConversionError(name="model", reason=f"it does not run on example_input ({first_line(error)})") from error
     finally:
         for handle in handles:
             handle.remove()

@@ -28,6 +28,7 @@ __all__ = [
     "PaddingError",
     "RankError",
     "SpatialSizeError",
+    "TooManyNumbersError",
     "TuningError",
     "UnknownNameError",
     "WeightShapeError",
@@ -79,10 +80,10 @@ class UnknownNameError(LocalConvError, ValueError):
     template = "{name} {value!r} is not known{hint}; allowed: {allowed}"
 
     @classmethod
-    def of(cls, name: str, value: str, allowed: Iterable[str]) -> UnknownNameError:
+    def of(cls, name: str, value: object, allowed: Iterable[str]) -> UnknownNameError:
         """The error for `value` given as `name` when only `allowed` names exist."""
         names = sorted(set(allowed))
-        near = difflib.get_close_matches(value.lower(), names, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(str(value).lower(), names, n=1, cutoff=0.5)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         return cls(name=name, value=value, hint=hint, allowed=", ".join(names))
 
@@ -124,6 +125,15 @@ class GroupsError(LocalConvError, ValueError):
     """Channels or filters that cannot be split evenly into groups."""
 
     template = "{name} must be divisible by groups, got {name}={value} with groups={groups}"
+
+
+class TooManyNumbersError(LocalConvError, ValueError):
+    """Sizes that together make a tensor whose bytes 64 bits cannot count."""
+
+    template = (
+        "{name} would have {value:.3g} numbers, and at most {most:.3g} can be addressed: use smaller sizes or less "
+        "padding"
+    )
 
 
 class PaddingError(LocalConvError, ValueError):

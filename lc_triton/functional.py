@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lc_triton._activations import ActivationArg
-from lc_triton._geometry import DATA_FORMATS, Geometry, Ints, Padding, check_name, spatial_dims
+from lc_triton._geometry import DATA_FORMATS, Geometry, Ints, Padding, as_index, check_name, spatial_dims
 from lc_triton._plan import Plan, check_tensor, run, split_shape
 from lc_triton.errors import LocalConvError
 
@@ -181,7 +181,7 @@ def _find(
     others: tuple[Any, ...],
 ) -> Plan:
     """The plan for the shapes of tensors, for arguments that may be sequences, and for others: made once."""
-    key = (weight_shape, spatial, channels, data_format, _freeze(activation), *map(_freeze, sizes), *others)
+    key = (weight_shape, spatial, channels, data_format, _freeze(activation), *map(_freeze, sizes), *map(_now, others))
     make: Any = _conv_plan if kind == "conv" else _transpose_plan
     plan: Plan | None
     try:
@@ -251,16 +251,28 @@ def _transpose_plan(
     return Plan.make(geometry, "zeros", _thaw(activation), data_format, transposed=True)
 
 
+DEEPEST = 2  # sequences in sequences that any argument has; one that holds itself has no end
+_FIXED = frozenset((int, str, float, bool, type(None)))
+
+
 class _Frozen(tuple[Any, ...]):
     """A sequence argument as a hashable key; entries carry their type, since True == 1 == 1.0 would share a plan."""
 
     __slots__ = ()
 
 
-def _freeze(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return _Frozen((type(v), _freeze(v)) for v in value)
-    return value
+def _freeze(value: Any, depth: int = 0) -> Any:
+    if isinstance(value, (list, tuple)) and depth < DEEPEST:
+        return _Frozen((type(v), _freeze(v, depth + 1)) for v in value)
+    return _now(value)
+
+
+def _now(value: Any) -> Any:
+    """What stands for an integer and may stand for another later, as a tensor may, as the integer it is now."""
+    if type(value) in _FIXED:
+        return value
+    number = as_index(value)
+    return value if number is None else number
 
 
 def _thaw(value: Any) -> Any:

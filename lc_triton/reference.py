@@ -75,8 +75,8 @@ def transpose(
     """
     geo = geometry
     batch, groups, channels = y.shape[0], geo.groups, geo.in_channels // geo.groups
-    per_position = weight.reshape(geo.positions, geo.taps, channels, groups, -1).to(y.dtype)
-    filters = y.reshape(batch, geo.positions, groups, -1)
+    per_position = weight.reshape(geo.positions, geo.taps, channels, groups, geo.out_channels // groups).to(y.dtype)
+    filters = y.reshape(batch, geo.positions, groups, geo.out_channels // groups)
     z = y.new_zeros(batch, geo.sites, geo.in_channels)
     for t, tap in enumerate(itertools.product(*(range(k) for k in geo.kernel))):
         site = torch.zeros(geo.out_spatial, dtype=torch.long, device=y.device)

@@ -91,3 +91,9 @@ def test_the_interpreter_has_a_process_of_its_own():
     recipe = dry("test")
     assert "--ignore=tests/interpreter" in recipe
     assert re.search(r"TRITON_INTERPRET=1 .* tests/interpreter", recipe)
+
+
+def test_the_nightly_fuzz_runs_both_processes():
+    recipe = dry("fuzz")
+    assert re.search(r"LC_TRITON_FUZZ=nightly OMP.* tests/fuzz", recipe)
+    assert re.search(r"LC_TRITON_FUZZ=nightly TRITON_INTERPRET=1 .* tests/interpreter/test_fuzz.py", recipe)

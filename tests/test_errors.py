@@ -11,6 +11,7 @@ import torch
 
 import lc_triton
 from lc_triton import errors
+from lc_triton.tiles.config import TileConfig
 
 
 def conv(x=(2, 4, 9, 8), weight=(7, 6, 3, 3, 4, 6), bias=None, dtype=torch.float32, weight_dtype=None, **kwargs):
@@ -42,6 +43,14 @@ def replaced(shape):
     made.weight = torch.nn.Parameter(torch.zeros(shape))
     return made(torch.zeros(1, 2, 5, 5))
 
+
+def convert(example=None, **kwargs):
+    example = torch.zeros(1, 1, 3, 3) if example is None else example
+    return lc_triton.convert_convs(torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1)), example, **kwargs)
+
+
+LOOP = [1]
+LOOP.append(LOOP)
 
 E = errors
 CALLS = [
@@ -461,6 +470,99 @@ CALLS = [
         "argument 'stride' is not known (did you mean 'strides'?)",
     ),
     (lambda: lc_triton.backend("cuda").__enter__(), E.UnknownNameError, "backend 'cuda' is not known"),
+    (
+        lambda: conv(x=torch.zeros(2, 4, 9, 8).to_sparse()),
+        E.ArgumentTypeError,
+        "x must be a dense torch.Tensor, got tensor(",
+    ),
+    (lambda: conv(stride=b"\x01\x01"), E.ArgumentTypeError, r"stride must be an integer >= 1, got b'\x01\x01' of type"),
+    (lambda: conv(padding=[b"\x00\x00"] * 2), E.LengthError, "padding must be 2 (low, high) pair(s)"),
+    (
+        lambda: conv(groups=torch.tensor(True)),
+        E.ArgumentTypeError,
+        "groups must be an integer >= 1, got tensor(True) of type Tensor",
+    ),
+    (lambda: conv(stride=torch.tensor(1, device="meta")), E.ArgumentTypeError, "stride must be an integer >= 1, got t"),
+    (lambda: conv(stride=2**31), E.ArgumentValueError, "stride must be an integer >= 1 and <= 2147483647, got 2147483"),
+    (lambda: conv(activation=("elu", 10**400)), E.ArgumentValueError, "with a finite constant >= 0, got ('elu', 1000"),
+    (lambda: conv(activation=("gelu", np.array(["none", "tanh"]))), E.ArgumentValueError, "activation must be a name"),
+    (lambda: conv(stride=LOOP), E.ArgumentTypeError, "stride must be an integer >= 1, got "),
+    (lambda: layer(None, 3, 3, 5), E.ArgumentTypeError, "in_channels must be an integer >= 1, got None"),
+    (lambda: layer(2, 3, 3, None), E.ArgumentTypeError, "input_size must be an integer >= 1, got None"),
+    (
+        lambda: layer(2**31 - 1, 2**31 - 1, 1, 4, device="meta"),
+        E.TooManyNumbersError,
+        "a weight would have 7.38e+19 numbers, and at most 5.76e+17 can be addressed: use smaller sizes or less",
+    ),
+    (
+        lambda: layer(2, 3, 3, 5, device="nowhere"),
+        E.ArgumentValueError,
+        "device must be a device that torch can use here (RuntimeError: ",
+    ),
+    (lambda: keras2d(data_format=""), E.UnknownNameError, "data_format '' is not known"),
+    (
+        lambda: keras2d(input_shape=b"\x05\x05\x02"),
+        E.ArgumentTypeError,
+        "input_shape must be a sequence of sizes, got b",
+    ),
+    (
+        lambda: keras2d(kernel_regularizer=np.array(["l2", "l1"])),
+        E.ArgumentTypeError,
+        "regularizer must be None, a name, a c",
+    ),
+    (
+        lambda: keras2d(kernel_initializer={"class_name": "Ones", "config": torch.ones(2)}),
+        E.ArgumentValueError,
+        'initializer must be a dict with "class_name" and "config" if it is a configuration',
+    ),
+    (
+        lambda: keras2d(kernel_initializer={"class_name": "Ones", "config": {1: 1}}),
+        E.UnknownNameError,
+        "initializer Ones argument 1 is not known; allowed: none",
+    ),
+    (
+        lambda: lc_triton.keras.initializers.Constant(10**30),
+        E.ArgumentValueError,
+        "value must be a finite number, got 1000000000000000000000000000000",
+    ),
+    (
+        lambda: lc_triton.keras.constraints.UnitNorm(axis=[]),
+        E.ArgumentValueError,
+        "axis must be None, an axis or several, got []",
+    ),
+    (
+        lambda: lc_triton.keras.constraints.UnitNorm(axis=(1, -1))(torch.ones(2, 2)),
+        E.ArgumentValueError,
+        "axis must be axes that are named once, got (1, -1)",
+    ),
+    (lambda: lc_triton.keras.activations.get(1), E.ArgumentTypeError, "activation must be None, a name, a (name, cons"),
+    (lambda: lc_triton.regularization_loss(1), E.ArgumentTypeError, "model must be a torch.nn.Module, got 1"),
+    (lambda: lc_triton.apply_constraints(None), E.ArgumentTypeError, "model must be a torch.nn.Module, got None"),
+    (
+        lambda: lc_triton.attach_constraints(torch.nn.ReLU(), None),
+        E.ArgumentTypeError,
+        "optimizer must be a torch.optim.Optimizer, got None",
+    ),
+    (
+        lambda: lc_triton.LocalConv2d.from_conv(torch.nn.Conv2d(1, 1, 1), 2, bias=False),
+        E.ArgumentValueError,
+        "bias must be 'position' or 'channel', or what the convolution adds would be lost, got False",
+    ),
+    (
+        lambda: layer(2, 3, 3, 5).to_conv(tolerance=None),
+        E.ArgumentValueError,
+        "tolerance must be a number >= 0, got None",
+    ),
+    (lambda: convert(filter=1), E.ArgumentTypeError, "filter must be None or a callable (name, module) -> bool, got 1"),
+    (lambda: convert(bias="foo"), E.UnknownNameError, "bias 'foo' is not known"),
+    (
+        lambda: convert(example="image"),
+        E.ConversionError,
+        "model cannot be converted: it does not run on example_input (TypeError: conv2d() received an invalid comb",
+    ),
+    (lambda: TileConfig(rows=True), E.ArgumentTypeError, "rows must be an integer >= 1, got True of type bool"),
+    (lambda: TileConfig(num_stages=0), E.ArgumentValueError, "num_stages must be an integer >= 1, got 0"),
+    (lambda: TileConfig(dot=1), E.ArgumentTypeError, "dot must be True or False, got 1 of type int"),
 ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lc_triton._activations import ActivationArg
+from lc_triton._activations import ActivationArg, parse_activation
 from lc_triton.errors import ArgumentTypeError, UnknownNameError
 
 
@@ -66,6 +66,7 @@ def get(identifier: Any) -> ActivationArg:
         if identifier not in ACTIVATIONS:
             raise UnknownNameError.of("activation", identifier, ACTIVATIONS)
         return ACTIVATIONS[identifier]
+    parse_activation(identifier)
     result: ActivationArg = identifier
     return result
 

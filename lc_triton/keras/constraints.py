@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lc_triton._geometry import check_int
-from lc_triton.errors import ArgumentValueError
-from lc_triton.keras.registry import check_number, lookup
+from lc_triton.errors import ArgumentTypeError, ArgumentValueError
+from lc_triton.keras.registry import check_model, check_number, lookup
 
 EPSILON = 1e-7  # Keras's own, in the divisor
 
@@ -48,12 +48,18 @@ class _Norm(Constraint):
             if not -w.ndim <= a < w.ndim:
                 allowed = f"an axis of a tensor of shape {tuple(w.shape)}"
                 raise ArgumentValueError(name="axis", value=axis, allowed=allowed)
+        if len({a % w.ndim for a in axes}) < len(axes):
+            raise ArgumentValueError(name="axis", value=axis, allowed="axes that are named once")
         return w.square().sum(axes, keepdim=True).sqrt()
 
 
-def _check_axis(axis: object) -> None:
-    for a in axis if isinstance(axis, (list, tuple)) else [] if axis is None else [axis]:
-        check_int("axis", a, -8)
+def _checked_axis(axis: Any) -> Any:
+    """An axis, or a list or tuple of some, as plain integers."""
+    if axis is None or not isinstance(axis, (list, tuple)):
+        return None if axis is None else check_int("axis", axis, -8)
+    if not axis:
+        raise ArgumentValueError(name="axis", value=axis, allowed="None, an axis or several")
+    return type(axis)(check_int("axis", a, -8) for a in axis)
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class MaxNorm(_Norm):
 
     def __post_init__(self) -> None:
         check_number("max_value", self.max_value, 0, strictly=True)
-        _check_axis(self.axis)
+        object.__setattr__(self, "axis", _checked_axis(self.axis))
 
     def __call__(self, w: Tensor, default_axis: int = KERNEL_AXIS) -> Tensor:
         """The projection of w."""
@@ -86,7 +92,7 @@ class UnitNorm(_Norm):
     axis: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        _check_axis(self.axis)
+        object.__setattr__(self, "axis", _checked_axis(self.axis))
 
     def __call__(self, w: Tensor, default_axis: int = KERNEL_AXIS) -> Tensor:
         """The projection of w."""
@@ -106,7 +112,7 @@ class MinMaxNorm(_Norm):
         check_number("min_value", self.min_value, 0)
         check_number("max_value", self.max_value, self.min_value)
         check_number("rate", self.rate, 0)
-        _check_axis(self.axis)
+        object.__setattr__(self, "axis", _checked_axis(self.axis))
 
     def __call__(self, w: Tensor, default_axis: int = KERNEL_AXIS) -> Tensor:
         """The projection of w."""
@@ -181,6 +187,7 @@ def apply_constraints(model: nn.Module) -> None:
         >>> round(layer.weight[0, :, 0, 0].norm().item(), 4)
         1.0
     """
+    check_model(model)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, Constrained):
@@ -205,6 +212,9 @@ def attach_constraints(model: nn.Module, optimizer: Optimizer) -> RemovableHandl
         >>> optimizer = torch.optim.SGD(layer.parameters(), 0.1)
         >>> handle = lc_triton.attach_constraints(layer, optimizer)
     """
+    check_model(model)
+    if not isinstance(optimizer, Optimizer):
+        raise ArgumentTypeError(name="optimizer", value=optimizer, allowed="a torch.optim.Optimizer")
 
     def project(*_: Any) -> None:
         apply_constraints(model)

@@ -81,7 +81,7 @@ class Constant(Initializer):
 class _Random(Initializer):
     def _check_seed(self, seed: int | None) -> None:
         if seed is not None:
-            check_int("seed", seed, 0)
+            object.__setattr__(self, "seed", check_int("seed", seed, 0, 2**64 - 1))
 
     def _generator(self, tensor: Tensor, seed: int | None) -> torch.Generator | None:
         return None if seed is None else torch.Generator(tensor.device).manual_seed(seed)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, UnknownNameError
 
@@ -19,10 +20,11 @@ def lookup(kind: str, identifier: Any, table: Mapping[str, type]) -> Any:
     if isinstance(identifier, str):
         return _class(kind, identifier, table)()
     if isinstance(identifier, dict):
-        if "class_name" not in identifier or not isinstance(identifier.get("config") or {}, dict):
+        config = {} if identifier.get("config") is None else identifier["config"]
+        if "class_name" not in identifier or not isinstance(config, dict):
             allowed = 'a dict with "class_name" and "config" if it is a configuration'
             raise ArgumentValueError(name=kind, value=identifier, allowed=allowed)
-        cls, config = _class(kind, identifier["class_name"], table), identifier.get("config") or {}
+        cls = _class(kind, identifier["class_name"], table)
         known = {f.name for f in dataclasses.fields(cls)}
         for name in config:
             if name not in known:
@@ -60,11 +62,18 @@ def _class(kind: str, name: object, table: Mapping[str, type]) -> type:
     return table[name]
 
 
+def check_model(value: object) -> None:
+    """Refuse what has no layers."""
+    if not isinstance(value, nn.Module):
+        raise ArgumentTypeError(name="model", value=value, allowed="a torch.nn.Module")
+
+
 def check_number(name: str, value: object, minimum: float = float("-inf"), *, strictly: bool = False) -> None:
     """Refuse what is no finite number of at least (or, strictly, above) `minimum`."""
     bound = "" if minimum == float("-inf") else f" {'>' if strictly else '>='} {minimum:g}"
     allowed = f"a finite number{bound}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ArgumentTypeError(name=name, value=value, allowed=allowed)
-    if not abs(value) < float("inf") or value < minimum or (strictly and value == minimum):
+    largest = 2**63 - 1 if isinstance(value, int) else sys.float_info.max  # of those that torch takes
+    if not abs(value) <= largest or value < minimum or (strictly and value == minimum):
         raise ArgumentValueError(name=name, value=value, allowed=allowed)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lc_triton._geometry import check_name
-from lc_triton.keras.registry import check_number, lookup
+from lc_triton.keras.registry import check_model, check_number, lookup
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def get(identifier: Any) -> Any:
         >>> get("l1_l2")
         L1L2(l1=0.01, l2=0.01)
     """
-    if identifier == "l1_l2":
+    if isinstance(identifier, str) and identifier == "l1_l2":
         return _l1_l2()
     return lookup("regularizer", identifier, REGULARIZERS)
 
@@ -158,6 +158,7 @@ def regularization_loss(model: nn.Module) -> Tensor:
         >>> round(lc_triton.regularization_loss(layer).item(), 4)
         0.18
     """
+    check_model(model)
     penalties = [p for module in model.modules() if isinstance(module, Penalised) for p in module.penalties()]
     if penalties:
         return torch.stack([p.to(penalties[0].device) for p in penalties]).sum()

@@ -14,7 +14,7 @@ from lc_triton import _sharing
 from lc_triton._activations import ActivationArg, parse_activation
 from lc_triton._geometry import Geometry, Ints, Padding, check_int, check_name, check_padding, int_tuple
 from lc_triton._plan import check_floating, split_shape
-from lc_triton.errors import ArgumentTypeError, ConversionError, GroupsError, NotBuiltError
+from lc_triton.errors import ArgumentTypeError, ArgumentValueError, ConversionError, GroupsError, NotBuiltError
 from lc_triton.layers._planned import PlannedLayer
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 BIAS_KINDS = ("position", "channel")
 
 
-def _bias_kind(value: object) -> str | None:
+def check_bias(value: object) -> str | None:
+    """The kind of a bias that an argument stands for; None for no bias."""
     if isinstance(value, bool):
         return "position" if value else None
     return check_name("bias", value, BIAS_KINDS)
@@ -58,14 +59,15 @@ class ConvolutionLayer(PlannedLayer):
     ) -> None:
         parse_activation(activation)
         check_floating("dtype", dtype)
-        bias_kind = _bias_kind(bias)
+        bias_kind = check_bias(bias)
+        waits = isinstance(self, LazyModuleMixin)  # for what only its first input tells
         super().__init__(activation, with_bias=bias_kind is not None, device=device, dtype=dtype)
         self.bias_kind = bias_kind
         n = self.ndim
-        self.in_channels = None if in_channels is None else check_int("in_channels", in_channels, 1)
+        self.in_channels = None if in_channels is None and waits else check_int("in_channels", in_channels, 1)
         self.out_channels = check_int("out_channels", out_channels, 1)
         self.kernel_size = int_tuple("kernel_size", kernel_size, n)
-        self.input_size = None if input_size is None else int_tuple("input_size", input_size, n)
+        self.input_size = None if input_size is None and waits else int_tuple("input_size", input_size, n)
         self.stride = int_tuple("stride", stride, n)
         self.padding = check_padding(padding, n)
         self.dilation = int_tuple("dilation", dilation, n)
@@ -130,6 +132,10 @@ class ConvolutionLayer(PlannedLayer):
             raise ArgumentTypeError(
                 name="conv", value=conv, allowed=f"a torch.nn.{cls.convolution.__name__} that has its weight"
             )
+        bias_kind = check_bias(bias)
+        if bias_kind is None:
+            allowed = "'position' or 'channel', or what the convolution adds would be lost"
+            raise ArgumentValueError(name="bias", value=bias, allowed=allowed)
         kind: Any = getattr(cls, "cls_to_become", cls)
         layer: Self = kind(
             found.in_channels,
@@ -140,7 +146,7 @@ class ConvolutionLayer(PlannedLayer):
             padding=found.padding,
             dilation=found.dilation,
             groups=found.groups,
-            bias=_bias_kind(bias) if found.bias is not None else False,
+            bias=False if found.bias is None else bias_kind,
             device=found.weight.device,
             dtype=found.weight.dtype,
             **{cls.own: getattr(found, cls.own)},
@@ -161,6 +167,7 @@ class ConvolutionLayer(PlannedLayer):
             A torch.nn.Conv1d, 2d, 3d or ConvTranspose1d, 2d, 3d on the layer's device and in its dtype.
 
         Raises:
+            ArgumentValueError: `tolerance` is no number of at least 0.
             ConversionError: positions differ by more, or the layer has what torch's convolutions do not: a fused
                 activation, or padding that differs between two sides.
             NotBuiltError: a lazy layer that has seen no input.

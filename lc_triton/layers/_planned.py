@@ -11,7 +11,7 @@ from torch.nn.parameter import UninitializedParameter, is_lazy
 from lc_triton._activations import ActivationArg
 from lc_triton._cpu import pages
 from lc_triton._geometry import Geometry
-from lc_triton._plan import Plan, check_input, run
+from lc_triton._plan import Plan, check_device, check_input, run
 from lc_triton.errors import ArgumentValueError, NotBuiltError
 
 
@@ -22,6 +22,7 @@ class PlannedLayer(nn.Module):
     bias: Tensor | None
 
     def __init__(self, activation: Any, *, with_bias: bool, **factory: Any) -> None:
+        check_device(factory["device"])
         super().__init__()
         self._plan: Plan | None = None
         self.activation = activation  # registered as a submodule where it is a module
@@ -60,8 +61,11 @@ class PlannedLayer(nn.Module):
             self._reset(name)
 
     def _plan_for(self, geometry: Geometry) -> Plan:
+        return self._plan_with(geometry, self.activation)
+
+    def _plan_with(self, geometry: Geometry, activation: Any) -> Plan:
         # A module is looked up at each call instead: it may be replaced, or wrapped by what walks over children.
-        return self._make_plan(geometry, None if isinstance(self.activation, nn.Module) else self.activation)
+        return self._make_plan(geometry, None if isinstance(activation, nn.Module) else activation)
 
     def reset_parameters(self) -> None:
         """Draw weight and bias anew."""
@@ -77,7 +81,8 @@ class PlannedLayer(nn.Module):
         return self.activation(y) if isinstance(self.activation, nn.Module) else y
 
     def __setattr__(self, name: str, value: Any) -> None:
+        plan = self.__dict__.get("_plan") if name == "activation" else None
+        made = None if plan is None else self._plan_with(plan.source, value)  # or an error, and nothing is set
         super().__setattr__(name, value)
-        plan = self.__dict__.get("_plan")
-        if name == "activation" and plan is not None:
-            self._plan = self._plan_for(plan.source)
+        if made is not None:
+            self._plan = made

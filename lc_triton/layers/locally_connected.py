@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from lc_triton._activations import ActivationArg, parse_activation
-from lc_triton._geometry import DATA_FORMATS, Geometry, Ints, check_int, check_name, check_padding, int_tuple
+from lc_triton._geometry import DATA_FORMATS, Geometry, Ints, check_int, check_name, check_padding, int_tuple, several
 from lc_triton._plan import Plan, check_floating
 from lc_triton.errors import (
     ArgumentTypeError,
@@ -42,13 +42,13 @@ def _dtype(value: torch.dtype | str | None) -> torch.dtype | None:
 
 def _known_sizes(shape: object, ndim: int, *, batch: bool) -> tuple[int, ...]:
     """The sizes of one input, from its shape or from that of a batch."""
-    if not isinstance(shape, Sequence) or isinstance(shape, str):
+    if not several(shape):
         raise ArgumentTypeError(name="input_shape", value=shape, allowed="a sequence of sizes")
     if len(shape) != ndim + 1 + batch:
         what = "batch, spatial sizes and channels" if batch else "spatial sizes and channels, without the batch"
         raise LengthError(name="input_shape", value=shape, ndim=ndim, allowed=f"{ndim + 1 + batch} sizes ({what})")
     sizes = tuple(shape[1:] if batch else shape)
-    if None in sizes:
+    if any(size is None for size in sizes):
         allowed = "known sizes: every output position has filters of its own, so only the batch may be None"
         raise ArgumentValueError(name="input_shape", value=tuple(shape), allowed=allowed)
     return tuple(check_int("input_shape", size, 1) for size in sizes)
@@ -95,7 +95,9 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights):
         name = padding.lower() if isinstance(padding, str) else padding
         self.padding = check_name("padding", name, PADDINGS)
         check_padding(self.padding, n)
-        self.data_format = check_name("data_format", data_format or "channels_last", DATA_FORMATS)
+        self.data_format = check_name(
+            "data_format", "channels_last" if data_format is None else data_format, DATA_FORMATS
+        )
         self.use_bias = use_bias
         self.kernel_initializer = initializers.get(kernel_initializer)
         self.bias_initializer = initializers.get(bias_initializer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from lc_triton._geometry import check_int
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError
 
 Face = Literal["forward", "input_grad", "weight_grad"]
@@ -28,7 +29,7 @@ class TileConfig:
         num_warps, num_stages: as Triton has them.
 
     Raises:
-        ArgumentValueError: a size that is no power of two, or too small for `tl.dot`.
+        LocalConvError: a size that is no power of two, or too small for `tl.dot`, or a value of another type.
     """
 
     rows: int = 1
@@ -45,9 +46,14 @@ class TileConfig:
 
     def __post_init__(self) -> None:
         for name in ("rows", "cols", "block_f", "block_b", "block_k", "split", "num_warps"):
-            value = getattr(self, name)
-            if value < 1 or value & (value - 1):
+            value = check_int(name, getattr(self, name), 1)
+            if value & (value - 1):
                 raise ArgumentValueError(name=name, value=value, allowed="a power of two")
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "num_stages", check_int("num_stages", self.num_stages, 1))
+        for name in ("dot", "swap", "descriptor"):
+            if not isinstance(getattr(self, name), bool):
+                raise ArgumentTypeError(name=name, value=getattr(self, name), allowed="True or False")
         if self.dot and min(self.block_n, self.block_b, self.block_k) < 16:
             raise ArgumentValueError(
                 name="TileConfig",

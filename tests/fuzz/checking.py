@@ -1,0 +1,222 @@
+"""A call against the definition: values, gradients of both orders, layout of the results, and memory left alone."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import lc_triton
+from lc_triton import reference
+from lc_triton._activations import AFTER_KERNEL, LINEAR, Activation, parse_activation
+from lc_triton._cpu import blocks, matmul, small
+from tests.fuzz.strategies import Call, Placed, place, shapes
+
+# In other precisions than float64 a value may round to the other side of a jump in the slope.
+STEPPED = ("relu6", "hardsigmoid", "hard_sigmoid", "hardswish")
+
+
+def placed(call: Call) -> dict[str, Placed]:
+    """The tensors of a call: x, weight, bias if there is one, and g, the gradient of the result."""
+    sizes = shapes(call.geometry, call.transposed, call.batch, call.bias, call.channels_last)
+    dtypes = {"x": call.dtype, "g": call.dtype, "weight": call.weight_dtype, "bias": call.weight_dtype}
+    return {
+        name: place(
+            shape,
+            call.layouts[name],
+            dtypes[name],
+            seed=4 * call.seed + n,
+            scale=call.geometry.window**-0.5 if name == "weight" else 1.0,
+        )
+        for n, (name, shape) in enumerate(sizes.items())
+    }
+
+
+def run(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The operator."""
+    operator = lc_triton.local_conv_transpose if call.transposed else lc_triton.local_conv
+    return operator(x, weight, bias, **call.arguments)
+
+
+def canonical(call: Call, tensor: Tensor) -> Tensor:
+    """x, y or a gradient of one as `(B, *spatial, channels)`."""
+    tensor = tensor if call.channels_last else tensor.movedim(-call.geometry.ndim - 1, -1)
+    return tensor.unsqueeze(0) if call.batch is None else tensor
+
+
+def padded(call: Call, x: Tensor) -> Tensor:
+    """A canonical x with what a padding mode other than zeros adds."""
+    mode = call.arguments.get("padding_mode", "zeros")
+    if mode == "zeros":
+        return x
+    sides = [side for pair in reversed(call.geometry.padding) for side in pair]
+    return F.pad(x.movedim(-1, 1), sides, mode=mode).movedim(1, -1) if any(sides) else x
+
+
+def linear(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, act: Activation = LINEAR) -> Tensor:
+    """The definition, of canonical tensors."""
+    if call.transposed:
+        return reference.transpose(x, weight, bias, call.geometry, act)
+    zeros = call.arguments["padding_mode"] == "zeros"
+    return reference.forward(padded(call, x), weight, bias, call.geometry if zeros else call.geometry.padded(), act)
+
+
+@dataclass
+class Exact:
+    """What the definition gives in float64, and how large the sums are whose terms cancel in each result."""
+
+    values: dict[str, Tensor]
+    sizes: dict[str, float]
+    second: dict[str, Tensor]
+
+
+def exact(call: Call, given: dict[str, Placed]) -> Exact:
+    """y and the gradients that a call asks for, canonical."""
+    plain = {name: p.view.detach().resolve_neg().double().contiguous() for name, p in given.items()}
+    for name in ("x", "g"):
+        plain[name] = canonical(call, plain[name])
+    leaves = {n: plain[n].requires_grad_(n in call.needs) for n in ("x", "weight", "bias") if n in plain}
+    x, weight, bias = leaves["x"], leaves["weight"], leaves.get("bias")
+    act = parse_activation(call.arguments["activation"])
+    z = linear(call, x, weight, bias)
+    y = AFTER_KERNEL[act](z, dim=-1) if isinstance(act, str) else act(z)
+    asked = [leaves[name] for name in call.needs]
+    (dz,) = torch.autograd.grad(y, z, plain["g"], retain_graph=True)
+    first = torch.autograd.grad(y, asked, plain["g"], create_graph=call.twice)
+    second = torch.autograd.grad(_penalty(y, first), asked, allow_unused=True) if call.twice else ()
+    names = ["d" + name for name in call.needs]
+    values = {"y": y.detach()} | dict(zip(names, (v.detach() for v in first), strict=True))
+    return Exact(
+        values,
+        _sizes(call, {n: v.detach() for n, v in leaves.items()}, dz.abs() + plain["g"].abs(), values),
+        dict(
+            zip(
+                names,
+                (torch.zeros_like(a) if v is None else v for a, v in zip(asked, second, strict=False)),
+                strict=bool(second),
+            )
+        ),
+    )
+
+
+def _sizes(call: Call, leaves: dict[str, Tensor], dz: Tensor, values: dict[str, Tensor]) -> dict[str, float]:
+    """The same sums of the absolute values of their terms: what rounding errors are a part of."""
+    with torch.enable_grad():
+        terms = {name: v.abs().requires_grad_() for name, v in leaves.items()}
+        z = linear(call, terms["x"], terms["weight"], terms.get("bias"))
+        sums = torch.autograd.grad(z, list(terms.values()), dz)
+    found = dict(zip(("d" + name for name in terms), sums, strict=True))
+    largest = {name: max(1.0, _largest(v)) for name, v in found.items()}
+    return largest | {"y": max(1.0, _largest(z.detach())) * max(1.0, _largest(values["y"]))}
+
+
+def _largest(values: Tensor) -> float:
+    return values.abs().max().item() if values.numel() else 0.0
+
+
+def _penalty(y: Tensor, first: tuple[Tensor, ...]) -> Tensor:
+    """A loss of values and gradients together."""
+    return sum((v.square().sum() for v in first), y.pow(3).sum())
+
+
+def tolerance(call: Call, name: str) -> float:
+    """The largest error of a result, as a part of its size."""
+    if call.dtype == torch.float64:
+        return 1e-12
+    # The gradients of float32 weights by 16-bit tensors are float32 sums, if no rounding comes between.
+    exactly = call.arguments["activation"] in (None, "linear") and name in ("dweight", "dbias")
+    return 4 * torch.finfo(call.weight_dtype if exactly else call.dtype).eps
+
+
+def check(call: Call) -> None:
+    """Run a call by the chosen implementation and hold all that can be said of it."""
+    given = placed(call)
+    want = exact(call, given)
+    leaves = {n: given[n].view.requires_grad_(n in call.needs) for n in ("x", "weight", "bias") if n in given}
+    x, weight, bias = leaves["x"], leaves["weight"], leaves.get("bias")
+    with torch.no_grad():
+        alone = run(call, x, weight, bias)
+    y = run(call, x, weight, bias)
+    asked = [leaves[name] for name in call.needs]
+    first = torch.autograd.grad(y, asked, given["g"].view, create_graph=call.twice)
+    for leaf, gradient in zip(asked, first, strict=True):
+        assert (gradient.shape, gradient.dtype) == (leaf.shape, leaf.dtype)
+    for result in (alone, y):
+        assert result.dtype == call.dtype
+        assert canonical(call, result).is_contiguous()
+        _close(call, want, "y", result)
+    jump = call.arguments["activation"] in STEPPED and call.dtype != torch.float64
+    for name, gradient in zip(("d" + n for n in call.needs), first, strict=True):
+        through = name == "dx" and call.arguments.get("padding_mode", "zeros") != "zeros"  # which torch lays out
+        assert through or (canonical(call, gradient) if name == "dx" else gradient).is_contiguous(), name
+        if not jump:
+            _close(call, want, name, gradient)
+    if call.twice:
+        second = torch.autograd.grad(_penalty(y, first), asked, allow_unused=True)
+        for (name, value), leaf, got in zip(want.second.items(), asked, second, strict=True):
+            got = torch.zeros_like(leaf) if got is None else got
+            got = canonical(call, got) if name == "dx" else got
+            scale = max(1.0, *(v.abs().max().item() for v in want.second.values() if v.numel()), 1.0)
+            assert got.shape == value.shape
+            assert _largest(got - value) <= 1e-10 * scale, f"second order, {name}"
+    for name, tensor in given.items():
+        assert not tensor.changed, f"{name} was written to"
+
+
+def _close(call: Call, want: Exact, name: str, got: Tensor) -> None:
+    got = canonical(call, got) if name in ("y", "dx") else got
+    value = want.values[name]
+    assert got.shape == value.shape, name
+    if value.numel():
+        error = (got.detach().double() - value).abs().max().item()
+        assert error <= tolerance(call, name) * want.sizes[name], f"{name}: off by {error:.2e}"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the CPU path takes a layer: at once, or in blocks of so many bytes, and by which of its rules."""
+
+    at_once: bool = False
+    block_bytes: int = blocks.BLOCK_BYTES
+    most_bytes: int = blocks.MOST_BYTES
+    by_windows: bool = False
+    batch_innermost: bool = False
+
+
+FORMS = [
+    Form(at_once=True),
+    *(
+        Form(False, block, most, *rules)
+        for block, most in ((blocks.BLOCK_BYTES, blocks.MOST_BYTES), (1, 600), (600, 1), (1500, blocks.MOST_BYTES))
+        for rules in itertools.product((False, True), repeat=2)
+    ),
+]
+
+
+@contextmanager
+def taken(form: Form) -> Iterator[None]:
+    """The CPU path in a form, whatever the size of the layer."""
+    many = 1 << 30
+    rules = {
+        (small, "MOST_NUMBERS"): many if form.at_once else 0,
+        (small, "MOST_FLAT_NUMBERS"): many if form.at_once else 0,
+        (blocks, "BLOCK_BYTES"): form.block_bytes,
+        (blocks, "MOST_BYTES"): form.most_bytes,
+        (matmul, "SHORT_COPIED_ROW"): many if form.batch_innermost else 0,
+        (matmul, "SHORT_ROW"): many if form.by_windows else 0,
+        (matmul, "SHORT_ONLY_ROW"): many if form.by_windows else 0,
+        (matmul, "FEW_NUMBERS"): many if form.by_windows else 0,
+    }
+    before = {(module, name): getattr(module, name) for module, name in rules}
+    try:
+        for (module, name), value in rules.items():
+            setattr(module, name, value)
+        yield
+    finally:
+        for (module, name), value in before.items():
+            setattr(module, name, value)

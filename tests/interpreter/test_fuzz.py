@@ -1,0 +1,78 @@
+"""Any call that the operators take, by the interpreted kernels, against the definition."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import lc_triton
+from lc_triton._activations import parse_activation
+from lc_triton.tiles.config import TileConfig
+from lc_triton.tiles.select import chooser
+from tests.cases import CASES, expected, tensors
+from tests.cases import check as check_values
+from tests.fuzz.checking import check
+from tests.fuzz.profiles import cases
+from tests.fuzz.strategies import DTYPES, Limits, calls
+
+# A few programs a face; bf16 products are wrong in the interpreter.
+FEW = Limits(
+    positions=(3, 2, 2),
+    kernel=(3, 2, 2),
+    padding=2,
+    channels=(1, 2, 3),
+    groups=2,
+    batch=(2, 1, 0, 3, None),
+    dtypes=tuple(pair for pair in DTYPES if torch.bfloat16 not in pair),
+)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Answers launches with one tile, made legal for each face."""
+
+    rows: int
+    cols: int
+    dot: bool
+    swap: bool
+    split: int
+
+    def __call__(self, task, gpu):
+        channels = task.geo.in_channels if task.face == "input_grad" else task.geo.out_channels
+        block = 1 << (channels - 1).bit_length()
+        if not self.dot:
+            return TileConfig(self.rows, self.cols, block, 4, 16, dot=False, split=self.split)
+        block = max(block, -(-16 // (self.rows * self.cols)))
+        return TileConfig(self.rows, self.cols, block, 16, 16, swap=self.swap, split=self.split)
+
+
+TILES = st.builds(
+    Tiles, st.sampled_from([1, 2]), st.sampled_from([2, 1, 4]), st.booleans(), st.booleans(), st.sampled_from([1, 2])
+)
+
+
+@cases("interpreted")
+@given(st.integers(1, 3).flatmap(lambda ndim: calls(ndim, FEW)), st.none() | TILES)
+def test_kernels(call, tiles):
+    """With the model's tiles and with others."""
+    with lc_triton.backend("triton"), chooser.asking(tiles) if tiles else nullcontext():
+        check(call)
+
+
+@pytest.mark.parametrize("negated", ["x", "weight", "bias", "g"])
+@pytest.mark.parametrize("activation", [None, "tanh"])
+def test_views_that_torch_negates_lazily(negated, activation):
+    """Found so: the kernels read the numbers as they lie in memory, with the other sign."""
+    case = next(case for case in CASES if case.name == "1d_one")
+    t = tensors(case)
+    want = expected(case, t, parse_activation(activation))
+    setattr(t, negated, torch.complex(torch.zeros_like(getattr(t, negated)), -getattr(t, negated)).conj().imag)
+    assert getattr(t, negated).is_neg()
+    leaves = [v.requires_grad_() for v in (t.x, t.weight, t.bias)]
+    with lc_triton.backend("triton"):
+        y = lc_triton.local_conv(*leaves, **case.arguments, data_format="channels_last", activation=activation)
+        got = dict(zip(("dx", "dw", "db"), torch.autograd.grad(y, leaves, t.g), strict=True)) | {"y": y}
+        check_values(got, want)
