@@ -61,6 +61,8 @@ def read(path: Path) -> dict[str, Workload]:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise WorkloadError(path=path, line=error.lineno, reason=f"it is no JSON ({error.msg})") from error
+    except RecursionError as error:
+        raise WorkloadError(path=path, line=1, reason="it is no JSON of workloads (nested too deep)") from error
     if not isinstance(content, dict) or not isinstance(content.get("workloads"), list):
         raise WorkloadError(path=path, line=1, reason='it must be an object with a list "workloads"')
     found: dict[str, Workload] = {}
