@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks run | overhead | report | regimes | compare`."""
+"""The command line: `python -m benchmarks run | overhead | accuracy | report | regimes | compare`."""
 
 from __future__ import annotations
 
@@ -35,14 +35,20 @@ def chosen(names: Sequence[str], batches: Sequence[int] | None) -> Iterator[tupl
             yield name, check_int("--batches", batch, 1)
 
 
+def _device(options: argparse.Namespace) -> str:
+    device = check_name("--device", options.device, tuple(MOST_BYTES))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ArgumentValueError(name="--device", value="cuda", allowed="cpu here: torch finds no GPU")
+    return device
+
+
 def rows(options: argparse.Namespace) -> list[Row]:
     """What a command's user asks to be timed."""
     check_seconds("--seconds", options.seconds)
     check_int("--threads", options.threads, 1)
     for dtype in options.dtypes:
         types_of(dtype)
-    if check_name("--device", options.device, tuple(MOST_BYTES)) == "cuda" and not torch.cuda.is_available():
-        raise ArgumentValueError(name="--device", value="cuda", allowed="cpu here: torch finds no GPU")
+    _device(options)
     if options.workload is None:
         pairs = suite(check_name("--suite", options.suite, SUITES))
     else:
@@ -70,6 +76,17 @@ def _overhead(options: argparse.Namespace) -> int:
     write_atomically(options.out, (json.dumps(results, indent=1) + "\n").encode())
     print(json.dumps(results["overhead"], indent=1))
     return 0
+
+
+def _accuracy(options: argparse.Namespace) -> int:
+    from benchmarks.accuracy import accuracy, missed
+    from benchmarks.run import about
+
+    results = {"about": about(_device(options)), "accuracy": accuracy(options.device)}
+    write_atomically(options.out, (json.dumps(results, indent=1) + "\n").encode())
+    past = missed(results["accuracy"])
+    print(json.dumps(past, indent=1) if past else f"all {len(results['accuracy'])} rows are within their bars")
+    return int(bool(past))
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -114,8 +131,12 @@ def main() -> int:
     command = commands.add_parser("overhead", help="time imports, first calls and the host's part of a call")
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
     command.set_defaults(run=_overhead)
-    command = commands.add_parser("report", help="write the tables and pictures of docs/performance.md")
-    command.add_argument("files", nargs="+", type=Path, metavar="FILE", help="what run and overhead wrote")
+    command = commands.add_parser("accuracy", help="measure errors beside torch's own, while sums grow")
+    command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
+    command.set_defaults(run=_accuracy)
+    command = commands.add_parser("report", help="write the tables and pictures of docs/performance.md and docs/accuracy.md")
+    command.add_argument("files", nargs="+", type=Path, metavar="FILE", help="what run, overhead and accuracy wrote")
     command.add_argument("--document", type=Path, default=DOCUMENT, metavar="FILE")
     command.set_defaults(run=_report)
     command = commands.add_parser("regimes", help="write the table of what the model predicts for a GPU")

@@ -1,4 +1,4 @@
-"""Tables and pictures of results, for docs/performance.md."""
+"""Tables and pictures of results, for docs/performance.md and docs/accuracy.md."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import accuracy
 from benchmarks.contenders import MODES, NOT_PEERS, OURS
 from benchmarks.rows import Row
 from benchmarks.suites import GROWTH
@@ -23,12 +24,17 @@ def report(files: Sequence[Path], document: Path) -> None:
     """Write the tables of results between the marks of a document, and the pictures beside it.
 
     Args:
-        files: what `run` and `overhead` wrote.
-        document: Markdown with pairs of `<!-- table NAME -->` and `<!-- end -->`; NAME is the stem of a file.
+        files: what `run`, `overhead` and `accuracy` wrote.
+        document: Markdown with pairs of `<!-- table NAME -->` and `<!-- end -->`; NAME is the stem of a file. Accuracy
+            goes into accuracy.md beside it.
     """
     for file in files:
         content = json.loads(file.read_text(encoding="utf-8"))
         parts = [_about(content)]
+        if "accuracy" in content:
+            parts.append(accuracy.tables(content["accuracy"]))
+            fill(document.with_name("accuracy.md"), file.stem, "\n\n".join(parts))
+            continue
         if "overhead" in content:
             parts.append(_overhead(content["overhead"]))
         elif file.stem == "growth":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import lc_triton
+from benchmarks.accuracy import bar, ulp
 from lc_triton import reference
 from lc_triton._activations import LINEAR, Activation
 from lc_triton._geometry import Geometry
@@ -142,18 +143,13 @@ def assert_close(actual: Tensor, exact: Tensor, tolerance: float = 1e-12, name: 
         assert error <= tolerance * max(1.0, exact.abs().max().item()), f"{name}: off by {error:.2e}"
 
 
-def ulp(dtype: torch.dtype, at: float) -> float:
-    """The spacing of a dtype's numbers at a value."""
-    return torch.finfo(dtype).eps * 2.0 ** (math.frexp(max(abs(at), torch.finfo(dtype).tiny))[1] - 1)
-
-
 def assert_as_good(actual: Tensor, exact: Tensor, peer: Tensor, factor: float, name: str = "") -> None:
     """The error is at most `factor` times torch's own same-dtype formulation's, plus one ulp at the largest value."""
     assert actual.dtype == peer.dtype, name
     assert actual.shape == exact.shape, name
     ours = (actual.detach().cpu().double() - exact).abs().max().item()
     theirs = (peer.detach().cpu().double() - exact).abs().max().item()
-    allowed = factor * theirs + ulp(actual.dtype, exact.abs().max().item())
+    allowed = bar(theirs, ulp(actual.dtype, exact.abs().max().item()), factor)
     assert ours <= allowed, f"{name}: error {ours:.2e}, torch's own {theirs:.2e}"
 
 
@@ -169,3 +165,25 @@ def check(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float = 1e
     """Each of the results is what it should be."""
     for name, exact in want.items():
         assert_close(got[name], exact, tolerance, name)
+
+
+def kinds(values: Tensor) -> Tensor:
+    """What each number is: 0 finite, 1 NaN, 2 inf, 3 -inf."""
+    values = values.detach()
+    return values.isnan() * 1 + (values == math.inf) * 2 + (values == -math.inf) * 3
+
+
+def plant(t: Tensors, name: str, value: float, seed: int = 0) -> Tensors:
+    """The same tensors, but for one number of one of them, anywhere."""
+    changed = getattr(t, name).clone()
+    gen = torch.Generator().manual_seed(seed)
+    changed.view(-1)[int(torch.randint(changed.numel(), (1,), generator=gen))] = value
+    return replace(t, **{name: changed})
+
+
+def tiny(t: Tensors, name: str) -> Tensors:
+    """The same tensors with no bias, and with one of them so small that none of its numbers is normal."""
+    values = getattr(t, name)
+    largest = torch.finfo(values.dtype).tiny / 8
+    small = (values.double() / values.double().abs().max() * largest).to(values.dtype)
+    return replace(t, bias=torch.zeros_like(t.bias), **{name: small})

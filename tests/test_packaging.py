@@ -1,6 +1,9 @@
 """What an installation holds: from the wheel, and from an editable one."""
 
+import hashlib
+import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -117,3 +120,32 @@ def test_every_dependency_is_pinned_for_the_tests(metadata):
     for extra in (None, "demo", "keras", "keras3", "onnx", "dev"):
         assert requirements(metadata, extra) <= pinned
     assert {"torch==2.13.0", "triton==3.7.1"} <= set(lines)
+
+
+def test_the_wheel_is_the_same_to_the_bit_wherever_and_whenever_it_is_built(wheel, tmp_path):
+    """From files of another age, in another folder, with other permissions and another locale."""
+    copy = tmp_path / "elsewhere" / "project"
+    for name in ("lc_triton", "autotune_configs"):
+        shutil.copytree(ROOT / name, copy / name)
+    (copy / "benchmarks").mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore", "benchmarks/workloads.json"):
+        shutil.copy(ROOT / name, copy / name)
+    for path in copy.rglob("*"):
+        path.chmod(path.stat().st_mode ^ 0o020)  # what another umask gives
+        os.utime(path, (1_600_000_000, 1_600_000_000))
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
+    environment = {k: v for k, v in os.environ.items() if k != "SOURCE_DATE_EPOCH"} | {"TZ": "Asia/Tokyo", "LC_ALL": "C"}
+    subprocess.run([*build, tmp_path, copy], check=True, env=environment)
+    (again,) = tmp_path.glob("*.whl")
+    first, second = (hashlib.sha256(path.read_bytes()).hexdigest() for path in (wheel, again))
+    assert first == second
+
+
+def test_every_bound_is_justified(metadata):
+    """A line of CONTRIBUTING.md a dependency, with the bound that pyproject.toml has."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for line in metadata.get_all("Requires-Dist"):
+        bound = re.match(r"[\w-]+(>=[\d.]+)", line.replace("_", "-"))
+        if bound is not None and "extra == 'all'" not in line:
+            assert f"| {bound.group()} |" in text.replace("_", "-"), line
+    assert f"| Python {metadata['Requires-Python']} |" in text

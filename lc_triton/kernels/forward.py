@@ -78,6 +78,8 @@ def forward_kernel(
         group = f // FG
         m_n = f < F
         pid = pid // FB
+    if SHAPE.wide:  # 2^31 numbers in a sample: 32 bits may not count its positions
+        pid = pid.to(tl.int64)
     TILES_W: tl.constexpr = (OW + TP - 1) // TP
     TILES_H: tl.constexpr = (OH + TQ - 1) // TQ
     ow0 = (pid % TILES_W) * TP
@@ -85,7 +87,7 @@ def forward_kernel(
     o01 = pid // (TILES_W * TILES_H)
     part = 0
     if SPLIT > 1:
-        part = o01 // (SHAPE.outputs[0] * O1)
+        part = (o01 // (SHAPE.outputs[0] * O1)).to(tl.int32)
         o01 = o01 % (SHAPE.outputs[0] * O1)
     m_n = m_n & (oh0 + jr < OH) & (ow0 + jc < OW)
     position = (o01 * OH + oh0 + jr) * OW + ow0 + jc  # [BN]
@@ -117,14 +119,12 @@ def forward_kernel(
         if not OWN:
             m_k = m_k & read_by_any(dh, tl.minimum(OH - oh0, TQ), KH, DH, SH, TQ)
             m_k = m_k & read_by_any(dw, tl.minimum(OW - ow0, TP), KW, DW, SW, TP)
-        if SHAPE.wide:  # a sample of 2^31 numbers or more
-            i0, i1, ih = i0.to(tl.int64), i1.to(tl.int64), ih.to(tl.int64)
         o_k = (i0 * x_pitch[1] + i1 * x_pitch[2] + ih * x_pitch[3] + iw) * SHAPE.channels + c  # [BK], or [BK, BN]
 
         if OWN:  # the walk goes through a position's weights as they lie
             b_w = tl.load(p_w[None, :] + k * F, mask=m_k & m_n[None, :], other=0.0)  # [BK, BN]
         elif DESCRIPTOR:  # one position: likewise, and past the weights' end come zeros
-            b_w = p_w.load([(o01 * OH + oh0) * OW + ow0, k0, f0]).reshape(BK, BN)
+            b_w = p_w.load([((o01 * OH + oh0) * OW + ow0).to(tl.int32), k0, f0]).reshape(BK, BN)
         else:
             kh, m_h = tap(dh[:, None] - (jr * SH)[None, :], KH, DH)
             kw, m_w = tap(dw[:, None] - (jc * SW)[None, :], KW, DW)

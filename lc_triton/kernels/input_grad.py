@@ -107,6 +107,8 @@ def input_grad_kernel(
         cg = c % CG
         m_n = c < C
         pid = pid // CB
+    if SHAPE.wide:  # 2^31 numbers in a sample: 32 bits may not count its sites
+        pid = pid.to(tl.int64)
     TILES_W: tl.constexpr = (IW + TP - 1) // TP
     TILES_H: tl.constexpr = (IH + TQ - 1) // TQ
     iw0 = (pid % TILES_W) * TP
@@ -114,7 +116,7 @@ def input_grad_kernel(
     i01 = pid // (TILES_W * TILES_H)
     part = 0
     if SPLIT > 1:
-        part = i01 // (SHAPE.inputs[0] * I1)
+        part = (i01 // (SHAPE.inputs[0] * I1)).to(tl.int32)
         i01 = i01 % (SHAPE.inputs[0] * I1)
     m_n = m_n & (ih0 + jr < IH) & (iw0 + jc < IW)
     site = (i01 * IH + ih0 + jr) * IW + iw0 + jc  # [BN]
@@ -152,8 +154,6 @@ def input_grad_kernel(
             m_k = m_k & reads_any(sh - oh * SH, tl.minimum(IH - ih0, TQ), KH, DH, TQ)
             m_k = m_k & reads_any(sw - ow * SW, tl.minimum(IW - iw0, TP), KW, DW, TP)
         position = ((o0 * O1 + o1) * OH + oh) * OW + ow  # [BK], or [BN, BK]
-        if SHAPE.wide:  # a sample of 2^31 numbers or more
-            o0, o1, oh = o0.to(tl.int64), o1.to(tl.int64), oh.to(tl.int64)
         o_k = o0 * g_pitch[1] + o1 * g_pitch[2] + oh * g_pitch[3] + ow
         o_k = o_k * F + f
 
@@ -167,7 +167,8 @@ def input_grad_kernel(
             kw, m_w = tap(sw - qw * SW, KW, DW)
             # A window that is not there lies past the last position, where a descriptor reads zeros.
             q = tl.where(m_q & m_h & m_w, ((q0 * O1 + q1) * OH + qh) * OW + qw, O0 * O1 * OH * OW)
-            b_w = p_w.load([q, ((d0 * K1 + d1) * KH + kh) * KW + kw, c0, group * FG + f0]).reshape(BN, BK)
+            t = (((d0 * K1 + d1) * KH + kh) * KW + kw).to(tl.int32)
+            b_w = p_w.load([q.to(tl.int32), t, c0, group * FG + f0]).reshape(BN, BK)
         else:
             kh, m_h = tap((sh + jr)[:, None] - (oh * SH)[None, :], KH, DH)
             kw, m_w = tap((sw + jc)[:, None] - (ow * SW)[None, :], KW, DW)

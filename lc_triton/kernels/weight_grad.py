@@ -96,6 +96,8 @@ def weight_grad_kernel(
         group = f // FG
         m_n = f < F
         pid = pid // FB
+    if SHAPE.wide:  # 2^31 numbers in a sample: 32 bits may not count its positions
+        pid = pid.to(tl.int64)
     TILES_W: tl.constexpr = (OW + TP - 1) // TP
     TILES_H: tl.constexpr = (OH + TQ - 1) // TQ
     ow0 = (pid % TILES_W) * TP
@@ -103,7 +105,7 @@ def weight_grad_kernel(
     o01 = pid // (TILES_W * TILES_H)
     first, last = 0, B
     if SPLIT > 1:
-        part = o01 // (O0 * O1)
+        part = (o01 // (O0 * O1)).to(tl.int32)
         o01 = o01 % (O0 * O1)
         steps = tl.cdiv(tl.cdiv(B, BB), SPLIT)
         first = part * steps * BB
@@ -130,9 +132,6 @@ def weight_grad_kernel(
         m_k = m_k & read_by_any(dh, tl.minimum(OH - oh0, TQ), KH, DH, SH, TQ)
         m_k = m_k & read_by_any(dw, tl.minimum(OW - ow0, TP), KW, DW, SW, TP)
     oh, ow = oh0 + jr, ow0 + jc
-    if SHAPE.wide:
-        i0, i1, ih = i0.to(tl.int64), i1.to(tl.int64), ih.to(tl.int64)
-        o0, o1, oh = o0.to(tl.int64), o1.to(tl.int64), oh.to(tl.int64)
     o_k = (i0 * x_pitch[1] + i1 * x_pitch[2] + ih * x_pitch[3] + iw) * SHAPE.channels + c  # [BK], or [BK, BN]
     o_n = (o0 * g_pitch[1] + o1 * g_pitch[2] + oh * g_pitch[3] + ow) * F + f  # [BN]
     o_s = position.to(tl.int64) * F + f  # [BN]
@@ -184,7 +183,7 @@ def weight_grad_kernel(
     # Taps that lie on the padding met only zeros and store them: m_k stays out of this mask.
     if DESCRIPTOR:  # one position, whose walk goes through its weights as they lie; what lies past their end is cut off
         b_dw = acc.to(p_dw.dtype).reshape(1, BK, BN)
-        p_dw.store([(o01 * OH + oh0) * OW + ow0, block * BK, f0], b_dw)
+        p_dw.store([((o01 * OH + oh0) * OW + ow0).to(tl.int32), block * BK, f0], b_dw)
     else:
         if OWN:
             o_w, m_dw = k * F, (k < KT) & m_n[None, :]

@@ -64,6 +64,7 @@ def build(
     weight_dtype: torch.dtype | None = None,
     bias: str = "position",
     store_z: bool = False,
+    wide: bool = False,
 ) -> Any:
     """The kernel of one face compiled by Triton for `arch` (80, 90, 100, ... or "gfx942"); no GPU is needed."""
     x, w = f"*{_TYPES[dtype]}", f"*{_TYPES[weight_dtype or dtype]}"
@@ -82,7 +83,7 @@ def build(
     bias_type = f"*{_TYPES[weight_dtype or dtype]}" if epilogue.bias != "none" else None
     types: dict[str, Any]
     constants: dict[str, Any] = {
-        "SHAPE": shape_of(problem.geometry, False),
+        "SHAPE": shape_of(problem.geometry, wide),
         "TILE": tile_of(face, problem.geometry, config, problem.precision),
     }
     if face == "weight_grad":

@@ -14,13 +14,15 @@ from lc_triton.tiles.config import Face, TileConfig
 from lc_triton.tiles.walk import walk_of
 
 _INT32 = 2**31
+# Positions or sites that 32 bits count, those of a tile that reaches past the end too.
+_COUNTED = _INT32 - 2**16
 
 Pitch = tuple[int, int, int, int]
 Four = tuple[int, ...]
 
 
 class Shape(NamedTuple):
-    """A layer in four spatial dimensions; `wide` where an offset inside one sample needs 64 bits."""
+    """A layer in four spatial dimensions; `wide` where a position, or an offset inside one sample, needs 64 bits."""
 
     channels: int
     filters: int
@@ -79,7 +81,7 @@ PLAIN = Epilogue("none", "linear", 0.0, False)
 
 @lru_cache(maxsize=4096)
 def shape_of(geometry: Geometry, wide: bool) -> Shape:
-    """The kernels' view of a geometry."""
+    """The kernels' view of a geometry; `wide` is what the tensors need, and a layer may by itself."""
     geo = geometry.as_4d()
     if geo.window * geo.out_channels >= _INT32:
         raise ArgumentValueError(
@@ -101,7 +103,7 @@ def shape_of(geometry: Geometry, wide: bool) -> Shape:
         in_numel=geo.sites * geo.in_channels,
         out_numel=geo.positions * geo.out_channels,
         lead=any(n > 1 for n in leading),
-        wide=wide,
+        wide=wide or max(geo.sites, geo.positions) >= _COUNTED,
     )
 
 

@@ -102,7 +102,7 @@ def read(path: Path) -> Entries:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigFileError(path=path, reason=f"it cannot be read ({first_line(error)})") from error
     if not isinstance(content, dict) or content.get("kind") != KIND:
         raise ConfigFileError(path=path, reason="it holds no tiles of lc_triton")

@@ -331,10 +331,3 @@ def test_two_runs_agree_to_the_bit():
     for split in (1, 2):
         first, second = (faces(ODD, t, lambda channels, s=split: tile(2, 2, channels, split=s)) for _ in range(2))
         assert all(torch.equal(first[k], second[k]) for k in ("y", "dx", "dw", "db"))
-
-
-def test_offsets_of_64_bits_give_the_same(monkeypatch):
-    monkeypatch.setattr("lc_triton.launch.faces.is_wide", lambda *_: True)
-    case = next(c for c in CASES if c.name == "3d_stride_same")
-    t = tensors(case)
-    check(faces(case, t, lambda channels: tile(2, 2, channels)), expected(case, t))

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from lc_triton.launch.layout import dense_rows, is_wide
+from lc_triton import launch
+from lc_triton._geometry import Geometry
+from lc_triton._problem import Problem
+from lc_triton.errors import ArgumentValueError
+from lc_triton.launch import faces
+from lc_triton.launch.layout import Shape, dense_rows, is_wide, shape_of
+from lc_triton.tiles.config import FACES, TileConfig
 
 X = torch.arange(2.0 * 5 * 6 * 3).reshape(2, 5, 6, 3)
 
@@ -36,3 +42,84 @@ def test_where_64_bits_are_needed():
     assert is_wide(X, sample(2**11 + 1, 2**10, 2**10))
     assert not is_wide(sample(2**12, 2**10, 2**10)[:, :8])
     assert is_wide(sample(2**12, 2**10, 2**10)[:, :: 2**12 - 1])
+
+
+def shape_given(monkeypatch, face, geo, x, g):
+    """The shape that the kernel of a face is launched with, for tensors that have no memory."""
+    seen = []
+    monkeypatch.setattr(faces, "launch", lambda compiled, kernel, grid, config, *args: seen.append(args))
+    problem, config = Problem(geo, backend="triton"), TileConfig(1, 1, 16, 16, 16)
+    weight = torch.empty(geo.weight_shape, device="meta", dtype=x.dtype)
+    if face == "forward":
+        launch.forward(x, weight, None, g, None, problem, config)
+    elif face == "input_grad":
+        launch.input_grad(g, weight, None, x, problem, config)
+    else:
+        launch.weight_grad(x, g, weight, None, problem, config)
+    (args,) = seen
+    (shape,) = (arg for arg in args if isinstance(arg, Shape))
+    return shape
+
+
+ROW = 2**15
+BORDERS = {
+    # The layer where the last offset in a sample of x, or of y, is 2^31 - 1, and one that has a row more.
+    "x": lambda more: Geometry.make((ROW + more, ROW), 2, 1, 1, stride=(2**8, 2**8)),
+    "y": lambda more: Geometry.make((ROW + more,), 1, 2**16, 1),
+}
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("name", BORDERS)
+@pytest.mark.parametrize("more", [0, 1])
+def test_each_face_goes_by_each_of_its_tensors(face, name, more, monkeypatch):
+    geo = BORDERS[name](more)
+    x = torch.empty(2, *geo.in_spatial, geo.in_channels, device="meta", dtype=torch.float16)
+    g = torch.empty(2, *geo.out_spatial, geo.out_channels, device="meta", dtype=torch.float16)
+    largest = x if name == "x" else g
+    assert (largest[0].numel() > 2**31) is bool(more)
+    assert shape_given(monkeypatch, face, geo, x, g).wide is bool(more)
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_crop_goes_by_the_strides_of_what_it_is_cropped_from(face, monkeypatch):
+    geo = Geometry.make((40_000, 8), 4, 4, 3)
+    wide = torch.empty(2, 40_000, 2**14, 4, device="meta", dtype=torch.float16)
+    g = torch.empty(2, *geo.out_spatial, 4, device="meta", dtype=torch.float16)
+    if face != "input_grad":  # whose x is written, and contiguous
+        assert shape_given(monkeypatch, face, geo, wide[:, :, :8], g).wide
+    assert not shape_given(monkeypatch, face, geo, wide[:, :, :8].contiguous(), g).wide
+    wide = torch.empty(2, 39_998, 2**14, 4, device="meta", dtype=torch.float16)
+    x = torch.empty(2, *geo.in_spatial, 4, device="meta", dtype=torch.float16)
+    if face != "forward":
+        assert shape_given(monkeypatch, face, geo, x, wide[:, :, :6]).wide
+
+
+@pytest.mark.parametrize(
+    ("spatial", "wide"),
+    [
+        ((2**31 - 2**16 - 1,), False),
+        ((2**31 - 2**16,), True),
+        ((2**15, 2**15, 2), True),
+        ((2**15, 2**15), False),
+    ],
+)
+def test_a_layer_of_so_many_positions_is_counted_in_64_bits(spatial, wide):
+    assert shape_of(Geometry.make(spatial, 1, 1, 1), False).wide is wide
+    stride = (2**10,) * len(spatial)
+    assert shape_of(Geometry.make(spatial, 1, 1, 1, stride=stride), False).wide is wide  # so many sites
+    assert shape_of(Geometry.make((4, 4), 1, 1, 1), True).wide
+
+
+def test_a_batch_past_2_to_the_31_needs_no_64_bits_inside_a_sample(monkeypatch):
+    geo = Geometry.make((2**10,), 2**5, 2**5, 1)
+    x = torch.empty(2**17, 2**10, 2**5, device="meta", dtype=torch.float16)
+    assert x.numel() > 2**31
+    for face in FACES:
+        assert not shape_given(monkeypatch, face, geo, x, x).wide
+
+
+def test_filters_of_a_position_past_32_bits_are_refused():
+    shape_of(Geometry.make((1,), 2**15, 2**16 - 1, 1), False)
+    with pytest.raises(ArgumentValueError, match=r"below 2\^31: the filters of one position"):
+        shape_of(Geometry.make((1,), 2**15, 2**16, 1), False)

@@ -1,6 +1,7 @@
 """Every kernel compiled to machine code for GPUs that need not be here: registers, spills, memory, instructions."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from lc_triton.tiles.task import Task
 WORKLOADS = {
     w["name"]: w for w in json.loads((Path(__file__).parents[2] / "benchmarks/workloads.json").read_text())["workloads"]
 }
+SMALL = Geometry.make((6, 6), 16, 16, 3, padding=1)
 DEVICE_NAMES = ["a100", "h100", "b200", "mi300x"]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 
@@ -163,3 +165,36 @@ def test_the_second_pass(name):
     for device in DEVICE_NAMES:
         code = machine_code("forward", build_combine(problem, 8, DEVICES[device].arch))
         assert (code.spills, code.load_bits) == (0, 128)
+
+
+@pytest.mark.parametrize("device", ["a100", "h100", "b200"])
+@pytest.mark.parametrize("face", FACES)
+def test_float32_arithmetic_flushes_no_subnormal_number(face, device):
+    for dot in (True, False):
+        config = TileConfig(1, 1, 16, 16, 16) if dot else TileConfig(1, 1, 16, 4, 16, dot=False)
+        for activation in ("linear", "gelu"):
+            problem = Problem(SMALL, Activation(activation), "triton", "ieee")
+            ptx = build(face, problem, config, DEVICES[device].arch, dtype=torch.float32).asm["ptx"]
+            assert re.search(r"\bfma\.rn\.f32", ptx)
+            assert not re.search(r"\b(?:fma|mul|add|sub)\.\S*\bftz\b", ptx)
+
+
+@pytest.mark.parametrize("device", ["h100", "b200"])
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize(
+    "config",
+    [
+        TileConfig(2, 2, 16, 16, 16),
+        TileConfig(1, 1, 16, 16, 16, split=2),
+        TileConfig(1, 1, 16, 16, 16, descriptor=True),
+        TileConfig(1, 1, 16, 16, 16, descriptor=True, split=2),
+        TileConfig(1, 2, 16, 4, 16, dot=False),
+    ],
+    ids=["band", "split", "boxes", "boxes_split", "reduced"],
+)
+def test_kernels_with_64_bit_offsets_compile(config, face, device):
+    for dtype in (torch.bfloat16, torch.float32):
+        if face == "weight_grad" and config.descriptor:
+            config = replace(config, split=1)
+        code = built(face, SMALL, 32, DEVICES[device], dtype, config=config, wide=True)
+        assert (code.boxes > 0) is config.descriptor

@@ -1,0 +1,190 @@
+"""Addresses past 2^31: the kernels with 64 bits give the same numbers, and find tensors that 32 bits cannot count.
+
+The memory of the large tensors is asked for and never touched but where the last program works, so it takes no room.
+"""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from triton.runtime import interpreter
+
+from lc_triton import launch
+from lc_triton._geometry import Geometry
+from lc_triton._problem import Problem
+from lc_triton.launch import faces as launching
+from lc_triton.tiles.config import TileConfig
+from lc_triton.tiles.walk import programs
+from tests.cases import CASES, Case, check, expected, tensors
+from tests.interpreter.test_faces import BOXES, TILES, faces, tile
+
+BY_NAME = {case.name: case for case in CASES}
+SOME = [BY_NAME[name] for name in ("1d_causal_dilated", "2d_dilated_stride", "2d_groups", "3d_stride_same")]
+WAYS = {**TILES, "1x1_split": {"rows": 1, "cols": 1, "split": 2}, "1x2_split": {"rows": 1, "cols": 2, "split": 2}}
+
+
+@pytest.fixture
+def shapes(monkeypatch):
+    """The shapes that kernels are given, all with 64 bits."""
+    seen, start = [], launching.launch
+
+    def watched(compiled, kernel, grid, config, *args):
+        seen.extend(arg for arg in args if isinstance(arg, launching.Shape))
+        start(compiled, kernel, grid, config, *args)
+
+    monkeypatch.setattr(launching, "launch", watched)
+    monkeypatch.setattr(launching, "is_wide", lambda *_: True)
+    return seen
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", SOME, ids=lambda case: case.name)
+def test_64_bits_give_the_same(case, way, shapes):
+    t = tensors(case)
+    check(faces(case, t, lambda channels: tile(channels=channels, **WAYS[way])), expected(case, t))
+    assert [shape.wide for shape in shapes] == [True] * 3
+
+
+@pytest.mark.parametrize("split", [1, 2])
+def test_64_bits_give_the_same_by_boxes(split, shapes):
+    case = next(c for c in BOXES if c.name == "boxes")
+    t = tensors(case, torch.float32)
+    config = TileConfig(1, 1, 16, 16, 16, descriptor=True, split=split)
+    configs = iter([config, config, replace(config, split=1)])
+    check(faces(case, t, lambda _: next(configs)), expected(case, t), 2e-6)
+    assert [shape.wide for shape in shapes] == [True] * 3
+
+
+def untouched(*shape):
+    """Numbers of 16 bits whose memory is not there until it is written to."""
+    try:
+        return torch.empty(shape, dtype=torch.float16)
+    except RuntimeError as error:  # may go where the tests have a machine that gives out memory which nobody touches
+        pytest.skip(f"{math.prod(shape) * 2 >> 30} GB of memory are not given out: {error}")
+
+
+@pytest.fixture
+def last_program_only(monkeypatch):
+    """Of each launch, run the last program alone."""
+    ran = []
+
+    def last(compiled, kernel, grid, config, *args):
+        assert grid < 2**31
+        with monkeypatch.context() as patch:
+            builder = interpreter.interpreter_builder
+            patch.setattr(builder, "set_grid_idx", lambda *_: setattr(builder, "grid_idx", (grid - 1, 0, 0)))
+            # The tensors are here already: copying them onto themselves would touch all of their memory.
+            patch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *_: None)
+            kernel[(1,)](*args, num_warps=config.num_warps, num_stages=config.num_stages)
+        ran.append((kernel, grid))
+
+    monkeypatch.setattr(launching, "launch", last)
+    return ran
+
+
+ONE = {
+    "a line of 2^31 positions and more": ((2**31 + 40,), 1),
+    "a line of just 2^31 positions": ((2**31,), 1),
+    "a line that a tile reaches past": ((2**31 - 3,), 1),
+    "a plane of more": ((46_400, 46_400), 1),
+    "a sample of 2^31 channels and sites": ((2**26 + 24,), 32),
+}
+
+
+@pytest.mark.parametrize("face", ["forward", "input_grad", "weight_grad"])
+@pytest.mark.parametrize("dot", [True, False])
+@pytest.mark.parametrize("name", ONE)
+def test_the_last_positions_of_a_huge_sample(name, dot, face, last_program_only):
+    """A window of one site and depthwise layers, whose weights are then no larger than x."""
+    spatial, channels = ONE[name]
+    geo = Geometry.make(spatial, channels, channels, 1, groups=channels)
+    problem = Problem(geo, backend="triton")
+    x, y, weight = (untouched(1, *spatial, channels) for _ in range(3))
+    weight = weight.view(geo.weight_shape)
+    config = TileConfig(1, 16, 1 if dot else channels, 16 if dot else 1, 16 if dot else 1, dot=dot)
+    count = 16  # positions, at most what the last program owns
+    left = spatial[-1] % 16 or count
+    a, b, c = (v.view(-1, channels)[-left:] for v in (x, weight, y))
+    gen = torch.Generator().manual_seed(0)
+    for part in (a, b, c):
+        part.copy_(torch.randn(part.shape, generator=gen))
+    own = slice(-1, None) if dot else slice(None)  # with dot the last program has the last group alone
+    a, b, c = (v[:, own] for v in (a, b, c))
+    given = [v.clone() for v in (a, b, c)]
+    if face == "forward":
+        launch.forward(x, weight, None, y, None, problem, config)
+        got, want = c, given[0] * given[1]
+    elif face == "input_grad":
+        launch.input_grad(y, weight, None, x, problem, config)
+        got, want = a, given[2] * given[1]
+    else:
+        launch.weight_grad(x, y, weight, None, problem, config)
+        got, want = b, given[0] * given[2]
+    ((_, grid),) = last_program_only
+    assert grid == programs(face, geo.as_4d(), 1, config)
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("face", ["forward", "input_grad"])
+def test_the_last_sample_of_a_huge_batch(face, last_program_only):
+    geo = Geometry.make((2**10,), 2**5, 2**5, 1, groups=2**5)
+    problem = Problem(geo, backend="triton")
+    batch = 2**16 + 1
+    x, y = (untouched(batch, *geo.in_spatial, 2**5) for _ in range(2))
+    weight = torch.randn(geo.weight_shape, generator=torch.Generator().manual_seed(0)).half()
+    given, result = (x, y) if face == "forward" else (y, x)
+    given[-1] = torch.linspace(-1, 1, 2**15).view(2**10, 2**5)
+    config = TileConfig(1, 16, 32, 1, 1, dot=False)
+    if face == "forward":
+        launch.forward(x, weight, None, y, None, problem, config)
+    else:
+        launch.input_grad(y, weight, None, x, problem, config)
+    want = given[-1, -16:] * weight.view(2**10, 2**5)[-16:]
+    torch.testing.assert_close(result[-1, -16:], want, rtol=1e-3, atol=1e-4)
+
+
+def test_the_last_sample_in_a_weight_gradient(last_program_only):
+    """Five samples of 2^29 numbers: the program of the last positions goes through all of them."""
+    geo = Geometry.make((2**29,), 1, 1, 1)
+    x, g = (untouched(5, 2**29, 1) for _ in range(2))
+    dw = untouched(*geo.weight_shape)
+    x[:, -16:, 0], g[:, -16:, 0] = 2.0, torch.arange(5.0)[:, None] + 1
+    launch.weight_grad(x, g, dw, None, Problem(geo, backend="triton"), TileConfig(1, 16, 1, 2, 1, dot=False))
+    assert dw.flatten()[-16:].tolist() == [30.0] * 16
+
+
+@pytest.mark.parametrize("face", ["forward", "input_grad", "weight_grad"])
+def test_the_last_of_2_to_the_31_weights(face, last_program_only):
+    """x and y are small here: only the weights are past 32 bits."""
+    geo = Geometry.make((2**17 + 1,), 128, 128, 1)
+    problem = Problem(geo, backend="triton")
+    gen = torch.Generator().manual_seed(0)
+    x, g = (torch.zeros(1, 2**17 + 1, 128, dtype=torch.float16) for _ in range(2))
+    weight = untouched(*geo.weight_shape)
+    assert weight.numel() > 2**31
+    x[0, -1], g[0, -1] = torch.randn(2, 128, generator=gen).half()
+    matrix = weight[-1, 0]
+    matrix.copy_(torch.randn(128, 128, generator=gen) / 8)
+    before = matrix.double()
+    config = TileConfig(1, 1, 128, 1, 128, dot=False)
+    if face == "forward":
+        y = torch.zeros_like(g)
+        launch.forward(x, weight, None, y, None, problem, config)
+        got, want = y[0, -1], x[0, -1].double() @ before
+    elif face == "input_grad":
+        dx = torch.zeros_like(x)
+        launch.input_grad(g, weight, None, dx, problem, config)
+        got, want = dx[0, -1], before @ g[0, -1].double()
+    else:
+        launch.weight_grad(x, g, weight, None, problem, config)
+        got, want = matrix, torch.outer(x[0, -1].double(), g[0, -1].double())
+    torch.testing.assert_close(got.double(), want, rtol=1e-3, atol=1e-3)
+
+
+def test_one_channel_and_many_windows():
+    """Nothing here is huge: what is above without a patch, so that the trick is not what makes it right."""
+    case = Case("plane", (5, 20), 4, 4, 1, groups=4, batch=1)
+    t = tensors(case, torch.float32)
+    config = TileConfig(1, 16, 4, 1, 1, dot=False)
+    check(faces(case, t, lambda _: config), expected(case, t), 2e-6)

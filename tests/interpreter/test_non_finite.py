@@ -1,0 +1,146 @@
+"""NaN, Inf and numbers too small to be normal, by the kernels: where the definition has them, and near by in a band tile."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lc_triton import launch
+from lc_triton._activations import FUSED_NAMES, Activation, parse_activation
+from lc_triton._problem import Problem
+from lc_triton.tiles.config import TileConfig
+from tests.cases import CASES, Case, expected, kinds, plant, tensors, tiny
+from tests.interpreter.test_faces import BOXES, faces, tile
+
+NAN, INF = float("nan"), float("inf")
+BY_NAME = {case.name: case for case in CASES}
+SOME = [
+    BY_NAME[name]
+    for name in ("1d_causal_dilated", "2d_stride_slack", "2d_dilated_stride", "2d_groups", "2d_depthwise", "3d_stride_same")
+]
+# Tiles of one position, and tiles whose positions each walk their own window: no zero is multiplied.
+EXACT = {
+    "dot": lambda channels: tile(1, 1, channels),
+    "swapped": lambda channels: tile(1, 1, channels, swap=True),
+    "split": lambda channels: tile(1, 1, channels, split=2),
+    "reduced": lambda channels: tile(1, 1, channels, dot=False),
+    "reduced_1x2": lambda channels: tile(1, 2, channels, dot=False),
+}
+
+
+def padded_taps(case):
+    """Which weights `(*out_spatial, *kernel, 1, 1)` lie on padding."""
+    geo = case.geometry
+    zeros = Case(**(vars(case) | {"batch": 1}))
+    t = tensors(zeros)
+    t.x, t.g = torch.ones_like(t.x), torch.ones_like(t.g)
+    return (expected(zeros, t)["dw"] == 0).view(geo.weight_shape)
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+@pytest.mark.parametrize("way", EXACT)
+@pytest.mark.parametrize("case", SOME, ids=lambda case: case.name)
+def test_one_position_a_tile_keeps_the_definition(case, way, value):
+    for name in ("x", "g", "bias"):
+        t = plant(tensors(case), name, value)
+        got, want = faces(case, t, EXACT[way]), expected(case, t)
+        for key, exact in want.items():
+            assert torch.equal(kinds(got[key]), kinds(exact)), (name, key)
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+@pytest.mark.parametrize("way", EXACT)
+@pytest.mark.parametrize("case", SOME, ids=lambda case: case.name)
+def test_a_weight_reaches_what_reads_it(case, way, value):
+    """A tap on padding has a weight that these kernels do not fetch: that one is no part of the sum."""
+    t = tensors(case)
+    outside = padded_taps(case)
+    inside = (~outside).nonzero()
+    for place in (inside[len(inside) // 3], inside[-1]):
+        hit = replace(t, weight=t.weight.clone())
+        hit.weight[tuple(place)] = value
+        got, want = faces(case, hit, EXACT[way]), expected(case, hit)
+        for key, exact in want.items():
+            assert torch.equal(kinds(got[key]), kinds(exact)), key
+    if outside.any():
+        clean = faces(case, t, EXACT[way])
+        hit = replace(t, weight=t.weight.masked_fill(outside, value))
+        got = faces(case, hit, EXACT[way])
+        assert all(torch.equal(got[key], clean[key]) for key in ("y", "dx", "dw", "db"))
+
+
+def test_boxes_fetch_the_weights_of_padding_too():
+    case = next(c for c in BOXES if c.name == "boxes")
+    t = tensors(case, torch.float32)
+    outside = padded_taps(case)
+    assert outside.any()
+    t.weight.masked_fill_(outside, NAN)
+    got = faces(case, t, lambda _: TileConfig(1, 1, 16, 16, 16, descriptor=True))
+    assert torch.equal(kinds(got["y"]), kinds(expected(case, t)["y"]))
+
+
+def spread(bad, case, rows, cols, groups):
+    """All numbers `(B, *spatial, channels)` that share sample, tile and group with a bad one."""
+    lead = [1] * (4 - case.geometry.ndim)
+    full = bad.view(len(bad), *lead, *bad.shape[1:])
+    height, width = full.shape[3:5]
+    tall, wide = -(-height // rows), -(-width // cols)
+    room = full.new_zeros(*full.shape[:3], tall * rows, wide * cols, full.shape[-1])
+    room[:, :, :, :height, :width] = full
+    blocks = room.view(*full.shape[:3], tall, rows, wide, cols, groups, -1)
+    hit = blocks.any(-1, keepdim=True).any(-3, keepdim=True).any(-5, keepdim=True).expand(blocks.shape)
+    return hit.reshape(room.shape)[:, :, :, :height, :width].reshape(bad.shape)
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+@pytest.mark.parametrize("case", SOME, ids=lambda case: case.name)
+def test_a_band_tile_keeps_it_in_its_sample_and_tile(case, value):
+    rows, cols = (2 if case.geometry.ndim > 1 else 1), 2
+    for name in ("x", "g"):
+        t = plant(tensors(case), name, value)
+        got, want = faces(case, t, lambda channels: tile(rows, cols, channels)), expected(case, t)
+        for key in ("y", "dx"):
+            bad = ~want[key].isfinite()
+            assert not (bad & got[key].isfinite()).any(), (name, key)
+            assert not (~got[key].isfinite() & ~spread(bad, case, rows, cols, case.groups)).any(), (name, key)
+        for key in ("dw", "db"):
+            assert torch.equal(kinds(got[key]), kinds(want[key])), (name, key)
+
+
+def test_a_band_tile_keeps_a_weight_to_its_position():
+    case = BY_NAME["2d_stride_slack"]
+    t = plant(tensors(case), "weight", NAN)
+    got, want = faces(case, t, lambda channels: tile(2, 2, channels)), expected(case, t)
+    for key, exact in want.items():
+        assert torch.equal(kinds(got[key]), kinds(exact)), key
+
+
+@pytest.mark.parametrize("name", FUSED_NAMES)
+def test_activations_of_what_is_not_finite(name):
+    """Value and derivative are non-finite where torch's own are, and of the same kind."""
+    geo, act = BY_NAME["1d_one"].geometry, parse_activation(name)
+    z = torch.tensor([NAN, INF, -INF, 1.0])
+    one, config = torch.ones(geo.weight_shape), TileConfig(1, 1, 16, 16, 16)
+    y = torch.zeros(len(z), *geo.bias_shape)
+    launch.forward(z[:, None, None], one, None, y, None, Problem(geo, act, "triton"), config)
+    assert torch.equal(kinds(y.flatten()), kinds(act(z.double())))
+    if name == "linear":
+        return
+    saved = act(z) if act.saves == "y" else z
+    g = torch.full((len(z), 1, 1), 2.0)
+    dw, dz = torch.empty(geo.weight_shape), torch.zeros_like(g)
+    launch.weight_grad(g, g, dw, None, Problem(geo, act, "triton"), config, saved.view_as(g), dz)
+    assert torch.equal(kinds(dz.flatten()), kinds(act.backward(g.flatten().double(), saved.double())))
+
+
+@pytest.mark.parametrize("name", ["x", "g", "weight"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("way", ["dot", "reduced"])
+def test_subnormal_numbers_are_not_flushed(way, dtype, name):
+    case = BY_NAME["2d"]
+    t = tiny(tensors(case, dtype), name)
+    got, want = faces(case, t, EXACT[way], Activation("linear")), expected(case, t)
+    spacing = torch.finfo(dtype).tiny * torch.finfo(dtype).eps
+    for key in {"x": ("y", "dw"), "g": ("dx", "dw", "db"), "weight": ("y", "dx")}[name]:
+        assert want[key].abs().max() > 100 * spacing, key
+        assert (got[key].double() - want[key]).abs().max() <= case.geometry.window * spacing, key

@@ -1,0 +1,103 @@
+"""NaN and Inf on the CPU path: where the definition has them and nowhere else. And what is too small to be normal."""
+
+import pytest
+import torch
+
+from lc_triton._activations import FUSED_NAMES, parse_activation
+from lc_triton._cpu import blocks, matmul, small
+from tests.cases import CASES, IDS, Case, assert_close, expected, kinds, peer, plant, run, tensors, tiny
+
+NAN, INF = float("nan"), float("inf")
+BY_NAME = {case.name: case for case in CASES}
+HALF = [torch.float16, torch.bfloat16]
+
+
+@pytest.fixture(params=["at_once", "by_rows", "by_windows"], autouse=True)
+def every_way(request, monkeypatch):
+    """A layer that is small, and the ways that a larger one can take: windows copied as they lie or turned."""
+    for most in ("MOST_NUMBERS", "MOST_FLAT_NUMBERS"):
+        monkeypatch.setattr(small, most, 1 << 30 if request.param == "at_once" else 0)
+    by_windows = request.param == "by_windows"
+    for rule in ("SHORT_ROW", "SHORT_ONLY_ROW", "FEW_NUMBERS", "SHORT_COPIED_ROW"):
+        monkeypatch.setattr(matmul, rule, 1 << 30 if by_windows else 0)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1500 if by_windows else 1)
+
+
+@pytest.mark.parametrize("name", ["x", "weight", "bias", "g"])
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_it_reaches_what_the_definition_says_and_changes_no_other_bit(case, name):
+    clean = run(case, tensors(case))
+    for seed, value in enumerate((NAN, INF, -INF)):
+        t = plant(tensors(case), name, value, seed)
+        got, want = run(case, t), expected(case, t)
+        for key, exact in want.items():
+            assert torch.equal(kinds(got[key]), kinds(exact)), (key, value)
+            finite = exact.isfinite()
+            assert torch.equal(got[key][finite], clean[key][finite]), (key, value)
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("weight_dtype", [None, torch.float32], ids=str)
+def test_in_16_bits(dtype, weight_dtype):
+    case = BY_NAME["2d_asymmetric"]
+    for name in ("x", "weight", "g"):
+        t = plant(tensors(case, dtype, weight_dtype=weight_dtype), name, INF)
+        got, want = run(case, t), expected(case, t)
+        for key, exact in want.items():
+            assert torch.equal(kinds(got[key]), kinds(exact)), (name, key)
+
+
+def test_what_float16_cannot_hold_is_inf_as_torchs_own_is():
+    case = BY_NAME["2d"]
+    t = tensors(case, torch.float16)
+    t.x *= 1e4
+    t.weight *= 30
+    got, theirs = run(case, t), peer(case, t)
+    assert torch.equal(kinds(got["y"]), kinds(theirs["y"]))
+    assert set(kinds(got["y"]).flatten().tolist()) == {0, 2, 3}
+
+
+@pytest.mark.parametrize("activation", FUSED_NAMES)
+def test_behind_an_activation(activation):
+    case, act = BY_NAME["2d_asymmetric"], parse_activation(activation)
+    for name in ("x", "g"):
+        for value in (NAN, INF, -INF):
+            t = plant(tensors(case), name, value)
+            got, want = run(case, t, activation=activation), expected(case, t, act)
+            for key, exact in want.items():  # an infinite g behind torch's own softsign is inf - inf, not inf
+                assert torch.equal(got[key].isfinite(), exact.isfinite()), (name, value, key)
+
+
+@pytest.mark.parametrize("name", ["x", "g", "weight"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF], ids=str)
+@pytest.mark.parametrize("case", [BY_NAME[name] for name in ("1d", "2d", "2d_depthwise")], ids=lambda case: case.name)
+def test_subnormal_numbers_are_not_flushed(case, dtype, name):
+    t = tiny(tensors(case, dtype), name)
+    got, want, theirs = run(case, t), expected(case, t), peer(case, t)
+    spacing = torch.finfo(dtype).tiny * torch.finfo(dtype).eps
+    for key in {"x": ("y", "dw"), "g": ("dx", "dw", "db"), "weight": ("y", "dx")}[name]:
+        if dtype == torch.float64:  # the definition's own type: it rounds as much
+            assert torch.equal(got[key] == 0, want[key] == 0)
+        assert want[key].abs().max() > 8 * spacing
+        assert (got[key].double() - want[key]).abs().max() <= case.geometry.window * spacing, key
+        assert not ((theirs[key] != 0) & (got[key] == 0) & (want[key].abs() > spacing)).any(), key
+
+
+LARGE = [
+    Case("channels", (5,), 1 << 14, 3, 4),
+    Case("channels_of_groups", (4,), 1 << 15, 4, 4, groups=2),
+    Case("plane", (257, 256), 1, 2, 256),
+    Case("line", ((1 << 16) + 2,), 1, 2, 1 << 16),
+    Case("filters", (4,), 2, 1 << 15, 2),
+]
+
+
+@pytest.mark.parametrize("case", LARGE, ids=lambda case: case.name)
+def test_windows_and_sums_of_65536_numbers(case):
+    geo = case.geometry
+    assert 1 << 16 in (geo.window, geo.taps * geo.out_channels)
+    t = tensors(case)
+    # The definition goes tap by tap, which takes minutes for so many: patches and one product say the same.
+    want = peer(case, t) if geo.taps > 1000 else expected(case, t)
+    for key, got in run(case, t).items():
+        assert_close(got, want[key], 1e-11, key)
