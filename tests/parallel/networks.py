@@ -32,7 +32,8 @@ def network(activation="tanh", rows=6, **kwargs):
 def shared(mesh, net, way="rows between"):
     """The network with its first two layers shared by the ranks of a mesh."""
     one, other = WAYS[way]
-    return parallelize_module(net, mesh, {"0": PositionParallel(**one), "1": PositionParallel(**other)})
+    plan = {"0": PositionParallel(**one), "1": PositionParallel(**other)}
+    return parallelize_module(net, mesh, plan, src_data_rank=None)  # all ranks draw the same weights
 
 
 def data(rows=6, batch=3):

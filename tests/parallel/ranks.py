@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import multiprocessing
 import traceback
 from datetime import timedelta
 from pathlib import Path
@@ -12,36 +14,38 @@ import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 
 
-def run(checks, ranks, folder, *arguments):
-    """What each check came to on each rank: None, or the traceback.
+def run(modules, ranks, folder):
+    """The tracebacks of the checks that fail on some rank, by their names.
 
-    Args:
-        checks: functions `(mesh, *arguments)` of a module, by name; a rank that fails alone leaves others waiting, so
-            each check should fail on all ranks or on none.
-        ranks: how many processes.
-        folder: for what they leave behind.
-        arguments: for all checks.
+    A check is a function `check_...(mesh, folder)` of one of the modules. A rank that fails alone leaves others
+    waiting, until a minute has passed.
     """
-    mp.spawn(_work, (checks, ranks, str(folder), arguments), nprocs=ranks)
-    each = [torch.load(Path(folder) / f"{rank}.pt") for rank in range(ranks)]
-    return {name: [found[name] for found in each] for name in checks}
+    names = [module.__name__ for module in modules]
+    multiprocessing.set_forkserver_preload([*names, "torch._dynamo"])  # import once what all of them import
+    mp.start_processes(_work, (names, ranks, str(folder)), nprocs=ranks, start_method="forkserver")
+    failed = {}
+    for rank in range(ranks):
+        for name, text in torch.load(Path(folder) / f"{rank}.pt").items():
+            failed.setdefault(name, f"on rank {rank}: {text}")
+    return failed
 
 
-def _work(rank, checks, ranks, folder, arguments):
+def _work(rank, modules, ranks, folder):
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
-    found = {}
+    failed = {}
     try:
         mesh = init_device_mesh("cpu", (ranks,), mesh_dim_names=("positions",))
-        for name, check in checks.items():
-            torch.manual_seed(0)
-            try:
-                check(mesh, *arguments)
-                found[name] = None
-            except Exception:
-                found[name] = traceback.format_exc()
-        torch.save(found, f"{folder}/{rank}.pt")
+        for module in modules:
+            for name, check in vars(importlib.import_module(module)).items():
+                if name.startswith("check_"):
+                    torch.manual_seed(0)
+                    try:
+                        check(mesh, folder)
+                    except Exception:
+                        failed[f"{module}.{name}"] = traceback.format_exc()
+        torch.save(failed, f"{folder}/{rank}.pt")
         dist.barrier()
     finally:
         dist.destroy_process_group()

@@ -1,10 +1,6 @@
 """Both styles: values and gradients of one process, of any order, whatever lies on which rank."""
 
-import itertools
-
-import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import Shard
 from torch.distributed.tensor.parallel import parallelize_module
@@ -13,13 +9,10 @@ import lc_triton
 from lc_triton import errors
 from lc_triton.parallel import FilterParallel, PositionParallel
 from lc_triton.parallel.ranges import by_filters
-from tests.cases import CASES, assert_close, expected, tensors
+from tests.cases import CASES, Case, assert_close, expected, tensors
 from tests.parallel import ranks
-from tests.parallel.networks import WAYS, data, full, network, shared
+from tests.parallel.networks import data, full, network, shared
 
-pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")
-
-RANKS = 4
 LAYERS = {1: lc_triton.LocalConv1d, 2: lc_triton.LocalConv2d, 3: lc_triton.LocalConv3d}
 
 
@@ -42,54 +35,44 @@ def first(tensor):
     return tensor.movedim(-1, 1)
 
 
-def both_ways(mesh, layer, x, g, kind, dim, split_in, split_out):
-    """The whole y and dx, and the parameters' gradients, of a layer that ranks share along a dimension."""
+def geometries(mesh, cases, kind, dim, axis):
+    """Each rank's part against the definition, along a dimension of input and output, and an axis of the weights."""
     split = Shard(dim)
-    style = kind(input_layouts=split if split_in else None, output_layouts=split if split_out else None)
-    layer = parallelize_module(layer, mesh, style)
-    x = (ranks.local_part(x, mesh, dim) if split_in else x).clone().requires_grad_()
-    y = layer(x)
-    g = ranks.local_part(g, mesh, dim) if split_out else g
-    dx, *parameters = torch.autograd.grad(y, [x, *layer.parameters()], g)
-    return whole(y, mesh, dim) if split_out else y, whole(dx, mesh, dim) if split_in else dx, parameters
 
+    def part(tensor, is_split):
+        return ranks.local_part(tensor, mesh, dim) if is_split else tensor
 
-def whole(part, mesh, dim):
-    """All of a tensor from each rank's part."""
-    parts = [None] * mesh.size()
-    dist.all_gather_object(parts, part.detach(), group=mesh.get_group())
-    return torch.cat(parts, dim)
-
-
-def geometries(mesh, cases, kind, dim, axes):
-    """Against the definition; `axes` are the dimensions along which weight and bias lie on the ranks."""
-    for case, (split_in, split_out) in itertools.product(cases, itertools.product((False, True), repeat=2)):
+    for number, case in enumerate(cases):
         t = tensors(case)
         want = expected(case, t)
-        y, dx, gradients = both_ways(mesh, layer_of(case, t), first(t.x), first(t.g), kind, dim, split_in, split_out)
-        name = f"{case.name} {split_in} {split_out}"
-        assert_close(y, first(want["y"]), name=name)
-        assert_close(dx, first(want["dx"]), name=name)
-        for gradient, exact in zip(gradients, (want["dw"], want["db"]), strict=True):
-            axis = axes % exact.ndim
-            assert gradient.placements == (Shard(axis),), name
-            assert_close(gradient.to_local(), ranks.local_part(exact, mesh, axis), name=name)
+        ways = [(False, False), (True, True)]
+        for split_in, split_out in ways if number else [*ways, (False, True), (True, False)]:
+            style = kind(input_layouts=split if split_in else None, output_layouts=split if split_out else None)
+            layer = parallelize_module(layer_of(case, t), mesh, style, src_data_rank=None)
+            x = part(first(t.x), split_in).clone().requires_grad_()
+            y = layer(x)
+            dx, *gradients = torch.autograd.grad(y, [x, *layer.parameters()], part(first(t.g), split_out))
+            name = f"{case.name} {split_in} {split_out}"
+            assert_close(y, part(first(want["y"]), split_out), name=name)
+            assert_close(dx, part(first(want["dx"]), split_in), name=name)
+            for gradient, exact in zip(gradients, (want["dw"], want["db"]), strict=True):
+                assert gradient.placements == (Shard(axis % exact.ndim),), name
+                assert_close(gradient.to_local(), ranks.local_part(exact, mesh, axis), name=name)
 
 
-def check_positions_of_every_geometry(mesh):
+def check_positions_of_every_geometry(mesh, folder):
     geometries(mesh, CASES, PositionParallel, 2, 0)
 
 
-def check_filters_of_every_geometry(mesh):
+def check_filters_of_every_geometry(mesh, folder):
     def fits(case):
         try:
-            return bool(by_filters(case.geometry, RANKS))
+            return bool(by_filters(case.geometry, mesh.size()))
         except errors.ParallelError:
             return False
 
-    cases = list(filter(fits, CASES))
-    assert len(cases) > 20
-    geometries(mesh, cases, FilterParallel, 1, -1)
+    in_groups = Case("in_groups", (4, 5), 4, 8, 3, groups=2), Case("whole_groups", (4, 5), 4, 8, 3, groups=4)
+    geometries(mesh, [*in_groups, *filter(fits, CASES[::3])], FilterParallel, 1, -1)
 
 
 def penalized(net, x):
@@ -103,10 +86,14 @@ def penalized(net, x):
     return [full(d).detach() for d in (loss, dx, *dp, *found)]
 
 
-def check_gradients_of_second_order(mesh):
-    for (way, rows), activation in itertools.product(
-        itertools.product(WAYS, (6, 3)), ("tanh", "gelu", ("leaky_relu", 0.1))
-    ):
+def check_gradients_of_second_order(mesh, folder):
+    for way, rows, activation in [
+        ("whole", 6, "tanh"),
+        ("whole", 3, "gelu"),
+        ("rows between", 3, "tanh"),
+        ("rows between", 6, ("leaky_relu", 0.1)),
+        ("DTensors between", 3, "gelu"),
+    ]:
         x = data(rows)
         want = penalized(network(activation, rows), x)
         got = penalized(shared(mesh, network(activation, rows), way), x)
@@ -114,7 +101,7 @@ def check_gradients_of_second_order(mesh):
             assert_close(a, b, 1e-10, f"{way} {rows} {activation} {i}")
 
 
-def check_third_order(mesh):
+def check_third_order(mesh, folder):
     def third(net):
         x = data(3).requires_grad_()
         out = net(x).sum()
@@ -125,7 +112,7 @@ def check_third_order(mesh):
     assert_close(third(shared(mesh, network(rows=3))), third(network(rows=3)).detach(), 1e-9)
 
 
-def check_what_trains_alone(mesh):
+def check_what_trains_alone(mesh, folder):
     """Only the weights, only the input, only the bias of one layer: ranks still agree on what moves."""
     for names in (["0.weight"], ["1.bias"], [], ["3.weight"]):
 
@@ -146,7 +133,7 @@ def normalized(y):
     return y / y.norm()
 
 
-def check_formats_and_arguments(mesh):
+def check_formats_and_arguments(mesh, folder):
     conv, keras = lc_triton.LocalConv2d, lc_triton.LocallyConnected2D
     one = torch.randn(2, 7, 5, dtype=torch.float64)
     batch = torch.randn(3, 7, 5, 2, dtype=torch.float64)
@@ -177,7 +164,7 @@ def check_formats_and_arguments(mesh):
             assert_close(full(p.grad), q.grad, name=str(alone))
 
 
-def check_dtypes(mesh):
+def check_dtypes(mesh, folder):
     """16-bit inputs, with weights in 16 bits, in 32, and under autocast, empty ranks included."""
     for dtype, weight_dtype, autocast in [
         (torch.bfloat16, torch.bfloat16, False),
@@ -200,16 +187,3 @@ def check_dtypes(mesh):
         for got, want in zip(*reversed(found), strict=True):
             assert got.dtype == want.dtype
             assert_close(got, want.double(), 2 * torch.finfo(torch.bfloat16).eps)
-
-
-CHECKS = {name: check for name, check in list(globals().items()) if name.startswith("check_")}
-
-
-@pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    return ranks.run(CHECKS, RANKS, tmp_path_factory.mktemp("ranks"))
-
-
-@pytest.mark.parametrize("name", CHECKS)
-def test_on_four_ranks(name, found):
-    assert found[name] == [None] * RANKS, next(filter(None, found[name]))
