@@ -49,6 +49,8 @@ class Plan:
     padding_mode: str
     pad: tuple[int, ...]
     transposed: bool = False
+    # The geometry of the layer that this is one rank's part of.
+    whole: Geometry | None = None
     # What the faces are told, by backend and precision: found again without hashing the geometry.
     problems: dict[tuple[str, str], Problem] = field(default_factory=dict, init=False, compare=False, repr=False)
     # The spatial size and the channels of input and output, and the shapes of weight and bias: made at once, for what
@@ -185,12 +187,7 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
     _check_dtypes(plan.operand, x, weight, bias)
 
     batched = x.ndim == geo.ndim + 2
-    if not batched:
-        x = x.unsqueeze(0)
-    if plan.channels_first:
-        x = x.movedim(1, -1)
-    if plan.pad:
-        x = _pad(x, plan)
+    x = as_faces_take_it(x, plan)
     backend = resolve(device)
     if backend == "reference":
         from lc_triton import reference
@@ -200,12 +197,26 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
     else:
         kind = backend, _precision(x.dtype)
         if torch.compiler.is_compiling():  # a dictionary that changes is a side effect
-            problem: Problem | None = Problem(geo, plan.activation, *kind)
+            problem: Problem | None = Problem(geo, plan.activation, *kind, plan.whole)
         else:
             problem = plan.problems.get(kind)
         if problem is None:
-            problem = plan.problems[kind] = _problem(geo, plan.activation, *kind)
+            problem = plan.problems[kind] = _problem(geo, plan.activation, *kind, plan.whole)
         y = (_autograd.transpose if plan.transposed else _autograd.forward)(x, weight, bias, problem)
+    return as_asked(y, plan, batched=batched)
+
+
+def as_faces_take_it(x: Tensor, plan: Plan) -> Tensor:
+    """An input as a batch, channels last, with padding other than zeros around it."""
+    if x.ndim != plan.geometry.ndim + 2:
+        x = x.unsqueeze(0)
+    if plan.channels_first:
+        x = x.movedim(1, -1)
+    return _pad(x, plan) if plan.pad else x
+
+
+def as_asked(y: Tensor, plan: Plan, *, batched: bool) -> Tensor:
+    """An output of the faces in the plan's format, and what comes behind them."""
     if isinstance(plan.after, str):  # here, so that y keeps the strides it is promised with
         y = AFTER_KERNEL[plan.after](y, dim=-1)
     if plan.channels_first:
@@ -216,9 +227,11 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
 
 
 @lru_cache(maxsize=4096)
-def _problem(geometry: Geometry, activation: Activation, backend: str, precision: str) -> Problem:
+def _problem(
+    geometry: Geometry, activation: Activation, backend: str, precision: str, whole: Geometry | None
+) -> Problem:
     """The same for all plans of a geometry, so that they share what was chosen and compiled for it."""
-    return Problem(geometry, activation, backend, precision)
+    return Problem(geometry, activation, backend, precision, whole)
 
 
 def _precision(dtype: torch.dtype) -> str:

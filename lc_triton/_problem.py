@@ -21,8 +21,15 @@ class Problem:
     activation: Activation = LINEAR
     backend: str = "cpu"
     precision: str = "ieee"
+    # The layer that this is one rank's part of: how it is computed is chosen for that one.
+    whole: Geometry | None = None
     # How this problem is launched: (face, batch, ...) -> tile, grid, ...; shared with `linear()`.
     launches: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def deciding(self) -> Geometry:
+        """The geometry that strategies and tiles are chosen for."""
+        return self.geometry if self.whole is None else self.whole
 
     def linear(self) -> Problem:
         """The same problem without its activation: what the derivatives of a face are made of."""

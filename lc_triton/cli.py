@@ -64,14 +64,21 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("--out", type=Path, default=Path("lc-triton-demo"), help="folder for what it writes")
     parser.add_argument("--seed", type=int, default=0, help="of weights, batch order and dropout")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument("--nproc", type=int, default=1, help="processes that share the locally connected layers")
     parser.set_defaults(call=_demo, after_interrupt="; the same command with --resume goes on")
 
 
-def _demo(options: argparse.Namespace) -> None:
-    from lc_triton.demo import Settings, run
+def _demo(options: argparse.Namespace) -> int:
+    from functools import partial
 
-    names = ("epochs", "batch_size", "device", "dtype", "out", "seed", "resume")
-    run(Settings(**{name: getattr(options, name) for name in names}))
+    from lc_triton.demo import Settings, ranks, run
+
+    names = ("epochs", "batch_size", "device", "dtype", "out", "seed", "resume", "nproc")
+    settings = Settings(**{name: getattr(options, name) for name in names})
+    if settings.nproc > 1:
+        return ranks.launch(partial(run, settings), settings.nproc)
+    run(settings)
+    return 0
 
 
 def _add_tune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -26,6 +26,8 @@ __all__ = [
     "NotBuiltError",
     "OutputSizeError",
     "PaddingError",
+    "ParallelError",
+    "PartShapeError",
     "RankError",
     "SpatialSizeError",
     "TooManyNumbersError",
@@ -176,6 +178,21 @@ class DeviceMismatchError(LocalConvError, ValueError):
     """Tensors on different devices."""
 
     template = "all tensors must be on one device, got {devices}: move them with .to(device)"
+
+
+class ParallelError(LocalConvError, ValueError):
+    """A layer, or an argument of one, that cannot be shared by ranks in the way asked for."""
+
+    template = "{style} cannot be used: {reason}"
+
+
+class PartShapeError(LocalConvError, ValueError):
+    """A rank's part of an input that is not the part which this rank owns."""
+
+    template = (
+        "rank {rank} of {ranks} must be given {expected} of x (spatial size, channels), its part as torch.chunk splits "
+        "{whole}, got {got} from x.shape={shape}"
+    )
 
 
 class BackendError(LocalConvError, ValueError):

@@ -15,6 +15,7 @@ PACKAGE = Path(lc_triton.__file__).parent
 ROWS = [
     ["cli"],
     ["demo", "demo.*"],
+    ["parallel", "parallel.*"],
     ["", "conversion", "keras", "keras.layers", "keras.saved", "keras.saved.*"],
     ["layers", "layers.*"],
     ["search", "search.*", "functional"],

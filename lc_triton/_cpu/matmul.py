@@ -119,7 +119,7 @@ def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, probl
     """act(dx + bias), by rows or by windows."""
     layer, dtype = Layer.of(problem), compute_dtype(g.dtype)
     row, rows = layer.geo.kernel[3] * layer.channels, math.prod(layer.geo.kernel[:3])
-    small = layer.geo.positions * _position_bytes(layer, len(g), weight, dtype) <= block_bytes()
+    small = problem.deciding.positions * _position_bytes(layer, len(g), weight, dtype) <= block_bytes()
     short = row < (SHORT_ROW if rows > 1 else SHORT_ONLY_ROW) and layer.apart > 1
     few = rows > 1 and row * len(g) <= FEW_NUMBERS
     by = _by_windows if small or short or few else _by_rows

@@ -31,11 +31,11 @@ View = tuple[tuple[int, ...], tuple[int, ...]]
 class Small:
     """A layer without groups whose windows are few, and what its faces ask of it again and again."""
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, geometry: Geometry, deciding: Geometry) -> None:
         self.geo = geometry
         self.positions, self.window, self.filters = geometry.positions, geometry.window, geometry.out_channels
-        self.numbers = self.positions * self.window
-        self.whole = geometry.groups == 1 and self.numbers * self.filters <= MOST_WEIGHTS
+        self.numbers = deciding.positions * deciding.window
+        self.whole = geometry.groups == 1 and deciding.weight_numel <= MOST_WEIGHTS
         self.flat = geometry.ndim == 1 and geometry.dilation == (1,)  # a window is one run of x, which is not copied
         self.pads = any(map(any, geometry.padding))
         self.padded = geometry.padded().in_spatial
@@ -48,7 +48,7 @@ class Small:
         """The layer of a problem, made once, if it is a small one at a batch."""
         small: Small | None = problem.launches.get("small")
         if small is None:
-            small = problem.launches["small"] = cls(problem.geometry)
+            small = problem.launches["small"] = cls(problem.geometry, problem.deciding)
         most = MOST_FLAT_NUMBERS if small.flat else MOST_NUMBERS
         return small if small.whole and 0 < batch * small.numbers <= most else None
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lc_triton import _backend
 from lc_triton._files import write_atomically
 from lc_triton._version import __version__
-from lc_triton.demo import checkpoint, report
+from lc_triton.demo import checkpoint, ranks, report
 from lc_triton.demo.data import Digits
 from lc_triton.demo.networks import NETWORKS
 from lc_triton.demo.settings import Settings
 from lc_triton.demo.training import Run
 from lc_triton.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -37,8 +40,13 @@ def run(settings: Settings) -> dict[str, Any]:
     """
     report.check_matplotlib()
     device = settings.torch_device
+    with ranks.joined(device) as mesh:
+        return _run(settings, device, mesh)
+
+
+def _run(settings: Settings, device: torch.device, mesh: DeviceMesh | None) -> dict[str, Any]:
     digits = Digits.load(device, torch.float64 if settings.dtype == "float64" else torch.float32)
-    runs = {name: Run(make, settings, digits) for name, make in NETWORKS.items()}
+    runs = {name: Run(make, settings, digits, mesh) for name, make in NETWORKS.items()}
     path = settings.out / "checkpoint.pt"
     if settings.resume:
         _resume(path, settings, runs)
@@ -49,9 +57,13 @@ def run(settings: Settings) -> dict[str, Any]:
     implementation = "Triton kernels" if _backend.resolve(device.type) == "triton" else "pure torch"
     print(f"1,797 handwritten digits of 8 x 8 pixels; {len(digits.test_x)} are held out. Training on {where},")
     print(f"{settings.dtype}, the locally connected layers by {implementation}.")
+    if mesh is not None:
+        print(f"{mesh.size()} processes share these layers by their positions.")
 
     def save() -> None:
-        checkpoint.save(path, settings.deciding, {name: r.state_dict() for name, r in runs.items()})
+        states = {name: r.state_dict() for name, r in runs.items()}
+        if ranks.first():
+            checkpoint.save(path, settings.deciding, states)
 
     # cuDNN's fastest convolutions add in no fixed order; a resumed run must end with the same weights.
     with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
@@ -74,9 +86,11 @@ def run(settings: Settings) -> dict[str, Any]:
         },
     }
     print(f"\n{report.table(results)}\n")
-    write_atomically(settings.out / "results.json", json.dumps(results, indent=1).encode())
-    first = runs["locally connected"]
-    report.picture(settings.out / "demo.png", results, first.start, first.network.get_parameter("0.weight"), digits)
+    shown = runs["locally connected"]
+    filters = ranks.whole(shown.network.get_parameter("0.weight"))
+    if ranks.first():
+        write_atomically(settings.out / "results.json", json.dumps(results, indent=1).encode())
+        report.picture(settings.out / "demo.png", results, shown.start, filters, digits)
     print(f"{settings.out / 'demo.png'} shows the loss curves and the learned filters;")
     print(f"{settings.out / 'results.json'} has all numbers.")
     return results

@@ -25,6 +25,7 @@ class Settings:
         out: the folder for checkpoint, table and picture.
         seed: of weights, batch order and dropout; the test images are the same for all seeds.
         resume: go on from the checkpoint in `out`.
+        nproc: processes of this machine that share the locally connected layers.
 
     Raises:
         LocalConvError: a value out of range, or a device that is not here.
@@ -37,16 +38,22 @@ class Settings:
     out: Path = Path("lc-triton-demo")
     seed: int = 0
     resume: bool = False
+    nproc: int = 1
 
     def __post_init__(self) -> None:
         check_int("epochs", self.epochs, 1)
         check_int("batch_size", self.batch_size, 1)
         check_int("seed", self.seed, 0)
+        check_int("nproc", self.nproc, 1)
         check_name("dtype", self.dtype, DTYPES)
         object.__setattr__(self, "out", Path(self.out))
         if self.out.exists() and not self.out.is_dir():
             raise ArgumentValueError(name="out", value=str(self.out), allowed="a folder, or the name of a new one")
         _check_device(self.device)
+        gpus, device = torch.cuda.device_count(), self.torch_device
+        if device.type == "cuda" and self.nproc > 1 and (device.index is not None or self.nproc > gpus):
+            allowed = f"1 with this device; at most {gpus} with --device cuda, one a GPU; any number with --device cpu"
+            raise ArgumentValueError(name="nproc", value=self.nproc, allowed=allowed)
 
     @property
     def torch_device(self) -> torch.device:

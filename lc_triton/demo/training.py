@@ -7,15 +7,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from lc_triton.demo import ranks
 from lc_triton.demo.data import Digits
 from lc_triton.demo.settings import Settings
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 LEARNING_RATE = 4e-3
 WEIGHT_DECAY = 0.05
@@ -34,13 +38,17 @@ class History:
 class Run:
     """A network on its way through training: weights, optimizer, schedule, history."""
 
-    def __init__(self, make: Callable[[], nn.Sequential], settings: Settings, digits: Digits) -> None:
+    def __init__(
+        self, make: Callable[[], nn.Sequential], settings: Settings, digits: Digits, mesh: DeviceMesh | None = None
+    ) -> None:
         self.settings, self.digits = settings, digits
         self.device = settings.torch_device
         self.half = settings.torch_dtype in (torch.float16, torch.bfloat16)
         torch.manual_seed(settings.seed)
         self.network = make().to(self.device, torch.float32 if self.half else settings.torch_dtype)
         self.start = next(self.network.parameters()).detach().clone()
+        if mesh is not None:
+            ranks.share(self.network, mesh)
         self.steps = -(-len(digits.train_x) // settings.batch_size)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -69,8 +77,8 @@ class Run:
     def state_dict(self) -> dict[str, Any]:
         """All that a later process needs to go on."""
         return {
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "network": ranks.whole(self.network.state_dict()),
+            "optimizer": ranks.whole(self.optimizer.state_dict()),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "history": asdict(self.history),
@@ -78,8 +86,10 @@ class Run:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        parameters = dict(self.network.named_parameters())
+        moments = ranks.parts_of(state["optimizer"]["state"], dict(enumerate(parameters.values())))
+        self.network.load_state_dict(ranks.parts_of(state["network"], parameters))
+        self.optimizer.load_state_dict({**state["optimizer"], "state": moments})
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
         self.history = History(**state["history"])
@@ -91,7 +101,7 @@ class Run:
             initial=self.epoch * self.steps,
             desc=f"{name:18}",
             unit="step",
-            disable=None,
+            disable=None if ranks.first() else True,
         ) as bar:
             while self.epoch < self.settings.epochs:
                 loss, seconds = self._train_epoch(bar)

@@ -223,7 +223,7 @@ def _plan_for(face: Face, problem: Problem, x: Tensor, weight: Tensor, config: T
         plan = problem.launches.get(key)
         if plan is None:
             dtype, weight_dtype = (str(t.dtype).removeprefix("torch.") for t in (x, weight))
-            task = Task(face, problem.geometry, x.shape[0], dtype, weight_dtype, problem.precision)
+            task = Task(face, problem.deciding, x.shape[0], dtype, weight_dtype, problem.precision)
             index = x.device.index or 0
             plan = Plan.make(face, problem, x.shape[0], chooser(task, index))
             plan = plan._replace(through=model.takes_through(task, of_gpu(index), plan.config))

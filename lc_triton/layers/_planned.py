@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ class PlannedLayer(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
+    # What computes the output where ranks share the layer: see `lc_triton.parallel`.
+    _shared: Callable[[PlannedLayer, Tensor], Tensor] | None = None
 
     def __init__(self, activation: Any, *, with_bias: bool, **factory: Any) -> None:
         check_device(factory["device"])
@@ -76,8 +79,11 @@ class PlannedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output for x."""
         assert self._plan is not None  # an unbuilt layer builds in its pre-forward hook
-        check_input(x, self._plan)
-        y = run(x, self.weight, self.bias, self._plan)
+        if self._shared is None:
+            check_input(x, self._plan)
+            y = run(x, self.weight, self.bias, self._plan)
+        else:
+            y = self._shared(self, x)
         return self.activation(y) if isinstance(self.activation, nn.Module) else y
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -1,0 +1,14 @@
+"""Layers that many GPUs share, on PyTorch's own distributed engine: by their positions, or by their filters.
+
+    PositionParallel, FilterParallel   styles for torch.distributed.tensor.parallel.parallelize_module
+    clip_grad_norm_                    for models of which ranks share some layers only
+    cost, Cost                         what a rank holds and sends, on paper
+
+docs/scale.md tells when to take which.
+"""
+
+from lc_triton.parallel.clipping import clip_grad_norm_
+from lc_triton.parallel.cost import Cost, cost
+from lc_triton.parallel.style import FilterParallel, PositionParallel
+
+__all__ = ["Cost", "FilterParallel", "PositionParallel", "clip_grad_norm_", "cost"]

@@ -1,0 +1,92 @@
+"""Which part of an axis a rank owns, and which part of a layer's input it reads: plain integers, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from lc_triton._geometry import Geometry
+from lc_triton.errors import ParallelError
+
+
+class Shares(NamedTuple):
+    """What each rank computes of the output along an axis, and what it owns and reads of the input."""
+
+    computed: tuple[range, ...]
+    owned: tuple[range, ...]
+    read: tuple[range, ...]
+
+
+def by_rows(geometry: Geometry, ranks: int) -> Shares:
+    """The output's rows, its first dimension, over ranks."""
+    rows = chunks(geometry.out_spatial[0], ranks)
+    return Shares(rows, chunks(geometry.in_spatial[0], ranks), tuple(_rows_read(geometry, own) for own in rows))
+
+
+def by_filters(geometry: Geometry, ranks: int) -> Shares:
+    """The filters over ranks.
+
+    Raises:
+        ParallelError: filters of one rank that are neither some whole groups nor within one.
+    """
+    filters = chunks(geometry.out_channels, ranks)
+    return Shares(filters, chunks(geometry.in_channels, ranks), tuple(_channels_read(geometry, own) for own in filters))
+
+
+def chunks(size: int, ranks: int) -> tuple[range, ...]:
+    """An axis split as `torch.chunk` splits it; the last ranks may get less, or nothing.
+
+    Example:
+        >>> chunks(5, 4)
+        (range(0, 2), range(2, 4), range(4, 5), range(5, 5))
+    """
+    step = -(-size // ranks)
+    return tuple(range(min(rank * step, size), min((rank + 1) * step, size)) for rank in range(ranks))
+
+
+def overlap(one: range, other: range) -> range:
+    """What two ranges have in common; of length 0 if nothing."""
+    start = max(one.start, other.start)
+    return range(start, max(start, min(one.stop, other.stop)))
+
+
+def slab(geometry: Geometry, rows: range) -> Geometry:
+    """Some output rows of a layer as a layer of its own, for the input rows that they read.
+
+    What the rows see of the padding becomes padding of the slab. Where they see nothing else, the slab's input is made
+    of so many rows of zeros instead.
+    """
+    first, last = _span(geometry, rows)
+    read = _rows_read(geometry, rows)
+    size, pair = (len(read), (read.start - first, last - read.stop)) if read else (last - first, (0, 0))
+    return replace(
+        geometry,
+        in_spatial=(size, *geometry.in_spatial[1:]),
+        padding=(pair, *geometry.padding[1:]),
+    )
+
+
+def _span(geometry: Geometry, rows: range) -> tuple[int, int]:
+    """From the first to the last row of the padded input under some output rows, counted from the input's first."""
+    step, low = geometry.stride[0], geometry.padding[0][0]
+    return rows.start * step - low, (rows.stop - 1) * step - low + geometry.extent[0]
+
+
+def _rows_read(geometry: Geometry, rows: range) -> range:
+    """The input rows under some output rows: none where those see padding alone, or are none themselves."""
+    return overlap(range(*_span(geometry, rows)), range(geometry.in_spatial[0])) if rows else range(0)
+
+
+def _channels_read(geometry: Geometry, filters: range) -> range:
+    """The channels that some filters see."""
+    if not filters:
+        return range(0)
+    a_group, channels = geometry.out_channels // geometry.groups, geometry.in_channels // geometry.groups
+    first, last = filters.start // a_group, -(-filters.stop // a_group)
+    if last - first > 1 and (filters.start % a_group or filters.stop % a_group):
+        reason = (
+            f"filters {filters.start} to {filters.stop} of one rank belong to several of {geometry.groups} groups of "
+            f"{a_group}: take a number of ranks whose parts are whole groups, or lie within one"
+        )
+        raise ParallelError(style="FilterParallel", reason=reason)
+    return range(first * channels, last * channels)

@@ -1,0 +1,189 @@
+"""Both styles: values and gradients of one process, of any order, whatever lies on which rank."""
+
+import torch
+from torch import nn
+from torch.distributed.tensor import Shard
+from torch.distributed.tensor.parallel import parallelize_module
+
+import lc_triton
+from lc_triton import errors
+from lc_triton.parallel import FilterParallel, PositionParallel
+from lc_triton.parallel.ranges import by_filters
+from tests.cases import CASES, Case, assert_close, expected, tensors
+from tests.parallel import ranks
+from tests.parallel.networks import data, full, network, shared
+
+LAYERS = {1: lc_triton.LocalConv1d, 2: lc_triton.LocalConv2d, 3: lc_triton.LocalConv3d}
+
+
+def layer_of(case, t, **kwargs):
+    """A layer in torch's convention with a case's weights."""
+    geo = case.geometry
+    kind = LAYERS[geo.ndim]
+    layer = kind(
+        case.channels, case.filters, case.kernel, case.in_spatial, dtype=t.weight.dtype, **case.arguments, **kwargs
+    )
+    with torch.no_grad():
+        layer.weight.copy_(t.weight)
+        if layer.bias is not None:
+            layer.bias.copy_(t.bias if layer.bias.ndim > 1 else t.bias.flatten(0, -2)[0])
+    return layer
+
+
+def first(tensor):
+    """Channels first."""
+    return tensor.movedim(-1, 1)
+
+
+def geometries(mesh, cases, kind, dim, axis):
+    """Each rank's part against the definition, along a dimension of input and output, and an axis of the weights."""
+    split = Shard(dim)
+
+    def part(tensor, is_split):
+        return ranks.local_part(tensor, mesh, dim) if is_split else tensor
+
+    for number, case in enumerate(cases):
+        t = tensors(case)
+        want = expected(case, t)
+        ways = [(False, False), (True, True)]
+        for split_in, split_out in ways if number else [*ways, (False, True), (True, False)]:
+            style = kind(input_layouts=split if split_in else None, output_layouts=split if split_out else None)
+            layer = parallelize_module(layer_of(case, t), mesh, style, src_data_rank=None)
+            x = part(first(t.x), split_in).clone().requires_grad_()
+            y = layer(x)
+            dx, *gradients = torch.autograd.grad(y, [x, *layer.parameters()], part(first(t.g), split_out))
+            name = f"{case.name} {split_in} {split_out}"
+            assert_close(y, part(first(want["y"]), split_out), name=name)
+            assert_close(dx, part(first(want["dx"]), split_in), name=name)
+            for gradient, exact in zip(gradients, (want["dw"], want["db"]), strict=True):
+                assert gradient.placements == (Shard(axis % exact.ndim),), name
+                assert_close(gradient.to_local(), ranks.local_part(exact, mesh, axis), name=name)
+
+
+def check_positions_of_every_geometry(mesh, folder):
+    geometries(mesh, CASES, PositionParallel, 2, 0)
+
+
+def check_filters_of_every_geometry(mesh, folder):
+    def fits(case):
+        try:
+            return bool(by_filters(case.geometry, mesh.size()))
+        except errors.ParallelError:
+            return False
+
+    in_groups = Case("in_groups", (4, 5), 4, 8, 3, groups=2), Case("whole_groups", (4, 5), 4, 8, 3, groups=4)
+    geometries(mesh, [*in_groups, *filter(fits, CASES[::3])], FilterParallel, 1, -1)
+
+
+def penalized(net, x):
+    """Gradients of a loss with first derivatives in it, of the input and of the weights: second order."""
+    x = x.clone().requires_grad_()
+    parameters = list(net.parameters())
+    loss = net(x).square().sum()
+    dx, *dp = torch.autograd.grad(loss, [x, *parameters], create_graph=True)
+    more = dx.pow(3).sum() + sum(full(d.square().sum()) for d in dp)
+    found = torch.autograd.grad(loss + more, [x, *parameters])
+    return [full(d).detach() for d in (loss, dx, *dp, *found)]
+
+
+def check_gradients_of_second_order(mesh, folder):
+    for way, rows, activation in [
+        ("whole", 6, "tanh"),
+        ("whole", 3, "gelu"),
+        ("rows between", 3, "tanh"),
+        ("rows between", 6, ("leaky_relu", 0.1)),
+        ("DTensors between", 3, "gelu"),
+    ]:
+        x = data(rows)
+        want = penalized(network(activation, rows), x)
+        got = penalized(shared(mesh, network(activation, rows), way), x)
+        for i, (a, b) in enumerate(zip(got, want, strict=True)):
+            assert_close(a, b, 1e-10, f"{way} {rows} {activation} {i}")
+
+
+def check_third_order(mesh, folder):
+    def third(net):
+        x = data(3).requires_grad_()
+        out = net(x).sum()
+        for _ in range(3):
+            (out,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        return out
+
+    assert_close(third(shared(mesh, network(rows=3))), third(network(rows=3)).detach(), 1e-9)
+
+
+def check_what_trains_alone(mesh, folder):
+    """Only the weights, only the input, only the bias of one layer: ranks still agree on what moves."""
+    for names in (["0.weight"], ["1.bias"], [], ["3.weight"]):
+
+        def run(net, names=names):
+            for name, parameter in net.named_parameters():
+                parameter.requires_grad_(name in names)
+            x = data(3).requires_grad_(not names)
+            net(x).square().sum().backward()
+            return [x.grad, *(full(p.grad) if p.grad is not None else None for p in net.parameters())]
+
+        for got, want in zip(run(shared(mesh, network(rows=3))), run(network(rows=3)), strict=True):
+            assert (got is None) == (want is None)
+            if want is not None:
+                assert_close(got, want)
+
+
+def normalized(y):
+    return y / y.norm()
+
+
+def check_formats_and_arguments(mesh, folder):
+    conv, keras = lc_triton.LocalConv2d, lc_triton.LocallyConnected2D
+    one = torch.randn(2, 7, 5, dtype=torch.float64)
+    batch = torch.randn(3, 7, 5, 2, dtype=torch.float64)
+    for make, x in [
+        (lambda: conv(2, 4, 3, (7, 5), activation="softmax"), one),
+        (lambda: conv(2, 4, 3, (7, 5), padding=1, padding_mode="reflect"), one),
+        (lambda: conv(2, 4, 3, (7, 5), padding=2, padding_mode="circular", stride=2), first(batch)),
+        (lambda: conv(2, 4, 3, (7, 5), bias="channel"), first(batch)),
+        (lambda: conv(2, 4, 3, (7, 5), bias=False, activation=nn.PReLU()), first(batch)),
+        (lambda: conv(2, 4, 3, (7, 5), activation=normalized), first(batch)),
+        (lambda: keras(4, 3, input_shape=(7, 5, 2), activation="relu", activity_regularizer="l2"), batch),
+        (lambda: keras(4, 3, padding="same", input_shape=(2, 7, 5), data_format="channels_first"), first(batch)),
+        (lambda: lc_triton.LocallyConnected1D(3, 2, 2, input_shape=(9, 2)), torch.randn(2, 9, 2, dtype=torch.float64)),
+    ]:
+        torch.manual_seed(3)
+        alone = make().double()
+        torch.manual_seed(3)
+        layer = parallelize_module(make().double(), mesh, PositionParallel())
+        x, also = x.clone().requires_grad_(), x.clone().requires_grad_()
+        y, want = layer(x), alone(also)
+        assert_close(y, want.detach(), name=str(alone))
+        assert y.stride() == want.stride(), alone
+        losses = [out.pow(3).sum() + lc_triton.regularization_loss(net) for out, net in ((y, layer), (want, alone))]
+        for loss in losses:
+            loss.backward()
+        assert_close(x.grad, also.grad, name=str(alone))
+        for p, q in zip(layer.parameters(), alone.parameters(), strict=True):
+            assert_close(full(p.grad), q.grad, name=str(alone))
+
+
+def check_dtypes(mesh, folder):
+    """16-bit inputs, with weights in 16 bits, in 32, and under autocast, empty ranks included."""
+    for dtype, weight_dtype, autocast in [
+        (torch.bfloat16, torch.bfloat16, False),
+        (torch.bfloat16, torch.float32, False),
+        (torch.float16, torch.float32, False),
+        (torch.float32, torch.float32, True),
+    ]:
+        case = CASES[6]
+        t = tensors(case, dtype, weight_dtype=weight_dtype)
+        found = []
+        for way in (None, Shard(2)):
+            layer = layer_of(case, t)
+            if way is not None:
+                layer = parallelize_module(layer, mesh, PositionParallel())
+            x = first(t.x).clone().requires_grad_()
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                y = layer(x)
+            dx, dw, db = torch.autograd.grad(y, [x, layer.weight, layer.bias], torch.ones_like(y))
+            found.append([y.detach(), dx, full(dw), full(db)])
+        for got, want in zip(*reversed(found), strict=True):
+            assert got.dtype == want.dtype
+            assert_close(got, want.double(), 2 * torch.finfo(torch.bfloat16).eps)

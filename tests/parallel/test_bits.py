@@ -1,0 +1,58 @@
+"""A rank's rows have the bits of the whole layer's: the same strategy on the CPU, the same tiles of kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from lc_triton._plan import Plan, run
+from lc_triton.parallel.part import of_positions
+from tests.cases import CASES, Case, tensors
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Stands for a group: so many ranks."""
+
+    count: int
+
+    def size(self):
+        return self.count
+
+
+# Beside the small ones: layers whose parts are small where the whole is not, and whose blocks end elsewhere.
+LARGER = [
+    Case("1d_flat", (60,), 16, 8, 5, batch=30),
+    Case("1d_long", (3000,), 4, 4, 3, padding=1, batch=7),
+    Case("2d_past_small", (24, 22), 8, 8, 3, padding=1, batch=8),
+    Case("2d_strided", (31, 30), 16, 24, 5, stride=2, padding=2, batch=16),
+    Case("2d_blocks", (40, 40), 16, 16, 5, padding=2, batch=32),
+    Case("2d_one_sample", (30, 30), 16, 32, 3, padding=1, batch=1),
+    Case("2d_groups", (20, 20), 16, 16, 3, groups=4, padding=1, batch=16),
+    Case("2d_depthwise", (24, 24), 24, 24, 3, groups=24, padding=1, batch=16),
+    Case("3d", (12, 8, 8), 8, 8, 3, padding=1, batch=8),
+]
+
+
+def parts(plan, x, weight, bias, count):
+    """The output's rows, computed by one rank after the other."""
+    out = []
+    for rank in range(count):
+        part = of_positions(plan, rank, Ranks(count))
+        rows = part.output.own
+        if rows:
+            own = slice(rows.start, rows.stop)
+            out.append(part(part.input.part_of(x, part.input.own_read).clone(), weight[own], bias[own]))
+    return torch.cat(out, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("case", [*CASES, *LARGER], ids=lambda case: case.name)
+def test_each_rank_computes_the_same_bits(case, dtype):
+    t = tensors(case, dtype)
+    plan = Plan.make(case.geometry, activation=("leaky_relu", 0.1), data_format="channels_last")
+    y = run(t.x, t.weight, t.bias, plan)
+    for count in (2, 3, 8):
+        assert torch.equal(parts(plan, t.x, t.weight, t.bias, count), y), count

@@ -1,0 +1,12 @@
+"""All checks that need several ranks, in one go: the processes take longer to start than what they check."""
+
+import pytest
+import torch.distributed as dist
+
+from tests.parallel import checks_of_cost, checks_of_styles, checks_of_training, ranks
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")
+def test_on_four_ranks(tmp_path):
+    failed = ranks.run([checks_of_styles, checks_of_training, checks_of_cost], 4, tmp_path)
+    assert not failed, "\n".join(f"{name} {text}" for name, text in failed.items())

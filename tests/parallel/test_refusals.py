@@ -1,0 +1,193 @@
+"""What cannot be shared by ranks is refused in one clear message; plain arithmetic of who reads what."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import parallelize_module
+
+import lc_triton
+from lc_triton import errors as E
+from lc_triton._geometry import Geometry
+from lc_triton.parallel import FilterParallel, PositionParallel, cost
+from lc_triton.parallel.ranges import by_filters, by_rows, chunks, slab
+from tests.cases import CASES, IDS
+
+pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1, 1), mesh_dim_names=("data", "positions"))
+    dist.destroy_process_group()
+
+
+def conv(**kwargs):
+    return lc_triton.LocalConv2d(2, 4, 3, input_size=(6, 5), **kwargs)
+
+
+def keras(**kwargs):
+    return lc_triton.LocallyConnected2D(4, 3, input_shape=(6, 5, 2), **kwargs)
+
+
+ROWS = {"input_layouts": Shard(2), "output_layouts": Shard(2)}
+
+APPLIED = [
+    (lambda: nn.Conv2d(2, 4, 3), {}, E.ArgumentTypeError, "module must be a LocalConv1d, 2d, 3d or a LocallyConnected"),
+    (lambda: lc_triton.LazyLocalConv2d(4, 3), {}, E.NotBuiltError, "LazyLocalConv2d is not built: call it with an"),
+    (lambda: lc_triton.LocallyConnected2D(4, 3), {}, E.NotBuiltError, "LocallyConnected2D is not built"),
+    (lambda: lc_triton.LocalConvTranspose2d(2, 4, 3, 5), {}, E.ParallelError, "a transposed layer's output positions"),
+    (
+        conv,
+        {"input_layouts": Shard(1)},
+        E.ParallelError,
+        "input_layouts=S(1) is not possible: this layer is split along",
+    ),
+    (keras, {"output_layouts": Shard(2)}, E.ParallelError, "is split along the rows, Shard(1)"),
+    (
+        lambda: conv(padding=1, padding_mode="reflect"),
+        ROWS,
+        E.ParallelError,
+        "padding_mode='reflect' needs the whole input on every rank: input_layouts=Replicate()",
+    ),
+    (lambda: keras(kernel_regularizer="l2"), {}, E.ParallelError, "kernel_regularizer needs the whole weight on every"),
+    (lambda: keras(bias_constraint="non_neg"), {}, E.ParallelError, "bias_constraint needs the whole weight"),
+]
+
+
+@pytest.mark.parametrize(("make", "arguments", "kind", "message"), APPLIED)
+def test_layers_that_cannot_be_shared(make, arguments, kind, message, mesh):
+    layer = make()
+    with pytest.raises(kind) as caught:
+        parallelize_module(layer, mesh["positions"], PositionParallel(**arguments))
+    assert message in str(caught.value)
+    assert all(type(p) is not type(distribute_tensor(torch.zeros(1), mesh["positions"])) for p in layer.parameters())
+
+
+def test_a_mesh_of_two_dimensions_and_a_second_time(mesh):
+    with pytest.raises(
+        E.ParallelError, match=r'the mesh has 2 dimensions: give one of them, such as mesh\["positions"'
+    ):
+        PositionParallel()._apply(conv(), mesh)
+    layer = parallelize_module(conv(), mesh["positions"], PositionParallel())
+    with pytest.raises(E.ParallelError, match="ranks share this layer already"):
+        parallelize_module(layer, mesh["positions"], FilterParallel())
+
+
+@pytest.mark.parametrize("layout", [Partial(), "rows", 2])
+def test_layouts_of_another_kind(layout):
+    with pytest.raises(E.ArgumentTypeError, match=r"input_layouts must be None, Replicate\(\) or Shard\(dim\), got"):
+        PositionParallel(input_layouts=layout)
+
+
+CALLED = [
+    (
+        conv,
+        {},
+        (2, 2, 7, 5),
+        E.SpatialSizeError,
+        "x has spatial size (7, 5) but this layer's filters were made for (6, 5)",
+    ),
+    (conv, {}, (2, 3, 6, 5), E.ChannelError, "x has 3 channels but the weight is for 2"),
+    (
+        conv,
+        ROWS,
+        (2, 2, 7, 5),
+        E.PartShapeError,
+        "rank 0 of 1 must be given ((6, 5), 2) of x (spatial size, channels), its part as torch.chunk splits "
+        "((6, 5), 2), got ((7, 5), 2) from x.shape=(2, 2, 7, 5)",
+    ),
+    (
+        lambda: conv(activation=nn.ReLU()),
+        ROWS,
+        (2, 2, 6, 5),
+        E.ParallelError,
+        "ReLU() would see one rank's part of the",
+    ),
+    (
+        lambda: conv(activation=torch.tanh),
+        ROWS,
+        (2, 2, 6, 5),
+        E.ParallelError,
+        "would see one rank's part of the output",
+    ),
+    (
+        lambda: keras(activity_regularizer="l2"),
+        {"output_layouts": Shard(1)},
+        (2, 6, 5, 2),
+        E.ParallelError,
+        "would see one rank's part of the output: gather it, output_layouts=Replicate()",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "arguments", "shape", "kind", "message"), CALLED)
+def test_inputs_that_do_not_fit(make, arguments, shape, kind, message, mesh):
+    layer = parallelize_module(make(), mesh["positions"], PositionParallel(**arguments))
+    with pytest.raises(kind) as caught:
+        layer(torch.zeros(shape))
+    assert message in str(caught.value)
+
+
+def test_softmax_over_split_filters_is_refused(mesh):
+    style = FilterParallel(output_layouts=Shard(1))
+    layer = parallelize_module(conv(activation="softmax"), mesh["positions"], style)
+    with pytest.raises(E.ParallelError, match="'softmax' would see one rank's part of the output"):
+        layer(torch.zeros(2, 2, 6, 5))
+
+
+def test_an_input_on_another_mesh(mesh):
+    layer = parallelize_module(conv(), mesh["positions"], PositionParallel())
+    x = distribute_tensor(torch.zeros(2, 2, 6, 5), mesh, [Replicate(), Replicate()])
+    with pytest.raises(E.ParallelError, match=r"x lies on .* the layer on"):
+        layer(x)
+
+
+def test_filters_that_straddle_groups():
+    with pytest.raises(E.ParallelError, match="filters 2 to 4 of one rank belong to several of 2 groups of 3"):
+        by_filters(Geometry.make((5,), 4, 6, 3, groups=2), 3)
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_who_reads_what(case, ranks):
+    """Row by row: what each output row reads is what its rank reads, and its slab gives the same number of rows."""
+    geo = case.geometry
+    computed, owned, read = by_rows(geo, ranks)
+    parts = torch.arange(geo.out_spatial[0]).chunk(ranks)
+    assert [list(rows) for rows in computed if rows] == [part.tolist() for part in parts]
+    assert [i for rows in owned for i in rows] == list(range(geo.in_spatial[0]))
+    for rows, sites in zip(computed, read, strict=True):
+        seen = {
+            row * geo.stride[0] + tap * geo.dilation[0] - geo.padding[0][0]
+            for row in rows
+            for tap in range(geo.kernel[0])
+        }
+        under = range(min(seen, default=0), max(seen, default=-1) + 1)
+        assert list(sites) == [row for row in under if row in range(geo.in_spatial[0])]
+        if rows:
+            assert slab(geo, rows).out_spatial == (len(rows), *geo.out_spatial[1:])
+
+
+def test_chunks_are_those_of_torch():
+    for size in range(1, 12):
+        for ranks in range(1, 9):
+            found = [len(part) for part in chunks(size, ranks)]
+            assert found == [len(part) for part in torch.arange(size).chunk(ranks)] + [0] * found.count(0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("rows", 1, 1), "kind 'rows' is not known"),
+        (("data", 0, 1), "batch must be an integer >= 1, got 0"),
+        (("data", 1, 0), "ranks must be an integer >= 1, got 0"),
+    ],
+)
+def test_costs_of_nonsense(arguments, message):
+    kind, batch, ranks = arguments
+    with pytest.raises(E.LocalConvError, match=message):
+        cost(kind, Geometry.make((5,), 2, 2, 3), batch, ranks)
