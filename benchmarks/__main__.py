@@ -135,7 +135,9 @@ def main() -> int:
     command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
     command.set_defaults(run=_accuracy)
-    command = commands.add_parser("report", help="write the tables and pictures of docs/performance.md and docs/accuracy.md")
+    command = commands.add_parser(
+        "report", help="write the tables and pictures of docs/performance.md and docs/accuracy.md"
+    )
     command.add_argument("files", nargs="+", type=Path, metavar="FILE", help="what run, overhead and accuracy wrote")
     command.add_argument("--document", type=Path, default=DOCUMENT, metavar="FILE")
     command.set_defaults(run=_report)

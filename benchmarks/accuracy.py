@@ -114,7 +114,9 @@ class Sums:
         y = compute(*leaves.values())
         if not asked:
             return {"y": y.detach()}
-        return dict(zip(asked, torch.autograd.grad(y, [leaves[name] for name in wanted], data.g.to(y.dtype)), strict=True))
+        return dict(
+            zip(asked, torch.autograd.grad(y, [leaves[name] for name in wanted], data.g.to(y.dtype)), strict=True)
+        )
 
     def ours(self, data: Data) -> Results:
         """By this library."""

@@ -1,17 +1,14 @@
 """What docs/determinism.md promises of the CPU path: the same bits, each line of its table."""
 
-import hashlib
 import os
 import re
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import lc_triton
 from tests.cases import CASES, IDS, Case, run, tensors

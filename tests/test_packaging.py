@@ -134,7 +134,10 @@ def test_the_wheel_is_the_same_to_the_bit_wherever_and_whenever_it_is_built(whee
         path.chmod(path.stat().st_mode ^ 0o020)  # what another umask gives
         os.utime(path, (1_600_000_000, 1_600_000_000))
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
-    environment = {k: v for k, v in os.environ.items() if k != "SOURCE_DATE_EPOCH"} | {"TZ": "Asia/Tokyo", "LC_ALL": "C"}
+    environment = {k: v for k, v in os.environ.items() if k != "SOURCE_DATE_EPOCH"} | {
+        "TZ": "Asia/Tokyo",
+        "LC_ALL": "C",
+    }
     subprocess.run([*build, tmp_path, copy], check=True, env=environment)
     (again,) = tmp_path.glob("*.whl")
     first, second = (hashlib.sha256(path.read_bytes()).hexdigest() for path in (wheel, again))

@@ -1,4 +1,4 @@
-"""The accuracy page: that its numbers are what is said of them, that they are today's data, and that none is past its bar."""
+"""The accuracy page: its numbers are what is said of them, of today's data, and none is past its bar."""
 
 import json
 import math
@@ -121,7 +121,10 @@ def test_the_command_and_the_report(tmp_path, monkeypatch, capsys):
 
 def test_a_device_that_is_not_there(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for device, message in (("cuda", "--device must be cpu here: torch finds no GPU"), ("tpu", "--device 'tpu' is not")):
+    for device, message in (
+        ("cuda", "--device must be cpu here: torch finds no GPU"),
+        ("tpu", "--device 'tpu' is not"),
+    ):
         arguments = ["accuracy", "--device", device, "--out", str(tmp_path / "x.json")]
         monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
         assert command.main() == 2

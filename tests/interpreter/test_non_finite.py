@@ -1,4 +1,4 @@
-"""NaN, Inf and numbers too small to be normal, by the kernels: where the definition has them, and near by in a band tile."""
+"""NaN, Inf and denormals by the kernels: where the definition has them, and near by in a band tile."""
 
 from dataclasses import replace
 
@@ -16,7 +16,14 @@ NAN, INF = float("nan"), float("inf")
 BY_NAME = {case.name: case for case in CASES}
 SOME = [
     BY_NAME[name]
-    for name in ("1d_causal_dilated", "2d_stride_slack", "2d_dilated_stride", "2d_groups", "2d_depthwise", "3d_stride_same")
+    for name in (
+        "1d_causal_dilated",
+        "2d_stride_slack",
+        "2d_dilated_stride",
+        "2d_groups",
+        "2d_depthwise",
+        "3d_stride_same",
+    )
 ]
 # Tiles of one position, and tiles whose positions each walk their own window: no zero is multiplied.
 EXACT = {
