@@ -158,12 +158,15 @@ _TABLE: dict[str, _Entry] = {
     "softsign": _Entry(lambda z, _: F.softsign(z), lambda y, _: (1 - y.abs()) ** 2),
     "exponential": _Entry(lambda z, _: torch.exp(z), lambda y, _: y),
     "silu": _Entry(lambda z, _: F.silu(z), _silu_derivative, "z", fused=lambda g, z, _: aten.silu_backward(g, z)),
-    "gelu": _Entry(lambda z, _: F.gelu(z), _gelu_derivative, "z", fused=lambda g, z, _: aten.gelu_backward(g, z)),
+    # contiguous: oneDNN, which computes it on the CPU, has no tensors that overlap themselves.
+    "gelu": _Entry(
+        lambda z, _: F.gelu(z), _gelu_derivative, "z", fused=lambda g, z, _: aten.gelu_backward(g.contiguous(), z)
+    ),
     "gelu_tanh": _Entry(
         lambda z, _: F.gelu(z, approximate="tanh"),
         _gelu_tanh_derivative,
         "z",
-        fused=lambda g, z, _: aten.gelu_backward(g, z, approximate="tanh"),
+        fused=lambda g, z, _: aten.gelu_backward(g.contiguous(), z, approximate="tanh"),
     ),
     "mish": _Entry(lambda z, _: F.mish(z), _mish_derivative, "z", fused=lambda g, z, _: aten.mish_backward(g, z)),
     "hardswish": _Entry(

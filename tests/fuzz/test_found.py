@@ -77,3 +77,30 @@ def test_a_workload_file_that_python_cannot_read_is_named(text, tmp_path):
     path.write_text(text)
     with pytest.raises(WorkloadError, match="it cannot be read"):
         workloads.read(path)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+def test_a_gradient_that_overlaps_itself_goes_through_gelu(activation):
+    """Torch's own derivative of gelu (oneDNN's, on the CPU) has no such tensors."""
+    x, weight = torch.randn(3, 3, 1, 1), torch.ones(3, 1, 1, 1, 1, 48, requires_grad=True)
+    g = torch.randn(200).as_strided((3, 48, 3, 1), (1, 2, 3, 1))
+    gradients = []
+    for upstream in (g, g.contiguous()):
+        y = lc_triton.local_conv(x.movedim(1, 2), weight, activation=activation)
+        gradients += torch.autograd.grad(y, weight, upstream)
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("activation", [None, "tanh"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_views_that_torch_negates_lazily(dtype, activation):
+    """A copy of such a view in float16 to float32 loses the sign (torch 2.13, CPU)."""
+    plain = [torch.randn(shape).to(dtype) for shape in ((8, 2, 4), (4, 1, 2, 16), (4, 16), (8, 16, 4))]
+    found = []
+    for tensors in (plain, [torch._neg_view(-t) for t in plain]):
+        *leaves, g = tensors
+        leaves = [t.requires_grad_() for t in leaves]
+        y = lc_triton.local_conv(*leaves, activation=activation)
+        found.append([y, *torch.autograd.grad(y, leaves, g)])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
