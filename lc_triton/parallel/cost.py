@@ -76,7 +76,7 @@ def cost(
         >>> from lc_triton._geometry import Geometry
         >>> layer = Geometry.make((224, 224), 64, 64, 3, padding=1)
         >>> [round(cost(kind, layer, 64, 8).sent / 1e6) for kind in ("data", "positions", "filters")]
-        [6485, 15, 719]
+        [6485, 7, 719]
     """
     check_name("kind", kind, KINDS)
     check_int("batch", batch, 1)
