@@ -72,6 +72,8 @@ def lay_out(implementation: int, weight: Tensor, geo: Geometry) -> Tensor:
 def _tensorflow(threads: int) -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+    # TensorFlow imports Keras 3 where that is installed, which must not bring another engine into this process.
+    os.environ["KERAS_BACKEND"] = "tensorflow"
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)

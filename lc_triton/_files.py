@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lc_triton.errors import first_line
+
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
@@ -33,6 +35,21 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Replace `path` by a file of `content`."""
     with replaced(path) as temporary:
         temporary.write_bytes(content)
+
+
+def save_torch(path: Path, content: Any) -> None:
+    """Replace `path` by what `torch.save` makes of plain data.
+
+    Raises:
+        OSError: it cannot be written; of a full disk torch says in words of its own that a position was unexpected.
+    """
+    import torch
+
+    with replaced(path) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:
+            raise OSError(f"{path} cannot be written ({first_line(error)})") from error
 
 
 def load_torch(path: Path) -> Any:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from lc_triton._files import load_torch, replaced
+from lc_triton._files import load_torch, save_torch
 from lc_triton.errors import CheckpointError
 
 KIND = "lc_triton demo"
@@ -16,8 +14,7 @@ VERSION = 1
 
 def save(path: Path, settings: dict[str, int | str], runs: dict[str, dict[str, Any]]) -> None:
     """Write the states of all networks, and the settings they belong to."""
-    with replaced(path) as temporary:
-        torch.save({"kind": KIND, "version": VERSION, "settings": settings, "runs": runs}, temporary)
+    save_torch(path, {"kind": KIND, "version": VERSION, "settings": settings, "runs": runs})
 
 
 def load(path: Path, settings: dict[str, int | str]) -> dict[str, dict[str, Any]]:

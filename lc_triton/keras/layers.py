@@ -47,7 +47,6 @@ if keras.__version__ < "3":
 
 __all__ = ["LocallyConnected1D", "LocallyConnected2D", "LocallyConnected3D"]
 
-IMPLEMENTATIONS = (1, 2, 3)
 AXES = {1: ("steps",), 2: ("rows", "cols"), 3: ("depth", "rows", "cols")}
 
 # Keras 3's functions that the operator has fused, the same to rounding. Any other runs afterwards.
@@ -126,7 +125,7 @@ class _LocallyConnectedNd(keras.layers.Layer):
         self.kernel_constraint = _kernel_constraint(kernel_constraint)
         self.bias_constraint = keras.constraints.get(bias_constraint)
         self.implementation = check_int("implementation", implementation, 1)
-        if self.implementation not in IMPLEMENTATIONS:
+        if self.implementation not in layout.IMPLEMENTATIONS:
             allowed = "1, 2 or 3 (all compute the same here)"
             raise ArgumentValueError(name="implementation", value=implementation, allowed=allowed)
         self.dilation_rate = int_tuple("dilation_rate", dilation_rate, n)

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from lc_triton._geometry import Geometry
 
+IMPLEMENTATIONS = (1, 2, 3)
+
 Index: TypeAlias = tuple[Tensor | slice, ...]
 
 

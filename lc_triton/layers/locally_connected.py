@@ -21,13 +21,12 @@ from lc_triton.errors import (
     RankError,
     UnknownNameError,
 )
-from lc_triton.keras import activations, constraints, initializers, registry, regularizers
+from lc_triton.keras import activations, constraints, initializers, layout, registry, regularizers
 from lc_triton.layers._keras_weights import KerasWeights
 
 __all__ = ["LocallyConnected1D", "LocallyConnected2D", "LocallyConnected3D"]
 
 PADDINGS = ("valid", "same", "keras_same", "causal")
-IMPLEMENTATIONS = (1, 2, 3)
 AXES = {1: "steps", 2: "rows, cols", 3: "depth, rows, cols"}
 
 
@@ -107,7 +106,7 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights):
         self.kernel_constraint = constraints.get(kernel_constraint)
         self.bias_constraint = constraints.get(bias_constraint)
         self.implementation = check_int("implementation", implementation, 1)
-        if self.implementation not in IMPLEMENTATIONS:
+        if self.implementation not in layout.IMPLEMENTATIONS:
             allowed = "1, 2 or 3 (all compute the same here)"
             raise ArgumentValueError(name="implementation", value=implementation, allowed=allowed)
         self.dilation_rate = int_tuple("dilation_rate", dilation_rate, n)

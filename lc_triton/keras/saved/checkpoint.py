@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from lc_triton._files import load_torch, replaced
+from lc_triton._files import load_torch, save_torch
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, KerasFileError, first_line
 from lc_triton.keras.saved import spec
 from lc_triton.keras.saved.model import Functional, Model, Sequential, build
@@ -45,8 +44,7 @@ def save_model(model: nn.Module, path: str | Path) -> None:
         "config": model.keras.config,
         "state_dict": model.state_dict(),
     }
-    with replaced(path) as temporary:
-        torch.save(content, temporary)
+    save_torch(path, content)
 
 
 def check_path(path: Path) -> Path:

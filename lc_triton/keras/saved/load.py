@@ -13,11 +13,11 @@ from torch import nn
 
 from lc_triton._geometry import DATA_FORMATS
 from lc_triton.errors import ArgumentTypeError, ConversionError, KerasFileError
+from lc_triton.keras.layout import IMPLEMENTATIONS
 from lc_triton.keras.saved import archive, checkpoint, spec, stored
 from lc_triton.keras.saved.hdf5 import Array
 from lc_triton.keras.saved.model import Built, build
 from lc_triton.keras.saved.weights import Origin, Slot, slots
-from lc_triton.layers.locally_connected import IMPLEMENTATIONS
 
 
 def load_model(path: str | Path, *, config: str | Path | Mapping[str, Any] | None = None) -> nn.Module:
