@@ -203,7 +203,15 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
         if problem is None:
             problem = plan.problems[kind] = _problem(geo, plan.activation, *kind, plan.whole)
         y = (_autograd.transpose if plan.transposed else _autograd.forward)(x, weight, bias, problem)
-    return as_asked(y, plan, batched=batched)
+    # As `as_asked`, but in this frame: a compiler that gave up on it would compile that one alone, and fail on tensors
+    # that a transform has in hand.
+    if isinstance(plan.after, str):  # here, so that y keeps the strides it is promised with
+        y = AFTER_KERNEL[plan.after](y, dim=-1)
+    if plan.channels_first:
+        y = y.movedim(-1, 1)
+    if not batched:
+        y = y.squeeze(0)
+    return plan.after(y) if callable(plan.after) else y
 
 
 def as_faces_take_it(x: Tensor, plan: Plan) -> Tensor:
@@ -217,7 +225,7 @@ def as_faces_take_it(x: Tensor, plan: Plan) -> Tensor:
 
 def as_asked(y: Tensor, plan: Plan, *, batched: bool) -> Tensor:
     """An output of the faces in the plan's format, and what comes behind them."""
-    if isinstance(plan.after, str):  # here, so that y keeps the strides it is promised with
+    if isinstance(plan.after, str):
         y = AFTER_KERNEL[plan.after](y, dim=-1)
     if plan.channels_first:
         y = y.movedim(-1, 1)
