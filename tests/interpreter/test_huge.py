@@ -84,10 +84,10 @@ def last_program_only(monkeypatch):
 
 
 ONE = {
-    "a line of 2^31 positions and more": ((2**31 + 40,), 1),
-    "a line of just 2^31 positions": ((2**31,), 1),
+    "a plane of 2^31 positions and more": ((2**16, 2**15 + 40), 1),
+    "a plane of just 2^31 positions": ((2**16, 2**15), 1),
     "a line that a tile reaches past": ((2**31 - 3,), 1),
-    "a plane of more": ((46_400, 46_400), 1),
+    "a square of more": ((46_400, 46_400), 1),
     "a sample of 2^31 channels and sites": ((2**26 + 24,), 32),
 }
 
