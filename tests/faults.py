@@ -29,15 +29,18 @@ MODEL = Path(__file__).parent / "keras" / "saved" / "local_1_channels_last.h5"
 KEY = ProblemKey.of(Geometry.make((8, 9), 16, 32, 3), 20, "bfloat16", "float32", "ieee")
 # Invented numbers, which never leave the folder of a test.
 MEASURED = store.Measured(TileConfig(1, 1, 32, 64, 32), 1, 1, 1, 1, 1, 0.5, None, None, True, "", "", "", "")
-LONGEST_S = 0.05
 
 
 @dataclass(frozen=True)
 class Writer:
-    """What a child does for the i-th time, and how what is there afterwards is read: its content, or None."""
+    """What a child does for the i-th time, and how what is there afterwards is read: its content, or None.
+
+    It lives for `longest_s` at most, time for several writes.
+    """
 
     write: Callable[[Path, int], None]
     read: Callable[[Path], object]
+    longest_s: float = 0.05
 
 
 def _write_checkpoint(folder: Path, i: int) -> None:
@@ -79,7 +82,7 @@ def _read_converted(folder: Path) -> object:
 WRITERS = {
     "checkpoint": Writer(_write_checkpoint, _read_checkpoint),
     "tuning": Writer(_write_tile, _read_tile),
-    "conversion": Writer(_convert, _read_converted),
+    "conversion": Writer(_convert, _read_converted, longest_s=1.5),
 }
 
 
@@ -94,7 +97,7 @@ def kill(name: str, kills: int, folder: Path, seed: int = 0) -> int:
                     writer.write(folder, i)
             finally:
                 os._exit(1)
-        time.sleep(r.uniform(0, LONGEST_S))
+        time.sleep(r.uniform(0, writer.longest_s))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status), f"{name}: the writer failed by itself"
