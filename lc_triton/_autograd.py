@@ -130,7 +130,7 @@ def _gradients_of_forward(ctx: Any, grad: Any, grad_z: Tensor | None) -> Any:
     problem, dtype = ctx.problem, weight.dtype
     dw: Tensor | None
     dz: Any
-    if grad_z is None and need_w and saved is not None and _route(x, weight, grad, saved) == "straight":
+    if grad_z is None and need_w and saved is not None and route(x, weight, grad, saved) == "straight":
         dw, db, dz = _ops.weight_grad_through(x, grad, saved, problem, dtype, with_bias=need_b, with_dz=need_x)
     else:
         dz = grad_z if grad is None else problem.activation.backward(_ops.as_stored(grad), saved)
@@ -263,7 +263,7 @@ def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
 # A face of plain tensors that nothing looks on at goes straight: `Function.apply` would cost host time for nothing.
 
 
-def _route(*tensors: Tensor | None) -> str:
+def route(*tensors: Tensor | None) -> str:
     """How a face of these tensors is run: by its "function", by its "operator" or "straight".
 
     A compiler, an exporter, a dispatch mode or a tensor of a class of its own must see the operator; a transform of
@@ -271,13 +271,16 @@ def _route(*tensors: Tensor | None) -> str:
     """
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "function"
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or any(t is not None and type(t) not in (Tensor, Parameter) for t in tensors)
-    ):
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return "operator"
-    return "function" if _needs_grad(*tensors) else "straight"
+    found, builds_graph = "straight", torch.is_grad_enabled()
+    for tensor in tensors:  # a loop: any() over a generator takes twice as long
+        if tensor is not None:
+            if type(tensor) is not Tensor and type(tensor) is not Parameter:
+                return "operator"
+            if builds_graph and tensor.requires_grad:
+                found = "function"
+    return found
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
@@ -287,10 +290,10 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
     """y of (x, w, bias), differentiable."""
-    route = _route(x, weight, bias)
-    if route == "straight":
+    way = route(x, weight, bias)
+    if way == "straight":
         return _ops.forward(x, weight, bias, problem)[0]
-    if route == "operator":
+    if way == "operator":
         store_z = problem.activation.saves == "z" and _needs_grad(x, weight, bias)
         return _library.forward(x, weight, bias, problem, store_z=store_z)[0]
     out = _apply(Forward, x, weight, bias, problem)
@@ -300,13 +303,13 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) ->
 
 def transpose(y: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
     """act(dx + bias) of (g, w, bias), differentiable: the forward of the transposed layer."""
-    route = _route(y, weight, bias)
-    if route == "straight":
+    way = route(y, weight, bias)
+    if way == "straight":
         return _ops.input_grad(y, weight, bias, problem)
-    if problem.activation.saves == "z" and (route == "function" or _needs_grad(y, weight, bias)):
+    if problem.activation.saves == "z" and (way == "function" or _needs_grad(y, weight, bias)):
         # This face stores no pre-activation: torch applies what needs it.
         return problem.activation(transpose(y, weight, bias, problem.linear()))
-    if route == "operator":
+    if way == "operator":
         return _library.input_grad(y, weight, bias, problem)
     x: Tensor = _apply(InputGrad, y, weight, bias, problem)
     return x
@@ -321,9 +324,9 @@ def weight_grad(
     x: Tensor, g: Tensor, problem: Problem, dtype: torch.dtype, *, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
     """dw of (x, g) and, if asked for, the bias gradient of each position, differentiable."""
-    route = _route(x, g)
-    if route != "function":
-        faces: Any = _ops if route == "straight" else _library
+    way = route(x, g)
+    if way != "function":
+        faces: Any = _ops if way == "straight" else _library
         found: tuple[Tensor, Tensor | None] = faces.weight_grad(x, g, problem, dtype, with_bias=with_bias)
         return found
     out = _apply(WeightGrad, x, g, problem, dtype, with_bias)

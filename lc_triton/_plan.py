@@ -53,6 +53,8 @@ class Plan:
     whole: Geometry | None = None
     # What the faces are told, by backend and precision: found again without hashing the geometry.
     problems: dict[tuple[str, str], Problem] = field(default_factory=dict, init=False, compare=False, repr=False)
+    # The calls of a layer with this plan that went well, by how they looked: kept by `_again`.
+    calls: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
     # The spatial size and the channels of input and output, and the shapes of weight and bias: made at once, for what
     # is made at the first look stands in a compiler's way.
     takes: tuple[tuple[int, ...], int] = field(init=False, compare=False, repr=False)
@@ -195,7 +197,7 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
         definition = reference.transpose if plan.transposed else reference.forward
         y = definition(x, weight, bias, geo, plan.activation)
     else:
-        kind = backend, _precision(x.dtype)
+        kind = backend, precision_of(x.dtype)
         if torch.compiler.is_compiling():  # a dictionary that changes is a side effect
             problem: Problem | None = Problem(geo, plan.activation, *kind, plan.whole)
         else:
@@ -242,14 +244,14 @@ def _problem(
     return Problem(geometry, activation, backend, precision, whole)
 
 
-def _precision(dtype: torch.dtype) -> str:
+def precision_of(dtype: torch.dtype) -> str:
     """Torch's own setting for float32 products: "tf32" or "ieee"."""
     if dtype != torch.float32:
         return "ieee"
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
-_precision._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as `_backend.resolve` is
+precision_of._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as `_backend.resolve` is
 
 
 def _check_devices(operand: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 import lc_triton
-from lc_triton import _cpu, _ops
+from lc_triton import _cpu, _ops, functional
 from lc_triton._activations import FUSED_NAMES, Activation, parse_activation
 from lc_triton._cpu import small, workspace
 from lc_triton._problem import Problem
@@ -29,6 +29,7 @@ def either_size(request, monkeypatch):
     """All here holds for a layer that is cut into blocks, and for one so small that it is not."""
     for most in ("MOST_NUMBERS", "MOST_FLAT_NUMBERS"):
         monkeypatch.setattr(small, most, {"in_blocks": 0, "at_once": 1 << 30}[request.param])
+    functional._calls.clear()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF])

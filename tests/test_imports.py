@@ -19,6 +19,7 @@ ROWS = [
     ["", "conversion", "keras", "keras.layers", "keras.saved", "keras.saved.*"],
     ["layers", "layers.*"],
     ["search", "search.*", "functional"],
+    ["_again"],
     ["_plan"],
     ["_autograd", "_decompositions"],
     ["_library"],

@@ -6,13 +6,17 @@ stays in the nearest cache.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
 from functools import cached_property
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lc_triton._activations import LINEAR
 from lc_triton._cpu.blocks import compute_dtype
 from lc_triton._geometry import Geometry
 from lc_triton._problem import Problem
@@ -26,6 +30,7 @@ MOST_WEIGHTS = 1 << 22
 _MOST_VIEWS = 64
 
 View = tuple[tuple[int, ...], tuple[int, ...]]
+Forward: TypeAlias = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
 
 class Small:
@@ -77,6 +82,18 @@ class Small:
         size = (*geo.out_spatial, batch, *geo.kernel, geo.in_channels)
         return size, (*moves, sample, *taps, channel)
 
+    def matrices(self, x: Tensor) -> View | None:
+        """All windows of an x that needs no padding, as a view of it, as `products` takes them, where there is one."""
+        size, strides = self._view(x.shape[0], x.stride())
+        ndim, first = self.geo.ndim, 1 if self.positions == 1 else 0
+        merged = []
+        for cut in (slice(ndim), slice(ndim, ndim + 1), slice(ndim + 1, None)):
+            stride = _merged(size[cut], strides[cut])
+            if stride is None:
+                return None
+            merged.append(stride)
+        return (self.positions, x.shape[0], self.window)[first:], tuple(merged)[first:]
+
     def sites(self, device: torch.device) -> Tensor:
         """For each position and tap, the number of the padded input's site that is read there: `(P * taps,)`."""
         found = self._sites.get(device)
@@ -101,6 +118,33 @@ class Small:
         """The weights as matrices `(P, D, F)`."""
         return _in(dtype, weight.reshape(self.positions, self.window, self.filters))
 
+    def products(self, a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Windows `(P, B, D)` times filters, and the bias: `(P, B, F)`. All are contiguous and of one dtype.
+
+        Where there is one position, windows and results are `(B, D)` and `(B, F)`: half the time of a batch of one.
+        """
+        positions, window, filters = self.positions, self.window, self.filters
+        if positions == 1:
+            weight = weight.view(window, filters)
+            return torch.mm(a, weight) if bias is None else torch.addmm(bias.view(filters), a, weight)
+        weight = weight.view(positions, window, filters)
+        if bias is None:
+            return torch.bmm(a, weight)
+        return torch.baddbmm(bias if bias.ndim == 1 else bias.view(positions, 1, filters), a, weight)
+
+    def by_sample(self, y: Tensor) -> Tensor:
+        """What `products` gives, with the numbers of a sample together; no view, for callers change its shape."""
+        return y if self.positions == 1 or y.shape[1] == 1 else y.transpose(0, 1).contiguous()
+
+
+def _merged(size: tuple[int, ...], strides: tuple[int, ...]) -> int | None:
+    """The stride of dimensions that can be counted through as one; None where they cannot."""
+    counted = [(n, stride) for n, stride in zip(size, strides, strict=True) if n != 1]
+    for (_, outer), (n, inner) in itertools.pairwise(counted):
+        if outer != n * inner:
+            return None
+    return counted[-1][1] if counted else 1
+
 
 def _in(dtype: torch.dtype, tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype is dtype else tensor.to(dtype)
@@ -110,23 +154,46 @@ def forward(
     small: Small, x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, *, store_z: bool
 ) -> tuple[Tensor, Tensor | None]:
     """y and, if asked for, z."""
-    dtype = compute_dtype(x.dtype)
-    a, b = _in(dtype, small.windows(x)), small.filters_of(weight, dtype)
-    if bias is None:
-        z = torch.bmm(a, b)
-    else:
-        bias = bias if bias.ndim == 1 else bias.reshape(small.positions, 1, small.filters)
-        z = torch.baddbmm(_in(dtype, bias), a, b)
+    batch, dtype = x.shape[0], compute_dtype(x.dtype)
+    a = _in(dtype, small.windows(x))
+    a = a[0] if small.positions == 1 else a
+    weight, bias = _in(dtype, weight).contiguous(), None if bias is None else _in(dtype, bias).contiguous()
+    z = small.products(a, weight, bias)
     y = problem.activation(z)
-    return _output(small, y, x.dtype), _output(small, z, x.dtype) if store_z else None
+    shape = (batch, *small.geo.bias_shape)
+    # No view, for what changes one in place asks how it was made.
+    y = _in(x.dtype, small.by_sample(y)).resize_(shape)
+    return y, _in(x.dtype, small.by_sample(z)).resize_(shape) if store_z else None
 
 
-def _output(small: Small, y: Tensor, dtype: torch.dtype) -> Tensor:
-    """Matrices `(P, B, F)` as `(B, *out_spatial, F)`; no view, for what changes one in place asks how it was made."""
-    positions, batch, filters = y.shape
-    if positions > 1 and batch > 1:
-        y = y.transpose(0, 1).contiguous()
-    return _in(dtype, y).resize_(batch, *small.geo.out_spatial, filters)
+def forward_of(small: Small, x: Tensor, problem: Problem, *, channels_first: bool, batched: bool) -> Forward:
+    """`forward` for an x `(B, *in_spatial, C)` of this size and these strides, in the format that it came in.
+
+    All that does not depend on numbers is found out here, once. Operands are contiguous and of one dtype.
+    """
+    y = torch.empty((x.shape[0], *small.geo.bias_shape), device="meta")
+    y = y.movedim(-1, 1) if channels_first else y
+    y = y if batched else y.squeeze(0)
+    shape, strides, taken = y.shape, y.stride(), (x.shape, x.stride())
+    matrices = None if small.pads else small.matrices(x)
+    activation = None if problem.activation is LINEAR else problem.activation
+    turned = small.positions > 1 and x.shape[0] > 1
+    products, windows, one = small.products, small.windows, small.positions == 1
+
+    def call(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if matrices is not None:
+            a = x.as_strided(*matrices)
+        else:
+            a = windows(x.as_strided(*taken))
+            a = a[0] if one else a
+        y = products(a, weight, bias)
+        if activation is not None:
+            y = activation(y)
+        if turned:
+            y = y.transpose(0, 1).contiguous()
+        return y.as_strided_(shape, strides)
+
+    return call
 
 
 def weight_grad(

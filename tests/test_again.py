@@ -1,0 +1,140 @@
+"""Small forwards called again: the numbers and the layout of the first call, and only where nothing looks on."""
+
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import lc_triton
+from lc_triton import _again, functional
+from lc_triton.errors import BackendError
+from tests.cases import CASES, IDS, assert_close, expected, tensors
+
+LAYERS = {1: lc_triton.LocalConv1d, 2: lc_triton.LocalConv2d, 3: lc_triton.LocalConv3d}
+
+
+@pytest.fixture(autouse=True)
+def without_gradients():
+    functional._calls.clear()
+    with torch.no_grad():
+        yield
+
+
+@pytest.mark.parametrize("bias", ["position", "channel", False])
+@pytest.mark.parametrize("batch", [1, 3, None])
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_a_layer_again(case, batch, bias):
+    geo, t = case.geometry, tensors(case)
+    layer = LAYERS[geo.ndim](
+        case.channels, case.filters, case.kernel, case.in_spatial, **case.arguments, bias=bias, dtype=torch.float64
+    )
+    x = t.x[:1].repeat(batch or 1, *[1] * geo.ndim, 1).movedim(-1, 1)
+    x = x[0] if batch is None else x
+    for activation in (None, "tanh"):
+        layer.activation = activation
+        for given in (x, x.contiguous()):
+            first, again = layer(given), layer(given)
+            assert torch.equal(first, again)
+            assert first.stride() == again.stride()
+            assert case.groups > 1 or not again._is_view()
+        shorter = list(layer._plan.calls.values())
+        assert shorter
+        assert all((way is not None) == (case.groups == 1) for way in shorter)
+
+
+@pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_function_again(dtype, data_format):
+    case = CASES[IDS.index("2d")]
+    t = tensors(case, dtype)
+    to = (lambda v: v.movedim(-1, 1)) if data_format == "channels_first" else (lambda v: v)
+    with torch.enable_grad():
+        want = [to(expected(case, replace(t, x=scale * t.x))["y"]) for scale in (1, 2)]
+    for scale, exact in zip((1, 2), want, strict=True):
+        y = lc_triton.local_conv(to(scale * t.x).contiguous(), t.weight, t.bias, data_format=data_format)
+        assert_close(y, exact, 8 * torch.finfo(dtype).eps)
+    assert [call is not None for call in functional._calls.values()] == [True]
+
+
+X, WEIGHT, BIAS = (torch.randn(size).double() for size in ((2, 3, 5, 6), (3, 4, 3, 3, 3, 4), (3, 4, 4)))
+
+
+@pytest.fixture
+def y():
+    """What the call gives that all below is like; it is known afterwards."""
+    lc_triton.local_conv(X, WEIGHT, BIAS)
+    return lc_triton.local_conv(X, WEIGHT, BIAS)
+
+
+def test_gradients_are_asked_for(y):
+    leaves = [v.clone().requires_grad_() for v in (X, WEIGHT, BIAS)]
+    with torch.enable_grad():
+        assert lc_triton.local_conv(*leaves).requires_grad
+        assert not lc_triton.local_conv(X, WEIGHT, BIAS).requires_grad
+
+
+def test_transforms_and_modes_look_on(y):
+    both = torch.func.vmap(lc_triton.local_conv, in_dims=(None, 0, None))(X, torch.stack([WEIGHT, 2 * WEIGHT]), BIAS)
+    assert_close(both[0], y)
+    _, tangent = torch.func.jvp(lambda w: lc_triton.local_conv(X, w), (WEIGHT,), (WEIGHT,))
+    assert_close(tangent, lc_triton.local_conv(X, WEIGHT))
+    with FlopCounterMode(display=False) as counter:
+        lc_triton.local_conv(X, WEIGHT, BIAS)
+    assert counter.get_total_flops() > 0
+
+
+def test_autocast_and_backends_are_heeded(y):
+    for _ in range(2):
+        assert lc_triton.local_conv(X.float(), WEIGHT.float(), BIAS.float()).dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert lc_triton.local_conv(X.float(), WEIGHT.float(), BIAS.float()).dtype == torch.bfloat16
+    with lc_triton.backend("triton"), pytest.raises(BackendError):
+        lc_triton.local_conv(X, WEIGHT, BIAS)
+    with lc_triton.backend("reference"):
+        assert_close(lc_triton.local_conv(X, WEIGHT, BIAS), y)
+
+
+@pytest.mark.parametrize("name", ["x", "weight", "bias"])
+def test_other_layouts_are_other_calls(y, name):
+    given = {"x": X, "weight": WEIGHT, "bias": BIAS}
+    negated = torch.complex(torch.zeros_like(given[name]), -given[name]).conj().imag
+    apart = torch.stack([given[name], given[name]], -1)[..., 0]
+    for view in (negated, apart, given[name].transpose(0, 1).contiguous().transpose(0, 1)):
+        for _ in range(2):
+            assert_close(lc_triton.local_conv(**given | {name: view}), y)
+    wide = given | {name: given[name].expand(2, *given[name].shape)[0] if name != "x" else X[:1].expand(2, -1, -1, -1)}
+    first, again = lc_triton.local_conv(**wide), lc_triton.local_conv(**wide)
+    assert torch.equal(first, again)
+    with pytest.raises(TypeError):
+        lc_triton.local_conv(**given | {name: given[name].to_sparse()})
+
+
+@pytest.mark.parametrize("arguments", [{"stride": True}, {"groups": 1.0}, {"dilation": 1.0}, {"padding": False}])
+def test_what_equals_an_argument_is_still_refused(y, arguments):
+    with pytest.raises(TypeError):
+        lc_triton.local_conv(X, WEIGHT, BIAS, **arguments)
+
+
+def test_a_callable_is_not_kept_alive(y):
+    assert_close(lc_triton.local_conv(X, WEIGHT, BIAS, activation=torch.neg), -y)
+    assert_close(lc_triton.local_conv(X, WEIGHT, BIAS, stride=[1, 1]), y)
+    assert len(functional._calls) == 1
+
+
+def test_so_many_are_remembered(monkeypatch):
+    monkeypatch.setattr(_again, "MOST", 3)
+    for batch in range(1, 9):
+        lc_triton.local_conv(X[:1].repeat(batch, 1, 1, 1), WEIGHT)
+        assert len(functional._calls) <= 3
+
+
+def test_a_layer_is_copied_without_them():
+    layer = lc_triton.LocalConv2d(3, 4, 3, input_size=(5, 6), dtype=torch.float64)
+    y = layer(X)
+    other = pickle.loads(pickle.dumps(layer))
+    assert not other._plan.calls
+    assert torch.equal(other(X), y)
+    layer.activation = "relu"
+    assert torch.equal(layer(X), y.relu())
