@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lc_triton._cpu.blocks import compute_dtype
+from lc_triton._cpu.blocks import compute_dtype, product_and_bias
 from lc_triton._geometry import Geometry
 from lc_triton._problem import Problem
 
@@ -116,7 +116,7 @@ def forward(
         z = torch.bmm(a, b)
     else:
         bias = bias if bias.ndim == 1 else bias.reshape(small.positions, 1, small.filters)
-        z = torch.baddbmm(_in(dtype, bias), a, b)
+        z = product_and_bias(a, b, _in(dtype, bias))
     y = problem.activation(z)
     return _output(small, y, x.dtype), _output(small, z, x.dtype) if store_z else None
 
