@@ -70,8 +70,8 @@ def _is_left_behind(file: Path, machine: str, process: str) -> bool:
         os.kill(int(process), 0)
     except (ProcessLookupError, OverflowError):
         return True
-    except PermissionError:  # it runs, as another user
-        return False
+    except PermissionError:
+        pass  # it runs, as another user
     return False
 
 
