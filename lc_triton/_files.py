@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import re
-import socket
 import time
 import uuid
 import zipfile
@@ -45,7 +45,7 @@ def replaced(path: Path) -> Iterator[Path]:
 @cache
 def _machine() -> str:
     """Eight digits for where a process's number means the same: a boot of a machine, and on Linux a container."""
-    parts = [socket.gethostname()]
+    parts = [platform.node()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
     with suppress(OSError):
