@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
+import re
+import time
 import uuid
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lc_triton.errors import first_line
+
+# What a writer elsewhere, whose end cannot be seen from here, has surely left behind. A clock that went backwards makes
+# files seem younger, which only keeps them longer.
+ABANDONED_SECONDS = 7 * 24 * 3600
 
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """A path to write a file to, which replaces `path` afterwards.
 
-    A reader, or a crash at any moment, sees the old file or the new one; an error leaves the old one.
+    A reader, or a crash at any moment, sees the old file or the new one; an error leaves the old one. What writers of
+    the same file left behind when they were killed is removed first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    _remove_left_behind(path)
+    temporary = path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:16]}")
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -29,6 +40,39 @@ def replaced(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@cache
+def _machine() -> str:
+    """Eight digits for where a process's number means the same: a boot of a machine, and on Linux a container."""
+    parts = [platform.node()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+    with suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:8]
+
+
+def _remove_left_behind(path: Path) -> None:
+    """Remove temporary files of a path whose writers are gone; what cannot be removed stays."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.([0-9a-f]{{8}})-([0-9]+)-[0-9a-f]{{16}}")
+    with suppress(OSError):
+        for file in path.parent.iterdir():
+            found = name.fullmatch(file.name)
+            if found is not None and _is_left_behind(file, *found.groups()):
+                file.unlink(missing_ok=True)
+
+
+def _is_left_behind(file: Path, machine: str, process: str) -> bool:
+    if machine != _machine() or os.name != "posix":  # elsewhere os.kill with signal 0 is no question but an end
+        return time.time() - file.stat().st_mtime > ABANDONED_SECONDS
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass  # it runs, as another user
+    return False
 
 
 def write_atomically(path: Path, content: bytes) -> None:

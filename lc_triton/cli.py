@@ -151,7 +151,8 @@ def _tune(options: argparse.Namespace) -> int:
         log=options.timings,
     )
     print(report.to_text())
-    hint = "" if single or out == paths.user_configs() else f"; launches look there under LC_TRITON_CONFIG_DIR={out}"
+    own = single or out == paths.known_user_configs()
+    hint = "" if own else f"; launches look there under LC_TRITON_CONFIG_DIR={out}"
     print(f"Written to {out}{hint}")
     return 1 if report.failed else 0
 
@@ -350,7 +351,9 @@ def _env(_: argparse.Namespace) -> None:
         "CPU tensors take": _backend.resolve("cpu"),
         "CUDA tensors take": _backend.resolve("cuda"),
         "shipped tiles": str(paths.shipped_configs()),
-        "your tiles": str(paths.user_configs()),
+        "your tiles": str(
+            paths.known_user_configs() or "none: this user has no home folder, and LC_TRITON_CONFIG_DIR names none"
+        ),
     }
     for name, value in facts.items():
         print(f"{name + ':':20}{value}")

@@ -116,6 +116,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             found = kill(name, options.kills, Path(folder), options.seed)
             left = [p for p in Path(folder).iterdir() if p.name.startswith(".")]
+        assert len(left) <= 1, left  # of the last one killed: the next to write the same file would remove it
         print(
             f"{name}: {options.kills} kills, readable each time, {found} with content, {len(left)} temporary files left"
         )

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import lc_triton
 from lc_triton import _cpu, _ops, functional
 from lc_triton._activations import FUSED_NAMES, Activation, parse_activation
-from lc_triton._cpu import small, workspace
+from lc_triton._cpu import blocks, small, workspace
 from lc_triton._problem import Problem
 from tests.cases import CASES, IDS, Case, assert_as_good, assert_close, check, expected, peer, run, tensors
 
@@ -186,6 +186,18 @@ def test_channel_bias(case):
     want = expected(case, t, bias=full)
     want["db"] = want["db"].sum(tuple(range(case.geometry.ndim)))
     check(run(case, t, bias=bias), want)
+
+
+@pytest.mark.parametrize("channel", [False, True])
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_a_bias_behind_the_sum(case, channel, monkeypatch):
+    """As long windows have it."""
+    monkeypatch.setattr(blocks, "LONG_WINDOW", 0)
+    monkeypatch.setattr(torch, "baddbmm", None)
+    t = tensors(case)
+    bias = t.bias.reshape(-1, case.filters)[0].clone() if channel else t.bias
+    y = lc_triton.local_conv(t.x, t.weight, bias, **case.arguments, data_format="channels_last")
+    assert_close(y, expected(case, t, bias=bias.expand(case.geometry.bias_shape))["y"])
 
 
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=NDIMS)

@@ -208,6 +208,8 @@ def test_other_dtypes_train(dtype):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--nproc", "0"], "nproc must be an integer >= 1, got 0"),
+        (["--nproc", "2", "--epochs", "0"], "epochs must be an integer >= 1, got 0"),
         (["--epochs", "0"], "epochs must be an integer >= 1, got 0"),
         (["--batch-size", "-3"], "batch_size must be an integer >= 1, got -3"),
         (["--seed", "-1"], "seed must be an integer >= 0, got -1"),
@@ -243,3 +245,62 @@ def test_env_and_version(capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main([])
     assert caught.value.code == 2
+
+
+def test_more_processes_than_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert Settings(device="cuda", nproc=2).nproc == 2
+    assert Settings(device="cpu", nproc=9).nproc == 9
+    for device, nproc in (("cuda", 3), ("auto", 3), ("cuda:1", 2)):
+        with pytest.raises(
+            errors.ArgumentValueError, match=rf"nproc must be .*at most 2 with --device cuda.* got {nproc}"
+        ):
+            Settings(device=device, nproc=nproc)
+
+
+ONE_STEP = ["demo", "--batch-size", "1437", "--epochs", "1", "--device", "cpu"]
+needs_gloo = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
+
+
+def by_two(*arguments):
+    """The demonstration by two processes, started as its user starts it."""
+    command = [sys.executable, "-m", "lc_triton.cli", *ONE_STEP, "--nproc", "2", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@needs_gloo
+def test_two_processes_end_as_one(tmp_path, capsys):
+    """What they write does not tell how many there were, and one process goes on from their checkpoint."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    done = by_two("--out", two)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout.count("2 processes share these layers by their positions.") == 1
+    assert cli.main([*ONE_STEP, "--out", str(one)]) == 0
+    assert sorted(os.listdir(one)) == sorted(os.listdir(two)) == ["checkpoint.pt", "demo.png", "results.json"]
+    want, got = weights(one), weights(two)
+    assert want.keys() == got.keys()
+    for name in want:
+        # AdamW's first step is as long for a gradient that is all rounding, so single weights may differ.
+        assert (got[name] - want[name]).abs().mean() < 1e-5, name
+    before = (two / "checkpoint.pt").read_bytes()
+    assert cli.main([*ONE_STEP, "--out", str(two), "--resume"]) == 0
+    assert "epochs done: locally connected 1/1, convolution 1/1, dense 1/1" in capsys.readouterr().out
+    assert (two / "checkpoint.pt").read_bytes() == before
+
+
+@needs_gloo
+@pytest.mark.parametrize("wrong", ["checkpoint", "folder"])
+def test_what_goes_wrong_on_two_processes_is_one_line(wrong, tmp_path):
+    if wrong == "checkpoint":
+        (tmp_path / "checkpoint.pt").write_bytes(b"junk")
+        done, status, message = by_two("--out", tmp_path, "--resume"), 2, f"checkpoint {tmp_path}/checkpoint.pt cannot"
+    else:
+        (tmp_path / "file").write_text("")
+        done, status, message = by_two("--out", tmp_path / "file" / "out"), 1, "Not a directory"
+    own = [line for line in done.stderr.splitlines() if line.startswith("lc-triton: ")]
+    assert done.returncode == status, done.stderr
+    assert len(own) == 1
+    assert message in own[0]
+    assert "Traceback" not in done.stderr

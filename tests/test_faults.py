@@ -1,16 +1,25 @@
 """What goes wrong around a library: killed processes, full disks, closed folders, many threads, forks."""
 
 import errno
+import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import lc_triton
+from lc_triton import _files, errors
+from lc_triton.demo import checkpoint
+from lc_triton.tiles import store
+from tests.faults import KEY, MEASURED
 from tests.keras.test_saved import HERE as MODELS
 
 ROOT = Path(__file__).parents[1]
@@ -137,12 +146,188 @@ assert rang and torch.equal(want, layer.weight.grad), rang
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_no_home(tmp_path):
-    environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "XDG_CACHE_HOME", "LC_TRITON_CONFIG_DIR")}
-    code = """
+TUNE = ["tune", "--dry-run", "--shapes", "8x8x4,k3,f4", "--batches", "4"]
+HOMELESS = """
+import os, pwd, sys
+def nobody(uid):
+    raise KeyError(uid)
+pwd.getpwuid = nobody
 import torch, lc_triton
 lc_triton.LocalConv2d(1, 1, 3, input_size=4)(torch.zeros(1, 1, 4, 4))
 from lc_triton.cli import main
-main(["configs", "--workload", "keras_doc_1d"])
+sys.exit(main(sys.argv[1:]))
 """
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "message"),
+    [
+        (["configs", "--workload", "keras_doc_1d"], 0, ""),
+        (["env"], 0, "none: this user has no home folder, and LC_TRITON_CONFIG_DIR names none"),
+        (TUNE, 2, "this user has no home folder, so LC_TRITON_CONFIG_DIR"),
+        ([*TUNE, "--out", "tiles"], 0, "tiles"),
+    ],
+    ids=["configs", "env", "tune", "tune_out"],
+)
+def test_no_home(command, status, message, tmp_path):
+    """Neither in the environment nor, as in a container under any user's number, in the system's list of users."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "XDG_CACHE_HOME", "LC_TRITON_CONFIG_DIR")}
+    done = subprocess.run(
+        [sys.executable, "-c", HOMELESS, *command],
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    assert message in done.stdout + done.stderr
+    assert done.stderr.count("\n") == (status > 0)
+
+
+def temporaries(folder):
+    return {p.name for p in folder.iterdir() if p.name.startswith(".")}
+
+
+@needs_fork
+def test_what_a_killed_writer_leaves_goes_with_the_next_write(tmp_path):
+    path = tmp_path / "file.json"
+    child = os.fork()
+    if not child:
+        with _files.replaced(path) as temporary:
+            temporary.write_text("half")
+            os._exit(0)
+    os.waitpid(child, 0)
+    (left,) = temporaries(tmp_path)
+    assert f"-{child}-" in left
+    strangers = {".file.json.swp", ".file.json.0123456789abcdef0123456789abcdef", f".other{left}"}
+    for name in strangers:
+        (tmp_path / name).write_text("not ours")
+    with _files.replaced(path) as mine:  # a writer that is alive, in this process or another, keeps its own
+        mine.write_text("whole")
+        _files.write_atomically(path, b"faster")
+        assert temporaries(tmp_path) == strangers | {mine.name}
+    assert path.read_text() == "whole"
+    assert temporaries(tmp_path) == strangers
+
+
+@pytest.mark.parametrize(("age", "stays"), [(8, False), (6, True), (-400, True)], ids=["old", "young", "of_tomorrow"])
+def test_what_a_writer_elsewhere_left_goes_after_a_week(age, stays, tmp_path):
+    """Another machine's processes are not to be seen from here. A clock that went back a year removes nothing."""
+    left = tmp_path / f".file.00000000-{os.getpid()}-0123456789abcdef"
+    left.write_text("half")
+    then = time.time() - age * 24 * 3600
+    os.utime(left, (then, then))
+    _files.write_atomically(tmp_path / "file", b"whole")
+    assert left.exists() == stays
+
+
+def test_a_clock_that_goes_backwards(tmp_path, monkeypatch):
+    """What was written last is what is read, whatever times the files carry."""
+    now = iter(range(2_000_000_000, 0, -1_000_000))
+    monkeypatch.setattr(time, "time", lambda: float(next(now)))
+    for i in range(3):
+        checkpoint.save(tmp_path / "checkpoint.pt", {"seed": 0}, {"local": {"step": i}})
+        store.merge(tmp_path / "forward.json", "test", "forward", {KEY.at(1): replace(MEASURED, median_us=float(i))})
+        for path in tmp_path.iterdir():
+            os.utime(path, (4e9 - i * 1e8, 4e9 - i * 1e8))
+        assert checkpoint.load(tmp_path / "checkpoint.pt", {"seed": 0}) == {"local": {"step": i}}
+        assert store.read_or_warn(tmp_path / "forward.json")[KEY.at(1)].median_us == i
+    assert sorted(p.suffix for p in tmp_path.iterdir() if p.suffix != ".lock") == [".json", ".pt"]
+
+
+def other_version(path, change):
+    """A file of tiles as another version of the library wrote it."""
+    store.merge(path, "test", "forward", {KEY.at(1): MEASURED})
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda c: c.update(schema=2), "it has schema 2, this lc_triton reads schema 1"),
+        (
+            lambda c: c["entries"][0].update(energy_mj=1.0),
+            "entry 0 is wrong (ArgumentTypeError: entry must be an object",
+        ),
+    ],
+    ids=["schema", "field"],
+)
+def test_a_newer_version_shares_the_tiles(change, reason, tmp_path):
+    """Its file is named once and left alone: this version neither uses it nor writes over it."""
+    path = tmp_path / "forward.json"
+    other_version(path, change)
+    before = path.read_bytes()
+    with pytest.warns(RuntimeWarning) as caught:
+        assert store.read_or_warn(path) == store.read_or_warn(path) == {}
+    (warning,) = caught
+    assert f"configuration file {path} is not used: {reason}" in str(warning.message)
+    for write in (
+        lambda: store.merge(path, "test", "forward", {KEY.at(2): MEASURED}),
+        lambda: store.check_writable(path),
+    ):
+        with pytest.raises(errors.ConfigFileError, match=re.escape(reason)):
+            write()
+    assert path.read_bytes() == before
+    assert not temporaries(tmp_path)
+
+
+def test_a_version_with_other_kernels_shares_the_tiles(tmp_path):
+    """Each keeps the other's entries. A tile of another kernel's source is right, if perhaps not the fastest."""
+    path = tmp_path / "forward.json"
+    other_version(path, lambda c: c["entries"][0].update(kernel_hash="0" * 12, torch="9.9", triton="9.9"))
+    store.merge(path, "test", "forward", {KEY.at(2): MEASURED})
+    found = store.read(path)
+    assert found.keys() == {KEY.at(1), KEY.at(2)}
+    assert found[KEY.at(1)].kernel_hash != store.kernel_hash("forward")
+
+
+READ_ONLY = """
+import os, sys
+from pathlib import Path
+import torch, lc_triton
+from lc_triton import errors
+from lc_triton.demo import checkpoint
+from tests.test_faults import KEY, MEASURED, store
+folder = Path(sys.argv[1])
+entries = {KEY.at(1): MEASURED}
+store.merge(folder / "forward.json", "test", "forward", entries)
+folder.chmod(0o555)
+if os.geteuid() == 0:
+    os.setuid(65534)
+assert store.read(folder / "forward.json") == entries
+for write in (lambda p: store.merge(p, "test", "forward", entries), store.check_writable):
+    for name in ("forward.json", "new.json"):
+        try:
+            write(folder / name)
+        except errors.ConfigFileError as error:
+            print(error)
+try:
+    checkpoint.save(folder / "checkpoint.pt", {}, {})
+except OSError as error:
+    print(error)
+"""
+
+
+@needs_fork
+def test_a_folder_that_may_only_be_read():
+    """What is there is used, what would be written is refused in one line. Root may write anywhere: it turns nobody."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        place = Path(folder) / "tiles"
+        place.mkdir(mode=0o755)
+        done = subprocess.run(
+            [sys.executable, "-c", READ_ONLY, str(place)], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        if "Operation not permitted" in done.stderr:
+            pytest.skip("root may not become another user here")
+        assert done.returncode == 0, done.stderr
+        lines = done.stdout.splitlines()
+        assert len(lines) == 5
+        for line, name in zip(lines, ["forward.json", "new.json"] * 2 + ["checkpoint.pt"], strict=True):
+            assert name.split(".")[0] in line
+            assert "ermission" in line or "not writable" in line
+        assert {p.name for p in place.iterdir()} <= {"forward.json", "forward.lock"}

@@ -142,3 +142,12 @@ def test_the_wheel_is_the_same_to_the_bit_wherever_and_whenever_it_is_built(whee
     (again,) = tmp_path.glob("*.whl")
     first, second = (hashlib.sha256(path.read_bytes()).hexdigest() for path in (wheel, again))
     assert first == second
+
+
+def test_every_bound_is_justified(metadata):
+    """A line of CONTRIBUTING.md a dependency, with the bound that pyproject.toml has."""
+    text = (ROOT / "CONTRIBUTING.md").read_text().replace("_", "-")
+    rows = set(re.findall(r"^\| ([\w-]+>=[\d.]+) \|", text, re.MULTILINE))
+    lines = [line.replace("_", "-") for line in metadata.get_all("Requires-Dist")]
+    assert rows == {bound.group() for line in lines if (bound := re.match(r"[\w-]+>=[\d.]+", line))}
+    assert f"| Python {metadata['Requires-Python']} |" in text

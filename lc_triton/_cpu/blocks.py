@@ -19,6 +19,10 @@ from lc_triton._problem import Problem
 BLOCK_BYTES = 2 << 20
 # Bytes of a buffer that grows with the batch: what would take more goes through in parts of the batch.
 MOST_BYTES = 16 << 20
+# Numbers of a window from which the bias is added behind the sum: a sum that starts from it rounds each of its steps at
+# the bias's size, 1.7 times the error where a matmul sums number after number (MKL without AVX2), 1.3 times at 65,536
+# numbers with AVX-512. For shorter windows the pass over results costs more: 7% of 2 x 2 positions of 1,024 numbers.
+LONG_WINDOW = 4096
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -29,6 +33,13 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 def block_bytes() -> int:
     """Bytes of a block's windows."""
     return min(BLOCK_BYTES * torch.get_num_threads(), MOST_BYTES)
+
+
+def product_and_bias(a: Tensor, b: Tensor, bias: Tensor, out: Tensor | None = None) -> Tensor:
+    """a @ b + bias of matrices `(n, B, D)` and `(n, D, F)`; the bias goes to each of the B rows."""
+    if a.shape[2] < LONG_WINDOW:
+        return torch.baddbmm(bias, a, b, out=out)
+    return torch.bmm(a, b, out=out).add_(bias)
 
 
 def part_of(tensor: Tensor, span: slice, dim: int = 0) -> Tensor:

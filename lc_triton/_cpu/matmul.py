@@ -17,6 +17,7 @@ from lc_triton._cpu.blocks import (
     compute_dtype,
     part_of,
     parts,
+    product_and_bias,
     store_strip,
 )
 from lc_triton._cpu.workspace import Buffer, buffers
@@ -89,7 +90,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
                 if biases is None:
                     torch.bmm(a, b, out=out)
                 else:
-                    torch.baddbmm(part_of(biases, block.span).reshape(-1, 1, filters), a, b, out=out)
+                    product_and_bias(a, b, part_of(biases, block.span).reshape(-1, 1, filters), out)
                 outputs.store(part, block, out.view(-1, groups, count, filters).permute(2, 0, 1, 3))
 
 

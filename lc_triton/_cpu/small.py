@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lc_triton._activations import LINEAR
-from lc_triton._cpu.blocks import compute_dtype
+from lc_triton._cpu.blocks import LONG_WINDOW, compute_dtype, product_and_bias
 from lc_triton._geometry import Geometry
 from lc_triton._problem import Problem
 
@@ -39,6 +39,8 @@ class Small:
     def __init__(self, geometry: Geometry, deciding: Geometry) -> None:
         self.geo = geometry
         self.positions, self.window, self.filters = geometry.positions, geometry.window, geometry.out_channels
+        # What torch has one function for, bias and all.
+        self.one = self.positions == deciding.positions == 1 and self.window < LONG_WINDOW
         self.numbers = deciding.positions * deciding.window
         self.whole = geometry.groups == 1 and deciding.weight_numel <= MOST_WEIGHTS
         self.flat = geometry.ndim == 1 and geometry.dilation == (1,)  # a window is one run of x, which is not copied
@@ -85,7 +87,7 @@ class Small:
     def matrices(self, x: Tensor) -> View | None:
         """All windows of an x that needs no padding, as a view of it, as `products` takes them, where there is one."""
         size, strides = self._view(x.shape[0], x.stride())
-        ndim, first = self.geo.ndim, 1 if self.positions == 1 else 0
+        ndim, first = self.geo.ndim, 1 if self.one else 0
         merged = []
         for cut in (slice(ndim), slice(ndim, ndim + 1), slice(ndim + 1, None)):
             stride = _merged(size[cut], strides[cut])
@@ -121,16 +123,16 @@ class Small:
     def products(self, a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Windows `(P, B, D)` times filters, and the bias: `(P, B, F)`. All are contiguous and of one dtype.
 
-        Where there is one position, windows and results are `(B, D)` and `(B, F)`: half the time of a batch of one.
+        Of `one` product, windows and results are `(B, D)` and `(B, F)`: half the time of a batch of one.
         """
         positions, window, filters = self.positions, self.window, self.filters
-        if positions == 1:
+        if self.one:
             weight = weight.view(window, filters)
             return torch.mm(a, weight) if bias is None else torch.addmm(bias.view(filters), a, weight)
         weight = weight.view(positions, window, filters)
         if bias is None:
             return torch.bmm(a, weight)
-        return torch.baddbmm(bias if bias.ndim == 1 else bias.view(positions, 1, filters), a, weight)
+        return product_and_bias(a, weight, bias if bias.ndim == 1 else bias.view(positions, 1, filters))
 
     def by_sample(self, y: Tensor) -> Tensor:
         """What `products` gives, with the numbers of a sample together; no view, for callers change its shape."""
@@ -156,7 +158,7 @@ def forward(
     """y and, if asked for, z."""
     batch, dtype = x.shape[0], compute_dtype(x.dtype)
     a = _in(dtype, small.windows(x))
-    a = a[0] if small.positions == 1 else a
+    a = a[0] if small.one else a
     weight, bias = _in(dtype, weight).contiguous(), None if bias is None else _in(dtype, bias).contiguous()
     z = small.products(a, weight, bias)
     y = problem.activation(z)
@@ -178,7 +180,7 @@ def forward_of(small: Small, x: Tensor, problem: Problem, *, channels_first: boo
     matrices = None if small.pads else small.matrices(x)
     activation = None if problem.activation is LINEAR else problem.activation
     turned = small.positions > 1 and x.shape[0] > 1
-    products, windows, one = small.products, small.windows, small.positions == 1
+    products, windows, one = small.products, small.windows, small.one
 
     def call(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if matrices is not None:

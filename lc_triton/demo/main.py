@@ -62,8 +62,7 @@ def _run(settings: Settings, device: torch.device, mesh: DeviceMesh | None) -> d
 
     def save() -> None:
         states = {name: r.state_dict() for name, r in runs.items()}
-        if ranks.first():
-            checkpoint.save(path, settings.deciding, states)
+        ranks.by_the_first(lambda: checkpoint.save(path, settings.deciding, states))
 
     # cuDNN's fastest convolutions add in no fixed order; a resumed run must end with the same weights.
     with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
@@ -88,9 +87,12 @@ def _run(settings: Settings, device: torch.device, mesh: DeviceMesh | None) -> d
     print(f"\n{report.table(results)}\n")
     shown = runs["locally connected"]
     filters = ranks.whole(shown.network.get_parameter("0.weight"))
-    if ranks.first():
+
+    def write() -> None:
         write_atomically(settings.out / "results.json", json.dumps(results, indent=1).encode())
         report.picture(settings.out / "demo.png", results, shown.start, filters, digits)
+
+    ranks.by_the_first(write)
     print(f"{settings.out / 'demo.png'} shows the loss curves and the learned filters;")
     print(f"{settings.out / 'results.json'} has all numbers.")
     return results

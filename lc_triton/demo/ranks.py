@@ -46,10 +46,10 @@ def _one_of_them(work: Callable[[], Any], nproc: int) -> int:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // nproc))
     try:
         work()
-    except LocalConvError as error:  # all processes meet the same one, and one of them says so
+    except (LocalConvError, OSError) as error:  # all processes meet the same one, and one of them says so
         if environment("RANK", "0") == "0":
             print(f"lc-triton: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, LocalConvError) else 1
     return 0
 
 
@@ -77,6 +77,26 @@ def joined(device: torch.device) -> Iterator[DeviceMesh | None]:
 def first() -> bool:
     """Whether this process is the one that writes: the first, or the only one."""
     return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def by_the_first(write: Callable[[], Any]) -> None:
+    """Have the first process write.
+
+    Raises:
+        OSError: it cannot, in every process, so that none waits for one that has ended.
+    """
+    said: list[str | None] = [None]
+    if first():
+        try:
+            write()
+        except OSError as error:
+            if not dist.is_initialized():
+                raise
+            said[0] = str(error)
+    if dist.is_initialized():
+        dist.broadcast_object_list(said)
+    if said[0] is not None:
+        raise OSError(said[0])
 
 
 def share(network: nn.Module, mesh: DeviceMesh) -> None:

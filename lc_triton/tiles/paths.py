@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lc_triton._backend import environment
+from lc_triton.errors import ConfigFileError
 
 _NAME = "autotune_configs"
 
@@ -12,15 +13,28 @@ _NAME = "autotune_configs"
 def user_configs() -> Path:
     """The folder of a user's own measurements: $LC_TRITON_CONFIG_DIR, else lc_triton in the user's cache folder.
 
+    Raises:
+        ConfigFileError: neither is known, as for a user without a home folder.
+
     Example:
         >>> user_configs().is_absolute()
         True
     """
     chosen = environment("LC_TRITON_CONFIG_DIR", "")
-    if chosen:
-        return Path(chosen).expanduser().absolute()
-    cache = environment("XDG_CACHE_HOME", "") or "~/.cache"
-    return Path(cache).expanduser().absolute() / "lc_triton" / _NAME
+    folder = Path(chosen or Path(environment("XDG_CACHE_HOME", "") or "~/.cache") / "lc_triton" / _NAME)
+    try:
+        return folder.expanduser().absolute()
+    except RuntimeError as error:
+        reason = "this user has no home folder, so LC_TRITON_CONFIG_DIR must name one for measured tiles"
+        raise ConfigFileError(path=folder, reason=reason) from error
+
+
+def known_user_configs() -> Path | None:
+    """As `user_configs`; None where there is no such folder, and so nothing in it."""
+    try:
+        return user_configs()
+    except ConfigFileError:
+        return None
 
 
 def shipped_workloads() -> Path:

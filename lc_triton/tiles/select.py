@@ -100,7 +100,9 @@ chooser = Chooser()
 
 def _files(face: Face, device: Device) -> Iterator[tuple[Source, Path]]:
     """The files that may hold a measurement, the most telling first."""
-    yield "user", store.file_of(paths.user_configs(), device.arch_name, device.folder, face)
+    own = paths.known_user_configs()
+    if own is not None:
+        yield "user", store.file_of(own, device.arch_name, device.folder, face)
     shipped = paths.shipped_configs()
     exact = store.file_of(shipped, device.arch_name, device.folder, face)
     yield "shipped", exact

@@ -38,8 +38,12 @@ def shapes(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("case", SOME, ids=lambda case: case.name)
+# Every other way of each case, so that each way meets two cases: a call takes seconds here.
+@pytest.mark.parametrize(
+    ("case", "way"),
+    [(case, way) for c, case in enumerate(SOME) for w, way in enumerate(WAYS) if (c + w) % 2 == 0],
+    ids=lambda value: getattr(value, "name", value),
+)
 def test_64_bits_give_the_same(case, way, shapes):
     t = tensors(case)
     check(faces(case, t, lambda channels: tile(channels=channels, **WAYS[way])), expected(case, t))

@@ -53,36 +53,40 @@ def padded_taps(case):
     return (expected(zeros, t)["dw"] == 0).view(geo.weight_shape)
 
 
-@pytest.mark.parametrize("value", [NAN, INF, -INF])
-@pytest.mark.parametrize("way", EXACT)
-@pytest.mark.parametrize("case", FEW, ids=lambda case: case.name)
-def test_one_position_a_tile_keeps_the_definition(case, way, value):
-    for name in ("x", "g", "bias"):
-        t = plant(tensors(case), name, value)
-        got, want = faces(case, t, EXACT[way]), expected(case, t)
-        for key, exact in want.items():
-            assert torch.equal(kinds(got[key]), kinds(exact)), (name, key)
+def turn(case, way):
+    """NaN, Inf and -Inf, beginning with another one for each case and way of summing."""
+    n = FEW.index(case) + list(EXACT).index(way)
+    return [(NAN, INF, -INF)[(n + i) % 3] for i in range(3)]
 
 
-@pytest.mark.parametrize("value", [NAN, INF])
+# A call of the faces takes 30 ms a program here, so one call has all that is planted, each with a value of its own: x
+# reaches y and dw, g dx, dw and db, the bias y. The definition tells them apart, and most numbers stay finite.
 @pytest.mark.parametrize("way", EXACT)
 @pytest.mark.parametrize("case", FEW, ids=lambda case: case.name)
-def test_a_weight_reaches_what_reads_it(case, way, value):
+def test_one_position_a_tile_keeps_the_definition(case, way):
+    t = tensors(case)
+    for seed, (name, value) in enumerate(zip(("x", "g", "bias"), turn(case, way), strict=True)):
+        t = plant(t, name, value, seed)
+    got, want = faces(case, t, EXACT[way]), expected(case, t)
+    for key, exact in want.items():
+        assert 0 < exact.isfinite().sum() < exact.numel(), key
+        assert torch.equal(kinds(got[key]), kinds(exact)), key
+
+
+@pytest.mark.parametrize("way", EXACT)
+@pytest.mark.parametrize("case", FEW, ids=lambda case: case.name)
+def test_a_weight_reaches_what_reads_it(case, way):
     """A tap on padding has a weight that these kernels do not fetch: that one is no part of the sum."""
     t = tensors(case)
     outside = padded_taps(case)
     inside = (~outside).nonzero()
-    for place in (inside[len(inside) // 3], inside[-1]):
-        hit = replace(t, weight=t.weight.clone())
-        hit.weight[tuple(place)] = value
-        got, want = faces(case, hit, EXACT[way]), expected(case, hit)
-        for key, exact in want.items():
-            assert torch.equal(kinds(got[key]), kinds(exact)), key
-    if outside.any():
-        clean = faces(case, t, EXACT[way])
-        hit = replace(t, weight=t.weight.masked_fill(outside, value))
-        got = faces(case, hit, EXACT[way])
-        assert all(torch.equal(got[key], clean[key]) for key in ("y", "dx", "dw", "db"))
+    *values, on_padding = turn(case, way)
+    for place, value in zip((inside[len(inside) // 3], inside[-1]), values, strict=True):
+        t.weight[tuple(place)] = value
+    want = expected(case, t)
+    got = faces(case, replace(t, weight=t.weight.masked_fill(outside, on_padding)), EXACT[way])
+    for key, exact in want.items():
+        assert torch.equal(kinds(got[key]), kinds(exact)), key
 
 
 def test_boxes_fetch_the_weights_of_padding_too():
@@ -108,19 +112,19 @@ def spread(bad, case, rows, cols, groups):
     return hit.reshape(room.shape)[:, :, :, :height, :width].reshape(bad.shape)
 
 
-@pytest.mark.parametrize("value", [NAN, INF])
 @pytest.mark.parametrize("case", SOME, ids=lambda case: case.name)
-def test_a_band_tile_keeps_it_in_its_sample_and_tile(case, value):
+def test_a_band_tile_keeps_it_in_its_sample_and_tile(case):
     rows, cols = (2 if case.geometry.ndim > 1 else 1), 2
-    for name in ("x", "g"):
-        t = plant(tensors(case), name, value)
-        got, want = faces(case, t, lambda channels: tile(rows, cols, channels)), expected(case, t)
-        for key in ("y", "dx"):
-            bad = ~want[key].isfinite()
-            assert not (bad & got[key].isfinite()).any(), (name, key)
-            assert not (~got[key].isfinite() & ~spread(bad, case, rows, cols, case.groups)).any(), (name, key)
-        for key in ("dw", "db"):
-            assert torch.equal(kinds(got[key]), kinds(want[key])), (name, key)
+    values = (NAN, INF) if SOME.index(case) % 2 else (INF, NAN)
+    t = plant(plant(tensors(case), "x", values[0], seed=6), "g", values[1], seed=7)
+    got, want = faces(case, t, lambda channels: tile(rows, cols, channels)), expected(case, t)
+    for key in ("y", "dx"):
+        bad = ~want[key].isfinite()
+        assert bad.any(), key
+        assert not (bad & got[key].isfinite()).any(), key
+        assert not (~got[key].isfinite() & ~spread(bad, case, rows, cols, case.groups)).any(), key
+    for key in ("dw", "db"):
+        assert torch.equal(kinds(got[key]), kinds(want[key])), key
 
 
 def test_a_band_tile_keeps_a_weight_to_its_position():
@@ -153,10 +157,10 @@ def test_activations_of_what_is_not_finite(name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("way", ["dot", "reduced"])
 def test_subnormal_numbers_are_not_flushed(way, dtype, name):
-    case = BY_NAME["2d"]
+    case = Case("2d", (4, 4), 3, 4, 3, batch=3)
     t = tiny(tensors(case, dtype), name)
     got, want = faces(case, t, EXACT[way], Activation("linear")), expected(case, t)
     spacing = torch.finfo(dtype).tiny * torch.finfo(dtype).eps
     for key in {"x": ("y", "dw"), "g": ("dx", "dw", "db"), "weight": ("y", "dx")}[name]:
-        assert want[key].abs().max() > 100 * spacing, key
+        assert want[key].abs().max() > 50 * spacing, key
         assert (got[key].double() - want[key]).abs().max() <= case.geometry.window * spacing, key
