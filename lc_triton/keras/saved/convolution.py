@@ -171,12 +171,15 @@ class LocallyConnected1DArguments(Arguments):
     """`LocallyConnected1D`: the layer checks its own arguments."""
 
     layer: ClassVar[Any] = LocallyConnected1D
+    fan_mode: Any = None  # how our own layers of Keras 3 draw weights, which here are in the file
 
     def module(self, place: Place) -> nn.Module:
         """See the base."""
         known = set(inspect.signature(self.layer).parameters)
         given = {name: value for name, value in (self.model_extra or {}).items() if name in known}
-        if place.package != "lc_triton" and given.get("padding") == "same":
+        if place.package == "lc_triton":
+            given["implementation"] = 1  # that of its kernel, whatever it was given
+        elif given.get("padding") == "same":
             given["padding"] = "keras_same"  # what Keras 2 means by it
         given["activation"] = argument(given.get("activation"), place.keras)
         for name, default in (("kernel_initializer", "glorot_uniform"), ("bias_initializer", "zeros")):

@@ -11,9 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lc_triton._geometry import DATA_FORMATS
 from lc_triton.errors import ArgumentTypeError, ConversionError, KerasFileError
-from lc_triton.keras.layout import IMPLEMENTATIONS
 from lc_triton.keras.saved import archive, checkpoint, spec, stored
 from lc_triton.keras.saved.hdf5 import Array
 from lc_triton.keras.saved.model import Built, build
@@ -60,7 +58,9 @@ def load_model(path: str | Path, *, config: str | Path | Mapping[str, Any] | Non
         built = build(saved.model)
         found = stored.arrays(saved)
         _check_claims(built, found, path)
-        wanted = {name: slots(layer) for name, layer in built.layers.items() if slots(layer)}
+        origins = {layer.name: Origin.of(layer) for layer in saved.model.layers}
+        arrays = {name: slots(layer, origins[name]) for name, layer in built.layers.items()}
+        wanted = {name: of_layer for name, of_layer in arrays.items() if of_layer}
         wrong = [f"layer {name!r} has no arrays in the file" for name in wanted if name not in found]
         wrong += [f"the file has arrays for {name!r}, which the model does not" for name in found if name not in wanted]
         for name in wanted:
@@ -71,7 +71,7 @@ def load_model(path: str | Path, *, config: str | Path | Mapping[str, Any] | Non
         built.model.to_empty(device="cpu")
         for name, layer in built.layers.items():
             if name in found:  # asked anew: to_empty gave the layer other tensors
-                _copy(slots(layer), found[name])
+                _copy(slots(layer, origins[name]), found[name])
     return built.model
 
 
@@ -135,10 +135,11 @@ def load_weights(
     with archive.opened(path) as saved:
         found = stored.arrays(saved)
         targets = _targets(list(found), modules, dict(mapping or {}), path)
-        origins = _origins(saved.model)
+        origins = {} if saved.model is None else {layer.name: Origin.of(layer) for layer in saved.model.layers}
         pairs = []
         misshapen: list[str] = []
         for layer, module in targets.items():
+            # A file without its model may tell a layer's class by its name.
             slots_here = slots(modules[module], origins.get(layer) or Origin(layer))
             wrong = _misfits(layer, slots_here, found[layer])
             misshapen += wrong
@@ -155,16 +156,6 @@ def load_weights(
         for layer, _, slots_here in pairs:
             _copy(slots_here, found[layer])
     return report
-
-
-def _origins(model: spec.ModelSpec | None) -> dict[str, Origin]:
-    """What a file that holds its model tells of its layers; one that does not may tell the class by the name."""
-    found = {}
-    for layer in () if model is None else model.layers:
-        data_format, implementation = (layer.config.get(key) for key in ("data_format", "implementation"))
-        known = data_format in DATA_FORMATS and implementation in (None, *IMPLEMENTATIONS)
-        found[layer.name] = Origin(layer.class_name, *((data_format, implementation) if known else ()))
-    return found
 
 
 def _targets(
@@ -199,13 +190,13 @@ def _check_claims(built: Built, found: Mapping[str, list[Array]], path: Path) ->
 
 def _configuration(config: str | Path | Mapping[str, Any], path: Path) -> spec.ModelSpec:
     if isinstance(config, Mapping):
-        return spec.parse(json.dumps(config), path, 2)
+        return spec.parse(json.dumps(config), path)
     if isinstance(config, Path) or not config.lstrip().startswith("{"):
         try:
             config = Path(config).read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise KerasFileError(path=config, reason=str(error)) from error
-    return spec.parse(config, path, 2)
+    return spec.parse(config, path)
 
 
 def _misfits(layer: str, wanted: list[Slot], found: list[Array]) -> list[str]:
