@@ -143,7 +143,8 @@ def regularization_loss(model: nn.Module) -> Tensor:
     """Sum of the kernel, bias and activity penalties of a model's Keras-convention layers.
 
     Args:
-        model: any module; penalties of all layers inside it count.
+        model: any module; penalties of all layers inside it count, in what `lc_triton.keras.load_model` read those of
+            layers of all kinds.
 
     Returns:
         A scalar, part of the graph: add it to the loss. Activity penalties are those of the last forward, divided by

@@ -23,4 +23,4 @@ def test_tf_keras_loads_the_weights_of_every_model():
         check=False,
     )
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-1000:]
-    assert len(done.stdout.splitlines()) == 3 * 12 - 1 + 1  # float16 is not trained; one model of a user's own
+    assert len(done.stdout.splitlines()) == 3 * 13 - 1 + 1  # float16 is not trained; one model of a user's own

@@ -40,7 +40,7 @@ def assert_computes_what_keras_does(model, name):
 
 
 def test_the_fixtures_are_there():
-    assert len(NAMES) == 12
+    assert len(NAMES) == 13
     assert {f"local_{i}_{f}" for i in (1, 2, 3) for f in ("channels_last", "channels_first")} <= set(NAMES)
 
 
@@ -304,7 +304,6 @@ def test_all_layers_that_cannot_be_converted_are_named():
         ("L4", "filters", 5, "kernel of layer 'L4' has shape"),
         ("L4", "kernel_size", [99, 99], "layer 'L4' (LocallyConnected2D)"),
         ("L4", "implementation", 4, "implementation must be 1, 2 or 3"),
-        ("L4", "kernel_regularizer", {"class_name": "Mine", "config": {}}, "regularizer 'Mine' is not known"),
         ("M2", "pool_size", [0, 2], "pool_size"),
         ("D0", "rate", 1.5, "rate"),
         ("D0", "noise_shape", [1, 2], "noise_shape=[1, 2] is not known"),

@@ -14,12 +14,13 @@ from lc_triton.errors import LocalConvError
 from lc_triton.keras import initializers
 from lc_triton.keras.saved.activation import Function, argument, function
 from lc_triton.keras.saved.arguments import Arguments, Count, Counts, Place, WindowArguments, spread
+from lc_triton.keras.saved.training import KINDS, Trained, asked
 from lc_triton.layers import LocallyConnected1D, LocallyConnected2D, LocallyConnected3D
 
 _CONVOLUTIONS = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
 
 
-class Dense(nn.Linear):
+class Dense(Trained, nn.Linear):
     """A matrix over the last axis, and an activation."""
 
     def __init__(self, inputs: int, units: int, activation: Function | None, *, bias: bool, dtype: torch.dtype) -> None:
@@ -28,11 +29,11 @@ class Dense(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output for x `(..., inputs)`."""
-        y = super().forward(x)
-        return y if self.activation is None else self.activation(y)
+        y = F.linear(x, self.weight, self.bias)
+        return self.observed(y if self.activation is None else self.activation(y))
 
 
-class Convolution(nn.Module):
+class Convolution(Trained):
     """A convolution in either data format, with TensorFlow's padding, and an activation.
 
     Its weight is torch's, `(filters, channels // groups, *kernel)`. With `depthwise`, Keras has a kernel of its own
@@ -75,7 +76,7 @@ class Convolution(nn.Module):
         convolve = _CONVOLUTIONS[len(self.kernel)]
         y = convolve(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
         y = y if self.channels_first else y.movedim(1, -1)
-        return y if self.activation is None else self.activation(y)
+        return self.observed(y if self.activation is None else self.activation(y))
 
     def extra_repr(self) -> str:
         """The arguments."""
@@ -181,6 +182,8 @@ class LocallyConnected1DArguments(Arguments):
             given["implementation"] = 1  # that of its kernel, whatever it was given
         elif given.get("padding") == "same":
             given["padding"] = "keras_same"  # what Keras 2 means by it
+        read, _ = asked(given)
+        given = {name: read.get(name) if name.endswith(tuple(KINDS)) else value for name, value in given.items()}
         given["activation"] = argument(given.get("activation"), place.keras)
         for name, default in (("kernel_initializer", "glorot_uniform"), ("bias_initializer", "zeros")):
             # One that cannot be named here would only matter if the weights, which are in the file, were drawn anew.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from lc_triton.errors import ConversionError
-from lc_triton.keras.saved import activation, convolution, merging, normalization, pooling, shaping
+from lc_triton.keras.saved import activation, convolution, merging, normalization, pooling, shaping, training
 from lc_triton.keras.saved.arguments import LARGEST, Arguments, Place, Shape
 from lc_triton.keras.saved.spec import LayerSpec, ModelSpec, Ref
 
@@ -107,7 +108,24 @@ def build(spec: ModelSpec) -> Built:
         except (ValueError, RuntimeError, IndexError, TypeError, OverflowError) as error:
             raise _refusal(spec, [(layer, str(error).partition("\n")[0])]) from error
     layers = {name: layers[name] for name in by_name if name in layers}
+    _ask(spec, layers)
     return Built(_assemble(spec, layers, order), layers)
+
+
+def _ask(spec: ModelSpec, layers: Mapping[str, nn.Module]) -> None:
+    """Give layers their regularizers and constraints; a warning names those that are left out."""
+    left_out = []
+    for layer in spec.layers:
+        found, unread = training.asked(layer.config)
+        module = layers.get(layer.name)
+        if isinstance(module, training.Trained):
+            module.asks = found
+        elif not isinstance(module, convolution.LOCALLY_CONNECTED):
+            unread += [f"its {name}: this class has none here" for name in found]
+        left_out += [f"layer {layer.name!r} ({layer.class_name}): {reason}" for reason in unread]
+    if left_out:
+        message = f"model {spec.name!r} is trained without what could not be read: {'; '.join(left_out)}"
+        warnings.warn(f"lc_triton: {message}", RuntimeWarning, stacklevel=4)
 
 
 def _assemble(spec: ModelSpec, layers: dict[str, nn.Module], order: Sequence[Ref]) -> Model:
