@@ -98,7 +98,8 @@ def build(spec: ModelSpec) -> Built:
         if layer.class_name == "InputLayer":
             shapes[ref] = _input_shape(layer)
             continue
-        place = Place(tuple(shapes[source] for source in layer.calls[ref[1]]), spec.keras, layer.package)
+        inputs = tuple(shapes[source] for source in layer.calls[ref[1]])
+        place = Place(layer.class_name, inputs, spec.keras, layer.package)
         try:
             if layer.name not in layers:
                 with torch.device("meta"):
