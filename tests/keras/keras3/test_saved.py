@@ -174,6 +174,25 @@ def test_regularizers_constraints_and_dtypes_come_along(tmp_path):
         assert np.allclose(mine.reshape(theirs.shape), theirs.detach(), atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.*HDF5 file:UserWarning")
+@pytest.mark.parametrize("kind", ["keras", "h5", "weights.h5"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_weights_of_other_dtypes(dtype, kind, tmp_path):
+    layer = layers.LocallyConnected2D(4, 3, dtype=dtype, **DRAWN)
+    model = keras.Sequential([keras.Input((6, 5, 2), dtype=dtype), layer])
+    path = tmp_path / f"model.{kind}"
+    model.save_weights(path) if kind == "weights.h5" else model.save(path)
+    got = load_model(path, config=model.to_json() if kind == "weights.h5" else None)
+    assert got[0].weight.dtype == getattr(torch, dtype)
+    assert torch.equal(got[0].weight.flatten(), layer.kernel.value.flatten())
+    assert torch.equal(got[0].bias, layer.bias.value)
+    save_weights(got, tmp_path / "back.weights.h5")
+    before = [w.value.clone() for w in layer.weights]
+    layer.set_weights([np.zeros(w.shape) for w in layer.weights])
+    model.load_weights(tmp_path / "back.weights.h5")
+    assert all(torch.equal(w.value, b) for w, b in zip(layer.weights, before, strict=True))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
