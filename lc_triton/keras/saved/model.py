@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lc_triton.errors import ConversionError
 from lc_triton.keras.saved import activation, convolution, merging, normalization, pooling, shaping, training
 from lc_triton.keras.saved.arguments import LARGEST, Arguments, Place, Shape
-from lc_triton.keras.saved.spec import LayerSpec, ModelSpec, Ref
+from lc_triton.keras.saved.spec import MODELS, LayerSpec, ModelSpec, Ref
 
 CLASSES: dict[str, type[Arguments]] = {
     **convolution.CLASSES,
@@ -24,6 +24,8 @@ CLASSES: dict[str, type[Arguments]] = {
     **shaping.CLASSES,
     **merging.CLASSES,
 }
+
+NONE = "this class has no counterpart here"
 
 # Of a size left open (a sequence of any length, say) only its presence matters before there is an input.
 OPEN_SIZE = 5040
@@ -148,7 +150,9 @@ def _arguments(spec: ModelSpec) -> dict[str, Arguments]:
             continue
         kind = CLASSES.get(layer.class_name)
         if kind is None or (layer.package not in (None, "keras", "lc_triton")):
-            wrong.append((layer, "this class has no counterpart here"))
+            nested = layer.class_name in MODELS
+            reason = "a model inside a model: call its layers in the outer one, then they are read" if nested else NONE
+            wrong.append((layer, reason))
             continue
         try:
             found[layer.name] = kind.model_validate(layer.config)

@@ -12,6 +12,8 @@ from lc_triton.errors import KerasFileError
 # One output of one call of a layer: the layer's name and the number of the call.
 Ref = tuple[str, int]
 
+MODELS = ("Sequential", "Functional", "Model")
+
 # More layers or bytes than any model has; a configuration is text from a file that nobody vouches for.
 MOST_LAYERS = 10_000
 MOST_BYTES = 64 << 20
@@ -86,7 +88,7 @@ def _model(document: object, keras: int, text: str) -> ModelSpec:
     kind, config = model.get("class_name"), model.get("config")
     if kind == "Sequential":
         return _sequential(config, keras, text)
-    if kind in ("Functional", "Model"):
+    if kind in MODELS:
         return _functional(_mapping(config, "the model's config"), keras, text)
     raise _NotUnderstood(f"a {str(kind)[:80]} model, where Sequential and Functional ones can be read")
 

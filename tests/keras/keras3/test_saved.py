@@ -123,8 +123,9 @@ def test_the_command_takes_it(case, tmp_path, capsys):
     assert_same(load_model(tmp_path / "model.pt"), x, wanted)
 
 
+@pytest.mark.parametrize("kind", ["keras", "weights.h5"])
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
-def test_weights_go_into_a_model_of_ones_own(data_format, tmp_path):
+def test_weights_go_into_a_model_of_ones_own(data_format, kind, tmp_path):
     keras.utils.set_random_seed(0)
     model = keras.Sequential(image(data_format))
     model.save(tmp_path / "model.keras")
@@ -136,7 +137,9 @@ def test_weights_go_into_a_model_of_ones_own(data_format, tmp_path):
             "dense": nn.Linear(120, 3),
         }
     )
-    load_weights(own, tmp_path / "model.keras", {first: "a", second: "b", model.layers[-1].name: "dense"})
+    model.save_weights(tmp_path / "model.weights.h5")
+    mapping = {first: "a", second: "b", model.layers[-1].name: "dense"}
+    load_weights(own, tmp_path / f"model.{kind}", mapping, config=model.to_json() if kind == "weights.h5" else None)
     want = load_model(tmp_path / "model.keras")
     for name, layer in zip("ab", want, strict=False):
         assert torch.equal(own[name].weight, layer.weight)
