@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lc_triton._geometry import check_name
+from lc_triton.errors import ArgumentValueError
 from lc_triton.keras.registry import check_model, check_number, lookup
 
 
@@ -76,6 +77,9 @@ class OrthogonalRegularizer:
 
     def __call__(self, w: Tensor) -> Tensor:
         """The penalty of w `(..., D, F)`, as a scalar."""
+        if w.ndim < 2:
+            allowed = f"another for weights of shape {tuple(w.shape)}: it compares the rows of matrices"
+            raise ArgumentValueError(name="regularizer", value=self, allowed=allowed)
         vectors = w if self.mode == "rows" else w.mT
         vectors = vectors * vectors.square().sum(-1, keepdim=True).clamp(min=1e-12).rsqrt()
         size = vectors.shape[-2]
