@@ -1,6 +1,6 @@
 """A network of DeepFace's shape, made and saved by tf_keras: python docs/deepface.py deepface.h5
 
-It writes deepface.h5 (about 480 MB) and deepface.npz, an input and what Keras makes of it, for
+It writes deepface.h5 (410 MB) and deepface.npz, an input and what Keras makes of it, for
 
     lc-triton convert deepface.h5 --out deepface.pt --check deepface.npz
 

@@ -366,6 +366,11 @@ CALLS = [
         E.ArgumentValueError,
         "l2 must be a finite number >= 0, got nan",
     ),
+    (
+        lambda: lc_triton.keras.regularizers.OrthogonalRegularizer()(torch.ones(3)),
+        E.ArgumentValueError,
+        "regularizer must be another for weights of shape (3,): it compares the rows of matrices",
+    ),
     (lambda: keras2d(bias_constraint="maxnorm"), E.UnknownNameError, "constraint 'maxnorm' is not known (did you mean"),
     (
         lambda: lc_triton.keras.constraints.MaxNorm(0),

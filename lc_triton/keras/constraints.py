@@ -176,7 +176,8 @@ def apply_constraints(model: nn.Module) -> None:
     """Project the weights of all Keras-convention layers of a model onto their constraints, in place.
 
     Args:
-        model: any module; layers that are not built yet have nothing to project.
+        model: any module; layers that are not built yet have nothing to project, and frozen weights stay. In what
+            `lc_triton.keras.load_model` read, layers of all kinds have theirs.
 
     Source: `tf_keras.constraints`; Keras applies them after each step.
 

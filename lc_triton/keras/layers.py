@@ -5,26 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from types import FunctionType
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
 from lc_triton._activations import ActivationArg
-from lc_triton._geometry import (
-    DATA_FORMATS,
-    PADDING_NAMES,
-    Geometry,
-    Ints,
-    check_int,
-    check_name,
-    check_padding,
-    int_tuple,
-)
+from lc_triton._geometry import Geometry, Ints, check_int, check_name
 from lc_triton.errors import (
     ArgumentTypeError,
     ArgumentValueError,
     BackendError,
-    GroupsError,
     LengthError,
     MissingPackageError,
 )
@@ -32,6 +22,7 @@ from lc_triton.functional import local_conv
 from lc_triton.keras import layout
 from lc_triton.keras.constraints import KERNEL_AXIS
 from lc_triton.keras.initializers import FAN_MODES
+from lc_triton.layers._keras_arguments import KerasArguments
 
 try:
     import keras
@@ -46,8 +37,6 @@ if keras.__version__ < "3":
     raise MissingPackageError(what="lc_triton.keras.layers", package="keras 3", extra="keras3")
 
 __all__ = ["LocallyConnected1D", "LocallyConnected2D", "LocallyConnected3D"]
-
-AXES = {1: ("steps",), 2: ("rows", "cols"), 3: ("depth", "rows", "cols")}
 
 # Keras 3's functions that the operator has fused, the same to rounding. Any other runs afterwards.
 FUSED: dict[Any, ActivationArg] = {
@@ -70,10 +59,8 @@ FUSED: dict[Any, ActivationArg] = {
 }
 
 
-class _LocallyConnectedNd(keras.layers.Layer):
+class _LocallyConnectedNd(KerasArguments, keras.layers.Layer):
     """What the layers of all dimensions share."""
-
-    ndim: ClassVar[int]
 
     def __init__(
         self,
@@ -104,19 +91,18 @@ class _LocallyConnectedNd(keras.layers.Layer):
             )
             raise BackendError(value=keras.config.backend(), reason=reason)
         super().__init__(activity_regularizer=_regularizer(activity_regularizer), **kwargs)
-        n = self.ndim
-        self.filters = check_int("filters", filters, 1)
-        self.kernel_size = int_tuple("kernel_size", kernel_size, n)
-        self.strides = int_tuple("strides", strides, n)
-        name = padding.lower() if isinstance(padding, str) else padding
-        self.padding = check_name("padding", name, PADDING_NAMES)
-        check_padding(self.padding, n)
-        data_format = keras.config.image_data_format() if data_format is None else data_format
-        self.data_format = check_name("data_format", data_format, DATA_FORMATS)
+        self._take(
+            filters=filters,
+            kernel_size=kernel_size,
+            strides=strides,
+            padding=padding,
+            data_format=keras.config.image_data_format() if data_format is None else data_format,
+            use_bias=use_bias,
+            implementation=implementation,
+            dilation_rate=dilation_rate,
+            groups=groups,
+        )
         self.activation = keras.activations.get(activation)
-        if not isinstance(use_bias, bool):
-            raise ArgumentTypeError(name="use_bias", value=use_bias, allowed="True or False")
-        self.use_bias = use_bias
         kernel_initializer = "glorot_uniform" if kernel_initializer is None else kernel_initializer
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get("zeros" if bias_initializer is None else bias_initializer)
@@ -124,31 +110,13 @@ class _LocallyConnectedNd(keras.layers.Layer):
         self.bias_regularizer = _regularizer(bias_regularizer)
         self.kernel_constraint = _kernel_constraint(kernel_constraint)
         self.bias_constraint = keras.constraints.get(bias_constraint)
-        self.implementation = check_int("implementation", implementation, 1)
-        if self.implementation not in layout.IMPLEMENTATIONS:
-            allowed = "1, 2 or 3 (all compute the same here)"
-            raise ArgumentValueError(name="implementation", value=implementation, allowed=allowed)
-        self.dilation_rate = int_tuple("dilation_rate", dilation_rate, n)
-        self.groups = check_int("groups", groups, 1)
-        if self.filters % self.groups:
-            raise GroupsError(name="filters", value=self.filters, groups=self.groups)
         self.fan_mode = check_name("fan_mode", fan_mode, FAN_MODES)
-        self.input_spec = keras.layers.InputSpec(ndim=n + 2)
+        self.input_spec = keras.layers.InputSpec(ndim=self.ndim + 2)
         self._geometry: Geometry | None = None
 
     # ---- shapes
 
-    @property
-    def _axes(self) -> tuple[str, ...]:
-        """What the axes of an input are, the batch's first."""
-        spatial = AXES[self.ndim]
-        return ("batch", "channels", *spatial) if self._channels_first else ("batch", *spatial, "channels")
-
-    @property
-    def _channels_first(self) -> bool:
-        return bool(self.data_format == "channels_first")
-
-    def _geometry_for(self, input_shape: Sequence[int | None]) -> Geometry:
+    def _geometry_for_batch(self, input_shape: Sequence[int | None]) -> Geometry:
         axes = self._axes
         if not isinstance(input_shape, Sequence) or isinstance(input_shape, str):
             raise ArgumentTypeError(name="input_shape", value=input_shape, allowed="a sequence of sizes")
@@ -162,30 +130,18 @@ class _LocallyConnectedNd(keras.layers.Layer):
                     "be None"
                 )
                 raise ArgumentValueError(name="input_shape", value=tuple(input_shape), allowed=allowed)
-        sizes = [check_int("input_shape", size, 1) for size in input_shape[1:]]
-        channels = sizes.pop(0 if self._channels_first else -1)
-        return Geometry.make(
-            sizes,
-            channels,
-            self.filters,
-            self.kernel_size,
-            stride=self.strides,
-            padding=self.padding,
-            dilation=self.dilation_rate,
-            groups=self.groups,
-        )
+        return self._geometry_for(tuple(check_int("input_shape", size, 1) for size in input_shape[1:]))
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         """The output's shape, `(batch, *shape of one output)`, for a batch of `input_shape`."""
-        spatial = self._geometry_for(input_shape).out_spatial
-        one = (self.filters, *spatial) if self._channels_first else (*spatial, self.filters)
-        return (input_shape[0], *one)
+        geometry = self._geometry_for_batch(input_shape)
+        return (input_shape[0], *self._arrange(geometry.out_spatial, self.filters))
 
     # ---- weights and the output
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Make `kernel`, `(P, D, F)`, and `bias`, `(*new_spatial, F)`, for inputs of `(batch, *shape of one input)`."""
-        geometry = self._geometry = self._geometry_for(input_shape)
+        geometry = self._geometry = self._geometry_for_batch(input_shape)
         each = self.fan_mode == "position"
         # The operator reads float32 weights as they are where a mixed policy computes in 16 bits: no copy is cast.
         self.kernel = self.add_weight(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lc_triton._geometry import check_name
+from lc_triton.errors import ArgumentValueError
 from lc_triton.keras.registry import check_model, check_number, lookup
 
 
@@ -76,6 +77,9 @@ class OrthogonalRegularizer:
 
     def __call__(self, w: Tensor) -> Tensor:
         """The penalty of w `(..., D, F)`, as a scalar."""
+        if w.ndim < 2:
+            allowed = f"another for weights of shape {tuple(w.shape)}: it compares the rows of matrices"
+            raise ArgumentValueError(name="regularizer", value=self, allowed=allowed)
         vectors = w if self.mode == "rows" else w.mT
         vectors = vectors * vectors.square().sum(-1, keepdim=True).clamp(min=1e-12).rsqrt()
         size = vectors.shape[-2]
@@ -143,7 +147,8 @@ def regularization_loss(model: nn.Module) -> Tensor:
     """Sum of the kernel, bias and activity penalties of a model's Keras-convention layers.
 
     Args:
-        model: any module; penalties of all layers inside it count.
+        model: any module; penalties of all layers inside it count, in what `lc_triton.keras.load_model` read those of
+            layers of all kinds.
 
     Returns:
         A scalar, part of the graph: add it to the loss. Activity penalties are those of the last forward, divided by

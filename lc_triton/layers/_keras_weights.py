@@ -65,15 +65,15 @@ class KerasWeights(PlannedLayer):
         return found
 
     def constrain_(self) -> None:
-        """Project kernel and bias onto their constraints, in place."""
+        """Project kernel and bias onto their constraints, in place; what is frozen stays, as in Keras."""
         if self._plan is None:
             return
-        if self.kernel_constraint is not None:
+        if self.kernel_constraint is not None and self.weight.requires_grad:
             implementation = 1 if constraints.by_window(self.kernel_constraint) else self.implementation
             kernel = self._connected(implementation)
             kernel = constraints.project(self.kernel_constraint, kernel, constraints.KERNEL_AXIS)
             self._write("weight", kernel, implementation)
-        if self.bias_constraint is not None and self.use_bias:
+        if self.bias_constraint is not None and self.bias is not None and self.bias.requires_grad:
             self._write("bias", constraints.project(self.bias_constraint, self._read("bias"), constraints.BIAS_AXIS))
 
     def _connected(self, implementation: int) -> Tensor:

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from lc_triton._activations import ActivationArg, parse_activation
-from lc_triton._geometry import DATA_FORMATS, Geometry, Ints, check_int, check_name, check_padding, int_tuple, several
+from lc_triton._geometry import Geometry, Ints, check_int, several
 from lc_triton._plan import Plan, check_floating
 from lc_triton.errors import (
     ArgumentTypeError,
     ArgumentValueError,
-    GroupsError,
     LengthError,
     RankError,
     UnknownNameError,
 )
-from lc_triton.keras import activations, constraints, initializers, layout, registry, regularizers
+from lc_triton.keras import activations, constraints, initializers, registry, regularizers
+from lc_triton.layers._keras_arguments import KerasArguments
 from lc_triton.layers._keras_weights import KerasWeights
 
 __all__ = ["LocallyConnected1D", "LocallyConnected2D", "LocallyConnected3D"]
-
-PADDINGS = ("valid", "same", "keras_same", "causal")
-AXES = {1: "steps", 2: "rows, cols", 3: "depth, rows, cols"}
 
 
 def _dtype(value: torch.dtype | str | None) -> torch.dtype | None:
@@ -53,11 +50,10 @@ def _known_sizes(shape: object, ndim: int, *, batch: bool) -> tuple[int, ...]:
     return tuple(check_int("input_shape", size, 1) for size in sizes)
 
 
-class _LocallyConnectedNd(LazyModuleMixin, KerasWeights):
+class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
     """What the layers of all dimensions share; built by `input_shape`, by `build` or by the first call."""
 
     cls_to_become = None  # a built layer stays what it is
-    ndim: ClassVar[int]
 
     def __init__(
         self,
@@ -83,21 +79,19 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights):
         device: Any = None,
         dtype: torch.dtype | str | None = None,
     ) -> None:
-        parse_activation(activations.get(activation))
-        if not isinstance(use_bias, bool):
-            raise ArgumentTypeError(name="use_bias", value=use_bias, allowed="True or False")
-        super().__init__(activation, with_bias=use_bias, device=device, dtype=_dtype(dtype))
-        n = self.ndim
-        self.filters = check_int("filters", filters, 1)
-        self.kernel_size = int_tuple("kernel_size", kernel_size, n)
-        self.strides = int_tuple("strides", strides, n)
-        name = padding.lower() if isinstance(padding, str) else padding
-        self.padding = check_name("padding", name, PADDINGS)
-        check_padding(self.padding, n)
-        self.data_format = check_name(
-            "data_format", "channels_last" if data_format is None else data_format, DATA_FORMATS
+        self._take(
+            filters=filters,
+            kernel_size=kernel_size,
+            strides=strides,
+            padding=padding,
+            data_format="channels_last" if data_format is None else data_format,
+            use_bias=use_bias,
+            implementation=implementation,
+            dilation_rate=dilation_rate,
+            groups=groups,
         )
-        self.use_bias = use_bias
+        parse_activation(activations.get(activation))
+        super().__init__(activation, with_bias=use_bias, device=device, dtype=_dtype(dtype))
         self.kernel_initializer = initializers.get(kernel_initializer)
         self.bias_initializer = initializers.get(bias_initializer)
         self.kernel_regularizer = regularizers.get(kernel_regularizer)
@@ -105,17 +99,9 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights):
         self.activity_regularizer = regularizers.get(activity_regularizer)
         self.kernel_constraint = constraints.get(kernel_constraint)
         self.bias_constraint = constraints.get(bias_constraint)
-        self.implementation = check_int("implementation", implementation, 1)
-        if self.implementation not in layout.IMPLEMENTATIONS:
-            allowed = "1, 2 or 3 (all compute the same here)"
-            raise ArgumentValueError(name="implementation", value=implementation, allowed=allowed)
-        self.dilation_rate = int_tuple("dilation_rate", dilation_rate, n)
-        self.groups = check_int("groups", groups, 1)
-        if self.filters % self.groups:
-            raise GroupsError(name="filters", value=self.filters, groups=self.groups)
         self._activity: Tensor | None = None
         if input_shape is not None:
-            self._build(_known_sizes(input_shape, n, batch=False))
+            self._build(_known_sizes(input_shape, self.ndim, batch=False))
             self._drop_lazy_hooks()
 
     # ---- building
@@ -134,22 +120,6 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights):
     def output_shape(self) -> tuple[int | None, ...] | None:
         """`(None, *shape of one output)`, as Keras has it; None until the layer is built."""
         return None if self._plan is None else (None, *self._arrange(self._geometry.out_spatial, self.filters))
-
-    def _arrange(self, spatial: tuple[int, ...], channels: int) -> tuple[int, ...]:
-        return (channels, *spatial) if self.data_format == "channels_first" else (*spatial, channels)
-
-    def _geometry_for(self, shape: tuple[int, ...]) -> Geometry:
-        spatial, channels = (shape[1:], shape[0]) if self.data_format == "channels_first" else (shape[:-1], shape[-1])
-        return Geometry.make(
-            spatial,
-            channels,
-            self.filters,
-            self.kernel_size,
-            stride=self.strides,
-            padding=self.padding,
-            dilation=self.dilation_rate,
-            groups=self.groups,
-        )
 
     def _build(self, shape: tuple[int, ...]) -> None:
         geometry = self._geometry_for(shape)
@@ -205,12 +175,8 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights):
 
     def _check_rank(self, x: object) -> None:
         if isinstance(x, Tensor) and x.ndim != self.ndim + 2:
-            axes = (
-                f"channels, {AXES[self.ndim]}"
-                if self.data_format == "channels_first"
-                else f"{AXES[self.ndim]}, channels"
-            )
-            raise RankError(name="x", allowed=f"{self.ndim + 2} dimensions (batch, {axes})", shape=tuple(x.shape))
+            allowed = f"{self.ndim + 2} dimensions ({', '.join(self._axes)})"
+            raise RankError(name="x", allowed=allowed, shape=tuple(x.shape))
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         """The output's shape for a batch of `input_shape`, without building.

@@ -18,12 +18,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
+import lc_triton
 from lc_triton.errors import LocalConvError
 from lc_triton.keras import load_model, load_weights
 from lc_triton.keras.saved import hdf5
 
 HERE = Path(__file__).parent / "saved"
-SMALL = ["local_1_channels_last", "local_2_channels_last", "local_3_channels_first", "sequence", "every_layer"]
+SMALL = [
+    "local_1_channels_last",
+    "local_2_channels_last",
+    "local_3_channels_first",
+    "sequence",
+    "every_layer",
+    "penalised",
+]
 # The HDF5 library runs for ever on some files; a reader must not.
 hdf5.SECONDS = 2.0
 SECONDS_A_CASE = hdf5.SECONDS + 10
@@ -93,7 +101,9 @@ def case(number, folder):
     name = r.choice(SMALL)
     if r.random() < 0.5:
         config = mutated_config(r, json.loads((HERE / f"{name}.json").read_text()))
-        load_model(HERE / f"{name}.weights.h5", config=config)
+        model = load_model(HERE / f"{name}.weights.h5", config=config)
+        lc_triton.regularization_loss(model)
+        lc_triton.apply_constraints(model)
         return
     kind = r.choice(["h5", "keras", "weights.h5"])
     path = folder / f"case.{kind}"

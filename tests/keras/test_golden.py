@@ -21,6 +21,7 @@ INITIALIZERS = [
     for r in json.loads((GOLDEN / "keras_initializers.json").read_text())["records"]
     if r["args"]["implementation"] == 1 and "error" not in r
 ]
+DRAWN = json.loads(Path(__file__).with_name("drawn.json").read_text())["records"]
 
 
 def layer_of(cls, args, input_shape, **kwargs):
@@ -138,6 +139,23 @@ def test_initializers_draw_from_keras_distribution(record):
     sharp = record["initializer"] != "random_normal"  # all others are uniform, cut or constant
     for got, want in ((kernel.min(), record["min"]), (kernel.max(), record["max"])):
         assert abs(got - want) <= (0.01 if sharp else 0.25) * abs(want)
+
+
+@pytest.mark.parametrize("record", DRAWN, ids=range(len(DRAWN)))
+def test_initializers_draw_as_kerass_do_for_each_implementation(record):
+    assert initializers.fans(record["shape"], "keras") == tuple(record["fans"])
+    name = record["initializer"]
+    config = {"fan_mode": "keras"} if "fan_mode" in vars(initializers.get(name)) else {}
+    initializer = {"class_name": name, "config": {**config, "seed": 1}}
+    layer = layer_of(record["cls"], record["args"] | {"kernel_initializer": initializer}, record["input_shape"])
+    kernel = layer.get_weights()[0]
+    assert list(kernel.shape) == record["shape"]
+    kernel = kernel[kernel != 0]  # implementation 2 has zeros between what is not connected
+    assert abs(kernel.mean() - record["mean"]) < 0.02 * record["std"]
+    assert abs(kernel.std() / record["std"] - 1) < 0.01
+    sharp = name != "random_normal"  # all others are uniform or cut
+    for got, want in ((kernel.min(), record["min"]), (kernel.max(), record["max"])):
+        assert abs(got / want - 1) <= (0.01 if sharp else 0.25)
 
 
 def test_constraints_follow_a_step():

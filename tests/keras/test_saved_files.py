@@ -88,6 +88,8 @@ REPLACEMENTS = {
     "text": (lambda g, n, s: g.create_dataset(n, data=["a"] * 4), "of type object"),
     "complex": (lambda g, n, s: g.create_dataset(n, s, "c8"), "of type complex64"),
     "fields": (lambda g, n, s: g.create_dataset(n, s, [("a", "f4")]), "no numbers"),
+    "a field": (lambda g, n, s: g.create_dataset(n, s, [("a", "f2")]), "no numbers"),
+    "three bytes": (lambda g, n, s: g.create_dataset(n, s, "V3"), "no numbers"),
     "references": (lambda g, n, s: g.create_dataset(n, s, h5py.ref_dtype), "of type object"),
     "lists": (lambda g, n, s: g.create_dataset(n, s, h5py.vlen_dtype("f4")), "of type object"),
     "empty": (lambda g, n, s: g.create_dataset(n, data=h5py.Empty("f4")), "no shape"),
@@ -122,6 +124,16 @@ def test_numbers_of_other_types_are_taken(tmp_path):
 
     got, want = load_model(edited(tmp_path, edit)), load_model(HERE / "local_1_channels_last.h5")
     assert torch.equal(got.image.weight, want.image.weight)
+
+
+@pytest.mark.parametrize("compression", [None, "gzip"])
+def test_numbers_of_bfloat16_are_taken(compression, tmp_path):
+    def edit(file):  # as ml_dtypes, whose type HDF5 does not know, is written: two bytes a number
+        bits = torch.from_numpy(file[KERNEL][()]).bfloat16().view(torch.int16).numpy().view("V2")
+        replace(lambda g, n, s: g.create_dataset(n, data=bits, compression=compression))(file)
+
+    got, want = load_model(edited(tmp_path, edit)), load_model(HERE / "local_1_channels_last.h5")
+    assert torch.equal(got.image.weight, want.image.weight.bfloat16().float())
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from lc_triton._activations import Activation, ActivationArg, parse_activation
 from lc_triton.errors import UnknownNameError
 from lc_triton.keras import activations
 from lc_triton.keras.saved.arguments import Arguments, Axes, Axis, Number, Place, positive_axis
+from lc_triton.keras.saved.training import Trained
 
 Function = Callable[[Tensor], Tensor]
 
@@ -87,7 +88,7 @@ class Rectify(nn.Module):
         return f"slope={self.slope}, threshold={self.threshold}, ceiling={self.ceiling}"
 
 
-class PReLU(nn.Module):
+class PReLU(Trained):
     """ReLU whose negative slopes are learned, one a site and channel but for shared axes."""
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -96,7 +97,7 @@ class PReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The activated x."""
-        return torch.where(x > 0, x, self.weight * x)
+        return self.observed(torch.where(x > 0, x, self.weight * x))
 
 
 class ActivationArguments(Arguments):

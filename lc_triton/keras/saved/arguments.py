@@ -39,11 +39,17 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a layer stands: the shapes of its inputs without the batch, and the Keras that wrote it."""
+    """Where a layer stands: its class, the shapes of its inputs without the batch, and the Keras that wrote it."""
 
+    class_name: str
     shapes: tuple[Shape, ...]
     keras: int = 2
     package: str | None = None
+
+    @property
+    def ndim(self) -> int:
+        """The spatial axes in the name of the class: 2 for Conv2D."""
+        return int(self.class_name[-2])
 
     @property
     def shape(self) -> Shape:
@@ -52,9 +58,9 @@ class Place:
             raise ValueError(f"it takes one input, and is given {len(self.shapes)}")
         return self.shapes[0]
 
-    def spatial(self, ndim: int, data_format: str) -> tuple[Shape, int]:
+    def spatial(self, data_format: str) -> tuple[Shape, int]:
         """The spatial sizes and the channels of the one input."""
-        shape = self.shape
+        shape, ndim = self.shape, self.ndim
         if len(shape) != ndim + 1:
             raise ValueError(f"it takes inputs with {ndim + 1} axes beside the batch, and is given shape {shape}")
         return (shape[1:], shape[0]) if data_format == "channels_first" else (shape[:-1], shape[-1])
@@ -89,7 +95,7 @@ _IDLE = (
 
 
 class Arguments(BaseModel):
-    """A layer's configuration; one class a Keras class, whose fields are that class's arguments."""
+    """A layer's configuration; one class for Keras's classes of one kind, whose fields are their arguments."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 

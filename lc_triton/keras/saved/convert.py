@@ -105,7 +105,7 @@ def _numbered(arrays: dict[str, Tensor], letter: str, path: Path) -> list[Tensor
         found.append(arrays[name])
     if not found:
         allowed = "a file with arrays x and y, as np.savez(path, x=x, y=model.predict(x)) makes it"
-        raise ArgumentValueError(name="--check", value=f"{path} with {', '.join(arrays)}", allowed=allowed)
+        raise ArgumentValueError(name="--check", value=f"{path} with {', '.join(arrays)[:200]}", allowed=allowed)
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +14,18 @@ from lc_triton.errors import LocalConvError
 from lc_triton.keras import initializers
 from lc_triton.keras.saved.activation import Function, argument, function
 from lc_triton.keras.saved.arguments import Arguments, Count, Counts, Place, WindowArguments, spread
+from lc_triton.keras.saved.training import KINDS, Trained, asked
 from lc_triton.layers import LocallyConnected1D, LocallyConnected2D, LocallyConnected3D
+
+LOCALLY_CONNECTED = (LocallyConnected1D, LocallyConnected2D, LocallyConnected3D)
+
+_LAYERS: dict[str, Any] = {layer.__name__: layer for layer in LOCALLY_CONNECTED}
+_KNOWN = inspect.signature(LocallyConnected1D).parameters  # the same for all
 
 _CONVOLUTIONS = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
 
 
-class Dense(nn.Linear):
+class Dense(Trained, nn.Linear):
     """A matrix over the last axis, and an activation."""
 
     def __init__(self, inputs: int, units: int, activation: Function | None, *, bias: bool, dtype: torch.dtype) -> None:
@@ -28,11 +34,11 @@ class Dense(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output for x `(..., inputs)`."""
-        y = super().forward(x)
-        return y if self.activation is None else self.activation(y)
+        y = F.linear(x, self.weight, self.bias)
+        return self.observed(y if self.activation is None else self.activation(y))
 
 
-class Convolution(nn.Module):
+class Convolution(Trained):
     """A convolution in either data format, with TensorFlow's padding, and an activation.
 
     Its weight is torch's, `(filters, channels // groups, *kernel)`. With `depthwise`, Keras has a kernel of its own
@@ -75,7 +81,7 @@ class Convolution(nn.Module):
         convolve = _CONVOLUTIONS[len(self.kernel)]
         y = convolve(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
         y = y if self.channels_first else y.movedim(1, -1)
-        return y if self.activation is None else self.activation(y)
+        return self.observed(y if self.activation is None else self.activation(y))
 
     def extra_repr(self) -> str:
         """The arguments."""
@@ -100,8 +106,6 @@ class DenseArguments(Arguments):
 
 
 class _ConvArguments(WindowArguments):
-    ndim: ClassVar[int]
-
     kernel_size: Counts
     strides: Counts = (1,)
     dilation_rate: Counts = (1,)
@@ -110,18 +114,19 @@ class _ConvArguments(WindowArguments):
     use_bias: bool = True
 
     def _convolution(self, place: Place, filters: int, groups: int, *, depthwise: bool = False) -> nn.Module:
-        allowed = ("valid", "same", "causal") if self.ndim == 1 and not depthwise else ("valid", "same")
+        ndim = place.ndim
+        allowed = ("valid", "same", "causal") if ndim == 1 and not depthwise else ("valid", "same")
         if self.padding not in allowed:
             raise ValueError(f"its padding {self.padding[:80]!r} is none of {', '.join(allowed)}")
-        _, channels = place.spatial(self.ndim, self.data_format)
+        _, channels = place.spatial(self.data_format)
         if channels % groups or filters % groups:
             raise ValueError(f"{channels} channels and {filters} filters cannot be split into {groups} groups")
         return Convolution(
             channels,
             filters,
-            spread("kernel_size", self.kernel_size, self.ndim),
-            stride=spread("strides", self.strides, self.ndim),
-            dilation=spread("dilation_rate", self.dilation_rate, self.ndim),
+            spread("kernel_size", self.kernel_size, ndim),
+            stride=spread("strides", self.strides, ndim),
+            dilation=spread("dilation_rate", self.dilation_rate, ndim),
             padding=self.padding,
             groups=groups,
             channels_first=self.channels_first,
@@ -132,10 +137,9 @@ class _ConvArguments(WindowArguments):
         )
 
 
-class Conv1DArguments(_ConvArguments):
-    """`Conv1D`."""
+class ConvArguments(_ConvArguments):
+    """`Conv1D` and `Conv2D`."""
 
-    ndim = 1
     filters: Count
 
     def module(self, place: Place) -> nn.Module:
@@ -143,41 +147,31 @@ class Conv1DArguments(_ConvArguments):
         return self._convolution(place, self.filters, self.groups)
 
 
-class Conv2DArguments(Conv1DArguments):
-    """`Conv2D`."""
+class DepthwiseConvArguments(_ConvArguments):
+    """`DepthwiseConv1D` and `DepthwiseConv2D`."""
 
-    ndim = 2
-
-
-class DepthwiseConv1DArguments(_ConvArguments):
-    """`DepthwiseConv1D`."""
-
-    ndim = 1
     depth_multiplier: Count = 1
 
     def module(self, place: Place) -> nn.Module:
         """See the base."""
-        _, channels = place.spatial(self.ndim, self.data_format)
+        _, channels = place.spatial(self.data_format)
         return self._convolution(place, channels * self.depth_multiplier, channels, depthwise=True)
 
 
-class DepthwiseConv2DArguments(DepthwiseConv1DArguments):
-    """`DepthwiseConv2D`."""
+class LocallyConnectedArguments(Arguments):
+    """`LocallyConnected1D`, 2D and, which only our layers of Keras 3 write, 3D: each checks its own arguments."""
 
-    ndim = 2
-
-
-class LocallyConnected1DArguments(Arguments):
-    """`LocallyConnected1D`: the layer checks its own arguments."""
-
-    layer: ClassVar[Any] = LocallyConnected1D
+    fan_mode: Any = None  # how our own layers of Keras 3 draw weights, which here are in the file
 
     def module(self, place: Place) -> nn.Module:
         """See the base."""
-        known = set(inspect.signature(self.layer).parameters)
-        given = {name: value for name, value in (self.model_extra or {}).items() if name in known}
-        if place.package != "lc_triton" and given.get("padding") == "same":
+        given = {name: value for name, value in (self.model_extra or {}).items() if name in _KNOWN}
+        if place.package == "lc_triton":
+            given["implementation"] = 1  # that of its kernel, whatever it was given
+        elif given.get("padding") == "same":
             given["padding"] = "keras_same"  # what Keras 2 means by it
+        read, _ = asked(given)
+        given = {name: read.get(name) if name.endswith(tuple(KINDS)) else value for name, value in given.items()}
         given["activation"] = argument(given.get("activation"), place.keras)
         for name, default in (("kernel_initializer", "glorot_uniform"), ("bias_initializer", "zeros")):
             # One that cannot be named here would only matter if the weights, which are in the file, were drawn anew.
@@ -187,36 +181,20 @@ class LocallyConnected1DArguments(Arguments):
                 given[name] = default
         given |= {"dtype": self.variable_dtype, "device": "meta", "input_shape": place.shape}
         try:
-            layer: nn.Module = self.layer.from_config({**given, "trainable": self.trainable})
+            layer: nn.Module = _LAYERS[place.class_name].from_config({**given, "trainable": self.trainable})
         except LocalConvError as error:
             raise ValueError(str(error)) from None
         return layer
 
     def _knows(self, name: str) -> bool:
-        return name in inspect.signature(self.layer).parameters or super()._knows(name)
+        return name in _KNOWN or super()._knows(name)
 
-
-class LocallyConnected2DArguments(LocallyConnected1DArguments):
-    """`LocallyConnected2D`."""
-
-    layer = LocallyConnected2D
-
-
-class LocallyConnected3DArguments(LocallyConnected1DArguments):
-    """`LocallyConnected3D`, which only our own Keras 3 layers write."""
-
-    layer = LocallyConnected3D
-
-
-LOCALLY_CONNECTED = (LocallyConnected1D, LocallyConnected2D, LocallyConnected3D)
 
 CLASSES: dict[str, type[Arguments]] = {
     "Dense": DenseArguments,
-    "Conv1D": Conv1DArguments,
-    "Conv2D": Conv2DArguments,
-    "DepthwiseConv1D": DepthwiseConv1DArguments,
-    "DepthwiseConv2D": DepthwiseConv2DArguments,
-    "LocallyConnected1D": LocallyConnected1DArguments,
-    "LocallyConnected2D": LocallyConnected2DArguments,
-    "LocallyConnected3D": LocallyConnected3DArguments,
+    "Conv1D": ConvArguments,
+    "Conv2D": ConvArguments,
+    "DepthwiseConv1D": DepthwiseConvArguments,
+    "DepthwiseConv2D": DepthwiseConvArguments,
+    **dict.fromkeys(_LAYERS, LocallyConnectedArguments),
 }

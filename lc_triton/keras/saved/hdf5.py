@@ -49,6 +49,8 @@ class Array:
             array = np.load(self.path, allow_pickle=False)
         else:
             array = np.fromfile(self.path, self.dtype, self.size, offset=self.offset).reshape(self.shape)
+        if array.dtype == np.dtype("V2"):
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False).reshape(self.shape))
 
 

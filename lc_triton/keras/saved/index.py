@@ -14,6 +14,9 @@ from typing import Any
 import h5py
 import numpy as np
 
+# HDF5 does not know the type: Keras's numbers of it are opaque pairs of bytes.
+BFLOAT16 = np.dtype("V2")
+
 MOST_DIMENSIONS = 16
 MOST_NAMES = 200_000
 MEMORY_BYTES = 4 << 30
@@ -90,8 +93,9 @@ class Walk:
 
     def wrong(self, dataset: h5py.Dataset) -> str:
         """Why an array is none of real numbers that lie in this very file; nothing if it is one."""
-        if dataset.dtype.kind not in "fiu" or dataset.dtype.itemsize > 8:
-            return f"is of type {dataset.dtype}, no numbers of up to 64 bits"
+        kind = dataset.dtype
+        if kind != BFLOAT16 and (kind.kind not in "fiu" or kind.itemsize > 8):
+            return f"is of type {kind}, no numbers of up to 64 bits"
         if dataset.shape is None or len(dataset.shape) > MOST_DIMENSIONS:
             return "has no shape that weights have"
         if dataset.external or dataset.is_virtual:

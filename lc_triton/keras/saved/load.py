@@ -6,21 +6,22 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
-from lc_triton._geometry import DATA_FORMATS
 from lc_triton.errors import ArgumentTypeError, ConversionError, KerasFileError
-from lc_triton.keras.layout import IMPLEMENTATIONS
 from lc_triton.keras.saved import archive, checkpoint, spec, stored
 from lc_triton.keras.saved.hdf5 import Array
 from lc_triton.keras.saved.model import Built, build
 from lc_triton.keras.saved.weights import Origin, Slot, slots
 
+# A model's `to_json()`: as text, as a mapping, or the path of its file.
+Config: TypeAlias = str | Path | Mapping[str, Any] | None
 
-def load_model(path: str | Path, *, config: str | Path | Mapping[str, Any] | None = None) -> nn.Module:
+
+def load_model(path: str | Path, *, config: Config = None) -> nn.Module:
     """The torch module of a model that Keras saved, with its weights, in eval mode.
 
     Args:
@@ -50,17 +51,16 @@ def load_model(path: str | Path, *, config: str | Path | Mapping[str, Any] | Non
     if path.suffix == ".pt":
         return checkpoint.load(path)
     with archive.opened(path) as saved:
-        if config is not None:
-            if saved.model is not None:
-                raise ArgumentTypeError(name="config", value=config, allowed="None for a file that holds its model")
-            saved = replace(saved, model=_configuration(config, path))
+        saved = _with(config, saved)
         if saved.model is None:
             reason = "it holds weights alone: give the model's to_json() as config=, or use load_weights on a module"
             raise KerasFileError(path=path, reason=reason)
         built = build(saved.model)
         found = stored.arrays(saved)
         _check_claims(built, found, path)
-        wanted = {name: slots(layer) for name, layer in built.layers.items() if slots(layer)}
+        origins = {layer.name: Origin.of(layer) for layer in saved.model.layers}
+        arrays = {name: slots(layer, origins[name]) for name, layer in built.layers.items()}
+        wanted = {name: of_layer for name, of_layer in arrays.items() if of_layer}
         wrong = [f"layer {name!r} has no arrays in the file" for name in wanted if name not in found]
         wrong += [f"the file has arrays for {name!r}, which the model does not" for name in found if name not in wanted]
         for name in wanted:
@@ -71,7 +71,7 @@ def load_model(path: str | Path, *, config: str | Path | Mapping[str, Any] | Non
         built.model.to_empty(device="cpu")
         for name, layer in built.layers.items():
             if name in found:  # asked anew: to_empty gave the layer other tensors
-                _copy(slots(layer), found[name])
+                _copy(slots(layer, origins[name]), found[name])
     return built.model
 
 
@@ -101,7 +101,12 @@ class WeightsReport:
 
 
 def load_weights(
-    model: nn.Module, path: str | Path, mapping: Mapping[str, str] | None = None, *, strict: bool = True
+    model: nn.Module,
+    path: str | Path,
+    mapping: Mapping[str, str] | None = None,
+    *,
+    strict: bool = True,
+    config: Config = None,
 ) -> WeightsReport:
     """Weights of Keras layers into modules of your own model.
 
@@ -109,11 +114,14 @@ def load_weights(
         model: with locally connected layers (of either convention), nn.Linear, nn.Conv1d/2d/3d, nn.BatchNorm1d/2d/3d
             or nn.LayerNorm; a depthwise kernel of Keras fits a convolution with as many groups as channels.
         path: a `.h5`, `.keras` or `.weights.h5` file. A `.weights.h5` file of Keras 2 knows no names: its layers are
-            called by class and order, conv2d, conv2d_1, dense, ...
+            called by class and order, conv2d, conv2d_1, dense, ..., unless `config` is given.
         mapping: from the names of Keras layers to those of modules, as `named_modules` has them; what it does not name
             goes by its own name, the module's whole one or its last part.
         strict: nothing is written and an error raised unless every module with weights and every layer with arrays
             has found its other half; otherwise what fits is written.
+        config: for a file of weights alone: the model's `to_json()`, as text, as a mapping or as the path of its file.
+            Without it such weights are taken to be in the module's own data format and implementation, channels last
+            and 1 for modules of torch's convention.
 
     Returns:
         What was matched, and what was missing, unexpected or misshapen.
@@ -133,12 +141,14 @@ def load_weights(
     path = Path(path)
     modules = {name: module for name, module in model.named_modules() if slots(module)}
     with archive.opened(path) as saved:
+        saved = _with(config, saved)
         found = stored.arrays(saved)
         targets = _targets(list(found), modules, dict(mapping or {}), path)
-        origins = _origins(saved.model)
+        origins = {} if saved.model is None else {layer.name: Origin.of(layer) for layer in saved.model.layers}
         pairs = []
         misshapen: list[str] = []
         for layer, module in targets.items():
+            # A file without its model may tell a layer's class by its name.
             slots_here = slots(modules[module], origins.get(layer) or Origin(layer))
             wrong = _misfits(layer, slots_here, found[layer])
             misshapen += wrong
@@ -155,16 +165,6 @@ def load_weights(
         for layer, _, slots_here in pairs:
             _copy(slots_here, found[layer])
     return report
-
-
-def _origins(model: spec.ModelSpec | None) -> dict[str, Origin]:
-    """What a file that holds its model tells of its layers; one that does not may tell the class by the name."""
-    found = {}
-    for layer in () if model is None else model.layers:
-        data_format, implementation = (layer.config.get(key) for key in ("data_format", "implementation"))
-        known = data_format in DATA_FORMATS and implementation in (None, *IMPLEMENTATIONS)
-        found[layer.name] = Origin(layer.class_name, *((data_format, implementation) if known else ()))
-    return found
 
 
 def _targets(
@@ -197,15 +197,24 @@ def _check_claims(built: Built, found: Mapping[str, list[Array]], path: Path) ->
             raise KerasFileError(path=path, reason=reason)
 
 
+def _with(config: Config, saved: archive.Saved) -> archive.Saved:
+    """A file of weights alone with the model whose they are."""
+    if config is None:
+        return saved
+    if saved.model is not None:
+        raise ArgumentTypeError(name="config", value=config, allowed="None for a file that holds its model")
+    return replace(saved, model=_configuration(config, saved.path))
+
+
 def _configuration(config: str | Path | Mapping[str, Any], path: Path) -> spec.ModelSpec:
     if isinstance(config, Mapping):
-        return spec.parse(json.dumps(config), path, 2)
+        return spec.parse(json.dumps(config), path)
     if isinstance(config, Path) or not config.lstrip().startswith("{"):
         try:
             config = Path(config).read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise KerasFileError(path=config, reason=str(error)) from error
-    return spec.parse(config, path, 2)
+    return spec.parse(config, path)
 
 
 def _misfits(layer: str, wanted: list[Slot], found: list[Array]) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,38 +43,22 @@ class Concatenate(nn.Module):
         return f"axis={self.axis}"
 
 
-class _MergeArguments(Arguments):
-    function: ClassVar[Callable[[Tensor, Tensor], Tensor]]
+_FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "Add": torch.add,
+    "Multiply": torch.mul,
+    "Maximum": torch.maximum,
+    "Minimum": torch.minimum,
+}
+
+
+class MergeArguments(Arguments):
+    """`Add`, `Multiply`, `Maximum` and `Minimum`."""
 
     def module(self, place: Place) -> nn.Module:
         """See the base."""
         if len(place.shapes) < 2 or len({len(shape) for shape in place.shapes}) > 1:
             raise ValueError(f"it takes two inputs or more of as many axes, and is given shapes {place.shapes}")
-        return Merge(type(self).function)
-
-
-class AddArguments(_MergeArguments):
-    """`Add`."""
-
-    function = torch.add
-
-
-class MultiplyArguments(_MergeArguments):
-    """`Multiply`."""
-
-    function = torch.mul
-
-
-class MaximumArguments(_MergeArguments):
-    """`Maximum`."""
-
-    function = torch.maximum
-
-
-class MinimumArguments(_MergeArguments):
-    """`Minimum`."""
-
-    function = torch.minimum
+        return Merge(_FUNCTIONS[place.class_name])
 
 
 class ConcatenateArguments(Arguments):
@@ -91,9 +74,6 @@ class ConcatenateArguments(Arguments):
 
 
 CLASSES: dict[str, type[Arguments]] = {
-    "Add": AddArguments,
-    "Multiply": MultiplyArguments,
-    "Maximum": MaximumArguments,
-    "Minimum": MinimumArguments,
+    **dict.fromkeys(_FUNCTIONS, MergeArguments),
     "Concatenate": ConcatenateArguments,
 }

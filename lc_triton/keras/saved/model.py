@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,9 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from lc_triton.errors import ConversionError
-from lc_triton.keras.saved import activation, convolution, merging, normalization, pooling, shaping
+from lc_triton.keras.saved import activation, convolution, merging, normalization, pooling, shaping, training
 from lc_triton.keras.saved.arguments import LARGEST, Arguments, Place, Shape
-from lc_triton.keras.saved.spec import LayerSpec, ModelSpec, Ref
+from lc_triton.keras.saved.spec import MODELS, LayerSpec, ModelSpec, Ref
 
 CLASSES: dict[str, type[Arguments]] = {
     **convolution.CLASSES,
@@ -23,6 +24,8 @@ CLASSES: dict[str, type[Arguments]] = {
     **shaping.CLASSES,
     **merging.CLASSES,
 }
+
+NONE = "this class has no counterpart here"
 
 # Of a size left open (a sequence of any length, say) only its presence matters before there is an input.
 OPEN_SIZE = 5040
@@ -97,7 +100,8 @@ def build(spec: ModelSpec) -> Built:
         if layer.class_name == "InputLayer":
             shapes[ref] = _input_shape(layer)
             continue
-        place = Place(tuple(shapes[source] for source in layer.calls[ref[1]]), spec.keras, layer.package)
+        inputs = tuple(shapes[source] for source in layer.calls[ref[1]])
+        place = Place(layer.class_name, inputs, spec.keras, layer.package)
         try:
             if layer.name not in layers:
                 with torch.device("meta"):
@@ -107,7 +111,24 @@ def build(spec: ModelSpec) -> Built:
         except (ValueError, RuntimeError, IndexError, TypeError, OverflowError) as error:
             raise _refusal(spec, [(layer, str(error).partition("\n")[0])]) from error
     layers = {name: layers[name] for name in by_name if name in layers}
+    _ask(spec, layers)
     return Built(_assemble(spec, layers, order), layers)
+
+
+def _ask(spec: ModelSpec, layers: Mapping[str, nn.Module]) -> None:
+    """Give layers their regularizers and constraints; a warning names those that are left out."""
+    left_out = []
+    for layer in spec.layers:
+        found, unread = training.asked(layer.config)
+        module = layers.get(layer.name)
+        if isinstance(module, training.Trained):
+            module.asks = found
+        elif not isinstance(module, convolution.LOCALLY_CONNECTED):
+            unread += [f"its {name}: this class has none here" for name in found]
+        left_out += [f"layer {layer.name!r} ({layer.class_name}): {reason}" for reason in unread]
+    if left_out:
+        message = f"model {spec.name!r} is trained without what could not be read: {'; '.join(left_out)}"
+        warnings.warn(f"lc_triton: {message}", RuntimeWarning, stacklevel=4)
 
 
 def _assemble(spec: ModelSpec, layers: dict[str, nn.Module], order: Sequence[Ref]) -> Model:
@@ -129,7 +150,9 @@ def _arguments(spec: ModelSpec) -> dict[str, Arguments]:
             continue
         kind = CLASSES.get(layer.class_name)
         if kind is None or (layer.package not in (None, "keras", "lc_triton")):
-            wrong.append((layer, "this class has no counterpart here"))
+            nested = layer.class_name in MODELS
+            reason = "a model inside a model: call its layers in the outer one, then they are read" if nested else NONE
+            wrong.append((layer, reason))
             continue
         try:
             found[layer.name] = kind.model_validate(layer.config)

@@ -8,9 +8,10 @@ from pydantic import StrictBool
 from torch import Tensor, nn
 
 from lc_triton.keras.saved.arguments import Arguments, Axes, Number, Place, positive_axis
+from lc_triton.keras.saved.training import Trained
 
 
-class BatchNormalization(nn.Module):
+class BatchNormalization(Trained):
     """Normalization of one axis by the batch's statistics in training, by moving ones afterwards.
 
     `momentum` is torch's: the weight of a new batch in the moving statistics, one minus Keras's.
@@ -45,14 +46,14 @@ class BatchNormalization(nn.Module):
         y = F.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, learning, self.momentum, self.eps
         )
-        return y.movedim(1, self.axis)
+        return self.observed(y.movedim(1, self.axis))
 
     def extra_repr(self) -> str:
         """The arguments."""
         return f"{self.running_mean.numel()}, axis={self.axis}, eps={self.eps}, momentum={self.momentum}"
 
 
-class LayerNormalization(nn.Module):
+class LayerNormalization(Trained):
     """Normalization of each sample over some axes."""
 
     def __init__(
@@ -74,7 +75,7 @@ class LayerNormalization(nn.Module):
         """The normalized batch x."""
         last = tuple(range(-len(self.axes), 0))
         y = F.layer_norm(x.movedim(self.axes, last), self.sizes, self.weight, self.bias, self.eps)
-        return y.movedim(last, self.axes)
+        return self.observed(y.movedim(last, self.axes))
 
     def extra_repr(self) -> str:
         """The arguments."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -66,9 +66,8 @@ class GlobalPool(nn.Module):
         return f"{self.kind}, {self.axes}, keepdims={self.keepdims}"
 
 
-class _PoolArguments(WindowArguments):
-    kind: ClassVar[str]
-    ndim: ClassVar[int]
+class PoolArguments(WindowArguments):
+    """`MaxPooling1D`, `AveragePooling1D` and the same in 2-D."""
 
     pool_size: Counts
     strides: Counts | None = None
@@ -76,81 +75,36 @@ class _PoolArguments(WindowArguments):
 
     def module(self, place: Place) -> nn.Module:
         """See the base."""
-        place.spatial(self.ndim, self.data_format)
-        size = spread("pool_size", self.pool_size, self.ndim)
-        stride = size if self.strides is None else spread("strides", self.strides, self.ndim)
-        return Pool(self.kind, size, stride, self.padding, channels_first=self.channels_first)
+        place.spatial(self.data_format)
+        size = spread("pool_size", self.pool_size, place.ndim)
+        stride = size if self.strides is None else spread("strides", self.strides, place.ndim)
+        return Pool(_kind(place), size, stride, self.padding, channels_first=self.channels_first)
 
 
-class _GlobalPoolArguments(Arguments):
-    kind: ClassVar[str]
-    ndim: ClassVar[int]
+class GlobalPoolArguments(Arguments):
+    """`GlobalMaxPooling1D`, `GlobalAveragePooling1D` and the same in 2-D."""
 
     data_format: DataFormat = "channels_last"
     keepdims: StrictBool = False
 
     def module(self, place: Place) -> nn.Module:
         """See the base."""
-        place.spatial(self.ndim, self.data_format)
+        place.spatial(self.data_format)
         first = 2 if self.data_format == "channels_first" else 1
-        return GlobalPool(self.kind, tuple(range(first, first + self.ndim)), keepdims=self.keepdims)
+        return GlobalPool(_kind(place), tuple(range(first, first + place.ndim)), keepdims=self.keepdims)
 
 
-class MaxPooling1DArguments(_PoolArguments):
-    """`MaxPooling1D`."""
-
-    kind, ndim = "max", 1
-
-
-class MaxPooling2DArguments(_PoolArguments):
-    """`MaxPooling2D`."""
-
-    kind, ndim = "max", 2
-
-
-class AveragePooling1DArguments(_PoolArguments):
-    """`AveragePooling1D`."""
-
-    kind, ndim = "mean", 1
-
-
-class AveragePooling2DArguments(_PoolArguments):
-    """`AveragePooling2D`."""
-
-    kind, ndim = "mean", 2
-
-
-class GlobalMaxPooling1DArguments(_GlobalPoolArguments):
-    """`GlobalMaxPooling1D`."""
-
-    kind, ndim = "max", 1
-
-
-class GlobalMaxPooling2DArguments(_GlobalPoolArguments):
-    """`GlobalMaxPooling2D`."""
-
-    kind, ndim = "max", 2
-
-
-class GlobalAveragePooling1DArguments(_GlobalPoolArguments):
-    """`GlobalAveragePooling1D`."""
-
-    kind, ndim = "mean", 1
-
-
-class GlobalAveragePooling2DArguments(_GlobalPoolArguments):
-    """`GlobalAveragePooling2D`."""
-
-    kind, ndim = "mean", 2
+def _kind(place: Place) -> str:
+    return "max" if "Max" in place.class_name else "mean"
 
 
 CLASSES: dict[str, type[Arguments]] = {
-    "MaxPooling1D": MaxPooling1DArguments,
-    "MaxPooling2D": MaxPooling2DArguments,
-    "AveragePooling1D": AveragePooling1DArguments,
-    "AveragePooling2D": AveragePooling2DArguments,
-    "GlobalMaxPooling1D": GlobalMaxPooling1DArguments,
-    "GlobalMaxPooling2D": GlobalMaxPooling2DArguments,
-    "GlobalAveragePooling1D": GlobalAveragePooling1DArguments,
-    "GlobalAveragePooling2D": GlobalAveragePooling2DArguments,
+    "MaxPooling1D": PoolArguments,
+    "MaxPooling2D": PoolArguments,
+    "AveragePooling1D": PoolArguments,
+    "AveragePooling2D": PoolArguments,
+    "GlobalMaxPooling1D": GlobalPoolArguments,
+    "GlobalMaxPooling2D": GlobalPoolArguments,
+    "GlobalAveragePooling1D": GlobalPoolArguments,
+    "GlobalAveragePooling2D": GlobalPoolArguments,
 }

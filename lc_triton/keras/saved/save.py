@@ -13,7 +13,7 @@ from lc_triton.errors import ArgumentValueError
 from lc_triton.keras.saved import hdf5
 from lc_triton.keras.saved.model import Functional, Sequential, attribute_names
 from lc_triton.keras.saved.stored import numbered
-from lc_triton.keras.saved.weights import Slot, keras_class, slots
+from lc_triton.keras.saved.weights import Origin, Slot, keras_class, slots
 
 ENDING = ".weights.h5"
 
@@ -66,7 +66,9 @@ def _layers(model: nn.Module) -> dict[str, tuple[str, list[Slot]]]:
             for p, s in zip(places, model.keras.layers, strict=True)
             if s.name in names
         )
-        return {place: (name, slots(module)) for place, name, module in here if slots(module)}
+        origins = {s.name: Origin.of(s) for s in model.keras.layers}
+        arrays = ((place, name, slots(module, origins[name])) for place, name, module in here)
+        return {place: (name, of_layer) for place, name, of_layer in arrays if of_layer}
     found = [(name, module) for name, module in model.named_modules() if slots(module)]
     known = {id(slot.tensor) for _, module in found for slot in slots(module)}
     strays = [name for name, parameter in model.named_parameters() if id(parameter) not in known]

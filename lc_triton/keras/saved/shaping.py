@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch.nn.functional as F
 from pydantic import Field, StrictInt
@@ -128,44 +128,32 @@ class PermuteArguments(Arguments):
         return Permute(self.dims)
 
 
-class _ZeroPaddingArguments(Arguments):
-    ndim: ClassVar[int]
+class ZeroPaddingArguments(Arguments):
+    """`ZeroPadding1D` and `ZeroPadding2D`."""
 
     padding: Any
     data_format: DataFormat = "channels_last"
 
     def module(self, place: Place) -> nn.Module:
         """See the base."""
-        place.spatial(self.ndim, self.data_format)
-        return ZeroPadding(self._pairs(), channels_first=self.data_format == "channels_first")
+        place.spatial(self.data_format)
+        return ZeroPadding(self._pairs(place.ndim), channels_first=self.data_format == "channels_first")
 
-    def _pairs(self) -> tuple[tuple[int, int], ...]:
+    def _pairs(self, ndim: int) -> tuple[tuple[int, int], ...]:
         """One (low, high) pair an axis, from an int, an int an axis, or, in 1-D, the pair alone."""
         given = self.padding
-        if isinstance(given, list) and self.ndim == 1 and len(given) == 2 and not isinstance(given[0], list):
+        if isinstance(given, list) and ndim == 1 and len(given) == 2 and not isinstance(given[0], list):
             given = [given]
-        given = given if isinstance(given, list) else [given] * self.ndim
+        given = given if isinstance(given, list) else [given] * ndim
         pairs = [side if isinstance(side, list) else [side, side] for side in given]
         sides = [number for pair in pairs for number in pair]
         if (
-            len(pairs) != self.ndim
+            len(pairs) != ndim
             or any(len(pair) != 2 for pair in pairs)
             or any(type(n) is not int or not 0 <= n <= LARGEST for n in sides)
         ):
-            raise ValueError(f"its padding {str(self.padding)[:80]} is not one pair of sizes for {self.ndim} axes")
+            raise ValueError(f"its padding {str(self.padding)[:80]} is not one pair of sizes for {ndim} axes")
         return tuple((low, high) for low, high in pairs)
-
-
-class ZeroPadding1DArguments(_ZeroPaddingArguments):
-    """`ZeroPadding1D`."""
-
-    ndim = 1
-
-
-class ZeroPadding2DArguments(_ZeroPaddingArguments):
-    """`ZeroPadding2D`."""
-
-    ndim = 2
 
 
 Rate = Annotated[Number, Field(ge=0, le=1)]
@@ -181,32 +169,25 @@ class DropoutArguments(Arguments):
         return nn.Dropout(float(self.rate))
 
 
-class SpatialDropout1DArguments(Arguments):
-    """`SpatialDropout1D`."""
+class SpatialDropoutArguments(Arguments):
+    """`SpatialDropout1D` and `SpatialDropout2D`."""
 
-    ndim: ClassVar[int] = 1
     rate: Rate
     data_format: DataFormat = "channels_last"
 
     def module(self, place: Place) -> nn.Module:
         """See the base."""
-        place.spatial(self.ndim, self.data_format)
-        return ChannelDropout(float(self.rate), self.ndim, channels_first=self.data_format == "channels_first")
-
-
-class SpatialDropout2DArguments(SpatialDropout1DArguments):
-    """`SpatialDropout2D`."""
-
-    ndim = 2
+        place.spatial(self.data_format)
+        return ChannelDropout(float(self.rate), place.ndim, channels_first=self.data_format == "channels_first")
 
 
 CLASSES: dict[str, type[Arguments]] = {
     "Flatten": FlattenArguments,
     "Reshape": ReshapeArguments,
     "Permute": PermuteArguments,
-    "ZeroPadding1D": ZeroPadding1DArguments,
-    "ZeroPadding2D": ZeroPadding2DArguments,
+    "ZeroPadding1D": ZeroPaddingArguments,
+    "ZeroPadding2D": ZeroPaddingArguments,
     "Dropout": DropoutArguments,
-    "SpatialDropout1D": SpatialDropout1DArguments,
-    "SpatialDropout2D": SpatialDropout2DArguments,
+    "SpatialDropout1D": SpatialDropoutArguments,
+    "SpatialDropout2D": SpatialDropoutArguments,
 }

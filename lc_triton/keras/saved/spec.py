@@ -12,6 +12,8 @@ from lc_triton.errors import KerasFileError
 # One output of one call of a layer: the layer's name and the number of the call.
 Ref = tuple[str, int]
 
+MODELS = ("Sequential", "Functional", "Model")
+
 # More layers or bytes than any model has; a configuration is text from a file that nobody vouches for.
 MOST_LAYERS = 10_000
 MOST_BYTES = 64 << 20
@@ -44,13 +46,14 @@ class ModelSpec:
     config: str
 
 
-def parse(text: str | bytes, path: object, keras: int) -> ModelSpec:
+def parse(text: str | bytes, path: object, keras: int | None = None) -> ModelSpec:
     """The model that a configuration in JSON describes.
 
     Args:
         text: what Keras's `to_json` gives, or the configuration inside a saved model.
         path: of the file, for messages.
-        keras: the major version of the Keras that wrote it, where the text does not say so itself.
+        keras: the major version of the Keras that wrote it, where the text does not say so itself; if None, that whose
+            `to_json` writes such a text.
 
     Raises:
         KerasFileError: text that is no configuration of a Sequential or Functional model.
@@ -59,8 +62,10 @@ def parse(text: str | bytes, path: object, keras: int) -> ModelSpec:
         raise KerasFileError(path=path, reason=f"its configuration has {len(text)} bytes, above {MOST_BYTES}")
     try:
         document = json.loads(text)
-        written = document.get("keras_version", keras) if isinstance(document, dict) else keras
-        return _model(document, major(written), json.dumps(document))
+        fields = document if isinstance(document, dict) else {}
+        if keras is None:  # 3 names modules and leaves its version out
+            keras = 3 if "module" in fields else 2
+        return _model(document, major(fields.get("keras_version", keras)), json.dumps(document))
     except RecursionError:
         reason = "its configuration is nested too deeply"
     except (ValueError, _NotUnderstood) as error:
@@ -83,7 +88,7 @@ def _model(document: object, keras: int, text: str) -> ModelSpec:
     kind, config = model.get("class_name"), model.get("config")
     if kind == "Sequential":
         return _sequential(config, keras, text)
-    if kind in ("Functional", "Model"):
+    if kind in MODELS:
         return _functional(_mapping(config, "the model's config"), keras, text)
     raise _NotUnderstood(f"a {str(kind)[:80]} model, where Sequential and Functional ones can be read")
 

@@ -8,6 +8,9 @@ from lc_triton.errors import KerasFileError
 from lc_triton.keras.saved.archive import Saved
 from lc_triton.keras.saved.hdf5 import Array, Group
 
+# Those of Keras 3 and TensorFlow, which all agree; older ones turned kernels around.
+_BACKENDS = ("tensorflow", "torch", "jax", "numpy", "openvino")
+
 
 def snake_case(class_name: str) -> str:
     """The name Keras files a class under: LocallyConnected2D under locally_connected2d."""
@@ -40,7 +43,7 @@ def arrays(saved: Saved) -> dict[str, list[Array]]:
 
 
 def _by_name(saved: Saved) -> dict[str, list[Array]]:
-    if saved.contents.backend not in (None, "tensorflow"):
+    if saved.contents.backend not in (None, *_BACKENDS):
         reason = f"its weights are in the order of the {saved.contents.backend!r} backend, which turns kernels around"
         raise KerasFileError(path=saved.path, reason=reason)
     weights, found = saved.contents.weights, {}

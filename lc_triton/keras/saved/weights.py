@@ -8,10 +8,12 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from lc_triton._geometry import DATA_FORMATS
 from lc_triton.keras import layout
 from lc_triton.keras.saved.activation import PReLU
 from lc_triton.keras.saved.convolution import Convolution
 from lc_triton.keras.saved.normalization import BatchNormalization, LayerNormalization
+from lc_triton.keras.saved.spec import LayerSpec
 from lc_triton.layers import (
     LocalConv1d,
     LocalConv2d,
@@ -43,15 +45,29 @@ class Origin:
     class_name: str = ""
     data_format: str | None = None
     implementation: int | None = None
+    straight_bias: bool = False
+
+    @classmethod
+    def of(cls, layer: LayerSpec) -> Origin:
+        """What a model's configuration says of a layer.
+
+        The layers that are ours in Keras 3 have one kernel, whatever `implementation` says, and a bias that means what
+        its shape says with channels first too.
+        """
+        data_format, implementation = (layer.config.get(key) for key in ("data_format", "implementation"))
+        if data_format not in DATA_FORMATS or implementation not in (None, *layout.IMPLEMENTATIONS):
+            return cls(layer.class_name)
+        ours = layer.package == "lc_triton"
+        return cls(layer.class_name, data_format, 1 if ours else implementation, ours)
 
 
 def slots(module: nn.Module, origin: Origin = Origin()) -> list[Slot]:  # frozen
     """A module's own arrays in Keras's order: empty where it has none, or is no layer that Keras has too."""
     if isinstance(module, _LOCALLY_CONNECTED):
         implementation = origin.implementation or module.implementation
-        return _local(module, origin.data_format or module.data_format, implementation)
+        return _local(module, origin.data_format or module.data_format, implementation, origin)
     if isinstance(module, _LOCAL_CONV):
-        return _local(module, origin.data_format or "channels_last", origin.implementation or 1)
+        return _local(module, origin.data_format or "channels_last", origin.implementation or 1, origin)
     if isinstance(module, (Convolution, *_CONV)):
         own = module.depthwise if isinstance(module, Convolution) else origin.class_name.lower().startswith("depthwise")
         return _convolution(module, depthwise=own)
@@ -77,7 +93,7 @@ def _identity(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _local(module: PlannedLayer, data_format: str, implementation: int) -> list[Slot]:
+def _local(module: PlannedLayer, data_format: str, implementation: int, origin: Origin) -> list[Slot]:
     geometry = module.geometry
     kernel = Slot(
         "kernel",
@@ -86,7 +102,8 @@ def _local(module: PlannedLayer, data_format: str, implementation: int) -> list[
         lambda weight: layout.kernel_to_keras(weight, geometry, data_format, implementation),
         lambda kernel: layout.kernel_from_keras(kernel, geometry, data_format, implementation),
     )
-    if module.bias is None or module.bias.ndim == 1:  # one a channel, which Keras's layers do not have
+    # One a channel, which Keras's layers do not have, lies as it does here too.
+    if module.bias is None or module.bias.ndim == 1 or origin.straight_bias:
         return [kernel, *_same("bias", module.bias)]
     there, back = (partial(f, data_format=data_format) for f in (layout.bias_to_keras, layout.bias_from_keras))
     return [kernel, Slot("bias", module.bias, tuple(module.bias.shape), there, back)]

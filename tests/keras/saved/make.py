@@ -1,16 +1,18 @@
 """Writes the models of this folder: python -m tests.keras.saved.make, where tf_keras is installed.
 
 Each model is small, its weights are random, and what tf_keras made of a random input lies beside it (x, y in .npz).
+Names as arguments write those models only. Of "penalised" there are also the loss and the weights of a training step.
 """
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 import tf_keras
+from tf_keras import constraints, regularizers
 from tf_keras import layers as L
-from tf_keras import regularizers
 
 from lc_triton.keras.activations import ACTIVATIONS
 
@@ -130,6 +132,72 @@ def deepface():
     )
 
 
+def penalised():
+    """Regularizers and constraints of every kind, on every kind of layer that has them."""
+    frozen = {"kernel_regularizer": "l2", "kernel_constraint": "non_neg", "trainable": False}
+    return tf_keras.Sequential(
+        [
+            L.Conv2D(
+                4,
+                3,
+                kernel_regularizer="l1_l2",
+                kernel_constraint=constraints.MaxNorm(0.8, axis=[0, 1, 2]),
+                bias_regularizer=regularizers.L1(0.1),
+                bias_constraint="non_neg",
+                activity_regularizer=regularizers.L2(0.02),
+                activation="tanh",
+                input_shape=(9, 8, 3),
+            ),
+            L.DepthwiseConv2D(
+                2,
+                depth_multiplier=2,
+                depthwise_regularizer="l2",
+                depthwise_constraint=constraints.UnitNorm(axis=[0, 1]),
+                activity_regularizer="l1",
+            ),
+            L.BatchNormalization(
+                gamma_regularizer="l2",
+                gamma_constraint=constraints.MaxNorm(1.5),
+                beta_regularizer="l1",
+                beta_constraint="non_neg",
+            ),
+            L.PReLU(alpha_regularizer="l1", alpha_constraint="non_neg"),
+            L.LocallyConnected2D(
+                3,
+                2,
+                kernel_regularizer="l2",
+                kernel_constraint=constraints.MinMaxNorm(0.5, 1, 0.7, axis=1),
+                bias_constraint="max_norm",
+                activity_regularizer="l2",
+            ),
+            L.Conv2D(4, 2, **frozen),
+            L.LocallyConnected2D(3, 2, **frozen),
+            L.Reshape((-1, 3)),
+            L.DepthwiseConv1D(2, depthwise_regularizer="l1", depthwise_constraint="max_norm"),
+            L.Conv1D(4, 2, kernel_regularizer="l2", kernel_constraint="unit_norm"),
+            L.LayerNormalization(gamma_regularizer="l1", beta_regularizer="l2", beta_constraint="unit_norm"),
+            L.Flatten(),
+            L.Dense(
+                5,
+                kernel_regularizer=regularizers.OrthogonalRegularizer(0.1, "columns"),
+                kernel_constraint="min_max_norm",
+                bias_regularizer="l2",
+                activity_regularizer=regularizers.L1(0.05),
+            ),
+        ],
+        name="penalised",
+    )
+
+
+def trained_once(model, inputs):
+    """The loss of a training step with all penalties; the model's weights are what they are after it."""
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(tf.square(model(inputs, training=False))) + tf.add_n(model.losses)
+    gradients = tape.gradient(loss, model.trainable_variables)
+    tf_keras.optimizers.SGD(0.05).apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+    return loss.numpy()
+
+
 MODELS = {
     **{
         f"local_{i}_{f}": (lambda i=i, f=f: local(i, f, "valid" if i == 1 else "same"))
@@ -142,14 +210,18 @@ MODELS = {
     "float16": lambda: of_dtype("float16"),
     "float64": lambda: of_dtype("float64"),
     "deepface": deepface,
+    "penalised": penalised,
 }
 
 
-def main():
-    """Write all of them, and what tf_keras makes of a random batch."""
+def main(names):
+    """Write models, and what tf_keras makes of a random batch."""
     about = {"tf_keras": tf_keras.__version__, "tensorflow": tf.__version__}
-    arrays = {}
+    archive = HERE / "outputs.npz"
+    arrays = dict(np.load(archive)) if names else {}
     for seed, (name, make) in enumerate(MODELS.items()):
+        if names and name not in names:
+            continue
         random = np.random.default_rng(seed)
         tf_keras.utils.set_random_seed(seed)
         model = make()
@@ -167,9 +239,12 @@ def main():
         model.save(HERE / f"{name}.keras")
         model.save_weights(HERE / f"{name}.weights.h5")
         (HERE / f"{name}.json").write_text(model.to_json())
-    np.savez_compressed(HERE / "outputs.npz", **arrays)
+        if name == "penalised":
+            arrays[f"{name}/loss"] = trained_once(model, inputs[0])
+            model.save_weights(HERE / f"{name}.after.weights.h5")
+    np.savez_compressed(archive, **arrays)
     (HERE / "about.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

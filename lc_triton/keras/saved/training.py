@@ -1,0 +1,76 @@
+"""What Keras layers ask of training beyond a gradient: penalties of weights and outputs, and projections of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lc_triton.errors import LocalConvError
+from lc_triton.keras import constraints, regularizers
+
+KINDS: dict[str, Callable[[Any], Any]] = {"regularizer": regularizers.get, "constraint": constraints.get}
+
+# The axis that Keras's norms have unless they are given one.
+_AXIS = 0
+
+
+class Trained(nn.Module):
+    """A layer that `regularization_loss` and `apply_constraints` know how to ask.
+
+    `asks` holds Keras's own regularizers and constraints by the names of the arguments they were. They see the arrays
+    as Keras has them.
+    """
+
+    asks: Mapping[str, Any] = MappingProxyType({})
+    _activity: Tensor | None = None
+
+    def observed(self, y: Tensor) -> Tensor:
+        """The output y, whose penalty is kept until it is asked for."""
+        if "activity_regularizer" in self.asks:
+            self._activity = regularizers.activity_penalty(self.asks["activity_regularizer"], y)
+        return y
+
+    def penalties(self) -> list[Tensor]:
+        """The penalties of the weights, and that of the last forward's output over its batch size."""
+        found = [] if self._activity is None else [self._activity]
+        for slot, regularizer in self._asked("regularizer"):
+            found.append(regularizer(slot.to_keras(slot.tensor)))
+        return found
+
+    def constrain_(self) -> None:
+        """Project the weights that are trained onto their constraints, in place."""
+        for slot, constraint in self._asked("constraint"):
+            if slot.tensor.requires_grad:
+                projected = constraints.project(constraint, slot.to_keras(slot.tensor), _AXIS)
+                with torch.no_grad():
+                    slot.tensor.copy_(slot.from_keras(projected))
+
+    def _asked(self, kind: str) -> list[tuple[Any, Any]]:
+        from lc_triton.keras.saved.weights import slots  # which knows these layers
+
+        if not self.asks:
+            return []
+        named = {slot.name.removesuffix("_kernel"): slot for slot in slots(self)}
+        return [(slot, self.asks[f"{name}_{kind}"]) for name, slot in named.items() if f"{name}_{kind}" in self.asks]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has run no forward, and a penalty is part of a graph, which cannot be copied.
+        return {**self.__dict__, "_activity": None}
+
+
+def asked(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The regularizers and constraints among a layer's arguments, by their names, and why some cannot be read."""
+    found: dict[str, Any] = {}
+    unread: list[str] = []
+    for name, value in config.items():
+        get = KINDS.get(name.rpartition("_")[2])
+        if get is not None and value is not None:
+            try:
+                found[name] = get(value)
+            except LocalConvError as error:
+                unread.append(f"its {name}: {str(error)[:200]}")
+    return found, unread
