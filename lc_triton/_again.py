@@ -22,51 +22,48 @@ _SAME = (torch.float32, torch.float64)
 
 
 def look(x: Any, weight: Any, bias: Any) -> Any:
-    """All that a forward depends on but numbers and arguments; None where more than its output is asked of it."""
+    """What a forward depends on beside its numbers and arguments; None where more than its output is asked of it.
+
+    What torch's functions find out by themselves, such as a weight of another dtype, is not looked at.
+    """
     if (
-        torch.compiler.is_compiling()
-        or route(x, weight, bias) != "straight"  # nor are these tensors of the plain kind, or None
+        route(x, weight, bias) != "straight"  # nor are these tensors of the plain kind, or None
         or x is None
         or weight is None
-        or not (x.is_cpu and weight.is_cpu)
+        or not (x.is_cpu and weight.is_cpu and (bias is None or bias.is_cpu))
         or x.layout is not torch.strided
-        or weight.layout is not torch.strided
-        or x.is_neg()
-        or weight.is_neg()
         or torch.is_autocast_enabled("cpu")
         or resolve("cpu") != "cpu"
     ):
         return None
-    own = x.shape, x.stride(), x.dtype, weight.shape, weight.stride(), weight.dtype
-    if bias is None:
-        return own
-    if not bias.is_cpu or bias.layout is not torch.strided or bias.is_neg():
-        return None
-    return own, bias.shape, bias.stride(), bias.dtype
+    return x.shape, x.stride(), x.dtype, weight.shape, None if bias is None else bias.shape
 
 
-def learn(plan: Plan, x: Tensor, weight: Tensor, bias: Tensor | None) -> small.Forward | None:
-    """The forward of all calls that look like this one, which went well; None where there is no shorter one."""
-    batched = x.ndim == plan.geometry.ndim + 2
-    problem = plan.problems["cpu", precision_of(x.dtype)]
-    found = small.Small.of(problem, x.shape[0] if batched else 1)
-    operands = [weight] if bias is None else [weight, bias]
-    if (
-        found is None
-        or plan.transposed
-        or plan.pad
-        or plan.after is not None
-        or x.dtype not in _SAME
-        or not all(t.dtype is x.dtype and t.is_contiguous() for t in operands)
-    ):
+def recall(calls: Calls, seen: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    """The output of a call that looks like one that went well; None where there is no such or it must be looked at."""
+    known = calls.get(seen)
+    if known is None:
         return None
-    taken = as_faces_take_it(x, plan)
-    return small.forward_of(found, taken, problem, channels_first=plan.channels_first, batched=batched)
+    try:
+        return known(x, weight, bias)
+    except RuntimeError:  # of torch, for other strides or dtypes: the checks know what they are about
+        return None
 
 
 def remember(calls: Calls, seen: Any, plan: Plan, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Take down a call that was made by its plan, and what it looked like."""
-    if seen not in calls:
+    if seen not in calls and weight.is_contiguous() and (bias is None or bias.is_contiguous()):
         if len(calls) >= MOST:
             calls.clear()
-        calls[seen] = learn(plan, x, weight, bias)
+        calls[seen] = _learn(plan, x)
+
+
+def _learn(plan: Plan, x: Tensor) -> small.Forward | None:
+    """The forward of all calls that look like this one; None where there is no shorter one."""
+    batched = x.ndim == plan.geometry.ndim + 2
+    problem = plan.problems["cpu", precision_of(x.dtype)]
+    found = small.Small.of(problem, x.shape[0] if batched else 1)
+    if found is None or plan.transposed or plan.pad or plan.after is not None or x.dtype not in _SAME:
+        return None
+    taken = as_faces_take_it(x, plan)
+    return small.forward_of(found, taken, problem, channels_first=plan.channels_first, batched=batched)

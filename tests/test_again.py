@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lc_triton
 from lc_triton import _again, functional
-from lc_triton.errors import BackendError
+from lc_triton.errors import BackendError, LocalConvError
 from tests.cases import CASES, IDS, assert_close, expected, tensors
 
 LAYERS = {1: lc_triton.LocalConv1d, 2: lc_triton.LocalConv2d, 3: lc_triton.LocalConv3d}
@@ -138,3 +138,17 @@ def test_a_layer_is_copied_without_them():
     assert torch.equal(other(X), y)
     layer.activation = "relu"
     assert torch.equal(layer(X), y.relu())
+
+
+@pytest.mark.parametrize("name", ["x", "weight", "bias"])
+@pytest.mark.parametrize("other", [torch.float32, "meta"], ids=str)
+def test_what_torch_finds_out_is_still_named(y, name, other):
+    given = {"x": X, "weight": WEIGHT, "bias": BIAS}
+    one = torch.ones(1, 1, 1, 1).double(), torch.ones(1, 1, 1, 1, 1, 1).double(), torch.ones(1, 1, 1).double()
+    for call in (given, dict(zip(given, one, strict=True))):
+        for _ in range(2):
+            lc_triton.local_conv(**call)
+        with pytest.raises(LocalConvError):
+            lc_triton.local_conv(**call | {name: call[name].to(other)})
+        with pytest.raises(LocalConvError):
+            lc_triton.local_conv(**call | {name: None} if name != "bias" else call | {"bias": 1})
