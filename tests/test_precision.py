@@ -5,7 +5,7 @@ import torch
 
 import lc_triton
 from lc_triton import _ops
-from lc_triton._plan import _precision
+from lc_triton._plan import precision_of
 from tests.cases import assert_close
 
 LAYER = lc_triton.LocalConv2d(3, 4, 3, input_size=6)
@@ -57,17 +57,17 @@ def test_settings_reach_a_problem(of_all, of_matmul, want, monkeypatch):
 
 def test_older_names_of_the_setting():
     torch.backends.cuda.matmul.allow_tf32 = True
-    assert _precision(torch.float32) == "tf32"
+    assert precision_of(torch.float32) == "tf32"
     torch.set_float32_matmul_precision("highest")
-    assert _precision(torch.float32) == "ieee"
+    assert precision_of(torch.float32) == "ieee"
     torch.set_float32_matmul_precision("high")
-    assert _precision(torch.float32) == "tf32"
+    assert precision_of(torch.float32) == "tf32"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_other_dtypes_have_no_such_setting(dtype):
     torch.backends.fp32_precision = "tf32"
-    assert _precision(dtype) == "ieee"
+    assert precision_of(dtype) == "ieee"
 
 
 def test_on_a_cpu_the_settings_of_cuda_change_no_bit():
