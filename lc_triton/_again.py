@@ -31,12 +31,14 @@ def look(x: Any, weight: Any, bias: Any) -> Any:
         or x is None
         or weight is None
         or not (x.is_cpu and weight.is_cpu and (bias is None or bias.is_cpu))
-        or x.layout is not torch.strided
         or torch.is_autocast_enabled("cpu")
         or resolve("cpu") != "cpu"
     ):
         return None
-    return x.shape, x.stride(), x.dtype, weight.shape, None if bias is None else bias.shape
+    try:
+        return x.shape, x.stride(), x.dtype, weight.shape, None if bias is None else bias.shape
+    except RuntimeError:  # nested tensors have no shape, sparse ones no strides
+        return None
 
 
 def recall(calls: Calls, seen: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:

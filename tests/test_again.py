@@ -107,8 +107,9 @@ def test_other_layouts_are_other_calls(y, name):
     wide = given | {name: given[name].expand(2, *given[name].shape)[0] if name != "x" else X[:1].expand(2, -1, -1, -1)}
     first, again = lc_triton.local_conv(**wide), lc_triton.local_conv(**wide)
     assert torch.equal(first, again)
-    with pytest.raises(TypeError):
-        lc_triton.local_conv(**given | {name: given[name].to_sparse()})
+    for strange in (given[name].to_sparse(), torch.nested.nested_tensor([given[name]])):
+        with pytest.raises(TypeError, match="dense"):
+            lc_triton.local_conv(**given | {name: strange})
 
 
 @pytest.mark.parametrize("arguments", [{"stride": True}, {"groups": 1.0}, {"dilation": 1.0}, {"padding": False}])

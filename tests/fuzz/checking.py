@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from hypothesis import assume
 from torch import Tensor
 
 import lc_triton
@@ -133,9 +134,21 @@ def tolerance(call: Call, name: str) -> float:
     return 4 * torch.finfo(call.weight_dtype if exactly else call.dtype).eps
 
 
+def _torch_refuses(call: Call, g: Tensor) -> bool:
+    """Torch's own gelu, which is behind the transposed layer, has no gradient for one that overlaps itself (2.13)."""
+    if not call.transposed or call.arguments["activation"] != "gelu":
+        return False
+    return len(set(torch.arange(_span(g)).as_strided(g.shape, g.stride()).flatten().tolist())) < g.numel()
+
+
+def _span(tensor: Tensor) -> int:
+    return 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if n)
+
+
 def check(call: Call) -> None:
     """Run a call by the chosen implementation and hold all that can be said of it."""
     given = placed(call)
+    assume(not _torch_refuses(call, given["g"].view))
     want = exact(call, given)
     leaves = {n: given[n].view.requires_grad_(n in call.needs) for n in ("x", "weight", "bias") if n in given}
     x, weight, bias = leaves["x"], leaves["weight"], leaves.get("bias")
