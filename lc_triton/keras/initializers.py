@@ -35,6 +35,14 @@ class Initializer:
     ) -> Tensor:
         """A new tensor of `shape`, drawn on `device` in `dtype`."""
         dtype = dtype or torch.get_default_dtype()
+        largest = torch.finfo(dtype).max
+        for name, value in vars(self).items():
+            if isinstance(value, float) and abs(value) > largest:
+                raise ArgumentValueError(
+                    name=name,
+                    value=value,
+                    allowed=f"within {largest:.3g}, the largest {str(dtype).removeprefix('torch.')}",
+                )
         # 16-bit values are drawn in float32: the tails of a normal need more bits than they keep.
         draw = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
         tensor = torch.empty(tuple(shape), dtype=draw, device=device)

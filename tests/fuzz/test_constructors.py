@@ -440,7 +440,8 @@ def test_keras_arguments(kind, data):
     if outcome.refused:
         return
     assert outcome.result.shape == (() if kind == "regularizer" else (3, 4, 4))
-    assert outcome.result.isfinite().all()
+    past = any(isinstance(value, float) and value > torch.finfo(torch.float32).max for value in config.values())
+    assert past or outcome.result.isfinite().all()
 
 
 @cases("keras_names")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import lc_triton
-from lc_triton.errors import LocalConvError, UnknownNameError, WorkloadError
+from lc_triton.errors import ArgumentValueError, LocalConvError, UnknownNameError, WorkloadError
 from lc_triton.keras import constraints, initializers
 from lc_triton.tiles import workloads
 
@@ -104,3 +104,12 @@ def test_views_that_torch_negates_lazily(dtype, activation):
         found.append([y, *torch.autograd.grad(y, leaves, g)])
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "made", [initializers.Constant(1e300), initializers.RandomNormal(mean=-1e300), initializers.VarianceScaling(1e39)]
+)
+def test_an_initializer_past_its_dtype_says_so(made):
+    with pytest.raises(ArgumentValueError, match=r"within 3.4e\+38, the largest float32"):
+        made((2, 3, 4))
+    assert made((2, 3, 4), torch.float64).isfinite().all()
