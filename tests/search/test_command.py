@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -147,8 +148,10 @@ sys.exit(cli.main(["tune", *sys.argv[1:]]))
 def test_ctrl_c_keeps_what_was_measured(tmp_path):
     """A real process and a real signal, in the middle of the first search."""
     command = [sys.executable, "-c", COMMAND, *SHAPE, "--out", str(tmp_path)]
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job is started deaf to it
+    environment = {**os.environ, "NO_COLOR": "1"}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "NO_COLOR": "1"}
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heed
     )
     for line in process.stdout:
         if line.strip() == "4":
