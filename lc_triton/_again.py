@@ -24,7 +24,8 @@ _SAME = (torch.float32, torch.float64)
 def look(x: Any, weight: Any, bias: Any) -> Any:
     """What a forward depends on beside its numbers and arguments; None where more than its output is asked of it.
 
-    What torch's functions find out by themselves, such as a weight of another dtype, is not looked at.
+    What torch's functions find out by themselves, such as a weight of another dtype, is not looked at; a bias of
+    another dtype some of them would take.
     """
     if (
         route(x, weight, bias) != "straight"  # nor are these tensors of the plain kind, or None
@@ -36,14 +37,15 @@ def look(x: Any, weight: Any, bias: Any) -> Any:
     ):
         return None
     try:
-        return x.shape, x.stride(), x.dtype, weight.shape, None if bias is None else bias.shape
+        told = None if bias is None else (bias.shape, bias.dtype)
+        return x.shape, x.stride(), x.dtype, weight.shape, told
     except RuntimeError:  # nested tensors have no shape, sparse ones no strides
         return None
 
 
 def recall(calls: Calls, seen: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     """The output of a call that looks like one that went well; None where there is no such or it must be looked at."""
-    known = calls.get(seen)
+    known = calls.get(seen)  # nothing is kept under None
     if known is None:
         return None
     try:
@@ -53,8 +55,8 @@ def recall(calls: Calls, seen: Any, x: Tensor, weight: Tensor, bias: Tensor | No
 
 
 def remember(calls: Calls, seen: Any, plan: Plan, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Take down a call that was made by its plan, and what it looked like."""
-    if seen not in calls and weight.is_contiguous() and (bias is None or bias.is_contiguous()):
+    """Take down a call that was made by its plan, and what it looked like, unless that is None."""
+    if seen is not None and seen not in calls and weight.is_contiguous() and (bias is None or bias.is_contiguous()):
         if len(calls) >= MOST:
             calls.clear()
         calls[seen] = _learn(plan, x)

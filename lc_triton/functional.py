@@ -70,9 +70,9 @@ def local_conv(
     if seen is not None:
         told = stride, padding, dilation, groups, padding_mode, activation, data_format
         seen = (seen, told) if _plain(*told) else None
-        known = recall(_calls, seen, x, weight, bias)
-        if known is not None:
-            return known
+        y = recall(_calls, seen, x, weight, bias)
+        if y is not None:
+            return y
     sizes, others = (stride, padding, dilation), (groups, padding_mode)
     return _run("conv", x, weight, bias, activation, data_format, sizes, others, seen)
 
@@ -177,8 +177,7 @@ def _run(
     else:
         plan = _find(kind, weight.shape, spatial, channels, *told)
     y = run(x, weight, bias, plan)
-    if seen is not None:
-        remember(_calls, seen, plan, x, weight, bias)
+    remember(_calls, seen, plan, x, weight, bias)
     return y if after is None else after(y)
 
 

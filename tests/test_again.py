@@ -153,3 +153,14 @@ def test_what_torch_finds_out_is_still_named(y, name, other):
             lc_triton.local_conv(**call | {name: call[name].to(other)})
         with pytest.raises(LocalConvError):
             lc_triton.local_conv(**call | {name: None} if name != "bias" else call | {"bias": 1})
+
+
+def test_a_bias_of_another_dtype_is_named_behind_long_windows_too():
+    """Where the bias is added behind the sum, torch would add any."""
+    x, weight = torch.randn(1, 4096, 1), torch.randn(1, 1, 4096, 2)
+    for _ in range(2):
+        lc_triton.local_conv(x, weight, torch.zeros(1, 2))
+    assert list(functional._calls.values()) != [None]
+    for dtype in (torch.float64, torch.float16, torch.int32):
+        with pytest.raises(LocalConvError, match="bias has dtype"):
+            lc_triton.local_conv(x, weight, torch.zeros(1, 2, dtype=dtype))

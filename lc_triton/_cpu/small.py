@@ -177,35 +177,24 @@ def forward_of(small: Small, x: Tensor, problem: Problem, *, channels_first: boo
     y = y.movedim(-1, 1) if channels_first else y
     y = y if batched else y.squeeze(0)
     shape, strides = y.shape, y.stride()
-    size: tuple[int, ...]
-    steps: tuple[int, ...]
-    size, steps = x.shape, x.stride()
     matrices = None if small.pads else small.matrices(x)
-    window, filters = small.window, small.filters
+    view = (x.shape, x.stride()) if matrices is None else matrices
     activation = None if problem.activation is LINEAR else problem.activation
     turned = small.positions > 1 and x.shape[0] > 1
 
-    def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        a, weight = x.as_strided(size, steps), weight.view(window, filters)
-        y = torch.mm(a, weight) if bias is None else torch.addmm(bias.view(filters), a, weight)
-        return y.as_strided_(shape, strides)
-
     def call(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        x = x.as_strided(size, steps)
+        a = x.as_strided(*view)
         if matrices is None:
-            x = small.windows(x)
-            x = x[0] if small.one else x
-        y = small.products(x, weight, bias)
+            a = small.windows(a)
+            a = a[0] if small.one else a
+        y = small.products(a, weight, bias)
         if activation is not None:
             y = activation(y)
         if turned:
             y = y.transpose(0, 1).contiguous()
         return y.as_strided_(shape, strides)
 
-    if matrices is None:
-        return call
-    size, steps = matrices
-    return product if small.one and activation is None else call
+    return call
 
 
 def weight_grad(

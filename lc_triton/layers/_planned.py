@@ -80,19 +80,17 @@ class PlannedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output for x."""
         assert self._plan is not None  # an unbuilt layer builds in its pre-forward hook
+        y: Tensor | None
         if self._shared is not None:
             y = self._shared(self, x)
         else:
-            weight, bias = self.weight, self.bias
+            plan, weight, bias = self._plan, self.weight, self.bias
             seen = look(x, weight, bias)
-            known = None if seen is None else recall(self._plan.calls, seen, x, weight, bias)
-            if known is not None:
-                y = known
-            else:
-                check_input(x, self._plan)
-                y = run(x, weight, bias, self._plan)
-                if seen is not None:
-                    remember(self._plan.calls, seen, self._plan, x, weight, bias)
+            y = recall(plan.calls, seen, x, weight, bias)
+            if y is None:
+                check_input(x, plan)
+                y = run(x, weight, bias, plan)
+                remember(plan.calls, seen, plan, x, weight, bias)
         return self.activation(y) if isinstance(self.activation, nn.Module) else y
 
     def __setattr__(self, name: str, value: Any) -> None:

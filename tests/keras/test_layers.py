@@ -12,6 +12,7 @@ from torch import nn
 import lc_triton
 from lc_triton.keras import activations, constraints, initializers, regularizers
 from tests.cases import CASES, IDS, assert_close, tensors
+from tests.keras import in_order
 
 LAYERS = {1: lc_triton.LocallyConnected1D, 2: lc_triton.LocallyConnected2D, 3: lc_triton.LocallyConnected3D}
 NAMED = [i for i, c in enumerate(CASES) if isinstance(c.padding, str) or c.padding == 0]
@@ -67,23 +68,9 @@ def test_the_examples_of_the_keras_documentation():
 
 
 def test_arguments_come_in_keras_order():
-    layer = lc_triton.LocallyConnected2D(
-        4, 3, 2, "SAME", "channels_first", "tanh", False, "ones", "ones", "l1", "l2", "l1_l2", "non_neg", "unit_norm", 3
-    )
-    config = layer.get_config()
+    config = lc_triton.LocallyConnected2D(*in_order.ARGUMENTS).get_config()
     assert config["strides"] == [2, 2]
-    assert (config["padding"], config["data_format"], config["activation"]) == ("same", "channels_first", "tanh")
-    names = [
-        "kernel_initializer",
-        "bias_initializer",
-        "kernel_regularizer",
-        "bias_regularizer",
-        "activity_regularizer",
-        "kernel_constraint",
-        "bias_constraint",
-    ]
-    assert [config[n]["class_name"] for n in names] == ["Ones", "Ones", "L1", "L2", "L1L2", "NonNeg", "UnitNorm"]
-    assert (config["use_bias"], config["implementation"], config["groups"]) == (False, 3, 1)
+    in_order.check(config)
 
 
 @pytest.mark.parametrize("implementation", [1, 2, 3])

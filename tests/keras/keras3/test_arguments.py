@@ -7,30 +7,17 @@ import pytest
 import torch
 
 from lc_triton import errors
+from tests.keras import in_order
 from tests.keras.keras3.common import LAYERS, QUIET, TWINS, keras, layers
 
 pytestmark = QUIET
 
 
 def test_arguments_come_in_keras_order():
-    layer = layers.LocallyConnected2D(
-        4, 3, 2, "SAME", "channels_first", "tanh", False, "ones", "ones", "l1", "l2", "l1_l2", "non_neg", "unit_norm", 3
-    )
-    config = layer.get_config()
+    config = layers.LocallyConnected2D(*in_order.ARGUMENTS).get_config()
     assert config["strides"] == (2, 2)
-    assert (config["padding"], config["data_format"], config["activation"]) == ("same", "channels_first", "tanh")
-    names = [
-        "kernel_initializer",
-        "bias_initializer",
-        "kernel_regularizer",
-        "bias_regularizer",
-        "activity_regularizer",
-        "kernel_constraint",
-        "bias_constraint",
-    ]
     assert config["activity_regularizer"]["config"] == {"l1": 0.01, "l2": 0.01}  # what Keras 2's name meant
-    assert [config[n]["class_name"] for n in names] == ["Ones", "Ones", "L1", "L2", "L1L2", "NonNeg", "UnitNorm"]
-    assert (config["use_bias"], config["implementation"], config["groups"]) == (False, 3, 1)
+    in_order.check(config)
 
 
 def test_the_same_arguments_as_the_torch_layers():

@@ -1,0 +1,22 @@
+"""Arguments in Keras 2's order, and what a layer of either kind makes of them."""
+
+ARGUMENTS = (
+    4, 3, 2, "SAME", "channels_first", "tanh", False, "ones", "ones", "l1", "l2", "l1_l2", "non_neg", "unit_norm", 3,
+)  # fmt: skip
+
+NAMES = (
+    "kernel_initializer",
+    "bias_initializer",
+    "kernel_regularizer",
+    "bias_regularizer",
+    "activity_regularizer",
+    "kernel_constraint",
+    "bias_constraint",
+)
+
+
+def check(config):
+    """The configuration of a layer made of ARGUMENTS, but for the strides, a list or a tuple."""
+    assert (config["padding"], config["data_format"], config["activation"]) == ("same", "channels_first", "tanh")
+    assert [config[n]["class_name"] for n in NAMES] == ["Ones", "Ones", "L1", "L2", "L1L2", "NonNeg", "UnitNorm"]
+    assert (config["use_bias"], config["implementation"], config["groups"]) == (False, 3, 1)
