@@ -2,41 +2,40 @@
 
 import math
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
 
-from lc_triton._cpu import blocks, matmul, small, workspace
+from lc_triton._cpu import small, workspace
 from lc_triton._cpu.workspace import Buffer
 from lc_triton._problem import Problem
 from tests.cases import CASES, IDS, Case, check, expected, run, tensors
+from tests.ways import Way
 
 TWO_D = next(case for case in CASES if case.name == "2d_asymmetric")
 
 
-@pytest.fixture(autouse=True)
-def blocks_alone(monkeypatch):
-    for most in ("MOST_NUMBERS", "MOST_FLAT_NUMBERS"):
-        monkeypatch.setattr(small, most, 0)
+WAYS = {
+    "rows": Way(),
+    "rows, copied once": Way(by_rows=True),
+    "rows, batch innermost": Way(batch_innermost=True),
+    "rows, copied once, batch innermost": Way(by_rows=True, batch_innermost=True),
+    "windows": Way(by_windows=True),
+    "windows, few samples": Way(by_windows=True, few_samples=True),
+}
 
 
-@pytest.fixture(params=[0, 1 << 30], ids=["by_rows", "by_windows"])
-def either_input_grad(request, monkeypatch):
-    for rule in ("SHORT_ROW", "SHORT_ONLY_ROW", "FEW_NUMBERS"):
-        monkeypatch.setattr(matmul, rule, request.param)
-
-
-@pytest.fixture(params=[0, 1 << 30], ids=["channel_innermost", "batch_innermost"])
-def either_copy(request, monkeypatch):
-    monkeypatch.setattr(matmul, "SHORT_COPIED_ROW", request.param)
+@pytest.fixture(params=WAYS.values(), ids=WAYS)
+def way(request):
+    return request.param
 
 
 @pytest.mark.parametrize("most_bytes", [1, 600, 1 << 20])  # one sample, a few samples, the whole batch at a time
 @pytest.mark.parametrize("block_bytes", [1, 1500, 5000])  # one position, part of a row or of a plane at a time
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_many_small_blocks(case, block_bytes, most_bytes, either_input_grad, either_copy, monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", block_bytes)
-    monkeypatch.setattr(blocks, "MOST_BYTES", most_bytes)
+def test_many_small_blocks(case, block_bytes, most_bytes, way, monkeypatch):
+    replace(way, block_bytes=block_bytes, most_bytes=most_bytes).take(monkeypatch)
     t = tensors(case)
     check(run(case, t), expected(case, t))
 
@@ -50,10 +49,10 @@ def test_many_small_blocks(case, block_bytes, most_bytes, either_input_grad, eit
     ],
     ids=lambda case: case.name,
 )
-def test_windows_are_never_all_in_memory(case, either_input_grad, monkeypatch):
+def test_windows_are_never_all_in_memory(case, way, monkeypatch):
+    replace(way, block_bytes=10_000, most_bytes=20_000).take(monkeypatch)
     sizes, take = [], Buffer.take
     monkeypatch.setattr(Buffer, "take", lambda *a: (sizes.append(8 * math.prod(a[1:])), take(*a))[1])
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 10_000)
     t = tensors(case)
     check(run(case, t), expected(case, t))
     padded = 8 * math.prod(case.geometry.padded().in_spatial) * case.channels * case.batch
@@ -61,6 +60,7 @@ def test_windows_are_never_all_in_memory(case, either_input_grad, monkeypatch):
 
 
 def test_large_buffers_are_not_kept(monkeypatch):
+    Way().take(monkeypatch)
     monkeypatch.setattr(workspace, "_kept", threading.local())
     monkeypatch.setattr(workspace, "MOST_KEPT_BYTES", 2000)
     t = tensors(TWO_D, torch.float32)

@@ -4,23 +4,26 @@ import pytest
 import torch
 
 from lc_triton._activations import FUSED_NAMES, parse_activation
-from lc_triton._cpu import blocks, matmul, small
 from tests.cases import CASES, IDS, Case, assert_close, expected, kinds, peer, plant, run, tensors, tiny
+from tests.ways import Way
 
 NAN, INF = float("nan"), float("inf")
 BY_NAME = {case.name: case for case in CASES}
 HALF = [torch.float16, torch.bfloat16]
 
 
-@pytest.fixture(params=["at_once", "by_rows", "by_windows"], autouse=True)
+@pytest.fixture(
+    params=[
+        Way(at_once=True),
+        Way(block_bytes=1),
+        Way(block_bytes=1500, by_windows=True, batch_innermost=True, by_rows=True),
+    ],
+    ids=["at_once", "by_rows", "by_windows"],
+    autouse=True,
+)
 def every_way(request, monkeypatch):
     """A layer that is small, and the ways that a larger one can take: windows copied as they lie or turned."""
-    for most in ("MOST_NUMBERS", "MOST_FLAT_NUMBERS"):
-        monkeypatch.setattr(small, most, 1 << 30 if request.param == "at_once" else 0)
-    by_windows = request.param == "by_windows"
-    for rule in ("SHORT_ROW", "SHORT_ONLY_ROW", "FEW_NUMBERS", "SHORT_COPIED_ROW"):
-        monkeypatch.setattr(matmul, rule, 1 << 30 if by_windows else 0)
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1500 if by_windows else 1)
+    request.param.take(monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["x", "weight", "bias", "g"])

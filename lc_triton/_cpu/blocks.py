@@ -6,7 +6,8 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,9 +15,13 @@ from torch import Tensor
 from lc_triton._geometry import Geometry
 from lc_triton._problem import Problem
 
-# Bytes of a block's windows a thread: within a core's share of the last cache on common servers. Smaller blocks would
-# stay nearer, but then starting threads takes longer than it saves (a quarter of deepface_l4's forward).
-BLOCK_BYTES = 2 << 20
+# Bytes of a block's windows a thread, or so many times a core's L2: within its share of the last cache on common
+# servers. Smaller blocks would stay nearer, but then starting threads, and what one core has in its cache and another
+# reads, takes longer than it saves: a quarter of deepface_l4's forward with 512 KB of L2 and blocks of 512 KB, a third
+# with 2 MB and 2 MB.
+BLOCK_BYTES, BLOCK_CACHES = 2 << 20, 4
+# The same for input gradients, so that sites are added to less often (a third of all_tnn_l1's).
+INPUT_GRAD_BYTES = 4 << 20
 # Bytes of a buffer that grows with the batch: what would take more goes through in parts of the batch.
 MOST_BYTES = 16 << 20
 # Numbers of a window from which the bias is added behind the sum: a sum that starts from it rounds each of its steps at
@@ -30,9 +35,23 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+@cache
+def _l2_bytes() -> int:
+    """Bytes of a core's second cache, as Linux says it; 0 where nobody does."""
+    try:
+        return int(Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text().strip().removesuffix("K")) << 10
+    except (OSError, ValueError):
+        return 0
+
+
 def block_bytes() -> int:
     """Bytes of a block's windows."""
-    return min(BLOCK_BYTES * torch.get_num_threads(), MOST_BYTES)
+    return min(max(BLOCK_BYTES, BLOCK_CACHES * _l2_bytes()) * torch.get_num_threads(), MOST_BYTES)
+
+
+def input_grad_bytes() -> int:
+    """The same of an input gradient's block."""
+    return min(INPUT_GRAD_BYTES * torch.get_num_threads(), MOST_BYTES)
 
 
 def product_and_bias(a: Tensor, b: Tensor, bias: Tensor, out: Tensor | None = None) -> Tensor:
@@ -55,14 +74,15 @@ def parts(batch: int, sample_bytes: int) -> list[slice]:
 
 @dataclass(frozen=True)
 class Block:
-    """Output rows `rows` of the plane (o0, o1), or the part `columns` of one row."""
+    """Columns `columns` of output rows `rows` of the plane (o0, o1)."""
 
     o0: int
     o1: int
     rows: slice
     columns: slice
-    span: slice  # of its positions in row-major order
+    span: slice  # of its positions in row-major order, if it has whole rows or a part of one
     shape: tuple[int, int]  # rows, columns
+    by_rows: bool  # whether its rows are taken one by one, each a run of positions, or all positions are one run
 
     @property
     def first(self) -> tuple[int, int, int, int]:
@@ -76,15 +96,13 @@ class Block:
 
 
 @lru_cache(maxsize=256)
-def _blocks(out_spatial: tuple[int, ...], most: int) -> tuple[Block, ...]:
+def _blocks(out_spatial: tuple[int, ...], rows: int, columns: int, *, by_rows: bool) -> tuple[Block, ...]:
     o0, o1, height, width = out_spatial
-    high = max(1, min(height, most // width))
-    cut = [slice(row, min(row + high, height)) for row in range(0, height, high)]
     blocks = []
-    for a, b, rows, columns in itertools.product(range(o0), range(o1), cut, _even(width, most)):
-        shape = rows.stop - rows.start, columns.stop - columns.start
-        start = ((a * o1 + b) * height + rows.start) * width + columns.start
-        blocks.append(Block(a, b, rows, columns, slice(start, start + math.prod(shape)), shape))
+    for a, b, down, across in itertools.product(range(o0), range(o1), _even(height, rows), _even(width, columns)):
+        shape = down.stop - down.start, across.stop - across.start
+        start = ((a * o1 + b) * height + down.start) * width + across.start
+        blocks.append(Block(a, b, down, across, slice(start, start + math.prod(shape)), shape, by_rows))
     return tuple(blocks)
 
 
@@ -113,13 +131,14 @@ class Layer:
     """A geometry in four dimensions, with what the faces ask of it again and again."""
 
     geo: Geometry
+    deciding: Geometry  # what blocks are chosen for: another where the layer is a part of one
 
     @classmethod
     def of(cls, problem: Problem) -> Layer:
         """The layer of a problem, made once."""
         layer: Layer | None = problem.launches.get("layer")
         if layer is None:
-            layer = problem.launches["layer"] = cls(problem.geometry.as_4d())
+            layer = problem.launches["layer"] = cls(problem.geometry.as_4d(), problem.deciding.as_4d())
         return layer
 
     def spatial(self, x: Tensor) -> Tensor:
@@ -185,15 +204,40 @@ class Layer:
         """How many columns apart two positions' windows no longer overlap."""
         return -(-self.geo.extent[3] // self.geo.stride[3])
 
-    def blocks(self, position_bytes: int) -> tuple[Block, ...]:
-        """All positions in blocks of about `block_bytes()`, at least one position each."""
-        return _blocks(self.geo.out_spatial, max(1, block_bytes() // max(1, position_bytes)))
+    def blocks(self, position_bytes: int, least: int = 0) -> tuple[Block, ...]:
+        """All positions in blocks of about `block_bytes()`, or `least`: whole rows or a part of one, never nothing."""
+        most = max(1, max(block_bytes(), least) // max(1, position_bytes))
+        return _blocks(self.geo.out_spatial, max(1, most // self.geo.out_spatial[3]), most, by_rows=False)
+
+    def bands(self, window_bytes: int, through_bytes: int) -> tuple[Block, ...]:
+        """All positions in blocks of several rows, for windows whose rows of sites are copied once for all of these.
+
+        Args:
+            window_bytes: of a position's window.
+            through_bytes: of what else of a position goes through a buffer.
+        """
+        columns = MOST_BYTES // max(
+            window_bytes + window_bytes // 2, through_bytes
+        )  # rows for half of the taps, or more
+        threads = torch.get_num_threads()
+        columns = max(1, min(columns - columns % threads if columns > threads else columns, self.geo.out_spatial[3]))
+        (taps, step), row_bytes = (self.geo.kernel[2], self.geo.stride[2]), window_bytes // self.geo.kernel[2]
+        rows = (MOST_BYTES // (columns * row_bytes) - taps) // step + 1
+        rows = max(1, min(rows, MOST_BYTES // (columns * through_bytes)))
+        return _blocks(self.geo.out_spatial, rows, columns, by_rows=True)
+
+    def runs(self, block: Block, whole: Tensor) -> Sequence[Tensor]:
+        """Of a tensor `(P, ...)`, what is of each of a block's runs."""
+        if not block.by_rows:
+            return (part_of(whole, block.span),)
+        plane = whole.unflatten(0, self.geo.out_spatial)[block.o0, block.o1]
+        return part_of(part_of(plane, block.rows), block.columns, 1).unbind(0)
 
     def strips(self, position_bytes: int) -> Iterator[Strip]:
-        """All rows of sites, some at a time: as many as have about `block_bytes()` in a row of positions each."""
+        """All rows of sites, some at a time: of a row of positions each, as many bytes as an input gradient's block."""
         i0, i1, height, _ = self.geo.in_spatial
         width = self.geo.out_spatial[3]
-        most = max(1, block_bytes() // max(1, position_bytes))
+        most = max(1, input_grad_bytes() // max(1, position_bytes))
         across = _even(width, most)
         high = max(1, min(height, most // width))
         for a, b, row in itertools.product(range(i0), range(i1), range(0, height, high)):
@@ -256,6 +300,17 @@ class Windows:
         size = (*block.shape, layer.groups, x.shape[0], *layer.geo.kernel, layer.channels)
         return x.as_strided(size, strides, offset)
 
+    def columns(self, block: Block) -> Tensor:
+        """What the windows of each column of a block read, `(columns, G, B, rows of sites, KW, C // G)`.
+
+        With one tap in the first two dimensions and no dilation in the third, each window is so many rows of those.
+        """
+        geo, windows = self.layer.geo, self.of(block)
+        rows = (block.shape[0] - 1) * geo.stride[2] + geo.kernel[2]
+        return windows.as_strided(
+            (*windows.shape[1:4], rows, *windows.shape[7:]), [windows.stride(d) for d in (1, 2, 3, 6, 7, 8)]
+        )
+
     def matrices(self, block: Block) -> Tensor:
         """The windows of a block of a row as matrices `(columns, B, D)`, of a layer whose windows are `flat`."""
         layer, x = self.layer, self.x
@@ -296,17 +351,22 @@ class Outputs:
     """
 
     def __init__(self, y: Tensor, z: Tensor | None, problem: Problem) -> None:
-        geo = problem.geometry
-        shape = (y.shape[0], geo.positions, geo.groups, geo.out_channels // geo.groups)
+        geo = Layer.of(problem).geo
+        shape = (y.shape[0], *geo.out_spatial, geo.groups, geo.out_channels // geo.groups)
         self.y = y.view(shape)
         self.z = None if z is None else z.view(shape)
         self.activation = problem.activation
 
     def store(self, part: slice, block: Block, out: Tensor) -> None:
-        """Write a block's pre-activations `(B, positions, G, F // G)`, any strides."""
+        """Write a block's pre-activations `(B, rows, columns, G, F // G)`, any strides."""
         if self.z is not None:
-            part_of(part_of(self.z, part), block.span, 1).copy_(out)
-        part_of(part_of(self.y, part), block.span, 1).copy_(self.activation(out))
+            self._at(self.z, part, block).copy_(out)
+        self._at(self.y, part, block).copy_(self.activation(out))
+
+    @staticmethod
+    def _at(whole: Tensor, part: slice, block: Block) -> Tensor:
+        plane = part_of(whole, part)[:, block.o0, block.o1]
+        return part_of(part_of(plane, block.rows, 1), block.columns, 2)
 
 
 def store_strip(

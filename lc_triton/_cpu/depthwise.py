@@ -40,7 +40,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
                         out.addcmul_(sites.cast(at), factor)
                 if biases is not None:
                     out += biases[block.span].unflatten(0, block.shape)
-                outputs.store(part, block, out.flatten(1, 2))
+                outputs.store(part, block, out)
 
 
 def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem) -> None:

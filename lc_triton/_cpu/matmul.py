@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,8 +14,8 @@ from lc_triton._cpu.blocks import (
     Layer,
     Outputs,
     Windows,
-    block_bytes,
     compute_dtype,
+    input_grad_bytes,
     part_of,
     parts,
     product_and_bias,
@@ -28,17 +29,23 @@ from lc_triton._problem import Problem
 SHORT_COPIED_ROW, SHORT_ROW, SHORT_ONLY_ROW = 24, 32, 128
 # Numbers of all samples' rows up to which a product a row takes longer to start than what it saves in additions.
 FEW_NUMBERS = 1024
-# Times the usual block for the input gradient, so that sites are added to less often (a third of all_tnn_l1's).
-WIDER = 2
+# Samples that the input gradient has as rows, two at least, not as columns: MKL reads the weights, a transposed matrix
+# then, for two rows in a third (AVX-512) of the time that it takes for so few columns, or for one row.
+FEW_SAMPLES = 3
+# Bytes of a row of positions' windows that the rows before it read as well, from which on those sites are copied once
+# for all of them (as in MEC, Cho and Brand 2017). One product a row then takes 20 to 30 us longer to start than what
+# less copying saves.
+LEAST_SHARED = 1 << 20
+
+
+def _single(parts: Tensor, dtype: torch.dtype) -> Tensor:
+    """`(..., G, rows, columns)` as `(..., rows, columns)` where no `_matrices` has to be copied from it."""
+    return parts.select(-3, 0) if parts.shape[-3] == 1 and parts.dtype == dtype else parts
 
 
 def _matrices(part: Tensor, buffer: Buffer) -> Tensor:
-    """`(n, G, rows, columns)` as `(n * G, rows, columns)` in the buffer's dtype: a view where it can be one."""
-    n, groups, rows, columns = part.shape
-    if groups == 1 and part.dtype == buffer.typed.dtype:
-        return part[:, 0]
-    out = buffer.take(n, groups, rows, columns)
-    return out.copy_(part).view(n * groups, rows, columns)
+    """What is `_single`, or `(n, G, rows, columns)` as `(n * G, rows, columns)` in the buffer's dtype."""
+    return part if part.ndim == 3 else buffer.take(*part.shape).copy_(part).flatten(0, 1)
 
 
 def _windows(layer: Layer, x: Tensor, part: slice) -> Windows:
@@ -48,34 +55,62 @@ def _windows(layer: Layer, x: Tensor, part: slice) -> Windows:
     return Windows(layer, part_of(x, part), turned=turned)
 
 
-def _patches(layer: Layer, windows: Windows, block: Block, buffer: Buffer) -> Tensor:
-    """A block's windows as matrices `(n * G, B, D)`: copied out, unless they are matrices already, as in 1-D."""
+def _patches(layer: Layer, windows: Windows, block: Block, buffer: Buffer) -> Sequence[Tensor]:
+    """The windows of a block's runs as matrices `(n * G, B, D)`: copied, unless they are that already, as in 1-D.
+
+    Of a block by rows, what the windows of a column read is copied once, and those of each row are views of it.
+    """
     if layer.flat and block.shape[0] == 1 and windows.x.dtype == buffer.typed.dtype:
-        return windows.matrices(block)
-    source = windows.of(block)
+        return (windows.matrices(block),)
+    source = windows.columns(block) if block.by_rows else windows.of(block)
     if windows.turned:
-        source = source.movedim(3, -1)
-    out = buffer.take(*source.shape).copy_(source)
-    batch = len(windows.x)
-    if windows.turned:
-        return out.view(block.positions * layer.groups, -1, batch).transpose(1, 2)
-    return out.view(block.positions * layer.groups, batch, -1)
+        source = source.movedim(-4 if block.by_rows else 3, -1)
+    out, batch = buffer.take(*source.shape).copy_(source), len(windows.x)
+    count = layer.groups * (block.shape[1] if block.by_rows else block.positions)
+    out = out.view(count, -1, batch).transpose(1, 2) if windows.turned else out.view(count, batch, -1)
+    if not block.by_rows:
+        return (out,)
+    step = layer.geo.stride[2] * layer.geo.kernel[3] * layer.channels
+    return out.unfold(2, layer.geo.window, step).unbind(2)
+
+
+def _shared(layer: Layer, batch: int, dtype: torch.dtype) -> bool:
+    """Whether a row of windows has so much in common with the rows before it that it is not copied on its own."""
+    geo = layer.deciding
+    if geo.kernel[:2] != (1, 1) or geo.dilation[2] != 1:
+        return False
+    rows = geo.out_spatial[2]
+    copied = (rows - 1) * geo.stride[2] + geo.kernel[2]  # rows of sites, instead of KH for each of the rows
+    numbers = batch * geo.out_spatial[3] * geo.groups * geo.window // geo.kernel[2]
+    return numbers * dtype.itemsize * (rows * geo.kernel[2] - copied) >= LEAST_SHARED * rows
+
+
+def _blocks(layer: Layer, batch: int, weight: Tensor, dtype: torch.dtype) -> tuple[Block, ...]:
+    """The blocks of a forward or a weight gradient."""
+    if not _shared(layer, batch, dtype):
+        return layer.blocks(_position_bytes(layer, batch, weight, dtype))
+    window_bytes = batch * layer.groups * layer.geo.window * dtype.itemsize
+    return layer.bands(window_bytes, _through_bytes(layer, batch, weight, dtype))
 
 
 def _position_bytes(layer: Layer, batch: int, weight: Tensor, dtype: torch.dtype) -> int:
     """Bytes of the largest of a position's matrices that go through a buffer."""
-    window, filters = layer.geo.window, layer.filters
-    through = batch * max(window, filters)
+    return max(batch * layer.groups * layer.geo.window * dtype.itemsize, _through_bytes(layer, batch, weight, dtype))
+
+
+def _through_bytes(layer: Layer, batch: int, weight: Tensor, dtype: torch.dtype) -> int:
+    """The same of the matrices but for the window."""
+    rows = batch
     if layer.groups > 1 or weight.dtype != dtype:
-        through = max(through, window * filters)
-    return layer.groups * through * dtype.itemsize
+        rows = max(rows, layer.geo.window)
+    return layer.groups * layer.filters * rows * dtype.itemsize
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor | None, problem: Problem) -> None:
     """y and z, of the windows and the filters of each block."""
     layer, dtype = Layer.of(problem), compute_dtype(x.dtype)
     groups, filters, window = layer.groups, layer.filters, layer.geo.window
-    weights = weight.reshape(-1, window, groups, filters).transpose(1, 2)  # (P, G, D, F // G)
+    weights = _single(weight.reshape(-1, window, groups, filters).transpose(1, 2), dtype)  # (P, G, D, F // G)
     biases = None
     if bias is not None:
         biases = bias.to(dtype).reshape(-1, groups, filters).expand(layer.geo.positions, -1, -1)
@@ -84,14 +119,17 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
         x = layer.spatial(x)
         for part in parts(x.shape[0], groups * window * dtype.itemsize):
             windows, count = _windows(layer, x, part), part.stop - part.start
-            for block in layer.blocks(_position_bytes(layer, count, weight, dtype)):
+            for block in _blocks(layer, count, weight, dtype):
                 out = results.take(block.positions * groups, count, filters)
-                a, b = _patches(layer, windows, block, patches), _matrices(part_of(weights, block.span), converted)
-                if biases is None:
-                    torch.bmm(a, b, out=out)
-                else:
-                    product_and_bias(a, b, part_of(biases, block.span).reshape(-1, 1, filters), out)
-                outputs.store(part, block, out.view(-1, groups, count, filters).permute(2, 0, 1, 3))
+                runs = _patches(layer, windows, block, patches)
+                targets, filter_runs = out.split(len(runs[0])), layer.runs(block, weights)
+                bias_runs = [None] * len(runs) if biases is None else layer.runs(block, biases)
+                for own, a, b, c in zip(targets, runs, filter_runs, bias_runs, strict=True):
+                    if c is None:
+                        torch.bmm(a, _matrices(b, converted), out=own)
+                    else:
+                        product_and_bias(a, _matrices(b, converted), c.reshape(-1, 1, filters), own)
+                outputs.store(part, block, out.view(*block.shape, groups, count, filters).permute(3, 0, 1, 2, 4))
 
 
 def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem) -> None:
@@ -99,70 +137,79 @@ def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem) -> None:
     layer, dtype = Layer.of(problem), compute_dtype(x.dtype)
     groups, filters, window = layer.groups, layer.filters, layer.geo.window
     gradients = _gradients(layer, g)
-    dw_positions = dw.view(-1, window, groups, filters).transpose(1, 2)  # (P, G, D, F // G)
-    direct = groups == 1 and dw.dtype == dtype
+    dw_positions = _single(dw.view(-1, window, groups, filters).transpose(1, 2), dtype)  # (P, G, D, F // G)
     with buffers(x, dtype, 3) as (patches, converted, results):
         x = layer.spatial(x)
         cut = parts(x.shape[0], groups * window * dtype.itemsize)
         windows = [_windows(layer, x, part) for part in cut]
-        for block in layer.blocks(_position_bytes(layer, cut[0].stop, dw, dtype)):
-            target = part_of(dw_positions, block.span)
-            out = target[:, 0] if direct else results.take(block.positions * groups, window, filters)
+        for block in _blocks(layer, cut[0].stop, dw, dtype):
+            totals = targets = layer.runs(block, dw_positions)
+            if targets[0].ndim > 3:
+                out = results.take(block.positions * groups, window, filters)
+                totals = out.split(len(out) // len(targets))
             for n, part in enumerate(cut):
-                left = _patches(layer, windows[n], block, patches).transpose(1, 2)
-                right = _matrices(part_of(part_of(gradients, block.span), part, 2), converted)
-                _add_product(out, left, right, first=n == 0)
-            if not direct:
-                target.copy_(out.view(target.shape))
+                rights = layer.runs(block, part_of(gradients, part, -2))
+                for total, a, b in zip(totals, _patches(layer, windows[n], block, patches), rights, strict=True):
+                    _add_product(total, a.transpose(1, 2), _matrices(b, converted), first=n == 0)
+            if totals is not targets:
+                for target, total in zip(targets, totals, strict=True):
+                    target.copy_(total.view(target.shape))
 
 
 def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, problem: Problem) -> None:
     """act(dx + bias), by rows or by windows."""
     layer, dtype = Layer.of(problem), compute_dtype(g.dtype)
     row, rows = layer.geo.kernel[3] * layer.channels, math.prod(layer.geo.kernel[:3])
-    small = problem.deciding.positions * _position_bytes(layer, len(g), weight, dtype) <= block_bytes()
+    window_bytes = _position_bytes(layer, len(g), weight, dtype)
+    small = problem.deciding.positions * window_bytes <= input_grad_bytes()
     short = row < (SHORT_ROW if rows > 1 else SHORT_ONLY_ROW) and layer.apart > 1
-    few = rows > 1 and row * len(g) <= FEW_NUMBERS
+    few = len(g) <= FEW_SAMPLES or (rows > 1 and row * len(g) <= FEW_NUMBERS)
     by = _by_windows if small or short or few else _by_rows
     by(layer, g, weight, bias, dx, problem)
 
 
 def _gradients(layer: Layer, g: Tensor) -> Tensor:
-    """g as `(P, G, B, F // G)`, a view where g is contiguous."""
-    return g.contiguous().view(g.shape[0], -1, layer.groups, layer.filters).permute(1, 2, 0, 3)
+    """g as `(P, G, B, F // G)`, a view where g is contiguous, `_single` where it can be."""
+    parts = g.contiguous().view(g.shape[0], -1, layer.groups, layer.filters).permute(1, 2, 0, 3)
+    return _single(parts, compute_dtype(g.dtype))
 
 
 def _by_rows(layer: Layer, g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, problem: Problem) -> None:
     """Row of sites after row: what every row of taps that meets it gives is summed, then laid over each other.
 
     The first sum costs no memory traffic of its own, for the matmul adds to its result; only rows of windows are added
-    one by one, and each lies in memory as its sites do.
+    one by one, and each lies in memory as its sites do. The batch is innermost, for weights to be read as they lie.
     """
     geo, dtype = layer.geo, compute_dtype(g.dtype)
-    groups, filters, channels, width = layer.groups, layer.filters, layer.channels, geo.kernel[3]
-    gradients = _gradients(layer, g)
-    weights = weight.reshape(geo.positions, -1, width * channels, groups, filters).permute(1, 0, 3, 4, 2)
+    groups, filters, channels, width, across = (
+        layer.groups,
+        layer.filters,
+        layer.channels,
+        geo.kernel[3],
+        geo.out_spatial[3],
+    )
+    gradients = _gradients(layer, g).unflatten(0, (-1, across)).transpose(-1, -2)  # (rows, OW, G, F // G, B)
+    weights = weight.reshape(len(gradients), across, -1, width * channels, groups, filters).permute(0, 2, 1, 4, 3, 5)
+    by_taps = [own.unbind(0) for own in _single(weights, dtype).unbind(0)]  # (OW, G, KW * C // G, F // G) each
     line_bytes = layer.padded[3] * geo.in_channels * dtype.itemsize
     row_bytes = groups * width * channels * dtype.itemsize  # of a window
     with buffers(g, dtype, 4) as (left, right, results, lines):
         for part in parts(g.shape[0], line_bytes + row_bytes):
-            batch = part.stop - part.start
-            for strip in layer.strips(batch * row_bytes // WIDER):
-                line = lines.take(len(strip.rows), batch, layer.padded[3], groups, channels).zero_()
+            batch, own_gradients = part.stop - part.start, part_of(gradients, part, -1).unbind(0)
+            for strip in layer.strips(batch * row_bytes):
+                line = lines.take(len(strip.rows), layer.padded[3], groups, channels, batch).zero_()
                 for columns in strip.columns:
                     count = (columns.stop - columns.start) * groups
-                    out = results.take(len(strip.rows), count, batch, width * channels)
+                    out = results.take(len(strip.rows), count, width * channels, batch)
                     for own, readers in zip(out, strip.readers, strict=True):
                         if not readers:
                             own.zero_()
                         for n, (row, taps) in enumerate(readers):
-                            start = row * geo.out_spatial[3]
-                            span = slice(start + columns.start, start + columns.stop)
-                            own_gradients = part_of(part_of(gradients, span), part, 2)
-                            a, b = _matrices(own_gradients, left), _matrices(weights[taps, span], right)
+                            a = _matrices(part_of(by_taps[row][taps], columns), left)
+                            b = _matrices(part_of(own_gradients[row], columns), right)
                             _add_product(own, a, b, first=n == 0)
-                    _overlay(layer, line, out.view(len(out), -1, groups, batch, width, channels), columns.start)
-                store_strip(layer, line, strip, part, bias, dx, problem)
+                    _overlay(layer, line, out.view(len(out), -1, groups, width, channels, batch), columns.start)
+                store_strip(layer, line.movedim(-1, 1), strip, part, bias, dx, problem)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
@@ -176,14 +223,14 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
 
 
 def _overlay(layer: Layer, lines: Tensor, windows: Tensor, first: int) -> None:
-    """Add rows of windows `(R, n, G, B, KW, C // G)` to lines of sites `(R, B, IW, G, C // G)`, from column `first` on.
+    """Add rows of windows `(R, n, G, KW, C // G, B)` to lines of sites `(R, IW, G, C // G, B)`, from column `first` on.
 
     Positions `layer.apart` columns apart do not overlap: all of those are added at once.
     """
     geo = layer.geo
-    line, batch, site, group, channel = lines.stride()
+    line, site, group, channel, sample = lines.stride()
     step = geo.stride[3] * site
-    stride = (line, layer.apart * step, group, batch, geo.dilation[3] * site, channel)
+    stride = (line, layer.apart * step, group, geo.dilation[3] * site, channel, sample)
     for j in range(min(layer.apart, windows.shape[1])):
         own = windows[:, j :: layer.apart]
         lines.as_strided(own.shape, stride, (first + j) * step).add_(own)
@@ -194,23 +241,32 @@ def _by_windows(layer: Layer, g: Tensor, weight: Tensor, bias: Tensor | None, dx
     geo, dtype = layer.geo, compute_dtype(g.dtype)
     groups, window = layer.groups, geo.window
     gradients = _gradients(layer, g)
-    weights = weight.reshape(geo.positions, window, groups, layer.filters).transpose(1, 2)
+    weights = _single(weight.reshape(geo.positions, window, groups, layer.filters).transpose(1, 2), dtype)
     inner = tuple(slice(low, low + size) for (low, _), size in zip(geo.padding, geo.in_spatial, strict=True))
     sample_bytes = (math.prod(layer.padded) * geo.in_channels + groups * window) * dtype.itemsize
     with buffers(g, dtype, 4) as (left, right, results, totals):
         for part in parts(g.shape[0], sample_bytes):
             batch = part.stop - part.start
             total = totals.take(*layer.padded, groups, layer.channels, batch).zero_()
-            for block in layer.blocks(_position_bytes(layer, batch, weight, dtype) // WIDER):
-                out = results.take(block.positions * groups, window, batch)
-                b = _matrices(part_of(part_of(gradients, block.span), part, 2), right).transpose(1, 2)
-                torch.bmm(_matrices(part_of(weights, block.span), left), b, out=out)
-                out = out.view(*block.shape, groups, -1, geo.kernel[3], layer.channels, batch)
-                _scatter(layer, total, out, block)
+            for block in layer.blocks(_position_bytes(layer, batch, weight, dtype), input_grad_bytes()):
+                a = _matrices(part_of(weights, block.span), left)
+                b = _matrices(part_of(part_of(gradients, block.span), part, -2), right)
+                out = _windows_of(a, b, results)
+                _scatter(layer, total, out.view(*block.shape, groups, -1, geo.kernel[3], layer.channels, batch), block)
             result = total[inner].flatten(4, 5).movedim(-1, 0).reshape(batch, *dx.shape[1:])
             if bias is not None:
                 result = result + bias
             dx[part] = problem.activation(result)
+
+
+def _windows_of(weights: Tensor, gradients: Tensor, buffer: Buffer) -> Tensor:
+    """Weights `(n, D, F)` times gradients `(n, B, F)`: `(n, D, B)`, any strides."""
+    (count, window, _), batch = weights.shape, gradients.shape[1]
+    if batch > FEW_SAMPLES:
+        return torch.bmm(weights, gradients.transpose(1, 2), out=buffer.take(count, window, batch))
+    rows = gradients.expand(-1, 2, -1).contiguous() if batch == 1 else gradients
+    out = torch.bmm(rows, weights.transpose(1, 2), out=buffer.take(count, len(rows[0]), window))
+    return out[:, :batch].transpose(1, 2)
 
 
 def _scatter(layer: Layer, total: Tensor, windows: Tensor, block: Block) -> None:

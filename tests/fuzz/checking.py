@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +11,10 @@ from hypothesis import assume
 from torch import Tensor
 
 import lc_triton
-from lc_triton import functional, reference
+from lc_triton import reference
 from lc_triton._activations import AFTER_KERNEL, LINEAR, Activation, parse_activation
-from lc_triton._cpu import blocks, matmul, small
 from tests.fuzz.strategies import Call, Placed, place, shapes
+from tests.ways import Way
 
 # In other precisions than float64 a value may round to the other side of a jump in the slope.
 STEPPED = ("relu6", "hardsigmoid", "hard_sigmoid", "hardswish")
@@ -192,47 +190,11 @@ def _close(call: Call, want: Exact, name: str, got: Tensor) -> None:
         assert error <= tolerance(call, name) * want.sizes[name], f"{name}: off by {error:.2e}"
 
 
-@dataclass(frozen=True)
-class Form:
-    """How the CPU path takes a layer: at once, or in blocks of so many bytes, and by which of its rules."""
-
-    at_once: bool = False
-    block_bytes: int = blocks.BLOCK_BYTES
-    most_bytes: int = blocks.MOST_BYTES
-    by_windows: bool = False
-    batch_innermost: bool = False
-
-
-FORMS = [
-    Form(at_once=True),
+WAYS = [
+    Way(at_once=True),
     *(
-        Form(False, block, most, *rules)
-        for block, most in ((blocks.BLOCK_BYTES, blocks.MOST_BYTES), (1, 600), (600, 1), (1500, blocks.MOST_BYTES))
-        for rules in itertools.product((False, True), repeat=2)
+        Way(False, block, most, *rules)
+        for block, most in ((None, None), (1, 600), (600, 1), (1500, None))
+        for rules in itertools.product((False, True), repeat=4)
     ),
 ]
-
-
-@contextmanager
-def taken(form: Form) -> Iterator[None]:
-    """The CPU path in a form, whatever the size of the layer."""
-    many = 1 << 30
-    rules = {
-        (small, "MOST_NUMBERS"): many if form.at_once else 0,
-        (small, "MOST_FLAT_NUMBERS"): many if form.at_once else 0,
-        (blocks, "BLOCK_BYTES"): form.block_bytes,
-        (blocks, "MOST_BYTES"): form.most_bytes,
-        (matmul, "SHORT_COPIED_ROW"): many if form.batch_innermost else 0,
-        (matmul, "SHORT_ROW"): many if form.by_windows else 0,
-        (matmul, "SHORT_ONLY_ROW"): many if form.by_windows else 0,
-        (matmul, "FEW_NUMBERS"): many if form.by_windows else 0,
-    }
-    before = {(module, name): getattr(module, name) for module, name in rules}
-    try:
-        for (module, name), value in rules.items():
-            setattr(module, name, value)
-        functional._calls.clear()  # what small layers came to
-        yield
-    finally:
-        for (module, name), value in before.items():
-            setattr(module, name, value)
