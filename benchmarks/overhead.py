@@ -10,6 +10,7 @@ from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from benchmarks.peers import PEERS
 from lc_triton._geometry import Geometry
@@ -40,26 +41,28 @@ def overhead() -> dict[str, float]:
     torch.set_num_threads(1)
     # One position and one channel: next to no arithmetic.
     x, geo, peer = torch.randn(1, 1, 3, 3), Geometry.make((3, 3), 1, 1, 3), PEERS["F.unfold + bmm"]
-    layer = lc_triton.LocalConv2d(1, 1, 3, input_size=3)
-    theirs = [peer.weight(layer.weight.detach(), geo).requires_grad_(), torch.zeros(geo.out_channels, *geo.out_spatial)]
-    shared, bias = torch.randn(1, 1, 3, 3, requires_grad=True), torch.zeros(1, requires_grad=True)
+    layer, conv2d = lc_triton.LocalConv2d(1, 1, 3, input_size=3), torch.nn.Conv2d(1, 1, 3)
+    weight, bias, shared, shared_bias = layer.weight, layer.bias, conv2d.weight, conv2d.bias
+    theirs = [peer.weight(weight.detach(), geo).requires_grad_(), torch.zeros(geo.out_channels, *geo.out_spatial)]
 
-    def no_grad() -> None:
-        with torch.no_grad():
-            lc_triton.local_conv(x, layer.weight, layer.bias)
+    def ours() -> Tensor:
+        return lc_triton.local_conv(x, weight, bias)
 
-    def conv2d_no_grad() -> None:
-        with torch.no_grad():
-            F.conv2d(x, shared, bias)
+    def convolution() -> Tensor:
+        return F.conv2d(x, shared, shared_bias)
 
     return {
         "import_s": _processes(_IMPORT),
         "first_step_s": _processes(_FIRST),
-        "forward_us": _microseconds(no_grad),
-        "step_us": _microseconds(lambda: lc_triton.local_conv(x, layer.weight, layer.bias).sum().backward()),
+        "forward_us": _without_gradients(ours),
+        "layer_us": _without_gradients(lambda: layer(x)),
+        "graph_us": _microseconds(ours),
+        "step_us": _microseconds(lambda: ours().sum().backward()),
         "unfold_bmm_step_us": _microseconds(lambda: peer.forward(x, *theirs, geo).sum().backward()),
-        "conv2d_forward_us": _microseconds(conv2d_no_grad),
-        "conv2d_step_us": _microseconds(lambda: F.conv2d(x, shared, bias).sum().backward()),
+        "conv2d_forward_us": _without_gradients(convolution),
+        "conv2d_layer_us": _without_gradients(lambda: conv2d(x)),
+        "conv2d_graph_us": _microseconds(convolution),
+        "conv2d_step_us": _microseconds(lambda: convolution().sum().backward()),
         **(_launches() if find_spec("triton") else {}),
     }
 
@@ -98,6 +101,11 @@ def _processes(code: str) -> float:
     for _ in range(PROCESSES):
         runs.append(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     return statistics.median(float(run) for run in runs[1:])
+
+
+def _without_gradients(call: object) -> float:
+    with torch.no_grad():
+        return _microseconds(call)
 
 
 def _microseconds(call: object) -> float:

@@ -1,4 +1,4 @@
-"""A small layer's forward on a CPU, called again: what its first call found out is not asked twice.
+"""A small layer on a CPU, called again: what its first call found out is not asked twice.
 
 Checks, plan and layout take several times as long as what torch computes of such a layer. They depend on how tensors
 look, not on their numbers.
@@ -6,15 +6,17 @@ look, not on their numbers.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from lc_triton._autograd import route
+from lc_triton._autograd import gradients, route
 from lc_triton._backend import resolve
 from lc_triton._cpu import small
-from lc_triton._plan import Plan, as_faces_take_it, precision_of
+from lc_triton._plan import Plan, as_asked, as_faces_take_it, precision_of, run
+from lc_triton._problem import Problem
 
 MOST = 256  # calls that are remembered at once
 Calls: TypeAlias = "dict[Any, small.Forward | None]"
@@ -22,13 +24,14 @@ _SAME = (torch.float32, torch.float64)
 
 
 def look(x: Any, weight: Any, bias: Any) -> Any:
-    """What a forward depends on beside its numbers and arguments; None where more than its output is asked of it.
+    """What a forward depends on beside its numbers and arguments; None where more is asked of it than it knows.
 
     What torch's functions find out by themselves, such as a weight of another dtype, is not looked at; a bias of
     another dtype some of them would take.
     """
+    way = route(x, weight, bias)
     if (
-        route(x, weight, bias) != "straight"  # nor are these tensors of the plain kind, or None
+        (way != "straight" and way != "graph")  # nor are these tensors of the plain kind, or None
         or x is None
         or weight is None
         or not (x.is_cpu and weight.is_cpu and (bias is None or bias.is_cpu))
@@ -37,8 +40,9 @@ def look(x: Any, weight: Any, bias: Any) -> Any:
     ):
         return None
     try:
-        told = None if bias is None else (bias.shape, bias.dtype)
-        return x.shape, x.stride(), x.dtype, weight.shape, told
+        if bias is None:
+            return way, x.shape, x.stride(), x.dtype, weight.shape
+        return way, x.shape, x.stride(), x.dtype, weight.shape, bias.shape, bias.dtype
     except RuntimeError:  # nested tensors have no shape, sparse ones no strides
         return None
 
@@ -54,15 +58,26 @@ def recall(calls: Calls, seen: Any, x: Tensor, weight: Tensor, bias: Tensor | No
         return None
 
 
-def remember(calls: Calls, seen: Any, plan: Plan, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Take down a call that was made by its plan, and what it looked like, unless that is None."""
-    if seen is not None and seen not in calls and weight.is_contiguous() and (bias is None or bias.is_contiguous()):
-        if len(calls) >= MOST:
-            calls.clear()
-        calls[seen] = _learn(plan, x)
+def meet(calls: Calls, seen: Any, plan: Plan, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The output by the plan; a call that goes well is taken down by what it looked like, unless that is None.
+
+    With a graph, the first call only checks, and is then made as all later ones are: activation checkpointing compares
+    what two of them keep.
+    """
+    if seen is None or seen in calls or not weight.is_contiguous() or not (bias is None or bias.is_contiguous()):
+        return run(x, weight, bias, plan)
+    graph = route(x, weight, bias) == "graph"
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not graph):
+        y = run(x, weight, bias, plan)
+    if len(calls) >= MOST:
+        calls.clear()
+    known = calls[seen] = _learn(plan, x, bias, graph=graph)
+    if not graph:
+        return y
+    return run(x, weight, bias, plan) if known is None else known(x, weight, bias)
 
 
-def _learn(plan: Plan, x: Tensor) -> small.Forward | None:
+def _learn(plan: Plan, x: Tensor, bias: Tensor | None, *, graph: bool) -> small.Forward | None:
     """The forward of all calls that look like this one; None where there is no shorter one."""
     batched = x.ndim == plan.geometry.ndim + 2
     problem = plan.problems["cpu", precision_of(x.dtype)]
@@ -70,4 +85,38 @@ def _learn(plan: Plan, x: Tensor) -> small.Forward | None:
     if found is None or plan.transposed or plan.pad or plan.after is not None or x.dtype not in _SAME:
         return None
     taken = as_faces_take_it(x, plan)
-    return small.forward_of(found, taken, problem, channels_first=plan.channels_first, batched=batched)
+    forward = small.forward_of(found, taken, bias, problem, channels_first=plan.channels_first, batched=batched)
+    if not graph:
+        return forward
+    return None if plan.activation.saves == "z" else partial(_node, _Known(forward, plan, problem, batched))
+
+
+class _Known(NamedTuple):
+    """A forward without a graph, and what its gradients are found by."""
+
+    forward: small.Forward
+    plan: Plan
+    problem: Problem
+    batched: bool
+
+
+class _Again(torch.autograd.Function):
+    """A known forward as one step of a graph, from x's format to y's: fewer steps, and no look-up of its signature."""
+
+    @staticmethod
+    def forward(ctx: Any, known: _Known, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        y = known.forward(x, weight, bias)
+        ctx.save_for_backward(x, weight, None if known.plan.activation.saves == "nothing" else y)
+        ctx.known, ctx.bias_shape = known, None if bias is None else bias.shape
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (_, plan, problem, batched), (x, weight, y) = ctx.known, ctx.saved_tensors
+        taken = as_faces_take_it(x, plan), weight, None if y is None else as_faces_take_it(y, plan)
+        grad = as_faces_take_it(grad, plan)
+        dx, dw, db = gradients(problem, taken, ctx.bias_shape, ctx.needs_input_grad[1:], grad)
+        return None, None if dx is None else as_asked(dx, plan, batched=batched), dw, db
+
+
+_node: Any = super(torch.autograd.Function, _Again).apply

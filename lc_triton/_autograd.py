@@ -122,12 +122,25 @@ class WeightGrad(torch.autograd.Function):
 
 
 def _gradients_of_forward(ctx: Any, grad: Any, grad_z: Tensor | None) -> Any:
-    """dx, dw and db of a forward, those that are needed."""
-    x, weight, saved = ctx.saved_tensors
-    need_x, need_w, need_b, *_ = ctx.needs_input_grad
+    return gradients(ctx.problem, ctx.saved_tensors, ctx.bias_shape, ctx.needs_input_grad, grad, grad_z)
+
+
+def gradients(problem: Problem, tensors: Any, bias_shape: Any, needed: Any, grad: Any, grad_z: Any = None) -> Any:
+    """dx, dw and db of a forward, those that are needed.
+
+    Args:
+        problem: what the forward was run by.
+        tensors: x, the weight, and the output or pre-activation where the activation's derivative needs it.
+        bias_shape: None where there is no bias.
+        needed: whether dx is, and dw, and db.
+        grad: the gradient of the output, or None.
+        grad_z: that of the pre-activation, or None.
+    """
+    x, weight, saved = tensors
+    need_x, need_w, need_b, *_ = needed
     if grad is None and grad_z is None:
         return None, None, None
-    problem, dtype = ctx.problem, weight.dtype
+    dtype = weight.dtype
     dw: Tensor | None
     dz: Any
     if grad_z is None and need_w and saved is not None and route(x, weight, grad, saved) == "straight":
@@ -138,7 +151,7 @@ def _gradients_of_forward(ctx: Any, grad: Any, grad_z: Tensor | None) -> Any:
             dz = dz + grad_z
         dw, db = weight_grad(x, dz, problem.linear(), dtype, with_bias=need_b) if need_w else (None, None)
     if need_b:
-        db = _bias_grad(dz, dtype, ctx.bias_shape) if db is None else _for_bias(db, ctx.bias_shape)
+        db = _bias_grad(dz, dtype, bias_shape) if db is None else _for_bias(db, bias_shape)
     return input_grad(dz, weight, problem.linear()) if need_x else None, dw, db
 
 
@@ -264,13 +277,14 @@ def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
 
 
 def route(*tensors: Tensor | None) -> str:
-    """How a face of these tensors is run: by its "function", by its "operator" or "straight".
+    """How a face of these tensors is run: by its "operator", "straight", or else by its function.
 
-    A compiler, an exporter, a dispatch mode or a tensor of a class of its own must see the operator; a transform of
-    torch.func, or something with a tangent, must not: an operator would lose the tangent without a word.
+    A compiler, an exporter, a dispatch mode or a tensor of a class of its own must see the operator; a "transform" of
+    torch.func, or something with a tangent, must not: an operator would lose the tangent without a word. A "graph"
+    takes the function as well.
     """
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return "function"
+        return "transform"
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return "operator"
     found, builds_graph = "straight", torch.is_grad_enabled()
@@ -279,7 +293,7 @@ def route(*tensors: Tensor | None) -> str:
             if type(tensor) is not Tensor and type(tensor) is not Parameter:
                 return "operator"
             if builds_graph and tensor.requires_grad:
-                found = "function"
+                found = "graph"
     return found
 
 
@@ -306,7 +320,7 @@ def transpose(y: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) 
     way = route(y, weight, bias)
     if way == "straight":
         return _ops.input_grad(y, weight, bias, problem)
-    if problem.activation.saves == "z" and (way == "function" or _needs_grad(y, weight, bias)):
+    if problem.activation.saves == "z" and (way == "transform" or _needs_grad(y, weight, bias)):
         # This face stores no pre-activation: torch applies what needs it.
         return problem.activation(transpose(y, weight, bias, problem.linear()))
     if way == "operator":
@@ -325,7 +339,7 @@ def weight_grad(
 ) -> tuple[Tensor, Tensor | None]:
     """dw of (x, g) and, if asked for, the bias gradient of each position, differentiable."""
     way = route(x, g)
-    if way != "function":
+    if way in ("straight", "operator"):
         faces: Any = _ops if way == "straight" else _library
         found: tuple[Tensor, Tensor | None] = faces.weight_grad(x, g, problem, dtype, with_bias=with_bias)
         return found

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lc_triton._activations import ActivationArg
-from lc_triton._again import Calls, look, recall, remember
+from lc_triton._again import Calls, look, meet, recall
 from lc_triton._geometry import DATA_FORMATS, Geometry, Ints, Padding, as_index, check_name, spatial_dims
-from lc_triton._plan import Plan, check_tensor, run, split_shape
+from lc_triton._plan import Plan, check_tensor, split_shape
 from lc_triton.errors import LocalConvError
 
 __all__ = ["local_conv", "local_conv_transpose"]
@@ -176,8 +176,7 @@ def _run(
         plan: Plan = getattr(_Plans, _place(kind, shape, spatial, operator.index(channels), *told))
     else:
         plan = _find(kind, weight.shape, spatial, channels, *told)
-    y = run(x, weight, bias, plan)
-    remember(_calls, seen, plan, x, weight, bias)
+    y = meet(_calls, seen, plan, x, weight, bias)
     return y if after is None else after(y)
 
 

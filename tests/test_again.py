@@ -112,6 +112,78 @@ def test_other_layouts_are_other_calls(y, name):
             lc_triton.local_conv(**given | {name: strange})
 
 
+def _graph(case, t, activation, *, layout, batched):
+    """A call with a graph: y, its gradients, and the gradients of those."""
+    to = (lambda v: v.movedim(-1, 1)) if layout == "channels_first" else (lambda v: v)
+    only = (lambda v: v) if batched else (lambda v: v[0])
+    leaves = [v.clone().requires_grad_() for v in (only(to(t.x)), t.weight, t.bias)]
+    y = lc_triton.local_conv(*leaves, **case.arguments, activation=activation, data_format=layout)
+    g = only(to(t.g))
+    first = torch.autograd.grad(y, leaves, g, create_graph=True)
+    second = torch.autograd.grad(sum((d * d).sum() for d in first), leaves, allow_unused=True)
+    plain = torch.autograd.grad(
+        lc_triton.local_conv(*leaves, **case.arguments, activation=activation, data_format=layout), leaves, g
+    )
+    return y.detach(), *plain, *first, *(torch.zeros(()) if d is None else d for d in second)
+
+
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("activation", [None, "tanh", "silu"])
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_a_graph_again(case, activation, layout):
+    t = tensors(case)
+    for batched in (True, False):
+        with torch.enable_grad():
+            functional._calls.clear()
+            first = _graph(case, t, activation, layout=layout, batched=batched)
+            again = _graph(case, t, activation, layout=layout, batched=batched)
+        known = [key for key, call in functional._calls.items() if call is not None]
+        plain = all(type(value) in (int, str) for value in case.arguments.values())
+        assert bool(known) == (case.groups == 1 and activation != "silu" and plain)
+        for one, other in zip(first, again, strict=True):
+            assert_close(other, one.detach(), 64 * torch.finfo(torch.float64).eps)
+            assert one.shape == other.shape
+            assert all(n == 1 or a == b for n, a, b in zip(one.shape, one.stride(), other.stride(), strict=True))
+
+
+def test_a_graph_gives_what_is_asked_for_alone():
+    for _ in range(2):
+        for name in ("x", "weight", "bias"):
+            given = {"x": X, "weight": WEIGHT, "bias": BIAS} | {
+                name: {"x": X, "weight": WEIGHT, "bias": BIAS}[name].clone()
+            }
+            given[name].requires_grad_()
+            with torch.enable_grad():
+                total = lc_triton.local_conv(**given).sum()
+            (grad,) = torch.autograd.grad(total, [given[name]])
+            assert grad.shape == given[name].shape
+    assert all(functional._calls.values())
+
+
+def test_a_graph_is_as_exact_as_any(y):
+    leaves = [v.clone().requires_grad_() for v in (X, WEIGHT, BIAS)]
+    with torch.enable_grad():
+        lc_triton.local_conv(*leaves)
+        out = lc_triton.local_conv(*leaves)
+        assert type(out.grad_fn).__name__ == "_AgainBackward"
+        torch.autograd.gradcheck(lc_triton.local_conv, leaves)
+        torch.autograd.gradgradcheck(lc_triton.local_conv, leaves)
+        same = X.clone().requires_grad_()  # as an input and a part of the weight
+        twice = lambda: lc_triton.local_conv(same, WEIGHT * same.sum(), BIAS).sum()  # noqa: E731
+        first, again = (torch.autograd.grad(twice(), same)[0] for _ in range(2))
+        assert torch.equal(first, again)
+
+
+def test_a_graph_tells_of_what_was_changed_in_place(y):
+    leaves = [v.clone().requires_grad_() for v in (X, WEIGHT, BIAS)]
+    with torch.enable_grad():
+        for _ in range(2):
+            out = lc_triton.local_conv(*leaves, activation="tanh")
+        out.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            out.sum().backward()
+
+
 @pytest.mark.parametrize("arguments", [{"stride": True}, {"groups": 1.0}, {"dilation": 1.0}, {"padding": False}])
 def test_what_equals_an_argument_is_still_refused(y, arguments):
     with pytest.raises(TypeError):

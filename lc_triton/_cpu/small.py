@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,8 @@ MOST_NUMBERS = 1 << 16
 MOST_FLAT_NUMBERS = 1 << 18
 # Numbers of all weights: larger results are for `pages`.
 MOST_WEIGHTS = 1 << 22
+# Multiplications of a matrix product below which torch's batched product takes a loop of its own.
+LEAST_PRODUCTS = 400
 _MOST_VIEWS = 64
 
 View = tuple[tuple[int, ...], tuple[int, ...]]
@@ -39,8 +41,7 @@ class Small:
     def __init__(self, geometry: Geometry, deciding: Geometry) -> None:
         self.geo = geometry
         self.positions, self.window, self.filters = geometry.positions, geometry.window, geometry.out_channels
-        # What torch has one function for, bias and all.
-        self.one = self.positions == deciding.positions == 1 and self.window < LONG_WINDOW
+        self.lone = self.positions == deciding.positions == 1 and self.window < LONG_WINDOW
         self.numbers = deciding.positions * deciding.window
         self.whole = geometry.groups == 1 and deciding.weight_numel <= MOST_WEIGHTS
         self.flat = geometry.ndim == 1 and geometry.dilation == (1,)  # a window is one run of x, which is not copied
@@ -58,6 +59,10 @@ class Small:
             small = problem.launches["small"] = cls(problem.geometry, problem.deciding)
         most = MOST_FLAT_NUMBERS if small.flat else MOST_NUMBERS
         return small if small.whole and 0 < batch * small.numbers <= most else None
+
+    def one(self, batch: int) -> bool:
+        """Whether all is one matrix product: not one so small that torch's loop over batches is the faster one."""
+        return self.lone and batch * self.window * self.filters >= LEAST_PRODUCTS
 
     def windows(self, x: Tensor) -> Tensor:
         """All windows as matrices `(P, B, D)`."""
@@ -85,9 +90,9 @@ class Small:
         return size, (*moves, sample, *taps, channel)
 
     def matrices(self, x: Tensor) -> View | None:
-        """All windows of an x that needs no padding, as a view of it, as `products` takes them, where there is one."""
+        """All windows of an x that needs no padding, as a view of it, as `product` takes them, where there is one."""
         size, strides = self._view(x.shape[0], x.stride())
-        ndim, first = self.geo.ndim, 1 if self.one else 0
+        ndim, first = self.geo.ndim, 1 if self.one(x.shape[0]) else 0
         merged = []
         for cut in (slice(ndim), slice(ndim, ndim + 1), slice(ndim + 1, None)):
             stride = _merged(size[cut], strides[cut])
@@ -120,22 +125,25 @@ class Small:
         """The weights as matrices `(P, D, F)`."""
         return _in(dtype, weight.reshape(self.positions, self.window, self.filters))
 
-    def products(self, a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Windows `(P, B, D)` times filters, and the bias: `(P, B, F)`. All are contiguous and of one dtype.
+    def product(self, bias: Tensor | None, *, one: bool) -> Callable[[Tensor, Tensor, Any], Tensor]:
+        """How windows are multiplied by filters and the bias is added, for biases that look like this one.
 
-        Of `one` product, windows and results are `(B, D)` and `(B, F)`: half the time of a batch of one.
+        All are contiguous and of one dtype. Of `one` product, windows and results are `(B, D)` and `(B, F)`, else
+        `(P, B, D)` and `(P, B, F)`.
         """
         positions, window, filters = self.positions, self.window, self.filters
-        if self.one:
-            weight = weight.view(window, filters)
-            return torch.mm(a, weight) if bias is None else torch.addmm(bias.view(filters), a, weight)
-        weight = weight.view(positions, window, filters)
+        size = (window, filters) if one else (positions, window, filters)
         if bias is None:
-            return torch.bmm(a, weight)
-        return product_and_bias(a, weight, bias if bias.ndim == 1 else bias.view(positions, 1, filters))
+            multiply = torch.mm if one else torch.bmm
+            return lambda a, weight, _: multiply(a, weight.view(size))
+        add = torch.addmm if one else torch.baddbmm if window < LONG_WINDOW else _behind
+        if bias.ndim == 1 or (positions == 1 and bias.ndim <= 3 and not one):
+            return lambda a, weight, bias: add(bias, a, weight.view(size))
+        shape = (filters,) if one else (positions, 1, filters)
+        return lambda a, weight, bias: add(bias.view(shape), a, weight.view(size))
 
     def by_sample(self, y: Tensor) -> Tensor:
-        """What `products` gives, with the numbers of a sample together; no view, for callers change its shape."""
+        """What `product` gives, with the numbers of a sample together; no view, for callers change its shape."""
         return y if self.positions == 1 or y.shape[1] == 1 else y.transpose(0, 1).contiguous()
 
 
@@ -148,6 +156,10 @@ def _merged(size: tuple[int, ...], strides: tuple[int, ...]) -> int | None:
     return counted[-1][1] if counted else 1
 
 
+def _behind(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return product_and_bias(a, b, bias)
+
+
 def _in(dtype: torch.dtype, tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype is dtype else tensor.to(dtype)
 
@@ -158,9 +170,9 @@ def forward(
     """y and, if asked for, z."""
     batch, dtype = x.shape[0], compute_dtype(x.dtype)
     a = _in(dtype, small.windows(x))
-    a = a[0] if small.one else a
+    a = a[0] if small.one(batch) else a
     weight, bias = _in(dtype, weight).contiguous(), None if bias is None else _in(dtype, bias).contiguous()
-    z = small.products(a, weight, bias)
+    z = small.product(bias, one=a.ndim == 2)(a, weight, bias)
     y = problem.activation(z)
     shape = (batch, *small.geo.bias_shape)
     # No view, for what changes one in place asks how it was made.
@@ -168,10 +180,13 @@ def forward(
     return y, _in(x.dtype, small.by_sample(z)).resize_(shape) if store_z else None
 
 
-def forward_of(small: Small, x: Tensor, problem: Problem, *, channels_first: bool, batched: bool) -> Forward:
+def forward_of(
+    small: Small, x: Tensor, bias: Tensor | None, problem: Problem, *, channels_first: bool, batched: bool
+) -> Forward:
     """`forward` for an x `(B, *in_spatial, C)` of this size and these strides, in the format that it came in.
 
-    All that does not depend on numbers is found out here, once. Operands are contiguous and of one dtype.
+    All that does not depend on numbers is found out here, once. Operands are contiguous and of one dtype, and the bias
+    is of this one's shape.
     """
     y = torch.empty((x.shape[0], *small.geo.bias_shape), device="meta")
     y = y.movedim(-1, 1) if channels_first else y
@@ -180,14 +195,15 @@ def forward_of(small: Small, x: Tensor, problem: Problem, *, channels_first: boo
     matrices = None if small.pads else small.matrices(x)
     view = (x.shape, x.stride()) if matrices is None else matrices
     activation = None if problem.activation is LINEAR else problem.activation
-    turned = small.positions > 1 and x.shape[0] > 1
+    turned, one = small.positions > 1 and x.shape[0] > 1, small.one(x.shape[0])
+    product = small.product(bias, one=one)
 
     def call(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         a = x.as_strided(*view)
         if matrices is None:
             a = small.windows(a)
-            a = a[0] if small.one else a
-        y = small.products(a, weight, bias)
+            a = a[0] if one else a
+        y = product(a, weight, bias)
         if activation is not None:
             y = activation(y)
         if turned:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
 from lc_triton._activations import ActivationArg
-from lc_triton._again import look, recall, remember
+from lc_triton._again import look, meet, recall
 from lc_triton._cpu import pages
 from lc_triton._geometry import Geometry
-from lc_triton._plan import Plan, check_device, check_input, run
+from lc_triton._plan import Plan, check_device, check_input
 from lc_triton.errors import ArgumentValueError, NotBuiltError
 
 
@@ -89,8 +89,7 @@ class PlannedLayer(nn.Module):
             y = recall(plan.calls, seen, x, weight, bias)
             if y is None:
                 check_input(x, plan)
-                y = run(x, weight, bias, plan)
-                remember(plan.calls, seen, plan, x, weight, bias)
+                y = meet(plan.calls, seen, plan, x, weight, bias)
         return self.activation(y) if isinstance(self.activation, nn.Module) else y
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -116,7 +116,7 @@ def test_what_a_call_costs(tmp_path, document, monkeypatch, capsys):
     found = json.loads(out.read_text())["overhead"]
     assert all(value > 0 for value in found.values())
     report([out], document)
-    assert f"| its training step, x without a gradient | {found['step_us']:.3g} us |" in document.read_text()
+    assert f"| its training step | {found['step_us']:.3g} us |" in document.read_text()
 
 
 def test_a_state_against_itself(monkeypatch, capsys):
