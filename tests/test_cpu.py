@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import lc_triton
 from lc_triton import _cpu, _ops, functional
 from lc_triton._activations import FUSED_NAMES, Activation, parse_activation
-from lc_triton._cpu import blocks, small, workspace
+from lc_triton._cpu import blocks, matmul, small, workspace
 from lc_triton._problem import Problem
 from tests.cases import CASES, IDS, Case, assert_as_good, assert_close, check, expected, peer, run, tensors
 
@@ -165,6 +165,37 @@ def test_16_bit_results_are_rounded_once(case, dtype):
     for name, exact in want.items():
         error = (got[name].double() - exact).abs()
         assert (error <= 0.5 * torch.finfo(dtype).eps * exact.abs() + 1e-5).all(), name
+
+
+# Of sizes that a CPU's own products of bfloat16, where it has them, are called for.
+PRODUCTS = [
+    Case("1d", (40,), 8, 16, 5, batch=16),
+    Case("2d", (9, 9), 8, 16, 3, padding=1, batch=16),
+    Case("2d_short_rows", (8, 8), 2, 16, 3, stride=2, batch=32),
+    Case("2d_groups", (8, 8), 16, 32, 3, groups=2, batch=8),
+    Case("3d", (4, 5, 5), 4, 16, 2, dilation=(1, 2, 1), batch=8),
+]
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["as the CPU can", "in float32"])
+@pytest.mark.parametrize("activation", [None, "relu", "tanh"])
+@pytest.mark.parametrize("most_bytes", [1 << 24, 20_000])  # all of the batch at a time, or parts of it
+@pytest.mark.parametrize("case", PRODUCTS, ids=lambda case: case.name)
+def test_products_of_bfloat16_are_rounded_once(case, most_bytes, activation, own, monkeypatch):
+    if not own:
+        for module in (blocks, matmul):
+            monkeypatch.setattr(module, "multiplied", frozenset)
+    monkeypatch.setattr(blocks, "MOST_BYTES", most_bytes)
+    t = tensors(case, torch.bfloat16)
+    got, want = run(case, t, activation=activation), expected(case, t, parse_activation(activation))
+    for name in ("y", *(("dx", "dw", "db") if activation is None else ())):
+        error = (got[name].double() - want[name]).abs()
+        assert (error <= 0.5 * torch.finfo(torch.bfloat16).eps * want[name].abs() + 1e-5).all(), name
+
+
+def test_a_torch_that_does_not_know_its_cpu_multiplies_in_float32(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert blocks.multiplied.__wrapped__() == frozenset()
 
 
 @pytest.mark.parametrize("dtype", HALF)

@@ -2,7 +2,8 @@
 
 A face works on a few output positions at a time in small buffers that stay in cache: the full patch matrix, T times
 the input, never exists, but for layers so small that starting torch's functions is all that takes time. 16-bit tensors
-are converted to float32 block by block: products accumulate in float32 and every result is rounded once.
+are converted to float32 block by block, unless the CPU multiplies them: products accumulate in float32 and every result
+is rounded once.
 """
 
 from __future__ import annotations

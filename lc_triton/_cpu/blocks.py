@@ -57,9 +57,17 @@ def input_grad_bytes() -> int:
     return min(INPUT_GRAD_BYTES * torch.get_num_threads(), MOST_BYTES)
 
 
+@cache
+def multiplied() -> frozenset[torch.dtype]:
+    """The 16-bit dtypes that this CPU has matrix products for, summed in float32 and rounded once, as torch says it."""
+    known: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older versions
+    has = known.get("avx512_bf16") or known.get("amx_bf16")
+    return frozenset([torch.bfloat16] if has and torch.backends.mkldnn.is_available() else [])
+
+
 def product_and_bias(a: Tensor, b: Tensor, bias: Tensor, out: Tensor | None = None) -> Tensor:
     """a @ b + bias of matrices `(n, B, D)` and `(n, D, F)`; the bias goes to each of the B rows."""
-    if a.shape[2] < LONG_WINDOW:
+    if a.shape[2] < LONG_WINDOW or a.dtype in multiplied():
         return torch.baddbmm(bias, a, b, out=out)
     return torch.bmm(a, b, out=out).add_(bias)
 

@@ -16,6 +16,7 @@ from lc_triton._cpu.blocks import (
     Windows,
     compute_dtype,
     input_grad_bytes,
+    multiplied,
     part_of,
     parts,
     product_and_bias,
@@ -34,6 +35,8 @@ FEW_NUMBERS = 1024
 # fast at 16 and 32 samples. More make no difference, and turning the result takes longer; for 8 and fewer products of
 # so few columns take twice as long with AVX-512.
 INNERMOST_BATCHES = range(9, 64)
+# Activations whose values of a rounded number are the rounded values of the number.
+ROUNDED_ALIKE = ("linear", "relu", "relu6")
 # Samples that the input gradient has as rows, two at least, not as columns: MKL reads the weights, a transposed matrix
 # then, for two rows in a third (AVX-512) of the time that it takes for so few columns, or for one row.
 FEW_SAMPLES = 3
@@ -43,7 +46,7 @@ FEW_SAMPLES = 3
 LEAST_SHARED = 1 << 20
 
 
-def _single(parts: Tensor, dtype: torch.dtype) -> Tensor:
+def _single(parts: Tensor, dtype: torch.dtype | None) -> Tensor:
     """`(..., G, rows, columns)` as `(..., rows, columns)` where no `_matrices` has to be copied from it."""
     return parts.select(-3, 0) if parts.shape[-3] == 1 and parts.dtype == dtype else parts
 
@@ -53,10 +56,10 @@ def _matrices(part: Tensor, buffer: Buffer) -> Tensor:
     return part if part.ndim == 3 else buffer.take(*part.shape).copy_(part).flatten(0, 1)
 
 
-def _windows(layer: Layer, x: Tensor, part: slice) -> Windows:
-    """The windows of a part of the batch, the batch innermost where that makes the longer runs."""
+def _windows(layer: Layer, x: Tensor, part: slice, *, turned: bool = False) -> Windows:
+    """The windows of a part of the batch, the batch innermost where asked for or where that makes the longer runs."""
     batch = part.stop - part.start
-    turned = not layer.flat and layer.geo.kernel[3] * layer.channels < min(SHORT_COPIED_ROW, batch)
+    turned = turned or (not layer.flat and layer.geo.kernel[3] * layer.channels < min(SHORT_COPIED_ROW, batch))
     return Windows(layer, part_of(x, part), turned=turned)
 
 
@@ -65,7 +68,8 @@ def _patches(layer: Layer, windows: Windows, block: Block, buffer: Buffer) -> Se
 
     Of a block by rows, what the windows of a column read is copied once, and those of each row are views of it.
     """
-    if layer.flat and block.shape[0] == 1 and windows.x.dtype == buffer.typed.dtype:
+    dtype = buffer.typed.dtype
+    if layer.flat and block.shape[0] == 1 and windows.x.dtype == dtype and dtype not in multiplied():
         return (windows.matrices(block),)
     source = windows.columns(block) if block.by_rows else windows.of(block)
     if windows.turned:
@@ -80,9 +84,12 @@ def _patches(layer: Layer, windows: Windows, block: Block, buffer: Buffer) -> Se
 
 
 def _shared(layer: Layer, batch: int, dtype: torch.dtype) -> bool:
-    """Whether a row of windows has so much in common with the rows before it that it is not copied on its own."""
+    """Whether a row of windows has so much in common with the rows before it that it is not copied on its own.
+
+    Products in 16 bits copy matrices that do not lie behind each other, so there each window is copied.
+    """
     geo = layer.deciding
-    if geo.kernel[:2] != (1, 1) or geo.dilation[2] != 1:
+    if geo.kernel[:2] != (1, 1) or geo.dilation[2] != 1 or dtype in multiplied():
         return False
     rows = geo.out_spatial[2]
     copied = (rows - 1) * geo.stride[2] + geo.kernel[2]  # rows of sites, instead of KH for each of the rows
@@ -114,6 +121,8 @@ def _through_bytes(layer: Layer, batch: int, weight: Tensor, dtype: torch.dtype)
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor | None, problem: Problem) -> None:
     """y and z, of the windows and the filters of each block."""
     layer, dtype = Layer.of(problem), compute_dtype(x.dtype)
+    if problem.activation.name in ROUNDED_ALIKE and _native(x.dtype, weight.dtype):
+        dtype = x.dtype
     groups, filters, window = layer.groups, layer.filters, layer.geo.window
     weights = _single(weight.reshape(-1, window, groups, filters).transpose(1, 2), dtype)  # (P, G, D, F // G)
     biases = None
@@ -141,12 +150,14 @@ def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem) -> None:
     """dw, of the windows and the gradients of each block."""
     layer, dtype = Layer.of(problem), compute_dtype(x.dtype)
     groups, filters, window = layer.groups, layer.filters, layer.geo.window
-    gradients = _gradients(layer, g)
+    native = _native(x.dtype, dw.dtype) and len(parts(x.shape[0], groups * window * x.itemsize)) == 1
+    dtype = x.dtype if native else dtype
+    gradients = _gradients(layer, g, None if native else dtype)
     dw_positions = _single(dw.view(-1, window, groups, filters).transpose(1, 2), dtype)  # (P, G, D, F // G)
     with buffers(x, dtype, 3) as (patches, converted, results):
         x = layer.spatial(x)
         cut = parts(x.shape[0], groups * window * dtype.itemsize)
-        windows = [_windows(layer, x, part) for part in cut]
+        windows = [_windows(layer, x, part, turned=native) for part in cut]
         for block in _blocks(layer, cut[0].stop, dw, dtype):
             totals = targets = layer.runs(block, dw_positions)
             if targets[0].ndim > 3:
@@ -170,13 +181,20 @@ def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, probl
     short = row < (SHORT_ROW if rows > 1 else SHORT_ONLY_ROW) and layer.apart > 1
     few = len(g) <= FEW_SAMPLES or (rows > 1 and row * len(g) <= FEW_NUMBERS)
     by = _by_windows if small or short or few else _by_rows
+    if len(g) and len(parts(len(g), g[0].numel() * dtype.itemsize)) == 1:  # at once, not for each row of taps
+        g = g.to(dtype)
     by(layer, g, weight, bias, dx, problem)
 
 
-def _gradients(layer: Layer, g: Tensor) -> Tensor:
-    """g as `(P, G, B, F // G)`, a view where g is contiguous, `_single` where it can be."""
+def _native(*dtypes: torch.dtype) -> bool:
+    """Whether products of these dtypes are left to the CPU's own instructions for 16 bits."""
+    return len(set(dtypes)) == 1 and dtypes[0] in multiplied()
+
+
+def _gradients(layer: Layer, g: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """g as `(P, G, B, F // G)`, a view where g is contiguous, `_single` unless its matrices are to be copied."""
     parts = g.contiguous().view(g.shape[0], -1, layer.groups, layer.filters).permute(1, 2, 0, 3)
-    return _single(parts, compute_dtype(g.dtype))
+    return _single(parts, dtype)
 
 
 def _by_rows(layer: Layer, g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, problem: Problem) -> None:
@@ -188,7 +206,7 @@ def _by_rows(layer: Layer, g: Tensor, weight: Tensor, bias: Tensor | None, dx: T
     geo, dtype = layer.geo, compute_dtype(g.dtype)
     groups, filters, channels = layer.groups, layer.filters, layer.channels
     width, across = geo.kernel[3], geo.out_spatial[3]
-    gradients = _gradients(layer, g).unflatten(0, (-1, across)).transpose(-1, -2)  # (rows, OW, G, F // G, B)
+    gradients = _gradients(layer, g, dtype).unflatten(0, (-1, across)).transpose(-1, -2)  # (rows, OW, G, F // G, B)
     weights = weight.reshape(len(gradients), across, -1, width * channels, groups, filters).permute(0, 2, 1, 4, 3, 5)
     by_taps = [own.unbind(0) for own in _single(weights, dtype).unbind(0)]  # (OW, G, KW * C // G, F // G) each
     line_bytes = layer.padded[3] * geo.in_channels * dtype.itemsize
@@ -250,7 +268,7 @@ def _by_windows(layer: Layer, g: Tensor, weight: Tensor, bias: Tensor | None, dx
     """Whole windows of a block at once, laid over each other with the batch innermost: long runs for short windows."""
     geo, dtype = layer.geo, compute_dtype(g.dtype)
     groups, window = layer.groups, geo.window
-    gradients = _gradients(layer, g)
+    gradients = _gradients(layer, g, dtype)
     weights = _single(weight.reshape(geo.positions, window, groups, layer.filters).transpose(1, 2), dtype)
     inner = tuple(slice(low, low + size) for (low, _), size in zip(geo.padding, geo.in_spatial, strict=True))
     sample_bytes = (math.prod(layer.padded) * geo.in_channels + groups * window) * dtype.itemsize
