@@ -16,6 +16,7 @@ from benchmarks.peers import PEERS
 from lc_triton._geometry import Geometry
 
 PROCESSES = 5
+CALLS = 2000
 TINY = "LocalConv2d(4, 4, 3, input_size=8)"  # so small that only the host's time counts
 
 _IMPORT = """
@@ -109,5 +110,5 @@ def _without_gradients(call: object) -> float:
 
 
 def _microseconds(call: object) -> float:
-    runs = timeit.repeat(call, number=200, repeat=15)  # type: ignore[arg-type]
-    return 1e6 * statistics.median(runs) / 200
+    runs = timeit.repeat(call, number=CALLS, repeat=15)  # type: ignore[arg-type]
+    return 1e6 * statistics.median(runs) / CALLS

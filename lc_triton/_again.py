@@ -23,11 +23,12 @@ Calls: TypeAlias = "dict[Any, small.Forward | None]"
 _SAME = (torch.float32, torch.float64)
 
 
-def look(x: Any, weight: Any, bias: Any) -> Any:
-    """What a forward depends on beside its numbers and arguments; None where more is asked of it than it knows.
+def again(calls: Calls, told: Any, x: Any, weight: Any, bias: Any) -> tuple[Tensor | None, Any]:
+    """The output of a call that looks like one that went well, or None; and what it looks like.
 
-    What torch's functions find out by themselves, such as a weight of another dtype, is not looked at; a bias of
-    another dtype some of them would take.
+    It looks like all that a forward depends on beside its numbers, `told` being its arguments; like nothing, None,
+    where more is asked of it than its output and gradients. What torch's functions find out by themselves, such as a
+    weight of another dtype, is not looked at; a bias of another dtype some of them would take.
     """
     way = route(x, weight, bias)
     if (
@@ -38,24 +39,14 @@ def look(x: Any, weight: Any, bias: Any) -> Any:
         or torch.is_autocast_enabled("cpu")
         or resolve("cpu") != "cpu"
     ):
-        return None
+        return None, None
     try:
-        if bias is None:
-            return way, x.shape, x.stride(), x.dtype, weight.shape
-        return way, x.shape, x.stride(), x.dtype, weight.shape, bias.shape, bias.dtype
-    except RuntimeError:  # nested tensors have no shape, sparse ones no strides
-        return None
-
-
-def recall(calls: Calls, seen: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-    """The output of a call that looks like one that went well; None where there is no such or it must be looked at."""
-    known = calls.get(seen)  # nothing is kept under None
-    if known is None:
-        return None
-    try:
-        return known(x, weight, bias)
-    except RuntimeError:  # of torch, for other strides or dtypes: the checks know what they are about
-        return None
+        look = None if bias is None else (bias.shape, bias.dtype)
+        seen = told, way, x.shape, x.stride(), x.dtype, weight.shape, look
+        known = calls.get(seen)
+        return None if known is None else known(x, weight, bias), seen
+    except RuntimeError:  # of nested and sparse tensors, or of others that a known call does not take
+        return None, None
 
 
 def meet(calls: Calls, seen: Any, plan: Plan, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

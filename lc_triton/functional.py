@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lc_triton._activations import ActivationArg
-from lc_triton._again import Calls, look, meet, recall
+from lc_triton._again import Calls, again, meet
 from lc_triton._geometry import DATA_FORMATS, Geometry, Ints, Padding, as_index, check_name, spatial_dims
 from lc_triton._plan import Plan, check_tensor, split_shape
 from lc_triton.errors import LocalConvError
@@ -66,11 +66,10 @@ def local_conv(
         >>> lc_triton.local_conv(x, weight, activation="relu").shape
         torch.Size([8, 64, 30, 30])
     """
-    seen = look(x, weight, bias)
-    if seen is not None:
+    y, seen = None, None
+    if _plain(stride, padding, dilation, groups, padding_mode, activation, data_format):
         told = stride, padding, dilation, groups, padding_mode, activation, data_format
-        seen = (seen, told) if _plain(*told) else None
-        y = recall(_calls, seen, x, weight, bias)
+        y, seen = again(_calls, told, x, weight, bias)
         if y is not None:
             return y
     sizes, others = (stride, padding, dilation), (groups, padding_mode)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lc_triton._activations import LINEAR
 from lc_triton._geometry import Geometry
 from lc_triton._problem import Problem
 
@@ -27,10 +28,6 @@ INPUT_GRAD_BYTES = 4 << 20
 TURN_BYTES = 256 << 10
 # Bytes of a buffer that grows with the batch: what would take more goes through in parts of the batch.
 MOST_BYTES = 16 << 20
-# Numbers of a window from which the bias is added behind the sum: a sum that starts from it rounds each of its steps at
-# the bias's size, 1.7 times the error where a matmul sums number after number (MKL without AVX2), 1.3 times at 65,536
-# numbers with AVX-512. For shorter windows the pass over results costs more: 7% of 2 x 2 positions of 1,024 numbers.
-LONG_WINDOW = 4096
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -63,13 +60,6 @@ def multiplied() -> frozenset[torch.dtype]:
     known: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older versions
     has = known.get("avx512_bf16") or known.get("amx_bf16")
     return frozenset([torch.bfloat16] if has and torch.backends.mkldnn.is_available() else [])
-
-
-def product_and_bias(a: Tensor, b: Tensor, bias: Tensor, out: Tensor | None = None) -> Tensor:
-    """a @ b + bias of matrices `(n, B, D)` and `(n, D, F)`; the bias goes to each of the B rows."""
-    if a.shape[2] < LONG_WINDOW or a.dtype in multiplied():
-        return torch.baddbmm(bias, a, b, out=out)
-    return torch.bmm(a, b, out=out).add_(bias)
 
 
 def part_of(tensor: Tensor, span: slice, dim: int = 0) -> Tensor:
@@ -372,24 +362,34 @@ class Outputs:
     Args:
         y, z: `(B, *out_spatial, F)`, contiguous.
         problem: the layer and its activation.
+        biases: `(P, G, F // G)`, if they are still to be added: behind the sums, which costs no pass of its own, and a
+            sum that started from it would round each of its steps at the bias's size.
     """
 
-    def __init__(self, y: Tensor, z: Tensor | None, problem: Problem) -> None:
+    def __init__(self, y: Tensor, z: Tensor | None, problem: Problem, biases: Tensor | None) -> None:
         geo = Layer.of(problem).geo
         shape = (y.shape[0], *geo.out_spatial, geo.groups, geo.out_channels // geo.groups)
         self.y = y.view(shape)
         self.z = None if z is None else z.view(shape)
+        self.biases = None if biases is None else biases.unflatten(0, geo.out_spatial).unsqueeze(0)
         self.activation = problem.activation
 
     def store(self, part: slice, block: Block, out: Tensor) -> None:
-        """Write a block's pre-activations `(B, rows, columns, G, F // G)`, any strides."""
+        """Write a block's sums `(B, rows, columns, G, F // G)`, any strides; they may change."""
+        y = self._at(part_of(self.y, part), block)
+        if self.biases is not None:
+            bias = self._at(self.biases, block)
+            if self.z is None and self.activation is LINEAR:
+                torch.add(out, bias, out=y)
+                return
+            out += bias
         if self.z is not None:
-            self._at(self.z, part, block).copy_(out)
-        self._at(self.y, part, block).copy_(self.activation(out))
+            self._at(part_of(self.z, part), block).copy_(out)
+        y.copy_(self.activation(out))
 
     @staticmethod
-    def _at(whole: Tensor, part: slice, block: Block) -> Tensor:
-        plane = part_of(whole, part)[:, block.o0, block.o1]
+    def _at(whole: Tensor, block: Block) -> Tensor:
+        plane = whole[:, block.o0, block.o1]
         return part_of(part_of(plane, block.rows, 1), block.columns, 2)
 
 

@@ -25,7 +25,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
     channels, filters = layer.groups, layer.filters
     weights = weight.reshape(-1, layer.geo.taps, channels, filters)
     biases = None if bias is None else bias.reshape(-1, channels, filters).expand(len(weights), -1, -1)
-    outputs = Outputs(y, z, problem)
+    outputs = Outputs(y, z, problem, biases)
     with buffers(x, dtype, 3) as (results, sites, factors):
         x = layer.spatial(x)
         for part in parts(len(x), channels * filters * dtype.itemsize):
@@ -38,8 +38,6 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
                         torch.mul(sites.cast(at), factor, out=out)
                     else:
                         out.addcmul_(sites.cast(at), factor)
-                if biases is not None:
-                    out += biases[block.span].unflatten(0, block.shape)
                 outputs.store(part, block, out)
 
 

@@ -19,7 +19,6 @@ from lc_triton._cpu.blocks import (
     multiplied,
     part_of,
     parts,
-    product_and_bias,
     store,
     store_strip,
 )
@@ -128,7 +127,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
     biases = None
     if bias is not None:
         biases = bias.to(dtype).reshape(-1, groups, filters).expand(layer.geo.positions, -1, -1)
-    outputs = Outputs(y, z, problem)
+    inside = biases is not None and dtype in multiplied()  # in 16 bits, a sum is rounded where its product ends
+    outputs = Outputs(y, z, problem, None if inside else biases)
     with buffers(x, dtype, 3) as (patches, converted, results):
         x = layer.spatial(x)
         for part in parts(x.shape[0], groups * window * dtype.itemsize):
@@ -137,12 +137,12 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
                 out = results.take(block.positions * groups, count, filters)
                 runs = _patches(layer, windows, block, patches)
                 targets, filter_runs = out.split(len(runs[0])), layer.runs(block, weights)
-                bias_runs = [None] * len(runs) if biases is None else layer.runs(block, biases)
+                bias_runs = layer.runs(block, biases) if inside and biases is not None else [None] * len(runs)
                 for own, a, b, c in zip(targets, runs, filter_runs, bias_runs, strict=True):
                     if c is None:
                         torch.bmm(a, _matrices(b, converted), out=own)
                     else:
-                        product_and_bias(a, _matrices(b, converted), c.reshape(-1, 1, filters), own)
+                        torch.baddbmm(c.reshape(-1, 1, filters), a, _matrices(b, converted), out=own)
                 outputs.store(part, block, out.view(*block.shape, groups, count, filters).permute(3, 0, 1, 2, 4))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
 from lc_triton._activations import ActivationArg
-from lc_triton._again import look, meet, recall
+from lc_triton._again import again, meet
 from lc_triton._cpu import pages
 from lc_triton._geometry import Geometry
 from lc_triton._plan import Plan, check_device, check_input
@@ -85,8 +85,7 @@ class PlannedLayer(nn.Module):
             y = self._shared(self, x)
         else:
             plan, weight, bias = self._plan, self.weight, self.bias
-            seen = look(x, weight, bias)
-            y = recall(plan.calls, seen, x, weight, bias)
+            y, seen = again(plan.calls, None, x, weight, bias)
             if y is None:
                 check_input(x, plan)
                 y = meet(plan.calls, seen, plan, x, weight, bias)
