@@ -25,7 +25,7 @@ class Way:
         most_bytes: of a buffer that grows with the batch; None for the usual.
         by_windows: the input gradient, not by rows.
         few_samples: and its products with samples as rows.
-        batch_innermost: what is copied.
+        batch_innermost: what is copied, and the input gradient by rows.
         by_rows: rows of windows share what is copied.
     """
 
@@ -38,12 +38,13 @@ class Way:
     by_rows: bool = False
 
     @property
-    def rules(self) -> dict[tuple[ModuleType, str], int]:
+    def rules(self) -> dict[tuple[ModuleType, str], int | range]:
         """What the constants of the rules have to be."""
-        rules = {
+        rules: dict[tuple[ModuleType, str], int | range] = {
             (small, "MOST_NUMBERS"): _MANY if self.at_once else 0,
             (small, "MOST_FLAT_NUMBERS"): _MANY if self.at_once else 0,
             (matmul, "SHORT_COPIED_ROW"): _MANY if self.batch_innermost else 0,
+            (matmul, "INNERMOST_BATCHES"): range(_MANY if self.batch_innermost else 0),
             (matmul, "SHORT_ROW"): _MANY if self.by_windows else 0,
             (matmul, "SHORT_ONLY_ROW"): _MANY if self.by_windows else 0,
             (matmul, "FEW_NUMBERS"): _MANY if self.by_windows else 0,
@@ -55,6 +56,7 @@ class Way:
                 (blocks, "BLOCK_BYTES"): self.block_bytes,
                 (blocks, "BLOCK_CACHES"): 0,
                 (blocks, "INPUT_GRAD_BYTES"): self.block_bytes,
+                (blocks, "TURN_BYTES"): self.block_bytes,
             }
         if self.most_bytes is not None:
             rules[blocks, "MOST_BYTES"] = self.most_bytes

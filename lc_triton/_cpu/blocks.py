@@ -18,7 +18,7 @@ from lc_triton._problem import Problem
 
 # Bytes of a block's windows a thread, or so many times a core's L2: within its share of the last cache on common
 # servers. Smaller blocks would stay nearer, but then starting threads, and what one core has in its cache and another
-# reads, takes longer than it saves: a quarter of deepface_l4's forward with 512 KB of L2 and blocks of 512 KB, a third
+# reads, takes longer than it saves: a quarter of deepface_l4's forward with 512 KB of L2 and blocks of 512 KB, another
 # with 2 MB and 2 MB.
 BLOCK_BYTES, BLOCK_CACHES = 2 << 20, 4
 # The same for input gradients, so that sites are added to less often (a third of all_tnn_l1's).

@@ -100,13 +100,17 @@ def _blocks(layer: Layer, batch: int, weight: Tensor, dtype: torch.dtype) -> tup
     """The blocks of a forward or a weight gradient."""
     if not _shared(layer, batch, dtype):
         return layer.blocks(_position_bytes(layer, batch, weight, dtype))
-    window_bytes = batch * layer.groups * layer.geo.window * dtype.itemsize
-    return layer.bands(window_bytes, _through_bytes(layer, batch, weight, dtype))
+    return layer.bands(_window_bytes(layer, batch, dtype), _through_bytes(layer, batch, weight, dtype))
+
+
+def _window_bytes(layer: Layer, batch: int, dtype: torch.dtype) -> int:
+    """Bytes of a position's windows."""
+    return batch * layer.groups * layer.geo.window * dtype.itemsize
 
 
 def _position_bytes(layer: Layer, batch: int, weight: Tensor, dtype: torch.dtype) -> int:
     """Bytes of the largest of a position's matrices that go through a buffer."""
-    return max(batch * layer.groups * layer.geo.window * dtype.itemsize, _through_bytes(layer, batch, weight, dtype))
+    return max(_window_bytes(layer, batch, dtype), _through_bytes(layer, batch, weight, dtype))
 
 
 def _through_bytes(layer: Layer, batch: int, weight: Tensor, dtype: torch.dtype) -> int:
@@ -127,8 +131,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
     biases = None
     if bias is not None:
         biases = bias.to(dtype).reshape(-1, groups, filters).expand(layer.geo.positions, -1, -1)
-    inside = biases is not None and dtype in multiplied()  # in 16 bits, a sum is rounded where its product ends
-    outputs = Outputs(y, z, problem, None if inside else biases)
+    inside = biases if dtype in multiplied() else None  # in 16 bits, a sum is rounded where its product ends
+    outputs = Outputs(y, z, problem, biases if inside is None else None)
     with buffers(x, dtype, 3) as (patches, converted, results):
         x = layer.spatial(x)
         for part in parts(x.shape[0], groups * window * dtype.itemsize):
@@ -137,7 +141,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
                 out = results.take(block.positions * groups, count, filters)
                 runs = _patches(layer, windows, block, patches)
                 targets, filter_runs = out.split(len(runs[0])), layer.runs(block, weights)
-                bias_runs = layer.runs(block, biases) if inside and biases is not None else [None] * len(runs)
+                bias_runs = [None] * len(runs) if inside is None else layer.runs(block, inside)
                 for own, a, b, c in zip(targets, runs, filter_runs, bias_runs, strict=True):
                     if c is None:
                         torch.bmm(a, _matrices(b, converted), out=own)
