@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 import timeit
+from collections.abc import Callable
 from importlib.util import find_spec
 
 import torch
@@ -16,7 +17,7 @@ from benchmarks.peers import PEERS
 from lc_triton._geometry import Geometry
 
 PROCESSES = 5
-CALLS = 2000
+ROUNDS, CALLS = 60, 500
 TINY = "LocalConv2d(4, 4, 3, input_size=8)"  # so small that only the host's time counts
 
 _IMPORT = """
@@ -52,20 +53,17 @@ def overhead() -> dict[str, float]:
     def convolution() -> Tensor:
         return F.conv2d(x, shared, shared_bias)
 
-    return {
-        "import_s": _processes(_IMPORT),
-        "first_step_s": _processes(_FIRST),
-        "forward_us": _without_gradients(ours),
-        "layer_us": _without_gradients(lambda: layer(x)),
-        "graph_us": _microseconds(ours),
-        "step_us": _microseconds(lambda: ours().sum().backward()),
-        "unfold_bmm_step_us": _microseconds(lambda: peer.forward(x, *theirs, geo).sum().backward()),
-        "conv2d_forward_us": _without_gradients(convolution),
-        "conv2d_layer_us": _without_gradients(lambda: conv2d(x)),
-        "conv2d_graph_us": _microseconds(convolution),
-        "conv2d_step_us": _microseconds(lambda: convolution().sum().backward()),
-        **(_launches() if find_spec("triton") else {}),
-    }
+    fresh = {"import_s": _processes(_IMPORT), "first_step_s": _processes(_FIRST)}
+    with torch.no_grad():
+        forwards = _in_turns(forward=ours, conv2d_forward=convolution)
+        layers = _in_turns(layer=lambda: layer(x), conv2d_layer=lambda: conv2d(x))
+    graphs = _in_turns(graph=ours, conv2d_graph=convolution)
+    steps = _in_turns(
+        step=lambda: ours().sum().backward(),
+        conv2d_step=lambda: convolution().sum().backward(),
+        unfold_bmm_step=lambda: peer.forward(x, *theirs, geo).sum().backward(),
+    )
+    return {**fresh, **forwards, **layers, **graphs, **steps, **(_launches() if find_spec("triton") else {})}
 
 
 def _launches() -> dict[str, float]:
@@ -90,11 +88,9 @@ def _launches() -> dict[str, float]:
 
         call()
         plan = _plan_for("forward", problem, x, weight, None)
-        return {
-            "lookup_us": _microseconds(lambda: _plan_for("forward", problem, x, weight, None)),
-            "launch_us": _microseconds(call),
-            "triton_launch_us": _microseconds(forgetful),
-        }
+        return _in_turns(
+            lookup=lambda: _plan_for("forward", problem, x, weight, None), launch=call, triton_launch=forgetful
+        )
 
 
 def _processes(code: str) -> float:
@@ -104,11 +100,7 @@ def _processes(code: str) -> float:
     return statistics.median(float(run) for run in runs[1:])
 
 
-def _without_gradients(call: object) -> float:
-    with torch.no_grad():
-        return _microseconds(call)
-
-
-def _microseconds(call: object) -> float:
-    runs = timeit.repeat(call, number=CALLS, repeat=15)  # type: ignore[arg-type]
-    return 1e6 * statistics.median(runs) / CALLS
+def _in_turns(**calls: Callable[[], object]) -> dict[str, float]:
+    """Microseconds of each call, the median of `ROUNDS` in which all take their turn: a machine's clock may drift."""
+    rounds = [{name: timeit.timeit(call, number=CALLS) for name, call in calls.items()} for _ in range(ROUNDS + 1)]
+    return {f"{name}_us": 1e6 * statistics.median(r[name] for r in rounds[1:]) / CALLS for name in calls}

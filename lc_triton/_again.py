@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lc_triton._autograd import gradients, route
-from lc_triton._backend import resolve
+from lc_triton._backend import chosen, resolve
 from lc_triton._cpu import small
 from lc_triton._plan import Plan, as_asked, as_faces_take_it, precision_of, run
 from lc_triton._problem import Problem
@@ -28,7 +28,7 @@ def again(calls: Calls, told: Any, x: Any, weight: Any, bias: Any) -> tuple[Tens
 
     It looks like all that a forward depends on beside its numbers, `told` being its arguments; like nothing, None,
     where more is asked of it than its output and gradients. What torch's functions find out by themselves, such as a
-    weight of another dtype, is not looked at; a bias of another dtype some of them would take.
+    weight or a bias of another dtype, is not looked at.
     """
     way = route(x, weight, bias)
     if (
@@ -36,13 +36,12 @@ def again(calls: Calls, told: Any, x: Any, weight: Any, bias: Any) -> tuple[Tens
         or x is None
         or weight is None
         or not (x.is_cpu and weight.is_cpu and (bias is None or bias.is_cpu))
-        or torch.is_autocast_enabled("cpu")
-        or resolve("cpu") != "cpu"
+        or torch._C._is_any_autocast_enabled()
     ):
         return None, None
     try:
-        look = None if bias is None else (bias.shape, bias.dtype)
-        seen = told, way, x.shape, x.stride(), x.dtype, weight.shape, look
+        look = None if bias is None else bias.shape
+        seen = told, way, chosen(), x.shape, x.stride(), x.dtype, weight.shape, look
         known = calls.get(seen)
         return None if known is None else known(x, weight, bias), seen
     except RuntimeError:  # of nested and sparse tensors, or of others that a known call does not take
@@ -55,7 +54,9 @@ def meet(calls: Calls, seen: Any, plan: Plan, x: Tensor, weight: Tensor, bias: T
     With a graph, the first call only checks, and is then made as all later ones are: activation checkpointing compares
     what two of them keep.
     """
-    if seen is None or seen in calls or not weight.is_contiguous() or not (bias is None or bias.is_contiguous()):
+    if seen is None or seen in calls or resolve("cpu") != "cpu":
+        return run(x, weight, bias, plan)
+    if not weight.is_contiguous() or not (bias is None or bias.is_contiguous()):
         return run(x, weight, bias, plan)
     graph = route(x, weight, bias) == "graph"
     with torch.set_grad_enabled(torch.is_grad_enabled() and not graph):

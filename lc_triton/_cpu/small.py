@@ -139,12 +139,12 @@ class Small:
         size = (window, filters) if one else (positions, window, filters)
         if bias is None:
             multiply = torch.mm if one else torch.bmm
-            return lambda a, weight, _: multiply(a, weight.view(size))
-        add = torch.addmm if one else torch.baddbmm if window < LONG_WINDOW else _behind
+            return lambda a, weight, _: multiply(a, weight.view(*size))
+        add = Tensor.addmm if one else Tensor.baddbmm if window < LONG_WINDOW else _behind
         if bias.ndim == 1 or (positions == 1 and bias.ndim <= 3 and not one):
-            return lambda a, weight, bias: add(bias, a, weight.view(size))
+            return lambda a, weight, bias: add(bias, a, weight.view(*size))
         shape = (filters,) if one else (positions, 1, filters)
-        return lambda a, weight, bias: add(bias.view(shape), a, weight.view(size))
+        return lambda a, weight, bias: add(bias.view(*shape), a, weight.view(*size))
 
     def by_sample(self, y: Tensor) -> Tensor:
         """What `product` gives, with the numbers of a sample together; no view, for callers change its shape."""
@@ -161,6 +161,9 @@ def _merged(size: tuple[int, ...], strides: tuple[int, ...]) -> int | None:
 
 
 def _behind(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """As `torch.baddbmm` says it, which refuses a bias of another dtype as well."""
+    if bias.dtype is not a.dtype:
+        raise RuntimeError("the bias is of another dtype than what it is added to")
     return torch.bmm(a, b).add_(bias)
 
 
