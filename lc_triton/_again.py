@@ -1,7 +1,7 @@
-"""A small layer on a CPU, called again: what its first call found out is not asked twice.
+"""A layer on a CPU, called again: what its first call found out is not asked twice.
 
-Checks, plan and layout take several times as long as what torch computes of such a layer. They depend on how tensors
-look, not on their numbers.
+Checks, plan and layout take several times as long as what torch computes of a small layer, and a twentieth of the time
+of one that takes two milliseconds. They depend on how tensors look, not on their numbers.
 """
 
 from __future__ import annotations
@@ -12,10 +12,20 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from lc_triton import _ops
 from lc_triton._autograd import gradients, route
 from lc_triton._backend import chosen, resolve
 from lc_triton._cpu import small
-from lc_triton._plan import Plan, as_asked, as_faces_take_it, precision_of, run
+from lc_triton._plan import (
+    Plan,
+    as_asked,
+    as_faces_take_it,
+    check_dtypes,
+    check_parameters,
+    precision_of,
+    problem_of,
+    run,
+)
 from lc_triton._problem import Problem
 
 MOST = 256  # calls that are remembered at once
@@ -51,36 +61,56 @@ def again(calls: Calls, told: Any, x: Any, weight: Any, bias: Any) -> tuple[Tens
 def meet(calls: Calls, seen: Any, plan: Plan, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The output by the plan; a call that goes well is taken down by what it looked like, unless that is None.
 
-    With a graph, the first call only checks, and is then made as all later ones are: activation checkpointing compares
-    what two of them keep.
+    It is then made as all later ones are: activation checkpointing compares what two of them keep.
     """
     if seen is None or seen in calls or resolve("cpu") != "cpu":
         return run(x, weight, bias, plan)
     if not weight.is_contiguous() or not (bias is None or bias.is_contiguous()):
         return run(x, weight, bias, plan)
-    graph = route(x, weight, bias) == "graph"
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not graph):
-        y = run(x, weight, bias, plan)
+    check_parameters(x, weight, bias, plan)
+    check_dtypes(plan.operand, x, weight, bias)
+    known = _learn(plan, x, bias, graph=route(x, weight, bias) == "graph")
+    y = run(x, weight, bias, plan) if known is None else known(x, weight, bias)
     if len(calls) >= MOST:
         calls.clear()
-    known = calls[seen] = _learn(plan, x, bias, graph=graph)
-    if not graph:
-        return y
-    return run(x, weight, bias, plan) if known is None else known(x, weight, bias)
+    calls[seen] = known
+    return y
 
 
 def _learn(plan: Plan, x: Tensor, bias: Tensor | None, *, graph: bool) -> small.Forward | None:
     """The forward of all calls that look like this one; None where there is no shorter one."""
-    batched = x.ndim == plan.geometry.ndim + 2
-    problem = plan.problems["cpu", precision_of(x.dtype)]
-    found = small.Small.of(problem, x.shape[0] if batched else 1)
-    if found is None or plan.transposed or plan.pad or plan.after is not None or x.dtype not in _SAME:
+    if plan.transposed or plan.pad or plan.after is not None or x.dtype not in _SAME:
         return None
-    taken = as_faces_take_it(x, plan)
-    forward = small.forward_of(found, taken, bias, problem, channels_first=plan.channels_first, batched=batched)
-    if not graph:
-        return forward
-    return None if plan.activation.saves == "z" else partial(_node, _Known(forward, plan, problem, batched))
+    if graph and plan.activation.saves == "z":
+        return None
+    problem, taken, batched = (
+        problem_of(plan, "cpu", precision_of(x.dtype)),
+        as_faces_take_it(x, plan),
+        x.ndim == plan.geometry.ndim + 2,
+    )
+    y = as_asked(torch.empty((len(taken), *plan.geometry.bias_shape), device="meta"), plan, batched=batched)
+    found = small.Small.of(problem, len(taken))
+    forward: small.Forward = partial(_forward, plan, problem, x.dtype, y.shape, y.stride())
+    if found is not None:
+        forward = small.forward_of(found, taken, bias, problem, y.shape, y.stride())
+    return partial(_node, _Known(forward, plan, problem, batched)) if graph else forward
+
+
+def _forward(
+    plan: Plan,
+    problem: Problem,
+    dtype: torch.dtype,
+    shape: torch.Size,
+    strides: tuple[int, ...],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+) -> Tensor:
+    """y of x's dtype, in the shape and with the strides that it is to have; no view."""
+    if weight.dtype is not dtype or not (bias is None or bias.dtype is dtype):  # which a copy would not mind
+        raise RuntimeError("a weight or a bias is of another dtype than x")
+    y, _ = _ops.forward(as_faces_take_it(x, plan), weight, bias, problem)
+    return y.as_strided_(shape, strides)
 
 
 class _Known(NamedTuple):

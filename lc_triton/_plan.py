@@ -174,20 +174,13 @@ def check_input(x: Tensor, plan: Plan) -> None:
 
 def run(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
     """The operator for a plan that fits x's spatial size and channels."""
-    geo = plan.geometry
-    if weight.shape != plan.weight_shape:
-        geo.check_weight(weight.shape)
-    if bias is not None:
-        check_tensor("bias", bias)
-        position, channel = plan.bias_shapes
-        if bias.shape != position and bias.shape != channel:
-            raise BiasShapeError(position=position, channel=channel, shape=tuple(bias.shape))
-    _check_devices(plan.operand, x, weight, bias)
+    check_parameters(x, weight, bias, plan)
     device = x.device.type
     if autocast_enabled(device):
         x, weight, bias = _autocast(x, weight, bias, torch.get_autocast_dtype(device))
-    _check_dtypes(plan.operand, x, weight, bias)
+    check_dtypes(plan.operand, x, weight, bias)
 
+    geo = plan.geometry
     batched = x.ndim == geo.ndim + 2
     x = as_faces_take_it(x, plan)
     backend = resolve(device)
@@ -199,11 +192,9 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
     else:
         kind = backend, precision_of(x.dtype)
         if torch.compiler.is_compiling():  # a dictionary that changes is a side effect
-            problem: Problem | None = Problem(geo, plan.activation, *kind, plan.whole)
+            problem = Problem(geo, plan.activation, *kind, plan.whole)
         else:
-            problem = plan.problems.get(kind)
-        if problem is None:
-            problem = plan.problems[kind] = _problem(geo, plan.activation, *kind, plan.whole)
+            problem = problem_of(plan, *kind)
         y = (_autograd.transpose if plan.transposed else _autograd.forward)(x, weight, bias, problem)
     # As `as_asked`, but in this frame: a compiler that gave up on it would compile that one alone, and fail on tensors
     # that a transform has in hand.
@@ -236,6 +227,15 @@ def as_asked(y: Tensor, plan: Plan, *, batched: bool) -> Tensor:
     return plan.after(y) if callable(plan.after) else y
 
 
+def problem_of(plan: Plan, backend: str, precision: str) -> Problem:
+    """What the faces are told of a plan."""
+    problem = plan.problems.get((backend, precision))
+    if problem is None:
+        problem = _problem(plan.geometry, plan.activation, backend, precision, plan.whole)
+        plan.problems[backend, precision] = problem
+    return problem
+
+
 @lru_cache(maxsize=4096)
 def _problem(
     geometry: Geometry, activation: Activation, backend: str, precision: str, whole: Geometry | None
@@ -254,13 +254,27 @@ def precision_of(dtype: torch.dtype) -> str:
 precision_of._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as `_backend.resolve` is
 
 
+def check_parameters(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> None:
+    """Refuse a weight or bias of another shape than the plan's, or of another device than x."""
+    if weight.shape != plan.weight_shape:
+        plan.geometry.check_weight(weight.shape)
+    if bias is not None:
+        check_tensor("bias", bias)
+        position, channel = plan.bias_shapes
+        if bias.shape != position and bias.shape != channel:
+            raise BiasShapeError(position=position, channel=channel, shape=tuple(bias.shape))
+    _check_devices(plan.operand, x, weight, bias)
+
+
 def _check_devices(operand: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     if weight.device != x.device or (bias is not None and bias.device != x.device):
         named = {operand: x, "weight": weight, "bias": bias}
         raise DeviceMismatchError(devices=", ".join(f"{k} on {t.device}" for k, t in named.items() if t is not None))
 
 
-def _check_dtypes(operand: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def check_dtypes(operand: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Refuse a weight or bias of a dtype that does not go with x's."""
+
     def name(tensor: Tensor) -> str:
         return str(tensor.dtype).removeprefix("torch.")
 

@@ -1,4 +1,4 @@
-"""Small forwards called again: the numbers and the layout of the first call, and only where nothing looks on."""
+"""Forwards called again: the numbers and the layout of the first call, and only where nothing looks on."""
 
 import pickle
 from dataclasses import replace
@@ -11,14 +11,14 @@ import lc_triton
 from lc_triton import _again, functional
 from lc_triton.errors import BackendError, LocalConvError
 from tests.cases import CASES, IDS, assert_close, expected, tensors
+from tests.ways import Way
 
 LAYERS = {1: lc_triton.LocalConv1d, 2: lc_triton.LocalConv2d, 3: lc_triton.LocalConv3d}
 
 
-@pytest.fixture(autouse=True)
-def without_gradients():
-    functional._calls.clear()
-    with torch.no_grad():
+@pytest.fixture(autouse=True, params=[Way(at_once=True), Way()], ids=["at once", "in blocks"])
+def without_gradients(request):
+    with request.param.taken(), torch.no_grad():
         yield
 
 
@@ -38,10 +38,9 @@ def test_a_layer_again(case, batch, bias):
             first, again = layer(given), layer(given)
             assert torch.equal(first, again)
             assert first.stride() == again.stride()
-            assert case.groups > 1 or not again._is_view()
-        shorter = list(layer._plan.calls.values())
-        assert shorter
-        assert all((way is not None) == (case.groups == 1) for way in shorter)
+            assert not again._is_view()
+        assert layer._plan.calls
+        assert all(layer._plan.calls.values())
 
 
 @pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
@@ -139,7 +138,7 @@ def test_a_graph_again(case, activation, layout):
             again = _graph(case, t, activation, layout=layout, batched=batched)
         known = [key for key, call in functional._calls.items() if call is not None]
         plain = all(type(value) in (int, str) for value in case.arguments.values())
-        assert bool(known) == (case.groups == 1 and activation != "silu" and plain)
+        assert bool(known) == (activation != "silu" and plain)
         for one, other in zip(first, again, strict=True):
             assert_close(other, one.detach(), 64 * torch.finfo(torch.float64).eps)
             assert one.shape == other.shape

@@ -45,6 +45,7 @@ def test_it_is_an_ordinary_tensor():
     assert t.untyped_storage().nbytes() == t.nbytes
     assert t.data_ptr() % pages.PAGE_BYTES == 0
     assert not t.requires_grad
+    assert not t._is_view()
     t.fill_(2.0)
     assert torch.equal(copy.deepcopy(t), t)
     assert torch.equal(pickle.loads(pickle.dumps(t)), t)
@@ -54,6 +55,16 @@ def test_it_is_an_ordinary_tensor():
     shared = empty().fill_(3.0).share_memory_()
     assert shared.is_shared()
     assert shared.sum() == 3 * shared.numel()
+
+
+def test_an_output_in_it_may_be_changed_in_place():
+    layer = lc_triton.LocalConv2d(4, 32, 3, input_size=34)
+    x = torch.randn(16, 4, 34, 34)
+    want = torch.autograd.grad(layer(x).relu().sum(), layer.weight)[0]
+    for _ in range(2):
+        y = layer(x)
+        assert y.nbytes >= pages.LEAST_BYTES
+        assert torch.equal(torch.autograd.grad(y.relu_().sum(), layer.weight)[0], want)
 
 
 def test_the_next_of_its_size_gets_its_memory_and_no_other():

@@ -48,7 +48,9 @@ def test_settings_reach_a_problem(of_all, of_matmul, want, monkeypatch):
         monkeypatch.setattr(_ops, name, watched(getattr(_ops, name)))
     torch.backends.fp32_precision = of_all
     torch.backends.cuda.matmul.fp32_precision = of_matmul
-    y = lc_triton.LocalConv2d(3, 4, 3, input_size=6)(torch.randn(2, 3, 6, 6, requires_grad=True))
+    # On a CPU, where these settings mean nothing, calls are remembered without them, but for those of such a padding.
+    layer = lc_triton.LocalConv2d(3, 4, 3, input_size=6, padding=1, padding_mode="circular")
+    y = layer(torch.randn(2, 3, 6, 6, requires_grad=True))
     torch.backends.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "none"
     y.sum().backward()  # as its forward was
     assert seen == [want] * 3

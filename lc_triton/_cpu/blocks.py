@@ -75,10 +75,11 @@ def parts(batch: int, sample_bytes: int) -> list[slice]:
 
 @dataclass(frozen=True)
 class Block:
-    """Columns `columns` of output rows `rows` of the plane (o0, o1)."""
+    """Columns `columns` of output rows `rows` of the plane (o0, o1), which is number `plane`."""
 
     o0: int
     o1: int
+    plane: int
     rows: slice
     columns: slice
     span: slice  # of its positions in row-major order, if it has whole rows or a part of one
@@ -101,9 +102,9 @@ def _blocks(out_spatial: tuple[int, ...], rows: int, columns: int, *, by_rows: b
     o0, o1, height, width = out_spatial
     blocks = []
     for a, b, down, across in itertools.product(range(o0), range(o1), _even(height, rows), _even(width, columns)):
-        shape = down.stop - down.start, across.stop - across.start
-        start = ((a * o1 + b) * height + down.start) * width + across.start
-        blocks.append(Block(a, b, down, across, slice(start, start + math.prod(shape)), shape, by_rows))
+        shape, plane = (down.stop - down.start, across.stop - across.start), a * o1 + b
+        start = (plane * height + down.start) * width + across.start
+        blocks.append(Block(a, b, plane, down, across, slice(start, start + math.prod(shape)), shape, by_rows))
     return tuple(blocks)
 
 
@@ -231,7 +232,7 @@ class Layer:
         """Of a tensor `(P, ...)`, what is of each of a block's runs."""
         if not block.by_rows:
             return (part_of(whole, block.span),)
-        plane = whole.unflatten(0, self.geo.out_spatial)[block.o0, block.o1]
+        plane = whole.view(-1, *self.geo.out_spatial[2:], *whole.shape[1:]).select(0, block.plane)
         return part_of(part_of(plane, block.rows), block.columns, 1).unbind(0)
 
     def strips(self, position_bytes: int) -> Iterator[Strip]:
@@ -362,23 +363,24 @@ class Outputs:
     Args:
         y, z: `(B, *out_spatial, F)`, contiguous.
         problem: the layer and its activation.
-        biases: `(P, G, F // G)`, if they are still to be added: behind the sums, which costs no pass of its own, and a
-            sum that started from it would round each of its steps at the bias's size.
+        bias: `(*out_spatial, F)` or `(F,)`, if it is still to be added: behind the sums, which costs no pass of its
+            own, and a sum that started from it would round each of its steps at the bias's size.
     """
 
-    def __init__(self, y: Tensor, z: Tensor | None, problem: Problem, biases: Tensor | None) -> None:
+    def __init__(self, y: Tensor, z: Tensor | None, problem: Problem, bias: Tensor | None) -> None:
         geo = Layer.of(problem).geo
-        shape = (y.shape[0], *geo.out_spatial, geo.groups, geo.out_channels // geo.groups)
-        self.y = y.view(shape)
-        self.z = None if z is None else z.view(shape)
-        self.biases = None if biases is None else biases.unflatten(0, geo.out_spatial).unsqueeze(0)
+        last = geo.groups, geo.out_channels // geo.groups
+        sizes = math.prod(geo.out_spatial[:2]), *geo.out_spatial[2:], *last
+        self.y = y.view(-1, *sizes)
+        self.z = None if z is None else z.view(-1, *sizes)
+        self.bias = None if bias is None else bias.reshape(last if bias.ndim == 1 else (1, *sizes))
         self.activation = problem.activation
 
     def store(self, part: slice, block: Block, out: Tensor) -> None:
         """Write a block's sums `(B, rows, columns, G, F // G)`, any strides; they may change."""
-        y = self._at(part_of(self.y, part), block)
-        if self.biases is not None:
-            bias = self._at(self.biases, block)
+        y, bias = self._at(part_of(self.y, part), block), self.bias
+        if bias is not None:
+            bias = bias if bias.ndim == 2 else self._at(bias, block)
             if self.z is None and self.activation is LINEAR:
                 torch.add(out, bias, out=y)
                 return
@@ -389,8 +391,7 @@ class Outputs:
 
     @staticmethod
     def _at(whole: Tensor, block: Block) -> Tensor:
-        plane = whole[:, block.o0, block.o1]
-        return part_of(part_of(plane, block.rows, 1), block.columns, 2)
+        return part_of(part_of(whole.select(1, block.plane), block.rows, 1), block.columns, 2)
 
 
 def store_strip(

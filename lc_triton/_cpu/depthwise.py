@@ -24,8 +24,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
     layer, dtype = Layer.of(problem), compute_dtype(x.dtype)
     channels, filters = layer.groups, layer.filters
     weights = weight.reshape(-1, layer.geo.taps, channels, filters)
-    biases = None if bias is None else bias.reshape(-1, channels, filters).expand(len(weights), -1, -1)
-    outputs = Outputs(y, z, problem, biases)
+    outputs = Outputs(y, z, problem, bias)
     with buffers(x, dtype, 3) as (results, sites, factors):
         x = layer.spatial(x)
         for part in parts(len(x), channels * filters * dtype.itemsize):

@@ -50,6 +50,13 @@ def _single(parts: Tensor, dtype: torch.dtype | None) -> Tensor:
     return parts.select(-3, 0) if parts.shape[-3] == 1 and parts.dtype == dtype else parts
 
 
+def _filters(layer: Layer, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weights `(P, D, F)`, or `(P, G, D, F // G)` where their matrices are to be copied."""
+    if layer.groups == 1 and weight.dtype == dtype:
+        return weight.reshape(layer.geo.positions, layer.geo.window, layer.filters)
+    return weight.reshape(layer.geo.positions, layer.geo.window, layer.groups, layer.filters).transpose(1, 2)
+
+
 def _matrices(part: Tensor, buffer: Buffer) -> Tensor:
     """What is `_single`, or `(n, G, rows, columns)` as `(n * G, rows, columns)` in the buffer's dtype."""
     return part if part.ndim == 3 else buffer.take(*part.shape).copy_(part).flatten(0, 1)
@@ -73,7 +80,7 @@ def _patches(layer: Layer, windows: Windows, block: Block, buffer: Buffer) -> Se
     source = windows.columns(block) if block.by_rows else windows.of(block)
     if windows.turned:
         source = source.movedim(-4 if block.by_rows else 3, -1)
-    out, batch = buffer.take(*source.shape).copy_(source), len(windows.x)
+    out, batch = buffer.take(*source.shape).copy_(source), windows.x.shape[0]
     count = layer.groups * (block.shape[1] if block.by_rows else block.positions)
     out = out.view(count, -1, batch).transpose(1, 2) if windows.turned else out.view(count, batch, -1)
     if not block.by_rows:
@@ -127,12 +134,12 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
     if problem.activation.name in ROUNDED_ALIKE and _native(x.dtype, weight.dtype):
         dtype = x.dtype
     groups, filters, window = layer.groups, layer.filters, layer.geo.window
-    weights = _single(weight.reshape(-1, window, groups, filters).transpose(1, 2), dtype)  # (P, G, D, F // G)
-    biases = None
-    if bias is not None:
-        biases = bias.to(dtype).reshape(-1, groups, filters).expand(layer.geo.positions, -1, -1)
-    inside = biases if dtype in multiplied() else None  # in 16 bits, a sum is rounded where its product ends
-    outputs = Outputs(y, z, problem, biases if inside is None else None)
+    weights = _filters(layer, weight, dtype)
+    bias = bias if bias is None or bias.dtype == dtype else bias.to(dtype)
+    inside: Tensor | None = None
+    if bias is not None and dtype in multiplied():  # a sum in 16 bits is rounded where its product ends
+        inside, bias = bias.reshape(-1, groups, filters).expand(layer.geo.positions, -1, -1), None
+    outputs = Outputs(y, z, problem, bias)
     with buffers(x, dtype, 3) as (patches, converted, results):
         x = layer.spatial(x)
         for part in parts(x.shape[0], groups * window * dtype.itemsize):
@@ -140,13 +147,13 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
             for block in _blocks(layer, count, weight, dtype):
                 out = results.take(block.positions * groups, count, filters)
                 runs = _patches(layer, windows, block, patches)
-                targets, filter_runs = out.split(len(runs[0])), layer.runs(block, weights)
-                bias_runs = [None] * len(runs) if inside is None else layer.runs(block, inside)
-                for own, a, b, c in zip(targets, runs, filter_runs, bias_runs, strict=True):
-                    if c is None:
+                targets = (out,) if len(runs) == 1 else out.split(runs[0].shape[0])
+                for n, (own, a, b) in enumerate(zip(targets, runs, layer.runs(block, weights), strict=True)):
+                    if inside is None:
                         torch.bmm(a, _matrices(b, converted), out=own)
                     else:
-                        torch.baddbmm(c.reshape(-1, 1, filters), a, _matrices(b, converted), out=own)
+                        c = layer.runs(block, inside)[n].reshape(-1, 1, filters)
+                        torch.baddbmm(c, a, _matrices(b, converted), out=own)
                 outputs.store(part, block, out.view(*block.shape, groups, count, filters).permute(3, 0, 1, 2, 4))
 
 

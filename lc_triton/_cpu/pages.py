@@ -42,7 +42,8 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> Tensor:
     weakref.finalize(lent, _give_back, region).atexit = False
     address = torch.frombuffer(lent, dtype=torch.uint8).data_ptr()
     start = -address % PAGE_BYTES
-    return torch.frombuffer(lent, dtype=dtype, count=math.prod(shape), offset=start).view(shape)
+    result = torch.frombuffer(lent, dtype=dtype, count=math.prod(shape), offset=start)
+    return result.resize_(shape)  # no view: autograd refuses to let one be changed in place that it has not seen made
 
 
 def enlarge(fresh: Tensor) -> None:

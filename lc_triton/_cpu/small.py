@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -188,17 +188,13 @@ def forward(
 
 
 def forward_of(
-    small: Small, x: Tensor, bias: Tensor | None, problem: Problem, *, channels_first: bool, batched: bool
+    small: Small, x: Tensor, bias: Tensor | None, problem: Problem, shape: Sequence[int], strides: Sequence[int]
 ) -> Forward:
-    """`forward` for an x `(B, *in_spatial, C)` of this size and these strides, in the format that it came in.
+    """`forward` for an x `(B, *in_spatial, C)` of this size and these strides, in whatever format; y comes as asked.
 
     All that does not depend on numbers is found out here, once. Operands are contiguous and of one dtype, and the bias
     is of this one's shape.
     """
-    y = torch.empty((x.shape[0], *small.geo.bias_shape), device="meta")
-    y = y.movedim(-1, 1) if channels_first else y
-    y = y if batched else y.squeeze(0)
-    shape, strides = y.shape, y.stride()
     matrices = None if small.pads else small.matrices(x)
     view = (x.shape, x.stride()) if matrices is None else matrices
     activation = None if problem.activation is LINEAR else problem.activation

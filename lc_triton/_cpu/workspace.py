@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -13,6 +14,12 @@ from torch import Tensor
 MOST_KEPT_BYTES = 16 << 20
 
 _kept = threading.local()
+
+
+@lru_cache(maxsize=4096)
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a contiguous tensor."""
+    return tuple(math.prod(shape[d + 1 :]) for d in range(len(shape)))
 
 
 class Buffer:
@@ -39,7 +46,7 @@ class Buffer:
         if self.typed.numel() < numel:
             size = -(-numel * self.typed.itemsize // 64) * 64
             self._allocate(size, self.typed.dtype, self.bytes.device)
-        return self.typed[:numel].view(shape)
+        return self.typed.as_strided(shape, _strides(shape))
 
     def cast(self, tensor: Tensor) -> Tensor:
         """The tensor itself if it is of the buffer's dtype, else a contiguous copy that is."""
