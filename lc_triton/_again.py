@@ -7,26 +7,16 @@ of one that takes two milliseconds. They depend on how tensors look, not on thei
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from lc_triton import _ops
-from lc_triton._autograd import gradients, route
+from lc_triton._autograd import route
 from lc_triton._backend import chosen, resolve
 from lc_triton._cpu import small
-from lc_triton._plan import (
-    Plan,
-    as_asked,
-    as_faces_take_it,
-    check_dtypes,
-    check_parameters,
-    precision_of,
-    problem_of,
-    run,
-)
-from lc_triton._problem import Problem
+from lc_triton._node import Step, apply, fits, looked_at, node, straight
+from lc_triton._plan import Plan, form_of, precision_of, problem_of, run
 
 MOST = 256  # calls that are remembered at once
 Calls: TypeAlias = "dict[Any, small.Forward | None]"
@@ -42,7 +32,7 @@ def again(calls: Calls, told: Any, x: Any, weight: Any, bias: Any) -> tuple[Tens
     """
     way = route(x, weight, bias)
     if (
-        (way != "straight" and way != "graph")  # nor are these tensors of the plain kind, or None
+        (way != "straight" and (way != "graph" or looked_at()))  # nor are these tensors of the plain kind, or None
         or x is None
         or weight is None
         or not (x.is_cpu and weight.is_cpu and (bias is None or bias.is_cpu))
@@ -59,21 +49,18 @@ def again(calls: Calls, told: Any, x: Any, weight: Any, bias: Any) -> tuple[Tens
 
 
 def meet(calls: Calls, seen: Any, plan: Plan, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The output by the plan; a call that goes well is taken down by what it looked like, unless that is None.
-
-    It is then made as all later ones are: activation checkpointing compares what two of them keep.
-    """
-    if seen is None or seen in calls or resolve("cpu") != "cpu":
-        return run(x, weight, bias, plan)
-    if not weight.is_contiguous() or not (bias is None or bias.is_contiguous()):
-        return run(x, weight, bias, plan)
-    check_parameters(x, weight, bias, plan)
-    check_dtypes(plan.operand, x, weight, bias)
-    known = _learn(plan, x, bias, graph=route(x, weight, bias) == "graph")
-    y = run(x, weight, bias, plan) if known is None else known(x, weight, bias)
-    if len(calls) >= MOST:
-        calls.clear()
-    calls[seen] = known
+    """The output by the plan; a call that goes well is taken down by what it looked like, unless that is None."""
+    y = run(x, weight, bias, plan)
+    if (
+        seen is not None
+        and seen not in calls
+        and resolve("cpu") == "cpu"
+        and weight.is_contiguous()
+        and (bias is None or bias.is_contiguous())
+    ):
+        if len(calls) >= MOST:
+            calls.clear()
+        calls[seen] = _learn(plan, x, bias, graph=fits(x, weight, bias))
     return y
 
 
@@ -81,64 +68,19 @@ def _learn(plan: Plan, x: Tensor, bias: Tensor | None, *, graph: bool) -> small.
     """The forward of all calls that look like this one; None where there is no shorter one."""
     if plan.transposed or plan.pad or plan.after is not None or x.dtype not in _SAME:
         return None
-    if graph and plan.activation.saves == "z":
-        return None
-    problem, taken, batched = (
-        problem_of(plan, "cpu", precision_of(x.dtype)),
-        as_faces_take_it(x, plan),
-        x.ndim == plan.geometry.ndim + 2,
-    )
-    y = as_asked(torch.empty((len(taken), *plan.geometry.bias_shape), device="meta"), plan, batched=batched)
+    problem, form = problem_of(plan, "cpu", precision_of(x.dtype)), form_of(x, plan)
+    taken = form.to_faces(x)
     found = small.Small.of(problem, len(taken))
-    forward: small.Forward = partial(_forward, plan, problem, x.dtype, y.shape, y.stride())
-    if found is not None:
-        forward = small.forward_of(found, taken, bias, problem, y.shape, y.stride())
-    return partial(_node, _Known(forward, plan, problem, batched)) if graph else forward
+    if found is None or (graph and problem.activation.saves == "z"):
+        return partial(_of_one_dtype, node if graph else straight, Step(problem, form, form))
+    y = form.from_faces(torch.empty((len(taken), *plan.geometry.bias_shape), device="meta"))
+    forward = small.forward_of(found, taken, bias, problem, y.shape, y.stride())
+    return partial(apply, Step(problem, form, form, forward=forward)) if graph else forward
 
 
-def _forward(
-    plan: Plan,
-    problem: Problem,
-    dtype: torch.dtype,
-    shape: torch.Size,
-    strides: tuple[int, ...],
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-) -> Tensor:
-    """y of x's dtype, in the shape and with the strides that it is to have; no view."""
-    if weight.dtype is not dtype or not (bias is None or bias.dtype is dtype):  # which a copy would not mind
+def _of_one_dtype(call: Any, step: Step, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The output, of tensors of one dtype: copies would not mind another."""
+    if weight.dtype is not x.dtype or not (bias is None or bias.dtype is x.dtype):
         raise RuntimeError("a weight or a bias is of another dtype than x")
-    y, _ = _ops.forward(as_faces_take_it(x, plan), weight, bias, problem)
-    return y.as_strided_(shape, strides)
-
-
-class _Known(NamedTuple):
-    """A forward without a graph, and what its gradients are found by."""
-
-    forward: small.Forward
-    plan: Plan
-    problem: Problem
-    batched: bool
-
-
-class _Again(torch.autograd.Function):
-    """A known forward as one step of a graph, from x's format to y's: fewer steps, and no look-up of its signature."""
-
-    @staticmethod
-    def forward(ctx: Any, known: _Known, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        y = known.forward(x, weight, bias)
-        ctx.save_for_backward(x, weight, None if known.plan.activation.saves == "nothing" else y)
-        ctx.known, ctx.bias_shape = known, None if bias is None else bias.shape
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        (_, plan, problem, batched), (x, weight, y) = ctx.known, ctx.saved_tensors
-        taken = as_faces_take_it(x, plan), weight, None if y is None else as_faces_take_it(y, plan)
-        grad = as_faces_take_it(grad, plan)
-        dx, dw, db = gradients(problem, taken, ctx.bias_shape, ctx.needs_input_grad[1:], grad)
-        return None, None if dx is None else as_asked(dx, plan, batched=batched), dw, db
-
-
-_node: Any = super(torch.autograd.Function, _Again).apply
+    y: Tensor = call(step, x, weight, bias)
+    return y

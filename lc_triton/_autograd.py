@@ -156,15 +156,19 @@ def gradients(problem: Problem, tensors: Any, bias_shape: Any, needed: Any, grad
 
 
 def _gradients_of_input_grad(ctx: Any, grad: Tensor | None) -> Any:
-    """dg, dw and db of an input gradient, those that are needed."""
+    return gradients_of_transpose(ctx.problem, ctx.saved_tensors, ctx.bias_shape, ctx.needs_input_grad, grad)
+
+
+def gradients_of_transpose(problem: Problem, tensors: Any, bias_shape: Any, needed: Any, grad: Tensor | None) -> Any:
+    """dg, dw and db of an input gradient, the forward of a transposed layer: as `gradients`."""
     if grad is None:
         return None, None, None
-    g, weight, saved = ctx.saved_tensors
-    need_g, need_w, need_b, *_ = ctx.needs_input_grad
-    dz, problem = ctx.problem.activation.backward(_ops.as_stored(grad), saved), ctx.problem.linear()
+    g, weight, saved = tensors
+    need_g, need_w, need_b, *_ = needed
+    dz, problem = problem.activation.backward(_ops.as_stored(grad), saved), problem.linear()
     dg = forward(dz, weight, None, problem) if need_g else None
     dw = weight_grad(dz, g, problem, weight.dtype, with_bias=False)[0] if need_w else None
-    return dg, dw, _bias_grad(dz, weight.dtype, ctx.bias_shape) if need_b else None
+    return dg, dw, _bias_grad(dz, weight.dtype, bias_shape) if need_b else None
 
 
 def _gradients_of_weight_grad(ctx: Any, grad: Tensor | None, grad_bias: Tensor | None) -> Any:

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lc_triton import _autograd
+from lc_triton import _autograd, _node
 from lc_triton._activations import AFTER_KERNEL, LINEAR, Activation, parse_activation
 from lc_triton._backend import autocast_enabled, resolve
 from lc_triton._geometry import DATA_FORMATS, PADDING_MODES, Geometry, check_name
+from lc_triton._layout import FACES, Form
 from lc_triton._problem import Problem
 from lc_triton.errors import (
     ArgumentTypeError,
@@ -180,39 +181,57 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
         x, weight, bias = _autocast(x, weight, bias, torch.get_autocast_dtype(device))
     check_dtypes(plan.operand, x, weight, bias)
 
-    geo = plan.geometry
-    batched = x.ndim == geo.ndim + 2
-    x = as_faces_take_it(x, plan)
-    backend = resolve(device)
+    form, backend = form_of(x, plan), resolve(device)
     if backend == "reference":
         from lc_triton import reference
 
         definition = reference.transpose if plan.transposed else reference.forward
-        y = definition(x, weight, bias, geo, plan.activation)
+        y = definition(as_faces_take_it(x, plan), weight, bias, plan.geometry, plan.activation)
     else:
         kind = backend, precision_of(x.dtype)
         if torch.compiler.is_compiling():  # a dictionary that changes is a side effect
-            problem = Problem(geo, plan.activation, *kind, plan.whole)
+            problem = Problem(plan.geometry, plan.activation, *kind, plan.whole)
         else:
             problem = problem_of(plan, *kind)
-        y = (_autograd.transpose if plan.transposed else _autograd.forward)(x, weight, bias, problem)
+        if _node.fits(x, weight, bias):
+            return _as_one_step(x, weight, bias, plan, problem, form)
+        y = (_autograd.transpose if plan.transposed else _autograd.forward)(
+            as_faces_take_it(x, plan), weight, bias, problem
+        )
     # As `as_asked`, but in this frame: a compiler that gave up on it would compile that one alone, and fail on tensors
     # that a transform has in hand.
     if isinstance(plan.after, str):  # here, so that y keeps the strides it is promised with
         y = AFTER_KERNEL[plan.after](y, dim=-1)
     if plan.channels_first:
         y = y.movedim(-1, 1)
-    if not batched:
+    if not form.batched:
         y = y.squeeze(0)
     return plan.after(y) if callable(plan.after) else y
 
 
+def _as_one_step(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, problem: Problem, form: Form) -> Tensor:
+    """The output with a graph: one step of it, beside those of a padding or an activation that are torch's."""
+    takes = FACES if plan.pad else form
+    gives = FACES if isinstance(plan.after, str) else form
+    # The transposed layers' face stores no pre-activation: torch applies what needs it.
+    behind = plan.transposed and problem.activation.saves == "z"
+    step = _node.Step(problem.linear() if behind else problem, takes, gives, plan.transposed)
+    y = _node.node(step, as_faces_take_it(x, plan) if plan.pad else x, weight, bias)
+    if behind:
+        y = problem.activation(y)
+    if gives is not form:
+        return as_asked(y, plan, batched=form.batched)
+    return plan.after(y) if callable(plan.after) else y
+
+
+def form_of(x: Tensor, plan: Plan) -> Form:
+    """How x comes."""
+    return Form(plan.channels_first, x.ndim == plan.geometry.ndim + 2)
+
+
 def as_faces_take_it(x: Tensor, plan: Plan) -> Tensor:
     """An input as a batch, channels last, with padding other than zeros around it."""
-    if x.ndim != plan.geometry.ndim + 2:
-        x = x.unsqueeze(0)
-    if plan.channels_first:
-        x = x.movedim(1, -1)
+    x = form_of(x, plan).to_faces(x)
     return _pad(x, plan) if plan.pad else x
 
 
@@ -220,10 +239,7 @@ def as_asked(y: Tensor, plan: Plan, *, batched: bool) -> Tensor:
     """An output of the faces in the plan's format, and what comes behind them."""
     if isinstance(plan.after, str):
         y = AFTER_KERNEL[plan.after](y, dim=-1)
-    if plan.channels_first:
-        y = y.movedim(-1, 1)
-    if not batched:
-        y = y.squeeze(0)
+    y = Form(plan.channels_first, batched).from_faces(y)
     return plan.after(y) if callable(plan.after) else y
 
 
@@ -256,6 +272,7 @@ precision_of._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as 
 
 def check_parameters(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> None:
     """Refuse a weight or bias of another shape than the plan's, or of another device than x."""
+    check_tensor("weight", weight)
     if weight.shape != plan.weight_shape:
         plan.geometry.check_weight(weight.shape)
     if bias is not None:

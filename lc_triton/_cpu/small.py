@@ -53,6 +53,7 @@ class Small:
         self.padded = geometry.padded().in_spatial
         self.padding = (0, 0, *(side for pair in reversed(geometry.padding) for side in pair))
         self._views: dict[tuple[int, ...], View] = {}
+        self._matrices: dict[tuple[int, ...], View | None] = {}
         self._sites: dict[torch.device, Tensor] = {}
 
     @classmethod
@@ -93,8 +94,26 @@ class Small:
         size = (*geo.out_spatial, batch, *geo.kernel, geo.in_channels)
         return size, (*moves, sample, *taps, channel)
 
+    def operands(self, x: Tensor) -> Tensor:
+        """All windows of x as `product` takes them: the same numbers in the same places whoever asks for them."""
+        view = self.matrices(x)
+        if view is not None:
+            return x.as_strided(*view)
+        a = self.windows(x)
+        return a[0] if self.one(x.shape[0]) else a
+
     def matrices(self, x: Tensor) -> View | None:
-        """All windows of an x that needs no padding, as a view of it, as `product` takes them, where there is one."""
+        """All windows of x as a view of it, as `product` takes them, where there is one."""
+        key = (x.shape[0], *x.stride())
+        if self.pads:
+            return None
+        if key not in self._matrices:
+            if len(self._matrices) >= _MOST_VIEWS:
+                self._matrices.clear()
+            self._matrices[key] = self._as_matrices(x)
+        return self._matrices[key]
+
+    def _as_matrices(self, x: Tensor) -> View | None:
         size, strides = self._view(x.shape[0], x.stride())
         ndim, first = self.geo.ndim, 1 if self.one(x.shape[0]) else 0
         merged = []
@@ -176,8 +195,7 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """y and, if asked for, z."""
     batch, dtype = x.shape[0], compute_dtype(x.dtype)
-    a = _in(dtype, small.windows(x))
-    a = a[0] if small.one(batch) else a
+    a = _in(dtype, small.operands(x))
     weight, bias = _in(dtype, weight).contiguous(), None if bias is None else _in(dtype, bias).contiguous()
     z = small.product(bias, one=a.ndim == 2)(a, weight, bias)
     y = problem.activation(z)
@@ -195,17 +213,18 @@ def forward_of(
     All that does not depend on numbers is found out here, once. Operands are contiguous and of one dtype, and the bias
     is of this one's shape.
     """
-    matrices = None if small.pads else small.matrices(x)
+    matrices = small.matrices(x)
     view = (x.shape, x.stride()) if matrices is None else matrices
     activation = None if problem.activation is LINEAR else problem.activation
-    turned, one = small.positions > 1 and x.shape[0] > 1, small.one(x.shape[0])
-    product = small.product(bias, one=one)
+    turned = small.positions > 1 and x.shape[0] > 1
+    product = small.product(bias, one=small.one(x.shape[0]))
 
     def call(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not weight.is_contiguous():  # torch would multiply it in another order
+            raise RuntimeError("the weight is not contiguous")
         a = x.as_strided(*view)
         if matrices is None:
-            a = small.windows(a)
-            a = a[0] if one else a
+            a = small.operands(a)
         y = product(a, weight, bias)
         if activation is not None:
             y = activation(y)
