@@ -23,6 +23,7 @@ def model():
         lc_triton.LocalConv2d(2, 4, 3, input_size=6, activation="relu"),
         nn.BatchNorm2d(4).eval(),
         lc_triton.LocalConvTranspose2d(4, 2, 3, input_size=4, bias="channel"),
+        nn.ReLU(inplace=True),
     ).double()
 
 

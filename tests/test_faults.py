@@ -120,6 +120,17 @@ assert good and os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+@pytest.mark.parametrize("size", [6, 40])
+def test_a_call_enters_no_mode_that_a_signal_could_leave_behind(size, monkeypatch):
+    layer, x = lc_triton.LocalConv2d(3, 4, 3, input_size=size), torch.randn(4, 3, size, size)
+    monkeypatch.setattr(torch, "inference_mode", None)
+    done = []
+    thread = threading.Thread(target=lambda: done.append(layer(x).sum().backward()))  # whose buffers are new
+    thread.start()
+    thread.join()
+    assert done
+
+
 @needs_fork
 def test_a_signal_during_a_step_ends_it_cleanly():
     code = """
@@ -131,14 +142,15 @@ class Rang(Exception): pass
 def ring(*_): raise Rang
 signal.signal(signal.SIGALRM, ring)
 rang = 0
-for n in range(40):
+for n in range(400):
     layer.zero_grad()
-    signal.setitimer(signal.ITIMER_REAL, 1e-4 + n * 5e-5)
     try:
+        signal.setitimer(signal.ITIMER_REAL, 1e-4 + n % 40 * 5e-5)
         layer(x).sum().backward()
         signal.setitimer(signal.ITIMER_REAL, 0)
     except Rang:
         rang += 1
+    assert torch.is_grad_enabled()
 layer.zero_grad()
 layer(x).sum().backward()
 assert rang and torch.equal(want, layer.weight.grad), rang

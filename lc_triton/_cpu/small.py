@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lc_triton._activations import LINEAR
 from lc_triton._cpu.blocks import compute_dtype
+from lc_triton._cpu.workspace import outside_inference_mode
 from lc_triton._geometry import Geometry
 from lc_triton._problem import Problem
 
@@ -128,7 +129,7 @@ class Small:
         """For each position and tap, the number of the padded input's site that is read there: `(P * taps,)`."""
         found = self._sites.get(device)
         if found is None:
-            with torch.inference_mode(False):
+            with outside_inference_mode():
                 numbers = torch.arange(math.prod(self.padded), device=device).view(self.padded)
                 windows = numbers.as_strided(*self._view(1, (0, *numbers.stride(), 0)))
                 found = self._sites[device] = windows[..., 0].flatten()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,15 @@ from torch import Tensor
 MOST_KEPT_BYTES = 16 << 20
 
 _kept = threading.local()
+
+
+def outside_inference_mode() -> AbstractContextManager[Any]:
+    """What is made in inference mode cannot be written to outside of it.
+
+    No context where there is nothing to leave: torch's, left by a signal's exception on its way in or out, restores the
+    gradient mode that it met when the exception is forgotten: long after the call.
+    """
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 @lru_cache(maxsize=4096)
@@ -29,14 +40,14 @@ class Buffer:
         self._allocate(0, torch.uint8, device)
 
     def _allocate(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
-        with torch.inference_mode(False):  # what is made in inference mode cannot be written to outside of it
+        with outside_inference_mode():
             self.bytes = torch.empty(size, dtype=torch.uint8, device=device)
             self.typed = self.bytes.view(dtype)
 
     def of(self, dtype: torch.dtype) -> Buffer:
         """The same memory, for tensors of a dtype."""
         if self.typed.dtype != dtype:
-            with torch.inference_mode(False):
+            with outside_inference_mode():
                 self.typed = self.bytes.view(dtype)
         return self
 
