@@ -175,11 +175,11 @@ def check_input(x: Tensor, plan: Plan) -> None:
 
 def run(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
     """The operator for a plan that fits x's spatial size and channels."""
-    check_parameters(x, weight, bias, plan)
+    _check_parameters(x, weight, bias, plan)
     device = x.device.type
     if autocast_enabled(device):
         x, weight, bias = _autocast(x, weight, bias, torch.get_autocast_dtype(device))
-    check_dtypes(plan.operand, x, weight, bias)
+    _check_dtypes(plan.operand, x, weight, bias)
 
     form, backend = form_of(x, plan), resolve(device)
     if backend == "reference":
@@ -270,7 +270,7 @@ def precision_of(dtype: torch.dtype) -> str:
 precision_of._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as `_backend.resolve` is
 
 
-def check_parameters(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> None:
+def _check_parameters(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> None:
     """Refuse a weight or bias of another shape than the plan's, or of another device than x."""
     check_tensor("weight", weight)
     if weight.shape != plan.weight_shape:
@@ -289,7 +289,7 @@ def _check_devices(operand: str, x: Tensor, weight: Tensor, bias: Tensor | None)
         raise DeviceMismatchError(devices=", ".join(f"{k} on {t.device}" for k, t in named.items() if t is not None))
 
 
-def check_dtypes(operand: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def _check_dtypes(operand: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Refuse a weight or bias of a dtype that does not go with x's."""
 
     def name(tensor: Tensor) -> str:

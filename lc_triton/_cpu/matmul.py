@@ -52,9 +52,10 @@ def _single(parts: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 def _filters(layer: Layer, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """The weights `(P, D, F)`, or `(P, G, D, F // G)` where their matrices are to be copied."""
+    positions, window = layer.geo.positions, layer.geo.window
     if layer.groups == 1 and weight.dtype == dtype:
-        return weight.reshape(layer.geo.positions, layer.geo.window, layer.filters)
-    return weight.reshape(layer.geo.positions, layer.geo.window, layer.groups, layer.filters).transpose(1, 2)
+        return weight.reshape(positions, window, layer.filters)
+    return weight.reshape(positions, window, layer.groups, layer.filters).transpose(1, 2)
 
 
 def _matrices(part: Tensor, buffer: Buffer) -> Tensor:
@@ -280,7 +281,7 @@ def _by_windows(layer: Layer, g: Tensor, weight: Tensor, bias: Tensor | None, dx
     geo, dtype = layer.geo, compute_dtype(g.dtype)
     groups, window = layer.groups, geo.window
     gradients = _gradients(layer, g, dtype)
-    weights = _single(weight.reshape(geo.positions, window, groups, layer.filters).transpose(1, 2), dtype)
+    weights = _filters(layer, weight, dtype)
     inner = tuple(slice(low, low + size) for (low, _), size in zip(geo.padding, geo.in_spatial, strict=True))
     sample_bytes = (math.prod(layer.padded) * geo.in_channels + groups * window) * dtype.itemsize
     with buffers(g, dtype, 4) as (left, right, results, totals):

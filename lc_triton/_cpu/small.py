@@ -105,9 +105,9 @@ class Small:
 
     def matrices(self, x: Tensor) -> View | None:
         """All windows of x as a view of it, as `product` takes them, where there is one."""
-        key = (x.shape[0], *x.stride())
         if self.pads:
             return None
+        key = (x.shape[0], *x.stride())
         if key not in self._matrices:
             if len(self._matrices) >= _MOST_VIEWS:
                 self._matrices.clear()
