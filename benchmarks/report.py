@@ -243,7 +243,7 @@ def _draw_bars(content: dict[str, Any], file: Path) -> None:
             mine = row["contenders"][OURS][mode]["median_ms"] / floor
             axis.scatter(mine, y, color=COLORS[OURS], s=46, marker="D", label=OURS if y == 0 else None)
         axis.axvline(1, color=COLORS["floor"], lw=1, ls="--")
-        axis.set(xscale="log", xlabel="times the floor (1: nothing is faster on this machine)", title=mode)
+        axis.set(xscale="log", xlabel="times the floor", title=mode)
         axis.set_yticks(range(len(rows)), labels if axis is axes[0] else [""] * len(rows))
         axis.invert_yaxis()
     axes[0].legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1.06), ncols=3)
