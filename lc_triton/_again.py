@@ -20,7 +20,7 @@ from lc_triton._plan import Plan, form_of, precision_of, problem_of, run
 
 MOST = 256  # calls that are remembered at once
 Calls: TypeAlias = "dict[Any, small.Forward | None]"
-_SAME = (torch.float32, torch.float64)
+_SAME = (torch.float32, torch.float64)  # what products are of themselves, without a copy
 
 
 def again(calls: Calls, told: Any, x: Any, weight: Any, bias: Any) -> tuple[Tensor | None, Any]:
@@ -60,27 +60,34 @@ def meet(calls: Calls, seen: Any, plan: Plan, x: Tensor, weight: Tensor, bias: T
     ):
         if len(calls) >= MOST:
             calls.clear()
-        calls[seen] = _learn(plan, x, bias, graph=fits(x, weight, bias))
+        calls[seen] = _learn(plan, x, weight, bias, graph=fits(x, weight, bias))
     return y
 
 
-def _learn(plan: Plan, x: Tensor, bias: Tensor | None, *, graph: bool) -> small.Forward | None:
+def _learn(plan: Plan, x: Tensor, weight: Tensor, bias: Tensor | None, *, graph: bool) -> small.Forward | None:
     """The forward of all calls that look like this one; None where there is no shorter one."""
-    if plan.transposed or plan.pad or plan.after is not None or x.dtype not in _SAME:
+    if plan.transposed or plan.pad or plan.after is not None:
         return None
     problem, form = problem_of(plan, "cpu", precision_of(x.dtype)), form_of(x, plan)
-    taken = form.to_faces(x)
+    taken, step = form.to_faces(x), Step(problem, form, form)
     found = small.Small.of(problem, len(taken))
-    if found is None or (graph and problem.activation.saves == "z"):
-        return partial(_of_one_dtype, node if graph else straight, Step(problem, form, form))
-    y = form.from_faces(torch.empty((len(taken), *plan.geometry.bias_shape), device="meta"))
-    forward = small.forward_of(found, taken, bias, problem, y.shape, y.stride())
-    return partial(apply, Step(problem, form, form, forward=forward)) if graph else forward
+    if found is not None and not (graph and problem.activation.saves == "z"):
+        y = form.from_faces(torch.empty((len(taken), *plan.geometry.bias_shape), device="meta"))
+        forward = small.forward_of(found, taken, bias, problem, y.shape, y.stride())
+        step = step._replace(forward=forward)
+        if x.dtype in _SAME:
+            return partial(apply, step) if graph else forward
+    return partial(_of_dtype, weight.dtype, node if graph else straight, step)
 
 
-def _of_one_dtype(call: Any, step: Step, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The output, of tensors of one dtype: copies would not mind another."""
-    if weight.dtype is not x.dtype or not (bias is None or bias.dtype is x.dtype):
-        raise RuntimeError("a weight or a bias is of another dtype than x")
+def _of_dtype(dtype: torch.dtype, call: Any, step: Step, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The output, of a weight and a bias of a dtype, where numbers are copied, which would not mind another.
+
+    Nor would it mind numbers that torch has yet to negate: `_ops.as_stored` says what becomes of those.
+    """
+    if weight.dtype is not dtype or not (bias is None or bias.dtype is dtype):
+        raise RuntimeError("a weight or a bias is of another dtype")
+    if x.is_neg() or weight.is_neg() or (bias is not None and bias.is_neg()):
+        raise RuntimeError("numbers are still to be negated")
     y: Tensor = call(step, x, weight, bias)
     return y

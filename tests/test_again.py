@@ -67,6 +67,43 @@ def y():
     return lc_triton.local_conv(X, WEIGHT, BIAS)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("weights", ["alike", "float32"])
+@pytest.mark.parametrize("activation", [None, "tanh", "silu"])
+def test_16_bits_again(dtype, weights, activation):
+    of = dtype if weights == "alike" else torch.float32
+    for x, weight, bias in (
+        (X.to(dtype), WEIGHT.to(of), BIAS.to(of)),
+        (torch.ones(1, 1, 1, 1, dtype=dtype), torch.ones(1, 1, 1, 1, 1, 1, dtype=of), torch.ones(1, 1, 1, dtype=of)),
+    ):
+        told = {"activation": activation}
+        functional._calls.clear()
+        for graph in (False, True):
+            with torch.set_grad_enabled(graph):
+                leaf = weight.clone().requires_grad_(graph)
+                first, again = (lc_triton.local_conv(x, leaf, bias, **told) for _ in range(2))
+                assert again.dtype == dtype
+                assert torch.equal(first, again)
+                if graph:
+                    first, again = (torch.autograd.grad(y.float().square().sum(), leaf)[0] for y in (first, again))
+                    assert torch.equal(first, again)
+        assert len(functional._calls) == 2
+        assert all(functional._calls.values())
+        want = lc_triton.local_conv(x, weight, bias, **told)
+        assert torch.equal(lc_triton.local_conv(torch._neg_view(-x), weight, bias, **told), want)
+        assert torch.equal(lc_triton.local_conv(x, torch._neg_view(-weight), bias, **told), want)
+        for name, other in (("weight", torch.float64), ("weight", torch.int32), ("bias", torch.float64)):
+            given = {"weight": weight, "bias": bias}
+            with pytest.raises(LocalConvError, match=name):
+                lc_triton.local_conv(x, **given | {name: given[name].to(other)}, **told)
+        for dtype_of_both in {torch.float32, dtype} - {of}:
+            assert_close(
+                lc_triton.local_conv(x, weight.to(dtype_of_both), bias.to(dtype_of_both), **told).double(),
+                want.double(),
+                8 * torch.finfo(dtype).eps,
+            )
+
+
 def test_gradients_are_asked_for(y):
     leaves = [v.clone().requires_grad_() for v in (X, WEIGHT, BIAS)]
     with torch.enable_grad():
