@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
 from torch.nn import Parameter
@@ -388,6 +388,6 @@ def _back_weight_grad(ctx: Any, grad: Tensor, grad_bias: Tensor | None) -> Any:
     return (*found, *[None] * (len(ctx.needs_input_grad) - 2))
 
 
-torch.library.register_autograd("lc_triton::forward", _back_forward, setup_context=_setup_forward)
-torch.library.register_autograd("lc_triton::input_grad", _back_input_grad, setup_context=_setup_input_grad)
-torch.library.register_autograd("lc_triton::weight_grad", _back_weight_grad, setup_context=_setup_weight_grad)
+library.register_autograd("lc_triton::forward", _back_forward, setup_context=_setup_forward)
+library.register_autograd("lc_triton::input_grad", _back_input_grad, setup_context=_setup_input_grad)
+library.register_autograd("lc_triton::weight_grad", _back_weight_grad, setup_context=_setup_weight_grad)

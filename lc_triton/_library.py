@@ -1,4 +1,4 @@
-"""The faces as operators of torch.library: what compilers, exporters and dispatch modes see of a call.
+"""The faces as custom operators of torch: what compilers, exporters and dispatch modes see of a call.
 
 Their schemas spell a problem out in integers and names. The functions here have the signatures of those in `_ops`.
 """
@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from lc_triton import _ops
@@ -30,7 +30,7 @@ SCHEMAS = {
     "weight_grad": f"(Tensor x, Tensor g, {_LAYER}, ScalarType dtype, bool with_bias) -> (Tensor, Tensor)",
 }
 for _name, _schema in SCHEMAS.items():
-    torch.library.define(f"lc_triton::{_name}", _schema)
+    library.define(f"lc_triton::{_name}", _schema)
 
 Layer = tuple[Any, ...]
 
@@ -132,8 +132,8 @@ for _name, _run, _fake in (
     ("input_grad", _run_input_grad, _fake_input_grad),
     ("weight_grad", _run_weight_grad, _fake_weight_grad),
 ):
-    torch.library.impl(f"lc_triton::{_name}", ("cpu", "cuda"), _run)
-    torch.library.register_fake(f"lc_triton::{_name}", _fake)
+    library.impl(f"lc_triton::{_name}", ("cpu", "cuda"), _run)
+    library.register_fake(f"lc_triton::{_name}", _fake)
 
 
 def _flops_of_a_gather(x_shape: Any, weight_shape: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:

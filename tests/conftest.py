@@ -3,6 +3,9 @@ import os
 import pytest
 import torch
 
+from lc_triton import functional
+from lc_triton._cpu import small
+
 # Keras reads it when it is first imported, whichever test, documentation or example that is: one backend a process.
 os.environ["KERAS_BACKEND"] = "torch"
 
@@ -19,3 +22,11 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=["in_blocks", "at_once"])
+def either_size(request, monkeypatch):
+    """All here holds for a layer that is cut into blocks, and for one so small that it is not."""
+    for most in ("MOST_NUMBERS", "MOST_FLAT_NUMBERS"):
+        monkeypatch.setattr(small, most, {"in_blocks": 0, "at_once": 1 << 30}[request.param])
+    functional._calls.clear()

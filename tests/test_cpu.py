@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 
 import lc_triton
-from lc_triton import _cpu, _ops, functional
+from lc_triton import _cpu, _ops
 from lc_triton._activations import FUSED_NAMES, Activation, parse_activation
-from lc_triton._cpu import blocks, matmul, small, workspace
+from lc_triton._cpu import small, workspace
 from lc_triton._problem import Problem
 from tests.cases import CASES, IDS, Case, assert_as_good, assert_close, check, expected, peer, run, tensors
 
@@ -23,13 +23,7 @@ ONE_OF_EACH = [BY_NAME[name] for name in ("1d_stride_same", "2d_asymmetric", "3d
 NDIMS = ["1d", "2d", "3d"]
 HALF = [torch.float16, torch.bfloat16]
 
-
-@pytest.fixture(params=["in_blocks", "at_once"], autouse=True)
-def either_size(request, monkeypatch):
-    """All here holds for a layer that is cut into blocks, and for one so small that it is not."""
-    for most in ("MOST_NUMBERS", "MOST_FLAT_NUMBERS"):
-        monkeypatch.setattr(small, most, {"in_blocks": 0, "at_once": 1 << 30}[request.param])
-    functional._calls.clear()
+pytestmark = pytest.mark.usefixtures("either_size")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF])
@@ -155,58 +149,6 @@ def test_accuracy_beside_torchs_own_matmul(case, dtype, seed):
     got, want, torchs = run(case, t), expected(case, t), peer(case, t)
     for name in want:
         assert_as_good(got[name], want[name], torchs[name], 2 if name == "y" else 3, name)
-
-
-@pytest.mark.parametrize("dtype", HALF)
-@pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_16_bit_results_are_rounded_once(case, dtype):
-    t = tensors(case, dtype)
-    got, want = run(case, t), expected(case, t)
-    for name, exact in want.items():
-        error = (got[name].double() - exact).abs()
-        assert (error <= 0.5 * torch.finfo(dtype).eps * exact.abs() + 1e-5).all(), name
-
-
-# Of sizes that a CPU's own products of bfloat16, where it has them, are called for.
-PRODUCTS = [
-    Case("1d", (40,), 8, 16, 5, batch=16),
-    Case("2d", (9, 9), 8, 16, 3, padding=1, batch=16),
-    Case("2d_short_rows", (8, 8), 2, 16, 3, stride=2, batch=32),
-    Case("2d_groups", (8, 8), 16, 32, 3, groups=2, batch=8),
-    Case("3d", (4, 5, 5), 4, 16, 2, dilation=(1, 2, 1), batch=8),
-]
-
-
-@pytest.mark.parametrize("own", [True, False], ids=["as the CPU can", "in float32"])
-@pytest.mark.parametrize("activation", [None, "relu", "tanh"])
-@pytest.mark.parametrize("most_bytes", [1 << 24, 20_000])  # all of the batch at a time, or parts of it
-@pytest.mark.parametrize("case", PRODUCTS, ids=lambda case: case.name)
-def test_products_of_bfloat16_are_rounded_once(case, most_bytes, activation, own, monkeypatch):
-    if not own:
-        for module in (blocks, matmul):
-            monkeypatch.setattr(module, "multiplied", frozenset)
-    monkeypatch.setattr(blocks, "MOST_BYTES", most_bytes)
-    t = tensors(case, torch.bfloat16)
-    got, want = run(case, t, activation=activation), expected(case, t, parse_activation(activation))
-    for name in ("y", *(("dx", "dw", "db") if activation is None else ())):
-        error = (got[name].double() - want[name]).abs()
-        assert (error <= 0.5 * torch.finfo(torch.bfloat16).eps * want[name].abs() + 1e-5).all(), name
-
-
-def test_a_torch_that_does_not_know_its_cpu_multiplies_in_float32(monkeypatch):
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert blocks.multiplied.__wrapped__() == frozenset()
-
-
-@pytest.mark.parametrize("dtype", HALF)
-@pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_16_bit_input_with_float32_weights(case, dtype):
-    t = tensors(case, dtype, weight_dtype=torch.float32)
-    got, want = run(case, t), expected(case, t)
-    assert [got[k].dtype for k in ("y", "dx", "dw", "db")] == [dtype, dtype, torch.float32, torch.float32]
-    check({k: got[k] for k in ("y", "dx")}, {k: want[k] for k in ("y", "dx")}, 2 * torch.finfo(dtype).eps)
-    # g is exact in 16 bits here, so the weight's gradient is a float32 product of exact numbers.
-    check({k: got[k] for k in ("dw", "db")}, {k: want[k] for k in ("dw", "db")}, 1e-6)
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
@@ -383,21 +325,6 @@ def test_a_loss_of_values_and_gradients_together(name):
         assert_close(got, want)
 
 
-@pytest.mark.parametrize("dtype", HALF)
-def test_second_order_with_float32_weights(dtype):
-    t = tensors(TWO_D, dtype, weight_dtype=torch.float32)
-
-    def penalty(double):
-        leaves = [v.detach().to(torch.float64 if double else v.dtype).requires_grad_() for v in (t.x, t.weight, t.bias)]
-        y = lc_triton.local_conv(*leaves, **TWO_D.arguments, data_format="channels_last", activation="gelu")
-        first = torch.autograd.grad(y, leaves, t.g.to(y.dtype), create_graph=True)
-        return torch.autograd.grad(sum(v.to(torch.float64).square().sum() for v in first), leaves)
-
-    for got, want, leaf in zip(penalty(False), penalty(True), (t.x, t.weight, t.bias), strict=True):
-        assert got.dtype == leaf.dtype
-        assert_close(got, want, 16 * torch.finfo(dtype).eps)
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_non_finite_site_reaches_only_windows_that_read_it(value):
     t = tensors(TWO_D)
@@ -476,23 +403,6 @@ def test_backward_follows_the_forwards_backend(name, monkeypatch):
         y = lc_triton.local_conv(t.x, weight, t.bias, **TWO_D.arguments, data_format="channels_last")
     assert_close(torch.autograd.grad(y, weight, t.g)[0], expected(TWO_D, t)["dw"])
     assert bool(calls) == (name == "cpu")
-
-
-@pytest.mark.parametrize("dtype", HALF)
-def test_autocast_takes_the_contexts_dtype_and_reads_float32_weights(dtype):
-    t = tensors(TWO_D, torch.float32)
-    x, weight = t.x.requires_grad_(), t.weight.requires_grad_()
-    with torch.autocast("cpu", dtype=dtype):
-        y = lc_triton.local_conv(x, weight, t.bias, **TWO_D.arguments, data_format="channels_last")
-        assert y.dtype == dtype
-        dx, dw = torch.autograd.grad(y, (x, weight), t.g.to(dtype))
-        exact = tensors(TWO_D)
-        assert run(TWO_D, exact)["y"].dtype == torch.float64
-        check(run(TWO_D, exact), expected(TWO_D, exact))  # float64 is left alone, as torch does
-    assert (dx.dtype, dw.dtype) == (torch.float32, torch.float32)
-    plain = lc_triton.local_conv(t.x.to(dtype), t.weight, t.bias, **TWO_D.arguments, data_format="channels_last")
-    assert torch.equal(y, plain)
-    assert_close(dw, expected(TWO_D, tensors(TWO_D, torch.float32))["dw"], 2e-2)
 
 
 @pytest.mark.parametrize("hashable", [True, False])

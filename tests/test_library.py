@@ -4,7 +4,7 @@ import io
 
 import pytest
 import torch
-from torch import nn
+from torch import library, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
@@ -45,11 +45,11 @@ def test_opcheck(case, activation, dtype):
         (first.requires_grad_(), weight, None),
         (x, weight, bias[(0,) * case.geometry.ndim]),
     ):
-        torch.library.opcheck(ops.forward, (*args, *told, store_z), **tolerances)
+        library.opcheck(ops.forward, (*args, *told, store_z), **tolerances)
     if activation != "gelu":
-        torch.library.opcheck(ops.input_grad, (g, weight, None, *told), **tolerances)
-    torch.library.opcheck(ops.weight_grad, (x, g, *linear, dtype, True), **tolerances)
-    torch.library.opcheck(ops.weight_grad, (x, g, *linear, dtype, False), **tolerances)
+        library.opcheck(ops.input_grad, (g, weight, None, *told), **tolerances)
+    library.opcheck(ops.weight_grad, (x, g, *linear, dtype, True), **tolerances)
+    library.opcheck(ops.weight_grad, (x, g, *linear, dtype, False), **tolerances)
 
 
 @pytest.mark.parametrize("activation", ["linear", "relu", "gelu", "tanh"])

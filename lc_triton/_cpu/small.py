@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,7 @@ LEAST_PRODUCTS = 400
 _MOST_VIEWS = 64
 
 View = tuple[tuple[int, ...], tuple[int, ...]]
+V = TypeVar("V")
 Forward: TypeAlias = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
 
@@ -53,8 +54,8 @@ class Small:
         self.pads = any(map(any, geometry.padding))
         self.padded = geometry.padded().in_spatial
         self.padding = (0, 0, *(side for pair in reversed(geometry.padding) for side in pair))
-        self._views: dict[tuple[int, ...], View] = {}
-        self._matrices: dict[tuple[int, ...], View | None] = {}
+        self._views: dict[Any, View] = {}
+        self._matrices: dict[Any, View | None] = {}
         self._sites: dict[torch.device, Tensor] = {}
 
     @classmethod
@@ -79,12 +80,7 @@ class Small:
             x = x.contiguous()
             step = self.geo.stride[0] * self.geo.in_channels
             return x.as_strided((self.positions, batch, self.window), (step, x.stride(0), 1))
-        key = (batch, *x.stride())
-        view = self._views.get(key)
-        if view is None:
-            if len(self._views) >= _MOST_VIEWS:
-                self._views.clear()
-            view = self._views[key] = self._view(batch, x.stride())
+        view = _once(self._views, self._view, batch, x.stride())
         return x.as_strided(*view).reshape(self.positions, batch, self.window)
 
     def _view(self, batch: int, strides: tuple[int, ...]) -> View:
@@ -107,23 +103,18 @@ class Small:
         """All windows of x as a view of it, as `product` takes them, where there is one."""
         if self.pads:
             return None
-        key = (x.shape[0], *x.stride())
-        if key not in self._matrices:
-            if len(self._matrices) >= _MOST_VIEWS:
-                self._matrices.clear()
-            self._matrices[key] = self._as_matrices(x)
-        return self._matrices[key]
+        return _once(self._matrices, self._as_matrices, x.shape[0], x.stride())
 
-    def _as_matrices(self, x: Tensor) -> View | None:
-        size, strides = self._view(x.shape[0], x.stride())
-        ndim, first = self.geo.ndim, 1 if self.one(x.shape[0]) else 0
+    def _as_matrices(self, batch: int, of_x: tuple[int, ...]) -> View | None:
+        size, strides = self._view(batch, of_x)
+        ndim, first = self.geo.ndim, 1 if self.one(batch) else 0
         merged = []
         for cut in (slice(ndim), slice(ndim, ndim + 1), slice(ndim + 1, None)):
             stride = _merged(size[cut], strides[cut])
             if stride is None:
                 return None
             merged.append(stride)
-        return (self.positions, x.shape[0], self.window)[first:], tuple(merged)[first:]
+        return (self.positions, batch, self.window)[first:], tuple(merged)[first:]
 
     def sites(self, device: torch.device) -> Tensor:
         """For each position and tap, the number of the padded input's site that is read there: `(P * taps,)`."""
@@ -169,6 +160,16 @@ class Small:
     def by_sample(self, y: Tensor) -> Tensor:
         """What `product` gives, with the numbers of a sample together; no view, for callers change its shape."""
         return y if self.positions == 1 or y.shape[1] == 1 else y.transpose(0, 1).contiguous()
+
+
+def _once(views: dict[Any, V], make: Callable[[int, tuple[int, ...]], V], batch: int, strides: tuple[int, ...]) -> V:
+    """What `make` says of a batch and strides, made once."""
+    key = batch, strides
+    if key not in views:
+        if len(views) >= _MOST_VIEWS:
+            views.clear()
+        views[key] = make(batch, strides)
+    return views[key]
 
 
 def _merged(size: tuple[int, ...], strides: tuple[int, ...]) -> int | None:
