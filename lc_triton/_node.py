@@ -6,7 +6,6 @@ less of the host's time than a step for each change of layout.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -19,13 +18,12 @@ from lc_triton._problem import Problem
 
 
 class Step(NamedTuple):
-    """A layer, how its input comes and its output is asked for, and its forward if a shorter one is known."""
+    """A layer, how its input comes and its output is asked for."""
 
     problem: Problem
     takes: Form
     gives: Form
     transposed: bool = False
-    forward: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None
 
 
 def fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -40,11 +38,6 @@ def fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 def looked_at() -> bool:
     """Whether hooks look at what is kept for gradients."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-
-
-def straight(step: Step, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """y as it is asked for, no view, without a graph."""
-    return _run(step, x, weight, bias)[0] if step.forward is None else step.forward(x, weight, bias)
 
 
 def node(step: Step, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -80,7 +73,7 @@ class LocalConv(torch.autograd.Function):
             ctx.save_for_backward(x, weight, z)
             ctx.set_materialize_grads(False)
             return y, z
-        y = straight(step, x, weight, bias)
+        y, _ = _run(step, x, weight, bias)
         ctx.save_for_backward(x, weight, None if step.problem.activation.saves == "nothing" else y)
         return y
 

@@ -54,8 +54,6 @@ class Plan:
     whole: Geometry | None = None
     # What the faces are told, by backend and precision: found again without hashing the geometry.
     problems: dict[tuple[str, str], Problem] = field(default_factory=dict, init=False, compare=False, repr=False)
-    # The calls of a layer with this plan that went well, by how they looked: kept by `_again`.
-    calls: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
     # The spatial size and the channels of input and output, and the shapes of weight and bias: made at once, for what
     # is made at the first look stands in a compiler's way.
     takes: tuple[tuple[int, ...], int] = field(init=False, compare=False, repr=False)

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from lc_triton._activations import ActivationArg
-from lc_triton._again import Calls, again, meet
 from lc_triton._geometry import DATA_FORMATS, Geometry, Ints, Padding, as_index, check_name, spatial_dims
-from lc_triton._plan import Plan, check_tensor, split_shape
+from lc_triton._plan import Plan, check_tensor, run, split_shape
 from lc_triton.errors import LocalConvError
 
 __all__ = ["local_conv", "local_conv_transpose"]
@@ -66,14 +65,8 @@ def local_conv(
         >>> lc_triton.local_conv(x, weight, activation="relu").shape
         torch.Size([8, 64, 30, 30])
     """
-    y, seen = None, None
-    if _plain(stride, padding, dilation, groups, padding_mode, activation, data_format):
-        told = stride, padding, dilation, groups, padding_mode, activation, data_format
-        y, seen = again(_calls, told, x, weight, bias)
-        if y is not None:
-            return y
     sizes, others = (stride, padding, dilation), (groups, padding_mode)
-    return _run("conv", x, weight, bias, activation, data_format, sizes, others, seen)
+    return _run("conv", x, weight, bias, activation, data_format, sizes, others)
 
 
 def local_conv_transpose(
@@ -129,22 +122,6 @@ def local_conv_transpose(
     return _run("transpose", y, weight, bias, activation, data_format, sizes, (groups,))
 
 
-# Calls of `local_conv` that went well, by how they looked.
-_calls: Calls = {}
-
-
-def _plain(
-    stride: Any, padding: Any, dilation: Any, groups: Any, padding_mode: Any, activation: Any, data_format: Any
-) -> bool:
-    """Whether a key can hold these: True == 1, a list has no hash, and a callable would be kept alive."""
-    return (
-        type(stride) is type(dilation) is type(groups) is int
-        and (type(padding) is int or type(padding) is str)
-        and type(padding_mode) is type(data_format) is str
-        and (activation is None or type(activation) is str)
-    )
-
-
 def _run(
     kind: str,
     x: Tensor,
@@ -154,7 +131,6 @@ def _run(
     data_format: str,
     sizes: tuple[Any, ...],
     others: tuple[Any, ...],
-    seen: Any = None,
 ) -> Tensor:
     """Run "conv" or "transpose" by its plan, made of shapes, arguments that may be sequences, and others."""
     name = "x" if kind == "conv" else "y"
@@ -175,7 +151,7 @@ def _run(
         plan: Plan = getattr(_Plans, _place(kind, shape, spatial, operator.index(channels), *told))
     else:
         plan = _find(kind, weight.shape, spatial, channels, *told)
-    y = meet(_calls, seen, plan, x, weight, bias)
+    y = run(x, weight, bias, plan)
     return y if after is None else after(y)
 
 

@@ -29,4 +29,3 @@ def either_size(request, monkeypatch):
     """All here holds for a layer that is cut into blocks, and for one so small that it is not."""
     for most in ("MOST_NUMBERS", "MOST_FLAT_NUMBERS"):
         monkeypatch.setattr(small, most, {"in_blocks": 0, "at_once": 1 << 30}[request.param])
-    functional._calls.clear()

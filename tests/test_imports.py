@@ -19,7 +19,6 @@ ROWS = [
     ["", "conversion", "keras", "keras.layers", "keras.saved", "keras.saved.*"],
     ["layers", "layers.*"],
     ["search", "search.*", "functional"],
-    ["_again"],
     ["_plan"],
     ["_node"],
     ["_autograd", "_decompositions"],

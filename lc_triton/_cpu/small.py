@@ -207,42 +207,6 @@ def forward(
     return y, _in(x.dtype, small.by_sample(z)).resize_(shape) if store_z else None
 
 
-def forward_of(
-    small: Small, x: Tensor, bias: Tensor | None, problem: Problem, shape: Sequence[int], strides: Sequence[int]
-) -> Forward:
-    """`forward` for an x `(B, *in_spatial, C)` of this size and these strides, in whatever format; y comes as asked.
-
-    All that does not depend on numbers is found out here, once. Weight and bias are contiguous and, where products are
-    summed in x's dtype, of that; the bias is of this one's shape.
-    """
-    matrices = small.matrices(x)
-    view = (x.shape, x.stride()) if matrices is None else matrices
-    activation = None if problem.activation is LINEAR else problem.activation
-    turned = small.positions > 1 and x.shape[0] > 1
-    product = small.product(bias, one=small.one(x.shape[0]))
-    dtype, asked = compute_dtype(x.dtype), x.dtype
-    wider = dtype is not asked
-
-    def call(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not weight.is_contiguous():  # torch would multiply it in another order
-            raise RuntimeError("the weight is not contiguous")
-        a = x.as_strided(*view)
-        if matrices is None:
-            a = small.operands(a)
-        if wider:
-            a, weight, bias = _in(dtype, a), _in(dtype, weight), None if bias is None else _in(dtype, bias)
-        y = product(a, weight, bias)
-        if activation is not None:
-            y = activation(y)
-        if turned:
-            y = y.transpose(0, 1).contiguous()
-        if wider:
-            y = y.to(asked)
-        return y.as_strided_(shape, strides)
-
-    return call
-
-
 def weight_grad(
     small: Small, x: Tensor, g: Tensor, dtype: torch.dtype, *, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
 from lc_triton._activations import ActivationArg
-from lc_triton._again import again, meet
 from lc_triton._cpu import pages
 from lc_triton._geometry import Geometry
-from lc_triton._plan import Plan, check_device, check_input
+from lc_triton._plan import Plan, check_device, check_input, run
 from lc_triton.errors import ArgumentValueError, NotBuiltError
 
 
@@ -80,15 +79,11 @@ class PlannedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output for x."""
         assert self._plan is not None  # an unbuilt layer builds in its pre-forward hook
-        y: Tensor | None
         if self._shared is not None:
             y = self._shared(self, x)
         else:
-            plan, weight, bias = self._plan, self.weight, self.bias
-            y, seen = again(plan.calls, None, x, weight, bias)
-            if y is None:
-                check_input(x, plan)
-                y = meet(plan.calls, seen, plan, x, weight, bias)
+            check_input(x, self._plan)
+            y = run(x, self.weight, self.bias, self._plan)
         return self.activation(y) if isinstance(self.activation, nn.Module) else y
 
     def __setattr__(self, name: str, value: Any) -> None:
