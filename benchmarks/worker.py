@@ -15,7 +15,6 @@ import torch
 
 from benchmarks.contenders import CONTENDERS, MODES, OURS, Ready
 from benchmarks.rows import Data, Results, Row, fault
-from lc_triton._cpu import pages
 
 LEAST_SECONDS = 0.05  # of one timing: shorter calls are repeated, for a process that slept starts slowly
 # Calls before those that are timed, at least, unless one takes so many seconds. In a loop of steps, the memory that one
@@ -83,7 +82,6 @@ def _peak(device: str, call: Callable[[], None]) -> int | None:
     process = Path("/proc/self")
     try:
         ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back to the system, or it would not be seen again
-        pages.forget()
         before = _status(process, "VmRSS")
         (process / "clear_refs").write_text("5")  # the peak starts anew
     except (OSError, AttributeError):

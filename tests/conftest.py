@@ -3,7 +3,6 @@ import os
 import pytest
 import torch
 
-from lc_triton import functional
 from lc_triton._cpu import small
 
 # Keras reads it when it is first imported, whichever test, documentation or example that is: one backend a process.

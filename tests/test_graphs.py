@@ -8,7 +8,6 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import lc_triton
-from lc_triton import functional
 from lc_triton.errors import LocalConvError
 from tests.ways import Way
 

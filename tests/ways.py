@@ -9,7 +9,6 @@ from types import ModuleType
 
 import pytest
 
-from lc_triton import functional
 from lc_triton._cpu import blocks, matmul, small
 
 _MANY = 1 << 30

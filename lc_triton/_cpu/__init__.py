@@ -16,7 +16,6 @@ from torch import Tensor
 
 from lc_triton._backend import autocast_enabled
 from lc_triton._cpu import depthwise, matmul, small
-from lc_triton._cpu.pages import empty
 from lc_triton._problem import Problem
 
 __all__ = ["forward", "input_grad", "weight_grad"]
@@ -29,8 +28,8 @@ def forward(
     if (few := _small(problem, x)) is not None:
         return small.forward(few, x, weight, bias, problem, store_z=store_z)
     shape = (x.shape[0], *problem.geometry.bias_shape)
-    y = empty(shape, x.dtype, x)
-    z = empty(shape, x.dtype, x) if store_z else None
+    y = torch.empty(shape, dtype=x.dtype, device=x.device)
+    z = torch.empty_like(y) if store_z else None
     if y.numel():
         _blocks("forward", problem, x, weight, bias, y, z)
     return y, z
@@ -41,7 +40,7 @@ def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem)
     if (few := _small(problem, g)) is not None:
         return small.input_grad(few, g, weight, bias, problem)
     geo = problem.geometry
-    dx = empty((g.shape[0], *geo.in_spatial, geo.in_channels), g.dtype, g)
+    dx = torch.empty((g.shape[0], *geo.in_spatial, geo.in_channels), dtype=g.dtype, device=g.device)
     if dx.numel():
         _blocks("input_grad", problem, g, weight, bias, dx)
     return dx
@@ -53,7 +52,7 @@ def weight_grad(
     """dw and, if asked for, the bias gradient of each position, in `dtype`."""
     if (few := _small(problem, x)) is not None:
         return small.weight_grad(few, x, g, dtype, with_bias=with_bias)
-    dw = empty(problem.geometry.weight_shape, dtype, x)
+    dw = torch.empty(problem.geometry.weight_shape, dtype=dtype, device=x.device)
     if len(x):
         _blocks("weight_grad", problem, x, g, dw)
     else:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lc_triton._activations import LINEAR
 from lc_triton._cpu.blocks import compute_dtype
 from lc_triton._cpu.workspace import outside_inference_mode
 from lc_triton._geometry import Geometry
@@ -26,7 +25,7 @@ from lc_triton._problem import Problem
 MOST_NUMBERS = 1 << 16
 # Where windows are views of x, so that there are no copies to keep in cache, only products.
 MOST_FLAT_NUMBERS = 1 << 18
-# Numbers of all weights: larger results are for `pages`.
+# Numbers of all weights.
 MOST_WEIGHTS = 1 << 22
 # Numbers of a window from which the bias is added behind the sum: a sum that starts from it rounds each of its steps at
 # the bias's size, 1.7 times the error where a matmul sums number after number (MKL without AVX2), 1.3 times at 65,536
@@ -38,7 +37,6 @@ _MOST_VIEWS = 64
 
 View = tuple[tuple[int, ...], tuple[int, ...]]
 V = TypeVar("V")
-Forward: TypeAlias = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
 
 class Small:

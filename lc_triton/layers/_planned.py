@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
 from lc_triton._activations import ActivationArg
-from lc_triton._cpu import pages
 from lc_triton._geometry import Geometry
 from lc_triton._plan import Plan, check_device, check_input, run
 from lc_triton.errors import ArgumentValueError, NotBuiltError
@@ -60,7 +59,6 @@ class PlannedLayer(nn.Module):
         for name in waiting:
             with torch.no_grad():
                 getattr(self, name).materialize(geometry.weight_shape if name == "weight" else bias_shape)
-            pages.enlarge(getattr(self, name))
             self._reset(name)
 
     def _plan_for(self, geometry: Geometry) -> Plan:

@@ -1,0 +1,68 @@
+"""Results and gradients are ordinary memory of torch, whatever their size."""
+
+import pytest
+import torch
+
+import lc_triton
+
+# Results, gradients of x and of the weights of 33 MB each and more.
+LAYERS = {
+    "output": (lambda: lc_triton.LocalConv2d(2, 64, 2, input_size=64), (36, 2, 64, 64), "y"),
+    "input gradient": (lambda: lc_triton.LocalConv2d(64, 2, 2, input_size=64), (36, 64, 64, 64), "x"),
+    "weight gradient": (lambda: lc_triton.LocalConv2d(64, 32, 3, input_size=24), (1, 64, 24, 24), "weight"),
+}
+
+
+@pytest.fixture(params=LAYERS)
+def large(request):
+    """A function that makes a result of 32 MB and more anew, and its values."""
+    make, shape, which = LAYERS[request.param]
+    layer, x = make(), torch.randn(shape, requires_grad=which == "x")
+    layer.requires_grad_(which == "weight")
+
+    def result():
+        y = layer(x)
+        if which == "y":
+            return y
+        return torch.autograd.grad(y.sum(), x if which == "x" else layer.weight)[0]
+
+    found = result()
+    assert found.nbytes >= 32 << 20
+    return result, found.clone()
+
+
+def test_a_large_result_may_be_resized(large):
+    result, values = large
+    y = result()
+    y.resize_(2 * y.shape[0], *y.shape[1:])
+    assert y.untyped_storage().nbytes() >= 2 * values.nbytes
+    y.fill_(1.0)
+    assert int(y.sum(dtype=torch.float64)) == y.numel()
+
+
+def test_the_memory_of_a_large_result_may_be_freed(large):
+    result, values = large
+    y = result()
+    y.untyped_storage().resize_(0)
+    assert y.untyped_storage().nbytes() == 0
+    assert torch.equal(result(), values)
+
+
+def test_a_large_result_may_be_written_to_by_torch(large):
+    result, values = large
+    y = result()
+    torch.add(values, 1, out=y)
+    assert torch.equal(y, values + 1)
+    smaller = torch.empty(3)
+    y.resize_(0)
+    torch.mul(smaller, 0, out=y)
+    assert y.shape == smaller.shape
+
+
+def test_a_result_is_not_changed_by_the_next_call(large):
+    result, values = large
+    first = result()
+    del values
+    kept = first.clone()
+    result().fill_(7.0)
+    assert torch.equal(first, kept)
