@@ -36,6 +36,13 @@ class Activation:
         """What backward needs: nothing, the output y = act(z), or the pre-activation z."""
         return _TABLE[self.name].saves
 
+    @property
+    def argument(self) -> str | tuple[str, float] | None:
+        """The `activation=` argument that stands for it."""
+        if self.name == "linear":
+            return None
+        return self.name if _TABLE[self.name].constant is None else (self.name, self.constant)
+
     def __call__(self, z: Tensor) -> Tensor:
         """act(z), elementwise, in a new tensor (linear returns z itself)."""
         return _TABLE[self.name].value(z, self.constant)

@@ -15,12 +15,13 @@ from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
 from torch.nn import Parameter
 
-from lc_triton import _library, _ops
+from lc_triton import _decompositions, _library, _ops
 from lc_triton._ensemble import Ensemble
 from lc_triton._problem import Problem
+from lc_triton._tracing import has_dispatch_modes, is_torchscript_onnx_export, is_tracing
 
 Dims = tuple[int | None, ...]
-Face = Callable[[Tensor, Tensor, "Tensor | None", Problem], Tensor]
+Pass = Callable[[Tensor, Tensor, "Tensor | None", Problem], Tensor]
 
 
 class Forward(torch.autograd.Function):
@@ -223,7 +224,7 @@ def _primals(ctx: Any) -> Any:
     return [t if t is None else forward_ad.unpack_dual(t).primal for t in ctx.saved_tensors]
 
 
-def _tangent(face: Face, ctx: Any, tx: Tensor | None, tw: Tensor | None, tb: Tensor | None) -> Any:
+def _tangent(face: Pass, ctx: Any, tx: Tensor | None, tw: Tensor | None, tb: Tensor | None) -> Any:
     """The tangent, before its activation, of a face of (x, weight, bias): a face for each tangent that is there."""
     x, weight, _ = _primals(ctx)
     problem = ctx.problem.linear()
@@ -236,7 +237,7 @@ def _tangent(face: Face, ctx: Any, tx: Tensor | None, tw: Tensor | None, tb: Ten
     return _sum(of_x, of_w)
 
 
-def _through(tangent: Tensor, face: Face, ctx: Any) -> Tensor:
+def _through(tangent: Tensor, face: Pass, ctx: Any) -> Tensor:
     """A tangent taken through the activation, by the pre-activation, which is computed anew: an output that was saved
     has lost the tangents that an outer level gave it.
     """
@@ -283,13 +284,13 @@ def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
 def route(*tensors: Tensor | None) -> str:
     """How a face of these tensors is run: by its "operator", "straight", or else by its function.
 
-    A compiler, an exporter, a dispatch mode or a tensor of a class of its own must see the operator; a "transform" of
-    torch.func, or something with a tangent, must not: an operator would lose the tangent without a word. A "graph"
-    takes the function as well.
+    A compiler, a tracer, an exporter, a dispatch mode or a tensor of a class of its own must see the operator; a
+    "transform" of torch.func, or something with a tangent, must not: an operator would lose the tangent without a word.
+    A "graph" takes the function as well.
     """
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "transform"
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+    if torch.compiler.is_compiling() or has_dispatch_modes() or is_tracing():
         return "operator"
     found, builds_graph = "straight", torch.is_grad_enabled()
     for tensor in tensors:  # a loop: any() over a generator takes twice as long
@@ -301,9 +302,14 @@ def route(*tensors: Tensor | None) -> str:
     return found
 
 
+def _operators() -> Any:
+    """What a program that looks into a call is given: the operators, or the definition where it knows no others."""
+    return _decompositions if is_torchscript_onnx_export() else _library
+
+
 def _needs_grad(*tensors: Tensor | None) -> bool:
-    """Whether a graph is being built and one of these is a part of it."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    """Whether a graph is being built and one of these is a part of it; a traced program may build one later."""
+    return (torch.is_grad_enabled() or is_tracing()) and any(t is not None and t.requires_grad for t in tensors)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
@@ -313,7 +319,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) ->
         return _ops.forward(x, weight, bias, problem)[0]
     if way == "operator":
         store_z = problem.activation.saves == "z" and _needs_grad(x, weight, bias)
-        return _library.forward(x, weight, bias, problem, store_z=store_z)[0]
+        recorded: Tensor = _operators().forward(x, weight, bias, problem, store_z=store_z)[0]
+        return recorded
     out = _apply(Forward, x, weight, bias, problem)
     y: Tensor = out[0] if isinstance(out, tuple) else out
     return y
@@ -328,7 +335,8 @@ def transpose(y: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) 
         # This face stores no pre-activation: torch applies what needs it.
         return problem.activation(transpose(y, weight, bias, problem.linear()))
     if way == "operator":
-        return _library.input_grad(y, weight, bias, problem)
+        recorded: Tensor = _operators().input_grad(y, weight, bias, problem)
+        return recorded
     x: Tensor = _apply(InputGrad, y, weight, bias, problem)
     return x
 
@@ -344,7 +352,7 @@ def weight_grad(
     """dw of (x, g) and, if asked for, the bias gradient of each position, differentiable."""
     way = route(x, g)
     if way in ("straight", "operator"):
-        faces: Any = _ops if way == "straight" else _library
+        faces: Any = _ops if way == "straight" else _operators()
         found: tuple[Tensor, Tensor | None] = faces.weight_grad(x, g, problem, dtype, with_bias=with_bias)
         return found
     out = _apply(WeightGrad, x, g, problem, dtype, with_bias)
@@ -358,13 +366,18 @@ def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, weight, bias, *layer, store_z = inputs
     problem = _library.problem_of(layer)
     saves, (y, z) = problem.activation.saves, output
-    _keep_for_backward(ctx, (x, weight, bias, problem), z if saves == "z" and store_z else y if saves == "y" else None)
+    ctx.stored = saves != "z" or store_z
+    saved = (z if store_z else bias) if saves == "z" else y if saves == "y" else None
+    _keep_for_backward(ctx, (x, weight, bias, problem), saved)
 
 
 def _setup_input_grad(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     g, weight, bias, *layer = inputs
     problem = _library.problem_of(layer)
-    _keep_for_backward(ctx, (g, weight, bias, problem), output if problem.activation.saves == "y" else None)
+    saves = problem.activation.saves
+    ctx.stored = saves != "z"
+    saved = bias if saves == "z" else output if saves == "y" else None
+    _keep_for_backward(ctx, (g, weight, bias, problem), saved)
 
 
 def _setup_weight_grad(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -373,13 +386,28 @@ def _setup_weight_grad(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(x, g)
 
 
+def _saved(ctx: Any, run: Pass) -> tuple[Any, ...]:
+    """The saved tensors; a pre-activation that was not stored is computed anew.
+
+    A program traced without gradients does not store it, and may be run with gradients later. The bias is saved then.
+    """
+    if ctx.stored:
+        return tuple(ctx.saved_tensors)
+    x, weight, bias = ctx.saved_tensors
+    return x, weight, run(x, weight, bias, ctx.problem.linear())
+
+
 def _back_forward(ctx: Any, grad: Tensor, grad_z: Tensor | None) -> Any:
-    stored = ctx.problem.activation.saves == "z"
-    return (*_gradients_of_forward(ctx, grad, grad_z if stored else None), *[None] * (len(ctx.needs_input_grad) - 3))
+    problem, tensors = ctx.problem, _saved(ctx, forward)
+    grad_z = grad_z if problem.activation.saves == "z" and ctx.stored else None
+    found = gradients(problem, tensors, ctx.bias_shape, ctx.needs_input_grad, grad, grad_z)
+    return (*found, *[None] * (len(ctx.needs_input_grad) - 3))
 
 
 def _back_input_grad(ctx: Any, grad: Tensor) -> Any:
-    return (*_gradients_of_input_grad(ctx, grad), *[None] * (len(ctx.needs_input_grad) - 3))
+    tensors = _saved(ctx, transpose)
+    found = gradients_of_transpose(ctx.problem, tensors, ctx.bias_shape, ctx.needs_input_grad, grad)
+    return (*found, *[None] * (len(ctx.needs_input_grad) - 3))
 
 
 def _back_weight_grad(ctx: Any, grad: Tensor, grad_bias: Tensor | None) -> Any:

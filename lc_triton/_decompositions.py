@@ -12,10 +12,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._decomp import decomposition_table, meta_table
 
 from lc_triton._cpu.blocks import compute_dtype
 from lc_triton._geometry import Geometry
-from lc_triton._library import problem_of
+from lc_triton._library import fake_forward, fake_input_grad, fake_weight_grad, problem_of
+from lc_triton._problem import Problem
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
@@ -49,20 +51,23 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     }
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) -> tuple[Tensor, Tensor]:
-    *layer_, store_z = layer
-    problem = problem_of(layer_)
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, *, store_z: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """As `_ops.forward`, in torch's own operators."""
     geo, dtype = problem.geometry, compute_dtype(x.dtype)
     z = torch.bmm(_patches(x.to(dtype), geo), _filters(weight.to(dtype), geo))
     z = z.unflatten(0, (geo.positions, geo.groups)).permute(2, 0, 1, 3)
-    z = z.contiguous().view(-1, *geo.bias_shape)  # as the operator's own result lies: views of it may follow
+    # Contiguous as the operator's own result, for views of it may follow. The batch is x's size: where it is -1, ONNX's
+    # exporter by TorchScript writes the size of the example.
+    z = z.contiguous().view(x.shape[0], *geo.bias_shape)
     if bias is not None:
         z = z + bias
-    return problem.activation(z).to(x.dtype), z.to(x.dtype) if store_z else x.new_empty(0)
+    return problem.activation(z).to(x.dtype), z.to(x.dtype) if store_z else None
 
 
-def _input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) -> Tensor:
-    problem = problem_of(layer)
+def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
+    """As `_ops.input_grad`, in torch's own operators."""
     geo, dtype = problem.geometry, compute_dtype(g.dtype)
     given = torch.bmm(_gradients(g.to(dtype), geo), _filters(weight.to(dtype), geo).transpose(1, 2))
     dx = _laid_over(given, geo)
@@ -71,13 +76,34 @@ def _input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) -> 
     return problem.activation(dx).to(g.dtype)
 
 
-def _weight_grad(x: Tensor, g: Tensor, *layer: Any) -> tuple[Tensor, Tensor]:
-    *layer_, result, with_bias = layer
-    geo, dtype = problem_of(layer_).geometry, compute_dtype(x.dtype)
-    g = g.to(dtype)
-    dw = torch.bmm(_patches(x.to(dtype), geo).transpose(1, 2), _gradients(g, geo))
+def weight_grad(
+    x: Tensor, g: Tensor, problem: Problem, dtype: torch.dtype, *, with_bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    """As `_ops.weight_grad`, in torch's own operators."""
+    geo, compute = problem.geometry, compute_dtype(x.dtype)
+    g = g.to(compute)
+    dw = torch.bmm(_patches(x.to(compute), geo).transpose(1, 2), _gradients(g, geo))
     dw = dw.unflatten(0, (geo.positions, geo.groups)).transpose(1, 2).contiguous().view(geo.weight_shape)
-    return dw.to(result), g.sum(0).to(result) if with_bias else g.new_empty(0, dtype=result)
+    return dw.to(dtype), g.sum(0).to(dtype) if with_bias else None
+
+
+# The same with the schemas of the operators.
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) -> tuple[Tensor, Tensor]:
+    *layer_, store_z = layer
+    y, z = forward(x, weight, bias, problem_of(layer_), store_z=store_z)
+    return y, x.new_empty(0) if z is None else z
+
+
+def _input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) -> Tensor:
+    return input_grad(g, weight, bias, problem_of(layer))
+
+
+def _weight_grad(x: Tensor, g: Tensor, *layer: Any) -> tuple[Tensor, Tensor]:
+    *layer_, dtype, with_bias = layer
+    dw, db = weight_grad(x, g, problem_of(layer_), dtype, with_bias=with_bias)
+    return dw, g.new_empty(0, dtype=dtype) if db is None else db
 
 
 # The operands of the matmuls: one matrix a position and group, the batch or the window along its rows.
@@ -138,4 +164,15 @@ def _filters(weight: Tensor, geo: Geometry) -> Tensor:
 def _gradients(g: Tensor, geo: Geometry) -> Tensor:
     """g as `(P * G, B, F // G)`."""
     filters = geo.out_channels // geo.groups
-    return g.reshape(-1, geo.positions, geo.groups, filters).permute(1, 2, 0, 3).flatten(0, 1)
+    return g.reshape(g.shape[0], geo.positions, geo.groups, filters).permute(1, 2, 0, 3).flatten(0, 1)
+
+
+# What ONNX's exporter looks up. Compilers take their own list and keep the operators; shape propagation with sizes that
+# may change takes an operator's entry in this table unless there is one among the meta functions.
+decomposition_table.update(decompositions())
+for _operator, _fake in (
+    (torch.ops.lc_triton.forward.default, fake_forward),
+    (torch.ops.lc_triton.input_grad.default, fake_input_grad),
+    (torch.ops.lc_triton.weight_grad.default, fake_weight_grad),
+):
+    meta_table[_operator] = _fake

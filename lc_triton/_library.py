@@ -19,6 +19,7 @@ from lc_triton import _ops
 from lc_triton._activations import Activation
 from lc_triton._geometry import Geometry
 from lc_triton._problem import Problem
+from lc_triton.errors import ArgumentValueError
 
 _LAYER = (
     "int[] in_spatial, int[] kernel, int[] stride, int[] dilation, int[] padding, int groups, int in_channels, "
@@ -94,43 +95,74 @@ def weight_grad(
     return dw, db if with_bias else None
 
 
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse a tensor of another shape than the layer's: a traced program has lost the checks before the operator."""
+    if tensor.shape != shape:
+        raise ArgumentValueError(name=f"the shape of {name}", value=tuple(tensor.shape), allowed=f"{tuple(shape)} here")
+
+
+def _check_sites(name: str, x: Tensor, spatial: tuple[int, ...], channels: int) -> None:
+    _check_shape(name, x, (*x.shape[:1], *spatial, channels))
+
+
+def _check_parameters(weight: Tensor, bias: Tensor | None, geometry: Geometry, bias_shape: tuple[int, ...]) -> None:
+    _check_shape("weight", weight, geometry.weight_shape)
+    if bias is not None:
+        _check_shape("bias", bias, bias_shape if bias.ndim > 1 else bias_shape[-1:])
+
+
 def _run_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) -> tuple[Tensor, Tensor]:
     *layer_, store_z = layer
-    y, z = _ops.forward(x, weight, bias, problem_of(layer_), store_z=store_z)
+    problem = problem_of(layer_)
+    geo = problem.geometry
+    _check_sites("x", x, geo.in_spatial, geo.in_channels)
+    _check_parameters(weight, bias, geo, geo.bias_shape)
+    y, z = _ops.forward(x, weight, bias, problem, store_z=store_z)
     return y, x.new_empty(0) if z is None else z
 
 
 def _run_input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) -> Tensor:
-    return _ops.input_grad(g, weight, bias, problem_of(layer))
+    problem = problem_of(layer)
+    geo = problem.geometry
+    _check_sites("g", g, geo.out_spatial, geo.out_channels)
+    _check_parameters(weight, bias, geo, (*geo.in_spatial, geo.in_channels))
+    return _ops.input_grad(g, weight, bias, problem)
 
 
 def _run_weight_grad(x: Tensor, g: Tensor, *layer: Any) -> tuple[Tensor, Tensor]:
     *layer_, dtype, with_bias = layer
-    dw, db = _ops.weight_grad(x, g, problem_of(layer_), dtype, with_bias=with_bias)
+    problem = problem_of(layer_)
+    geo = problem.geometry
+    _check_sites("x", x, geo.in_spatial, geo.in_channels)
+    _check_shape("g", g, (*x.shape[:1], *geo.out_spatial, geo.out_channels))
+    dw, db = _ops.weight_grad(x, g, problem, dtype, with_bias=with_bias)
     return dw, dw.new_empty(0) if db is None else db
 
 
-def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) -> tuple[Tensor, Tensor]:
+def fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) -> tuple[Tensor, Tensor]:
+    """Empty results of `forward`, by which compilers and exporters know their shapes."""
     *layer_, store_z = layer
     y = x.new_empty((x.shape[0], *problem_of(layer_).geometry.bias_shape))
     return y, torch.empty_like(y) if store_z else x.new_empty(0)
 
 
-def _fake_input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) -> Tensor:
+def fake_input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) -> Tensor:
+    """An empty result of `input_grad`."""
     geo = problem_of(layer).geometry
     return g.new_empty((g.shape[0], *geo.in_spatial, geo.in_channels))
 
 
-def _fake_weight_grad(x: Tensor, g: Tensor, *layer: Any) -> tuple[Tensor, Tensor]:
+def fake_weight_grad(x: Tensor, g: Tensor, *layer: Any) -> tuple[Tensor, Tensor]:
+    """Empty results of `weight_grad`."""
     *layer_, dtype, with_bias = layer
     geo = problem_of(layer_).geometry
     return x.new_empty(geo.weight_shape, dtype=dtype), x.new_empty(geo.bias_shape if with_bias else 0, dtype=dtype)
 
 
 for _name, _run, _fake in (
-    ("forward", _run_forward, _fake_forward),
-    ("input_grad", _run_input_grad, _fake_input_grad),
-    ("weight_grad", _run_weight_grad, _fake_weight_grad),
+    ("forward", _run_forward, fake_forward),
+    ("input_grad", _run_input_grad, fake_input_grad),
+    ("weight_grad", _run_weight_grad, fake_weight_grad),
 ):
     library.impl(f"lc_triton::{_name}", ("cpu", "cuda"), _run)
     library.register_fake(f"lc_triton::{_name}", _fake)

@@ -17,6 +17,7 @@ from lc_triton._backend import autocast_enabled, resolve
 from lc_triton._geometry import DATA_FORMATS, PADDING_MODES, Geometry, check_name
 from lc_triton._layout import FACES, Form
 from lc_triton._problem import Problem
+from lc_triton._tracing import shape_of
 from lc_triton.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -130,7 +131,7 @@ def split_shape(x: Tensor, ndim: int, data_format: str, name: str = "x") -> tupl
             allowed=f"{ndim + 2} dimensions (B, {layout}) or {ndim + 1} ({layout}) for {ndim} spatial dimension(s)",
             shape=tuple(x.shape),
         )
-    shape = tuple(x.shape)[-ndim - 1 :]
+    shape = tuple(shape_of(x))[-ndim - 1 :]
     return (shape[1:], shape[0]) if data_format == "channels_first" else (shape[:-1], shape[-1])
 
 
@@ -201,7 +202,7 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
     if isinstance(plan.after, str):  # here, so that y keeps the strides it is promised with
         y = AFTER_KERNEL[plan.after](y, dim=-1)
     if plan.channels_first:
-        y = y.movedim(-1, 1)
+        y = y.movedim(y.ndim - 1, 1)
     if not form.batched:
         y = y.squeeze(0)
     return plan.after(y) if callable(plan.after) else y
@@ -271,13 +272,13 @@ precision_of._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as 
 def _check_parameters(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> None:
     """Refuse a weight or bias of another shape than the plan's, or of another device than x."""
     check_tensor("weight", weight)
-    if weight.shape != plan.weight_shape:
-        plan.geometry.check_weight(weight.shape)
+    if (shape := shape_of(weight)) != plan.weight_shape:
+        plan.geometry.check_weight(shape)
     if bias is not None:
         check_tensor("bias", bias)
         position, channel = plan.bias_shapes
-        if bias.shape != position and bias.shape != channel:
-            raise BiasShapeError(position=position, channel=channel, shape=tuple(bias.shape))
+        if (shape := shape_of(bias)) not in (position, channel):
+            raise BiasShapeError(position=position, channel=channel, shape=tuple(shape))
     _check_devices(plan.operand, x, weight, bias)
 
 
@@ -315,4 +316,5 @@ def _autocast(
 
 def _pad(x: Tensor, plan: Plan) -> Tensor:
     """Reflect, replicate and circular padding by torch's own function, which wants channels first."""
-    return F.pad(x.movedim(-1, 1), plan.pad, mode=plan.padding_mode).movedim(1, -1)
+    last = x.ndim - 1
+    return F.pad(x.movedim(last, 1), plan.pad, mode=plan.padding_mode).movedim(1, last)

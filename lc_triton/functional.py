@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from lc_triton._activations import ActivationArg
 from lc_triton._geometry import DATA_FORMATS, Geometry, Ints, Padding, as_index, check_name, spatial_dims
 from lc_triton._plan import Plan, check_tensor, run, split_shape
+from lc_triton._tracing import shape_of
 from lc_triton.errors import LocalConvError
 
 __all__ = ["local_conv", "local_conv_transpose"]
@@ -65,6 +67,22 @@ def local_conv(
         >>> lc_triton.local_conv(x, weight, activation="relu").shape
         torch.Size([8, 64, 30, 30])
     """
+    if not torch.compiler.is_compiling() and has_torch_function((x, weight, bias)):
+        found: Tensor = handle_torch_function(
+            local_conv,
+            (x, weight, bias),
+            x,
+            weight,
+            bias,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            padding_mode=padding_mode,
+            activation=activation,
+            data_format=data_format,
+        )
+        return found
     sizes, others = (stride, padding, dilation), (groups, padding_mode)
     return _run("conv", x, weight, bias, activation, data_format, sizes, others)
 
@@ -118,8 +136,43 @@ def local_conv_transpose(
         >>> lc_triton.local_conv_transpose(y, weight, stride=2, activation="relu").shape
         torch.Size([8, 3, 32, 32])
     """
+    if not torch.compiler.is_compiling() and has_torch_function((y, weight, bias)):
+        found: Tensor = handle_torch_function(
+            local_conv_transpose,
+            (y, weight, bias),
+            y,
+            weight,
+            bias,
+            stride=stride,
+            padding=padding,
+            output_padding=output_padding,
+            dilation=dilation,
+            groups=groups,
+            activation=activation,
+            data_format=data_format,
+            output_size=output_size,
+        )
+        return found
     sizes = (stride, padding, output_padding, dilation, output_size)
     return _run("transpose", y, weight, bias, activation, data_format, sizes, (groups,))
+
+
+def call_of_plan(x: Any, weight: Tensor, bias: Tensor | None, plan: Plan) -> Any:
+    """A plan's call of the public function, for an x that stands for a tensor, such as a `torch.fx.Proxy`."""
+    geometry, after = plan.source, plan.after
+    arguments: dict[str, Any] = {
+        "stride": geometry.stride,
+        "padding": geometry.padding,
+        "dilation": geometry.dilation,
+        "groups": geometry.groups,
+        "activation": after if isinstance(after, str) else plan.activation.argument,
+        "data_format": plan.data_format,
+    }
+    if plan.transposed:
+        y = local_conv_transpose(x, weight, bias, output_size=geometry.in_spatial, **arguments)
+    else:
+        y = local_conv(x, weight, bias, padding_mode=plan.padding_mode, **arguments)
+    return after(y) if callable(after) else y
 
 
 def _run(
@@ -136,7 +189,8 @@ def _run(
     name = "x" if kind == "conv" else "y"
     check_tensor(name, x)
     check_tensor("weight", weight)
-    ndim = spatial_dims(weight.shape)
+    weight_shape = shape_of(weight)
+    ndim = spatial_dims(weight_shape)
     check_name("data_format", data_format, DATA_FORMATS)
     spatial, channels = split_shape(x, ndim, data_format, name)
     # A callable stays out of the cached plan, which would keep alive whatever the callable refers to.
@@ -146,11 +200,11 @@ def _run(
     told = data_format, activation, sizes, others
     if torch.compiler.is_compiling():
         # A size that may change becomes a number here: a plan is made for one, since filters belong to their positions.
-        shape = tuple(operator.index(n) for n in weight.shape)
+        shape = tuple(operator.index(n) for n in weight_shape)
         spatial = tuple(operator.index(n) for n in spatial)
         plan: Plan = getattr(_Plans, _place(kind, shape, spatial, operator.index(channels), *told))
     else:
-        plan = _find(kind, weight.shape, spatial, channels, *told)
+        plan = _find(kind, weight_shape, spatial, channels, *told)
     y = run(x, weight, bias, plan)
     return y if after is None else after(y)
 

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
+from torch.overrides import has_torch_function
 
 from lc_triton._activations import ActivationArg
 from lc_triton._geometry import Geometry
 from lc_triton._plan import Plan, check_device, check_input, run
-from lc_triton.errors import ArgumentValueError, NotBuiltError
+from lc_triton.errors import ArgumentTypeError, ArgumentValueError, NotBuiltError
+from lc_triton.functional import call_of_plan
 
 
 class PlannedLayer(nn.Module):
@@ -77,12 +79,28 @@ class PlannedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output for x."""
         assert self._plan is not None  # an unbuilt layer builds in its pre-forward hook
-        if self._shared is not None:
+        if not isinstance(x, Tensor) and has_torch_function((x,)):
+            y = self._forward_of_stand_in(x)
+        elif self._shared is not None:
             y = self._shared(self, x)
         else:
             check_input(x, self._plan)
             y = run(x, self.weight, self.bias, self._plan)
         return self.activation(y) if isinstance(self.activation, nn.Module) else y
+
+    def _forward_of_stand_in(self, x: Any) -> Any:
+        """The output for what stands for a tensor, such as a `torch.fx.Proxy`: one call of the layer's function."""
+        assert self._plan is not None
+        computed = [name for name in ("weight", "bias") if type(getattr(self, name)) is Tensor]
+        if computed or self._shared is not None:
+            what = "is shared by ranks" if self._shared is not None else f"computes its {' and '.join(computed)}"
+            raise ArgumentTypeError(
+                name=f"the input of a layer that {what}",
+                value=x,
+                allowed="a torch.Tensor: its program would hold the numbers of today; let the tracer keep the layer "
+                "whole (torch.fx.Tracer.is_leaf_module)",
+            )
+        return call_of_plan(x, self.weight, self.bias, self._plan)
 
     def __setattr__(self, name: str, value: Any) -> None:
         plan = self.__dict__.get("_plan") if name == "activation" else None

@@ -1,0 +1,40 @@
+"""What records the operators of a call: tracers, exporters and dispatch modes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def is_tracing() -> bool:
+    """Whether `torch.jit.trace`, or an exporter built on it, records this thread's operators."""
+    return torch._C._get_tracing_state() is not None
+
+
+_set_state: Any = torch._C._set_tracing_state  # type: ignore[attr-defined]
+_in_pre_dispatch: Any = torch._C._dispatch_tls_is_dispatch_key_included
+_PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
+
+
+def has_dispatch_modes() -> bool:
+    """Whether a dispatch mode sees this thread's operators, those of `make_fx(pre_dispatch=True)` included."""
+    return torch._C._len_torch_dispatch_stack() > 0 or _in_pre_dispatch(_PRE_DISPATCH)
+
+
+def is_torchscript_onnx_export() -> bool:
+    """Whether it is ONNX's exporter by TorchScript, which knows no custom operator."""
+    return is_tracing() and torch.onnx.is_in_onnx_export()
+
+
+def shape_of(tensor: Tensor) -> tuple[int, ...]:
+    """A tensor's shape in plain integers: a tracer's are tensors, and a comparison of those is a warning."""
+    state = torch._C._get_tracing_state()
+    if state is None:
+        return tensor.shape
+    _set_state(None)
+    try:
+        return tuple(tensor.shape)
+    finally:
+        _set_state(state)
