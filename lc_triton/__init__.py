@@ -28,6 +28,7 @@ Example:
 `help` on each name tells its arguments, shapes and errors; README.md and docs/ tell the rest.
 """
 
+from lc_triton import _command  # noqa: F401  first: torch is imported below, and Ctrl-C may come meanwhile
 from lc_triton._backend import backend
 from lc_triton._decompositions import decompositions
 from lc_triton._version import __version__

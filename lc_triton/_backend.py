@@ -24,8 +24,11 @@ chosen = _chosen.get
 
 @cache
 def environment(name: str, default: str) -> str:
-    """The variable `name` as it was when first asked for: the one place that reads the process environment."""
-    return os.environ.get(name, default)
+    """The variable `name` when first asked for, `default` where it is unset or empty.
+
+    This is the one place that reads the process environment.
+    """
+    return os.environ.get(name) or default
 
 
 @contextmanager

@@ -461,4 +461,5 @@ def _check_channels(name: str, expected: int, got: int, spatial: Sequence[int], 
     if expected != got:
         full = (..., got, *spatial) if data_format == "channels_first" else (..., *spatial, got)
         shape = str(full).replace("Ellipsis", "...")
-        raise ChannelError(name=name, got=got, expected=expected, shape=shape, data_format=data_format)
+        remedy = "change the weight, groups or data_format"
+        raise ChannelError(name=name, got=got, expected=expected, shape=shape, data_format=data_format, remedy=remedy)

@@ -166,10 +166,25 @@ def check_input(x: Tensor, plan: Plan) -> None:
     check_tensor(name, x)
     spatial, channels = split_shape(x, plan.source.ndim, plan.data_format, name)
     if channels != wanted_channels:
-        shape = tuple(x.shape)
-        raise ChannelError(name=name, got=channels, expected=wanted_channels, shape=shape, data_format=plan.data_format)
+        raise ChannelError(
+            name=name,
+            got=channels,
+            expected=wanted_channels,
+            shape=tuple(x.shape),
+            data_format=plan.data_format,
+            remedy=_remedy_for_channels(x, plan, channels),
+        )
     if spatial != wanted_spatial:
         raise SpatialSizeError(name=name, got=spatial, expected=wanted_spatial)
+
+
+def _remedy_for_channels(x: Tensor, plan: Plan, channels: int) -> str:
+    """What to do about an input of other channels; most often they lie in another dimension."""
+    first, last = x.ndim - plan.source.ndim - 1, x.ndim - 1
+    there, here = (last, first) if plan.channels_first else (first, last)
+    if x.shape[there] == plan.takes[1]:
+        return f"move its channels from dimension {there} to {here}: {plan.operand}.movedim({there}, {here})"
+    return f"make a layer for {channels}"
 
 
 def run(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status.
 
     That is 0; 1 where something could not be done, as the output says; 2 for wrong input, with one line on stderr; 130
-    for an interruption.
+    for an interruption; 141 where nothing reads the output any more.
     """
     parser = argparse.ArgumentParser(
         prog="lc-triton", description="Locally connected layers for PyTorch, fused in Triton."
@@ -37,17 +38,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_configs(commands)
     _add_convert(commands)
     _add_env(commands)
-    options = parser.parse_args(arguments)
+    after_interrupt = ""
     try:
-        return options.call(options) or 0
+        options = parser.parse_args(arguments)
+        after_interrupt = options.after_interrupt
+        status = options.call(options) or 0
+        sys.stdout.flush()  # here, where a closed pipe is expected
+        return status
     except LocalConvError as error:
         print(f"lc-triton: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output has enough, as `| head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        return 141
     except OSError as error:  # a disk that is full, a folder that may not be written: nothing half-written is left
         print(f"lc-triton: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nlc-triton: interrupted{options.after_interrupt}", file=sys.stderr)
+        print(f"\nlc-triton: interrupted{after_interrupt}", file=sys.stderr)
         return 130
 
 

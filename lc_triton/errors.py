@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+import string
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -38,6 +40,29 @@ __all__ = [
 ]
 
 
+LONGEST_VALUE = 200  # characters of a value in a message
+MOST_SHOWN = 8  # numbers of an array in a message
+
+
+class _Formatter(string.Formatter):
+    """Shows arrays of many numbers by their shape, and only the beginning of what is long."""
+
+    def convert_field(self, value: Any, conversion: Any) -> Any:
+        if conversion != "r":
+            return super().convert_field(value, conversion)
+        shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+        if shape is not None and dtype is not None and math.prod(shape) > MOST_SHOWN:
+            return f"an array of shape {tuple(shape)} and dtype {str(dtype).removeprefix('torch.')}"
+        try:
+            text = repr(value)
+        except Exception:  # of a user's class, of which the message names the type
+            return "what has no repr"
+        return text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + "..."
+
+
+_format = _Formatter().format
+
+
 class LocalConvError(Exception):
     """Base of all errors raised by lc_triton; `fields` holds the values the message was made of."""
 
@@ -46,7 +71,7 @@ class LocalConvError(Exception):
     def __init__(self, message: str | None = None, /, **fields: Any) -> None:
         # A framework that adds to a message, as Keras does, makes the error anew from its text.
         self.fields = fields
-        super().__init__(self.template.format(**fields) if message is None else message)
+        super().__init__(_format(self.template, **fields) if message is None else message)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Worker processes send errors back: the message travels, for a field may be a function that does not pickle.
@@ -101,7 +126,7 @@ class ChannelError(LocalConvError, ValueError):
 
     template = (
         "{name} has {got} channels but the weight is for {expected}; {name}.shape={shape} was read as {data_format}: "
-        "give {name} {expected} channels, or change in_channels, groups or data_format"
+        "give {name} {expected} channels, or {remedy}"
     )
 
 

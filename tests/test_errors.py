@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 
@@ -478,7 +479,7 @@ CALLS = [
     (
         lambda: conv(x=torch.zeros(2, 4, 9, 8).to_sparse()),
         E.ArgumentTypeError,
-        "x must be a dense torch.Tensor, got tensor(",
+        "x must be a dense torch.Tensor, got an array of shape (2, 4, 9, 8)",
     ),
     (lambda: conv(stride=b"\x01\x01"), E.ArgumentTypeError, r"stride must be an integer >= 1, got b'\x01\x01' of type"),
     (lambda: conv(padding=[b"\x00\x00"] * 2), E.LengthError, "padding must be 2 (low, high) pair(s)"),
@@ -630,6 +631,54 @@ def test_an_unknown_backend_in_the_environment_is_named():
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "LC_TRITON_BACKEND 'tirton' is not known (did you mean 'triton'?)" in done.stderr
+
+
+def test_an_empty_backend_in_the_environment_is_none():
+    code = "import torch, lc_triton; lc_triton.local_conv(torch.zeros(1, 1, 3), torch.zeros(1, 3, 1, 1))"
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"LC_TRITON_BACKEND": ""}, check=True)
+
+
+class Unprintable:
+    def __repr__(self):
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (np.ones((2, 3, 6, 5), "float32"), "got an array of shape (2, 3, 6, 5) and dtype float32 of type ndarray"),
+        ([0.5] * 1000, "... of type list"),
+        (Unprintable(), "got what has no repr of type Unprintable"),
+    ],
+    ids=["array", "long", "unprintable"],
+)
+def test_a_message_shows_no_wall_of_numbers(value, shown):
+    with pytest.raises(E.ArgumentTypeError) as caught:
+        lc_triton.LocalConv2d(3, 4, 3, input_size=(6, 5))(value)
+    assert shown in str(caught.value)
+    assert len(str(caught.value)) < 400
+    assert caught.value.fields["value"] is value
+
+
+CHANNELS = [
+    (lambda: lc_triton.LocalConv2d(3, 4, 3, input_size=(6, 5)), (2, 6, 5, 3), "from dimension 3 to 1: x.movedim(3, 1)"),
+    (lambda: lc_triton.LocalConv2d(3, 4, 3, input_size=(6, 5)), (6, 5, 3), "from dimension 2 to 0: x.movedim(2, 0)"),
+    (lambda: lc_triton.LocallyConnected2D(4, 3, input_shape=(6, 5, 3)), (2, 3, 6, 5), "x.movedim(1, 3)"),
+    (
+        lambda: lc_triton.LocalConvTranspose1d(3, 4, 3, input_size=6),
+        (2, 6, 3),
+        "y.movedim(2, 1)",
+    ),
+    (lambda: lc_triton.LocalConv2d(3, 4, 3, input_size=(6, 5)), (2, 2, 6, 5), "or make a layer for 2"),
+]
+
+
+@pytest.mark.parametrize(("make", "shape", "message"), CHANNELS)
+def test_channels_in_another_dimension_are_found(make, shape, message):
+    layer = make()
+    with pytest.raises(E.ChannelError, match=re.escape(message)) as caught:
+        layer(torch.zeros(shape))
+    assert "data_format" not in str(caught.value)
 
 
 def test_every_kind_of_error_is_both_ours_and_pythons():

@@ -33,7 +33,7 @@ ROWS = [
     ["_problem", "_backend", "_sharing", "_layout", "_tracing"],
     ["_activations"],
     ["_geometry"],
-    ["errors", "_files", "_version"],
+    ["errors", "_files", "_version", "_command"],
 ]
 
 # What times and checks kernels is imported only when someone tunes.
@@ -106,26 +106,21 @@ def test_the_definition_and_triton_are_imported_only_when_asked_for():
 
 
 WATCH = """
-import sys, time, torch
+import sys, torch
 opened = []
+before = set(sys.modules)
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
-start = time.perf_counter()
 import lc_triton
-took = time.perf_counter() - start
 files = [f for f in opened if not f.endswith((".py", ".pyc"))]
-print(took, "triton" in sys.modules, torch.cuda.is_initialized(), files)
+new = {m.partition(".")[0] for m in set(sys.modules) - before}
+print("triton" in sys.modules, torch.cuda.is_initialized(), files, sorted(new - sys.stdlib_module_names))
 """
 
 
 def test_importing_is_light():
-    runs = [
-        subprocess.run([sys.executable, "-c", WATCH], capture_output=True, text=True, check=True).stdout.split(
-            maxsplit=3
-        )
-        for _ in range(3)
-    ]
-    assert {tuple(r[1:]) for r in runs} == {("False", "False", "[]\n")}
-    assert min(float(r[0]) for r in runs) < 0.3
+    """No file is read, no GPU is asked, and nothing is imported beside this library."""
+    run = subprocess.run([sys.executable, "-c", WATCH], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False False [] ['lc_triton']"
 
 
 def test_public_names_exist_and_are_documented():

@@ -20,8 +20,10 @@ def user_configs() -> Path:
         >>> user_configs().is_absolute()
         True
     """
-    chosen = environment("LC_TRITON_CONFIG_DIR", "")
-    folder = Path(chosen or Path(environment("XDG_CACHE_HOME", "") or "~/.cache") / "lc_triton" / _NAME)
+    chosen, cache = environment("LC_TRITON_CONFIG_DIR", ""), environment("XDG_CACHE_HOME", "")
+    if not Path(cache).is_absolute():  # the XDG Base Directory Specification: a relative path is to be ignored
+        cache = "~/.cache"
+    folder = Path(chosen or Path(cache) / "lc_triton" / _NAME)
     try:
         return folder.expanduser().absolute()
     except RuntimeError as error:

@@ -111,6 +111,7 @@ def test_the_users_folder(monkeypatch, tmp_path):
     assert folder(XDG_CACHE_HOME=str(tmp_path)) == tmp_path / "lc_triton" / "autotune_configs"
     monkeypatch.setenv("HOME", str(tmp_path))
     assert folder() == tmp_path / ".cache" / "lc_triton" / "autotune_configs"
+    assert folder(XDG_CACHE_HOME="relative") == folder()  # its specification says so
     monkeypatch.undo()
     _backend.environment.cache_clear()
 

@@ -36,4 +36,6 @@ def test_onnx(model, tmp_path):
 def test_torch(model, tmp_path):
     model.export(tmp_path / "model.pt2", format="torch", verbose=False)
     program, x = torch.export.load(tmp_path / "model.pt2").module(), sample(1)  # Keras fixes the batch at 1
-    np.testing.assert_allclose(program(torch.from_numpy(x))[0].detach().numpy(), model(x)[0].detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(
+        program(torch.from_numpy(x))[0].detach().numpy(), model(x)[0].detach().numpy(), atol=1e-5
+    )
