@@ -11,29 +11,33 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 
-def run(modules, ranks, folder):
+def run(modules, ranks, folder, seconds=60):
     """The tracebacks of the checks that fail on some rank, by their names.
 
     A check is a function `check_...(mesh, folder)` of one of the modules. A rank that fails alone leaves others
-    waiting, until a minute has passed.
+    waiting for so many seconds.
     """
     names = [module.__name__ for module in modules]
     multiprocessing.set_forkserver_preload([*names, "torch._dynamo"])  # import once what all of them import
-    mp.start_processes(_work, (names, ranks, str(folder)), nprocs=ranks, start_method="forkserver")
     failed = {}
+    try:
+        mp.start_processes(_work, (names, ranks, str(folder), seconds), nprocs=ranks, start_method="forkserver")
+    except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
+        failed["processes"] = str(error)
     for rank in range(ranks):
-        for name, text in torch.load(Path(folder) / f"{rank}.pt").items():
-            failed.setdefault(name, f"on rank {rank}: {text}")
+        path = Path(folder) / f"{rank}.pt"
+        for name, text in torch.load(path).items() if path.exists() else ():
+            failed[name] = f"{failed.get(name, '')}on rank {rank}: {text}"
     return failed
 
 
-def _work(rank, modules, ranks, folder):
+def _work(rank, modules, ranks, folder, seconds):
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", ranks)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=seconds))
     failed = {}
     try:
         mesh = init_device_mesh("cpu", (ranks,), mesh_dim_names=("positions",))
@@ -46,9 +50,16 @@ def _work(rank, modules, ranks, folder):
                     except Exception:
                         failed[f"{module}.{name}"] = traceback.format_exc()
         torch.save(failed, f"{folder}/{rank}.pt")
-        dist.barrier()
+        if not failed:
+            dist.barrier()
     finally:
         dist.destroy_process_group()
+
+
+def mesh_of_first(count, seconds):
+    """A mesh of the first ranks alone; None on the others. All ranks call it."""
+    group = dist.new_group(list(range(count)), timeout=timedelta(seconds=seconds))
+    return DeviceMesh.from_group(group, "cpu") if dist.get_rank() < count else None
 
 
 def local_part(tensor, mesh, dim):

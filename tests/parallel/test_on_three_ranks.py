@@ -1,0 +1,12 @@
+"""Checks on three ranks in one go: processes are slow to start."""
+
+import pytest
+import torch.distributed as dist
+
+from tests.parallel import checks_of_clipping, ranks
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")
+def test_on_three_ranks(tmp_path):
+    failed = ranks.run([checks_of_clipping], 3, tmp_path, seconds=20)
+    assert not failed, "\n".join(f"{name} {text}" for name, text in failed.items())
