@@ -181,6 +181,7 @@ class ConvolutionLayer(PlannedLayer):
             >>> torch.equal(again.weight, conv.weight)
             True
         """
+        self._check_unshared("to_conv")
         if self._plan is None:
             raise NotBuiltError(name=type(self).__name__, remedy="call it with an input first")
         if self.activation is not None:

@@ -133,6 +133,7 @@ class KerasWeights(PlannedLayer):
             >>> [w.shape for w in layer.get_weights()]
             [(10, 32, 8, 64), (8, 64)]
         """
+        self._check_unshared("get_weights")
         with torch.no_grad():
             read = [self._read(name, self.implementation).detach().cpu() for name in self._names()]
         return [np.array((w.float() if w.dtype == torch.bfloat16 else w).numpy()) for w in read]
@@ -155,6 +156,7 @@ class KerasWeights(PlannedLayer):
             >>> one, other = (lc_triton.LocallyConnected1D(2, 3, input_shape=(5, 1)) for _ in range(2))
             >>> other.set_weights(one.get_weights())
         """
+        self._check_unshared("set_weights")
         names = self._names()
         shapes = [self._shape(name, self.implementation) for name in names]
         allowed = f"a list of {len(names)} array(s) of shape {' and '.join(map(str, shapes))}"

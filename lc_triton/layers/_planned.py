@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch.overrides import has_torch_function
 from lc_triton._activations import ActivationArg
 from lc_triton._geometry import Geometry
 from lc_triton._plan import Plan, check_device, check_input, run
-from lc_triton.errors import ArgumentTypeError, ArgumentValueError, NotBuiltError
+from lc_triton.errors import ArgumentTypeError, ArgumentValueError, NotBuiltError, ParallelError
 from lc_triton.functional import call_of_plan
 
 
@@ -23,7 +22,7 @@ class PlannedLayer(nn.Module):
     weight: Tensor
     bias: Tensor | None
     # What computes the output where ranks share the layer: see `lc_triton.parallel`.
-    _shared: Callable[[PlannedLayer, Tensor], Tensor] | None = None
+    _shared: Any = None
 
     def __init__(self, activation: Any, *, with_bias: bool, **factory: Any) -> None:
         check_device(factory["device"])
@@ -72,9 +71,21 @@ class PlannedLayer(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw weight and bias anew."""
-        if self._plan is not None:
+        if self._shared is not None:
+            self._shared.reset_parameters(self)
+        elif self._plan is not None:
             for name, _ in self.named_parameters(recurse=False):
                 self._reset(name)
+
+    def _check_unshared(self, method: str) -> None:
+        """Refuse what needs the whole weight where ranks share the layer."""
+        if self._shared is not None:
+            reason = (
+                "ranks share this layer, and none has its whole weight: read and write it with "
+                "torch.distributed.checkpoint.state_dict.get_model_state_dict and set_model_state_dict, "
+                "StateDictOptions(full_state_dict=True)"
+            )
+            raise ParallelError(style=method, reason=reason)
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output for x."""

@@ -12,8 +12,7 @@ owns) or *read* (each rank has what its part of a layer reads, which overlaps wi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +20,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lc_triton.parallel.ranges import overlap
+
+# torch 2.13 renamed it and warns of the old name; the old one may go when 2.12 does.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,19 @@ class Axis:
     read: tuple[range, ...]
     rank: int
     group: dist.ProcessGroup
+    # What each rank reads of what this one owns, what each rank owns of what this one reads, and whether any rank reads
+    # what another owns: computed eagerly, since a lazy attribute is a side effect under torch.compile.
+    lent: tuple[range, ...] = field(init=False)
+    borrowed: tuple[range, ...] = field(init=False)
+    moves: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        ranks = range(len(self.owned))
+        lent = tuple(overlap(self.own, read) for read in self.read)
+        borrowed = tuple(overlap(owned, self.own_read) for owned in self.owned)
+        moves = any(overlap(self.owned[i], self.read[j]) for i in ranks for j in ranks if i != j)
+        for name, value in (("lent", lent), ("borrowed", borrowed), ("moves", moves)):
+            object.__setattr__(self, name, value)
 
     @property
     def own(self) -> range:
@@ -50,22 +65,6 @@ class Axis:
     def own_read(self) -> range:
         """What this rank reads."""
         return self.read[self.rank]
-
-    @cached_property
-    def lent(self) -> list[range]:
-        """What each rank reads of what this one owns."""
-        return [overlap(self.own, read) for read in self.read]
-
-    @cached_property
-    def borrowed(self) -> list[range]:
-        """What each rank owns of what this one reads."""
-        return [overlap(owned, self.own_read) for owned in self.owned]
-
-    @cached_property
-    def moves(self) -> bool:
-        """Whether any rank reads what another owns: every rank has the same answer."""
-        ranks = range(len(self.owned))
-        return any(overlap(self.owned[i], self.read[j]) for i in ranks for j in ranks if i != j)
 
     def part_of(self, tensor: Tensor, part: range, first: int = 0) -> Tensor:
         """A part of the axis of a tensor that begins at `first`."""
@@ -110,7 +109,7 @@ def _gather(part: Tensor, axis: Axis) -> Tensor:
         sent = rows.new_zeros((full, *rows.shape[1:]))
         sent[: len(rows)] = rows
     whole = rows.new_empty((full * len(axis.owned), *rows.shape[1:]))
-    dist.all_gather_into_tensor(whole, sent.contiguous(), group=axis.group)
+    _all_gather(whole, sent.contiguous(), group=axis.group)
     return whole[:size].movedim(0, axis.dim).contiguous()
 
 

@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lc_triton._backend import autocast_enabled
 from lc_triton._geometry import Geometry
 from lc_triton._plan import Plan, run
 from lc_triton.parallel.exchange import Axis
@@ -21,26 +20,48 @@ class Part:
 
     Args:
         input, output: the axes of input and output, channels last, that the ranks share.
-        plan: of the part as a layer of its own, channels last; None for a rank that has nothing.
+        plan: of the part as a layer of its own, channels last. That of a rank without rows or filters is of one
+            position or one filter: see `_run_empty`.
         blank: rows of zeros that take the place of an input that the part does not read.
         whole: the plan of the layer.
     """
 
     input: Axis
     output: Axis
-    plan: Plan | None
+    plan: Plan
     blank: int
     whole: Plan
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The part's output, channels last, of what it reads of the input."""
-        if self.plan is None:
-            return _nothing(x, weight, bias, self.whole)
+        if not self.output.own:
+            return self._run_empty(x, weight, bias)
         if self.blank:
             shape = list(x.shape)
             shape[self.input.dim] = self.blank
             x = torch.cat([x, x.new_zeros(shape)], self.input.dim)
         return run(x, weight, bias, self.plan)
+
+    def _run_empty(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """An output without numbers, by the same checks and autograd Functions as on ranks that have some.
+
+        The layer of one position or one filter is run on zeros and nothing of its output is kept. Ranks whose graphs
+        differed would run different collectives in a backward, and wait for each other.
+        """
+        geo = self.plan.geometry
+        x = _zeros_like(x, (len(x), *geo.in_spatial, geo.in_channels))
+        weight = _zeros_like(weight, self.plan.weight_shape)
+        if bias is not None and not bias.numel():
+            bias = _zeros_like(bias, self.plan.bias_shapes[bias.ndim == 1])
+        spatial, filters = self.whole.gives
+        shape = [len(x), *spatial, filters]
+        shape[self.output.dim] = 0
+        return run(x, weight, bias, self.plan).narrow(self.output.dim, 0, 0).reshape(shape)
+
+
+def _zeros_like(empty: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Zeros of a shape, a linear function of a tensor without numbers."""
+    return empty.new_zeros(shape) + empty.sum()
 
 
 def of_positions(plan: Plan, rank: int, group: dist.ProcessGroup) -> Part:
@@ -48,47 +69,41 @@ def of_positions(plan: Plan, rank: int, group: dist.ProcessGroup) -> Part:
     geo = plan.geometry
     shares, dim = by_rows(geo, group.size()), -geo.ndim - 1
     rows = shares.computed[rank]
-    own = slab(geo, rows) if rows else None
+    own = slab(geo, rows) if rows else _one_position(geo)
     return Part(
         input=Axis(dim, shares.owned, shares.read, rank, group),
         output=Axis(dim, shares.computed, shares.computed, rank, group),
-        plan=None if own is None else _plan_of(own, plan, geo),
-        blank=0 if own is None or shares.read[rank] else own.in_spatial[0],
+        # The input is padded before its rows are taken.
+        plan=Plan(own, own, plan.activation, None, False, "zeros", (), whole=geo if rows else None),
+        blank=0 if not rows or shares.read[rank] else own.in_spatial[0],
         whole=plan,
     )
 
 
 def of_filters(plan: Plan, rank: int, group: dist.ProcessGroup) -> Part:
     """A rank's part of the filters, the output's channels."""
-    geo = plan.geometry
+    source, geo = plan.source, plan.geometry
     shares = by_filters(geo, group.size())
     filters, channels = len(shares.computed[rank]), len(shares.read[rank])
-    own = None
+    pad, mode = plan.pad, plan.padding_mode
     if filters:
         groups = channels * geo.groups // geo.in_channels
-        own = replace(geo, in_channels=channels, out_channels=filters, groups=groups)
+    else:
+        source = geo = _one_position(geo)
+        filters, channels, groups, pad, mode = 1, geo.in_channels // geo.groups, 1, (), "zeros"
+    source, own = (replace(g, in_channels=channels, out_channels=filters, groups=groups) for g in (source, geo))
+    # Tiles of many groups are no tiles of one.
+    whole = plan.geometry if plan.geometry.groups == 1 and shares.computed[rank] else None
     return Part(
         input=Axis(-1, shares.owned, shares.read, rank, group),
         output=Axis(-1, shares.computed, shares.computed, rank, group),
-        # Tiles of many groups are no tiles of one.
-        plan=None if own is None else _plan_of(own, plan, geo if geo.groups == 1 else None),
+        # The channels are padded here: a rank may own none of them, which torch does not pad.
+        plan=Plan(source, own, plan.activation, None, False, mode, pad, whole=whole),
         blank=0,
         whole=plan,
     )
 
 
-def _plan_of(part: Geometry, plan: Plan, whole: Geometry | None) -> Plan:
-    """The plan of a part whose input is batched, padded where padding is not zeros, and has its channels last."""
-    return Plan(part, part, plan.activation, None, False, "zeros", (), whole=whole)
-
-
-def _nothing(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
-    """No output, which hangs on the same tensors as that of other ranks: all run the same moves in the backward."""
-    dtype, device = x.dtype, x.device.type
-    if autocast_enabled(device) and torch.float64 not in (x.dtype, weight.dtype):
-        dtype = torch.get_autocast_dtype(device)
-    geo = plan.geometry
-    spatial, filters = geo.out_spatial, geo.out_channels
-    empty = (0, *spatial[1:], filters) if weight.shape[0] == 0 else (*spatial, 0)
-    number = x.sum() * weight.sum() if bias is None else x.sum() * weight.sum() + bias.sum()
-    return plan.activation(number.to(dtype) * x.new_empty((x.shape[0], *empty), dtype=dtype))
+def _one_position(geometry: Geometry) -> Geometry:
+    """One window of a layer as a layer of its own."""
+    return replace(geometry, in_spatial=geometry.extent, padding=((0, 0),) * geometry.ndim)

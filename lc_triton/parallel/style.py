@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, cast
+import copy
+from typing import Any, ClassVar, NoReturn, cast
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import DebugLevel, get_debug_level  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ParallelStyle
 from torch.distributed.tensor.placement_types import Placement
 from torch.nn.parameter import is_lazy
 
-from lc_triton._plan import Plan, as_asked, as_faces_take_it, check_input, check_tensor, split_shape
+from lc_triton._backend import autocast_enabled
+from lc_triton._plan import (
+    Plan,
+    _check_devices,
+    _check_dtypes,
+    as_asked,
+    as_faces_take_it,
+    check_input,
+    check_tensor,
+    form_of,
+    split_shape,
+)
 from lc_triton.errors import ArgumentTypeError, NotBuiltError, ParallelError, PartShapeError
+from lc_triton.keras import activations
 from lc_triton.layers._planned import PlannedLayer
+from lc_triton.parallel.compare import compare_calls
 from lc_triton.parallel.exchange import Axis, move
 from lc_triton.parallel.part import Part, of_filters, of_positions
+from lc_triton.parallel.reset import reset_parameters
 
 __all__ = ["FilterParallel", "PositionParallel"]
 
@@ -58,13 +75,13 @@ class _LayerParallel(ParallelStyle):
         if is_lazy(module.weight) or module._plan is None:
             raise NotBuiltError(name=type(module).__name__, remedy="call it with an input before parallelize_module")
         self._check(module, module._plan, device_mesh)
-        shared = _Shared(self, device_mesh)
-        shared.part_of(module._plan)  # what cannot be split is refused before anything is
+        shared = _shared(self, device_mesh, module._plan)  # what cannot be split is refused before anything is
         for name, parameter in list(module.named_parameters(recurse=False)):
             placement = self._placement(name, parameter)
             part = distribute_tensor(parameter, device_mesh, [placement], src_data_rank=self.src_data_rank)
             module.register_parameter(name, nn.Parameter(part, requires_grad=parameter.requires_grad))
         module._shared = shared
+        module.register_load_state_dict_pre_hook(_refuse_plain_tensors)  # type: ignore[no-untyped-call]
         return module
 
     def _check(self, module: PlannedLayer, plan: Plan, mesh: DeviceMesh) -> None:
@@ -200,6 +217,19 @@ class _Shared:
         self.output_split = isinstance(style.output_layouts, Shard)
         self.part: Part | None = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
+        # A copy of the layer is shared by the same ranks.
+        return _shared(self.style, self.mesh, None if self.part is None else copy.deepcopy(self.part.whole, memo))
+
+    def __reduce__(self) -> Any:
+        plan = None if self.part is None else self.part.whole
+        return _unpickled, (dist.get_rank(), dist.get_world_size(), self.style, self.mesh, plan)
+
+    def reset_parameters(self, layer: PlannedLayer) -> None:
+        """Draw the layer's parameters anew, on all ranks."""
+        self._check_parameters(layer)
+        reset_parameters(layer)
+
     def part_of(self, plan: Plan) -> Part:
         """This rank's part, made once a plan."""
         if self.part is None or self.part.whole is not plan:
@@ -209,30 +239,60 @@ class _Shared:
     def __call__(self, layer: PlannedLayer, x: Tensor) -> Tensor:
         plan = layer._plan
         assert plan is not None
-        if self.output_split:
-            self._check_behind(layer, plan)
         part = self.part_of(plan)
-        x = self._local_input(x, plan)
-        if self.input_split:
-            self._check_part(x, plan, part.input)
+        if not torch.compiler.is_compiling() and get_debug_level() == DebugLevel.DETAIL:
+            compare_calls(self.mesh.get_group(), x, lambda: self._check_call(layer, x, plan, part.input))
         else:
-            check_input(x, plan)
+            self._check_call(layer, x, plan, part.input)
+        weight, bias = (None if p is None else cast(DTensor, p).to_local() for p in (layer.weight, layer.bias))
+        assert weight is not None
+        x = self._local_input(x, plan, part.input)
         batched = x.ndim == plan.geometry.ndim + 2
-        x = as_faces_take_it(x, plan)
+        # A rank's part pads the channels that it reads; rows are taken of an input that is padded.
+        x = as_faces_take_it(x, plan) if self.style.along == "the rows" else form_of(x, plan).to_faces(x)
         x = move("fetch" if self.input_split else "take", x, part.input)
-        y = part(x, *self._local_parameters(layer, part.input))
+        if bias is not None and isinstance(cast(DTensor, layer.bias).placements[0], Replicate):
+            bias = move("share", bias, part.input)
+        y = part(x, weight, bias)
         if not self.output_split:
             y = move("gather", y, part.output)
         return self._output(as_asked(y, plan, batched=batched), plan)
 
-    def _local_input(self, x: Tensor, plan: Plan) -> Tensor:
-        if not isinstance(x, DTensor):
-            return x
-        if x.device_mesh != self.mesh:
-            reason = f"x lies on {x.device_mesh}, the layer on {self.mesh}"
-            raise ParallelError(style=type(self.style).__name__, reason=reason)
-        layout = Shard(x.ndim + self.style._axis(plan)) if self.input_split else Replicate()
-        return x.redistribute(placements=[layout]).to_local()
+    def _check_call(self, layer: PlannedLayer, x: Tensor, plan: Plan, axis: Axis) -> None:
+        """Refuse what cannot be computed, before anything is sent: what every rank can check is checked on all."""
+        if self.output_split:
+            self._check_behind(layer, plan)
+        self._check_parameters(layer)
+        if isinstance(x, DTensor) or not self.input_split:
+            check_input(x, plan)
+        else:
+            self._check_part(x, plan, axis)
+        if isinstance(x, DTensor) and x.device_mesh != self.mesh:
+            self._refuse(f"x lies on {x.device_mesh}, the layer on {self.mesh}")
+        _check_devices(plan.operand, x, layer.weight, layer.bias)
+        if not autocast_enabled(x.device.type):
+            _check_dtypes(plan.operand, x, layer.weight, layer.bias)
+
+    def _check_parameters(self, layer: PlannedLayer) -> None:
+        """Refuse parameters that do not lie on the ranks as the layer is shared."""
+        for name, parameter in (("weight", layer.weight), ("bias", layer.bias)):
+            if parameter is None:
+                continue
+            placements = (self.style._placement(name, parameter),)
+            if not isinstance(parameter, DTensor):
+                self._refuse(f"{name} is a plain {type(parameter).__name__}{_HOW_TO_LOAD}")
+            if parameter.device_mesh != self.mesh or parameter.placements != placements:
+                found = f"{parameter.placements} of {parameter.device_mesh}"
+                self._refuse(f"{name} lies as {found}, and the layer needs {placements} of {self.mesh}")
+
+    def _local_input(self, x: Tensor, plan: Plan, axis: Axis) -> Tensor:
+        """What this rank has of the input."""
+        if isinstance(x, DTensor):
+            layout = Shard(x.ndim + self.style._axis(plan)) if self.input_split else Replicate()
+            x = x.redistribute(placements=[layout]).to_local()
+            if self.input_split:
+                self._check_part(x, plan, axis)
+        return x
 
     def _check_part(self, x: Tensor, plan: Plan, axis: Axis) -> None:
         """Refuse what is not this rank's part of the input."""
@@ -245,25 +305,20 @@ class _Shared:
             ranks, shape = len(axis.owned), tuple(x.shape)
             raise PartShapeError(rank=axis.rank, ranks=ranks, expected=expected, whole=plan.takes, got=got, shape=shape)
 
-    def _local_parameters(self, layer: PlannedLayer, axis: Axis) -> tuple[Tensor, Tensor | None]:
-        weight, bias = layer.weight, layer.bias
-        local = cast(DTensor, weight).to_local()
-        if bias is None:
-            return local, None
-        local_bias = cast(DTensor, bias).to_local()
-        whole = isinstance(cast(DTensor, bias).placements[0], Replicate)
-        return local, move("share", local_bias, axis) if whole else local_bias
-
     def _check_behind(self, layer: PlannedLayer, plan: Plan) -> None:
         """Refuse what comes behind the layer and would see a part of the output where it should see all."""
         behind: Any = layer.activation if isinstance(layer.activation, nn.Module) else plan.after
         if isinstance(behind, str) and self.style.along == "the rows":
             behind = None
+        if behind in (activations.softmax, activations.log_softmax) and self.style._axis(plan) != -1:
+            behind = None  # Keras's, over the last axis, which every rank has whole
         if behind is None:
             behind = getattr(layer, "activity_regularizer", None)
         if behind is not None:
-            reason = f"{behind!r} would see one rank's part of the output: gather it, output_layouts=Replicate()"
-            raise ParallelError(style=type(self.style).__name__, reason=reason)
+            self._refuse(f"{behind!r} would see one rank's part of the output: gather it, output_layouts=Replicate()")
+
+    def _refuse(self, reason: str) -> NoReturn:
+        raise ParallelError(style=type(self.style).__name__, reason=reason)
 
     def _output(self, y: Tensor, plan: Plan) -> Tensor:
         if self.style.use_local_output:
@@ -275,6 +330,44 @@ class _Shared:
             layout = Shard(dim)
             shape[dim] = plan.geometry.out_spatial[0] if self.style.along == "the rows" else plan.geometry.out_channels
         return cast(Tensor, DTensor.from_local(y, self.mesh, [layout], run_check=False, **_whole_like(y, shape)))
+
+
+_HOW_TO_LOAD = (
+    ", and ranks share this layer: load a checkpoint of plain tensors with "
+    "torch.distributed.checkpoint.state_dict.set_model_state_dict and "
+    "StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)"
+)
+
+
+def _refuse_plain_tensors(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Refuse to load plain tensors into a layer that ranks share, before any of it is loaded."""
+    for name, _parameter in module.named_parameters(recurse=False):
+        value = state_dict.get(prefix + name)
+        if isinstance(value, Tensor) and not isinstance(value, DTensor):
+            raise ParallelError(
+                style="load_state_dict", reason=f"{prefix + name} is a plain {type(value).__name__}{_HOW_TO_LOAD}"
+            )
+
+
+def _shared(style: _LayerParallel, mesh: DeviceMesh, plan: Plan | None) -> _Shared:
+    """What computes a layer of a plan."""
+    shared = _Shared(style, mesh)
+    if plan is not None:
+        shared.part_of(plan)
+    return shared
+
+
+def _unpickled(rank: int, ranks: int, style: _LayerParallel, mesh: DeviceMesh, plan: Plan | None) -> _Shared:
+    """What computes a pickled layer: on the rank that wrote it, among as many ranks."""
+    now = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else None
+    if now != (rank, ranks):
+        here = "outside a process group" if now is None else f"by rank {now[0]} of {now[1]}"
+        raise ParallelError(
+            style="A pickled layer that ranks share",
+            reason=f"rank {rank} of {ranks} wrote its part, and it is read {here}: save the state dict instead, with "
+            "torch.distributed.checkpoint, which any number of ranks reads",
+        )
+    return _shared(style, mesh, plan)
 
 
 def _whole_like(y: Tensor, shape: list[int]) -> dict[str, Any]:

@@ -1,12 +1,14 @@
-"""Checks on three ranks in one go: processes are slow to start."""
+"""Checks on two and on three ranks, some of them with nothing of a layer, in one go: processes are slow to start."""
 
 import pytest
 import torch.distributed as dist
 
-from tests.parallel import checks_of_clipping, ranks
+from tests.parallel import checks_of_clipping, checks_of_copies, checks_of_empty_parts, checks_of_replicas, ranks
 
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")
 def test_on_three_ranks(tmp_path):
-    failed = ranks.run([checks_of_clipping], 3, tmp_path, seconds=20)
+    failed = ranks.run(
+        [checks_of_replicas, checks_of_clipping, checks_of_copies, checks_of_empty_parts], 3, tmp_path, seconds=20
+    )
     assert not failed, "\n".join(f"{name} {text}" for name, text in failed.items())
