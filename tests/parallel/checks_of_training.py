@@ -58,8 +58,8 @@ def check_twenty_steps_of_adamw(mesh, folder):
 
 def check_which_optimizers_take_both_kinds(mesh, folder):
     """docs/scale.md says it: all by default, foreach and fused where the kinds are in groups of their own."""
-    kinds = [torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adagrad]
-    for kind in kinds:
+    names = "AdamW Adam SGD RMSprop Adagrad Adadelta Adamax NAdam RAdam ASGD"
+    for kind in (getattr(torch.optim, name) for name in names.split()):
         net, alone = shared(mesh, network(rows=3)), network(rows=3)
         want = train(alone, kind(alone.parameters(), 0.01), BATCHES[:3])
         assert_same(train(net, kind(net.parameters(), 0.01), BATCHES[:3]), want, kind.__name__)
