@@ -48,8 +48,8 @@ class Part:
         The layer of one position or one filter is run on zeros and nothing of its output is kept. Ranks whose graphs
         differed would run different collectives in a backward, and wait for each other.
         """
-        geo = self.plan.geometry
-        x = _zeros_like(x, (len(x), *geo.in_spatial, geo.in_channels))
+        spatial, channels = self.plan.takes
+        x = _zeros_like(x, (len(x), *spatial, channels))
         weight = _zeros_like(weight, self.plan.weight_shape)
         if bias is not None and not bias.numel():
             bias = _zeros_like(bias, self.plan.bias_shapes[bias.ndim == 1])
@@ -85,12 +85,12 @@ def of_filters(plan: Plan, rank: int, group: dist.ProcessGroup) -> Part:
     source, geo = plan.source, plan.geometry
     shares = by_filters(geo, group.size())
     filters, channels = len(shares.computed[rank]), len(shares.read[rank])
-    pad, mode = plan.pad, plan.padding_mode
     if filters:
         groups = channels * geo.groups // geo.in_channels
     else:
-        source = geo = _one_position(geo)
-        filters, channels, groups, pad, mode = 1, geo.in_channels // geo.groups, 1, (), "zeros"
+        filters, channels, groups = 1, geo.in_channels // geo.groups, 1
+        if not plan.pad:  # torch's padding has edges of its own in a graph, so a rank without filters pads as well
+            source = geo = _one_position(geo)
     source, own = (replace(g, in_channels=channels, out_channels=filters, groups=groups) for g in (source, geo))
     # Tiles of many groups are no tiles of one.
     whole = plan.geometry if plan.geometry.groups == 1 and shares.computed[rank] else None
@@ -98,7 +98,7 @@ def of_filters(plan: Plan, rank: int, group: dist.ProcessGroup) -> Part:
         input=Axis(-1, shares.owned, shares.read, rank, group),
         output=Axis(-1, shares.computed, shares.computed, rank, group),
         # The channels are padded here: a rank may own none of them, which torch does not pad.
-        plan=Plan(source, own, plan.activation, None, False, mode, pad, whole=whole),
+        plan=Plan(source, own, plan.activation, None, False, plan.padding_mode, plan.pad, whole=whole),
         blank=0,
         whole=plan,
     )

@@ -52,7 +52,7 @@ def second_order(layer, x, loss):
 
 def linear(y):
     """A loss whose gradient does not hang on the output."""
-    return (y * torch.arange(1.0, y.shape[-1] + 1, dtype=y.dtype)).sum()
+    return (y.movedim(0, -1) * torch.arange(1.0, len(y) + 1, dtype=y.dtype)).sum()
 
 
 def quadratic(y):
@@ -139,12 +139,28 @@ def check_padding_of_fewer_channels_than_ranks(mesh, folder):
                 continue
 
             def make(c=channels, f=filters, g=groups, m=mode):
-                arguments = {"padding": 1, "padding_mode": m, "groups": g, "activation": "silu"}
+                arguments = {"padding": 1, "padding_mode": m, "groups": g, "activation": "relu"}
                 return lc_triton.LocalConv2d(c, f, 3, 4, dtype=torch.float64, **arguments)
 
             torch.manual_seed(channels)
             x = torch.randn(2, channels, 4, 4, dtype=torch.float64)
-            assert_as_alone(one, (FilterParallel, split, False), make, x, f"{mode} {channels} {filters} {groups}")
+            for loss in (linear, quadratic):
+                name = f"{mode} {channels} {filters} {groups} {loss.__name__}"
+                assert_as_alone(one, (FilterParallel, split, False), make, x, name, loss)
+
+
+def check_an_empty_batch(mesh, folder):
+    """Nothing is sent, and nobody waits."""
+    both = meshes(mesh)
+    for (part, bias), way in itertools.product((("empty", "channel"), ("uneven", "position")), WAYS):
+        for one in both:
+            size = PARTS[part][one.size()]
+
+            def make(way=way, size=size, bias=bias):
+                return make_layer(way[0], size, "tanh", bias)[0]
+
+            x = make_layer(way[0], size, "tanh", bias)[1][:0]
+            assert_as_alone(one, way, make, x, f"{one.size()} ranks {part} {bias} {way[0].__name__} {way[1:]}")
 
 
 def check_an_empty_rank_finds_what_the_others_find(mesh, folder):
