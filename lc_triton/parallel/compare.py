@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
+from torch.nn.parameter import is_lazy
 
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, LocalConvError, ParallelError
 from lc_triton.layers._planned import PlannedLayer
@@ -121,6 +122,8 @@ def _is_replicated(tensor: DTensor, mesh: DeviceMesh, dim: int) -> bool:
 
 def _summary(tensor: Tensor) -> tuple[Any, ...]:
     """What is compared of a tensor: equal of equal bits."""
+    if is_lazy(tensor):
+        return (type(tensor).__name__,)
     local = tensor.detach()
     local = local.to_local() if isinstance(local, DTensor) else local
     digest = None

@@ -227,7 +227,10 @@ class _Shared:
 
     def reset_parameters(self, layer: PlannedLayer) -> None:
         """Draw the layer's parameters anew, on all ranks."""
-        self._check_parameters(layer)
+        for name in ("weight", "bias"):
+            if name not in layer._parameters:
+                self._refuse(f"{name} is computed by a parametrization: draw what it is computed from")
+        self._check_parameters(layer.weight, layer.bias)
         reset_parameters(layer)
 
     def part_of(self, plan: Plan) -> Part:
@@ -240,42 +243,45 @@ class _Shared:
         plan = layer._plan
         assert plan is not None
         part = self.part_of(plan)
+        whole = layer.weight, layer.bias  # once: a parametrized one is computed at each look
         if not torch.compiler.is_compiling() and get_debug_level() == DebugLevel.DETAIL:
-            compare_calls(self.mesh.get_group(), x, lambda: self._check_call(layer, x, plan, part.input))
+            compare_calls(self.mesh.get_group(), x, lambda: self._check_call(layer, x, *whole, plan, part.input))
         else:
-            self._check_call(layer, x, plan, part.input)
-        weight, bias = (None if p is None else cast(DTensor, p).to_local() for p in (layer.weight, layer.bias))
+            self._check_call(layer, x, *whole, plan, part.input)
+        weight, bias = (None if p is None else cast(DTensor, p).to_local() for p in whole)
         assert weight is not None
         x = self._local_input(x, plan, part.input)
         batched = x.ndim == plan.geometry.ndim + 2
         # A rank's part pads the channels that it reads; rows are taken of an input that is padded.
         x = as_faces_take_it(x, plan) if self.style.along == "the rows" else form_of(x, plan).to_faces(x)
         x = move("fetch" if self.input_split else "take", x, part.input)
-        if bias is not None and isinstance(cast(DTensor, layer.bias).placements[0], Replicate):
+        if bias is not None and isinstance(cast(DTensor, whole[1]).placements[0], Replicate):
             bias = move("share", bias, part.input)
         y = part(x, weight, bias)
         if not self.output_split:
             y = move("gather", y, part.output)
         return self._output(as_asked(y, plan, batched=batched), plan)
 
-    def _check_call(self, layer: PlannedLayer, x: Tensor, plan: Plan, axis: Axis) -> None:
+    def _check_call(
+        self, layer: PlannedLayer, x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, axis: Axis
+    ) -> None:
         """Refuse what cannot be computed, before anything is sent: what every rank can check is checked on all."""
         if self.output_split:
             self._check_behind(layer, plan)
-        self._check_parameters(layer)
+        self._check_parameters(weight, bias)
         if isinstance(x, DTensor) or not self.input_split:
             check_input(x, plan)
         else:
             self._check_part(x, plan, axis)
         if isinstance(x, DTensor) and x.device_mesh != self.mesh:
             self._refuse(f"x lies on {x.device_mesh}, the layer on {self.mesh}")
-        _check_devices(plan.operand, x, layer.weight, layer.bias)
+        _check_devices(plan.operand, x, weight, bias)
         if not autocast_enabled(x.device.type):
-            _check_dtypes(plan.operand, x, layer.weight, layer.bias)
+            _check_dtypes(plan.operand, x, weight, bias)
 
-    def _check_parameters(self, layer: PlannedLayer) -> None:
+    def _check_parameters(self, weight: Tensor, bias: Tensor | None) -> None:
         """Refuse parameters that do not lie on the ranks as the layer is shared."""
-        for name, parameter in (("weight", layer.weight), ("bias", layer.bias)):
+        for name, parameter in (("weight", weight), ("bias", bias)):
             if parameter is None:
                 continue
             placements = (self.style._placement(name, parameter),)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.tensor import Shard
 from torch.distributed.tensor.parallel import parallelize_module
+from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
 import lc_triton
@@ -110,6 +111,21 @@ def check_plain_tensors_are_refused(mesh, folder):
     with pytest.raises(E.ParallelError, match=f"weight is a plain Parameter.*{NAMED}"):
         net(x)
     with pytest.raises(E.ParallelError, match=f"weight is a plain Parameter.*{NAMED}"):
+        net[0].reset_parameters()
+
+
+class Twice(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def check_a_parametrized_layer(mesh, folder):
+    found = []
+    for net in (network(rows=4), shared(mesh, network(rows=4))):
+        parametrize.register_parametrization(net[0], "weight", Twice())
+        found.append(net(data(4)))
+    assert_close(found[1], found[0].detach(), 1e-12)
+    with pytest.raises(E.ParallelError, match="weight is computed by a parametrization: draw what it is computed from"):
         net[0].reset_parameters()
 
 

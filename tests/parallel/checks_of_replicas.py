@@ -93,6 +93,7 @@ def check_replicated_names_what_differs(mesh, folder):
         )
         assert f"{name} (on rank 1 other than on rank 0" in text
     parallel.check_replicated(change("0.weight"))  # each rank has a part of its own
+    parallel.check_replicated(nn.ModuleList([net(mesh), nn.LazyLinear(3)]))
     other = net(mesh)
     other[2].weight.requires_grad_(rank != 2)
     if rank == 2:
