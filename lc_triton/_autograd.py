@@ -255,10 +255,11 @@ def _side_by_side(
 ) -> tuple[Any, Any]:
     """vmap of a face of (x, weight, bias): inputs alone are a larger batch, weights are an ensemble."""
     if in_dims[1] is None and in_dims[2] is None:
-        out = _apply(function, x.movedim(in_dims[0] or 0, 0).flatten(0, 1), weight, bias, problem)
+        x = x.movedim(in_dims[0] or 0, 0)
+        out = _apply(function, x.flatten(0, 1), weight, bias, problem)
         if isinstance(out, tuple):
-            return tuple(y.unflatten(0, (size, -1)) for y in out), (0,) * len(out)
-        return out.unflatten(0, (size, -1)), 0
+            return tuple(y.unflatten(0, x.shape[:2]) for y in out), (0,) * len(out)
+        return out.unflatten(0, x.shape[:2]), 0
     many, geo = Ensemble(problem, size), problem.geometry
     spatial = geo.out_spatial if function is Forward else geo.in_spatial
     biases = many.biases(bias, in_dims[2], spatial)

@@ -20,7 +20,10 @@ MOST_DIMS = 4
 def _beside(tensor: Tensor, dim: int | None, size: int, at: int) -> Tensor:
     """The members' axis moved from `dim` to `at`; a tensor that has none is the same for all."""
     if dim is not None:
-        return tensor.movedim(dim, at)
+        tensor = tensor.movedim(dim, at)
+        if tensor.shape[at] == size:
+            return tensor
+        return tensor.new_zeros((*tensor.shape[:at], size, *tensor.shape[at + 1 :]))  # of an ensemble without members
     return tensor.unsqueeze(at).expand(*tensor.shape[:at], size, *tensor.shape[at:])
 
 
@@ -30,11 +33,16 @@ class Ensemble:
 
     Args:
         member: of one.
-        size: V, how many.
+        members: how many; without any, one of zeros is computed and left out of the results.
     """
 
     member: Problem
-    size: int
+    members: int
+
+    @property
+    def size(self) -> int:
+        """V, how many are computed."""
+        return max(self.members, 1)
 
     @property
     def _full(self) -> bool:
@@ -85,12 +93,13 @@ class Ensemble:
 
     def members_of(self, y: Tensor) -> Tensor:
         """The inverse of `sites`: members lie in dimension 1."""
-        return y.unflatten(1, (self.size, -1)) if self._full else y
+        return (y.unflatten(1, (self.size, -1)) if self._full else y)[:, : self.members]
 
     def weights_of(self, dw: Tensor) -> Tensor:
         """The inverse of `weights`: members lie in dimension 0."""
-        return dw.unflatten(0, (self.size, -1)) if self._full else dw.squeeze(1 + self.member.geometry.ndim)
+        dw = dw.unflatten(0, (self.size, -1)) if self._full else dw.squeeze(1 + self.member.geometry.ndim)
+        return dw[: self.members]
 
     def biases_of(self, db: Tensor) -> Tensor:
         """The inverse of `biases`: members lie in dimension 0."""
-        return db.unflatten(0, (self.size, -1)) if self._full else db
+        return (db.unflatten(0, (self.size, -1)) if self._full else db)[: self.members]
