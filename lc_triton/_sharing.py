@@ -58,8 +58,8 @@ def unspread(weight: Tensor, ndim: int, tolerance: float) -> Tensor:
     return one.movedim((-1, -2), (0, 1)).contiguous()
 
 
-def assign(parameter: Tensor, value: Tensor, like: Tensor) -> None:
-    """Set a parameter to a value of another's, and let it train if the other does."""
+def assign(parameter: Tensor, value: Tensor, *, trains: bool) -> None:
+    """Set a parameter to a value, and say whether it trains."""
     with torch.no_grad():
         parameter.copy_(value)
-    parameter.requires_grad_(like.requires_grad)
+    parameter.requires_grad_(trains)

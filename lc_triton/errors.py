@@ -11,10 +11,12 @@ from typing import Any, ClassVar
 __all__ = [
     "ArgumentTypeError",
     "ArgumentValueError",
+    "AttributeChangeError",
     "BackendError",
     "BiasShapeError",
     "ChannelError",
     "CheckpointError",
+    "ComputedParameterError",
     "ConfigFileError",
     "ConversionError",
     "DeviceMismatchError",
@@ -93,6 +95,18 @@ class ArgumentValueError(LocalConvError, ValueError):
     """An argument of the right type whose value is out of range."""
 
     template = "{name} must be {allowed}, got {value!r}"
+
+
+class AttributeChangeError(LocalConvError, ValueError):
+    """An attribute of a layer that cannot be set to a value, or not at all."""
+
+    template = "{name} of {layer} cannot be set to {value!r}: {reason}"
+
+
+class ComputedParameterError(LocalConvError, ValueError):
+    """A weight or bias that something computes, so that what is written into it would be lost."""
+
+    template = "{name} of {layer} cannot be written: {reason}"
 
 
 class LengthError(LocalConvError, ValueError):

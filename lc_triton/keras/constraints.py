@@ -161,6 +161,9 @@ class Constrained(Protocol):
     def constrain_(self) -> None:
         """Project the weights in place."""
 
+    def check_constraints(self) -> None:
+        """Raise a LocalConvError if something computes a weight, so that `constrain_` could not write it."""
+
 
 def project(constraint: Any, w: Tensor, default_axis: int) -> Tensor:
     """The projection of a Keras-shaped kernel or bias; `default_axis` serves norms that name none."""
@@ -179,6 +182,10 @@ def apply_constraints(model: nn.Module) -> None:
         model: any module; layers that are not built yet have nothing to project, and frozen weights stay. In what
             `lc_triton.keras.load_model` read, layers of all kinds have theirs.
 
+    Raises:
+        LocalConvError: a constraint on a weight that is pruned, or whose parametrization cannot give the projection;
+            nothing is projected then.
+
     Source: `tf_keras.constraints`; Keras applies them after each step.
 
     Example:
@@ -190,9 +197,16 @@ def apply_constraints(model: nn.Module) -> None:
     """
     check_model(model)
     with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, Constrained):
-                module.constrain_()
+        for module in _checked(model):
+            module.constrain_()
+
+
+def _checked(model: nn.Module) -> list[Constrained]:
+    """The modules that can project their weights; a weight that could not be written is refused."""
+    found: list[Constrained] = [module for module in model.modules() if isinstance(module, Constrained)]
+    for module in found:
+        module.check_constraints()
+    return found
 
 
 def attach_constraints(model: nn.Module, optimizer: Optimizer) -> RemovableHandle:
@@ -205,6 +219,9 @@ def attach_constraints(model: nn.Module, optimizer: Optimizer) -> RemovableHandl
     Returns:
         A handle; its `remove()` ends it.
 
+    Raises:
+        LocalConvError: as `apply_constraints`, here and at each step, or something that is no optimizer.
+
     Source: `torch.optim.Optimizer.register_step_post_hook`.
 
     Example:
@@ -216,6 +233,7 @@ def attach_constraints(model: nn.Module, optimizer: Optimizer) -> RemovableHandl
     check_model(model)
     if not isinstance(optimizer, Optimizer):
         raise ArgumentTypeError(name="optimizer", value=optimizer, allowed="a torch.optim.Optimizer")
+    _checked(model)
 
     def project(*_: Any) -> None:
         apply_constraints(model)

@@ -12,10 +12,18 @@ from torch.nn.parameter import is_lazy
 
 from lc_triton import _sharing
 from lc_triton._activations import ActivationArg, parse_activation
-from lc_triton._geometry import Geometry, Ints, Padding, check_int, check_name, check_padding, int_tuple
+from lc_triton._geometry import Geometry, Ints, Padding, Pairs, check_int, check_name, check_padding, int_tuple, several
+from lc_triton._parameters import trains
 from lc_triton._plan import check_floating, split_shape
-from lc_triton.errors import ArgumentTypeError, ArgumentValueError, ConversionError, GroupsError, NotBuiltError
-from lc_triton.layers._planned import PlannedLayer
+from lc_triton.errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    AttributeChangeError,
+    ConversionError,
+    GroupsError,
+    NotBuiltError,
+)
+from lc_triton.layers._planned import PlannedLayer, bias_kind
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -33,13 +41,27 @@ def check_bias(value: object) -> str | None:
 class ConvolutionLayer(PlannedLayer):
     """A layer with a kernel, stride, padding, dilation and groups.
 
-    `in_channels` and `input_size` are None until a lazy one is built. A subclass sets what else it takes, then calls
-    `_build_if_known`.
+    `in_channels` and `input_size` are None until a lazy one is built. A subclass names its own argument and passes its
+    value as `own`.
     """
 
     ndim: ClassVar[int]
     convolution: ClassVar[type[nn.Module]]  # torch's layer with the same arguments and shared filters
     own: ClassVar[str]  # the argument that layers of this kind alone have
+
+    _SIZES_OF_INPUT: ClassVar[tuple[str, ...]] = ("in_channels", "input_size")
+    _COUNTS: ClassVar[tuple[str, ...]] = ("in_channels", "out_channels", "groups")
+    _arguments = PlannedLayer._arguments.union(_COUNTS, ("kernel_size", "input_size", "stride", "padding", "dilation"))
+    _fixed = PlannedLayer._fixed | {"bias_kind", "output_size", "ndim", "convolution", "own"}
+
+    in_channels: int | None
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    input_size: tuple[int, ...] | None
+    stride: tuple[int, ...]
+    padding: str | Pairs
+    dilation: tuple[int, ...]
+    groups: int
 
     def __init__(
         self,
@@ -52,6 +74,7 @@ class ConvolutionLayer(PlannedLayer):
         padding: Padding,
         dilation: Ints,
         groups: int,
+        own: Any,
         bias: str | bool,
         activation: ActivationArg,
         device: Any,
@@ -59,47 +82,79 @@ class ConvolutionLayer(PlannedLayer):
     ) -> None:
         parse_activation(activation)
         check_floating("dtype", dtype)
-        bias_kind = check_bias(bias)
-        waits = isinstance(self, LazyModuleMixin)  # for what only its first input tells
-        super().__init__(activation, with_bias=bias_kind is not None, device=device, dtype=dtype)
-        self.bias_kind = bias_kind
-        n = self.ndim
-        self.in_channels = None if in_channels is None and waits else check_int("in_channels", in_channels, 1)
-        self.out_channels = check_int("out_channels", out_channels, 1)
-        self.kernel_size = int_tuple("kernel_size", kernel_size, n)
-        self.input_size = None if input_size is None and waits else int_tuple("input_size", input_size, n)
-        self.stride = int_tuple("stride", stride, n)
-        self.padding = check_padding(padding, n)
-        self.dilation = int_tuple("dilation", dilation, n)
-        self.groups = check_int("groups", groups, 1)
-        if self.out_channels % self.groups:
-            raise GroupsError(name="out_channels", value=self.out_channels, groups=self.groups)
+        kind = check_bias(bias)
+        super().__init__(activation, device=device)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        arguments = {
+            "kernel_size": kernel_size,
+            "input_size": input_size,
+            "stride": stride,
+            "padding": padding,
+            "dilation": dilation,
+            "groups": groups,
+            self.own: own,
+        }
+        for name, value in arguments.items():
+            setattr(self, name, value)  # which checks it
+        self._bias_kind = kind
+        known = self.in_channels is not None and self.input_size is not None
+        self._add_parameters(self._current_geometry() if known else None, kind, device=device, dtype=dtype)
+
+    def _check_argument(self, name: str, value: Any) -> Any:
+        if name == "activation":
+            parse_activation(value)
+            return tuple(value) if several(value) else value  # which nobody can change
+        if name in self._SIZES_OF_INPUT and self._plan is None and isinstance(self, LazyModuleMixin):
+            if value is not None:
+                reason = "a lazy layer takes it from its first input"
+                raise AttributeChangeError(name=name, layer=type(self).__name__, value=value, reason=reason)
+            return None
+        if name in self._COUNTS:
+            self._check_groups(name, check_int(name, value, 1))
+            return check_int(name, value, 1)
+        return check_padding(value, self.ndim) if name == "padding" else int_tuple(name, value, self.ndim)
+
+    def _check_groups(self, name: str, value: int) -> None:
+        """Refuse filters that groups do not divide, where both are known; the geometry checks all channels."""
+        known = {**{key: self.__dict__.get(key) for key in ("out_channels", "groups")}, name: value}
+        filters, groups = known["out_channels"], known["groups"]
+        if filters is not None and groups is not None and filters % groups:
+            raise GroupsError(name="out_channels", value=filters, groups=groups)
 
     def _geometry(self, input_size: tuple[int, ...], in_channels: int) -> Geometry:
         """The geometry for inputs of a size."""
         raise NotImplementedError
 
-    def _build_if_known(self) -> None:
-        if self.in_channels is not None and self.input_size is not None:
-            self._build(self.input_size, self.in_channels)
+    def _current_geometry(self) -> Geometry:
+        assert self.input_size is not None
+        assert self.in_channels is not None
+        return self._geometry(self.input_size, self.in_channels)
 
     def _build(self, input_size: tuple[int, ...], in_channels: int) -> None:
-        geometry = self._geometry(input_size, in_channels)
-        shapes = dict(zip(BIAS_KINDS, self._plan_for(geometry).bias_shapes, strict=True))
-        self._fit(geometry, None if self.bias_kind is None else shapes[self.bias_kind])
+        self._fit(self._geometry(input_size, in_channels), self._bias_kind)
         assert self._plan is not None
-        self.input_size, self.in_channels = self._plan.takes
+        spatial, channels = self._plan.takes
+        self.__dict__.update(input_size=spatial, in_channels=channels)
+
+    @property
+    def bias_kind(self) -> str | None:
+        """What the bias is: "position", "channel" or None."""
+        bias = self.bias
+        if bias is None or not is_lazy(bias):
+            return None if bias is None else bias_kind(bias)
+        return self._bias_kind
 
     @property
     def output_size(self) -> tuple[int, ...] | None:
         """Output sites per dimension; None until the layer is built."""
         return None if self._plan is None else self._plan.gives[0]
 
-    def _reset(self, name: str) -> None:
+    def _draw(self, name: str, into: Tensor) -> None:
         # As torch's convolutions do: uniform within 1 / sqrt(D), D the window of one position.
         assert self._plan is not None
         bound = 1 / math.sqrt(self._plan.source.window)
-        nn.init.uniform_(getattr(self, name), -bound, bound)
+        nn.init.uniform_(into, -bound, bound)
 
     @classmethod
     def from_conv(cls, conv: nn.Module, input_size: Ints, *, bias: str = "position") -> Self:
@@ -112,7 +167,8 @@ class ConvolutionLayer(PlannedLayer):
                 conv has none.
 
         Returns:
-            The layer, on conv's device and in its dtype; what trains of conv trains of it too.
+            The layer, on conv's device and in its dtype; what trains of conv trains of it too. Hooks, buffers and
+            parametrizations stay with conv.
 
         Raises:
             LocalConvError: (also a ValueError or TypeError) conv is of another kind, or its input size is not known.
@@ -151,9 +207,10 @@ class ConvolutionLayer(PlannedLayer):
             dtype=found.weight.dtype,
             **{cls.own: getattr(found, cls.own)},
         )
-        _sharing.assign(layer.weight, _sharing.spread(found.weight, layer.weight.shape[: cls.ndim]), found.weight)
+        weight = _sharing.spread(found.weight, layer.weight.shape[: cls.ndim])
+        _sharing.assign(layer.weight, weight, trains=trains(conv, "weight"))
         if layer.bias is not None:
-            _sharing.assign(layer.bias, found.bias, found.bias)
+            _sharing.assign(layer.bias, found.bias, trains=trains(conv, "bias"))
         layer.train(conv.training)
         return layer
 
@@ -189,6 +246,7 @@ class ConvolutionLayer(PlannedLayer):
                 name=f"a layer with activation={self.activation!r}",
                 reason="a convolution has none: set layer.activation = None and put it behind the convolution",
             )
+        self._check_parameters()
         pairs = self._plan.source.padding
         padding: Any = tuple(low for low, _ in pairs)
         if self.padding == "same" and max(self.stride) == 1:  # torch's own "same", which knows no other stride
@@ -211,12 +269,13 @@ class ConvolutionLayer(PlannedLayer):
             dtype=self.weight.dtype,
             **{self.own: getattr(self, self.own)},
         )
-        _sharing.assign(conv.weight, _sharing.unspread(self.weight, self.ndim, tolerance), self.weight)
+        weight = _sharing.unspread(self.weight, self.ndim, tolerance)
+        _sharing.assign(conv.weight, weight, trains=trains(self, "weight"))
         if self.bias is not None:
             bias = self.bias
             if self.bias_kind == "position":
                 bias = _sharing.shared("bias", bias, self.ndim, tolerance)
-            _sharing.assign(conv.bias, bias, self.bias)
+            _sharing.assign(conv.bias, bias, trains=trains(self, "bias"))
         conv.train(self.training)
         return conv  # type: ignore[no-any-return]
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lc_triton._geometry import Geometry
+from lc_triton._parameters import check_writable, check_writes, is_plain, trains, write
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, NotBuiltError
 from lc_triton.keras import constraints, initializers, layout, registry, regularizers
 from lc_triton.layers._planned import PlannedLayer
@@ -41,14 +42,13 @@ class KerasWeights(PlannedLayer):
             raise NotBuiltError(name=type(self).__name__, remedy=remedy)
         return self._plan.source
 
-    def _reset(self, name: str) -> None:
-        parameter = getattr(self, name)
+    def _draw(self, name: str, into: Tensor) -> None:
         initializer = self.kernel_initializer if name == "weight" else self.bias_initializer
         implementation = 1 if initializers.by_window(initializer) else self.implementation
-        shape = self._shape(name, implementation)
-        value = initializers.draw(initializer, shape, parameter.dtype, parameter.device)
+        value = initializers.draw(initializer, self._shape(name, implementation), into.dtype, into.device)
         if not value.is_meta:
-            self._write(name, value, implementation)
+            with torch.no_grad():
+                into.copy_(self._from_keras(name, value, implementation))
 
     def penalties(self) -> list[Tensor]:
         """The penalties of kernel and bias, and that of the last forward's output over its batch size."""
@@ -64,16 +64,33 @@ class KerasWeights(PlannedLayer):
             found.append(self._activity)
         return found
 
+    def check_constraints(self) -> None:
+        """Refuse a constraint on a weight that is computed by what cannot give its projection, as `constrain_` does."""
+        asked = {"weight": self.kernel_constraint, "bias": self.bias_constraint}
+        for name in self._names() if self._plan is not None else []:
+            constraint = asked[name]
+            if constraint is None or is_plain(self, name) or not trains(self, name):
+                continue
+            check_writable(self, [name])
+            implementation = 1 if constraints.by_window(constraint) else self.implementation
+            read, axis = (
+                (self._connected(implementation), constraints.KERNEL_AXIS)
+                if name == "weight"
+                else (self._read(name), constraints.BIAS_AXIS)
+            )
+            projected = constraints.project(constraint, read, axis)
+            check_writes(self, {name: self._from_keras(name, projected, implementation)})
+
     def constrain_(self) -> None:
         """Project kernel and bias onto their constraints, in place; what is frozen stays, as in Keras."""
         if self._plan is None:
             return
-        if self.kernel_constraint is not None and self.weight.requires_grad:
+        if self.kernel_constraint is not None and trains(self, "weight"):
             implementation = 1 if constraints.by_window(self.kernel_constraint) else self.implementation
             kernel = self._connected(implementation)
             kernel = constraints.project(self.kernel_constraint, kernel, constraints.KERNEL_AXIS)
             self._write("weight", kernel, implementation)
-        if self.bias_constraint is not None and self.bias is not None and self.bias.requires_grad:
+        if self.bias_constraint is not None and self.bias is not None and trains(self, "bias"):
             self._write("bias", constraints.project(self.bias_constraint, self._read("bias"), constraints.BIAS_AXIS))
 
     def _connected(self, implementation: int) -> Tensor:
@@ -92,17 +109,22 @@ class KerasWeights(PlannedLayer):
         assert self.bias is not None
         return layout.bias_to_keras(self.bias, self.data_format)
 
+    def _from_keras(self, name: str, value: Tensor, implementation: int = 1) -> Tensor:
+        if name == "weight":
+            return layout.kernel_from_keras(value, self._geometry, self.data_format, implementation)
+        return layout.bias_from_keras(value, self.data_format)
+
     def _write(self, name: str, value: Tensor, implementation: int = 1) -> None:
-        ours = (
-            layout.kernel_from_keras(value, self._geometry, self.data_format, implementation)
-            if name == "weight"
-            else layout.bias_from_keras(value, self.data_format)
-        )
-        with torch.no_grad():
-            getattr(self, name).copy_(ours)
+        write(self, {name: self._from_keras(name, value, implementation)})
 
     def _names(self) -> list[str]:
         return ["weight", "bias"] if self.use_bias else ["weight"]
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        if self.bias is not None and tuple(self.bias.shape) != self._geometry.bias_shape:
+            allowed = f"{self._geometry.bias_shape}, one a position, for Keras's layers"
+            raise ArgumentValueError(name="shape of the bias", value=tuple(self.bias.shape), allowed=allowed)
 
     def get_weights(self) -> list[np.ndarray[Any, Any]]:
         """Kernel and, if there is one, bias `(*out_spatial, F)`, in Keras's layouts.
@@ -134,6 +156,8 @@ class KerasWeights(PlannedLayer):
             [(10, 32, 8, 64), (8, 64)]
         """
         self._check_unshared("get_weights")
+        if self._plan is not None:
+            self._check_parameters()
         with torch.no_grad():
             read = [self._read(name, self.implementation).detach().cpu() for name in self._names()]
         return [np.array((w.float() if w.dtype == torch.bfloat16 else w).numpy()) for w in read]
@@ -147,7 +171,8 @@ class KerasWeights(PlannedLayer):
                 implementations 2 and 3 taps that fall on padding become 0.
 
         Raises:
-            LocalConvError: before the layer is built, or arrays of another number or shape.
+            LocalConvError: before the layer is built, arrays of another number or shape, or a weight that is pruned
+                or whose parametrization cannot give these numbers.
 
         Source: `tf_keras.layers.Layer.set_weights`.
 
@@ -165,8 +190,8 @@ class KerasWeights(PlannedLayer):
         values = [registry.as_tensor("weights", w) for w in weights]
         if [tuple(v.shape) for v in values] != shapes:
             raise ArgumentValueError(name="weights", value=[tuple(v.shape) for v in values], allowed=allowed)
-        for name, value in zip(names, values, strict=True):
-            self._write(name, value, self.implementation)
+        ours = (self._from_keras(*pair, self.implementation) for pair in zip(names, values, strict=True))
+        write(self, dict(zip(names, ours, strict=True)))
 
     def count_params(self) -> int:
         """Numbers in kernel and bias, `P * D * F + P * F`: those that the layer stores, in every implementation.

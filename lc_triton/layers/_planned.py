@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import warnings
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,26 +13,40 @@ from torch.overrides import has_torch_function
 
 from lc_triton._activations import ActivationArg
 from lc_triton._geometry import Geometry
+from lc_triton._parameters import is_plain, write
 from lc_triton._plan import Plan, check_device, check_input, run
-from lc_triton.errors import ArgumentTypeError, ArgumentValueError, NotBuiltError, ParallelError
+from lc_triton._tracing import is_tracing
+from lc_triton.errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    AttributeChangeError,
+    NotBuiltError,
+    ParallelError,
+)
 from lc_triton.functional import call_of_plan
 
 
 class PlannedLayer(nn.Module):
     """A module with a `weight`, perhaps a `bias`, and the plan that its arguments and the input's size make."""
 
+    # Arguments that may be set later: then the plan is made anew, if the parameters' shapes still fit.
+    _arguments: ClassVar[frozenset[str]] = frozenset({"activation"})
+    # What the layer works out from its arguments and parameters, or is fixed for its class: it cannot be set.
+    _fixed: ClassVar[frozenset[str]] = frozenset({"geometry"})
+
     weight: Tensor
     bias: Tensor | None
     # What computes the output where ranks share the layer: see `lc_triton.parallel`.
     _shared: Any = None
+    # Whether the output has the memory format of the input, as those of torch's convolutions, or is channels last.
+    _follows_input_format: bool = False
+    _warned_of_strides: bool = False
 
-    def __init__(self, activation: Any, *, with_bias: bool, **factory: Any) -> None:
-        check_device(factory["device"])
+    def __init__(self, activation: Any, *, device: Any) -> None:
+        check_device(device)
         super().__init__()
         self._plan: Plan | None = None
         self.activation = activation  # registered as a submodule where it is a module
-        self.weight = UninitializedParameter(**factory)
-        self.bias = UninitializedParameter(**factory) if with_bias else None
 
     @property
     def geometry(self) -> Geometry:
@@ -39,43 +55,104 @@ class PlannedLayer(nn.Module):
             raise NotBuiltError(name=type(self).__name__, remedy="call it once on an input")
         return self._plan.source
 
-    def _make_plan(self, geometry: Geometry, activation: ActivationArg) -> Plan:
-        raise NotImplementedError
+    # ---- parameters
 
-    def _reset(self, name: str) -> None:
-        """Draw the parameter `name` anew."""
-        raise NotImplementedError
+    def _add_parameters(self, geometry: Geometry | None, bias: str | None, **factory: Any) -> None:
+        """Register weight and bias: drawn where a geometry tells their shapes, else waiting for the first input.
 
-    def _fit(self, geometry: Geometry, bias_shape: tuple[int, ...] | None) -> None:
+        Args:
+            geometry: of the inputs' size; None where that is not known yet.
+            bias: "position", "channel" or None.
+            **factory: device and dtype.
+        """
+        if geometry is None:
+            waiting: Any = UninitializedParameter
+            self.weight = waiting(**factory)
+            self.register_parameter("bias", None if bias is None else waiting(**factory))
+            return
+        self._plan = plan = self._plan_for(geometry)
+        self.weight = nn.Parameter(torch.empty(plan.weight_shape, **factory))
+        shape = bias_shape(plan, bias)
+        self.register_parameter("bias", None if shape is None else nn.Parameter(torch.empty(shape, **factory)))
+        self.reset_parameters()
+
+    def _fit(self, geometry: Geometry, bias: str | None) -> None:
         """Take a geometry: parameters that wait get their shapes and values, loaded ones must fit already."""
         plan = self._plan_for(geometry)
-        waiting = [name for name in ("weight", "bias") if is_lazy(getattr(self, name))]
+        shapes = {"weight": plan.weight_shape, "bias": bias_shape(plan, bias)}
+        waiting = [name for name in shapes if is_lazy(getattr(self, name))]
         if "weight" not in waiting:
             geometry.check_weight(self.weight.shape)
-        if "bias" not in waiting and self.bias is not None and self.bias.shape != bias_shape:
+        if "bias" not in waiting and self.bias is not None and self.bias.shape != shapes["bias"]:
             raise ArgumentValueError(
-                name="shape of the loaded bias", value=tuple(self.bias.shape), allowed=f"{bias_shape} for this layer"
+                name="shape of the loaded bias",
+                value=tuple(self.bias.shape),
+                allowed=f"{shapes['bias']} for this layer",
             )
         self._plan = plan
         for name in waiting:
             with torch.no_grad():
-                getattr(self, name).materialize(geometry.weight_shape if name == "weight" else bias_shape)
-            self._reset(name)
+                getattr(self, name).materialize(shapes[name])
+            self._draw(name, getattr(self, name))
 
-    def _plan_for(self, geometry: Geometry) -> Plan:
-        return self._plan_with(geometry, self.activation)
+    def _check_parameters(self) -> None:
+        """Refuse parameters of other shapes than the plan's, which were assigned since."""
+        assert self._plan is not None
+        self._plan.source.check_weight(self.weight.shape)
+        if self.bias is not None and tuple(self.bias.shape) not in self._plan.bias_shapes:
+            allowed = " or ".join(map(str, self._plan.bias_shapes))
+            raise ArgumentValueError(name="shape of the bias", value=tuple(self.bias.shape), allowed=allowed)
 
-    def _plan_with(self, geometry: Geometry, activation: Any) -> Plan:
-        # A module is looked up at each call instead: it may be replaced, or wrapped by what walks over children.
-        return self._make_plan(geometry, None if isinstance(activation, nn.Module) else activation)
+    def _draw(self, name: str, into: Tensor) -> None:
+        """Draw new values for the parameter `name` into a tensor of its shape."""
+        raise NotImplementedError
 
     def reset_parameters(self) -> None:
-        """Draw weight and bias anew."""
+        """Draw weight and bias anew.
+
+        Raises:
+            ComputedParameterError: (a LocalConvError and a ValueError) one is pruned, or has a parametrization without
+                a right inverse; nothing is drawn then.
+        """
         if self._shared is not None:
             self._shared.reset_parameters(self)
-        elif self._plan is not None:
-            for name, _ in self.named_parameters(recurse=False):
-                self._reset(name)
+            return
+        if self._plan is None:
+            return
+        names = [name for name in ("weight", "bias") if getattr(self, name) is not None]
+        computed = {}
+        for name in names:
+            if not is_plain(self, name):
+                computed[name] = torch.empty_like(getattr(self, name).detach())
+                self._draw(name, computed[name])
+        write(self, computed, exact=False)
+        for name in names:
+            if name not in computed:
+                self._draw(name, getattr(self, name))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """As `nn.Module._apply`; `.to(memory_format=...)` leaves the order of the numbers, which is no image's."""
+
+        def in_order(tensor: Tensor) -> Tensor:
+            # Of these ranks torch takes a tensor for a convolution's weight: it is shown one dimension instead.
+            plain = type(tensor) in (Tensor, nn.Parameter) and tensor.ndim in (4, 5) and tensor.is_contiguous()
+            return fn(tensor.flatten()).view(tensor.shape) if plain else fn(tensor)
+
+        return super()._apply(in_order, recurse)  # type: ignore[no-untyped-call]
+
+    # ---- the plan
+
+    def _make_plan(self, geometry: Geometry, activation: ActivationArg) -> Plan:
+        """The plan of the other arguments for a geometry."""
+        raise NotImplementedError
+
+    def _current_geometry(self) -> Geometry:
+        """The geometry that the arguments make of the present input size."""
+        raise NotImplementedError
+
+    def _plan_for(self, geometry: Geometry) -> Plan:
+        # A module is looked up at each call instead: it may be replaced, or wrapped by what walks over children.
+        return self._make_plan(geometry, None if isinstance(self.activation, nn.Module) else self.activation)
 
     def _check_unshared(self, method: str) -> None:
         """Refuse what needs the whole weight where ranks share the layer."""
@@ -95,8 +172,13 @@ class PlannedLayer(nn.Module):
         elif self._shared is not None:
             y = self._shared(self, x)
         else:
+            weight = self.weight
+            if type(weight) is nn.Parameter and not weight.is_contiguous():
+                self._warn_of_strides(weight)
             check_input(x, self._plan)
-            y = run(x, self.weight, self.bias, self._plan)
+            y = run(x, weight, self.bias, self._plan)
+        if self._follows_input_format and not is_channels_last(x):
+            y = y.contiguous()
         return self.activation(y) if isinstance(self.activation, nn.Module) else y
 
     def _forward_of_stand_in(self, x: Any) -> Any:
@@ -113,9 +195,88 @@ class PlannedLayer(nn.Module):
             )
         return call_of_plan(x, self.weight, self.bias, self._plan)
 
+    def _warn_of_strides(self, weight: Tensor) -> None:
+        """Say once that a weight is copied at each call."""
+        if self._warned_of_strides or torch.compiler.is_compiling():
+            return
+        self._warned_of_strides = True
+        warnings.warn(
+            f"the weight of this {type(self).__name__}, of shape {tuple(weight.shape)}, is not contiguous (strides "
+            f"{weight.stride()}), so each call copies it: set layer.weight = nn.Parameter(layer.weight.contiguous())",
+            stacklevel=2,
+        )
+
+    # ---- attributes
+
+    def _check_argument(self, name: str, value: Any) -> Any:
+        """What an argument is kept as; a value that is wrong by itself is refused."""
+        raise NotImplementedError
+
     def __setattr__(self, name: str, value: Any) -> None:
-        plan = self.__dict__.get("_plan") if name == "activation" else None
-        made = None if plan is None else self._plan_with(plan.source, value)  # or an error, and nothing is set
+        if "_plan" not in self.__dict__ or not (name in self._arguments or name in self._fixed):
+            super().__setattr__(name, value)
+            return
+        if name in self._fixed:
+            reason = "the layer works it out from its arguments, parameters and class"
+            raise AttributeChangeError(name=name, layer=type(self).__name__, value=value, reason=reason)
+        value = self._check_argument(name, value)
+        if self._plan is not None:
+            plan = self._plan_with(name, value)
+            self._check_shapes(name, value, plan)
+            if plan != self._plan:
+                self._plan = plan
+        if name in self._modules and not isinstance(value, nn.Module):
+            # nn.Module lets nothing but another module take a module's name. A shallow copy has the same dictionary.
+            self.__dict__["_modules"] = {key: child for key, child in self._modules.items() if key != name}
         super().__setattr__(name, value)
-        if made is not None:
-            self._plan = made
+
+    def _plan_with(self, name: str, value: Any) -> Plan:
+        """The plan of the arguments if one of them was this value."""
+        if self._shared is not None and name != "activation":
+            reason = "ranks share this layer: set it before parallelize_module"
+            raise AttributeChangeError(name=name, layer=type(self).__name__, value=value, reason=reason)
+        trial = object.__new__(type(self))
+        trial.__dict__.update(self.__dict__)
+        trial.__dict__[name] = value
+        return trial._plan_for(trial._current_geometry())
+
+    def _check_shapes(self, name: str, value: Any, plan: Plan) -> None:
+        """Refuse an argument with which weight or bias would need another shape."""
+        assert self._plan is not None
+        needed = {"weight": (self._plan.weight_shape, plan.weight_shape)}
+        if self.bias is not None:
+            kind = bias_kind(self.bias)
+            needed["bias"] = bias_shape(self._plan, kind) or (), bias_shape(plan, kind) or ()
+        for parameter, (now, then) in needed.items():
+            shape = tuple(getattr(self, parameter).shape) if now != then else then
+            if shape != then:
+                reason = f"{parameter} would need the shape {then} and has {shape}: make a new layer with it"
+                raise AttributeChangeError(name=name, layer=type(self).__name__, value=value, reason=reason)
+
+
+def bias_shape(plan: Plan, kind: str | None) -> tuple[int, ...] | None:
+    """The shape of a "position" or "channel" bias; None for none."""
+    position, channel = plan.bias_shapes
+    return None if kind is None else channel if kind == "channel" else position
+
+
+def bias_kind(bias: Tensor) -> str:
+    """Whether a bias is one a "position" or one a "channel"."""
+    return "channel" if bias.ndim == 1 else "position"
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether torch's convolutions return channels-last memory for x: by its strides, in 2-D and 3-D alone.
+
+    A tracer, whose program is to serve other inputs, is told no: contiguous memory is right for what comes behind.
+
+    Source: `is_channels_last_strides_2d` in PyTorch's c10/core/MemoryFormat.h.
+    """
+    if not isinstance(x, Tensor) or is_tracing() or x.ndim not in (4, 5) or x.stride(1) == 0:
+        return False
+    least = 0
+    for dim in (1, *range(x.ndim - 1, 1, -1), 0):
+        if x.shape[dim] == 0 or x.stride(dim) < least or (dim == 0 and least == x.stride(1)):
+            return False
+        least = x.stride(dim) * max(x.shape[dim], 1)
+    return True

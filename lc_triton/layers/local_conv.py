@@ -26,6 +26,9 @@ class _LocalConvNd(ConvolutionLayer):
     """What the layers of all dimensions share."""
 
     own = "padding_mode"
+    _arguments = ConvolutionLayer._arguments | {"padding_mode"}
+
+    padding_mode: str
 
     def __init__(
         self,
@@ -52,13 +55,17 @@ class _LocalConvNd(ConvolutionLayer):
             padding=padding,
             dilation=dilation,
             groups=groups,
+            own=padding_mode,
             bias=bias,
             activation=activation,
             device=device,
             dtype=dtype,
         )
-        self.padding_mode = check_name("padding_mode", padding_mode, PADDING_MODES)
-        self._build_if_known()
+
+    def _check_argument(self, name: str, value: Any) -> Any:
+        if name == "padding_mode":
+            return check_name("padding_mode", value, PADDING_MODES)
+        return super()._check_argument(name, value)
 
     def _geometry(self, input_size: tuple[int, ...], in_channels: int) -> Geometry:
         return Geometry.make(

@@ -26,6 +26,9 @@ class _LocalConvTransposeNd(ConvolutionLayer):
     """What the layers of all dimensions share."""
 
     own = "output_padding"
+    _arguments = ConvolutionLayer._arguments | {"output_padding"}
+
+    output_padding: tuple[int, ...]
 
     def __init__(
         self,
@@ -52,13 +55,17 @@ class _LocalConvTransposeNd(ConvolutionLayer):
             padding=padding,
             dilation=dilation,
             groups=groups,
+            own=output_padding,
             bias=bias,
             activation=activation,
             device=device,
             dtype=dtype,
         )
-        self.output_padding = int_tuple("output_padding", output_padding, self.ndim, minimum=0)
-        self._build_if_known()
+
+    def _check_argument(self, name: str, value: Any) -> Any:
+        if name == "output_padding":
+            return int_tuple("output_padding", value, self.ndim, minimum=0)
+        return super()._check_argument(name, value)
 
     def _geometry(self, input_size: tuple[int, ...], in_channels: int) -> Geometry:
         return Geometry.make_transposed(

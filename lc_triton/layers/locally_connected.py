@@ -12,6 +12,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from lc_triton._activations import ActivationArg, parse_activation
 from lc_triton._geometry import Geometry, Ints, check_int, several
+from lc_triton._parameters import trains
 from lc_triton._plan import Plan, check_floating
 from lc_triton.errors import (
     ArgumentTypeError,
@@ -50,10 +51,34 @@ def _known_sizes(shape: object, ndim: int, *, batch: bool) -> tuple[int, ...]:
     return tuple(check_int("input_shape", size, 1) for size in sizes)
 
 
+# Arguments that `KerasArguments._take` checks, and those that a module of `lc_triton.keras` looks up.
+_TAKEN = (
+    "filters",
+    "kernel_size",
+    "strides",
+    "padding",
+    "data_format",
+    "implementation",
+    "dilation_rate",
+    "groups",
+)
+_LOOKED_UP: dict[str, Any] = {
+    "kernel_initializer": initializers,
+    "bias_initializer": initializers,
+    "kernel_regularizer": regularizers,
+    "bias_regularizer": regularizers,
+    "activity_regularizer": regularizers,
+    "kernel_constraint": constraints,
+    "bias_constraint": constraints,
+}
+
+
 class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
     """What the layers of all dimensions share; built by `input_shape`, by `build` or by the first call."""
 
     cls_to_become = None  # a built layer stays what it is
+    _arguments = KerasWeights._arguments.union(_TAKEN, _LOOKED_UP)
+    _fixed = KerasWeights._fixed | {"use_bias", "built", "input_shape", "output_shape", "ndim"}
 
     def __init__(
         self,
@@ -91,7 +116,8 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
             groups=groups,
         )
         parse_activation(activations.get(activation))
-        super().__init__(activation, with_bias=use_bias, device=device, dtype=_dtype(dtype))
+        factory = {"device": device, "dtype": _dtype(dtype)}
+        super().__init__(activation, device=device)
         self.kernel_initializer = initializers.get(kernel_initializer)
         self.bias_initializer = initializers.get(bias_initializer)
         self.kernel_regularizer = regularizers.get(kernel_regularizer)
@@ -100,11 +126,22 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
         self.kernel_constraint = constraints.get(kernel_constraint)
         self.bias_constraint = constraints.get(bias_constraint)
         self._activity: Tensor | None = None
-        if input_shape is not None:
-            self._build(_known_sizes(input_shape, self.ndim, batch=False))
+        shape = None if input_shape is None else _known_sizes(input_shape, self.ndim, batch=False)
+        geometry = None if shape is None else self._geometry_for(shape)
+        self._add_parameters(geometry, "position" if use_bias else None, **factory)
+        if geometry is not None:
             self._drop_lazy_hooks()
 
     # ---- building
+
+    @property
+    def use_bias(self) -> bool:
+        """Whether the layer has a bias."""
+        return self.bias is not None
+
+    @use_bias.setter
+    def use_bias(self, value: bool) -> None:
+        """Nothing: the argument of the constructor, which made the bias or none."""
 
     @property
     def built(self) -> bool:
@@ -122,8 +159,23 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
         return None if self._plan is None else (None, *self._arrange(self._geometry.out_spatial, self.filters))
 
     def _build(self, shape: tuple[int, ...]) -> None:
-        geometry = self._geometry_for(shape)
-        self._fit(geometry, geometry.bias_shape if self.use_bias else None)
+        self._fit(self._geometry_for(shape), "position" if self.use_bias else None)
+
+    def _current_geometry(self) -> Geometry:
+        return self._geometry_for(self._arrange(self._geometry.in_spatial, self._geometry.in_channels))
+
+    def _check_argument(self, name: str, value: Any) -> Any:
+        if name in _LOOKED_UP:
+            return _LOOKED_UP[name].get(value)
+        if name == "activation":
+            parse_activation(activations.get(value))
+            return tuple(value) if several(value) else value  # which nobody can change
+        taken = {key: getattr(self, key) for key in _TAKEN}
+        if name == "data_format" and value is None:
+            value = "channels_last"
+        checked: Any = object.__new__(type(self))  # takes its arguments as a layer does that is being made
+        checked._take(**{**taken, name: value}, use_bias=self.use_bias)
+        return getattr(checked, name)
 
     def _make_plan(self, geometry: Geometry, activation: ActivationArg) -> Plan:
         return Plan.make(geometry, "zeros", activations.get(activation), self.data_format)
@@ -212,7 +264,7 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
             (64, [3], 'relu')
         """
         return {
-            "trainable": self.weight.requires_grad,
+            "trainable": trains(self, "weight"),
             "dtype": str(self.weight.dtype).removeprefix("torch."),
             "filters": self.filters,
             "kernel_size": list(self.kernel_size),

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
 from torch import nn
 
+from lc_triton._parameters import check_writes, is_plain, write
 from lc_triton.errors import ArgumentTypeError, ConversionError, KerasFileError
 from lc_triton.keras.saved import archive, checkpoint, spec, stored
 from lc_triton.keras.saved.hdf5 import Array
@@ -129,6 +129,8 @@ def load_weights(
     Raises:
         KerasFileError: a file that is absent, damaged or something else.
         ConversionError: under `strict`, with the report, and for a mapping to a module that does not exist.
+        ComputedParameterError: a weight that is pruned, or whose parametrization cannot give the file's numbers;
+            nothing is written then.
 
     A dense layer behind a flattened image is not turned: Keras flattens channels last.
 
@@ -162,6 +164,8 @@ def load_weights(
         )
         if strict and (report.missing or report.unexpected or report.misshapen):
             raise ConversionError(name=str(path), reason=f"{report}; strict=False loads what fits")
+        for layer, _, slots_here in pairs:
+            _check_computed(slots_here, found[layer])
         for layer, _, slots_here in pairs:
             _copy(slots_here, found[layer])
     return report
@@ -229,7 +233,13 @@ def _misfits(layer: str, wanted: list[Slot], found: list[Array]) -> list[str]:
     ]
 
 
+def _check_computed(wanted: list[Slot], found: list[Array]) -> None:
+    """Refuse arrays for weights that something computes and that cannot be written through it."""
+    for slot, array in zip(wanted, found, strict=True):
+        if not is_plain(slot.module, slot.attribute):
+            check_writes(slot.module, {slot.attribute: slot.from_keras(array.read())})
+
+
 def _copy(wanted: list[Slot], found: list[Array]) -> None:
-    with torch.no_grad():
-        for slot, array in zip(wanted, found, strict=True):
-            slot.tensor.copy_(slot.from_keras(array.read()))
+    for slot, array in zip(wanted, found, strict=True):
+        write(slot.module, {slot.attribute: slot.from_keras(array.read())})

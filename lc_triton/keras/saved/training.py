@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from lc_triton._parameters import check_writable, check_writes, is_plain, trains, write
 from lc_triton.errors import LocalConvError
 from lc_triton.keras import constraints, regularizers
 
@@ -44,10 +44,19 @@ class Trained(nn.Module):
     def constrain_(self) -> None:
         """Project the weights that are trained onto their constraints, in place."""
         for slot, constraint in self._asked("constraint"):
-            if slot.tensor.requires_grad:
-                projected = constraints.project(constraint, slot.to_keras(slot.tensor), _AXIS)
-                with torch.no_grad():
-                    slot.tensor.copy_(slot.from_keras(projected))
+            if trains(self, slot.attribute):
+                write(self, {slot.attribute: self._projected(slot, constraint)})
+
+    def check_constraints(self) -> None:
+        """Refuse a constraint on a weight that is computed by what cannot give its projection, as `constrain_` does."""
+        for slot, constraint in self._asked("constraint"):
+            if trains(self, slot.attribute) and not is_plain(self, slot.attribute):
+                check_writable(self, [slot.attribute])
+                check_writes(self, {slot.attribute: self._projected(slot, constraint)})
+
+    def _projected(self, slot: Any, constraint: Any) -> Tensor:
+        projected: Tensor = slot.from_keras(constraints.project(constraint, slot.to_keras(slot.tensor), _AXIS))
+        return projected
 
     def _asked(self, kind: str) -> list[tuple[Any, Any]]:
         from lc_triton.keras.saved.weights import slots  # which knows these layers

@@ -29,13 +29,23 @@ _Map = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Slot:
-    """One array of Keras's: its name and shape there, the tensor here, and the way there and back."""
+    """One array of Keras's: its name and shape there, the tensor here, and the way there and back.
+
+    The tensor is `attribute` of `module`, which a parametrization may compute.
+    """
 
     name: str
-    tensor: Tensor
+    module: nn.Module
+    attribute: str
     shape: tuple[int, ...]
     to_keras: _Map
     from_keras: _Map
+
+    @property
+    def tensor(self) -> Tensor:
+        """The tensor as it is now."""
+        found: Tensor = getattr(self.module, self.attribute)
+        return found
 
 
 @dataclass(frozen=True)
@@ -85,8 +95,9 @@ def keras_class(module: nn.Module) -> str | None:
     return None
 
 
-def _same(name: str, tensor: Tensor | None) -> list[Slot]:
-    return [] if tensor is None else [Slot(name, tensor, tuple(tensor.shape), _identity, _identity)]
+def _same(name: str, module: nn.Module, attribute: str) -> list[Slot]:
+    tensor = getattr(module, attribute)
+    return [] if tensor is None else [Slot(name, module, attribute, tuple(tensor.shape), _identity, _identity)]
 
 
 def _identity(tensor: Tensor) -> Tensor:
@@ -97,16 +108,17 @@ def _local(module: PlannedLayer, data_format: str, implementation: int, origin: 
     geometry = module.geometry
     kernel = Slot(
         "kernel",
-        module.weight,
+        module,
+        "weight",
         layout.kernel_shape(geometry, data_format, implementation),
         lambda weight: layout.kernel_to_keras(weight, geometry, data_format, implementation),
         lambda kernel: layout.kernel_from_keras(kernel, geometry, data_format, implementation),
     )
     # One a channel, which Keras's layers do not have, lies as it does here too.
     if module.bias is None or module.bias.ndim == 1 or origin.straight_bias:
-        return [kernel, *_same("bias", module.bias)]
+        return [kernel, *_same("bias", module, "bias")]
     there, back = (partial(f, data_format=data_format) for f in (layout.bias_to_keras, layout.bias_from_keras))
-    return [kernel, Slot("bias", module.bias, tuple(module.bias.shape), there, back)]
+    return [kernel, Slot("bias", module, "bias", tuple(module.bias.shape), there, back)]
 
 
 def _transposed(tensor: Tensor) -> Tensor:
@@ -114,9 +126,9 @@ def _transposed(tensor: Tensor) -> Tensor:
 
 
 def _linear(module: nn.Linear) -> list[Slot]:
-    weight = module.weight
-    kernel = Slot("kernel", weight, tuple(reversed(weight.shape)), _transposed, _transposed)
-    return [kernel, *_same("bias", module.bias)]
+    shape = tuple(reversed(module.weight.shape))
+    kernel = Slot("kernel", module, "weight", shape, _transposed, _transposed)
+    return [kernel, *_same("bias", module, "bias")]
 
 
 def _convolution(module: nn.Conv1d | nn.Conv2d | nn.Conv3d | Convolution, *, depthwise: bool) -> list[Slot]:
@@ -125,10 +137,13 @@ def _convolution(module: nn.Conv1d | nn.Conv2d | nn.Conv3d | Convolution, *, dep
     if depthwise:
         shape = (*kernel, module.groups, filters // module.groups)
         there, back = partial(_depthwise_to_keras, shape), partial(_depthwise_from_keras, tuple(weight.shape))
-        return [Slot("depthwise_kernel", weight, shape, there, back), *_same("bias", module.bias)]
+        return [
+            Slot("depthwise_kernel", module, "weight", shape, there, back),
+            *_same("bias", module, "bias"),
+        ]
     return [
-        Slot("kernel", weight, (*kernel, channels, filters), _conv_to_keras, _conv_from_keras),
-        *_same("bias", module.bias),
+        Slot("kernel", module, "weight", (*kernel, channels, filters), _conv_to_keras, _conv_from_keras),
+        *_same("bias", module, "bias"),
     ]
 
 
@@ -149,16 +164,16 @@ def _depthwise_from_keras(shape: tuple[int, ...], kernel: Tensor) -> Tensor:
 
 
 def _batch_norm(module: BatchNormalization | nn.BatchNorm1d) -> list[Slot]:
-    affine = _same("gamma", module.weight) + _same("beta", module.bias)
-    return affine + _same("moving_mean", module.running_mean) + _same("moving_variance", module.running_var)
+    affine = _same("gamma", module, "weight") + _same("beta", module, "bias")
+    return affine + _same("moving_mean", module, "running_mean") + _same("moving_variance", module, "running_var")
 
 
 def _layer_norm(module: LayerNormalization | nn.LayerNorm) -> list[Slot]:
-    return _same("gamma", module.weight) + _same("beta", module.bias)
+    return _same("gamma", module, "weight") + _same("beta", module, "bias")
 
 
 def _prelu(module: PReLU) -> list[Slot]:
-    return _same("alpha", module.weight)
+    return _same("alpha", module, "weight")
 
 
 _LOCALLY_CONNECTED = (LocallyConnected1D, LocallyConnected2D, LocallyConnected3D)
