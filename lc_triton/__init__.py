@@ -13,6 +13,7 @@ The operator itself, a function of tensors:
     local_conv, local_conv_transpose
 
 Around them:
+    init              torch.nn.init for these weights: each position as torch initialises a convolution
     convert_convs     swaps convolutions of a model for layers that compute the same
     decompositions    for programs that run where this library is not: AOTInductor packages, ONNX
     backend           chooses the implementation by hand
@@ -29,6 +30,7 @@ Example:
 """
 
 from lc_triton import _command  # noqa: F401  first: torch is imported below, and Ctrl-C may come meanwhile
+from lc_triton import init as init
 from lc_triton._backend import backend
 from lc_triton._decompositions import decompositions
 from lc_triton._version import __version__
