@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,8 +44,11 @@ def convert_convs(
     The model runs once on the example, in eval mode and without gradients, to see the size that each convolution
     meets. If one cannot be converted, none is.
 
+    Where the convolutions returned it, the layers return contiguous memory too: a `y.view(len(y), -1)` behind them goes
+    on working.
+
     Args:
-        model: any module; convolutions that it shares between places stay shared.
+        model: any module; convolutions that it shares between places stay shared. Make its optimizer afterwards.
         example_input: what the model takes: a tensor, a tuple of arguments, or a dict of keyword arguments.
         filter: called with a convolution's name and the module; those for which it returns False stay. By default all
             of nn.Conv1d, 2d, 3d and nn.ConvTranspose1d, 2d, 3d are swapped; what is of a class derived from them, as a
@@ -52,8 +56,13 @@ def convert_convs(
         bias: "position" for a bias of its own at every position, "channel" for one a filter as before.
 
     Returns:
-        The model; or the new layer, where the model itself is a convolution. Hooks of a
-        convolution do not come along; whether it trains, and which of its parameters do, does.
+        The model; or the new layer, where the model itself is a convolution. Whether a convolution trains, and which of
+        its parameters do, comes along.
+
+    Warns:
+        UserWarning: naming convolutions that stay since their class is derived from torch's (parametrized or lazy ones,
+            say), what of a convolution does not come along (hooks, buffers, attributes, a pruning), and parameters or
+            modules that were shared with what was not swapped, or by two convolutions, and no longer are.
 
     Raises:
         ConversionError: the model does not run on the example, or a convolution is not called by it, meets several
@@ -75,13 +84,21 @@ def convert_convs(
     if filter is not None and not callable(filter):
         raise ArgumentTypeError(name="filter", value=filter, allowed="None or a callable (name, module) -> bool")
     check_bias(bias)
-    chosen = {
+    kinds: tuple[type[nn.Module], ...] = tuple(LAYERS)
+    convs = {
         name: module
         for name, module in model.named_modules()
-        if type(module) in LAYERS and (filter is None or filter(name, module))
+        if isinstance(module, kinds) and (filter is None or filter(name, module))
     }
+    chosen = {name: module for name, module in convs.items() if type(module) in LAYERS}
+    left = [f"{name or 'the model'} ({type(module).__name__})" for name, module in convs.items() if name not in chosen]
     sizes = _sizes(model, example_input, chosen)
     made = {module: _layer(name, module, sizes[name], bias) for name, module in chosen.items()}
+    _warn(
+        f"left as they are, being of classes derived from torch's: {', '.join(left)}" if left else "",
+        *(f"dropped of {name}: {', '.join(lost)}" for name, conv in chosen.items() if (lost := _lost(conv))),
+        *_untied(model, chosen),
+    )
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):  # named_children leaves out a module's second name
             if child in made:
@@ -91,10 +108,73 @@ def convert_convs(
 
 def _layer(name: str, conv: nn.Module, size: tuple[int, ...], bias: str) -> nn.Module:
     try:
-        layer: nn.Module = LAYERS[type(conv)].from_conv(conv, size, bias=bias)
+        layer: Any = LAYERS[type(conv)].from_conv(conv, size, bias=bias)
     except (TypeError, ValueError) as error:
         raise ConversionError(name=name, reason=str(error)) from error
-    return layer
+    layer._follows_input_format = True
+    converted: nn.Module = layer
+    return converted
+
+
+def _warn(*messages: str) -> None:
+    found = [message for message in messages if message]
+    if found:
+        warnings.warn(f"convert_convs: {'; '.join(found)}", UserWarning, stacklevel=3)
+
+
+def _lost(conv: nn.Module) -> list[str]:
+    """What a convolution has beyond what all have, which the layer in its place does not."""
+    plain: Any = type(conv)(1, 1, 1, device="meta")
+    lost = [
+        f"{key.strip('_')} ({_names(hooks)})" for key, hooks in vars(conv).items() if key.endswith("_hooks") and hooks
+    ]
+    lost += [f"buffer {name}" for name in conv._buffers]
+    lost += [f"parameter {name}" for name in conv._parameters if name not in ("weight", "bias")]
+    lost += [f"module {name}" for name in conv._modules]
+    own = {*vars(plain), "weight", "bias"}
+    lost += [f"attribute {name}" for name in vars(conv) if name not in own and not name.startswith("_")]
+    for name, parameter in conv.named_parameters(recurse=False):
+        for kind in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+            hooks = getattr(parameter, kind, None)
+            lost += [f"{kind.strip('_')} of {name} ({_names(hooks)})"] if hooks else []
+    return lost
+
+
+def _names(hooks: Mapping[int, Any]) -> str:
+    return ", ".join(getattr(hook, "__qualname__", type(hook).__name__) for hook in hooks.values())
+
+
+def _untied(model: nn.Module, chosen: Mapping[str, nn.Module]) -> list[str]:
+    """What the model shares with a convolution, or between two, and will not share with the new layers."""
+    swapped = set(chosen.values())
+    owners: dict[Tensor, list[tuple[str, nn.Module]]] = {}
+    for place, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                owners.setdefault(parameter, []).append((f"{place}.{name}".lstrip("."), module))
+    found = [
+        f"no longer one parameter: {' and '.join(name for name, _ in several)}"
+        for several in owners.values()
+        if len(several) > 1 and any(module in swapped for _, module in several)
+    ]
+    names = {module: name for name, module in chosen.items()}
+    for place, module in model.named_modules():
+        for key, value in vars(module).items():
+            if key not in _OWN:
+                for held in _held(value):
+                    if held in names:
+                        found.append(f"{f'{place}.{key}'.lstrip('.')} still holds the convolution {names[held]}")
+    return found
+
+
+_OWN = frozenset(vars(nn.Module()))  # what nn.Module keeps for itself, its children among it
+
+
+def _held(value: Any) -> list[nn.Module]:
+    """The modules that an attribute is, or holds in a plain container, where nn.Module does not see them."""
+    values = list(value.values()) if isinstance(value, Mapping) else value
+    values = values if isinstance(values, (list, tuple, set, frozenset)) else [values]
+    return [v for v in values if isinstance(v, nn.Module)]
 
 
 def _sizes(model: nn.Module, example: Any, chosen: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]:

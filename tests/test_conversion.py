@@ -1,8 +1,13 @@
 """From torch's convolutions to filters of their own, and back."""
 
+import copy
+import pickle
+import warnings
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import lc_triton
 from lc_triton.errors import ArgumentTypeError, ConversionError, NotBuiltError
@@ -193,9 +198,154 @@ def test_a_convolution_that_is_told_more_than_its_input_is_named():
         lc_triton.convert_convs(ByKeyword(), torch.randn(1, 1, 5))
 
 
-def test_a_subclass_stays():
-    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv1d(1, 1, 3)))
-    assert isinstance(lc_triton.convert_convs(model, torch.randn(1, 1, 5))[0], nn.Conv1d)
+class Own(nn.Conv1d):
+    """A convolution of a class of its own."""
+
+
+def test_a_subclass_stays_and_is_named():
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv1d(1, 1, 3)), Own(1, 1, 1), nn.LazyConv1d(1, 1))
+    message = r"left as they are, .*: 0 \(ParametrizedConv1d\), 1 \(Own\), 2 \(LazyConv1d\)$"
+    with pytest.warns(UserWarning, match=message):
+        lc_triton.convert_convs(model, torch.randn(1, 1, 5))
+    assert all(isinstance(conv, nn.Conv1d) for conv in model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lc_triton.convert_convs(model, torch.randn(1, 1, 5), lambda name, conv: False)
+        lc_triton.convert_convs(nn.Sequential(nn.Conv1d(1, 1, 1)), torch.randn(1, 1, 5))
+
+
+def hooked():
+    conv = nn.Conv1d(2, 3, 3)
+    conv.register_forward_hook(lambda module, args, y: None)
+    conv.register_buffer("scale", torch.ones(1))
+    conv.weight.register_hook(lambda grad: grad)
+    conv.extra = nn.Linear(1, 1)
+    conv.label = "first"
+    return conv
+
+
+def old_weight_norm():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that the parametrization is newer
+        return nn.utils.weight_norm(nn.Conv1d(2, 3, 3))
+
+
+DROPPED = [
+    (
+        hooked,
+        r"dropped of 0: forward_hooks \(hooked.<locals>.<lambda>\), buffer scale, module extra, attribute label, "
+        r"backward_hooks of weight \(hooked.<locals>.<lambda>\)$",
+    ),
+    (
+        lambda: prune.l1_unstructured(nn.Conv1d(2, 3, 3), "weight", 0.5),
+        r"dropped of 0: forward_pre_hooks \(L1Unstructured\), buffer weight_mask, parameter weight_orig$",
+    ),
+    (old_weight_norm, r"dropped of 0: forward_pre_hooks \(WeightNorm\), parameter weight_g, parameter weight_v$"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), DROPPED)
+def test_what_does_not_come_along_is_named(make, message):
+    net, x = nn.Sequential(make()), torch.randn(2, 2, 6)
+    want = net(x)
+    with pytest.warns(UserWarning, match=message):
+        lc_triton.convert_convs(net, x)
+    assert_close(net(x), want.detach().double(), 1e-6)
+    assert net[0].weight.requires_grad  # as what its weight was made of did
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv1d(2, 2, 3, padding=1) for _ in range(3))
+        self.b.weight = self.a.weight
+        self.linear = nn.Linear(2, 2)
+        self.linear.bias = self.c.bias
+        self.again = self.c
+        self.by_hand = [self.c]
+
+    def forward(self, x):
+        return self.linear(self.again(self.by_hand[0](self.b(self.a(x)))).mT)
+
+
+def test_what_is_no_longer_shared_is_named():
+    net, x = Tied(), torch.randn(1, 2, 5)
+    want = net(x)
+    message = (
+        "no longer one parameter: a.weight and b.weight; no longer one parameter: c.bias and linear.bias; "
+        "by_hand still holds the convolution c$"
+    )
+    with pytest.warns(UserWarning, match=message):
+        lc_triton.convert_convs(net, x)
+    assert net.again is net.c
+    assert isinstance(net.c, lc_triton.LocalConv1d)
+    assert_close(net(x), want.detach().double(), 1e-5)
+
+
+def test_where_warnings_are_errors_nothing_is_swapped():
+    net = Tied()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="no longer one parameter"):
+            lc_triton.convert_convs(net, torch.randn(1, 2, 5))
+    assert type(net.a) is type(net.c) is nn.Conv1d
+
+
+class LeNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 2))
+        self.head = nn.Linear(6 * 2 * 2, 10)
+
+    def forward(self, x):
+        x = self.body(x)
+        return self.head(x.view(x.size(0), -1))
+
+
+def test_views_behind_a_converted_layer_go_on_working():
+    net, x = LeNet(), torch.randn(2, 1, 8, 8)
+    want = net(x)
+    net = lc_triton.convert_convs(net, x)
+    for model in (net, copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert_close(model(x), want.detach().double(), 1e-5)
+        model(x).sum().backward()
+    assert torch.equal(torch.compile(net, backend="eager", fullgraph=True)(x), net(x))
+    assert not lc_triton.LocalConv2d(1, 4, 3, 8)(x).is_contiguous()  # a layer made by hand: channels last
+
+
+INPUTS = {
+    "contiguous": torch.randn(2, 4, 6, 5),
+    "channels_last": torch.randn(2, 4, 6, 5).to(memory_format=torch.channels_last),
+    "crop": torch.randn(2, 7, 6, 4).movedim(-1, 1)[:, :, 1:],
+    "cut": torch.randn(2, 4, 6, 9)[..., 2:-2],
+    "expanded": torch.randn(1, 6, 5, 4).movedim(-1, 1).expand(3, -1, -1, -1),
+    "permuted": torch.randn(6, 2, 4, 5).permute(1, 2, 0, 3),
+    "unbatched": torch.randn(6, 5, 4).movedim(-1, 0),
+    "one_sample": torch.randn(1, 4, 6, 5),
+}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("activation", [None, nn.LeakyReLU(), "softmax"])
+def test_a_converted_layer_follows_the_memory_format_of_its_input(name, activation):
+    x = INPUTS[name]
+    for conv in (nn.Conv2d(4, 3, 2), nn.ConvTranspose2d(4, 3, 2, stride=2)):
+        layer = lc_triton.convert_convs(conv, x)
+        layer.activation = activation
+        y = layer(x)
+        assert y.stride() == conv(x).stride()
+        if x.ndim == 4:
+            assert layer(x[:0]).shape == (0, *y.shape[1:])
+
+
+@pytest.mark.parametrize(("kind", "size"), [(nn.Conv1d, (7,)), (nn.Conv3d, (3, 4, 5)), (nn.ConvTranspose3d, (2, 3, 2))])
+def test_formats_of_one_and_three_dimensions(kind, size):
+    conv = kind(4, 3, 2)
+    x = torch.randn(2, 4, *size)
+    layer = lc_triton.convert_convs(conv, x)
+    for one in (x, x.movedim(1, -1).contiguous().movedim(-1, 1)):
+        assert layer(one).stride() == conv(one).stride()
+        assert_close(layer(one), conv(one).detach().double(), 1e-5)
 
 
 def test_what_is_no_model():
