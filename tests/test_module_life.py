@@ -1,14 +1,18 @@
 """What a training pipeline does to nn.Conv2d, done to these layers: equal to what it is without, or to nn.Conv2d."""
 
+import contextlib
 import copy
 import pickle
+import re
+import warnings
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils import checkpoint
 
 import lc_triton
@@ -45,16 +49,79 @@ def test_activation_checkpointing(kind, reentrant):
         assert torch.equal(got, want)
 
 
+def recipes():
+    """What docs/pytorch.md defines for norms and pruning."""
+    text = (Path(__file__).parents[1] / "docs" / "pytorch.md").read_text()
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class FilterNorm" in b)
+    names = {"torch": torch, "nn": nn, "lc_triton": lc_triton}
+    exec(compile(block, "docs/pytorch.md", "exec"), names)
+    return names
+
+
+RECIPES = recipes()
+
+
+def convolution_of(layer, *position):
+    """torch's convolution with the filters of one position."""
+    weight = layer.weight.detach()[position].movedim((-1, -2), (0, 1))
+    conv = nn.Conv2d(weight.shape[1], weight.shape[0], 3, bias=False, dtype=weight.dtype)
+    conv.weight = nn.Parameter(weight.contiguous())
+    return conv
+
+
 @LAYERS
-def test_parametrizations(kind):
-    plain, layer = kind(), parametrizations.weight_norm(kind(), dim=-1)
+def test_weight_norms(kind):
+    plain, layer = kind(), parametrizations.weight_norm(kind(), dim=kind().weight.ndim - 1)
     assert_close(layer(X), plain(X).detach())
+    assert layer.parametrizations.weight.original0.numel() == plain.weight.shape[-1]
     layer(X).sum().backward()
     assert layer.parametrizations.weight.original0.grad.abs().sum() > 0
+
+    layer = parametrize.register_parametrization(kind(), "weight", RECIPES["FilterNorm"]())
+    assert_close(layer(X), plain(X).detach())
+    assert_close(layer.weight, plain.weight.detach())
+    layer(X).square().sum().backward()
+    length, direction = (p.grad for p in list(layer.parametrizations.weight.parameters()))
+    grad = torch.autograd.grad(plain(X).square().sum(), plain.weight)[0]
+    for position in ((0, 0), (2, 1)):  # each as torch's own norm of a convolution of it
+        conv = parametrizations.weight_norm(convolution_of(plain, *position))
+        conv.weight.backward(grad[position].movedim((-1, -2), (0, 1)))
+        want_length, want = (p.grad for p in conv.parametrizations.weight.parameters())
+        assert_close(length[position].flatten(), want_length.flatten())
+        assert_close(direction[position].movedim((-1, -2), (0, 1)), want)
+
+
+@LAYERS
+def test_spectral_norms(kind):
     spectral = parametrizations.spectral_norm(kind(), dim=-1, n_power_iterations=30)
     spectral(X).sum().backward()
     matrix = spectral.weight.detach().movedim(-1, 0).flatten(1)
     assert torch.linalg.matrix_norm(matrix, 2).item() == pytest.approx(1.0, rel=1e-2)
+
+    plain, layer = kind(), parametrize.register_parametrization(kind(), "weight", RECIPES["PositionSpectralNorm"]())
+    for position in ((0, 0), (3, 2)):
+        conv = parametrizations.spectral_norm(convolution_of(plain, *position), n_power_iterations=200)
+        assert_close(layer.weight[position].movedim((-1, -2), (0, 1)), conv.weight.detach(), 1e-6)
+    layer(X).sum().backward()
+    assert layer.parametrizations.weight.original.grad.isfinite().all()
+
+
+@LAYERS
+def test_structured_pruning(kind):
+    layer, plain = kind(), kind()
+    prune.ln_structured(layer, "weight", amount=1, n=2, dim=-1)
+    norms = plain.weight.detach().flatten(0, -2).norm(dim=0)
+    assert torch.equal(layer.weight_mask.flatten(0, -2).amin(0), (norms != norms.min()).to(norms.dtype))
+    layer = kind()
+    prune.ln_structured(layer, "weight", amount=1, n=2, dim=-2)
+    assert [bool(c.any()) for c in layer.weight_mask.unbind(-2)].count(False) == 1
+
+    layer = kind()
+    prune.custom_from_mask(layer, "weight", RECIPES["smallest_filters"](layer.weight, 0.5))
+    for position in ((0, 0), (3, 1)):
+        conv = convolution_of(plain, *position)
+        prune.ln_structured(conv, "weight", amount=0.5, n=2, dim=0)
+        assert torch.equal(layer.weight[position].movedim((-1, -2), (0, 1)), conv.weight)
 
 
 @LAYERS
@@ -160,6 +227,155 @@ def test_into_another_process_and_back(kind):
     for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert torch.equal(again(X), want)
         assert again.weight.data_ptr() != layer.weight.data_ptr()
+
+
+@contextlib.contextmanager
+def empty_weights():
+    """What `accelerate.init_empty_weights()` does: each parameter becomes one of its class on the meta device."""
+    register = nn.Module.register_parameter
+
+    def register_empty(module, name, param):
+        register(module, name, param)
+        if param is not None:
+            kind, kwargs = type(param), dict(param.__dict__, requires_grad=param.requires_grad)
+            module._parameters[name] = kind(module._parameters[name].to("meta"), **kwargs)
+
+    nn.Module.register_parameter = register_empty
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        make,
+        transposed,
+        lambda: make(bias="channel"),
+        lambda: make(bias=False),
+        lambda: make(nn.PReLU(3, dtype=torch.float64)),
+        lambda: lc_triton.LocallyConnected2D(
+            3, 3, data_format="channels_first", input_shape=(2, 6, 6), dtype="float64"
+        ),
+    ],
+)
+def test_made_without_memory_as_accelerate_does(kind):
+    with empty_weights():
+        layer = kind()
+    assert all(p.is_meta and type(p) is nn.Parameter for p in layer.parameters())
+    want = kind()
+    layer.load_state_dict(want.state_dict(), assign=True)
+    assert torch.equal(layer(X), want(X))
+
+
+def test_a_layer_that_knows_its_sizes_never_waits():
+    for kind in (make, transposed, lambda: lc_triton.LocallyConnected2D(3, 3, input_shape=(6, 6, 2))):
+        torch.manual_seed(4)
+        layer = kind()
+        assert all(type(p) is nn.Parameter for p in layer.parameters())
+        assert [name for name, _ in layer.named_parameters()] == ["weight", "bias"]
+    assert "bias" in make(bias=False)._parameters  # as torch's own layers say it
+
+
+def layers_of_each_rank():
+    return [
+        lc_triton.LocalConv1d(3, 4, 3, input_size=8),
+        lc_triton.LocalConvTranspose1d(3, 4, 3, input_size=8),
+        lc_triton.LocallyConnected1D(4, 3, input_shape=(8, 3)),
+        lc_triton.LocalConv2d(3, 4, 3, input_size=8),
+        lc_triton.LocalConv3d(2, 4, 2, input_size=4),
+        parametrizations.weight_norm(lc_triton.LocalConv1d(3, 4, 3, input_size=8)),
+        prune.l1_unstructured(lc_triton.LocalConv1d(3, 4, 3, input_size=8), "weight", 0.5),
+    ]
+
+
+def test_a_memory_format_leaves_the_order_of_the_weights():
+    for layer in layers_of_each_rank():
+        want = {name: value.clone() for name, value in layer.state_dict().items()}
+        net = nn.Sequential(layer, nn.Conv2d(3, 4, 3)).to(memory_format=torch.channels_last)
+        assert not net[1].weight.is_contiguous()
+        for name, value in layer.state_dict().items():
+            assert value.is_contiguous(), name
+            assert torch.equal(value, want[name])
+        layer.to(torch.float64, memory_format=torch.channels_last)
+        assert all(value.is_contiguous() for value in layer.state_dict().values())
+        assert all(p.dtype == torch.float64 for p in layer.parameters())
+    layer = nn.Sequential(lc_triton.LocalConv3d(2, 4, 2, input_size=4), nn.Conv3d(2, 4, 2))
+    layer.to(memory_format=torch.channels_last_3d)
+    assert layer[0].weight.is_contiguous()
+    assert layer[0].bias.is_contiguous()
+    assert not layer[1].weight.is_contiguous()
+    lazy = lc_triton.LazyLocalConv1d(3, 2).half().to("cpu", torch.float32)
+    assert lazy(torch.randn(1, 2, 6)).shape == (1, 3, 5)
+
+
+def test_a_weight_in_another_order_is_said_once_a_module():
+    layer, x = make(), X
+    layer.weight = nn.Parameter(layer.weight.detach().movedim(-1, 0).contiguous().movedim(0, -1))
+    want = make()(x)
+    with pytest.warns(
+        UserWarning, match=r"the weight of this LocalConv2d, .* is not contiguous .* each call copies it"
+    ):
+        assert_close(layer(x), want.detach())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer(x)
+        make()(x)
+        again = copy.deepcopy(layer)
+        again.weight = nn.Parameter(again.weight.detach().contiguous())
+        again(x)
+        parametrizations.weight_norm(make(), dim=5)(x)
+        other = make()
+        other.weight = layer.weight
+        torch.compile(other, backend="eager", fullgraph=True)(x)
+    with pytest.warns(UserWarning, match="is not contiguous"):
+        other(x)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        make,
+        transposed,
+        lambda: make("gelu", padding=1, padding_mode="circular"),
+        lambda: make("softmax", bias="channel"),
+        lambda: make(None, bias=False, groups=1),
+    ],
+)
+def test_an_empty_batch(kind):
+    layer, full = kind(), X.clone().requires_grad_()
+    x = X[:0].clone().requires_grad_()
+    y = layer(x)
+    assert y.shape == (0, *layer(full).shape[1:])
+    y.square().sum().backward()
+    assert x.grad.shape == x.shape
+    assert all(p.grad.shape == p.shape and not p.grad.any() for p in layer.parameters())
+
+    # As opacus takes the gradients of each sample of a batch that may be empty.
+    parameters = {name: p.detach() for name, p in layer.named_parameters()}
+
+    def loss(parameters, sample):
+        return torch.func.functional_call(layer, parameters, (sample[None],)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))
+    for name, grad in each(parameters, X[:0]).items():
+        assert grad.shape == (0, *parameters[name].shape)
+    for name, grad in each(parameters, X).items():
+        assert grad.shape == (4, *parameters[name].shape)
+    assert torch.func.vmap(layer)(X[:0, None]).shape == (0, 1, *y.shape[1:])
+
+
+def test_ensembles_without_members():
+    w = torch.randn(0, 2, 2, 2, 2, 2, 2, 1, 2)
+    f = torch.func.vmap(lambda w, b, x: lc_triton.local_conv(x, w, b, activation="tanh"), (0, 0, None))
+    x = torch.randn(2, 1, 3, 3, 3)
+    assert f(w, torch.randn(0, 2), x).shape == (0, 2, 2, 2, 2, 2)
+    assert torch.func.vmap(f, (None, None, 0))(w, torch.randn(0, 2, 2, 2, 2), x[None]).shape == (1, 0, 2, 2, 2, 2, 2)
+    # A further level shares the dimension of the one inside it.
+    ff = torch.func.vmap(f, (0, 0, None))
+    assert ff(torch.randn(3, *w.shape), torch.randn(3, 0, 2), x).shape == (3, 0, 2, 2, 2, 2, 2)
+    assert ff(torch.randn(0, 3, *w.shape[1:]), torch.randn(0, 3, 2), x).shape == (0, 3, 2, 2, 2, 2, 2)
 
 
 def test_data_parallel_without_a_gpu_is_the_module_itself():
