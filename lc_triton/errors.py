@@ -53,7 +53,7 @@ class _Formatter(string.Formatter):
         if conversion != "r":
             return super().convert_field(value, conversion)
         shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-        if shape is not None and dtype is not None and math.prod(shape) > MOST_SHOWN:
+        if isinstance(shape, tuple) and dtype is not None and math.prod(shape) > MOST_SHOWN:
             return f"an array of shape {tuple(shape)} and dtype {str(dtype).removeprefix('torch.')}"
         try:
             text = repr(value)

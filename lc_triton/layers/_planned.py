@@ -167,6 +167,7 @@ class PlannedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output for x."""
         assert self._plan is not None  # an unbuilt layer builds in its pre-forward hook
+        y: Tensor
         if not isinstance(x, Tensor) and has_torch_function((x,)):
             y = self._forward_of_stand_in(x)
         elif self._shared is not None:

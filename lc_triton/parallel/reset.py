@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 from lc_triton.layers._keras_weights import KerasWeights
@@ -38,13 +38,9 @@ def _draw(layer: PlannedLayer, name: str, parameter: DTensor, local: Tensor, see
     whole = isinstance(layer, KerasWeights)
     index = 0 if whole else _part_index(parameter)
     drawn = torch.empty(parameter.shape, dtype=local.dtype, device=local.device) if whole else local
-    try:
-        layer._parameters[name] = nn.Parameter(drawn, requires_grad=False)
-        with _seeded(int(seed) + index, local.device):
-            layer._reset(name)
-    finally:
-        layer._parameters[name] = cast(nn.Parameter, parameter)  # the very one that an optimizer has
     with torch.no_grad():
+        with _seeded(int(seed) + index, local.device):
+            layer._draw(name, drawn)
         if whole:
             mesh, placements = parameter.device_mesh, parameter.placements
             local.copy_(distribute_tensor(drawn, mesh, placements, src_data_rank=None).to_local())
