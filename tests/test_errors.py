@@ -681,6 +681,11 @@ def test_channels_in_another_dimension_are_found(make, shape, message):
     assert "data_format" not in str(caught.value)
 
 
+def test_the_order_of_torchs_arguments_is_explained():
+    with pytest.raises(E.KernelTooLargeError, match=r"\(3, 3\) .* the fourth argument is input_size"):
+        lc_triton.LocalConv2d(3, 4, 3, 1, 1)
+
+
 def test_every_kind_of_error_is_both_ours_and_pythons():
     for name in errors.__all__:
         kind = getattr(errors, name)

@@ -21,6 +21,7 @@ from lc_triton.errors import (
     AttributeChangeError,
     ConversionError,
     GroupsError,
+    KernelTooLargeError,
     NotBuiltError,
 )
 from lc_triton.layers._planned import PlannedLayer, bias_kind
@@ -99,7 +100,12 @@ class ConvolutionLayer(PlannedLayer):
             setattr(self, name, value)  # which checks it
         self._bias_kind = kind
         known = self.in_channels is not None and self.input_size is not None
-        self._add_parameters(self._current_geometry() if known else None, kind, device=device, dtype=dtype)
+        try:
+            geometry = self._current_geometry() if known else None
+        except KernelTooLargeError as error:  # of LocalConv2d(3, 4, 3, 1, 1), say, where nn.Conv2d has a stride
+            order = "the fourth argument is input_size, the size of the input, and stride is the fifth"
+            raise KernelTooLargeError(f"{error}; {order}", **error.fields) from None
+        self._add_parameters(geometry, kind, device=device, dtype=dtype)
 
     def _check_argument(self, name: str, value: Any) -> Any:
         if name == "activation":
