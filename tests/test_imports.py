@@ -28,6 +28,7 @@ ROWS = [
     ["launch", "launch.*", "_cpu", "_cpu.*", "reference"],
     ["tiles", "tiles.*", "kernels", "kernels.*"],
     ["keras.activations", "keras.constraints", "keras.initializers", "keras.regularizers"],
+    ["keras.penalty"],
     ["keras.layout", "keras.registry"],
     ["_ensemble"],
     ["_problem", "_backend", "_sharing", "_layout", "_tracing", "_parameters"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lc_triton._geometry import check_int
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError
+from lc_triton.keras.penalty import block_size, some_outside, wide
 from lc_triton.keras.registry import check_model, check_number, lookup
 
 EPSILON = 1e-7  # Keras's own, in the divisor
@@ -30,6 +31,34 @@ class Constraint:
         """The projection of w; `default_axis` serves where the constraint was given none."""
         raise NotImplementedError
 
+    def project_(self, w: Tensor, default_axis: int = KERNEL_AXIS, inside: Tensor | None = None) -> None:
+        """Project w in place, block by block.
+
+        Args:
+            w: a view of plain memory, contiguous.
+            default_axis: serves where the constraint was given none.
+            inside: for a kernel `(P, D, F)`, which taps meet the input, `(P, T)`; the others become 0 first.
+        """
+        raise NotImplementedError
+
+
+def _blocks(w: Tensor, inside: Tensor | None) -> Iterator[Tensor]:
+    """Parts of w along its first axis, in which taps on padding become 0 before they are given."""
+    if not w.numel():
+        return
+    size = block_size(w.device, w[0].numel())
+    masks = [None] * len(w) if inside is None else inside.split(size)
+    for block, mask in zip(w.split(size), masks, strict=False):
+        if mask is not None and some_outside(mask):
+            block.view(*mask.shape, -1).masked_fill_(~mask[..., None], 0)
+        yield block
+
+
+def _sum_of_squares(w: Tensor, axes: list[int]) -> Tensor:
+    """Of float32 and bfloat16 in float64, which no square of theirs leaves; of float16 in float32 for the same."""
+    dtype = torch.float32 if w.dtype == torch.float16 else torch.float64
+    return w.to(dtype).square().sum(axes, keepdim=True)
+
 
 @dataclass(frozen=True)
 class NonNeg(Constraint):
@@ -39,18 +68,51 @@ class NonNeg(Constraint):
         """The projection of w, any shape."""
         return w * (w >= 0)
 
+    def project_(self, w: Tensor, default_axis: int = KERNEL_AXIS, inside: Tensor | None = None) -> None:
+        """See the base."""
+        for block in _blocks(w, inside):
+            block.clamp_(min=0)
 
-@dataclass(frozen=True)
+
 class _Norm(Constraint):
-    def _norm(self, w: Tensor, axis: int | Sequence[int] | None, default_axis: int) -> Tensor:
-        axes = [default_axis] if axis is None else [axis] if isinstance(axis, int) else list(axis)
+    """What scales w by a function of its norms over `axis`."""
+
+    axis: int | Sequence[int] | None
+
+    def _scale(self, norm: Tensor) -> Tensor:
+        """What w is multiplied by."""
+        raise NotImplementedError
+
+    def __call__(self, w: Tensor, default_axis: int = KERNEL_AXIS) -> Tensor:
+        """The projection of w."""
+        norm = _sum_of_squares(w, self._axes(w, default_axis)).sqrt()
+        return (w.to(wide(w.dtype)) * self._scale(norm).to(wide(w.dtype))).to(w.dtype)
+
+    def project_(self, w: Tensor, default_axis: int = KERNEL_AXIS, inside: Tensor | None = None) -> None:
+        """See the base."""
+        axes = self._axes(w, default_axis)
+        dtype = wide(w.dtype)
+        over_blocks: Tensor | None = None
+        if 0 in axes:
+            over_blocks = torch.stack([_sum_of_squares(block, axes) for block in _blocks(w, inside)]).sum(0)
+        for block in _blocks(w, inside if over_blocks is None else None):
+            numbers = block.to(dtype)
+            squares = _sum_of_squares(numbers, axes) if over_blocks is None else over_blocks
+            numbers.mul_(self._scale(squares.sqrt()).to(dtype))
+            if numbers is not block:
+                block.copy_(numbers)
+
+    def _axes(self, w: Tensor, default_axis: int) -> list[int]:
+        given = self.axis
+        axes = [default_axis] if given is None else [given] if isinstance(given, int) else list(given)
         for a in axes:
             if not -w.ndim <= a < w.ndim:
                 allowed = f"an axis of a tensor of shape {tuple(w.shape)}"
-                raise ArgumentValueError(name="axis", value=axis, allowed=allowed)
-        if len({a % w.ndim for a in axes}) < len(axes):
-            raise ArgumentValueError(name="axis", value=axis, allowed="axes that are named once")
-        return w.square().sum(axes, keepdim=True).sqrt()
+                raise ArgumentValueError(name="axis", value=given, allowed=allowed)
+        positive = [a % w.ndim for a in axes]
+        if len(set(positive)) < len(axes):
+            raise ArgumentValueError(name="axis", value=given, allowed="axes that are named once")
+        return positive
 
 
 def _checked_axis(axis: Any) -> Any:
@@ -79,10 +141,8 @@ class MaxNorm(_Norm):
         check_number("max_value", self.max_value, 0, strictly=True)
         object.__setattr__(self, "axis", _checked_axis(self.axis))
 
-    def __call__(self, w: Tensor, default_axis: int = KERNEL_AXIS) -> Tensor:
-        """The projection of w."""
-        norm = self._norm(w, self.axis, default_axis)
-        return w * (norm.clamp(0, self.max_value) / (EPSILON + norm))
+    def _scale(self, norm: Tensor) -> Tensor:
+        return norm.clamp(0, self.max_value) / (EPSILON + norm)
 
 
 @dataclass(frozen=True)
@@ -94,9 +154,8 @@ class UnitNorm(_Norm):
     def __post_init__(self) -> None:
         object.__setattr__(self, "axis", _checked_axis(self.axis))
 
-    def __call__(self, w: Tensor, default_axis: int = KERNEL_AXIS) -> Tensor:
-        """The projection of w."""
-        return w / (EPSILON + self._norm(w, self.axis, default_axis))
+    def _scale(self, norm: Tensor) -> Tensor:
+        return 1 / (EPSILON + norm)
 
 
 @dataclass(frozen=True)
@@ -114,11 +173,9 @@ class MinMaxNorm(_Norm):
         check_number("rate", self.rate, 0)
         object.__setattr__(self, "axis", _checked_axis(self.axis))
 
-    def __call__(self, w: Tensor, default_axis: int = KERNEL_AXIS) -> Tensor:
-        """The projection of w."""
-        norm = self._norm(w, self.axis, default_axis)
+    def _scale(self, norm: Tensor) -> Tensor:
         desired = self.rate * norm.clamp(self.min_value, self.max_value) + (1 - self.rate) * norm
-        return w * (desired / (EPSILON + norm))
+        return desired / (EPSILON + norm)
 
 
 CONSTRAINTS: dict[str, type] = {

@@ -31,7 +31,7 @@ def kernel_shape(geometry: Geometry, data_format: str = "channels_last", impleme
     if implementation == 1:
         return geometry.positions, geometry.window, filters
     if implementation == 3:
-        connected = int(_inside(geometry, torch.device("cpu")).sum())
+        connected = int(inside(geometry, torch.device("cpu")).sum())
         return (connected * (channels // geometry.groups) * filters,)
     if data_format == "channels_first":
         return channels, *geometry.in_spatial, filters, *geometry.out_spatial
@@ -50,9 +50,9 @@ def kernel_to_keras(weight: Tensor, geometry: Geometry, data_format: str, implem
         _matrices(dense, geometry, data_format)[entry] = _windows(weight, geometry)[tap]
         return dense
     if implementation == 3:
-        numbers, inside = _sorted(weight, geometry, data_format)
+        numbers, mask = _sorted(weight, geometry, data_format)
         # Selecting takes five times the memory of what is selected.
-        return numbers.reshape(-1) if inside.all() else numbers.masked_select(inside)
+        return numbers.reshape(-1) if mask.all() else numbers.masked_select(mask)
     if data_format == "channels_first":
         weight = weight.movedim(-2, geometry.ndim)
     return weight.reshape(kernel_shape(geometry))
@@ -67,8 +67,8 @@ def kernel_from_keras(kernel: Tensor, geometry: Geometry, data_format: str, impl
         return weight
     if implementation == 3:
         weight = kernel.new_zeros(geometry.weight_shape)
-        numbers, inside = _sorted(weight, geometry, data_format)
-        numbers.masked_scatter_(inside, kernel)
+        numbers, mask = _sorted(weight, geometry, data_format)
+        numbers.masked_scatter_(mask, kernel)
         return weight
     if data_format == "channels_last":
         return kernel.reshape(geometry.weight_shape)
@@ -79,10 +79,24 @@ def kernel_from_keras(kernel: Tensor, geometry: Geometry, data_format: str, impl
 
 def connected(weight: Tensor, geometry: Geometry) -> Tensor:
     """The weight with 0 where a tap falls on padding."""
-    if not any(map(any, geometry.padding)):
+    if not has_padding(geometry):
         return weight
-    inside = _inside(geometry, weight.device).reshape(*geometry.out_spatial, *geometry.kernel, 1, 1)
-    return torch.where(inside, weight, 0)
+    mask = inside(geometry, weight.device).reshape(*geometry.out_spatial, *geometry.kernel, 1, 1)
+    return torch.where(mask, weight, 0)
+
+
+def has_padding(geometry: Geometry) -> bool:
+    """Whether a tap may fall on padding."""
+    return any(map(any, geometry.padding))
+
+
+def inside(geometry: Geometry, device: torch.device) -> Tensor:
+    """Which taps of each position meet the input and no padding, `(P, T)`."""
+    mask = torch.ones((), dtype=torch.bool, device=device)
+    for dim, size in enumerate(geometry.in_spatial):
+        site = _axis_sites(geometry, dim, device)
+        mask = mask & (site >= 0) & (site < size)
+    return mask.reshape(geometry.positions, geometry.taps)
 
 
 def bias_to_keras(bias: Tensor, data_format: str) -> Tensor:
@@ -103,20 +117,18 @@ def bias_from_keras(bias: Tensor, data_format: str) -> Tensor:
 def _sites(geometry: Geometry, device: torch.device) -> Tensor:
     """The input site that each tap of each position reads, `(P, T)`; -1 on padding."""
     flat = torch.zeros((), dtype=torch.int64, device=device)
-    inside = torch.ones((), dtype=torch.bool, device=device)
-    for dim, (size, (low, _)) in enumerate(zip(geometry.in_spatial, geometry.padding, strict=True)):
-        position = torch.arange(geometry.out_spatial[dim], device=device) * geometry.stride[dim] - low
-        tap = torch.arange(geometry.kernel[dim], device=device) * geometry.dilation[dim]
-        shape = [1] * (2 * geometry.ndim)
-        shape[dim], shape[geometry.ndim + dim] = len(position), len(tap)
-        site = (position[:, None] + tap).reshape(shape)
-        inside = inside & (site >= 0) & (site < size)
-        flat = flat * size + site
-    return torch.where(inside, flat, -1).reshape(geometry.positions, geometry.taps)
+    for dim, size in enumerate(geometry.in_spatial):
+        flat = flat * size + _axis_sites(geometry, dim, device)
+    return torch.where(inside(geometry, device), flat.reshape(geometry.positions, geometry.taps), -1)
 
 
-def _inside(geometry: Geometry, device: torch.device) -> Tensor:
-    return _sites(geometry, device) >= 0
+def _axis_sites(geometry: Geometry, dim: int, device: torch.device) -> Tensor:
+    """The place along one axis that each tap of each position reads, with an axis for each of theirs."""
+    position = torch.arange(geometry.out_spatial[dim], device=device) * geometry.stride[dim] - geometry.padding[dim][0]
+    tap = torch.arange(geometry.kernel[dim], device=device) * geometry.dilation[dim]
+    shape = [1] * (2 * geometry.ndim)
+    shape[dim], shape[geometry.ndim + dim] = len(position), len(tap)
+    return (position[:, None] + tap).reshape(shape)
 
 
 def _connections(geometry: Geometry, device: torch.device) -> tuple[Index, Index]:
@@ -147,8 +159,8 @@ def _sorted(weight: Tensor, geometry: Geometry, data_format: str) -> tuple[Tenso
 
     A window's taps meet the sites in rising order, so sorted axes are sorted numbers.
     """
-    inside = _inside(geometry, weight.device)
+    mask = inside(geometry, weight.device)
     numbers = weight.reshape(geometry.positions, geometry.taps, -1, geometry.out_channels)
     if data_format == "channels_first":
-        return numbers.permute(3, 0, 2, 1), inside[:, None, :]
-    return numbers.permute(0, 3, 1, 2), inside[:, None, :, None]
+        return numbers.permute(3, 0, 2, 1), mask[:, None, :]
+    return numbers.permute(0, 3, 1, 2), mask[:, None, :, None]

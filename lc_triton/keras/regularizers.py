@@ -8,13 +8,31 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from lc_triton._geometry import check_name
+from lc_triton._geometry import Geometry, check_name
 from lc_triton.errors import ArgumentValueError
+from lc_triton.keras import layout
+from lc_triton.keras.penalty import weighted_sum, wide
 from lc_triton.keras.registry import check_model, check_number, lookup
 
 
+class _WeightedSum:
+    """What `L1`, `L2` and `L1L2` share: the order of the numbers does not matter."""
+
+    def _factors(self) -> tuple[float, float]:
+        """Of sum(|w|) and sum(w^2)."""
+        raise NotImplementedError
+
+    def __call__(self, w: Tensor) -> Tensor:
+        """The penalty of w, any shape, as a scalar: in w's dtype, or in float32 where that has 16 bits."""
+        return weighted_sum(w, *self._factors())
+
+    def of_weight(self, weight: Tensor, geometry: Geometry) -> Tensor:
+        """The penalty of a layer's weight `(*out_spatial, *kernel, C // groups, F)` without its taps on padding."""
+        return weighted_sum(weight, *self._factors(), geometry)
+
+
 @dataclass(frozen=True)
-class L1:
+class L1(_WeightedSum):
     """The penalty l1 * sum(|w|)."""
 
     l1: float = 0.01
@@ -22,13 +40,12 @@ class L1:
     def __post_init__(self) -> None:
         check_number("l1", self.l1, 0)
 
-    def __call__(self, w: Tensor) -> Tensor:
-        """The penalty of w, any shape, as a scalar."""
-        return self.l1 * w.abs().sum()
+    def _factors(self) -> tuple[float, float]:
+        return self.l1, 0.0
 
 
 @dataclass(frozen=True)
-class L2:
+class L2(_WeightedSum):
     """The penalty l2 * sum(w^2)."""
 
     l2: float = 0.01
@@ -36,13 +53,12 @@ class L2:
     def __post_init__(self) -> None:
         check_number("l2", self.l2, 0)
 
-    def __call__(self, w: Tensor) -> Tensor:
-        """The penalty of w, any shape, as a scalar."""
-        return self.l2 * w.square().sum()
+    def _factors(self) -> tuple[float, float]:
+        return 0.0, self.l2
 
 
 @dataclass(frozen=True)
-class L1L2:
+class L1L2(_WeightedSum):
     """The penalty l1 * sum(|w|) + l2 * sum(w^2)."""
 
     l1: float = 0.0
@@ -52,9 +68,8 @@ class L1L2:
         check_number("l1", self.l1, 0)
         check_number("l2", self.l2, 0)
 
-    def __call__(self, w: Tensor) -> Tensor:
-        """The penalty of w, any shape, as a scalar."""
-        return self.l1 * w.abs().sum() + self.l2 * w.square().sum()
+    def _factors(self) -> tuple[float, float]:
+        return self.l1, self.l2
 
 
 @dataclass(frozen=True)
@@ -76,15 +91,20 @@ class OrthogonalRegularizer:
         check_name("mode", self.mode, ("rows", "columns"))
 
     def __call__(self, w: Tensor) -> Tensor:
-        """The penalty of w `(..., D, F)`, as a scalar."""
+        """The penalty of w `(..., D, F)`, as a scalar: in w's dtype, or in float32 where that has 16 bits."""
         if w.ndim < 2:
             allowed = f"another for weights of shape {tuple(w.shape)}: it compares the rows of matrices"
             raise ArgumentValueError(name="regularizer", value=self, allowed=allowed)
+        w = w.to(wide(w.dtype))
         vectors = w if self.mode == "rows" else w.mT
-        vectors = vectors * vectors.square().sum(-1, keepdim=True).clamp(min=1e-12).rsqrt()
         size = vectors.shape[-2]
         if size < 2:
             return w.new_zeros(())
+        # Keras divides by sqrt(max(sum(v^2), 1e-12)). Divided by their largest number first, the squares are in range.
+        largest = vectors.detach().abs().amax(-1, keepdim=True).clamp(min=torch.finfo(w.dtype).tiny)
+        vectors = vectors / largest
+        least = (1e-6 / largest).square().clamp(max=torch.finfo(w.dtype).max)
+        vectors = vectors * torch.maximum(vectors.square().sum(-1, keepdim=True), least).rsqrt()
         product = vectors @ vectors.mT
         off_diagonal = product * (1 - torch.eye(size, dtype=w.dtype, device=w.device))
         return self.factor * 0.5 * off_diagonal.abs().sum() / (size * (size - 1) / 2)
@@ -129,6 +149,14 @@ def by_window(regularizer: Any) -> bool:
     return isinstance(regularizer, tuple(REGULARIZERS.values()))
 
 
+def weight_penalty(regularizer: Any, weight: Tensor, geometry: Geometry) -> Tensor:
+    """The penalty of a layer's weight by a regularizer that windows will do for; taps on padding count for nothing."""
+    if isinstance(regularizer, _WeightedSum):
+        return regularizer.of_weight(weight, geometry)
+    penalty: Tensor = regularizer(layout.connected(weight, geometry).reshape(layout.kernel_shape(geometry)))
+    return penalty
+
+
 def activity_penalty(regularizer: Any, y: Tensor) -> Tensor:
     """The penalty of a batch of outputs, over its size."""
     penalty: Tensor = regularizer(y) / max(1, y.shape[0])
@@ -151,8 +179,8 @@ def regularization_loss(model: nn.Module) -> Tensor:
             layers of all kinds.
 
     Returns:
-        A scalar, part of the graph: add it to the loss. Activity penalties are those of the last forward, divided by
-        its batch size.
+        A scalar, part of the graph: add it to the loss. Penalties of float16 and bfloat16 weights are float32.
+        Activity penalties are those of the last forward, divided by its batch size.
 
     Source: `tf_keras.Model.losses`.
 

@@ -14,6 +14,7 @@ from lc_triton._geometry import Geometry
 from lc_triton._parameters import check_writable, check_writes, is_plain, trains, write
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, NotBuiltError
 from lc_triton.keras import constraints, initializers, layout, registry, regularizers
+from lc_triton.keras.penalty import can_block
 from lc_triton.layers._planned import PlannedLayer
 
 
@@ -56,8 +57,10 @@ class KerasWeights(PlannedLayer):
             return []
         found = []
         if self.kernel_regularizer is not None:
-            implementation = 1 if regularizers.by_window(self.kernel_regularizer) else self.implementation
-            found.append(self.kernel_regularizer(self._connected(implementation)))
+            if regularizers.by_window(self.kernel_regularizer):
+                found.append(regularizers.weight_penalty(self.kernel_regularizer, self.weight, self._geometry))
+            else:
+                found.append(self.kernel_regularizer(self._connected(self.implementation)))
         if self.bias_regularizer is not None and self.use_bias:
             found.append(self.bias_regularizer(self._read("bias")))
         if self._activity is not None:
@@ -85,13 +88,40 @@ class KerasWeights(PlannedLayer):
         """Project kernel and bias onto their constraints, in place; what is frozen stays, as in Keras."""
         if self._plan is None:
             return
-        if self.kernel_constraint is not None and trains(self, "weight"):
+        if self.kernel_constraint is not None and trains(self, "weight") and not self._project_("weight"):
             implementation = 1 if constraints.by_window(self.kernel_constraint) else self.implementation
             kernel = self._connected(implementation)
             kernel = constraints.project(self.kernel_constraint, kernel, constraints.KERNEL_AXIS)
             self._write("weight", kernel, implementation)
-        if self.bias_constraint is not None and self.bias is not None and trains(self, "bias"):
+        if (
+            self.bias_constraint is not None
+            and self.bias is not None
+            and trains(self, "bias")
+            and not self._project_("bias")
+        ):
             self._write("bias", constraints.project(self.bias_constraint, self._read("bias"), constraints.BIAS_AXIS))
+
+    def _project_(self, name: str) -> bool:
+        """Project a parameter in place where it lies as its constraint counts axes; returns whether it did."""
+        parameter, is_kernel = self._parameters.get(name), name == "weight"
+        constraint = self.kernel_constraint if is_kernel else self.bias_constraint
+        # In a kernel (P, D, F) the order of a window's numbers changes neither norms nor what they are multiplied with.
+        if is_kernel:
+            lies_so = constraints.by_window(constraint) or self.implementation == 1
+        else:
+            lies_so = self.data_format == "channels_last"
+        if not lies_so or not isinstance(constraint, constraints.Constraint):
+            return False
+        if parameter is None or not can_block(parameter) or not parameter.is_contiguous():
+            return False
+        geometry = self._geometry
+        inside = None
+        if is_kernel and layout.has_padding(geometry):
+            inside = layout.inside(geometry, parameter.device)
+        with torch.no_grad():
+            w = parameter.view(layout.kernel_shape(geometry)) if is_kernel else parameter
+            constraint.project_(w, constraints.KERNEL_AXIS if is_kernel else constraints.BIAS_AXIS, inside)
+        return True
 
     def _connected(self, implementation: int) -> Tensor:
         """The kernel as regularizers and constraints see it, with 0 for taps on padding."""
