@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lc_triton._geometry import check_int
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError
+from lc_triton.keras import registry
 from lc_triton.keras.penalty import block_size, some_outside, wide
 from lc_triton.keras.registry import check_model, check_number, lookup
 
@@ -204,6 +205,14 @@ def get(identifier: Any) -> Any:
         MaxNorm(max_value=2.0, axis=None)
     """
     return lookup("constraint", identifier, CONSTRAINTS)
+
+
+def serialize(kind: str, constraint: Any, default_axis: int | None) -> dict[str, Any] | None:
+    """A constraint's configuration, with `default_axis` where it names none: by None Keras means all axes."""
+    config = registry.serialize(kind, constraint)
+    if config is not None and config["config"].get("axis", default_axis) is None:
+        config["config"]["axis"] = default_axis
+    return config
 
 
 def by_window(constraint: Any) -> bool:

@@ -42,7 +42,19 @@ def serialize(kind: str, value: Any) -> dict[str, Any] | None:
     if not type(value).__module__.startswith("lc_triton.keras."):
         allowed = f"a named {kind.split('_')[-1]} to be written into a configuration"
         raise ArgumentTypeError(name=kind, value=value, allowed=allowed)
-    return {"class_name": type(value).__name__, "config": dataclasses.asdict(value)}
+    config = dataclasses.asdict(value)
+    if config.get("fan_mode") == "position":  # Keras has no such argument, and the default need not be written
+        del config["fan_mode"]
+    return {"class_name": type(value).__name__, "config": config}
+
+
+def array_error(name: str, value: object, allowed: str) -> ArgumentTypeError:
+    """The error for a value of a wrong type that may be an array: it tells shape and dtype, not the numbers."""
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is None or dtype is None:
+        return ArgumentTypeError(name=name, value=value, allowed=allowed)
+    kind = f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}"
+    return ArgumentTypeError(f"{name} must be {allowed}, got a {kind} of shape {tuple(shape)} and dtype {dtype}")
 
 
 def as_tensor(name: str, value: Any) -> Tensor:
@@ -50,9 +62,9 @@ def as_tensor(name: str, value: Any) -> Tensor:
     try:
         tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ArgumentTypeError(name=name, value=value, allowed="an array or tensor of real numbers") from error
+        raise array_error(name, value, "an array or tensor of real numbers") from error
     if tensor.is_complex() or tensor.dtype == torch.bool:
-        raise ArgumentTypeError(name=name, value=value, allowed="an array or tensor of real numbers")
+        raise array_error(name, value, "an array or tensor of real numbers")
     return tensor
 
 

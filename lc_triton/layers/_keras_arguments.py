@@ -20,6 +20,21 @@ from lc_triton.keras import layout
 AXES = {1: ("steps",), 2: ("rows", "cols"), 3: ("depth", "rows", "cols")}
 
 
+def check_flag(name: str, value: object) -> None:
+    """Refuse what is neither True nor False."""
+    if not isinstance(value, bool):
+        raise ArgumentTypeError(name=name, value=value, allowed="True or False")
+
+
+def check_layer_name(value: object) -> str | None:
+    """A layer's name, or None."""
+    if value is not None and not isinstance(value, str):
+        raise ArgumentTypeError(name="name", value=value, allowed="a string or None")
+    if value == "":
+        raise ArgumentValueError(name="name", value=value, allowed="a string that is not empty, or None")
+    return value
+
+
 class KerasArguments:
     """A layer's windows and the layout of its tensors, checked."""
 
@@ -60,8 +75,7 @@ class KerasArguments:
         self.padding = check_name("padding", name, PADDING_NAMES)
         check_padding(self.padding, n)
         self.data_format = check_name("data_format", data_format, DATA_FORMATS)
-        if not isinstance(use_bias, bool):
-            raise ArgumentTypeError(name="use_bias", value=use_bias, allowed="True or False")
+        check_flag("use_bias", use_bias)
         self.use_bias = use_bias
         self.implementation = check_int("implementation", implementation, 1)
         if self.implementation not in layout.IMPLEMENTATIONS:

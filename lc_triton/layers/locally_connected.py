@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -22,33 +23,45 @@ from lc_triton.errors import (
     UnknownNameError,
 )
 from lc_triton.keras import activations, constraints, initializers, registry, regularizers
-from lc_triton.layers._keras_arguments import KerasArguments
+from lc_triton.layers._keras_arguments import KerasArguments, check_flag, check_layer_name
 from lc_triton.layers._keras_weights import KerasWeights
 
 __all__ = ["LocallyConnected1D", "LocallyConnected2D", "LocallyConnected3D"]
 
+MIXED_POLICIES = ("mixed_float16", "mixed_bfloat16")
 
-def _dtype(value: torch.dtype | str | None) -> torch.dtype | None:
-    """A torch dtype, given as such or by Keras's name."""
-    dtype = getattr(torch, value, value) if isinstance(value, str) else value
-    if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise ArgumentTypeError(name="dtype", value=value, allowed='a torch.dtype, or a name such as "float32"')
+
+def _dtype(value: Any) -> torch.dtype | None:
+    """A torch dtype, given as such, as numpy's, by Keras's name or as the configuration of a policy of one dtype."""
+    given = value
+    if isinstance(value, Mapping):
+        config = value.get("config")
+        value = config.get("name") if isinstance(config, Mapping) else None
+    if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic)):
+        value = np.dtype(value).name
+    if isinstance(value, str) and value in MIXED_POLICIES:
+        allowed = '"float32", the dtype of the weights under this policy: torch.autocast computes in 16 bits'
+        raise ArgumentValueError(name="dtype", value=given, allowed=allowed)
+    dtype: Any = getattr(torch, value, value) if isinstance(value, str) else value
+    if given is not None and not isinstance(dtype, torch.dtype):
+        raise ArgumentTypeError(name="dtype", value=given, allowed='a torch.dtype, or a name such as "float32"')
     check_floating("dtype", dtype)
-    return dtype
+    found: torch.dtype | None = dtype
+    return found
 
 
-def _known_sizes(shape: object, ndim: int, *, batch: bool) -> tuple[int, ...]:
+def _known_sizes(shape: object, ndim: int, *, batch: bool, name: str = "input_shape") -> tuple[int, ...]:
     """The sizes of one input, from its shape or from that of a batch."""
     if not several(shape):
-        raise ArgumentTypeError(name="input_shape", value=shape, allowed="a sequence of sizes")
+        raise ArgumentTypeError(name=name, value=shape, allowed="a sequence of sizes")
     if len(shape) != ndim + 1 + batch:
         what = "batch, spatial sizes and channels" if batch else "spatial sizes and channels, without the batch"
-        raise LengthError(name="input_shape", value=shape, ndim=ndim, allowed=f"{ndim + 1 + batch} sizes ({what})")
+        raise LengthError(name=name, value=shape, ndim=ndim, allowed=f"{ndim + 1 + batch} sizes ({what})")
     sizes = tuple(shape[1:] if batch else shape)
     if any(size is None for size in sizes):
         allowed = "known sizes: every output position has filters of its own, so only the batch may be None"
-        raise ArgumentValueError(name="input_shape", value=tuple(shape), allowed=allowed)
-    return tuple(check_int("input_shape", size, 1) for size in sizes)
+        raise ArgumentValueError(name=name, value=tuple(shape), allowed=allowed)
+    return tuple(check_int(name, size, 1) for size in sizes)
 
 
 # Arguments that `KerasArguments._take` checks, and those that a module of `lc_triton.keras` looks up.
@@ -101,6 +114,11 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
         dilation_rate: Ints = 1,
         groups: int = 1,
         input_shape: Sequence[int] | None = None,
+        batch_input_shape: Sequence[int | None] | None = None,
+        input_dim: int | None = None,
+        input_length: int | None = None,
+        name: str | None = None,
+        trainable: bool = True,
         device: Any = None,
         dtype: torch.dtype | str | None = None,
     ) -> None:
@@ -115,9 +133,11 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
             dilation_rate=dilation_rate,
             groups=groups,
         )
+        known = self._take_input(input_shape, batch_input_shape, input_dim, input_length)
+        check_flag("trainable", trainable)
         parse_activation(activations.get(activation))
-        factory = {"device": device, "dtype": _dtype(dtype)}
         super().__init__(activation, device=device)
+        self.name = check_layer_name(name)
         self.kernel_initializer = initializers.get(kernel_initializer)
         self.bias_initializer = initializers.get(bias_initializer)
         self.kernel_regularizer = regularizers.get(kernel_regularizer)
@@ -126,13 +146,56 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
         self.kernel_constraint = constraints.get(kernel_constraint)
         self.bias_constraint = constraints.get(bias_constraint)
         self._activity: Tensor | None = None
-        shape = None if input_shape is None else _known_sizes(input_shape, self.ndim, batch=False)
-        geometry = None if shape is None else self._geometry_for(shape)
-        self._add_parameters(geometry, "position" if use_bias else None, **factory)
+        geometry = None if known is None else self._geometry_of_input(known)
+        self._add_parameters(geometry, "position" if use_bias else None, device=device, dtype=_dtype(dtype))
+        self.trainable = trainable  # the module of an activation, too, as Keras freezes the layers in a layer
         if geometry is not None:
             self._drop_lazy_hooks()
 
+    # ---- Keras's attributes
+
+    name: str | None = None
+    _input_dim: int | None = None
+    _input_length: int | None = None
+
+    @property
+    def trainable(self) -> bool:
+        """Whether an optimizer is to change the layer: whether any of its parameters requires a gradient."""
+        return any(parameter.requires_grad for parameter in self.parameters())
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        check_flag("trainable", value)
+        for parameter in self.parameters():
+            parameter.requires_grad = value  # the one way that waiting parameters know, too
+
     # ---- building
+
+    def _take_input(
+        self,
+        input_shape: Sequence[int] | None,
+        batch_input_shape: Sequence[int | None] | None,
+        input_dim: int | None,
+        input_length: int | None,
+    ) -> tuple[int, ...] | None:
+        """The sizes of one input if the arguments tell all; what they tell else is compared when the layer is built."""
+        if input_length is not None and self.ndim != 1:
+            allowed = f"None for {self.ndim} spatial dimensions: give input_shape"
+            raise ArgumentValueError(name="input_length", value=input_length, allowed=allowed)
+        self._input_dim = None if input_dim is None else check_int("input_dim", input_dim, 1)
+        self._input_length = None if input_length is None else check_int("input_length", input_length, 1)
+        known = None if input_shape is None else _known_sizes(input_shape, self.ndim, batch=False)
+        if batch_input_shape is not None:
+            sizes = _known_sizes(batch_input_shape, self.ndim, batch=True, name="batch_input_shape")
+            if batch_input_shape[0] is not None:
+                check_int("batch_input_shape", batch_input_shape[0], 1)
+            if known not in (None, sizes):
+                allowed = f"(batch, {str(known)[1:]}, as input_shape says"
+                raise ArgumentValueError(name="batch_input_shape", value=tuple(batch_input_shape), allowed=allowed)
+            known = sizes
+        if known is None and self._input_dim is not None and self._input_length is not None:
+            known = self._arrange((self._input_length,), self._input_dim)
+        return known
 
     @property
     def use_bias(self) -> bool:
@@ -159,7 +222,19 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
         return None if self._plan is None else (None, *self._arrange(self._geometry.out_spatial, self.filters))
 
     def _build(self, shape: tuple[int, ...]) -> None:
-        self._fit(self._geometry_for(shape), "position" if self.use_bias else None)
+        self._fit(self._geometry_of_input(shape), "position" if self.use_bias else None)
+
+    def _geometry_of_input(self, shape: tuple[int, ...]) -> Geometry:
+        """The geometry for the shape of one input, compared with what other arguments tell of it."""
+        geometry = self._geometry_for(shape)
+        for name, given, size in (
+            ("input_dim", self._input_dim, geometry.in_channels),
+            ("input_length", self._input_length, geometry.in_spatial[0]),
+        ):
+            if given is not None and given != size:
+                allowed = f"{size} for an input of shape {shape}, or None"
+                raise ArgumentValueError(name=name, value=given, allowed=allowed)
+        return geometry
 
     def _current_geometry(self) -> Geometry:
         return self._geometry_for(self._arrange(self._geometry.in_spatial, self._geometry.in_channels))
@@ -226,6 +301,9 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
         return y
 
     def _check_rank(self, x: object) -> None:
+        if not isinstance(x, Tensor) and not hasattr(type(x), "__torch_function__"):  # as a tracer's stand-in has
+            remedy = ": torch.as_tensor(x) makes one of an array" if hasattr(x, "__array__") else ""
+            raise registry.array_error("x", x, f"a torch.Tensor{remedy}")
         if isinstance(x, Tensor) and x.ndim != self.ndim + 2:
             allowed = f"{self.ndim + 2} dimensions ({', '.join(self._axes)})"
             raise RankError(name="x", allowed=allowed, shape=tuple(x.shape))
@@ -252,6 +330,8 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
     def get_config(self) -> dict[str, Any]:
         """All arguments as plain values that json takes, Keras's by Keras's names.
 
+        What Keras 2 does not have is there only where it is not the default, so that Keras 2 takes the rest.
+
         Raises:
             ArgumentTypeError: an argument that is a function, which no configuration can hold.
 
@@ -259,12 +339,22 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
 
         Example:
             >>> import lc_triton
-            >>> config = lc_triton.LocallyConnected1D(64, 3, activation="relu").get_config()
-            >>> config["filters"], config["kernel_size"], config["activation"]
-            (64, [3], 'relu')
+            >>> config = lc_triton.LocallyConnected1D(64, 3, activation="relu", name="L4").get_config()
+            >>> config["name"], config["filters"], config["kernel_size"], config["activation"]
+            ('L4', 64, [3], 'relu')
         """
+        shape = self.input_shape
+        ours: dict[str, tuple[Any, Any]] = {
+            "batch_input_shape": (None, None if shape is None else [None, *shape]),
+            "input_dim": (None, self._input_dim if shape is None else None),
+            "input_length": (None, self._input_length if shape is None else None),
+            "dilation_rate": ([1] * self.ndim, list(self.dilation_rate)),
+            "groups": (1, self.groups),
+        }
+        axis = constraints.KERNEL_AXIS if self.implementation == 1 else None
         return {
-            "trainable": trains(self, "weight"),
+            "name": self.name,
+            "trainable": self.trainable,
             "dtype": str(self.weight.dtype).removeprefix("torch."),
             "filters": self.filters,
             "kernel_size": list(self.kernel_size),
@@ -278,12 +368,10 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
             "kernel_regularizer": registry.serialize("kernel_regularizer", self.kernel_regularizer),
             "bias_regularizer": registry.serialize("bias_regularizer", self.bias_regularizer),
             "activity_regularizer": registry.serialize("activity_regularizer", self.activity_regularizer),
-            "kernel_constraint": registry.serialize("kernel_constraint", self.kernel_constraint),
-            "bias_constraint": registry.serialize("bias_constraint", self.bias_constraint),
+            "kernel_constraint": constraints.serialize("kernel_constraint", self.kernel_constraint, axis),
+            "bias_constraint": constraints.serialize("bias_constraint", self.bias_constraint, constraints.BIAS_AXIS),
             "implementation": self.implementation,
-            "dilation_rate": list(self.dilation_rate),
-            "groups": self.groups,
-            "input_shape": None if self.input_shape is None else list(self.input_shape),
+            **{name: value for name, (default, value) in ours.items() if value != default},
         }
 
     @classmethod
@@ -291,8 +379,7 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
         """The layer a configuration describes, with weights drawn anew.
 
         Args:
-            config: what `get_config` gave, here or in Keras 2; its `name` is not used, since torch names a module by
-                its place in the model.
+            config: what `get_config` gave, here or in Keras 2.
 
         Raises:
             LocalConvError: an argument that does not exist, or whatever the constructor refuses.
@@ -305,20 +392,11 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
             >>> lc_triton.LocallyConnected1D.from_config(layer.get_config()).output_shape
             (None, 8, 64)
         """
-        arguments = dict(config)
-        arguments.pop("name", None)
-        trainable = arguments.pop("trainable", True)
-        batch_shape = arguments.pop("batch_input_shape", None)
-        if batch_shape is not None:
-            arguments["input_shape"] = batch_shape[1:]
         known = inspect.signature(cls).parameters
-        for name in arguments:
+        for name in config:
             if name not in known:
                 raise UnknownNameError.of("argument", name, known)
-        layer = cls(**arguments)
-        for parameter in layer.parameters():
-            parameter.requires_grad = bool(trainable)  # the one way that waiting parameters know, too
-        return layer
+        return cls(**config)
 
     def __getstate__(self) -> dict[str, Any]:
         # The last forward's penalty is part of a graph, which neither copies nor pickles.
@@ -343,6 +421,8 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
             "dilation_rate": none,
             "groups": 1,
             "input_shape": None,
+            "name": None,
+            "trainable": True,
         }
         for name, default in shown.items():
             value = getattr(self, name)
@@ -374,6 +454,11 @@ class LocallyConnected1D(_LocallyConnectedNd):
         dilation_rate: sites between the taps of a window.
         groups: blocks the channels and filters are split into.
         input_shape: the shape of one input, without the batch, to build at once; else the first call builds.
+        batch_input_shape: the same with the batch before it, which may be None; no other size of a batch is refused.
+        input_dim: the input's channels, to be compared with the first input; with input_length it builds at once.
+        input_length: the input's steps, likewise.
+        name: an attribute, and part of the configuration; None or a string.
+        trainable: False freezes the parameters when they are made; an attribute that may be set later, too.
         device: of the parameters.
         dtype: of the parameters, a floating-point dtype or its name.
 
@@ -421,6 +506,11 @@ class LocallyConnected2D(_LocallyConnectedNd):
         dilation_rate: sites between the taps of a window.
         groups: blocks the channels and filters are split into.
         input_shape: the shape of one input, without the batch, to build at once; else the first call builds.
+        batch_input_shape: the same with the batch before it, which may be None; no other size of a batch is refused.
+        input_dim: the input's channels, to be compared with the first input.
+        input_length: None: only inputs of one spatial dimension have it.
+        name: an attribute, and part of the configuration; None or a string.
+        trainable: False freezes the parameters when they are made; an attribute that may be set later, too.
         device: of the parameters.
         dtype: of the parameters, a floating-point dtype or its name.
 
@@ -468,6 +558,11 @@ class LocallyConnected3D(_LocallyConnectedNd):
         dilation_rate: sites between the taps of a window.
         groups: blocks the channels and filters are split into.
         input_shape: the shape of one input, without the batch, to build at once; else the first call builds.
+        batch_input_shape: the same with the batch before it, which may be None; no other size of a batch is refused.
+        input_dim: the input's channels, to be compared with the first input.
+        input_length: None: only inputs of one spatial dimension have it.
+        name: an attribute, and part of the configuration; None or a string.
+        trainable: False freezes the parameters when they are made; an attribute that may be set later, too.
         device: of the parameters.
         dtype: of the parameters, a floating-point dtype or its name.
 

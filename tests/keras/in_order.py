@@ -19,4 +19,4 @@ def check(config):
     """The configuration of a layer made of ARGUMENTS, but for the strides, a list or a tuple."""
     assert (config["padding"], config["data_format"], config["activation"]) == ("same", "channels_first", "tanh")
     assert [config[n]["class_name"] for n in NAMES] == ["Ones", "Ones", "L1", "L2", "L1L2", "NonNeg", "UnitNorm"]
-    assert (config["use_bias"], config["implementation"], config["groups"]) == (False, 3, 1)
+    assert (config["use_bias"], config["implementation"], config.get("groups", 1)) == (False, 3, 1)

@@ -20,7 +20,9 @@ from lc_triton.layers import LocallyConnected1D, LocallyConnected2D, LocallyConn
 LOCALLY_CONNECTED = (LocallyConnected1D, LocallyConnected2D, LocallyConnected3D)
 
 _LAYERS: dict[str, Any] = {layer.__name__: layer for layer in LOCALLY_CONNECTED}
-_KNOWN = inspect.signature(LocallyConnected1D).parameters  # the same for all
+# What a file says of a layer's input, its place in the model says too.
+_INPUT = ("input_shape", "batch_input_shape", "input_dim", "input_length")
+_KNOWN = [name for name in inspect.signature(LocallyConnected1D).parameters if name not in _INPUT]  # the same for all
 
 _CONVOLUTIONS = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
 
@@ -179,15 +181,15 @@ class LocallyConnectedArguments(Arguments):
                 initializers.get(given.get(name))
             except LocalConvError:
                 given[name] = default
-        given |= {"dtype": self.variable_dtype, "device": "meta", "input_shape": place.shape}
+        given |= {"name": self.name, "trainable": self.trainable, "dtype": self.variable_dtype, "device": "meta"}
         try:
-            layer: nn.Module = _LAYERS[place.class_name].from_config({**given, "trainable": self.trainable})
+            layer: nn.Module = _LAYERS[place.class_name].from_config({**given, "input_shape": place.shape})
         except LocalConvError as error:
             raise ValueError(str(error)) from None
         return layer
 
     def _knows(self, name: str) -> bool:
-        return name in _KNOWN or super()._knows(name)
+        return name in (*_KNOWN, *_INPUT) or super()._knows(name)
 
 
 CLASSES: dict[str, type[Arguments]] = {
