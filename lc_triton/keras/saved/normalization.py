@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal
+
 import torch
 import torch.nn.functional as F
 from pydantic import StrictBool
@@ -53,6 +58,50 @@ class BatchNormalization(Trained):
         return f"{self.running_mean.numel()}, axis={self.axis}, eps={self.eps}, momentum={self.momentum}"
 
 
+class BatchRenormalization(BatchNormalization):
+    """Keras's batch normalization with `renorm=True`: in training, what the batch's statistics give is brought near to
+    what moving ones would give, by `r` and `d`, which no gradient passes.
+
+    Source: Ioffe, "Batch Renormalization", 2017; `keras.layers.BatchNormalization`.
+    """
+
+    running_stddev: Tensor
+    renorm_mean: Tensor
+    renorm_stddev: Tensor
+
+    def __init__(
+        self, size: int, axis: int, *, clipping: Mapping[str, float], renorm_momentum: float, **kwargs: Any
+    ) -> None:
+        super().__init__(size, axis, **kwargs)
+        self.clipping, self.renorm_momentum = dict(clipping), renorm_momentum
+        for name, value in (("running_stddev", 1.0), ("renorm_mean", 0.0), ("renorm_stddev", 1.0)):
+            self.register_buffer(name, torch.full_like(self.running_mean, value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The normalized batch x."""
+        if not self.training or self.frozen:
+            return super().forward(x)
+        x = x.movedim(self.axis, -1)
+        numbers = x.to(self.running_mean.dtype)
+        variance, mean = torch.var_mean(numbers, tuple(range(x.ndim - 1)), correction=0)
+        normalized = (numbers - mean) * (variance + self.eps).rsqrt()
+        with torch.no_grad():
+            stddev = (variance + self.eps).sqrt()
+            least = self.renorm_stddev.clamp(min=self.eps**0.5)
+            r = (stddev / least).clamp(self.clipping.get("rmin"), self.clipping.get("rmax", math.inf))
+            most = self.clipping.get("dmax", math.inf)
+            d = ((mean - self.renorm_mean) / least).clamp(-most, most)
+            self.renorm_mean.lerp_(mean, self.renorm_momentum)
+            self.renorm_stddev.lerp_(stddev, self.renorm_momentum)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_stddev.lerp_(stddev, self.momentum)
+            self.running_var.copy_((self.running_stddev.square() - self.eps).clamp(min=0))
+        y = normalized * r + d
+        y = y if self.weight is None else y * self.weight
+        y = y if self.bias is None else y + self.bias
+        return self.observed(y.to(x.dtype).movedim(-1, self.axis))
+
+
 class LayerNormalization(Trained):
     """Normalization of each sample over some axes."""
 
@@ -90,13 +139,23 @@ class BatchNormalizationArguments(Arguments):
     epsilon: Number = 1e-3
     center: StrictBool = True
     scale: StrictBool = True
+    # Keras 3 writes these always; they matter where `renorm` is true.
+    renorm: StrictBool = False
+    renorm_clipping: dict[Literal["rmin", "rmax", "dmax"], Number | None] | None = None
+    renorm_momentum: Number = 0.99
 
     def module(self, place: Place) -> nn.Module:
         """See the base."""
         if len(self.axis) != 1:
             raise ValueError(f"it normalizes {len(self.axis)} axes, where torch's normalizes one")
         axis = positive_axis(self.axis[0], len(place.shape) + 1)
-        return BatchNormalization(
+        kind: Callable[..., nn.Module] = BatchNormalization
+        if self.renorm:
+            bounds = (self.renorm_clipping or {}).items()
+            clipping: dict[str, float] = {name: float(bound) for name, bound in bounds if bound is not None}
+            momentum = 1 - float(self.renorm_momentum)
+            kind = partial(BatchRenormalization, clipping=clipping, renorm_momentum=momentum)
+        return kind(
             place.shape[axis - 1],
             axis,
             eps=float(self.epsilon),

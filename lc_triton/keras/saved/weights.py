@@ -12,7 +12,7 @@ from lc_triton._geometry import DATA_FORMATS
 from lc_triton.keras import layout
 from lc_triton.keras.saved.activation import PReLU
 from lc_triton.keras.saved.convolution import Convolution
-from lc_triton.keras.saved.normalization import BatchNormalization, LayerNormalization
+from lc_triton.keras.saved.normalization import BatchNormalization, BatchRenormalization, LayerNormalization
 from lc_triton.keras.saved.spec import LayerSpec
 from lc_triton.layers import (
     LocalConv1d,
@@ -165,7 +165,11 @@ def _depthwise_from_keras(shape: tuple[int, ...], kernel: Tensor) -> Tensor:
 
 def _batch_norm(module: BatchNormalization | nn.BatchNorm1d) -> list[Slot]:
     affine = _same("gamma", module, "weight") + _same("beta", module, "bias")
-    return affine + _same("moving_mean", module, "running_mean") + _same("moving_variance", module, "running_var")
+    moving = _same("moving_mean", module, "running_mean") + _same("moving_variance", module, "running_var")
+    if not isinstance(module, BatchRenormalization):
+        return affine + moving
+    more = _same("moving_stddev", module, "running_stddev") + _same("renorm_mean", module, "renorm_mean")
+    return affine + moving + more + _same("renorm_stddev", module, "renorm_stddev")
 
 
 def _layer_norm(module: LayerNormalization | nn.LayerNorm) -> list[Slot]:
