@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,10 +14,13 @@ from torch.utils.hooks import RemovableHandle
 from lc_triton._geometry import check_int
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError
 from lc_triton.keras import registry
-from lc_triton.keras.penalty import block_size, some_outside, wide
+from lc_triton.keras.penalty import BLOCK, wide, zero_outside_
 from lc_triton.keras.registry import check_model, check_number, lookup
 
 EPSILON = 1e-7  # Keras's own, in the divisor
+
+# Sums of squares outside of these may have lost numbers of float32 that float64 has.
+LEAST_SQUARES, MOST_SQUARES = 1e-28, 1e36
 
 # Axis 1 of a kernel (P, D, F) is the window: the norm is that of one filter. Keras's default, axis 0, is the position.
 KERNEL_AXIS = 1
@@ -26,14 +29,14 @@ BIAS_AXIS = 0
 
 @dataclass(frozen=True)
 class Constraint:
-    """What all constraints share: a call with a Keras-shaped tensor."""
+    """What all constraints share: a call with a Keras-shaped tensor, and a projection in place."""
 
     def __call__(self, w: Tensor, default_axis: int = KERNEL_AXIS) -> Tensor:
         """The projection of w; `default_axis` serves where the constraint was given none."""
         raise NotImplementedError
 
     def project_(self, w: Tensor, default_axis: int = KERNEL_AXIS, inside: Tensor | None = None) -> None:
-        """Project w in place, block by block.
+        """Project w in place.
 
         Args:
             w: a view of plain memory, contiguous.
@@ -43,22 +46,28 @@ class Constraint:
         raise NotImplementedError
 
 
-def _blocks(w: Tensor, inside: Tensor | None) -> Iterator[Tensor]:
-    """Parts of w along its first axis, in which taps on padding become 0 before they are given."""
-    if not w.numel():
-        return
-    size = block_size(w.device, w[0].numel())
-    masks = [None] * len(w) if inside is None else inside.split(size)
-    for block, mask in zip(w.split(size), masks, strict=False):
-        if mask is not None and some_outside(mask):
-            block.view(*mask.shape, -1).masked_fill_(~mask[..., None], 0)
-        yield block
+def _blocks(w: Tensor) -> tuple[Tensor, ...]:
+    """Parts of w along its first axis."""
+    parts: tuple[Tensor, ...] = w.split(max(1, BLOCK // max(1, w[:1].numel())))
+    return parts
 
 
 def _sum_of_squares(w: Tensor, axes: list[int]) -> Tensor:
     """Of float32 and bfloat16 in float64, which no square of theirs leaves; of float16 in float32 for the same."""
     dtype = torch.float32 if w.dtype == torch.float16 else torch.float64
     return w.to(dtype).square().sum(axes, keepdim=True)
+
+
+def _sum_of_squares_of_block(block: Tensor, axes: list[int], scratch: Tensor) -> Tensor:
+    """The same of a block of float32 or float64, by way of `scratch`, and in float64 where a CPU sees the need."""
+    if block.device.type == "cpu" or block.dtype == torch.float64:
+        squares = torch.mul(block, block, out=scratch[: len(block)]).sum(axes, keepdim=True)
+        if block.dtype == torch.float64:
+            return squares
+        low, high = (value.item() for value in squares.aminmax())
+        if low > LEAST_SQUARES and high < MOST_SQUARES:
+            return squares.double()
+    return _sum_of_squares(block, axes)
 
 
 @dataclass(frozen=True)
@@ -71,8 +80,9 @@ class NonNeg(Constraint):
 
     def project_(self, w: Tensor, default_axis: int = KERNEL_AXIS, inside: Tensor | None = None) -> None:
         """See the base."""
-        for block in _blocks(w, inside):
-            block.clamp_(min=0)
+        if inside is not None:
+            zero_outside_(w.view(inside.numel(), -1), inside)
+        w.clamp_(min=0)
 
 
 class _Norm(Constraint):
@@ -91,15 +101,18 @@ class _Norm(Constraint):
 
     def project_(self, w: Tensor, default_axis: int = KERNEL_AXIS, inside: Tensor | None = None) -> None:
         """See the base."""
-        axes = self._axes(w, default_axis)
-        dtype = wide(w.dtype)
+        axes, dtype, blocks = self._axes(w, default_axis), wide(w.dtype), _blocks(w)
+        if inside is not None:
+            zero_outside_(w.view(inside.numel(), -1), inside)
+        scratch = torch.empty_like(blocks[0], dtype=dtype)
         over_blocks: Tensor | None = None
         if 0 in axes:
-            over_blocks = torch.stack([_sum_of_squares(block, axes) for block in _blocks(w, inside)]).sum(0)
-        for block in _blocks(w, inside if over_blocks is None else None):
+            squares = [_sum_of_squares_of_block(block.to(dtype), axes, scratch) for block in blocks]
+            over_blocks = torch.stack(squares).sum(0)
+        for block in blocks:
             numbers = block.to(dtype)
-            squares = _sum_of_squares(numbers, axes) if over_blocks is None else over_blocks
-            numbers.mul_(self._scale(squares.sqrt()).to(dtype))
+            total = _sum_of_squares_of_block(numbers, axes, scratch) if over_blocks is None else over_blocks
+            numbers.mul_(self._scale(total.sqrt()).to(dtype))
             if numbers is not block:
                 block.copy_(numbers)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,11 +11,11 @@ from torch.autograd import forward_ad
 from lc_triton._geometry import Geometry
 from lc_triton.keras import layout
 
-# Numbers of a block: its copies in float32 or float64 stay in the cache of a CPU, or are few beside a GPU's memory.
-BLOCK = {"cpu": 1 << 19}
-BLOCK_ELSEWHERE = 1 << 24
+# Numbers of a block whose copy in float32 or float64 is made for a moment: few beside a large weight, but enough that
+# a thread that waits for another, on a machine with other work, does so seldom.
+BLOCK = 1 << 21
 
-# vector_norm on a CPU adds the squares of a row one by one in float32: an error of 3e-3 over 3e7 numbers, 5e-9 in rows.
+# vector_norm on a CPU adds a row's numbers one by one in float32: an error of 3e-3 over 3e7 squares, 5e-9 in such rows.
 ROW = 4096
 
 
@@ -54,16 +53,6 @@ def can_block(w: Tensor) -> bool:
     )
 
 
-def block_size(device: torch.device, row: int) -> int:
-    """Rows of `row` numbers each in a block."""
-    return max(1, BLOCK.get(device.type, BLOCK_ELSEWHERE) // row)
-
-
-def some_outside(inside: Tensor) -> bool:
-    """Whether a mask has to be applied; on other devices than the CPU it always is, for a look would wait for them."""
-    return inside.device.type != "cpu" or not bool(inside.all())
-
-
 def _plain(w: Tensor, l1: float, l2: float, geometry: Geometry | None) -> Tensor:
     """The penalty in torch's own operations, which autograd, transforms and compilers know."""
     w = _connected(w, geometry)
@@ -84,15 +73,14 @@ class _WeightedSum(torch.autograd.Function):
     def forward(ctx: Any, w: Tensor, l1: float, l2: float, geometry: Geometry | None) -> Tensor:
         ctx.save_for_backward(w)
         ctx.factors, ctx.geometry = (l1, l2), geometry
-        dtype = wide(w.dtype)
-        sums = []
-        for block, inside in _blocks(w, w, geometry):
-            numbers = (block if inside is None else torch.where(inside, block, 0)).to(dtype)
-            if l1:
-                sums.append(l1 * numbers.abs().sum())
-            if l2 or not l1:
-                sums.append(l2 * _sum_of_squares(numbers.view(-1)))
-        return torch.stack(sums).sum(dtype=torch.float64).to(dtype)
+        rows, inside = _rows(w, w, geometry)
+        total = torch.zeros((), dtype=torch.float64, device=w.device)
+        for factor, power in ((l1, 1), (l2, 2)):
+            if factor or (power == 2 and not l1):
+                norms = _row_norms(rows, power)
+                norms = norms if inside is None else torch.where(inside, norms, 0)
+                total += factor * norms.pow(power).sum()
+        return total.to(wide(w.dtype))
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
@@ -110,22 +98,47 @@ def _gradient(w: Tensor, l1: float, l2: float, g: Tensor, geometry: Geometry | N
         g = g.view(1)
     by_sign, by_value = l1 * g, 2 * l2 * g
     gradient = torch.empty_like(w)
-    if not l1 and geometry is None:
-        torch.mul(_in_order(w, w), by_value, out=_in_order(gradient, w))
-        return gradient
-    for (block, inside), (out, _) in zip(_blocks(w, w, geometry), _blocks(gradient, w, geometry), strict=True):
-        part = torch.sign(block) * by_sign if l1 else block * by_value
-        if l1 and l2:
-            part += block * by_value
-        out.copy_(part if inside is None else torch.where(inside, part, 0))
+    rows, inside = _rows(w, w, geometry)
+    out, _ = _rows(gradient, w, None if inside is None else geometry)
+    if not l1:
+        torch.mul(rows, by_value, out=out)
+    else:
+        torch.sign(rows, out=out).mul_(by_sign)
+        if l2 and rows.dtype == g.dtype:
+            out.addcmul_(rows, by_value)
+        elif l2:  # 16 bits, for which by_value may be too small
+            for part, block in zip(out.split(_size(rows)), rows.split(_size(rows)), strict=True):
+                part += block * by_value
+    if inside is not None:
+        zero_outside_(out, inside)
     return gradient
 
 
-def _sum_of_squares(numbers: Tensor) -> Tensor:
-    head = numbers.numel() // ROW * ROW
-    norms: Tensor = torch.linalg.vector_norm(numbers[:head].view(-1, ROW), dim=1)
-    last: Tensor = torch.linalg.vector_norm(numbers[head:])
-    return norms.square().sum() + last.square()
+def zero_outside_(rows: Tensor, inside: Tensor) -> None:
+    """Set the rows of taps on padding to 0; on a CPU no other is touched."""
+    if rows.device.type == "cpu":
+        rows.index_fill_(0, inside.view(-1).logical_not().nonzero().view(-1), 0)
+    else:
+        rows.masked_fill_(~inside.view(-1, 1), 0)  # to look for them would wait for the device
+
+
+def _row_norms(rows: Tensor, power: int) -> Tensor:
+    """The norm of each row, in float32 where the rows have 16 bits."""
+    dtype = wide(rows.dtype)
+    norms: Tensor
+    if rows.shape[1] > ROW and rows.device.type == "cpu":
+        norms = torch.stack([_row_norms(part, power) for part in rows.split(ROW, 1)])
+        norms = torch.linalg.vector_norm(norms, power, 0)
+    elif rows.device.type != "cpu" or rows.dtype == dtype:
+        norms = torch.linalg.vector_norm(rows, power, 1, dtype=dtype)
+    else:
+        norms = torch.cat([torch.linalg.vector_norm(part.to(dtype), power, 1) for part in rows.split(_size(rows))])
+    return norms
+
+
+def _size(rows: Tensor) -> int:
+    """Rows in a block."""
+    return max(1, BLOCK // rows.shape[1])
 
 
 def _axes_by_stride(w: Tensor) -> list[int]:
@@ -136,20 +149,24 @@ def _is_dense(w: Tensor) -> bool:
     return w.permute(_axes_by_stride(w)).is_contiguous()
 
 
-def _in_order(tensor: Tensor, like: Tensor) -> Tensor:
-    """The numbers of a dense tensor in the order in which those of `like` lie in memory, a view."""
-    return tensor.permute(_axes_by_stride(like)).view(-1)
+def _rows(tensor: Tensor, like: Tensor, geometry: Geometry | None) -> tuple[Tensor, Tensor | None]:
+    """The numbers of a dense tensor as rows, in the order in which those of `like` lie in memory, a view.
 
-
-def _blocks(tensor: Tensor, like: Tensor, geometry: Geometry | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Parts of a tensor, and which of their rows are taps that meet the input, None where all are."""
+    With a geometry each row is of one tap, and the second result tells which rows meet the input.
+    """
     if geometry is None:
-        flat = _in_order(tensor, like)
-        for block in flat.split(block_size(flat.device, 1)):
-            yield block, None
-        return
-    inside = layout.inside(geometry, tensor.device).view(-1, 1)
-    rows = tensor.view(len(inside), -1)
-    size = block_size(rows.device, rows.shape[1])
-    for block, mask in zip(rows.split(size), inside.split(size), strict=True):
-        yield block, mask if some_outside(mask) else None
+        numbers = tensor.permute(_axes_by_stride(like)).view(-1)
+        return numbers.view(-1, _row_length(numbers.numel())), None
+    inside = layout.inside(geometry, tensor.device).view(-1)
+    length = _row_length(tensor.numel() // len(inside))
+    rows = tensor.view(-1, length)
+    return rows, inside.repeat_interleave(len(rows) // len(inside))
+
+
+def _row_length(count: int) -> int:
+    """A divisor of `count`, at most `ROW` where it has small factors enough."""
+    length = count
+    for factor in (2, 3, 5, 7, 11, 13):
+        while length > ROW and length % factor == 0:
+            length //= factor
+    return length

@@ -1,7 +1,5 @@
 """Penalties and projections: what they compute in every dtype and how often they touch a weight."""
 
-import math
-
 import pytest
 import torch
 from torch import nn
@@ -40,7 +38,8 @@ def inside(layer):
 @pytest.fixture(params=["one", "several"], autouse=True)
 def _blocks(request, monkeypatch):
     if request.param == "several":
-        monkeypatch.setitem(penalty.BLOCK, "cpu", 1000)
+        for module in (penalty, constraints):
+            monkeypatch.setattr(module, "BLOCK", 1000)
 
 
 @pytest.mark.parametrize("name", REGULARIZERS)
@@ -273,8 +272,9 @@ def test_tensors_in_any_order_of_memory(name):
         assert_close(torch.autograd.grad(loss, w)[0], (l1 * w.sign() + 2 * l2 * w).detach(), 1e-13)
 
 
-def test_many_numbers_are_summed_to_float32():
-    w = torch.rand(1 << 22, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("shape", [(1 << 22,), (4, 1000003), (3, 1000003)])  # the last two have no small factors
+def test_many_numbers_are_summed_to_float32(shape):
+    w = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     for regularizer in (regularizers.L1(1.0), regularizers.L2(1.0)):
         assert abs(regularizer(w).item() / regularizer(w.double()).item() - 1) < 3e-7
 
@@ -306,7 +306,10 @@ class Traffic(TorchDispatchMode):
             if isinstance(tensor, torch.Tensor):
                 touched.setdefault(id(tensor), (tensor, False, True))
         for tensor, reads, writes in touched.values():
-            self._count(tensor, reads + writes)
+            part = 1.0
+            if func._schema.name == "aten::index_fill_":  # which touches some rows only
+                part = args[2].numel() / len(tensor) if tensor is args[0] else 1.0
+            self._count(tensor, (reads + writes) * part)
         return result
 
     def _count(self, tensor, times):
@@ -322,7 +325,7 @@ def traffic(layer, f):
     size = layer.weight.numel() * layer.weight.element_size()
     with Traffic(size) as counted:
         f()
-    assert counted.largest_scratch <= max(8 * penalty.BLOCK["cpu"], size / 16)  # what stays in a cache
+    assert counted.largest_scratch <= max(8 * penalty.BLOCK, size / 16)  # what stays in a cache
     return counted.large / size, counted.all / size
 
 
@@ -335,22 +338,25 @@ def test_the_counter_counts():
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
-@pytest.mark.parametrize(("name", "most"), [("l1", 4), ("l2", 3), ("l1_l2", 6)])
+@pytest.mark.parametrize(("name", "most"), [("l1", 5), ("l2", 3), ("l1_l2", 9)])
 def test_how_often_a_penalty_and_its_gradient_touch_the_weight(name, most, padding, monkeypatch):
-    monkeypatch.setitem(penalty.BLOCK, "cpu", 1 << 13)
+    for module in (penalty, constraints):
+        monkeypatch.setattr(module, "BLOCK", 1 << 13)
     layer = layer_of(padding=padding, kernel_regularizer=name, use_bias=False, input_shape=(12, 12, 64))
     large, all_ = traffic(layer, lambda: lc_triton.regularization_loss(layer).backward())
-    assert 0 < large <= most + 0.01
-    if name == "l2" and padding == "valid":
-        assert all_ <= 3.05
+    edges = 1 - inside(layer).mean().item()
+    assert 0 < large <= most + 2 * edges + 0.01
+    if name == "l2":
+        assert all_ <= 3.1 + 2 * edges <= 4  # not only of tensors as large as the weight
     assert layer.weight.grad is not None
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize(("name", "most"), [("max_norm", 3), ("unit_norm", 3), ("min_max_norm", 3), ("non_neg", 2)])
 def test_how_often_a_projection_touches_the_weight(name, most, padding, monkeypatch):
-    monkeypatch.setitem(penalty.BLOCK, "cpu", 1 << 13)
+    for module in (penalty, constraints):
+        monkeypatch.setattr(module, "BLOCK", 1 << 13)
     layer = layer_of(padding=padding, kernel_constraint=name, input_shape=(12, 12, 64))
     large, _ = traffic(layer, lambda: lc_triton.apply_constraints(layer))
-    edges = 1 - inside(layer).flatten(2).amin(1).mean().item() if padding == "same" else 0
-    assert 0 < large <= most + 2 * math.ceil(edges) + 0.01  # on the edges taps on padding are set to 0 first
+    edges = 1 - inside(layer).mean().item()
+    assert 0 < large <= most + 2 * edges + 0.01  # taps on padding are set to 0 first

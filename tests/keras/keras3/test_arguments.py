@@ -119,3 +119,26 @@ def test_a_mask_is_dropped_as_convolutions_drop_it():
     for layer in (layers.LocallyConnected1D(3, 2), keras.layers.Conv1D(3, 2)):
         with pytest.warns(UserWarning, match="does not support masking"):
             layer(x)
+
+
+def test_what_every_layer_of_keras_takes():
+    layer = layers.LocallyConnected2D(16, (9, 9), activation="relu", name="L4", trainable=True)
+    assert (layer.name, layer.trainable) == ("L4", True)
+    frozen = layers.LocallyConnected2D(2, 3, trainable=False, dtype="float64", name="frozen")
+    y = frozen(torch.zeros(1, 5, 5, 3))
+    assert y.dtype == torch.float64
+    assert not y.requires_grad
+    assert not any(w.value.requires_grad for w in frozen.weights)
+    config = frozen.get_config()
+    assert (config["name"], config["trainable"]) == ("frozen", False)
+    again = layers.LocallyConnected2D.from_config(config)
+    assert (again.name, again.trainable) == ("frozen", False)
+    again.trainable = True
+    assert again(torch.zeros(1, 5, 5, 3)).requires_grad
+    with pytest.warns(UserWarning, match="prefer using an `Input"):
+        first = layers.LocallyConnected1D(2, 3, input_shape=(7, 2))
+    assert keras.Sequential([first]).output_shape == (None, 5, 2)
+    for wrong in ({"name": 3}, {"trainable": "yes"}, {"dtype": "flaot32"}, {"batch_input_shape": (None, 7, 2)}):
+        with pytest.raises((ValueError, TypeError)) as caught:
+            layers.LocallyConnected1D(2, 3, **wrong)
+        assert next(iter(wrong)) in str(caught.value) or str(*wrong.values()) in str(caught.value)
