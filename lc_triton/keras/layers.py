@@ -148,8 +148,8 @@ class _LocallyConnectedNd(KerasArguments, keras.layers.Layer):
             name="kernel",
             shape=layout.kernel_shape(geometry),
             initializer=_each_position(self.kernel_initializer) if each else self.kernel_initializer,
-            regularizer=self.kernel_regularizer,
-            constraint=self.kernel_constraint,
+            regularizer=self._in_float32(self.kernel_regularizer),
+            constraint=self._in_float32(self.kernel_constraint, back=True),
             autocast=False,
         )
         self.bias = None
@@ -158,11 +158,22 @@ class _LocallyConnectedNd(KerasArguments, keras.layers.Layer):
                 name="bias",
                 shape=geometry.bias_shape,
                 initializer=self.bias_initializer,
-                regularizer=self.bias_regularizer,
-                constraint=self.bias_constraint,
+                regularizer=self._in_float32(self.bias_regularizer),
+                constraint=self._in_float32(self.bias_constraint, back=True),
                 autocast=False,
             )
         self.input_spec = keras.layers.InputSpec(shape=(None, *input_shape[1:]))
+
+    def _in_float32(self, function: Any, *, back: bool = False) -> Any:
+        """A regularizer or constraint that sees 16-bit weights in float32: squares of theirs leave float16."""
+        if function is None or self.variable_dtype not in ("float16", "bfloat16"):
+            return function
+
+        def widened(w: Any) -> Any:
+            result = function(keras.ops.cast(w, "float32"))
+            return keras.ops.cast(result, self.variable_dtype) if back else result
+
+        return widened
 
     def call(self, inputs: Tensor) -> Tensor:
         """The output for a batch of inputs."""

@@ -102,3 +102,23 @@ def test_weights_of_other_dtypes(dtype):
     assert {str(y.dtype), str(layer.kernel.value.dtype)} == {f"torch.{dtype}"}
     want = layer.kernel.value.double().sum(1)
     assert_close(y[0], want.detach(), torch.finfo(y.dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("scale", [60.0, 1e-4])
+def test_norms_and_penalties_of_16_bits_are_those_of_float32(dtype, scale, tmp_path):
+    layer = layers.LocallyConnected2D(4, 3, kernel_constraint="max_norm", kernel_regularizer="l2", dtype=dtype)
+    model = keras.Sequential([keras.Input((6, 6, 2), dtype=dtype), layer])
+    layer.kernel.assign(torch.full(layer.kernel.shape, scale))
+    w = layer.kernel.value.detach().float()
+    (penalty,) = layer.losses
+    assert penalty.dtype == torch.float32
+    assert abs(penalty.item() / (0.01 * w.square().sum().item()) - 1) < 1e-5
+    norm = w.norm(dim=1, keepdim=True)
+    projected = layer.kernel.constraint(layer.kernel.value)
+    assert projected.dtype == layer.kernel.value.dtype
+    want = w * norm.clamp(max=2) / norm
+    assert ((projected.float() - want).abs() <= 2 * torch.finfo(projected.dtype).eps * want).all()
+    model.save(tmp_path / "model.keras")  # as what they are by name
+    again = keras.saving.load_model(tmp_path / "model.keras").layers[-1]
+    assert again.get_config() == layer.get_config()
