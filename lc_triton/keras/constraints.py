@@ -105,16 +105,15 @@ class _Norm(Constraint):
         if inside is not None:
             zero_outside_(w.view(inside.numel(), -1), inside)
         scratch = torch.empty_like(blocks[0], dtype=dtype)
-        over_blocks: Tensor | None = None
-        if 0 in axes:
-            squares = [_sum_of_squares_of_block(block.to(dtype), axes, scratch) for block in blocks]
-            over_blocks = torch.stack(squares).sum(0)
-        for block in blocks:
-            numbers = block.to(dtype)
-            total = _sum_of_squares_of_block(numbers, axes, scratch) if over_blocks is None else over_blocks
-            numbers.mul_(self._scale(total.sqrt()).to(dtype))
-            if numbers is not block:
-                block.copy_(numbers)
+        squares = [_sum_of_squares_of_block(block.to(dtype), axes, scratch) for block in blocks]
+        total = torch.stack(squares).sum(0) if 0 in axes else torch.cat(squares)
+        scale = self._scale(total.sqrt()).to(dtype)
+        if w.dtype == dtype:
+            w.mul_(scale)
+            return
+        scales = [scale] * len(blocks) if 0 in axes else scale.split(len(blocks[0]))
+        for block, part in zip(blocks, scales, strict=True):
+            block.copy_(block.to(dtype).mul_(part))
 
     def _axes(self, w: Tensor, default_axis: int) -> list[int]:
         given = self.axis

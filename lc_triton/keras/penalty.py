@@ -13,7 +13,7 @@ from lc_triton.keras import layout
 
 # Numbers of a block whose copy in float32 or float64 is made for a moment: few beside a large weight, but enough that
 # a thread that waits for another, on a machine with other work, does so seldom.
-BLOCK = 1 << 21
+BLOCK = 1 << 22
 
 # vector_norm on a CPU adds a row's numbers one by one in float32: an error of 3e-3 over 3e7 squares, 5e-9 in such rows.
 ROW = 4096
