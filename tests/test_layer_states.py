@@ -278,7 +278,7 @@ def test_whether_a_computed_weight_trains_does_not_depend_on_the_last_forward():
     assert layer.get_config()["trainable"]
     with pytest.raises(ComputedParameterError):
         lc_triton.apply_constraints(layer)
-    layer.weight_orig.requires_grad_(False)
+    layer.requires_grad_(False)
     assert not layer.get_config()["trainable"]
     lc_triton.apply_constraints(layer)  # which leaves what is frozen
 

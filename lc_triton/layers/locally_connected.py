@@ -13,7 +13,6 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from lc_triton._activations import ActivationArg, parse_activation
 from lc_triton._geometry import Geometry, Ints, check_int, several
-from lc_triton._parameters import trains
 from lc_triton._plan import Plan, check_floating
 from lc_triton.errors import (
     ArgumentTypeError,
