@@ -423,6 +423,8 @@ REFUSALS = [
     (keras2d, "kernel_initializer", 3, TypeError, "initializer must be"),
     (keras2d, "bias_regularizer", "l3", ValueError, "regularizer 'l3' is not known"),
     (keras2d, "activation", "gelu_tanh", ValueError, "activation 'gelu_tanh' is not known"),
+    (keras2d, "name", 3, TypeError, "name must be"),
+    (keras2d, "trainable", "yes", TypeError, "trainable must be"),
 ]
 
 
@@ -445,6 +447,7 @@ def test_every_public_attribute_takes_effect_or_is_refused(make):
     layer = make()
     plain = {*dir(nn.Module()), "weight", "bias", "initialize_parameters", "has_uninitialized_params"}
     plain |= {"infer_parameters", "cls_to_become"}  # of torch's lazy modules
+    plain |= {"trainable"}  # a property that sets requires_grad of the parameters
     names = [n for n in dir(layer) if not n.startswith("_") and n not in plain]
     attributes = {n for n in names if not callable(getattr(layer, n)) or n == "convolution"} - {"convolution"}
     assert attributes <= layer._arguments | layer._fixed

@@ -89,7 +89,7 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
     """What the layers of all dimensions share; built by `input_shape`, by `build` or by the first call."""
 
     cls_to_become = None  # a built layer stays what it is
-    _arguments = KerasWeights._arguments.union(_TAKEN, _LOOKED_UP)
+    _arguments = KerasWeights._arguments.union(_TAKEN, _LOOKED_UP, ["name"])
     _fixed = KerasWeights._fixed | {"use_bias", "built", "input_shape", "output_shape", "ndim"}
 
     def __init__(
@@ -239,6 +239,8 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
         return self._geometry_for(self._arrange(self._geometry.in_spatial, self._geometry.in_channels))
 
     def _check_argument(self, name: str, value: Any) -> Any:
+        if name == "name":
+            return check_layer_name(value)
         if name in _LOOKED_UP:
             return _LOOKED_UP[name].get(value)
         if name == "activation":
