@@ -33,7 +33,7 @@ class Forward(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Any:
         store_z = problem.activation.saves == "z"
-        y, z = _ops.forward(x, weight, bias, problem, store_z=store_z)
+        y, z = _passes(x, weight, bias).forward(x, weight, bias, problem, store_z=store_z)
         return (y, z) if store_z else y
 
     @staticmethod
@@ -62,7 +62,8 @@ class InputGrad(torch.autograd.Function):
 
     @staticmethod
     def forward(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
-        return _ops.input_grad(g, weight, bias, problem)
+        dx: Tensor = _passes(g, weight, bias).input_grad(g, weight, bias, problem)
+        return dx
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Any) -> None:
@@ -87,7 +88,7 @@ class WeightGrad(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, g: Tensor, problem: Problem, dtype: torch.dtype, with_bias: bool) -> Any:
-        dw, db = _ops.weight_grad(x, g, problem, dtype, with_bias=with_bias)
+        dw, db = _passes(x, g).weight_grad(x, g, problem, dtype, with_bias=with_bias)
         return (dw, db) if with_bias else dw
 
     @staticmethod
@@ -306,6 +307,15 @@ def route(*tensors: Tensor | None) -> str:
 def _operators() -> Any:
     """What a program that looks into a call is given: the operators, or the definition where it knows no others."""
     return _decompositions if is_torchscript_onnx_export() else _library
+
+
+_PLAIN = Tensor, Parameter
+
+
+def _passes(*tensors: Tensor | None) -> Any:
+    """What a Function runs: the operators where a transform around it hid it from what records the call."""
+    recorded = has_dispatch_modes() or is_tracing() or not all(t is None or type(t) in _PLAIN for t in tensors)
+    return _operators() if recorded else _ops
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:

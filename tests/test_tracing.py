@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 from torch.export import Dim
-from torch.func import functional_call
+from torch.func import functional_call, grad, hessian, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import prune
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 import lc_triton
 from lc_triton.errors import LocalConvError
@@ -309,6 +310,58 @@ def test_symbolic_trace_refuses_weights_that_a_hook_computes():
     layer = prune.l1_unstructured(lc_triton.LocalConv2d(2, 4, 3, 6), "weight", 0.5)
     with pytest.raises(LocalConvError, match=r"computes its weight .*is_leaf_module"):
         torch.fx.symbolic_trace(layer)
+
+
+def of_weight(x, weight):
+    return lc_triton.local_conv(x, weight, padding=1, activation="silu").square().sum()
+
+
+TRANSFORMED = {
+    "grad": lambda x, weight: grad(of_weight, 1)(x, weight),
+    "vmap": lambda x, weight: vmap(of_weight, (None, 0))(x, torch.stack([weight, 2 * weight])),
+    "per sample": lambda x, weight: vmap(grad(of_weight, 1), (0, None))(x, weight),
+    "jvp": lambda x, weight: jvp(lambda x: of_weight(x, weight), (x,), (x.cos(),))[1],
+    "hessian": lambda x, weight: hessian(lambda x: of_weight(x, weight[..., :1]))(x[:1]),
+    "transposed": lambda x, weight: grad(lambda w: lc_triton.local_conv_transpose(x, w).square().sum())(weight),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_the_operator_is_recorded_below_a_transform(name):
+    x, other = torch.randn(2, 2, 3, 4, 4, dtype=torch.float64)
+    run, weight = TRANSFORMED[name], torch.randn(4, 4, 3, 3, 3, 5, dtype=torch.float64)
+    if name == "transposed":
+        weight = weight.mT.contiguous()
+    want = run(other, weight)
+    program = make_fx(run)(x, weight)
+    assert any("lc_triton" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program(other, weight), want)
+    with Seen() as mode:
+        torch.testing.assert_close(run(other, weight), want)
+    assert any("lc_triton" in operator for operator in mode.operators)
+
+
+class Wrapped(torch.Tensor):
+    """A tensor that holds another one and has no memory of its own."""
+
+    @staticmethod
+    def __new__(cls, held):
+        return torch.Tensor._make_wrapper_subclass(cls, held.shape, strides=held.stride(), dtype=held.dtype)
+
+    def __init__(self, held):
+        self.held = held
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        args, kwargs = tree_map_only(cls, lambda t: t.held, (args, kwargs or {}))
+        return tree_map_only(torch.Tensor, cls, func(*args, **kwargs))
+
+
+@pytest.mark.parametrize("name", ["grad", "jvp", "per sample"])
+def test_tensors_without_memory_below_a_transform(name):
+    x, weight = torch.randn(2, 3, 4, 4, dtype=torch.float64), torch.randn(4, 4, 3, 3, 3, 5, dtype=torch.float64)
+    found = TRANSFORMED[name](Wrapped(x), weight)
+    torch.testing.assert_close(found.held, TRANSFORMED[name](x, weight))
 
 
 def test_a_traced_layer_in_threads():
