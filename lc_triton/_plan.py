@@ -129,7 +129,7 @@ def split_shape(x: Tensor, ndim: int, data_format: str, name: str = "x") -> tupl
         raise RankError(
             name=name,
             allowed=f"{ndim + 2} dimensions (B, {layout}) or {ndim + 1} ({layout}) for {ndim} spatial dimension(s)",
-            shape=tuple(x.shape),
+            shape=tuple(shape_of(x)),
         )
     shape = tuple(shape_of(x))[-ndim - 1 :]
     return (shape[1:], shape[0]) if data_format == "channels_first" else (shape[:-1], shape[-1])
@@ -137,7 +137,9 @@ def split_shape(x: Tensor, ndim: int, data_format: str, name: str = "x") -> tupl
 
 def check_floating(name: str, dtype: object) -> None:
     """Refuse a dtype the operator does not take; None means torch's default."""
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in _DTYPES):
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise ArgumentTypeError(name=name, value=dtype, allowed="a torch.dtype, such as torch.float16, or None")
+    if dtype is not None and dtype not in _DTYPES:
         allowed = "allowed are float16, bfloat16, float32 and float64: convert it with .to(dtype)"
         raise DtypeError(name=name, value=str(dtype).removeprefix("torch."), allowed=allowed)
 
@@ -170,7 +172,7 @@ def check_input(x: Tensor, plan: Plan) -> None:
             name=name,
             got=channels,
             expected=wanted_channels,
-            shape=tuple(x.shape),
+            shape=tuple(shape_of(x)),
             data_format=plan.data_format,
             remedy=_remedy_for_channels(x, plan, channels),
         )

@@ -33,6 +33,7 @@ __all__ = [
     "ParallelError",
     "PartShapeError",
     "RankError",
+    "ScriptError",
     "SpatialSizeError",
     "TooManyNumbersError",
     "TuningError",
@@ -52,10 +53,10 @@ class _Formatter(string.Formatter):
     def convert_field(self, value: Any, conversion: Any) -> Any:
         if conversion != "r":
             return super().convert_field(value, conversion)
-        shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-        if isinstance(shape, tuple) and dtype is not None and math.prod(shape) > MOST_SHOWN:
-            return f"an array of shape {tuple(shape)} and dtype {str(dtype).removeprefix('torch.')}"
         try:
+            shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+            if isinstance(shape, tuple) and dtype is not None and math.prod(shape) > MOST_SHOWN:
+                return f"an array of shape {tuple(shape)} and dtype {str(dtype).removeprefix('torch.')}"
             text = repr(value)
         except Exception:  # of a user's class, of which the message names the type
             return "what has no repr"
@@ -244,6 +245,12 @@ class NotBuiltError(LocalConvError, ValueError):
     """Weights asked of a layer that has not seen its input size yet."""
 
     template = "{name} is not built: {remedy}"
+
+
+class ScriptError(LocalConvError, TypeError):
+    """A layer given to a compiler of Python that cannot compile it."""
+
+    template = "{name} cannot be scripted: {reason}"
 
 
 class CheckpointError(LocalConvError, ValueError):

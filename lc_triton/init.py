@@ -20,9 +20,10 @@ from torch.nn.init import (
     uniform_,
     zeros_,
 )
+from torch.nn.parameter import is_lazy
 
 from lc_triton._geometry import check_int, check_name, spatial_dims
-from lc_triton.errors import ArgumentTypeError, ArgumentValueError, GroupsError
+from lc_triton.errors import ArgumentTypeError, ArgumentValueError, GroupsError, NotBuiltError
 
 __all__ = [
     "calculate_gain",
@@ -67,7 +68,7 @@ def xavier_uniform_(tensor: Tensor, gain: float = 1.0, generator: torch.Generato
         torch.Size([14, 14, 3, 3, 3, 8])
     """
     fan_in, fan_out = _fans(tensor)
-    return _uniform(tensor, gain * math.sqrt(2 / (fan_in + fan_out)), generator)
+    return _uniform(tensor, gain * math.sqrt(2 / max(fan_in + fan_out, 1)), generator)
 
 
 def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
@@ -94,7 +95,7 @@ def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator: torch.Generator
         torch.Size([14, 3, 3, 8])
     """
     fan_in, fan_out = _fans(tensor)
-    return _normal(tensor, gain * math.sqrt(2 / (fan_in + fan_out)), generator)
+    return _normal(tensor, gain * math.sqrt(2 / max(fan_in + fan_out, 1)), generator)
 
 
 def kaiming_uniform_(
@@ -233,7 +234,7 @@ def dirac_(tensor: Tensor, groups: int = 1) -> Tensor:
     ndim, channels, _, filters = _sizes(tensor)
     groups = check_int("groups", groups, 1)
     if filters % groups:
-        raise GroupsError(name="F, the last dimension of tensor,", value=filters, groups=groups)
+        raise GroupsError(name="F", value=filters, groups=groups)
     per_group = filters // groups
     channel = torch.arange(min(channels, per_group), device=tensor.device)
     group = torch.arange(groups, device=tensor.device)
@@ -241,7 +242,8 @@ def dirac_(tensor: Tensor, groups: int = 1) -> Tensor:
     index: Any = (..., *middle, channel, per_group * group[:, None] + channel)
     with torch.no_grad():
         tensor.zero_()
-        tensor[index] = 1
+        if tensor.numel():
+            tensor[index] = 1
     return tensor
 
 
@@ -249,6 +251,8 @@ def _sizes(tensor: Tensor) -> tuple[int, int, int, int]:
     """Spatial dimensions, channels of a group, D = taps * channels, and F of a weight."""
     if not isinstance(tensor, Tensor):
         raise ArgumentTypeError(name="tensor", value=tensor, allowed="a torch.Tensor, such as layer.weight")
+    if is_lazy(tensor):
+        raise NotBuiltError(name="the layer of this weight", remedy="call it once on an input, then initialise it")
     ndim = spatial_dims(tensor.shape)
     if tensor.grad_fn is not None and not tensor._is_view():
         allowed = (

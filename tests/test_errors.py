@@ -649,8 +649,9 @@ class Unprintable:
         (np.ones((2, 3, 6, 5), "float32"), "got an array of shape (2, 3, 6, 5) and dtype float32 of type ndarray"),
         ([0.5] * 1000, "... of type list"),
         (Unprintable(), "got what has no repr of type Unprintable"),
+        (torch.nested.nested_tensor([torch.zeros(3, 6, 5)]), "of type Tensor"),  # which has no shape
     ],
-    ids=["array", "long", "unprintable"],
+    ids=["array", "long", "unprintable", "nested"],
 )
 def test_a_message_shows_no_wall_of_numbers(value, shown):
     with pytest.raises(E.ArgumentTypeError) as caught:
@@ -684,6 +685,12 @@ def test_channels_in_another_dimension_are_found(make, shape, message):
 def test_the_order_of_torchs_arguments_is_explained():
     with pytest.raises(E.KernelTooLargeError, match=r"\(3, 3\) .* the fourth argument is input_size"):
         lc_triton.LocalConv2d(3, 4, 3, 1, 1)
+
+
+@pytest.mark.parametrize("value", ["float16", float, np.float32])
+def test_a_dtype_of_another_librarys_is_told_from_torchs(value):
+    with pytest.raises(E.ArgumentTypeError, match=r"dtype must be a torch\.dtype, such as torch\.float16"):
+        lc_triton.LocalConv2d(3, 4, 3, 6, dtype=value)
 
 
 def test_every_kind_of_error_is_both_ours_and_pythons():

@@ -152,6 +152,9 @@ def test_what_is_no_weight_is_refused(name):
     computed = parametrizations.spectral_norm(copy.deepcopy(layer))
     with pytest.raises(LocalConvError, match="initialise the layer first"):
         draw(computed.weight)
+    with pytest.raises(LocalConvError, match="call it once on an input"):
+        draw(lc_triton.LazyLocalConv2d(3, 3).weight)
+    draw(torch.empty(5, 0, 2, 0))
     before = layer.weight.detach().clone()
     if name.startswith("kaiming"):
         with pytest.raises(LocalConvError, match="mode 'fan_inn' is not known"):
@@ -159,7 +162,7 @@ def test_what_is_no_weight_is_refused(name):
         with pytest.raises(LocalConvError, match="nonlinearity must be a name"):
             draw(layer.weight, nonlinearity="rellu")
     if name == "dirac_":
-        with pytest.raises(GroupsError):
+        with pytest.raises(GroupsError, match="got F=3 with groups=2"):
             draw(layer.weight, groups=2)
     assert torch.equal(layer.weight, before)
 

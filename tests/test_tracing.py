@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 import lc_triton
-from lc_triton.errors import LocalConvError
+from lc_triton.errors import LocalConvError, NotBuiltError
 
 SIZES = {
     "small": (2, 4, 6, 2),
@@ -383,3 +383,35 @@ def test_a_traced_layer_in_threads():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+UNBUILT = [lambda: lc_triton.LazyLocalConv2d(4, 3), lambda: lc_triton.LocallyConnected2D(4, 3)]
+
+
+@pytest.mark.parametrize("make", UNBUILT)
+def test_symbolic_trace_refuses_a_layer_that_is_not_built(make):
+    for net in (make(), nn.Sequential(make())):
+        with pytest.raises(NotBuiltError, match="call it once on an input before it is traced"):
+            torch.fx.symbolic_trace(net)
+
+
+def test_messages_of_a_tracer_show_plain_sizes():
+    for layer, shape in (
+        (lc_triton.LocalConv2d(2, 4, 3, 6), (2, 6, 6, 2)),
+        (lc_triton.LocalConv2d(2, 4, 3, 6), (2, 6)),
+        (lc_triton.LocallyConnected2D(4, 3, input_shape=(6, 6, 2)), (2, 6)),
+    ):
+        with pytest.raises(LocalConvError) as caught:
+            torch.jit.trace(layer, torch.zeros(shape))
+        assert str(shape) in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", KINDS)
+def test_jit_script_is_told_of_jit_trace(kind):
+    layer, x = KINDS[kind](2, 4, 6), torch.randn(2, *((6, 6, 2) if kind == "Keras-like" else (2, 6, 6)))
+    for net in (layer, nn.Sequential(layer)):
+        with pytest.raises(LocalConvError, match=r"use torch\.jit\.trace"):
+            torch.jit.script(net)
+    program = torch.jit.script(nn.Sequential(torch.jit.trace(layer, x), nn.ReLU()))
+    torch.testing.assert_close(program(x), layer(x).relu())

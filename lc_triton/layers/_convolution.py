@@ -320,5 +320,6 @@ class LazyConvolution(LazyModuleMixin, ConvolutionLayer):
 
     def initialize_parameters(self, x: Tensor) -> None:
         """Build for x; parameters loaded from a state dict are kept if they fit."""
+        self._check_built(x)
         spatial, channels = split_shape(x, self.ndim, "channels_first")
         self._build(spatial, channels)

@@ -22,6 +22,7 @@ from lc_triton.errors import (
     AttributeChangeError,
     NotBuiltError,
     ParallelError,
+    ScriptError,
 )
 from lc_triton.functional import call_of_plan
 
@@ -140,6 +141,13 @@ class PlannedLayer(nn.Module):
 
         return super()._apply(in_order, recurse)  # type: ignore[no-untyped-call]
 
+    def __prepare_scriptable__(self) -> Any:
+        reason = (
+            "torch.jit.script compiles a subset of Python that has not all that a layer needs: use "
+            "torch.jit.trace(layer, x), whose result torch.jit.script takes as a submodule"
+        )
+        raise ScriptError(name=type(self).__name__, reason=reason)
+
     # ---- the plan
 
     def _make_plan(self, geometry: Geometry, activation: ActivationArg) -> Plan:
@@ -166,6 +174,7 @@ class PlannedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output for x."""
+        self._check_built(x)
         assert self._plan is not None  # an unbuilt layer builds in its pre-forward hook
         y: Tensor
         if not isinstance(x, Tensor) and has_torch_function((x,)):
@@ -181,6 +190,11 @@ class PlannedLayer(nn.Module):
         if self._follows_input_format and not is_channels_last(x):
             y = y.contiguous()
         return self.activation(y) if isinstance(self.activation, nn.Module) else y
+
+    def _check_built(self, x: Any) -> None:
+        """Refuse to build for what stands for a tensor: it has no sizes."""
+        if self._plan is None and not isinstance(x, Tensor) and has_torch_function((x,)):
+            raise NotBuiltError(name=type(self).__name__, remedy="call it once on an input before it is traced")
 
     def _forward_of_stand_in(self, x: Any) -> Any:
         """The output for what stands for a tensor, such as a `torch.fx.Proxy`: one call of the layer's function."""

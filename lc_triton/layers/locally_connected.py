@@ -14,6 +14,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from lc_triton._activations import ActivationArg, parse_activation
 from lc_triton._geometry import Geometry, Ints, check_int, several
 from lc_triton._plan import Plan, check_floating
+from lc_triton._tracing import shape_of
 from lc_triton.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -282,6 +283,7 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
 
     def initialize_parameters(self, x: Tensor) -> None:
         """Build for x; weights loaded from a state dict are kept if they fit."""
+        self._check_built(x)
         self._check_rank(x)
         self._build(tuple(x.shape[1:]))
 
@@ -307,7 +309,7 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
             raise registry.array_error("x", x, f"a torch.Tensor{remedy}")
         if isinstance(x, Tensor) and x.ndim != self.ndim + 2:
             allowed = f"{self.ndim + 2} dimensions ({', '.join(self._axes)})"
-            raise RankError(name="x", allowed=allowed, shape=tuple(x.shape))
+            raise RankError(name="x", allowed=allowed, shape=tuple(shape_of(x)))
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         """The output's shape for a batch of `input_shape`, without building.
