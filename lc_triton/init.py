@@ -23,7 +23,7 @@ from torch.nn.init import (
 from torch.nn.parameter import is_lazy
 
 from lc_triton._geometry import check_int, check_name, spatial_dims
-from lc_triton.errors import ArgumentTypeError, ArgumentValueError, GroupsError, NotBuiltError
+from lc_triton.errors import ArgumentTypeError, ArgumentValueError, GroupsError, NotBuiltError, ParallelError
 
 __all__ = [
     "calculate_gain",
@@ -193,6 +193,7 @@ def orthogonal_(tensor: Tensor, gain: float = 1, generator: torch.Generator | No
         True
     """
     _, _, window, filters = _sizes(tensor)
+    _check_whole("lc_triton.init.orthogonal_", tensor)
     rows, columns = max(window, filters), min(window, filters)
     if tensor.numel() == 0:
         return tensor
@@ -232,6 +233,7 @@ def dirac_(tensor: Tensor, groups: int = 1) -> Tensor:
         True
     """
     ndim, channels, _, filters = _sizes(tensor)
+    _check_whole("lc_triton.init.dirac_", tensor)
     groups = check_int("groups", groups, 1)
     if filters % groups:
         raise GroupsError(name="F", value=filters, groups=groups)
@@ -262,6 +264,13 @@ def _sizes(tensor: Tensor) -> tuple[int, int, int, int]:
         raise ArgumentValueError(name="tensor", value=tuple(tensor.shape), allowed=allowed)
     channels, filters = tensor.shape[-2:]
     return ndim, channels, math.prod(tensor.shape[ndim : 2 * ndim]) * channels, filters
+
+
+def _check_whole(function: str, tensor: Tensor) -> None:
+    """Refuse a DTensor, of which a rank has a part alone."""
+    if hasattr(tensor, "placements"):
+        reason = "this weight is a DTensor: initialise the layer before parallelize_module or fully_shard"
+        raise ParallelError(style=function, reason=reason)
 
 
 def _fans(tensor: Tensor) -> tuple[int, int]:

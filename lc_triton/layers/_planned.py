@@ -180,6 +180,9 @@ class PlannedLayer(nn.Module):
         if not isinstance(x, Tensor) and has_torch_function((x,)):
             y = self._forward_of_stand_in(x)
         elif self._shared is not None:
+            if is_tracing():
+                reason = "ranks share this layer, and TorchScript knows no process groups: use torch.export"
+                raise ParallelError(style="torch.jit.trace", reason=reason)
             y = self._shared(self, x)
         else:
             weight = self.weight

@@ -135,6 +135,11 @@ def check_what_needs_the_whole_weight(mesh, folder):
     for call in (conv.to_conv, keras.get_weights, lambda: keras.set_weights([])):
         with pytest.raises(E.ParallelError, match="ranks share this layer, and none has its whole weight: read and"):
             call()
+    for draw in (lc_triton.init.orthogonal_, lc_triton.init.dirac_):
+        with pytest.raises(E.ParallelError, match="initialise the layer before parallelize_module"):
+            draw(conv.weight)
+    with pytest.raises(E.ParallelError, match=r"knows no process groups: use torch\.export"):
+        torch.jit.trace(conv, torch.zeros(1, 2, 5, 5))
 
 
 def check_compiled_chains(mesh, folder):
