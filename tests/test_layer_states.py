@@ -12,7 +12,13 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import lc_triton
-from lc_triton.errors import ArgumentValueError, AttributeChangeError, ComputedParameterError, KernelTooLargeError
+from lc_triton.errors import (
+    ArgumentValueError,
+    AttributeChangeError,
+    ComputedParameterError,
+    KernelTooLargeError,
+    NotBuiltError,
+)
 from lc_triton.keras import save_weights
 from tests.cases import assert_close
 
@@ -605,3 +611,60 @@ def test_arguments_of_a_layer_that_ranks_share_are_set_before():
         assert getattr(layer, name) == before
     layer.activation = "relu"
     assert layer._plan.activation.name == "relu"
+
+
+# ---- layers that have met no input
+
+
+def lazy_conv():
+    return lc_triton.LazyLocalConv1d(2, 2, activation="tanh")
+
+
+def lazy_transposed():
+    return lc_triton.LazyLocalConvTranspose1d(2, 2)
+
+
+def unbuilt_keras():
+    return lc_triton.LocallyConnected1D(2, 2, data_format="channels_first")
+
+
+UNBUILT = pytest.mark.parametrize("make", [lazy_conv, lazy_transposed, unbuilt_keras])
+
+
+@UNBUILT
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_shallow_copy_of_an_unbuilt_layer_builds_too(make, first):
+    x, layer = torch.randn(2, 3, 5), make()
+    pair = (layer, copy.copy(layer))
+    y = pair[first](x)
+    assert torch.equal(pair[1 - first](x), y)
+    assert pair[0].weight is pair[1].weight
+
+
+@UNBUILT
+def test_an_unbuilt_layer_without_the_hook_of_lazy_modules_builds(make):
+    x, layer = torch.randn(2, 3, 5), make()
+    layer._forward_pre_hooks.clear()
+    assert torch.equal(layer(x), layer(x))
+
+
+@UNBUILT
+def test_an_unbuilt_layer_builds_after_a_functional_call(make):
+    x, layer, other = torch.randn(2, 3, 5), make(), make()
+    y = other(x)
+    assert torch.equal(torch.func.functional_call(layer, dict(other.named_parameters()), (x,)), y)
+    assert layer(x).shape == y.shape
+    layer.load_state_dict(other.state_dict())
+    assert torch.equal(layer(x), y)
+
+
+@UNBUILT
+def test_an_unbuilt_layer_refuses_what_is_no_tensor(make):
+    for net in (make(), nn.Sequential(make())):
+        with pytest.raises(NotBuiltError, match="call it once on an input before it is traced"):
+            torch.fx.symbolic_trace(net)
+    for x, said in (([1.0], "torch.Tensor, got"), (torch.ones(2, 3, 5, dtype=torch.int32), "int32")):
+        layer = make()
+        with pytest.raises(lc_triton.LocalConvError, match=said):
+            layer(x)
+        assert layer.has_uninitialized_params()

@@ -143,6 +143,11 @@ class ConvolutionLayer(PlannedLayer):
         spatial, channels = self._plan.takes
         self.__dict__.update(input_size=spatial, in_channels=channels)
 
+    def _build_for(self, x: Tensor) -> None:
+        self._check_first_input(x)
+        spatial, channels = split_shape(x, self.ndim, "channels_first")
+        self._build(spatial, channels)
+
     @property
     def bias_kind(self) -> str | None:
         """What the bias is: "position", "channel" or None."""
@@ -320,6 +325,4 @@ class LazyConvolution(LazyModuleMixin, ConvolutionLayer):
 
     def initialize_parameters(self, x: Tensor) -> None:
         """Build for x; parameters loaded from a state dict are kept if they fit."""
-        self._check_built(x)
-        spatial, channels = split_shape(x, self.ndim, "channels_first")
-        self._build(spatial, channels)
+        self._build_for(x)

@@ -14,7 +14,7 @@ from torch.overrides import has_torch_function
 from lc_triton._activations import ActivationArg
 from lc_triton._geometry import Geometry
 from lc_triton._parameters import is_plain, write
-from lc_triton._plan import Plan, check_device, check_input, run
+from lc_triton._plan import Plan, check_device, check_input, check_tensor, run
 from lc_triton._tracing import is_tracing
 from lc_triton.errors import (
     ArgumentTypeError,
@@ -172,10 +172,25 @@ class PlannedLayer(nn.Module):
             )
             raise ParallelError(style=method, reason=reason)
 
+    def _build_for(self, x: Tensor) -> None:
+        """Build for an input; parameters loaded from a state dict are kept if they fit.
+
+        Torch's pre-forward hook of lazy modules asks for it, or `forward` where that hook is gone: `copy.copy` leaves
+        one hook to two layers, and `torch.func.functional_call` takes the values back that it gave.
+        """
+        raise NotImplementedError
+
+    def _check_first_input(self, x: Any) -> None:
+        """Refuse to build for what is no tensor, such as a `torch.fx.Proxy`."""
+        if not isinstance(x, Tensor) and has_torch_function((x,)):
+            raise NotBuiltError(name=type(self).__name__, remedy="call it once on an input before it is traced")
+        check_tensor("x", x)
+
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output for x."""
-        self._check_built(x)
-        assert self._plan is not None  # an unbuilt layer builds in its pre-forward hook
+        if self._plan is None:  # else built by the pre-forward hook
+            self._build_for(x)
+        assert self._plan is not None
         y: Tensor
         if not isinstance(x, Tensor) and has_torch_function((x,)):
             y = self._forward_of_stand_in(x)
@@ -186,18 +201,17 @@ class PlannedLayer(nn.Module):
             y = self._shared(self, x)
         else:
             weight = self.weight
-            if type(weight) is nn.Parameter and not weight.is_contiguous():
-                self._warn_of_strides(weight)
+            if type(weight) is nn.Parameter:
+                if not weight.is_contiguous():
+                    self._warn_of_strides(weight)
+            elif is_lazy(weight):
+                self._build_for(x)
+                weight = self.weight
             check_input(x, self._plan)
             y = run(x, weight, self.bias, self._plan)
         if self._follows_input_format and not is_channels_last(x):
             y = y.contiguous()
         return self.activation(y) if isinstance(self.activation, nn.Module) else y
-
-    def _check_built(self, x: Any) -> None:
-        """Refuse to build for what stands for a tensor: it has no sizes."""
-        if self._plan is None and not isinstance(x, Tensor) and has_torch_function((x,)):
-            raise NotBuiltError(name=type(self).__name__, remedy="call it once on an input before it is traced")
 
     def _forward_of_stand_in(self, x: Any) -> Any:
         """The output for what stands for a tensor, such as a `torch.fx.Proxy`: one call of the layer's function."""

@@ -283,7 +283,10 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
 
     def initialize_parameters(self, x: Tensor) -> None:
         """Build for x; weights loaded from a state dict are kept if they fit."""
-        self._check_built(x)
+        self._build_for(x)
+
+    def _build_for(self, x: Tensor) -> None:
+        self._check_first_input(x)
         self._check_rank(x)
         self._build(tuple(x.shape[1:]))
 
