@@ -668,3 +668,11 @@ def test_an_unbuilt_layer_refuses_what_is_no_tensor(make):
         with pytest.raises(lc_triton.LocalConvError, match=said):
             layer(x)
         assert layer.has_uninitialized_params()
+
+
+@pytest.mark.parametrize("activation", ["linear", None])
+def test_a_layer_without_an_activation_becomes_a_convolution_by_either_name(activation):
+    first = nn.Conv1d(2, 3, 2)
+    layer = lc_triton.LocalConv1d.from_conv(first, 5)
+    layer.activation = activation
+    assert torch.equal(layer.to_conv().weight, first.weight)

@@ -11,7 +11,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from lc_triton import _sharing
-from lc_triton._activations import ActivationArg, parse_activation
+from lc_triton._activations import LINEAR, ActivationArg, parse_activation
 from lc_triton._geometry import Geometry, Ints, Padding, Pairs, check_int, check_name, check_padding, int_tuple, several
 from lc_triton._parameters import trains
 from lc_triton._plan import check_floating, split_shape
@@ -252,7 +252,7 @@ class ConvolutionLayer(PlannedLayer):
         self._check_unshared("to_conv")
         if self._plan is None:
             raise NotBuiltError(name=type(self).__name__, remedy="call it with an input first")
-        if self.activation is not None:
+        if callable(self.activation) or parse_activation(self.activation) != LINEAR:
             raise ConversionError(
                 name=f"a layer with activation={self.activation!r}",
                 reason="a convolution has none: set layer.activation = None and put it behind the convolution",
