@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from lc_triton.errors import ComputedParameterError, first_line
@@ -38,18 +39,28 @@ def trains(module: nn.Module, name: str) -> bool:
 
 
 def check_writable(module: nn.Module, names: Iterable[str]) -> None:
-    """Refuse tensors that are computed by something without a right inverse.
+    """Refuse tensors that are computed by something without a right inverse, or whose entries share memory.
 
     Args:
         module: any module.
         names: of its tensors.
 
     Raises:
-        ComputedParameterError: naming the parametrization, the pruning method or the hook.
+        ComputedParameterError: naming the parametrization, the pruning method or the hook, or the shared memory.
     """
     for name in names:
         if not is_plain(module, name):
             _check_right_inverse(module, name)
+        elif shares_memory(getattr(module, name)):
+            reason = f"its entries share memory (strides {getattr(module, name).stride()}): assign a contiguous() one"
+            raise _refusal(module, name, reason)
+
+
+def shares_memory(tensor: Tensor) -> bool:
+    """Whether entries of a tensor lie in the same memory, as those of an expanded one do: torch writes into none."""
+    return not is_lazy(tensor) and any(
+        step == 0 and size > 1 for size, step in zip(tensor.shape, tensor.stride(), strict=True)
+    )
 
 
 def check_writes(module: nn.Module, values: Mapping[str, Tensor], *, exact: bool = True) -> None:

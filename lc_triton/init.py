@@ -23,6 +23,7 @@ from torch.nn.init import (
 from torch.nn.parameter import is_lazy
 
 from lc_triton._geometry import check_int, check_name, spatial_dims
+from lc_triton._parameters import shares_memory
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, GroupsError, NotBuiltError, ParallelError
 
 __all__ = [
@@ -260,6 +261,11 @@ def _sizes(tensor: Tensor) -> tuple[int, int, int, int]:
         allowed = (
             f"a parameter: a tensor that {tensor.grad_fn.name()} computed, as a parametrization or pruning does, is "
             "made anew at each call: initialise the layer first"
+        )
+        raise ArgumentValueError(name="tensor", value=tuple(tensor.shape), allowed=allowed)
+    if shares_memory(tensor):
+        allowed = (
+            f"a tensor whose entries lie apart in memory (its strides are {tensor.stride()}): make it contiguous()"
         )
         raise ArgumentValueError(name="tensor", value=tuple(tensor.shape), allowed=allowed)
     channels, filters = tensor.shape[-2:]

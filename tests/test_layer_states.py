@@ -670,6 +670,77 @@ def test_an_unbuilt_layer_refuses_what_is_no_tensor(make):
         assert layer.has_uninitialized_params()
 
 
+# ---- parameters of other shapes or memory
+
+
+def expanded(layer, name):
+    setattr(layer, name, nn.Parameter(getattr(layer, name).detach()[:1].expand(getattr(layer, name).shape)))
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_parameters_whose_entries_share_memory_are_not_written(name):
+    for layer in (keras_layer(kernel_constraint="non_neg", bias_constraint="non_neg"), conv()):
+        expanded(layer, name)
+        before = state(layer)
+        writes = [layer.reset_parameters]
+        if isinstance(layer, lc_triton.LocallyConnected1D):
+            weights = [w + 1 for w in layer.get_weights()]
+            writes += [
+                lambda layer=layer, w=weights: layer.set_weights(w),
+                lambda m=layer: lc_triton.apply_constraints(m),
+            ]
+        for write in writes:
+            with pytest.raises(ComputedParameterError, match=f"{name} .* its entries share memory .*contiguous"):
+                write()
+            assert_same_state(layer, before)
+        if name == "weight":
+            for init in ("xavier_uniform_", "kaiming_normal_", "orthogonal_", "dirac_"):
+                with pytest.raises(ArgumentValueError, match="whose entries lie apart in memory"):
+                    getattr(lc_triton.init, init)(layer.weight)
+        assert_same_state(layer, before)
+
+
+def test_a_bias_of_each_channel_in_keras_layers_is_named():
+    layer = keras_layer()
+    weights = layer.get_weights()
+    layer.bias = nn.Parameter(torch.ones(2))
+    before = state(layer)
+    for ask in (layer.reset_parameters, layer.get_weights, lambda: layer.set_weights(weights), layer.count_params):
+        with pytest.raises(ArgumentValueError, match=r"shape of the bias must be .*one a position"):
+            ask()
+        assert_same_state(layer, before)
+
+
+def test_a_reset_waits_for_the_arguments_that_fit_new_parameters():
+    layer = conv()
+    before = layer.weight.detach()[:, :, :1].clone()
+    layer.weight = nn.Parameter(before.clone())
+    with pytest.raises(lc_triton.LocalConvError, match="weight"):
+        layer.reset_parameters()
+    assert torch.equal(layer.weight, before)
+
+
+@UNBUILT
+def test_an_unbuilt_layer_with_loaded_weights_refuses_to_draw(make):
+    layer, other = make(), make()
+    layer.reset_parameters()  # which the first call does
+    other(torch.randn(2, 3, 5))
+    layer.load_state_dict(other.state_dict())
+    with pytest.raises(NotBuiltError, match="call it once on an input"):
+        layer.reset_parameters()
+
+
+def test_weights_that_torch_negates_lazily_are_read():
+    layer = keras_layer()
+    weight, bias = layer.get_weights()
+    for name in ("weight", "bias"):
+        value = getattr(layer, name).detach()
+        setattr(layer, name, nn.Parameter(torch.complex(value, -value).conj().imag))
+        assert getattr(layer, name).is_neg()
+    assert np.array_equal(layer.get_weights()[0], weight)
+    assert np.array_equal(layer.get_weights()[1], bias)
+
+
 @pytest.mark.parametrize("activation", ["linear", None])
 def test_a_layer_without_an_activation_becomes_a_convolution_by_either_name(activation):
     first = nn.Conv1d(2, 3, 2)

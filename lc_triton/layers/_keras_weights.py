@@ -189,7 +189,7 @@ class KerasWeights(PlannedLayer):
         if self._plan is not None:
             self._check_parameters()
         with torch.no_grad():
-            read = [self._read(name, self.implementation).detach().cpu() for name in self._names()]
+            read = [self._read(name, self.implementation).detach().resolve_neg().cpu() for name in self._names()]
         return [np.array((w.float() if w.dtype == torch.bfloat16 else w).numpy()) for w in read]
 
     def set_weights(self, weights: Sequence[Any]) -> None:
@@ -212,6 +212,8 @@ class KerasWeights(PlannedLayer):
             >>> other.set_weights(one.get_weights())
         """
         self._check_unshared("set_weights")
+        if self._plan is not None:
+            self._check_parameters()
         names = self._names()
         shapes = [self._shape(name, self.implementation) for name in names]
         allowed = f"a list of {len(names)} array(s) of shape {' and '.join(map(str, shapes))}"
@@ -237,4 +239,5 @@ class KerasWeights(PlannedLayer):
             1612800
         """
         geometry = self._geometry
+        self._check_parameters()
         return geometry.weight_numel + (math.prod(geometry.bias_shape) if self.use_bias else 0)

@@ -13,7 +13,7 @@ from torch.overrides import has_torch_function
 
 from lc_triton._activations import ActivationArg
 from lc_triton._geometry import Geometry
-from lc_triton._parameters import is_plain, write
+from lc_triton._parameters import check_writable, is_plain, write
 from lc_triton._plan import Plan, check_device, check_input, check_tensor, run
 from lc_triton._tracing import is_tracing
 from lc_triton.errors import (
@@ -112,15 +112,20 @@ class PlannedLayer(nn.Module):
         """Draw weight and bias anew.
 
         Raises:
-            ComputedParameterError: (a LocalConvError and a ValueError) one is pruned, or has a parametrization without
-                a right inverse; nothing is drawn then.
+            LocalConvError: one is pruned, has a parametrization without a right inverse, has entries that share memory
+                or a shape that does not fit, or was loaded into a layer that knows no input size yet; nothing is drawn
+                then.
         """
         if self._shared is not None:
             self._shared.reset_parameters(self)
             return
-        if self._plan is None:
-            return
         names = [name for name in ("weight", "bias") if getattr(self, name) is not None]
+        if all(is_lazy(getattr(self, name)) for name in names):
+            return  # they are drawn at the first call
+        if self._plan is None:
+            raise NotBuiltError(name=type(self).__name__, remedy="call it once on an input")
+        self._check_parameters()
+        check_writable(self, names)
         computed = {}
         for name in names:
             if not is_plain(self, name):
