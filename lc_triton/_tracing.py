@@ -28,6 +28,17 @@ def is_torchscript_onnx_export() -> bool:
     return is_tracing() and torch.onnx.is_in_onnx_export()
 
 
+def has_outlived(tensor: Tensor) -> bool:
+    """Whether a tensor belongs to a vmap or to a tracer's fake tensors, and that has ended: it has no numbers."""
+    if torch.compiler.is_compiling():
+        return False
+    functorch: Any = torch._C._functorch
+    if functorch.is_batchedtensor(tensor):
+        level = functorch.maybe_current_level()
+        return level is None or bool(level < functorch.maybe_get_level(tensor))
+    return hasattr(tensor, "fake_mode") and not has_dispatch_modes()
+
+
 def shape_of(tensor: Tensor) -> tuple[int, ...]:
     """A tensor's shape in plain integers: a tracer's are tensors, and a comparison of those is a warning."""
     state = torch._C._get_tracing_state()

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import lc_triton
 from lc_triton.errors import (
+    ArgumentTypeError,
     ArgumentValueError,
     AttributeChangeError,
     ComputedParameterError,
@@ -747,3 +749,53 @@ def test_a_layer_without_an_activation_becomes_a_convolution_by_either_name(acti
     layer = lc_triton.LocalConv1d.from_conv(first, 5)
     layer.activation = activation
     assert torch.equal(layer.to_conv().weight, first.weight)
+
+
+# ---- activity penalties
+
+
+def penalised():
+    return lc_triton.LocallyConnected1D(2, 3, input_shape=(5, 2), activity_regularizer="l2")
+
+
+@pytest.mark.parametrize("wrap", [lambda layer: None, softplus, weight_norm])
+def test_copies_leave_the_penalty_of_the_last_forward(wrap):
+    layer, x = penalised(), torch.randn(2, 5, 2)
+    with torch.no_grad():
+        layer.weight.abs_()
+    wrap(layer)
+    y = layer(x)
+    assert lc_triton.regularization_loss(layer).grad_fn is not None
+    copied = copy.deepcopy(layer)
+    assert not lc_triton.regularization_loss(copied)
+    assert torch.equal(copied(x), y)
+    assert copied.weight is not layer.weight
+    assert torch.equal(lc_triton.regularization_loss(copied), lc_triton.regularization_loss(layer))
+
+
+def test_a_program_that_would_have_no_penalty_is_refused():
+    layer = penalised()
+    with pytest.raises(ArgumentTypeError, match=r"activity_regularizer must be .*its program would have no penalty"):
+        torch.fx.symbolic_trace(layer)
+    layer.activity_regularizer = None
+    x = torch.randn(2, 5, 2)
+    assert torch.equal(torch.fx.symbolic_trace(layer)(x), layer(x))
+
+
+def test_a_penalty_whose_numbers_are_gone_is_refused():
+    layer, x = penalised(), torch.randn(3, 2, 5, 2)
+
+    def loss(x):
+        layer(x)
+        return lc_triton.regularization_loss(layer)
+
+    inside = torch.func.vmap(loss)(x)
+    for ended in (
+        lambda: torch.func.vmap(layer)(x),
+        lambda: make_fx(layer, tracing_mode="symbolic", _allow_non_fake_inputs=True)(x[0]),
+    ):
+        ended()
+        with pytest.raises(ArgumentValueError, match=r"activity penalty of LocallyConnected1D must be .*has ended"):
+            lc_triton.regularization_loss(layer)
+    for one, want in zip(x, inside, strict=True):
+        assert_close(loss(one).detach(), want.detach())

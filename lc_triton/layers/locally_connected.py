@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -303,6 +304,13 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
         self._check_rank(x)
         y = super().forward(x)
         if self.activity_regularizer is not None:
+            if not isinstance(y, Tensor):
+                raise ArgumentTypeError(
+                    name="the input of a layer with an activity_regularizer",
+                    value=x,
+                    allowed="a torch.Tensor: its program would have no penalty; set layer.activity_regularizer = None, "
+                    "or let the tracer keep the layer whole (torch.fx.Tracer.is_leaf_module)",
+                )
             self._activity = regularizers.activity_penalty(self.activity_regularizer, y)
         return y
 
@@ -407,6 +415,12 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
     def __getstate__(self) -> dict[str, Any]:
         # The last forward's penalty is part of a graph, which neither copies nor pickles.
         return {**self.__dict__, "_activity": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        # A parametrized layer has a `__getstate__` of torch's, which refuses, and would be copied with its penalty.
+        made = memo[id(self)] = object.__new__(type(self))
+        made.__dict__.update(copy.deepcopy({**self.__dict__, "_activity": None}, memo))
+        return made
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults."""
