@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from lc_triton import _ops
 from lc_triton._activations import Activation
+from lc_triton._dtypes import check_dtypes, check_floating
 from lc_triton._geometry import Geometry
 from lc_triton._problem import Problem
 from lc_triton.errors import ArgumentValueError
@@ -96,7 +97,11 @@ def weight_grad(
 
 
 def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    """Refuse a tensor of another shape than the layer's: a traced program has lost the checks before the operator."""
+    """Refuse a tensor of another shape than the layer's, or of no numbers with a fraction.
+
+    A traced program has lost the checks before the operator.
+    """
+    check_floating(name, tensor.dtype)
     if tensor.shape != shape:
         raise ArgumentValueError(name=f"the shape of {name}", value=tuple(tensor.shape), allowed=f"{tuple(shape)} here")
 
@@ -105,10 +110,13 @@ def _check_sites(name: str, x: Tensor, spatial: tuple[int, ...], channels: int) 
     _check_shape(name, x, (*x.shape[:1], *spatial, channels))
 
 
-def _check_parameters(weight: Tensor, bias: Tensor | None, geometry: Geometry, bias_shape: tuple[int, ...]) -> None:
+def _check_parameters(
+    name: str, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, bias_shape: tuple[int, ...]
+) -> None:
     _check_shape("weight", weight, geometry.weight_shape)
     if bias is not None:
         _check_shape("bias", bias, bias_shape if bias.ndim > 1 else bias_shape[-1:])
+    check_dtypes(name, x, weight, bias)
 
 
 def _run_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) -> tuple[Tensor, Tensor]:
@@ -116,7 +124,7 @@ def _run_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) ->
     problem = problem_of(layer_)
     geo = problem.geometry
     _check_sites("x", x, geo.in_spatial, geo.in_channels)
-    _check_parameters(weight, bias, geo, geo.bias_shape)
+    _check_parameters("x", x, weight, bias, geo, geo.bias_shape)
     y, z = _ops.forward(x, weight, bias, problem, store_z=store_z)
     return y, x.new_empty(0) if z is None else z
 
@@ -125,7 +133,7 @@ def _run_input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any)
     problem = problem_of(layer)
     geo = problem.geometry
     _check_sites("g", g, geo.out_spatial, geo.out_channels)
-    _check_parameters(weight, bias, geo, (*geo.in_spatial, geo.in_channels))
+    _check_parameters("g", g, weight, bias, geo, (*geo.in_spatial, geo.in_channels))
     return _ops.input_grad(g, weight, bias, problem)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from lc_triton import _autograd, _node
 from lc_triton._activations import AFTER_KERNEL, LINEAR, Activation, parse_activation
 from lc_triton._backend import autocast_enabled, resolve
+from lc_triton._dtypes import check_dtypes, check_floating
 from lc_triton._geometry import DATA_FORMATS, PADDING_MODES, Geometry, check_name
 from lc_triton._layout import FACES, Form
 from lc_triton._problem import Problem
@@ -24,15 +25,11 @@ from lc_triton.errors import (
     BiasShapeError,
     ChannelError,
     DeviceMismatchError,
-    DtypeError,
     PaddingError,
     RankError,
     SpatialSizeError,
     first_line,
 )
-
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -135,15 +132,6 @@ def split_shape(x: Tensor, ndim: int, data_format: str, name: str = "x") -> tupl
     return (shape[1:], shape[0]) if data_format == "channels_first" else (shape[:-1], shape[-1])
 
 
-def check_floating(name: str, dtype: object) -> None:
-    """Refuse a dtype the operator does not take; None means torch's default."""
-    if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise ArgumentTypeError(name=name, value=dtype, allowed="a torch.dtype, such as torch.float16, or None")
-    if dtype is not None and dtype not in _DTYPES:
-        allowed = "allowed are float16, bfloat16, float32 and float64: convert it with .to(dtype)"
-        raise DtypeError(name=name, value=str(dtype).removeprefix("torch."), allowed=allowed)
-
-
 def check_device(device: Any) -> None:
     """Refuse what torch makes no tensors on here; None means torch's default."""
     try:
@@ -195,7 +183,7 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
     device = x.device.type
     if autocast_enabled(device):
         x, weight, bias = _autocast(x, weight, bias, torch.get_autocast_dtype(device))
-    _check_dtypes(plan.operand, x, weight, bias)
+    check_dtypes(plan.operand, x, weight, bias)
 
     form, backend = form_of(x, plan), resolve(device)
     if backend == "reference":
@@ -303,20 +291,6 @@ def _check_devices(operand: str, x: Tensor, weight: Tensor, bias: Tensor | None)
     if weight.device != x.device or (bias is not None and bias.device != x.device):
         named = {operand: x, "weight": weight, "bias": bias}
         raise DeviceMismatchError(devices=", ".join(f"{k} on {t.device}" for k, t in named.items() if t is not None))
-
-
-def _check_dtypes(operand: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Refuse a weight or bias of a dtype that does not go with x's."""
-
-    def name(tensor: Tensor) -> str:
-        return str(tensor.dtype).removeprefix("torch.")
-
-    if weight.dtype != x.dtype and not (weight.dtype == torch.float32 and x.dtype in _HALF):
-        allowed = f"with {operand} in {name(x)} it must be {name(x)}" + (" or float32" if x.dtype in _HALF else "")
-        raise DtypeError(name="weight", value=name(weight), allowed=allowed + ": convert one of them with .to(dtype)")
-    if bias is not None and bias.dtype != weight.dtype:
-        allowed = f"it must be of weight's dtype {name(weight)}: convert it with .to(dtype)"
-        raise DtypeError(name="bias", value=name(bias), allowed=allowed)
 
 
 def _autocast(

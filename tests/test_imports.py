@@ -31,7 +31,7 @@ ROWS = [
     ["keras.penalty"],
     ["keras.layout", "keras.registry"],
     ["_ensemble"],
-    ["_problem", "_backend", "_sharing", "_layout", "_tracing", "_parameters"],
+    ["_problem", "_backend", "_sharing", "_layout", "_tracing", "_parameters", "_dtypes"],
     ["_activations"],
     ["_geometry"],
     ["errors", "_files", "_version", "_command"],

@@ -232,6 +232,27 @@ def test_a_traced_program_refuses_another_size(kind, sizes):
         program(torch.randn(2, 2, *sizes))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("trace", ["jit", "fx", "make_fx", "export"])
+def test_a_traced_program_refuses_other_dtypes(kind, trace):
+    """Integers came back cut to integers, where the layer refuses them."""
+    layer = KINDS[kind](2, 4, 6)
+    x = torch.randn(3, *((6, 6, 2) if kind == "Keras-like" else (2, 6, 6)))
+    trace = {
+        "jit": lambda: torch.jit.trace(layer, x),
+        "fx": lambda: torch.fx.symbolic_trace(layer),
+        "make_fx": lambda: make_fx(layer)(x),
+        "export": lambda: torch.export.export(layer, (x,)).module(),
+    }[trace]
+    program = trace()
+    for dtype in (torch.int32, torch.float64):
+        with pytest.raises((LocalConvError, RuntimeError), match=str(dtype).removeprefix("torch.")):
+            program(x.to(dtype))
+    torch.testing.assert_close(
+        program(x.half()).float(), layer(x), atol=1e-2, rtol=1e-2
+    )  # float32 weights may go with it
+
+
 def test_operators_refuse_what_does_not_fit_the_layer():
     ops, sizes = torch.ops.lc_triton, ([6], [3], [1], [1], [0, 0], 1, 2, 5, "linear", 0.0, "cpu", "ieee")
     x, weight, g = torch.randn(3, 6, 2), torch.randn(4, 3, 2, 5), torch.randn(3, 4, 5)

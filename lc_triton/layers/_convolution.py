@@ -12,9 +12,10 @@ from torch.nn.parameter import is_lazy
 
 from lc_triton import _sharing
 from lc_triton._activations import LINEAR, ActivationArg, parse_activation
+from lc_triton._dtypes import check_floating
 from lc_triton._geometry import Geometry, Ints, Padding, Pairs, check_int, check_name, check_padding, int_tuple, several
 from lc_triton._parameters import trains
-from lc_triton._plan import check_floating, split_shape
+from lc_triton._plan import split_shape
 from lc_triton.errors import (
     ArgumentTypeError,
     ArgumentValueError,

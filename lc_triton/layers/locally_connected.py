@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from lc_triton._activations import ActivationArg, parse_activation
+from lc_triton._dtypes import check_floating
 from lc_triton._geometry import Geometry, Ints, check_int, several
-from lc_triton._plan import Plan, check_floating
+from lc_triton._plan import Plan
 from lc_triton._tracing import shape_of
 from lc_triton.errors import (
     ArgumentTypeError,

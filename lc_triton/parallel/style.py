@@ -16,10 +16,10 @@ from torch.distributed.tensor.placement_types import Placement
 from torch.nn.parameter import is_lazy
 
 from lc_triton._backend import autocast_enabled
+from lc_triton._dtypes import check_dtypes
 from lc_triton._plan import (
     Plan,
     _check_devices,
-    _check_dtypes,
     as_asked,
     as_faces_take_it,
     check_input,
@@ -277,7 +277,7 @@ class _Shared:
             self._refuse(f"x lies on {x.device_mesh}, the layer on {self.mesh}")
         _check_devices(plan.operand, x, weight, bias)
         if not autocast_enabled(x.device.type):
-            _check_dtypes(plan.operand, x, weight, bias)
+            check_dtypes(plan.operand, x, weight, bias)
 
     def _check_parameters(self, weight: Tensor, bias: Tensor | None) -> None:
         """Refuse parameters that do not lie on the ranks as the layer is shared."""
