@@ -1,0 +1,243 @@
+"""Layers in states: random changes of a layer's state, then its output and gradients against the definition.
+
+    python -m tests.fuzz.states --cases 2000 --seed 0
+
+A case is a layer of any class, up to six changes of its state, an input and a way to call it. Right is what
+`lc_triton.reference` computes in float64 for the layer's weight, bias and shown arguments; or a LocalConvError, or
+torch's own error for a change or a call that it does not make (`TORCH_REFUSES`). All else is a finding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import graph
+from torch.nn.utils import parametrize
+
+from lc_triton import LocalConvError
+from tests.fuzz import state_layers
+from tests.fuzz.state_changes import CHANGES
+
+EAGER = {
+    "plain": lambda layer, x: layer(x),
+    "functional_call": lambda layer, x: torch.func.functional_call(layer, dict(layer.named_parameters()), (x,)),
+    "ensemble": state_layers.ensemble,
+    "vmap": lambda layer, x: torch.func.vmap(layer)(x.unsqueeze(1)).squeeze(1),
+    "checkpoint": lambda layer, x: torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False),
+    "in place": lambda layer, x: layer(x).add_(1).sub_(1),
+    "resized": state_layers.resized,
+}
+CONTEXTS: dict[str, Callable[[], Any]] = {
+    "none": torch.enable_grad,
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "saved hooks": lambda: graph.saved_tensors_hooks(torch.clone, torch.clone),
+    "save_on_cpu": graph.save_on_cpu,
+}
+TORCH_REFUSES = [  # where, and what torch says
+    (r"call in place", r"modified by an inplace operation|is a view and is being modified"),
+    (r"call inference_mode", r"Inference tensors cannot be saved"),
+    (r"call ensemble", r"at least one Tensor to vmap over|must override the setup_context|autocast::prioritize"),
+    (r"call vmap", r"must override the setup_context"),
+    (r"call|program|forward", r"as parameter '\w+' \(torch.nn.Parameter or None"),  # a pruned weight was assigned
+    (r"copy", r"parametrized modules is only supported through state_dict"),
+    (r"program", r"backward hooks assigned|Guard failed|Only Tensors created explicitly"),
+    (r"convert a net", r"Kernel size can't be greater|size should be less|causes wrapping"),
+    (r"load", r"Error\(s\) in loading state_dict"),  # into expanded weights
+    (r"dtype", r"Couldn't swap"),
+]
+# Changes by torch's own functions: where no frame of ours is in an error, it is torch's.
+OF_TORCH = (
+    "parametrize",
+    "old norm",
+    "prune",
+    "end",
+    "assign",
+    "assign another",
+    "tie",
+    "bias",
+    "load",
+    "values in place",
+)
+
+
+class Case:
+    """A layer, its history, and the random numbers that both come from."""
+
+    def __init__(self, seed: int, number: int) -> None:
+        self.rng = random.Random(f"{seed}-{number}")
+        self.log: list[str] = []
+        self.programs: list[tuple[str, Any, Tensor, dict[str, Any], Any]] = []
+        torch.manual_seed(number)
+        self.layer: Any = None
+
+    def pick(self, *values: Any) -> Any:
+        return self.rng.choice(values)
+
+    def ints(self, low: int, high: int, count: int) -> tuple[int, ...]:
+        return tuple(self.rng.randint(low, high) for _ in range(count))
+
+    def run(self) -> None:
+        """Draw a layer, change it, then call it and the programs that were traced of it."""
+        self.layer = state_layers.draw_layer(self)
+        for _ in range(self.rng.randint(0, 6)):
+            name = self.pick(*CHANGES, "program", "program")
+            self.log.append(name)
+            before = self.layer
+            try:
+                self.trace() if name == "program" else CHANGES[name](self)
+            except Exception as error:
+                self.judge(name, error)
+                self.layer = before
+        way, context = self.pick(*EAGER), self.pick(*CONTEXTS)
+        x = self.input()
+        if state_layers.changes_itself(self.layer) or (way == "ensemble" and state_layers.weight_hooks(self.layer)):
+            way, context = "plain", "none"
+        if way == "vmap" and (x.ndim != self.layer.ndim + 2 or not x.numel()):
+            way = "plain"
+        try:
+            self.log.append(f"call {way}, {context}: x {tuple(x.shape)} {x.stride()} {x.dtype}")
+            cached = way not in ("functional_call", "ensemble", "vmap") and context != "autocast"
+            self.compare(lambda x: EAGER[way](self.layer, x), state_layers.shown(self.layer), x, context, cached=cached)
+        except Exception as error:
+            self.judge(f"call {way}" if way != "plain" else f"call {context}", error)
+        for name, program, x, arguments, held in self.programs:
+            if held == state_layers.structure(self.layer) and not state_layers.changes_itself(self.layer):
+                self.log.append(f"program {name}, later")
+                try:
+                    self.compare(program, arguments, self.like(x), "none", cached=False)
+                except Exception as error:
+                    self.judge("program", error)
+
+    def judge(self, where: str, error: Exception) -> None:
+        """Raise what is a finding."""
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = [f for f in frames if "/lc_triton/" in f.filename and f.name != "__setattr__"]
+        listed = any(re.match(w, where) and re.search(said, str(error)) for w, said in TORCH_REFUSES)
+        if not (isinstance(error, LocalConvError) or listed or (where in OF_TORCH and not ours)):
+            raise error
+        self.log[-1] += f" -> {type(error).__name__}"
+
+    def input(self) -> Tensor:
+        """An input that fits, in any layout."""
+        (spatial, channels), first = state_layers.size_of(self.layer), not state_layers.is_channels_last(self.layer)
+        shape = (channels, *spatial) if first else (*spatial, channels)
+        batch = self.pick(0, 1, 2, 3, None)
+        if batch is not None or hasattr(self.layer, "data_format"):
+            shape = (1 if batch is None else batch, *shape)
+        dtype = self.layer.weight.dtype
+        if dtype == torch.float32 and self.rng.random() < 0.1:
+            dtype = self.pick(torch.float16, torch.bfloat16)
+        return state_layers.memory(self, torch.randn(shape).to(dtype))
+
+    def like(self, x: Tensor) -> Tensor:
+        """Another input for a program traced with x, of another batch where it has one."""
+        batched = x.ndim == self.layer.ndim + 2 and x.shape[0] > 1
+        shape = (self.pick(1, 2, 3, 5), *x.shape[1:]) if batched else x.shape
+        return state_layers.memory(self, torch.randn(shape).to(x.dtype))
+
+    def trace(self) -> None:
+        """A program of the layer, held to its numbers now and at the end."""
+        x, name = self.input(), self.pick("jit", "jit, loaded", "jit, frozen", "fx", "make_fx", "export")
+        if state_layers.changes_itself(self.layer) or not x.numel():
+            return
+        if name == "make_fx" and x.ndim == self.layer.ndim + 2:
+            x = torch.randn(29, *x.shape[1:]).to(x.dtype)  # or torch takes equal sizes for one
+        with torch.set_grad_enabled(self.pick(True, False)):
+            program = state_layers.trace(name, self.layer, x)
+        self.log[-1] += f" {name}"
+        self.compare(
+            program, state_layers.shown(self.layer), self.like(x), "none", cached=False, values=name.startswith("jit,")
+        )
+        if not name.startswith("jit,"):  # the others hold copies of the parameters
+            self.programs.append((name, program, x, state_layers.shown(self.layer), state_layers.structure(self.layer)))
+
+    def compare(
+        self, run: Any, arguments: dict[str, Any], x: Tensor, context: str, *, cached: bool, values: bool = False
+    ) -> None:
+        """Hold the output and the gradients of x and of all parameters to the definition."""
+        low = torch.bfloat16 if context == "autocast" else torch.float64
+        layer, x = self.layer, x.detach().requires_grad_(self.pick(True, False))
+        with ExitStack() as stack:
+            if cached:  # so that what a parametrization computes is one tensor here and in the layer
+                stack.enter_context(parametrize.cached())
+            stack.enter_context(CONTEXTS[context]())
+            y = run(x)
+            for hook in state_layers.weight_hooks(layer) if not cached else []:
+                hook(layer, (x,))  # whose result a program does not leave at the layer
+            weight, bias = layer.weight, layer.bias
+        exact = [None if t is None else t.detach().resolve_neg().double().clone() for t in (x, weight, bias)]
+        given = [(t, e) for t, e in zip((x, weight, bias), exact, strict=True) if t is not None and t.requires_grad]
+        for _, e in given:
+            e.requires_grad_()
+        want = state_layers.definition(arguments, *exact)
+        eps = max(torch.finfo(t.dtype).eps for t in (x, weight, y, torch.empty(0, dtype=low)))
+        close("the output", y, want, eps)
+        kinked = eps > 1e-4 and arguments["activation"] in state_layers.KINKED
+        if values or kinked or not given or context in ("no_grad", "inference_mode"):
+            return
+        assert y.requires_grad, "the output has no graph"
+        g = torch.randn(want.shape).to(y.dtype)
+        wanted = torch.autograd.grad(want, [e for _, e in given], g.double())
+        leaves = {name: t for name, t in (("x", x), *layer.named_parameters()) if t.requires_grad}
+        ends, gradients = [t for t, _ in given], [d.to(t.dtype) for d, (t, _) in zip(wanted, given, strict=True)]
+        options: Any = {"allow_unused": True, "retain_graph": True}
+        through = torch.autograd.grad(ends, list(leaves.values()), gradients, **options) if leaves else ()
+        got = torch.autograd.grad(y, list(leaves.values()), g, **options) if leaves else ()
+        for name, one, other in zip(leaves, got, through, strict=True):
+            close(f"the gradient of {name}", one, other, 4 * eps)
+
+
+def close(name: str, got: Tensor | None, want: Tensor | None, eps: float) -> None:
+    """Hold a result to what is right; no gradient is as good as one of zeros."""
+    known = want if got is None else got
+    if known is None:
+        return
+    got, want = (torch.zeros_like(known) if t is None else t.detach().double() for t in (got, want))
+    assert got.shape == want.shape, f"{name}: shape {tuple(got.shape)} for {tuple(want.shape)}"
+    scale = max([1.0, *want.abs().flatten().tolist()])
+    error = max([0.0, *(got - want).abs().flatten().tolist()])
+    assert error <= 200 * max(eps, 1e-12) * scale, f"{name}: off by {error:.3g} of {scale:.3g}"
+
+
+def run(seed: int, number: int) -> str | None:
+    """What a case finds, or None."""
+    case = Case(seed, number)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            case.run()
+    except Exception as error:  # of any kind: it is what is looked for
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{type(error).__name__}: {str(error)[:300]} ({where.filename}:{where.lineno})"
+        return "\n    ".join([f"python -m tests.fuzz.states --seed {seed} --case {number}", said, *case.log])
+    return None
+
+
+def main() -> int:
+    """Run the cases that the command line asks for; 1 if there is a finding."""
+    parser = argparse.ArgumentParser(description="Random states of layers, held to the definition.")
+    parser.add_argument("--cases", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--case", type=int, help="this one alone")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    numbers = range(asked.cases) if asked.case is None else [asked.case]
+    found = [said for number in numbers if (said := run(asked.seed, number)) is not None]
+    print(*found, f"{len(found)} findings in {len(numbers)} cases", sep="\n\n")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
