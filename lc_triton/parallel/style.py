@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from lc_triton._backend import autocast_enabled
 from lc_triton._dtypes import check_dtypes
+from lc_triton._parameters import is_plain
 from lc_triton._plan import (
     Plan,
     _check_devices,
@@ -94,6 +95,13 @@ class _LayerParallel(ParallelStyle):
             refuse("ranks share this layer already")
         if plan.transposed:
             refuse("a transposed layer's output positions have no weights of their own; this is for the others")
+        for name in ("weight", "bias"):
+            if getattr(module, name) is not None and not is_plain(module, name):
+                refuse(
+                    f"{name} is computed by a parametrization, a pruning or a hook: share the layer first and "
+                    "parametrize it then, or make what is computed permanent "
+                    "(torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.prune.remove)"
+                )
         axis = self._axis(plan)
         for name in ("input_layouts", "output_layouts"):
             layout = getattr(self, name)

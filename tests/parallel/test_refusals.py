@@ -7,6 +7,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import parallelize_module
+from torch.nn.utils import parametrize, prune
 
 import lc_triton
 from lc_triton import errors as E
@@ -33,6 +34,15 @@ def keras(**kwargs):
     return lc_triton.LocallyConnected2D(4, 3, input_shape=(6, 5, 2), **kwargs)
 
 
+class Twice(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def parametrized(name):
+    return parametrize.register_parametrization(conv(), name, Twice())
+
+
 ROWS = {"input_layouts": Shard(2), "output_layouts": Shard(2)}
 
 APPLIED = [
@@ -54,6 +64,14 @@ APPLIED = [
         "padding_mode='reflect' needs the whole input on every rank: input_layouts=Replicate()",
     ),
     (lambda: keras(kernel_regularizer="l2"), {}, E.ParallelError, "kernel_regularizer needs the whole weight on every"),
+    (
+        lambda: parametrized("weight"),
+        {},
+        E.ParallelError,
+        "weight is computed by a parametrization, a pruning",
+    ),
+    (lambda: parametrized("bias"), {}, E.ParallelError, "bias is computed by a parametrization"),
+    (lambda: prune.identity(keras(), "weight"), {}, E.ParallelError, "share the layer first and parametrize it then"),
     (lambda: keras(bias_constraint="non_neg"), {}, E.ParallelError, "bias_constraint needs the whole weight"),
 ]
 
