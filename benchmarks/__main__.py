@@ -13,8 +13,8 @@ import torch
 from benchmarks.contenders import CONTENDERS, MOST_BYTES, OURS
 from benchmarks.rows import Row
 from benchmarks.suites import SUITES, suite
-from lc_triton._files import write_atomically
-from lc_triton._geometry import check_int, check_name
+from lc_triton.core.files import write_atomically
+from lc_triton.core.geometry import check_int, check_name
 from lc_triton.errors import ArgumentValueError, LocalConvError
 from lc_triton.search.run import check_seconds
 from lc_triton.tiles import paths, workloads

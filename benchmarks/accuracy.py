@@ -19,8 +19,8 @@ from tqdm import tqdm
 import lc_triton
 from benchmarks.peers import PEERS
 from benchmarks.rows import Data, Results, Row
-from lc_triton import reference
-from lc_triton._activations import FUSED_NAMES, Activation, parse_activation
+from lc_triton.core.activations import FUSED_NAMES, Activation, parse_activation
+from lc_triton.ops import reference
 
 PEER = PEERS["F.unfold + bmm"]
 SEEDS = range(3)

@@ -16,7 +16,7 @@ from benchmarks import jax_peers, keras_peers
 from benchmarks.peers import PEERS, Peer, broadcast_bytes
 from benchmarks.products import Products
 from benchmarks.rows import Data, Results, Row, turns
-from lc_triton._geometry import Geometry
+from lc_triton.core.geometry import Geometry
 
 OURS = "lc_triton"
 CAST = "lc_triton, weights cast first"  # what autocast would do of itself; only where x and weight differ

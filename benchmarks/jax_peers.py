@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.rows import COPIES, Data, Results, Row
-from lc_triton._geometry import Geometry
+from lc_triton.core.geometry import Geometry
 
 
 def refuses(row: Row) -> str | None:

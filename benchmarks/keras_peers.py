@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.rows import COPIES, Data, Results, Row
-from lc_triton._geometry import Geometry
+from lc_triton.core.geometry import Geometry
 
 MOST_KERNEL_BYTES = 1 << 30  # of implementation 2, which is quadratic in the image
 MOST_POSITIONS = 4096  # of implementation 1, which builds a graph node for each

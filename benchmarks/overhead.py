@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.peers import PEERS
-from lc_triton._geometry import Geometry
+from lc_triton.core.geometry import Geometry
 
 PROCESSES = 5
 ROUNDS, CALLS = 60, 500
@@ -70,7 +70,7 @@ def _launches() -> dict[str, float]:
     """The host's part of a forward's launch up to the driver, which is not there: first by what we remember of it."""
     from benchmarks.absent import absent_gpu
     from lc_triton import launch
-    from lc_triton._problem import Problem
+    from lc_triton.core.problem import Problem
     from lc_triton.launch.faces import _plan_for
 
     geo = Geometry.make((20, 20), 16, 16, 3)

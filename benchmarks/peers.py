@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lc_triton._geometry import Geometry
+from lc_triton.core.geometry import Geometry
 
 
 @dataclass(frozen=True)

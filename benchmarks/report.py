@@ -14,7 +14,7 @@ from benchmarks import accuracy
 from benchmarks.contenders import MODES, NOT_PEERS, OURS
 from benchmarks.rows import Row
 from benchmarks.suites import GROWTH
-from lc_triton._files import write_atomically
+from lc_triton.core.files import write_atomically
 
 COLORS = {OURS: "#1f6fb4", "peers": "#c9c9c9", "best": "#d1662f", "floor": "#444444"}
 SUMMED = "geometric mean"

@@ -8,8 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from lc_triton import reference
-from lc_triton._geometry import Geometry
+from lc_triton.core.geometry import Geometry
+from lc_triton.ops import reference
 from lc_triton.search import verdict
 from lc_triton.tiles import paths, workloads
 from lc_triton.tiles.task import Task, types_of

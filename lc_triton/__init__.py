@@ -30,11 +30,8 @@ Example:
 """
 
 from lc_triton import _command  # noqa: F401  first: torch is imported below, and Ctrl-C may come meanwhile
-from lc_triton import init as init
-from lc_triton._backend import backend
-from lc_triton._decompositions import decompositions
 from lc_triton._version import __version__
-from lc_triton.conversion import convert_convs
+from lc_triton.core.backend import backend
 from lc_triton.errors import LocalConvError
 from lc_triton.functional import local_conv, local_conv_transpose
 from lc_triton.keras.constraints import apply_constraints, attach_constraints
@@ -56,6 +53,9 @@ from lc_triton.layers import (
     LocallyConnected2D,
     LocallyConnected3D,
 )
+from lc_triton.layers import init as init
+from lc_triton.layers.conversion import convert_convs
+from lc_triton.ops.decompositions import decompositions
 from lc_triton.search import tuning
 
 __all__ = [

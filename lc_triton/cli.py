@@ -167,7 +167,7 @@ def _tune(options: argparse.Namespace) -> int:
 
 def _tasks(options: argparse.Namespace) -> dict[str, Task]:
     """The kernels that --workloads, --shapes and the rest ask for."""
-    from lc_triton._geometry import check_int, check_name
+    from lc_triton.core.geometry import check_int, check_name
     from lc_triton.errors import ArgumentValueError
     from lc_triton.tiles import paths, workloads
     from lc_triton.tiles.config import FACES
@@ -202,7 +202,7 @@ def _add_problem(parser: argparse.ArgumentParser) -> None:
 
 
 def _problems(options: argparse.Namespace) -> tuple[list[tuple[Workload, int, Face]], Device]:
-    from lc_triton._geometry import check_int, check_name
+    from lc_triton.core.geometry import check_int, check_name
     from lc_triton.errors import ArgumentValueError
     from lc_triton.tiles import paths, workloads
     from lc_triton.tiles.config import FACES
@@ -338,7 +338,7 @@ def _env(_: argparse.Namespace) -> None:
 
     import torch
 
-    from lc_triton import _backend
+    from lc_triton.core import backend
     from lc_triton.tiles import paths
 
     def version(package: str) -> str:
@@ -356,8 +356,8 @@ def _env(_: argparse.Namespace) -> None:
         "triton": version("triton"),
         "numpy": version("numpy"),
         "GPUs": ", ".join(gpus) or "none that torch sees",
-        "CPU tensors take": _backend.resolve("cpu"),
-        "CUDA tensors take": _backend.resolve("cuda"),
+        "CPU tensors take": backend.resolve("cpu"),
+        "CUDA tensors take": backend.resolve("cuda"),
         "shipped tiles": str(paths.shipped_configs()),
         "your tiles": str(
             paths.known_user_configs() or "none: this user has no home folder, and LC_TRITON_CONFIG_DIR names none"

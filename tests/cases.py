@@ -12,9 +12,9 @@ from torch import Tensor
 
 import lc_triton
 from benchmarks.accuracy import bar, ulp
-from lc_triton import reference
-from lc_triton._activations import LINEAR, Activation
-from lc_triton._geometry import Geometry
+from lc_triton.core.activations import LINEAR, Activation
+from lc_triton.core.geometry import Geometry
+from lc_triton.ops import reference
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from lc_triton._geometry import Geometry
+from lc_triton.core.geometry import Geometry
 from lc_triton.demo import checkpoint
 from lc_triton.keras.saved.convert import convert
 from lc_triton.keras.saved.load import load_model

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 
 import lc_triton
-from lc_triton import _cpu, _ops
-from lc_triton._activations import FUSED_NAMES, Activation, parse_activation
+from lc_triton import _cpu
 from lc_triton._cpu import small, workspace
-from lc_triton._problem import Problem
+from lc_triton.core.activations import FUSED_NAMES, Activation, parse_activation
+from lc_triton.core.problem import Problem
+from lc_triton.ops import dispatch
 from tests.cases import CASES, IDS, Case, assert_as_good, assert_close, check, expected, peer, run, tensors
 
 BY_NAME = {case.name: case for case in CASES}
@@ -62,9 +63,9 @@ def test_a_small_layers_results_are_no_views(case, batch):
     case = replace(case, batch=batch)
     t, problem = tensors(case, torch.float32), Problem(case.geometry, Activation("silu"))
     with torch.no_grad():
-        y, z = _ops.forward(t.x, t.weight, t.bias, problem, store_z=True)
-        dw, db = _ops.weight_grad(t.x, t.g, problem, torch.float32, with_bias=True)
-        dx = _ops.input_grad(t.g, t.weight, None, problem.linear())
+        y, z = dispatch.forward(t.x, t.weight, t.bias, problem, store_z=True)
+        dw, db = dispatch.weight_grad(t.x, t.g, problem, torch.float32, with_bias=True)
+        dx = dispatch.input_grad(t.g, t.weight, None, problem.linear())
     assert not any(result._is_view() for result in (y, z, dw, db, dx))
 
 

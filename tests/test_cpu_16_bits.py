@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import lc_triton
-from lc_triton._activations import parse_activation
 from lc_triton._cpu import blocks, matmul
+from lc_triton.core.activations import parse_activation
 from tests.cases import CASES, IDS, Case, assert_close, check, expected, run, tensors
 
 HALF = [torch.float16, torch.bfloat16]

@@ -9,7 +9,7 @@ import torch
 
 from lc_triton._cpu import small, workspace
 from lc_triton._cpu.workspace import Buffer
-from lc_triton._problem import Problem
+from lc_triton.core.problem import Problem
 from tests.cases import CASES, IDS, Case, check, expected, run, tensors
 from tests.ways import Way
 

@@ -12,9 +12,10 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import lc_triton
-from lc_triton import _library, reference
-from lc_triton._activations import FUSED_NAMES, LINEAR, Activation, parse_activation
-from lc_triton._problem import Problem
+from lc_triton.core.activations import FUSED_NAMES, LINEAR, Activation, parse_activation
+from lc_triton.core.problem import Problem
+from lc_triton.ops import operators as _library
+from lc_triton.ops import reference
 from tests.cases import CASES, assert_as_good, assert_close, expected, peer, tensors
 
 ops = torch.ops.lc_triton

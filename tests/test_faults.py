@@ -16,7 +16,8 @@ import pytest
 import torch
 
 import lc_triton
-from lc_triton import _files, errors
+from lc_triton import errors
+from lc_triton.core import files as _files
 from lc_triton.demo import checkpoint
 from lc_triton.tiles import store
 from tests.faults import KEY, MEASURED

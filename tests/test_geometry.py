@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from lc_triton._geometry import Geometry
+from lc_triton.core.geometry import Geometry
 from lc_triton.errors import KernelTooLargeError
 
 SIZES = [

@@ -11,9 +11,9 @@ from torch.func import grad, jvp, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
 import lc_triton
-from lc_triton import _library
-from lc_triton._activations import Activation, parse_activation
-from lc_triton._problem import Problem
+from lc_triton.core.activations import Activation, parse_activation
+from lc_triton.core.problem import Problem
+from lc_triton.ops import operators as _library
 from tests.cases import CASES, Case, assert_close, tensors
 
 FEW = [case for case in CASES if case.name in ("1d_stride_same", "2d_asymmetric", "2d_groups", "3d_dilated_groups")]

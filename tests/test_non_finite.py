@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lc_triton._activations import FUSED_NAMES, parse_activation
+from lc_triton.core.activations import FUSED_NAMES, parse_activation
 from tests.cases import CASES, IDS, Case, assert_close, expected, kinds, peer, plant, run, tensors, tiny
 from tests.ways import Way
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import lc_triton
-from lc_triton import _ops
-from lc_triton._plan import precision_of
+from lc_triton.ops import dispatch
+from lc_triton.ops.plan import precision_of
 from tests.cases import assert_close
 
 LAYER = lc_triton.LocalConv2d(3, 4, 3, input_size=6)
@@ -45,7 +45,7 @@ def test_settings_reach_a_problem(of_all, of_matmul, want, monkeypatch):
         return run
 
     for name in ("forward", "input_grad", "weight_grad"):
-        monkeypatch.setattr(_ops, name, watched(getattr(_ops, name)))
+        monkeypatch.setattr(dispatch, name, watched(getattr(dispatch, name)))
     torch.backends.fp32_precision = of_all
     torch.backends.cuda.matmul.fp32_precision = of_matmul
     # On a CPU, where these settings mean nothing, calls are remembered without them, but for those of such a padding.

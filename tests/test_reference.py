@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lc_triton import reference
-from lc_triton._geometry import Geometry
+from lc_triton.core.geometry import Geometry
+from lc_triton.ops import reference
 from tests.cases import CASES, IDS, assert_close, expected, peer, tensors
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}

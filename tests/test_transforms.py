@@ -7,8 +7,8 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
 
 import lc_triton
-from lc_triton import _ops, reference
-from lc_triton._activations import parse_activation
+from lc_triton.core.activations import parse_activation
+from lc_triton.ops import dispatch, reference
 from tests.cases import CASES, IDS, assert_close, tensors
 
 FEW = [case for case in CASES if case.name in ("1d_stride_same", "2d_asymmetric", "2d_groups", "2d_depthwise", "3d")]
@@ -83,8 +83,8 @@ def test_vmap_over_weights_in_vmap_over_weights_with_a_bias_for_each_channel(cas
 
 
 def test_an_ensemble_runs_once_and_copies_no_weight(monkeypatch):
-    seen, forward = [], _ops.forward
-    monkeypatch.setattr(_ops, "forward", lambda x, w, *a, **k: (seen.append(w), forward(x, w, *a, **k))[1])
+    seen, forward = [], dispatch.forward
+    monkeypatch.setattr(dispatch, "forward", lambda x, w, *a, **k: (seen.append(w), forward(x, w, *a, **k))[1])
     case = FEW[1]
     weights = several(tensors(case).weight)
     vmap(conv(case), (None, 0))(tensors(case).x, weights)

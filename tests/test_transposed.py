@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import lc_triton
-from lc_triton import reference
-from lc_triton._activations import parse_activation
+from lc_triton.core.activations import parse_activation
+from lc_triton.ops import reference
 from tests.cases import CASES, IDS, Case, assert_close, tensors
 
 LAYERS = {1: lc_triton.LocalConvTranspose1d, 2: lc_triton.LocalConvTranspose2d, 3: lc_triton.LocalConvTranspose3d}

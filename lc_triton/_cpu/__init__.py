@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lc_triton._backend import autocast_enabled
 from lc_triton._cpu import depthwise, matmul, small
-from lc_triton._problem import Problem
+from lc_triton.core.backend import autocast_enabled
+from lc_triton.core.problem import Problem
 
 __all__ = ["forward", "input_grad", "weight_grad"]
 

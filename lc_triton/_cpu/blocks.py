@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lc_triton._activations import LINEAR
-from lc_triton._geometry import Geometry
-from lc_triton._problem import Problem
+from lc_triton.core.activations import LINEAR
+from lc_triton.core.geometry import Geometry
+from lc_triton.core.problem import Problem
 
 # Bytes of a block's windows a thread, or so many times a core's L2: within its share of the last cache on common
 # servers. Smaller blocks would stay nearer, but then starting threads, and what one core has in its cache and another

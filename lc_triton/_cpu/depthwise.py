@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lc_triton._cpu.blocks import Layer, Outputs, Windows, compute_dtype, parts, store_strip
 from lc_triton._cpu.workspace import buffers
-from lc_triton._problem import Problem
+from lc_triton.core.problem import Problem
 
 
 def _taps(layer: Layer, windows: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -23,7 +23,7 @@ from lc_triton._cpu.blocks import (
     store_strip,
 )
 from lc_triton._cpu.workspace import Buffer, buffers
-from lc_triton._problem import Problem
+from lc_triton.core.problem import Problem
 
 # Numbers of a window's row below which copying or adding rows is slow: the batch then lies innermost. The last for the
 # input gradient where a window is one row, so that no sum over rows is lost by it.

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from lc_triton._cpu.blocks import compute_dtype
 from lc_triton._cpu.workspace import outside_inference_mode
-from lc_triton._geometry import Geometry
-from lc_triton._problem import Problem
+from lc_triton.core.geometry import Geometry
+from lc_triton.core.problem import Problem
 
 # Numbers of all windows. At twice as many the blocks of larger layers, and their threads, begin to pay.
 MOST_NUMBERS = 1 << 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lc_triton._files import load_torch, save_torch
+from lc_triton.core.files import load_torch, save_torch
 from lc_triton.errors import CheckpointError
 
 KIND = "lc_triton demo"

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lc_triton import _backend
-from lc_triton._files import write_atomically
 from lc_triton._version import __version__
+from lc_triton.core import backend
+from lc_triton.core.files import write_atomically
 from lc_triton.demo import checkpoint, ranks, report
 from lc_triton.demo.data import Digits
 from lc_triton.demo.networks import NETWORKS
@@ -54,7 +54,7 @@ def _run(settings: Settings, device: torch.device, mesh: DeviceMesh | None) -> d
         print(f"{path} is of an earlier run and will be replaced (--resume goes on with an interrupted one)")
 
     where = report.device_name(device)
-    implementation = "Triton kernels" if _backend.resolve(device.type) == "triton" else "pure torch"
+    implementation = "Triton kernels" if backend.resolve(device.type) == "triton" else "pure torch"
     print(f"1,797 handwritten digits of 8 x 8 pixels; {len(digits.test_x)} are held out. Training on {where},")
     print(f"{settings.dtype}, the locally connected layers by {implementation}.")
     if mesh is not None:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lc_triton._backend import environment
+from lc_triton.core.backend import environment
 from lc_triton.errors import LocalConvError
 from lc_triton.layers import LocalConv2d
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lc_triton._files import write_atomically
+from lc_triton.core.files import write_atomically
 from lc_triton.demo.data import Digits
 from lc_triton.errors import MissingPackageError
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lc_triton._activations import ActivationArg, parse_activation
+from lc_triton.core.activations import ActivationArg, parse_activation
 from lc_triton.errors import ArgumentTypeError, UnknownNameError
 
 

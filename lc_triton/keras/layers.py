@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lc_triton._activations import ActivationArg
-from lc_triton._geometry import Geometry, Ints, check_int, check_name
+from lc_triton.core.activations import ActivationArg
+from lc_triton.core.geometry import Geometry, Ints, check_int, check_name
 from lc_triton.errors import (
     ArgumentTypeError,
     ArgumentValueError,

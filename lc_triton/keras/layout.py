@@ -14,7 +14,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from lc_triton._geometry import Geometry
+from lc_triton.core.geometry import Geometry
 
 IMPLEMENTATIONS = (1, 2, 3)
 

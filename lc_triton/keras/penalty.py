@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from lc_triton._geometry import Geometry
+from lc_triton.core.geometry import Geometry
 from lc_triton.keras import layout
 
 # Numbers of a block whose copy in float32 or float64 is made for a moment: few beside a large weight, but enough that

@@ -90,7 +90,7 @@ def tanh(x):
 
 @triton.jit
 def activate(z, ACT: tl.constexpr, CONSTANT: tl.constexpr):
-    """act(z), elementwise, in z's type; the names and constants are those of lc_triton._activations."""
+    """act(z), elementwise, in z's type; the names and constants are those of lc_triton.core.activations."""
     if ACT == "relu":
         z = tl.where(z <= 0.0, 0.0, z)  # not maximum: a NaN stays NaN
     elif ACT == "leaky_relu":
@@ -138,7 +138,7 @@ def activate(z, ACT: tl.constexpr, CONSTANT: tl.constexpr):
 
 @triton.jit
 def through(g, s, ACT: tl.constexpr, CONSTANT: tl.constexpr):
-    """dz = g * act'(z), elementwise, from s: z or y = act(z), whichever lc_triton._activations saves."""
+    """dz = g * act'(z), elementwise, from s: z or y = act(z), whichever lc_triton.core.activations saves."""
     dz = g
     if ACT == "relu":
         dz = tl.where(s <= 0.0, 0.0, g)  # not a product: an infinite g of a unit that is off is 0

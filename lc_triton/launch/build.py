@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from lc_triton._activations import LINEAR
-from lc_triton._problem import Problem
+from lc_triton.core.activations import LINEAR
+from lc_triton.core.problem import Problem
 from lc_triton.kernels.combine import combine_kernel
 from lc_triton.kernels.forward import forward_kernel
 from lc_triton.kernels.input_grad import input_grad_kernel

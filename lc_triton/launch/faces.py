@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lc_triton._problem import Problem
+from lc_triton.core.problem import Problem
 from lc_triton.kernels.combine import combine_kernel
 from lc_triton.kernels.forward import forward_kernel
 from lc_triton.kernels.input_grad import input_grad_kernel

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lc_triton._problem import Problem
+from lc_triton.core.problem import Problem
 from lc_triton.launch.build import MachineCode, build, machine_code
 from lc_triton.tiles import model
 from lc_triton.tiles.config import Face, TileConfig

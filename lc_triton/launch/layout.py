@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from lc_triton._geometry import Geometry
-from lc_triton._problem import Problem
+from lc_triton.core.geometry import Geometry
+from lc_triton.core.problem import Problem
 from lc_triton.errors import ArgumentValueError
 from lc_triton.tiles.config import Face, TileConfig
 from lc_triton.tiles.walk import walk_of

@@ -10,12 +10,20 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
-from lc_triton import _sharing
-from lc_triton._activations import LINEAR, ActivationArg, parse_activation
-from lc_triton._dtypes import check_floating
-from lc_triton._geometry import Geometry, Ints, Padding, Pairs, check_int, check_name, check_padding, int_tuple, several
-from lc_triton._parameters import trains
-from lc_triton._plan import split_shape
+from lc_triton.core.activations import LINEAR, ActivationArg, parse_activation
+from lc_triton.core.dtypes import check_floating
+from lc_triton.core.geometry import (
+    Geometry,
+    Ints,
+    Padding,
+    Pairs,
+    check_int,
+    check_name,
+    check_padding,
+    int_tuple,
+    several,
+)
+from lc_triton.core.parameters import trains
 from lc_triton.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -25,7 +33,9 @@ from lc_triton.errors import (
     KernelTooLargeError,
     NotBuiltError,
 )
+from lc_triton.layers import sharing
 from lc_triton.layers._planned import PlannedLayer, bias_kind
+from lc_triton.ops.plan import split_shape
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -219,10 +229,10 @@ class ConvolutionLayer(PlannedLayer):
             dtype=found.weight.dtype,
             **{cls.own: getattr(found, cls.own)},
         )
-        weight = _sharing.spread(found.weight, layer.weight.shape[: cls.ndim])
-        _sharing.assign(layer.weight, weight, trains=trains(conv, "weight"))
+        weight = sharing.spread(found.weight, layer.weight.shape[: cls.ndim])
+        sharing.assign(layer.weight, weight, trains=trains(conv, "weight"))
         if layer.bias is not None:
-            _sharing.assign(layer.bias, found.bias, trains=trains(conv, "bias"))
+            sharing.assign(layer.bias, found.bias, trains=trains(conv, "bias"))
         layer.train(conv.training)
         return layer
 
@@ -281,13 +291,13 @@ class ConvolutionLayer(PlannedLayer):
             dtype=self.weight.dtype,
             **{self.own: getattr(self, self.own)},
         )
-        weight = _sharing.unspread(self.weight, self.ndim, tolerance)
-        _sharing.assign(conv.weight, weight, trains=trains(self, "weight"))
+        weight = sharing.unspread(self.weight, self.ndim, tolerance)
+        sharing.assign(conv.weight, weight, trains=trains(self, "weight"))
         if self.bias is not None:
             bias = self.bias
             if self.bias_kind == "position":
-                bias = _sharing.shared("bias", bias, self.ndim, tolerance)
-            _sharing.assign(conv.bias, bias, trains=trains(self, "bias"))
+                bias = sharing.shared("bias", bias, self.ndim, tolerance)
+            sharing.assign(conv.bias, bias, trains=trains(self, "bias"))
         conv.train(self.training)
         return conv  # type: ignore[no-any-return]
 

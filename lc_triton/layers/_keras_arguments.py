@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from lc_triton._geometry import (
+from lc_triton.core.geometry import (
     DATA_FORMATS,
     PADDING_NAMES,
     Geometry,

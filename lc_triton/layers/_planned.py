@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.overrides import has_torch_function
 
-from lc_triton._activations import ActivationArg
-from lc_triton._geometry import Geometry
-from lc_triton._parameters import check_writable, is_plain, write
-from lc_triton._plan import Plan, check_device, check_input, check_tensor, run
-from lc_triton._tracing import is_tracing
+from lc_triton.core.activations import ActivationArg
+from lc_triton.core.geometry import Geometry
+from lc_triton.core.parameters import check_writable, is_plain, write
 from lc_triton.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -25,6 +23,8 @@ from lc_triton.errors import (
     ScriptError,
 )
 from lc_triton.functional import call_of_plan
+from lc_triton.ops.plan import Plan, check_device, check_input, check_tensor, run
+from lc_triton.ops.tracing import is_tracing
 
 
 class PlannedLayer(nn.Module):

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lc_triton._activations import ActivationArg
-from lc_triton._geometry import Geometry, Ints, Padding, int_tuple
-from lc_triton._plan import Plan
+from lc_triton.core.activations import ActivationArg
+from lc_triton.core.geometry import Geometry, Ints, Padding, int_tuple
 from lc_triton.layers._convolution import ConvolutionLayer, LazyConvolution
+from lc_triton.ops.plan import Plan
 
 __all__ = [
     "LazyLocalConvTranspose1d",

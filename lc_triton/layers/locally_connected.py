@@ -12,11 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from lc_triton._activations import ActivationArg, parse_activation
-from lc_triton._dtypes import check_floating
-from lc_triton._geometry import Geometry, Ints, check_int, several
-from lc_triton._plan import Plan
-from lc_triton._tracing import shape_of
+from lc_triton.core.activations import ActivationArg, parse_activation
+from lc_triton.core.dtypes import check_floating
+from lc_triton.core.geometry import Geometry, Ints, check_int, several
 from lc_triton.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -27,6 +25,8 @@ from lc_triton.errors import (
 from lc_triton.keras import activations, constraints, initializers, registry, regularizers
 from lc_triton.layers._keras_arguments import KerasArguments, check_flag, check_layer_name
 from lc_triton.layers._keras_weights import KerasWeights
+from lc_triton.ops.plan import Plan
+from lc_triton.ops.tracing import shape_of
 
 __all__ = ["LocallyConnected1D", "LocallyConnected2D", "LocallyConnected3D"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lc_triton._geometry import Geometry, check_int, check_name
+from lc_triton.core.geometry import Geometry, check_int, check_name
 from lc_triton.parallel.ranges import by_filters, by_rows, overlap
 
 KINDS = ("data", "sharded data", "positions", "filters")
@@ -73,7 +73,7 @@ def cost(
         LocalConvError: a kind that is not known, or a number below 1.
 
     Example:
-        >>> from lc_triton._geometry import Geometry
+        >>> from lc_triton.core.geometry import Geometry
         >>> layer = Geometry.make((224, 224), 64, 64, 3, padding=1)
         >>> [round(cost(kind, layer, 64, 8).sent / 1e6) for kind in ("data", "positions", "filters")]
         [6485, 7, 719]

@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lc_triton._geometry import Geometry
-from lc_triton._plan import Plan, run
+from lc_triton.core.geometry import Geometry
+from lc_triton.ops.plan import Plan, run
 from lc_triton.parallel.exchange import Axis
 from lc_triton.parallel.ranges import by_filters, by_rows, slab
 

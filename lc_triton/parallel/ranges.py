@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from lc_triton._geometry import Geometry
+from lc_triton.core.geometry import Geometry
 from lc_triton.errors import ParallelError
 
 

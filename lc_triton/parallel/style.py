@@ -15,10 +15,13 @@ from torch.distributed.tensor.parallel import ParallelStyle
 from torch.distributed.tensor.placement_types import Placement
 from torch.nn.parameter import is_lazy
 
-from lc_triton._backend import autocast_enabled
-from lc_triton._dtypes import check_dtypes
-from lc_triton._parameters import is_plain
-from lc_triton._plan import (
+from lc_triton.core.backend import autocast_enabled
+from lc_triton.core.dtypes import check_dtypes
+from lc_triton.core.parameters import is_plain
+from lc_triton.errors import ArgumentTypeError, NotBuiltError, ParallelError, PartShapeError
+from lc_triton.keras import activations
+from lc_triton.layers._planned import PlannedLayer
+from lc_triton.ops.plan import (
     Plan,
     _check_devices,
     as_asked,
@@ -28,9 +31,6 @@ from lc_triton._plan import (
     form_of,
     split_shape,
 )
-from lc_triton.errors import ArgumentTypeError, NotBuiltError, ParallelError, PartShapeError
-from lc_triton.keras import activations
-from lc_triton.layers._planned import PlannedLayer
 from lc_triton.parallel.compare import compare_calls
 from lc_triton.parallel.exchange import Axis, move
 from lc_triton.parallel.part import Part, of_filters, of_positions

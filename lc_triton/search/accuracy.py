@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from lc_triton import reference
+from lc_triton.ops import reference
 from lc_triton.search import scratch, verdict
 from lc_triton.search.strategy import Disagreement
 from lc_triton.tiles.config import TileConfig

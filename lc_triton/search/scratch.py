@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lc_triton import launch
-from lc_triton._problem import Problem
+from lc_triton.core.problem import Problem
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.task import Task
 

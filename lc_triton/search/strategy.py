@@ -104,7 +104,7 @@ def search(
         on_trial: called after each candidate.
 
     Example:
-        >>> from lc_triton._geometry import Geometry
+        >>> from lc_triton.core.geometry import Geometry
         >>> from lc_triton.tiles.device import by_name
         >>> class Equal:
         ...     def compile(self, configs): pass

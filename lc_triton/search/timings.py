@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lc_triton._geometry import Geometry
+from lc_triton.core.geometry import Geometry
 from lc_triton.errors import ConfigFileError
 from lc_triton.search.strategy import Outcome
 from lc_triton.tiles import model

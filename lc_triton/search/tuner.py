@@ -8,7 +8,7 @@ from threading import Lock
 
 import torch
 
-from lc_triton._backend import interpreting
+from lc_triton.core.backend import interpreting
 from lc_triton.errors import ConfigFileError, TuningError
 from lc_triton.search.agreement import agree
 from lc_triton.search.run import check_seconds, tune_one

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from lc_triton._geometry import Geometry, check_int
+from lc_triton.core.geometry import Geometry, check_int
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")

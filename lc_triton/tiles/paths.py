@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lc_triton._backend import environment
+from lc_triton.core.backend import environment
 from lc_triton.errors import ConfigFileError
 
 _NAME = "autotune_configs"

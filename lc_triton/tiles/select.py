@@ -77,7 +77,7 @@ def select(task: Task, device: Device) -> Choice:
         device: what it runs on.
 
     Example:
-        >>> from lc_triton._geometry import Geometry
+        >>> from lc_triton.core.geometry import Geometry
         >>> from lc_triton.tiles.device import by_name
         >>> layer = Geometry.make((8, 8), 16, 16, 3)
         >>> select(Task("forward", layer, 32, "float32", "float32"), by_name("a100")).source

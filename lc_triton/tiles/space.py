@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from lc_triton._geometry import Geometry
+from lc_triton.core.geometry import Geometry
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.device import Device
 from lc_triton.tiles.task import Task

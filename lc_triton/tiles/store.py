@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lc_triton._files import write_atomically
+from lc_triton.core.files import write_atomically
 from lc_triton.errors import ArgumentTypeError, ConfigFileError, LocalConvError, first_line
 from lc_triton.tiles.config import Face, TileConfig
 from lc_triton.tiles.key import ProblemKey

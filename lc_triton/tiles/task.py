@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from lc_triton._geometry import Geometry, check_name
+from lc_triton.core.geometry import Geometry, check_name
 from lc_triton.errors import ArgumentValueError
 from lc_triton.tiles.config import Face
 from lc_triton.tiles.key import DTYPES, ProblemKey

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from lc_triton._geometry import Geometry, check_int
+from lc_triton.core.geometry import Geometry, check_int
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, LocalConvError, UnknownNameError, WorkloadError
 from lc_triton.tiles.config import Face
 from lc_triton.tiles.task import Task, types_of

@@ -13,7 +13,7 @@ import torch
 from benchmarks import __main__ as command
 from benchmarks import accuracy
 from benchmarks.accuracy import ACTIVATION_LENGTH, DTYPES, FACES, LENGTHS, Sums, bar, missed, tables, ulp
-from lc_triton._activations import FUSED_NAMES
+from lc_triton.core.activations import FUSED_NAMES
 
 ROOT = Path(__file__).parents[2]
 CONTENT = json.loads((ROOT / "benchmarks" / "results" / "accuracy.json").read_text())

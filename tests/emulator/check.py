@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from lc_triton import launch, reference
-from lc_triton._activations import LINEAR, Activation
-from lc_triton._activations import parse_activation
-from lc_triton._geometry import Geometry
-from lc_triton._problem import Problem
+from lc_triton import launch
+from lc_triton.ops import reference
+from lc_triton.core.activations import LINEAR, Activation
+from lc_triton.core.activations import parse_activation
+from lc_triton.core.geometry import Geometry
+from lc_triton.core.problem import Problem
 from lc_triton.tiles import model, paths, workloads
 from lc_triton.tiles.config import FACES, TileConfig
 from lc_triton.tiles.device import DEVICES

@@ -136,9 +136,10 @@ def main() -> int:
     parser.add_argument("--as-is", action="store_true", help="without mending what is known to be wrong")
     args = parser.parse_args()
     os.environ["LD_LIBRARY_PATH"] = f"{HERE}:{os.environ.get('LD_LIBRARY_PATH', '')}"
-    from lc_triton import launch, reference
-    from lc_triton._activations import Activation
-    from lc_triton._problem import Problem
+    from lc_triton import launch
+    from lc_triton.ops import reference
+    from lc_triton.core.activations import Activation
+    from lc_triton.core.problem import Problem
     from lc_triton.launch import faces
     from tests.emulator import check
     from tests.emulator.check import Case, compare

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lc_triton import launch
-from lc_triton._problem import Problem
+from lc_triton.core.problem import Problem
 from lc_triton.tiles import paths, workloads
 from lc_triton.tiles.config import FACES
 from lc_triton.tiles.device import DEVICES

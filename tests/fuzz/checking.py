@@ -11,8 +11,8 @@ from hypothesis import assume
 from torch import Tensor
 
 import lc_triton
-from lc_triton import reference
-from lc_triton._activations import AFTER_KERNEL, LINEAR, Activation, parse_activation
+from lc_triton.core.activations import AFTER_KERNEL, LINEAR, Activation, parse_activation
+from lc_triton.ops import reference
 from tests.fuzz.strategies import Call, Placed, place, shapes
 from tests.ways import Way
 

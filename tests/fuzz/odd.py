@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from lc_triton._activations import NAMES
+from lc_triton.core.activations import NAMES
 
 LARGEST = 2**31 - 1
 

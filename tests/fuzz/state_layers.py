@@ -15,8 +15,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.prune import BasePruningMethod
 
 import lc_triton
-from lc_triton import LocalConvError, reference
-from lc_triton._geometry import Geometry
+from lc_triton import LocalConvError
+from lc_triton.core.geometry import Geometry
+from lc_triton.ops import reference
 
 ACTIVATIONS: dict[Any, Callable[[Tensor], Tensor]] = {
     None: lambda z: z,

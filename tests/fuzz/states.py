@@ -3,7 +3,7 @@
     python -m tests.fuzz.states --cases 2000 --seed 0
 
 A case is a layer of any class, up to six changes of its state, an input and a way to call it. Right is what
-`lc_triton.reference` computes in float64 for the layer's weight, bias and shown arguments; or a LocalConvError, or
+`lc_triton.ops.reference` computes in float64 for the layer's weight, bias and shown arguments; or a LocalConvError, or
 torch's own error for a change or a call that it does not make (`TORCH_REFUSES`). All else is a finding.
 """
 

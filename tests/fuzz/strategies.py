@@ -10,8 +10,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lc_triton._activations import FUSED_NAMES
-from lc_triton._geometry import Geometry
+from lc_triton.core.activations import FUSED_NAMES
+from lc_triton.core.geometry import Geometry
 
 # A list that begins with what is plain: a failing case shrinks towards it.
 DTYPES = [

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import lc_triton
-from lc_triton import reference
-from lc_triton._activations import AFTER_KERNEL, parse_activation
-from lc_triton._geometry import Geometry
+from lc_triton.core.activations import AFTER_KERNEL, parse_activation
+from lc_triton.core.geometry import Geometry
 from lc_triton.errors import LocalConvError
 from lc_triton.keras import activations, constraints, initializers, regularizers
+from lc_triton.ops import reference
 from lc_triton.tiles import workloads
 from lc_triton.tiles.config import TileConfig
 from tests.cases import assert_close

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lc_triton
-from lc_triton._activations import FUSED_NAMES, parse_activation
+from lc_triton.core.activations import FUSED_NAMES, parse_activation
 from tests import cases
 from tests.cases import CASES, IDS, assert_as_good, assert_close, expected, peer, tensors
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import lc_triton
-from lc_triton import cli, reference
-from lc_triton._geometry import Geometry
+from lc_triton import cli
+from lc_triton.core.geometry import Geometry
+from lc_triton.ops import reference
 from lc_triton.tiles import model, paths, store
 from lc_triton.tiles.config import FACES
 from lc_triton.tiles.device import of_gpu

@@ -7,8 +7,8 @@ import torch
 
 import lc_triton
 from lc_triton import launch
-from lc_triton._activations import FUSED_NAMES, Activation, parse_activation
-from lc_triton._problem import Problem
+from lc_triton.core.activations import FUSED_NAMES, Activation, parse_activation
+from lc_triton.core.problem import Problem
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.device import DEVICES
 from lc_triton.tiles.space import descriptor_fits

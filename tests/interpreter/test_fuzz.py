@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lc_triton
-from lc_triton._activations import parse_activation
+from lc_triton.core.activations import parse_activation
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.select import chooser
 from tests.cases import CASES, expected, tensors

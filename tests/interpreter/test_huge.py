@@ -11,8 +11,8 @@ import torch
 from triton.runtime import interpreter
 
 from lc_triton import launch
-from lc_triton._geometry import Geometry
-from lc_triton._problem import Problem
+from lc_triton.core.geometry import Geometry
+from lc_triton.core.problem import Problem
 from lc_triton.launch import faces as launching
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.walk import programs

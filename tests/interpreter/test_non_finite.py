@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lc_triton import launch
-from lc_triton._activations import FUSED_NAMES, Activation, parse_activation
-from lc_triton._problem import Problem
+from lc_triton.core.activations import FUSED_NAMES, Activation, parse_activation
+from lc_triton.core.problem import Problem
 from lc_triton.tiles.config import TileConfig
 from tests.cases import CASES, Case, expected, kinds, plant, tensors, tiny
 from tests.interpreter.test_faces import BOXES, faces, tile

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lc_triton
-from lc_triton._geometry import Geometry
+from lc_triton.core.geometry import Geometry
 from lc_triton.launch import faces
 from lc_triton.search import scratch, tuner
 from lc_triton.search.accuracy import Judge

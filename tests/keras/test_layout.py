@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lc_triton._geometry import Geometry
+from lc_triton.core.geometry import Geometry
 from lc_triton.keras import layout
 from tests.cases import CASES, IDS, assert_close, tensors
 from tests.test_golden import KERAS, KERAS_DATA, arrays

@@ -18,8 +18,8 @@ import torch
 import triton
 from tqdm import tqdm
 
-from lc_triton._activations import Activation
-from lc_triton._problem import Problem
+from lc_triton.core.activations import Activation
+from lc_triton.core.problem import Problem
 from lc_triton.launch.build import build, machine_code
 from lc_triton.tiles import model, paths, space, workloads
 from lc_triton.tiles.config import FACES, Face, TileConfig

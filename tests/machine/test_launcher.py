@@ -5,9 +5,9 @@ import torch
 
 from benchmarks.absent import absent_gpu
 from lc_triton import launch
-from lc_triton._activations import Activation
-from lc_triton._geometry import Geometry
-from lc_triton._problem import Problem
+from lc_triton.core.activations import Activation
+from lc_triton.core.geometry import Geometry
+from lc_triton.core.problem import Problem
 
 SMALL = Geometry.make((6, 6), 8, 16, 3)
 FEW_POSITIONS = Geometry.make((4, 4), 512, 256, 3, padding=1)  # its forward is split

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lc_triton import launch
-from lc_triton._geometry import Geometry
-from lc_triton._problem import Problem
+from lc_triton.core.geometry import Geometry
+from lc_triton.core.problem import Problem
 from lc_triton.errors import ArgumentValueError
 from lc_triton.launch import faces
 from lc_triton.launch.layout import Shape, dense_rows, is_wide, shape_of

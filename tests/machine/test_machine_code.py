@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lc_triton._activations import FUSED_NAMES, Activation, parse_activation
-from lc_triton._geometry import Geometry
-from lc_triton._problem import Problem
+from lc_triton.core.activations import FUSED_NAMES, Activation, parse_activation
+from lc_triton.core.geometry import Geometry
+from lc_triton.core.problem import Problem
 from lc_triton.launch.build import build, build_combine, machine_code
 from lc_triton.tiles.config import FACES, TileConfig
 from lc_triton.tiles.device import DEVICES

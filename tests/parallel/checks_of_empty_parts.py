@@ -10,7 +10,7 @@ from torch.distributed.tensor.parallel import parallelize_module
 
 import lc_triton
 from lc_triton import errors as E
-from lc_triton._activations import FUSED_NAMES
+from lc_triton.core.activations import FUSED_NAMES
 from lc_triton.parallel import FilterParallel, PositionParallel
 from tests.cases import assert_close
 from tests.parallel import ranks

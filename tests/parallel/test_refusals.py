@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize, prune
 
 import lc_triton
 from lc_triton import errors as E
-from lc_triton._geometry import Geometry
+from lc_triton.core.geometry import Geometry
 from lc_triton.parallel import FilterParallel, PositionParallel, cost
 from lc_triton.parallel.ranges import by_filters, by_rows, chunks, slab
 from tests.cases import CASES, IDS

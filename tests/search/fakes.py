@@ -1,6 +1,6 @@
 """A bench that times nothing, for tests of what surrounds one."""
 
-from lc_triton._geometry import Geometry
+from lc_triton.core.geometry import Geometry
 from lc_triton.search.strategy import Disagreement
 from lc_triton.tiles.device import by_name
 from lc_triton.tiles.task import Task

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from lc_triton import _backend
-from lc_triton._geometry import Geometry
+from lc_triton.core import backend
+from lc_triton.core.geometry import Geometry
 from lc_triton.tiles import paths, store
 from lc_triton.tiles.config import FACES, TileConfig
 from lc_triton.tiles.device import by_name
@@ -104,7 +104,7 @@ def test_the_users_folder(monkeypatch, tmp_path):
     def folder(**variables):
         for name in ("LC_TRITON_CONFIG_DIR", "XDG_CACHE_HOME"):
             monkeypatch.setenv(name, variables.get(name, ""))
-        _backend.environment.cache_clear()
+        backend.environment.cache_clear()
         return paths.user_configs()
 
     assert folder(LC_TRITON_CONFIG_DIR=str(tmp_path)) == tmp_path
@@ -113,7 +113,7 @@ def test_the_users_folder(monkeypatch, tmp_path):
     assert folder() == tmp_path / ".cache" / "lc_triton" / "autotune_configs"
     assert folder(XDG_CACHE_HOME="relative") == folder()  # its specification says so
     monkeypatch.undo()
-    _backend.environment.cache_clear()
+    backend.environment.cache_clear()
 
 
 def test_devices_have_folders_of_their_own():

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from lc_triton._geometry import Geometry
+from lc_triton.core.geometry import Geometry
 from lc_triton.errors import ArgumentValueError
 from lc_triton.tiles import model
 from lc_triton.tiles.config import FACES, TileConfig

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from lc_triton._geometry import Geometry
+from lc_triton.core.geometry import Geometry
 from lc_triton.errors import ConfigFileError
 from lc_triton.tiles import store
 from lc_triton.tiles.config import TileConfig

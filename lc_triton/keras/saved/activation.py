@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from lc_triton._activations import Activation, ActivationArg, parse_activation
+from lc_triton.core.activations import Activation, ActivationArg, parse_activation
 from lc_triton.errors import UnknownNameError
 from lc_triton.keras import activations
 from lc_triton.keras.saved.arguments import Arguments, Axes, Axis, Number, Place, positive_axis

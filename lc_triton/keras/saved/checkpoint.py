@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from lc_triton._files import load_torch, save_torch
+from lc_triton.core.files import load_torch, save_torch
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, KerasFileError, first_line
 from lc_triton.keras.saved import spec
 from lc_triton.keras.saved.model import Functional, Model, Sequential, build

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from lc_triton._parameters import check_writes, is_plain, write
+from lc_triton.core.parameters import check_writes, is_plain, write
 from lc_triton.errors import ArgumentTypeError, ConversionError, KerasFileError
 from lc_triton.keras.saved import archive, checkpoint, spec, stored
 from lc_triton.keras.saved.hdf5 import Array

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import StrictBool
 from torch import Tensor, nn
 
-from lc_triton._geometry import padding_pairs
+from lc_triton.core.geometry import padding_pairs
 from lc_triton.keras.saved.arguments import Arguments, Counts, DataFormat, Place, WindowArguments, spread
 
 _MAX = {1: F.max_pool1d, 2: F.max_pool2d}

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lc_triton._files import replaced
+from lc_triton.core.files import replaced
 from lc_triton.errors import ArgumentValueError
 from lc_triton.keras.saved import hdf5
 from lc_triton.keras.saved.model import Functional, Sequential, attribute_names

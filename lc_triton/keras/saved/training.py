@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lc_triton._parameters import check_writable, check_writes, is_plain, trains, write
+from lc_triton.core.parameters import check_writable, check_writes, is_plain, trains, write
 from lc_triton.errors import LocalConvError
 from lc_triton.keras import constraints, regularizers
 

@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from lc_triton._geometry import DATA_FORMATS
+from lc_triton.core.geometry import DATA_FORMATS
 from lc_triton.keras import layout
 from lc_triton.keras.saved.activation import PReLU
 from lc_triton.keras.saved.convolution import Convolution

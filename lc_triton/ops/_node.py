@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lc_triton import _ops
-from lc_triton._autograd import gradients, gradients_of_transpose, route
-from lc_triton._layout import Form
-from lc_triton._problem import Problem
+from lc_triton.core.memory_format import Form
+from lc_triton.core.problem import Problem
+from lc_triton.ops import dispatch
+from lc_triton.ops.autograd import gradients, gradients_of_transpose, route
 
 
 class Step(NamedTuple):
@@ -53,9 +53,9 @@ def _run(
     """y as it is asked for and, where it is to be stored, z as the faces have it."""
     x, z = step.takes.to_faces(x), None
     if step.transposed:
-        y = _ops.input_grad(x, weight, bias, step.problem)
+        y = dispatch.input_grad(x, weight, bias, step.problem)
     else:
-        y, z = _ops.forward(x, weight, bias, step.problem, store_z=store_z)
+        y, z = dispatch.forward(x, weight, bias, step.problem, store_z=store_z)
     asked = step.gives.from_faces(y)
     return y.as_strided_(asked.shape, asked.stride()), z
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from lc_triton._geometry import Geometry
-from lc_triton._problem import Problem
+from lc_triton.core.geometry import Geometry
+from lc_triton.core.problem import Problem
 
 # Spatial dimensions that the faces know. With more, a further ensemble shares the dimension of the one inside it.
 MOST_DIMS = 4

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lc_triton._activations import LINEAR, Activation
-from lc_triton._geometry import Geometry
+from lc_triton.core.activations import LINEAR, Activation
+from lc_triton.core.geometry import Geometry
 
 
 @dataclass(frozen=True)

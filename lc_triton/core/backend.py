@@ -12,7 +12,7 @@ from functools import cache
 
 import torch
 
-from lc_triton._geometry import check_name
+from lc_triton.core.geometry import check_name
 from lc_triton.errors import BackendError
 
 BACKENDS = ("auto", "triton", "cpu", "reference")

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, library
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from lc_triton import _ops
-from lc_triton._activations import Activation
-from lc_triton._dtypes import check_dtypes, check_floating
-from lc_triton._geometry import Geometry
-from lc_triton._problem import Problem
+from lc_triton.core.activations import Activation
+from lc_triton.core.dtypes import check_dtypes, check_floating
+from lc_triton.core.geometry import Geometry
+from lc_triton.core.problem import Problem
 from lc_triton.errors import ArgumentValueError
+from lc_triton.ops import dispatch as _ops
 
 _LAYER = (
     "int[] in_spatial, int[] kernel, int[] stride, int[] dilation, int[] padding, int groups, int in_channels, "

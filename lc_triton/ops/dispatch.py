@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lc_triton import _cpu
-from lc_triton._problem import Problem
+from lc_triton.core.problem import Problem
 
 # The kernels are imported at their first call: `import triton` alone takes 0.25 s, and a CPU user never needs it.
 

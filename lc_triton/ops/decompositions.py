@@ -15,9 +15,9 @@ from torch import Tensor
 from torch._decomp import decomposition_table, meta_table
 
 from lc_triton._cpu.blocks import compute_dtype
-from lc_triton._geometry import Geometry
-from lc_triton._library import fake_forward, fake_input_grad, fake_weight_grad, problem_of
-from lc_triton._problem import Problem
+from lc_triton.core.geometry import Geometry
+from lc_triton.core.problem import Problem
+from lc_triton.ops.operators import fake_forward, fake_input_grad, fake_weight_grad, problem_of
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:

@@ -11,14 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lc_triton import _autograd, _node
-from lc_triton._activations import AFTER_KERNEL, LINEAR, Activation, parse_activation
-from lc_triton._backend import autocast_enabled, resolve
-from lc_triton._dtypes import check_dtypes, check_floating
-from lc_triton._geometry import DATA_FORMATS, PADDING_MODES, Geometry, check_name
-from lc_triton._layout import FACES, Form
-from lc_triton._problem import Problem
-from lc_triton._tracing import shape_of
+from lc_triton.core.activations import AFTER_KERNEL, LINEAR, Activation, parse_activation
+from lc_triton.core.backend import autocast_enabled, resolve
+from lc_triton.core.dtypes import check_dtypes, check_floating
+from lc_triton.core.geometry import DATA_FORMATS, PADDING_MODES, Geometry, check_name
+from lc_triton.core.memory_format import FACES, Form
+from lc_triton.core.problem import Problem
 from lc_triton.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -30,6 +28,8 @@ from lc_triton.errors import (
     SpatialSizeError,
     first_line,
 )
+from lc_triton.ops import _node, autograd
+from lc_triton.ops.tracing import shape_of
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
 
     form, backend = form_of(x, plan), resolve(device)
     if backend == "reference":
-        from lc_triton import reference
+        from lc_triton.ops import reference
 
         definition = reference.transpose if plan.transposed else reference.forward
         y = definition(as_faces_take_it(x, plan), weight, bias, plan.geometry, plan.activation)
@@ -199,7 +199,7 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
             problem = problem_of(plan, *kind)
         if _node.fits(x, weight, bias):
             return _as_one_step(x, weight, bias, plan, problem, form)
-        y = (_autograd.transpose if plan.transposed else _autograd.forward)(
+        y = (autograd.transpose if plan.transposed else autograd.forward)(
             as_faces_take_it(x, plan), weight, bias, problem
         )
     # As `as_asked`, but in this frame: a compiler that gave up on it would compile that one alone, and fail on tensors

@@ -15,10 +15,12 @@ from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
 from torch.nn import Parameter
 
-from lc_triton import _decompositions, _library, _ops
-from lc_triton._ensemble import Ensemble
-from lc_triton._problem import Problem
-from lc_triton._tracing import has_dispatch_modes, is_torchscript_onnx_export, is_tracing
+from lc_triton.core.problem import Problem
+from lc_triton.ops import decompositions
+from lc_triton.ops import dispatch as _ops
+from lc_triton.ops import operators as _library
+from lc_triton.ops.tracing import has_dispatch_modes, is_torchscript_onnx_export, is_tracing
+from lc_triton.ops.vmap import Ensemble
 
 Dims = tuple[int | None, ...]
 Pass = Callable[[Tensor, Tensor, "Tensor | None", Problem], Tensor]
@@ -306,7 +308,7 @@ def route(*tensors: Tensor | None) -> str:
 
 def _operators() -> Any:
     """What a program that looks into a call is given: the operators, or the definition where it knows no others."""
-    return _decompositions if is_torchscript_onnx_export() else _library
+    return decompositions if is_torchscript_onnx_export() else _library
 
 
 _PLAIN = Tensor, Parameter

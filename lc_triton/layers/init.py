@@ -22,8 +22,8 @@ from torch.nn.init import (
 )
 from torch.nn.parameter import is_lazy
 
-from lc_triton._geometry import check_int, check_name, spatial_dims
-from lc_triton._parameters import shares_memory
+from lc_triton.core.geometry import check_int, check_name, spatial_dims
+from lc_triton.core.parameters import shares_memory
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, GroupsError, NotBuiltError, ParallelError
 
 __all__ = [

@@ -12,8 +12,8 @@ import itertools
 import torch
 from torch import Tensor
 
-from lc_triton._activations import LINEAR, Activation
-from lc_triton._geometry import Geometry
+from lc_triton.core.activations import LINEAR, Activation
+from lc_triton.core.geometry import Geometry
 
 
 def forward(

@@ -1,0 +1,1 @@
+"""What the rooms above share: sizes, activations, backends, parameters, files."""

@@ -1,0 +1,1 @@
+"""The operator: its plan, its passes as differentiable functions, and the implementation that runs them."""
