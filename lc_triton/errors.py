@@ -48,14 +48,14 @@ MOST_SHOWN = 8  # numbers of an array in a message
 
 
 class _Formatter(string.Formatter):
-    """Shows arrays of many numbers by their shape, and only the beginning of what is long."""
+    """Shows arrays by their shape, but for a few numbers in a row, and only the beginning of what is long."""
 
     def convert_field(self, value: Any, conversion: Any) -> Any:
         if conversion != "r":
             return super().convert_field(value, conversion)
         try:
             shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-            if isinstance(shape, tuple) and dtype is not None and math.prod(shape) > MOST_SHOWN:
+            if isinstance(shape, tuple) and dtype is not None and (len(shape) > 1 or math.prod(shape) > MOST_SHOWN):
                 return f"an array of shape {tuple(shape)} and dtype {str(dtype).removeprefix('torch.')}"
             text = repr(value)
         except Exception:  # of a user's class, of which the message names the type

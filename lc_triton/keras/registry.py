@@ -48,23 +48,14 @@ def serialize(kind: str, value: Any) -> dict[str, Any] | None:
     return {"class_name": type(value).__name__, "config": config}
 
 
-def array_error(name: str, value: object, allowed: str) -> ArgumentTypeError:
-    """The error for a value of a wrong type that may be an array: it tells shape and dtype, not the numbers."""
-    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-    if shape is None or dtype is None:
-        return ArgumentTypeError(name=name, value=value, allowed=allowed)
-    kind = f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}"
-    return ArgumentTypeError(f"{name} must be {allowed}, got a {kind} of shape {tuple(shape)} and dtype {dtype}")
-
-
 def as_tensor(name: str, value: Any) -> Tensor:
     """An array, a tensor or nested lists of real numbers as a CPU or device tensor."""
     try:
         tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise array_error(name, value, "an array or tensor of real numbers") from error
+        raise ArgumentTypeError(name=name, value=value, allowed="an array or tensor of real numbers") from error
     if tensor.is_complex() or tensor.dtype == torch.bool:
-        raise array_error(name, value, "an array or tensor of real numbers")
+        raise ArgumentTypeError(name=name, value=value, allowed="an array or tensor of real numbers")
     return tensor
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.parameters import check_writable, check_writes, is_plain, trains, write
-from lc_triton.errors import ArgumentValueError, NotBuiltError
+from lc_triton.errors import ArgumentTypeError, ArgumentValueError, NotBuiltError
 from lc_triton.keras import constraints, initializers, layout, registry, regularizers
 from lc_triton.keras.penalty import can_block
 from lc_triton.layers._planned import PlannedLayer
@@ -226,7 +226,7 @@ class KerasWeights(PlannedLayer):
         shapes = [self._shape(name, self.implementation) for name in names]
         allowed = f"a list of {len(names)} array(s) of shape {' and '.join(map(str, shapes))}"
         if not isinstance(weights, Sequence) or isinstance(weights, str):
-            raise registry.array_error("weights", weights, allowed)
+            raise ArgumentTypeError(name="weights", value=weights, allowed=allowed)
         values = [registry.as_tensor("weights", w) for w in weights]
         if [tuple(v.shape) for v in values] != shapes:
             raise ArgumentValueError(name="weights", value=[tuple(v.shape) for v in values], allowed=allowed)

@@ -25,7 +25,7 @@ from lc_triton.errors import (
 from lc_triton.keras import activations, constraints, initializers, registry, regularizers
 from lc_triton.layers._keras_arguments import KerasArguments, check_flag, check_layer_name
 from lc_triton.layers._keras_weights import KerasWeights
-from lc_triton.ops.plan import Plan
+from lc_triton.ops.plan import Plan, check_tensor
 from lc_triton.ops.tracing import shape_of
 
 __all__ = ["LocallyConnected1D", "LocallyConnected2D", "LocallyConnected3D"]
@@ -317,8 +317,7 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
 
     def _check_rank(self, x: object) -> None:
         if not isinstance(x, Tensor) and not hasattr(type(x), "__torch_function__"):  # as a tracer's stand-in has
-            remedy = ": torch.as_tensor(x) makes one of an array" if hasattr(x, "__array__") else ""
-            raise registry.array_error("x", x, f"a torch.Tensor{remedy}")
+            check_tensor("x", x)
         if isinstance(x, Tensor) and x.ndim != self.ndim + 2:
             allowed = f"{self.ndim + 2} dimensions ({', '.join(self._axes)})"
             raise RankError(name="x", allowed=allowed, shape=tuple(shape_of(x)))

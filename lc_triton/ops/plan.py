@@ -144,7 +144,8 @@ def check_device(device: Any) -> None:
 def check_tensor(name: str, value: object) -> None:
     """Refuse what is no floating-point tensor."""
     if not isinstance(value, Tensor):
-        raise ArgumentTypeError(name=name, value=value, allowed="a torch.Tensor")
+        remedy = f": torch.as_tensor({name}) makes one of an array" if hasattr(value, "__array__") else ""
+        raise ArgumentTypeError(name=name, value=value, allowed=f"a torch.Tensor{remedy}")
     if value.layout is not torch.strided or value.is_nested:
         raise ArgumentTypeError(name=name, value=value, allowed="a dense torch.Tensor")
     check_floating(name, value.dtype)
