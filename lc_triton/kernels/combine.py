@@ -6,7 +6,7 @@ import triton.language as tl
 from lc_triton.kernels.common import finish
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])  # of 1 it would make a Python integer, which has no .to()
 def combine_kernel(
     p_parts,  # (SPLIT, R, N)
     p_bias,  # (N // F, F) or (F)

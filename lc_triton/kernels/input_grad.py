@@ -89,7 +89,7 @@ def input_grad_kernel(
     n_b = tl.cdiv(B, BB)
     b = (pid % n_b) * BB + tl.arange(0, BB)
     m_b = b < B
-    pid = pid // n_b
+    pid = (pid // n_b).to(tl.int32)  # a batch past 2^31 is an int64, and boxes are counted by an int32
     n = tl.arange(0, BN)
     jr, jc = n // (TP * FT), (n // FT) % TP
     if DOT:  # a program stays within one group

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lc_triton.core.activations import LINEAR
 from lc_triton.core.problem import Problem
@@ -19,15 +20,12 @@ from lc_triton.kernels.combine import combine_kernel
 from lc_triton.kernels.forward import forward_kernel
 from lc_triton.kernels.input_grad import input_grad_kernel
 from lc_triton.kernels.weight_grad import weight_grad_kernel
-from lc_triton.launch.faces import COMBINED, SECOND_PASS
-from lc_triton.launch.layout import PLAIN, Epilogue, Upstream, shape_of, tile_of
+from lc_triton.launch.absent import compile_call
+from lc_triton.launch.faces import COMBINED, SECOND_PASS, operand, parts_of
+from lc_triton.launch.layout import PLAIN, Epilogue, Upstream, dense_rows, shape_of, tile_of
 from lc_triton.tiles.config import Face, TileConfig
 
 KERNELS = {"forward": forward_kernel, "input_grad": input_grad_kernel, "weight_grad": weight_grad_kernel}
-
-_TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
-# Pointers are 16-byte aligned as torch allocates them; Triton needs to be told to use wide loads.
-_ALIGNED = [["tt.divisibility", 16]]
 
 
 @dataclass(frozen=True)
@@ -65,76 +63,87 @@ def build(
     bias: str = "position",
     store_z: bool = False,
     wide: bool = False,
+    batch: int = 64,
 ) -> Any:
-    """The kernel of one face compiled by Triton for `arch` (80, 90, 100, ... or "gfx942"); no GPU is needed."""
-    x, w = f"*{_TYPES[dtype]}", f"*{_TYPES[weight_dtype or dtype]}"
-    out, parameter, epilogue = x, w, Epilogue(bias, problem.activation.name, problem.activation.constant, store_z)
-    if config.split > 1:  # it writes sums of parts, and `build_combine` has the rest
-        out = parameter = "*fp64" if dtype == torch.float64 else "*fp32"
-        epilogue = PLAIN
-    if config.descriptor:
-        box = [1, config.block_k, config.block_f]
-        if face == "input_grad":
-            box = [1, 1, config.block_f, config.block_k]
-        w = f"tensordesc<{w[1:]}{box}>"
-        parameter = w if face == "weight_grad" else parameter
-    pitch = ("i32",) * 4
-    with_bias = bias != "none"
-    bias_type = f"*{_TYPES[weight_dtype or dtype]}" if epilogue.bias != "none" else None
-    types: dict[str, Any]
-    constants: dict[str, Any] = {
-        "SHAPE": shape_of(problem.geometry, wide),
-        "TILE": tile_of(face, problem.geometry, config, problem.precision),
+    """The kernel of one face compiled by Triton for `arch` (80, 90, 100, ... or "gfx942"); no GPU is needed.
+
+    Another batch gives the same kernel, but for batch 1, whose pitch is 0.
+    """
+    given: dict[str, Any] = {"dtype": dtype, "weight_dtype": weight_dtype, "bias": bias, "store_z": store_z}
+    args = call_args(face, problem, config, **given, wide=wide, batch=batch)
+    return compile_call(KERNELS[face], config, arch, *args)
+
+
+def call_args(
+    face: Face,
+    problem: Problem,
+    config: TileConfig,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    weight_dtype: torch.dtype | None = None,
+    bias: str = "position",
+    store_z: bool = False,
+    wide: bool = False,
+    batch: int = 64,
+) -> list[Any]:
+    """All arguments of the kernel of one face, as a launch on dense tensors gives them; the tensors have no memory."""
+    geo, act = problem.geometry, problem.activation
+    weight_dtype = weight_dtype or dtype
+    x = _empty((batch, *geo.in_spatial, geo.in_channels), dtype)
+    y = _empty((batch, *geo.out_spatial, geo.out_channels), dtype)
+    weight: Any = _empty(geo.weight_shape, weight_dtype)
+    biases: dict[str, Tensor | None] = {
+        "none": None,
+        "channel": _empty((geo.in_channels if face == "input_grad" else geo.out_channels,), weight_dtype),
+        "position": _empty(x.shape[1:] if face == "input_grad" else geo.bias_shape, weight_dtype),
     }
+    split = config.split > 1  # it writes sums of parts, and `build_combine` has the rest
+    common = (shape_of(geo, wide), tile_of(face, geo, config, problem.precision))
     if face == "weight_grad":
-        p_db = (f"*{_TYPES[weight_dtype or dtype]}" if config.split == 1 else parameter) if with_bias else None
-        act = problem.activation
-        saved = None if act is LINEAR else x
-        types = {"p_x": x, "p_g": x, "p_saved": saved, "p_dw": parameter, "p_db": p_db, "p_dz": saved}
-        types |= {"B": "i32", "x_pitch": pitch, "g_pitch": pitch}
-        constants["UPSTREAM"] = Upstream(with_bias, act.name, act.constant, store_dz=act is not LINEAR)
-    elif face == "input_grad":
-        types = {"p_g": x, "p_w": w, "p_bias": bias_type, "p_dx": out, "B": "i32", "g_pitch": pitch}
-        constants["EPILOGUE"] = epilogue
-    else:
-        p_z = out if epilogue.store_z else None
-        types = {"p_x": x, "p_w": w, "p_bias": bias_type, "p_y": out, "p_z": p_z, "B": "i32", "x_pitch": pitch}
-        constants["EPILOGUE"] = epilogue
-    return _compile(KERNELS[face], types, constants, config, arch)
+        db = None if bias == "none" else _empty(geo.bias_shape, weight_dtype)
+        saved = None if act is LINEAR else y
+        upstream = Upstream(bias != "none", act.name, act.constant, store_dz=act is not LINEAR)
+        dw = parts_of(weight, config) if split else operand(face, weight, problem, config)
+        db = parts_of(db, config) if split and db is not None else db
+        return [x, y, saved, dw, db, saved, batch, dense_rows(x)[1], dense_rows(y)[1], *common, upstream]
+    epilogue = PLAIN if split else Epilogue(bias, act.name, act.constant, store_z)
+    p_bias = biases[epilogue.bias]
+    weight = operand(face, weight, problem, config)
+    if face == "input_grad":
+        return [y, weight, p_bias, parts_of(x, config) if split else x, batch, dense_rows(y)[1], *common, epilogue]
+    z = y if epilogue.store_z else None
+    return [x, weight, p_bias, parts_of(y, config) if split else y, z, batch, dense_rows(x)[1], *common, epilogue]
 
 
 def build_combine(
-    problem: Problem, split: int, arch: int | str, *, dtype: torch.dtype = torch.bfloat16, bias: str = "position"
+    problem: Problem,
+    split: int,
+    arch: int | str,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    bias: str = "position",
+    batch: int = 64,
 ) -> Any:
     """The second pass of a split forward, compiled as in `build`."""
-    parts = "*fp64" if dtype == torch.float64 else "*fp32"
-    pointer = f"*{_TYPES[dtype]}"
-    geo = problem.geometry
-    types = {"p_parts": parts, "p_bias": None if bias == "none" else pointer, "p_y": pointer, "p_z": None, "R": "i32"}
-    constants = {
-        "N": geo.positions * geo.out_channels,
-        "F": geo.out_channels,
-        "SPLIT": split,
-        "BN": COMBINED,
-        "EPILOGUE": Epilogue(bias, problem.activation.name, problem.activation.constant, False),
-    }
-    return _compile(combine_kernel, types, constants, SECOND_PASS, arch)
+    args = combine_call_args(problem, split, dtype=dtype, bias=bias, batch=batch)
+    return compile_call(combine_kernel, SECOND_PASS, arch, *args)
 
 
-def _compile(kernel: Any, types: dict[str, Any], constants: dict[str, Any], config: TileConfig, arch: int | str) -> Any:
-    """A kernel for types of its arguments, None where there is no tensor, and for its constants."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-    from triton.compiler import compile as triton_compile
+def combine_call_args(
+    problem: Problem, split: int, *, dtype: torch.dtype = torch.bfloat16, bias: str = "position", batch: int = 64
+) -> list[Any]:
+    """All arguments of the second pass of a split forward, as in `call_args`."""
+    geo, act = problem.geometry, problem.activation
+    y = _empty((batch, *geo.out_spatial, geo.out_channels), dtype)
+    parts = parts_of(y, TileConfig(split=split))
+    p_bias = None if bias == "none" else _empty(geo.bias_shape if bias == "position" else y.shape[-1:], dtype)
+    epilogue = Epilogue(bias, act.name, act.constant, False)
+    columns = geo.positions * geo.out_channels
+    return [parts, p_bias, y, None, batch, columns, geo.out_channels, split, COMBINED, epilogue]
 
-    constants = {**constants, **{name: None for name, kind in types.items() if kind is None}}
-    names = kernel.arg_names
-    signature = {name: "constexpr" if name in constants else types[name] for name in names}
-    attributes = {(i,): _ALIGNED for i, name in enumerate(names) if str(signature[name]).startswith("*")}
-    source = ASTSource(kernel, signature, {(names.index(k),): v for k, v in constants.items()}, attributes)
-    target = GPUTarget("hip", arch, 64) if isinstance(arch, str) else GPUTarget("cuda", arch, 32)
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    return triton_compile(source, target=target, options=options)
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def machine_code(face: Face, compiled: Any) -> MachineCode:

@@ -103,8 +103,8 @@ def weight_grad(
     config, act = plan.config, problem.activation
     x, x_pitch = dense_rows(x)
     g, g_pitch = dense_rows(g)
-    dw_parts = _parts(dw, config)
-    db_parts = None if db is None else _parts(db, config)
+    dw_parts = parts_of(dw, config)
+    db_parts = None if db is None else parts_of(db, config)
     upstream = Upstream(db is not None)
     if saved is not None:
         saved = saved.contiguous()
@@ -117,7 +117,7 @@ def weight_grad(
         x,
         g,
         saved,
-        _operand("weight_grad", dw, problem, config) if dw_parts is None else dw_parts,
+        operand("weight_grad", dw, problem, config) if dw_parts is None else dw_parts,
         db if db_parts is None else db_parts,
         dz,
         x.shape[0],
@@ -155,7 +155,7 @@ def _gather(
     x, pitch = dense_rows(x)
     bias = bias if bias is None else bias.contiguous()
     epilogue = epilogue_of(problem, bias, store_z=any(more is not None for more in z))
-    parts = _parts(y, config)
+    parts = parts_of(y, config)
     whole = parts is None
     launch(
         plan.compiled,
@@ -163,7 +163,7 @@ def _gather(
         plan.grid,
         config,
         x,
-        _operand(face, weight.contiguous(), problem, config),
+        operand(face, weight.contiguous(), problem, config),
         bias if whole else None,
         y if whole else parts,
         *(z if whole else [None] * len(z)),
@@ -177,7 +177,7 @@ def _gather(
         _combine(plan.compiled, parts, bias, y, z[0] if z else None, x.shape[0], epilogue)
 
 
-def _operand(face: Face, weight: Tensor, problem: Problem, config: TileConfig) -> Any:
+def operand(face: Face, weight: Tensor, problem: Problem, config: TileConfig) -> Any:
     """The weight, or a descriptor of the boxes that programs move."""
     if not config.descriptor:
         return weight
@@ -192,7 +192,7 @@ def _operand(face: Face, weight: Tensor, problem: Problem, config: TileConfig) -
     return TensorDescriptor.from_tensor(weight, [1, config.block_k, config.block_f])
 
 
-def _parts(result: Tensor, config: TileConfig) -> Tensor | None:
+def parts_of(result: Tensor, config: TileConfig) -> Tensor | None:
     """Room for the sums of a split loop's parts, in the accumulator's type; None if it is not split."""
     if config.split == 1:
         return None

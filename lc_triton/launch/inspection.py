@@ -127,7 +127,8 @@ def inspect(workload: Workload, batch: int, dtype: str, face: Face, device: Devi
     task = Task(face, workload.geometry, batch, dtype, dtype)
     choice = select(task, device)
     problem = Problem(task.geometry, backend="triton", precision=task.precision)
-    code = machine_code(face, build(face, problem, choice.config, device.arch, dtype=getattr(torch, dtype)))
+    compiled = build(face, problem, choice.config, device.arch, dtype=getattr(torch, dtype), batch=batch)
+    code = machine_code(face, compiled)
     others = [(config, 1e6 * seconds) for seconds, config in model.ranked(task, device) if config != choice.config]
     return Report(
         workload=workload.name,

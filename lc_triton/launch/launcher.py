@@ -10,6 +10,9 @@ from triton.compiler import CompiledKernel
 
 from lc_triton.tiles.config import TileConfig
 
+# On AMD's GPUs Triton also specialises for memory that offsets of 32 bits reach.
+BY_SIZE = torch.version.hip is not None
+
 # What was compiled for earlier launches, by everything about their arguments that Triton specialises a kernel for.
 Compiled = dict[tuple[Any, ...], CompiledKernel]
 
@@ -41,6 +44,8 @@ def launch(compiled: Compiled, kernel: Any, grid: int, config: TileConfig, *args
 def _kind(arg: Any) -> Any:
     """What of an argument decides which kernel it needs: of a pointer its type and alignment, of a number all of it."""
     if isinstance(arg, Tensor):
+        if BY_SIZE:
+            return arg.dtype, arg.data_ptr() % 16 == 0, arg.untyped_storage().nbytes() < 2**31
         return arg.dtype, arg.data_ptr() % 16 == 0
     # A tensor descriptor's box follows from the tile.
     return arg if arg is None or isinstance(arg, (int, tuple)) else type(arg)

@@ -57,7 +57,8 @@ class Row:
     def kernel(self) -> tuple[Any, ...]:
         """What tells one build from another: rows that share it are built once."""
         through = model.takes_through(self.task, DEVICES[self.device], self.config)
-        return self.workload, self.dtype, self.face, DEVICES[self.device].arch, self.config, through
+        alone = self.batch == 1  # whose pitch is 0
+        return self.workload, self.dtype, self.face, DEVICES[self.device].arch, self.config, through, alone
 
 
 @cache
@@ -81,11 +82,12 @@ def figures(row: Row) -> dict[str, Any]:
     config, device = row.config, DEVICES[row.device]
     problem = Problem(row.task.geometry, backend="triton")
     types = {"dtype": getattr(torch, row.task.dtype), "weight_dtype": getattr(torch, row.task.weight_dtype)}
-    code = machine_code(row.face, build(row.face, problem, config, device.arch, **types))
+    given = {**types, "batch": row.batch}
+    code = machine_code(row.face, build(row.face, problem, config, device.arch, **given))
     spills = code.spills
     if model.takes_through(row.task, device, config):  # the same tile must carry the activation's derivative too
         behind = Problem(row.task.geometry, Activation("relu"), backend="triton")
-        spills += machine_code(row.face, build(row.face, behind, config, device.arch, **types)).spills
+        spills += machine_code(row.face, build(row.face, behind, config, device.arch, **given)).spills
     return {
         "registers": code.registers,
         "spills": spills,

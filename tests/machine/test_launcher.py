@@ -8,6 +8,7 @@ from lc_triton import launch
 from lc_triton.core.activations import Activation
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
+from lc_triton.launch import launcher
 
 SMALL = Geometry.make((6, 6), 8, 16, 3)
 FEW_POSITIONS = Geometry.make((4, 4), 512, 256, 3, padding=1)  # its forward is split
@@ -96,6 +97,18 @@ def test_another_pitch_or_type_takes_a_build_of_its_own():
     assert cropped.args[6] == (42, 0, 0, 7)
     assert wide.binary != plain.binary
     assert again.binary == plain.binary
+
+
+def test_on_amd_memory_past_32_bits_takes_a_build_of_its_own(monkeypatch):
+    monkeypatch.setattr(launcher, "BY_SIZE", True)
+    problem = Problem(SMALL, backend="triton")
+    x, weight, _, y, _ = tensors(SMALL)
+    within = torch.empty(2**30 + x.numel(), dtype=x.dtype, device="meta")[2**30 :].view(x.shape)
+    with absent_gpu():
+        for given in (x, within, x, within):
+            launch.forward(given, weight, None, y, None, problem)
+    (plan,) = problem.launches.values()
+    assert len(plan.compiled) == 2
 
 
 def test_launches_of_a_tile_given_by_hand_keep_nothing():

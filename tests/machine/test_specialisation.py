@@ -1,0 +1,113 @@
+"""Integers as Triton's JIT hands them to the kernels: it makes a constant of 1, and 64 bits of what 32 do not hold."""
+
+import pytest
+import torch
+from triton._C.libtriton import ir
+from triton.compiler.compiler import make_backend
+
+from lc_triton import launch
+from lc_triton.core.geometry import Geometry
+from lc_triton.core.problem import Problem
+from lc_triton.kernels.combine import combine_kernel
+from lc_triton.launch import faces
+from lc_triton.launch.absent import compile_call
+from lc_triton.launch.build import KERNELS, call_args, combine_call_args
+from lc_triton.tiles.config import TileConfig
+
+LAYERS = {
+    "2d": Problem(Geometry.make((6, 6), 8, 16, 3), backend="triton"),
+    "3d": Problem(Geometry.make((5, 6, 6), 8, 8, 3, stride=2, padding=1, groups=2), backend="triton"),
+}
+TILES = {
+    "dot": TileConfig(1, 1, 16, 16, 16),
+    "band": TileConfig(2, 2, 16, 16, 16, swap=True),
+    "split": TileConfig(1, 1, 16, 16, 16, split=2),
+    "reduced": TileConfig(1, 2, 16, 4, 16, dot=False),
+    "boxes": TileConfig(1, 1, 16, 16, 16, descriptor=True),
+}
+# A constant, one that 16 divides, one that it does not, and one that takes 64 bits.
+VALUES = (1, 0, 16, 3, 2**31)
+
+
+def first_ir(src, target=None, options=None, _env_vars=None):
+    """What Triton calls to compile, up to its first IR: 0.02 s instead of 1."""
+    backend = make_backend(target)
+    parsed = backend.parse_options(dict(options))
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    src.make_ir(target, parsed, backend.get_codegen_implementation(parsed), backend.get_module_map(), context)
+
+
+@pytest.fixture(autouse=True)
+def only_the_first_ir(monkeypatch):
+    import triton.compiler
+
+    kernels = [*KERNELS.values(), combine_kernel]
+    monkeypatch.setattr(triton.compiler, "compile", first_ir)
+    for kernel in kernels:
+        monkeypatch.setattr(kernel, "device_caches", type(kernel.device_caches)(kernel.create_binder))
+    yield
+    for kernel in kernels:  # which keeps the function that it compiles by
+        if hasattr(kernel, "compile"):
+            del kernel.compile
+
+
+def arguments(kernel, layer, tile):
+    """The function of a kernel, and the arguments of a launch."""
+    problem, config = LAYERS[layer], TILES[tile]
+    if kernel == "combine":
+        return combine_kernel, combine_call_args(problem, 2)
+    return KERNELS[kernel], call_args(kernel, problem, config)
+
+
+def integers(kernel, args):
+    """Where the integers are that are not constants by declaration: (argument, place in a tuple or None)."""
+    for i, (parameter, arg) in enumerate(zip(kernel.params, args, strict=True)):
+        if parameter.is_constexpr:
+            continue
+        if isinstance(arg, int):
+            yield i, None
+        elif isinstance(arg, tuple):
+            yield from ((i, j) for j in range(len(arg)))
+
+
+def replaced(args, places, value):
+    changed = list(args)
+    for i, j in places:
+        changed[i] = value if j is None else (*changed[i][:j], value, *changed[i][j + 1 :])
+    return changed
+
+
+# Boxes are for layers without groups, as `space.descriptor_fits` has it.
+CALLS = [(k, t, layer) for k in KERNELS for t in TILES for layer in LAYERS if (t, layer) != ("boxes", "3d")]
+
+
+@pytest.mark.parametrize(("kernel", "tile", "layer"), [*CALLS, ("combine", "split", "2d")])
+def test_integers_may_have_every_value(kernel, tile, layer):
+    function, args = arguments(kernel, layer, tile)
+    places = list(integers(function, args))
+    assert len(places) == {"weight_grad": 9, "combine": 1}.get(kernel, 5)
+    for value in VALUES:
+        compile_call(function, TILES[tile], 90, *replaced(args, places, value))
+    if (layer, tile) == ("2d", "dot"):
+        for place in places:
+            compile_call(function, TILES[tile], 90, *replaced(args, [place], 1))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_both_launches_of_a_split_loop(batch, monkeypatch):
+    problem, compiled = LAYERS["2d"], []
+    geo, split = problem.geometry, TILES["split"]
+    x, g = torch.empty(batch, 6, 6, 8), torch.empty(batch, 4, 4, 16)
+    weight, bias = torch.empty(geo.weight_shape), torch.empty(geo.bias_shape)
+    monkeypatch.setattr(
+        faces,
+        "launch",
+        lambda _, kernel, grid, config, *args: compiled.append((kernel, compile_call(kernel, config, 90, *args))),
+    )
+    launch.forward(x, weight, bias, g, None, problem, split)
+    launch.input_grad(g, weight, None, x, problem, split)
+    launch.weight_grad(x, g, weight, bias, problem, split)
+    assert sum(kernel is combine_kernel for kernel, _ in compiled) == 4  # one for the bias gradient too
+    assert len(compiled) == 7
