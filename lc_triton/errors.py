@@ -26,6 +26,7 @@ __all__ = [
     "KernelTooLargeError",
     "LengthError",
     "LocalConvError",
+    "MiscompiledError",
     "MissingPackageError",
     "NotBuiltError",
     "OutputSizeError",
@@ -239,6 +240,16 @@ class BackendError(LocalConvError, ValueError):
     """A backend chosen by hand that cannot run here."""
 
     template = "backend {value!r} cannot be used: {reason}"
+
+
+class MiscompiledError(LocalConvError, RuntimeError):
+    """A kernel that the installed Triton compiles wrongly; it was not launched."""
+
+    template = (
+        "Triton {version} compiles {kernel} wrongly for {tile} (its PTX has {mark!r}), so it was not launched: install "
+        'another Triton, or compute this layer inside `with lc_triton.backend("cpu"):`, on the same GPU by torch\'s '
+        "own operators"
+    )
 
 
 class NotBuiltError(LocalConvError, ValueError):

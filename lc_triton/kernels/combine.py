@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from lc_triton.kernels.common import finish
+from lc_triton.kernels.common import finish, unbounded
 
 
 @triton.jit(do_not_specialize=["R"])  # of 1 it would make a Python integer, which has no .to()
@@ -29,7 +29,7 @@ def combine_kernel(
     b_z = tl.load(p_parts + o_y, mask=m_n, other=0.0)
     for s in tl.static_range(1, SPLIT):
         b_z += tl.load(p_parts + s * R.to(tl.int64) * N + o_y, mask=m_n, other=0.0)
-    b_z, b_y = finish(b_z[None, :], p_bias, n // F, n % F, m_n, F, EPILOGUE)
+    b_z, b_y = finish(b_z[None, :], p_bias, unbounded(n) // F, unbounded(n) % F, m_n, F, EPILOGUE)
     tl.store(p_y + o_y[None, :], b_y.to(p_y.dtype.element_ty), mask=m_n[None, :])
     if STORE_Z:
         tl.store(p_z + o_y[None, :], b_z.to(p_z.dtype.element_ty), mask=m_n[None, :])

@@ -5,15 +5,30 @@ import triton.language as tl
 
 
 @triton.jit
+def unbounded(x):
+    """The same integers, of which the compiler does not know that they are small.
+
+    LLVM narrows the division of integers known to be below 2^16 to 16 bits, and the NVPTX back end of Triton 3.7 takes
+    some of a block's 16-bit integers from the wrong half of a register (docs/dev/nvptx-16-bit-index.md). The grid has
+    one dimension, so that zero is added here: a multiple of 16 below 2^30, for what is known of alignment and sign.
+    """
+    return x + tl.program_id(1) * 16384
+
+
+@triton.jit
 def walk(k, K0: tl.constexpr, K1: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, N: tl.constexpr):
     """Step k of the walk under a tile as (leading tap 0, leading tap 1, run row, run column, channel or filter)."""
+    k = unbounded(k)
     n = k % N
     q = k // N
+    if N > 8192:  # 2^30 // N is below 2^17
+        q = unbounded(q)
     col = q % COLS
     row = q // COLS
     t0 = row * 0
     t1 = row * 0
     if K0 * K1 > 1:
+        row = unbounded(row)
         t0 = row // (ROWS * K1)
         t1 = (row // ROWS) % K1
         row = row % ROWS
@@ -26,7 +41,7 @@ def tap(d, K: tl.constexpr, DIL: tl.constexpr):
     t = d
     m = d >= 0
     if DIL > 1:
-        t = d // DIL  # truncates below zero, where the mask is already false
+        t = unbounded(d) // DIL  # truncates below zero, where the mask is already false
         m = m & (d == t * DIL)
     return t, m & (t < K)
 

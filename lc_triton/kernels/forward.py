@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from lc_triton.kernels.common import finish, read_by_any, tap, walk
+from lc_triton.kernels.common import finish, read_by_any, tap, unbounded, walk
 
 
 @triton.jit(do_not_specialize=["B"])
@@ -75,7 +75,7 @@ def forward_kernel(
     else:  # a block of filters across groups
         FB: tl.constexpr = (F + FT - 1) // FT
         f = (pid % FB) * FT + n % FT
-        group = f // FG
+        group = unbounded(f) // FG
         m_n = f < F
         pid = pid // FB
     if SHAPE.wide:  # 2^31 numbers in a sample: 32 bits may not count its positions

@@ -6,7 +6,7 @@ It is the transposed layer's forward, and has the forward's epilogue.
 import triton
 import triton.language as tl
 
-from lc_triton.kernels.common import finish, reads_any, tap, walk
+from lc_triton.kernels.common import finish, reads_any, tap, unbounded, walk
 
 
 @triton.jit
@@ -26,7 +26,7 @@ def window(k, s0, s1, sh, sw, first_h, first_w, SHAPE: tl.constexpr, TILE: tl.co
     o0, o1 = t0 * 0, t1 * 0
     m = (k < KT) & (oh >= 0) & (oh < SHAPE.outputs[2]) & (ow >= 0) & (ow < SHAPE.outputs[3])
     if SHAPE.lead:
-        o0, o1 = s0 - t0 * SHAPE.dilation[0], s1 - t1 * SHAPE.dilation[1]
+        o0, o1 = unbounded(s0 - t0 * SHAPE.dilation[0]), unbounded(s1 - t1 * SHAPE.dilation[1])
         m = m & (o0 >= 0) & (o0 % S0 == 0) & (o0 < SHAPE.outputs[0] * S0)
         m = m & (o1 >= 0) & (o1 % S1 == 0) & (o1 < SHAPE.outputs[1] * S1)
         o0, o1 = o0 // S0, o1 // S1
@@ -103,8 +103,8 @@ def input_grad_kernel(
     else:  # a block of channels across groups
         CB: tl.constexpr = (C + FT - 1) // FT
         c = (pid % CB) * FT + n % FT
-        group = c // CG
-        cg = c % CG
+        group = unbounded(c) // CG
+        cg = unbounded(c) % CG
         m_n = c < C
         pid = pid // CB
     if SHAPE.wide:  # 2^31 numbers in a sample: 32 bits may not count its sites
@@ -126,11 +126,11 @@ def input_grad_kernel(
     if OWN:
         sh, sw = (sh + jr)[:, None], (sw + jc)[:, None]  # [BN, 1]
     if TILE.step_h == 1:  # maximum before //, which truncates: a window row below 0 does not exist
-        first_h = (tl.maximum(sh - (KH - 1) * DH, 0) + SH - 1) // SH
+        first_h = unbounded(tl.maximum(sh - (KH - 1) * DH, 0) + SH - 1) // SH
     else:
         first_h = sh - (KH - 1) * DH
     if TILE.step_w == 1:
-        first_w = (tl.maximum(sw - (KW - 1) * DW, 0) + SW - 1) // SW
+        first_w = unbounded(tl.maximum(sw - (KW - 1) * DW, 0) + SW - 1) // SW
     else:
         first_w = sw - (KW - 1) * DW
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lc_triton.core.problem import Problem
+from lc_triton.errors import MiscompiledError
 from lc_triton.kernels.combine import combine_kernel
 from lc_triton.kernels.forward import forward_kernel
 from lc_triton.kernels.input_grad import input_grad_kernel
@@ -36,12 +38,17 @@ from lc_triton.tiles.walk import programs
 # Numbers that a program of the second pass adds up, and its warps.
 COMBINED = 1024
 SECOND_PASS = TileConfig(dot=False)
+# Tiles that are tried in place of one that Triton compiles wrongly.
+MOST_TRIED = 16
+
+_log = logging.getLogger("lc_triton.dispatch")
 
 
 class Plan(NamedTuple):
     """What launches of one face at one batch have in common.
 
-    `shape` is for offsets of 32 bits; `through` is for the weight gradient: whether it takes g through the activation.
+    `shape` is for offsets of 32 bits; `through` is for the weight gradient: whether it takes g through the activation;
+    `refused` holds the tiles that would have been taken before, had Triton not compiled them wrongly.
     """
 
     config: TileConfig
@@ -50,6 +57,7 @@ class Plan(NamedTuple):
     tile: Tile
     compiled: Compiled
     through: bool = False
+    refused: tuple[TileConfig, ...] = ()
 
     @classmethod
     def make(cls, face: Face, problem: Problem, batch: int, config: TileConfig) -> Plan:
@@ -99,7 +107,25 @@ def weight_grad(
     With `saved`, g is the gradient of y behind the activation: it is taken through it on the way, and the result
     written into dz unless that is None.
     """
-    plan = _plan_for("weight_grad", problem, x, dw, config)
+    while True:
+        plan = _plan_for("weight_grad", problem, x, dw, config)
+        try:
+            return _weight_grad(plan, x, g, dw, db, problem, saved, dz)
+        except MiscompiledError as error:
+            _refuse("weight_grad", problem, x, dw, config, plan, error)
+
+
+def _weight_grad(
+    plan: Plan,
+    x: Tensor,
+    g: Tensor,
+    dw: Tensor,
+    db: Tensor | None,
+    problem: Problem,
+    saved: Tensor | None,
+    dz: Tensor | None,
+) -> None:
+    """The weight gradient with the tile of a plan: one launch, or more where the loop is split."""
     config, act = plan.config, problem.activation
     x, x_pitch = dense_rows(x)
     g, g_pitch = dense_rows(g)
@@ -147,10 +173,28 @@ def _gather(
     problem: Problem,
     config: TileConfig | None,
 ) -> None:
-    """A face that reads the weights: one launch, or two where the loop is split."""
+    """A face that reads the weights, with the first tile that Triton compiles soundly."""
+    while True:
+        plan = _plan_for(face, problem, x, weight, config)
+        try:
+            return _gather_by(plan, face, kernel, x, weight, bias, outputs, problem)
+        except MiscompiledError as error:
+            _refuse(face, problem, x, weight, config, plan, error)
+
+
+def _gather_by(
+    plan: Plan,
+    face: Face,
+    kernel: Any,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    outputs: tuple[Tensor | None, ...],
+    problem: Problem,
+) -> None:
+    """A face that reads the weights, with the tile of a plan: one launch, or two where the loop is split."""
     y, *z = outputs
     assert y is not None
-    plan = _plan_for(face, problem, x, weight, config)
     config = plan.config
     x, pitch = dense_rows(x)
     bias = bias if bias is None else bias.contiguous()
@@ -219,12 +263,10 @@ def _combine(
 def _plan_for(face: Face, problem: Problem, x: Tensor, weight: Tensor, config: TileConfig | None) -> Plan:
     """How to launch with a tile given by hand, or else with the one that is chosen: one look-up when warm."""
     if config is None:
-        key = (face, x.shape[0], x.dtype, weight.dtype, x.device.index, chooser.generation)
+        key = _launch_key(face, x, weight)
         plan = problem.launches.get(key)
         if plan is None:
-            dtype, weight_dtype = (str(t.dtype).removeprefix("torch.") for t in (x, weight))
-            task = Task(face, problem.deciding, x.shape[0], dtype, weight_dtype, problem.precision)
-            index = x.device.index or 0
+            task, index = _task_of(face, problem, x, weight), x.device.index or 0
             plan = Plan.make(face, problem, x.shape[0], chooser(task, index))
             plan = plan._replace(through=model.takes_through(task, of_gpu(index), plan.config))
             problem.launches[key] = plan
@@ -233,3 +275,41 @@ def _plan_for(face: Face, problem: Problem, x: Tensor, weight: Tensor, config: T
     if plan.config.descriptor and weight.data_ptr() % 16:  # as a view of a larger tensor may begin
         return Plan.make(face, problem, x.shape[0], replace(plan.config, descriptor=False))
     return plan
+
+
+def _launch_key(face: Face, x: Tensor, weight: Tensor) -> tuple[Any, ...]:
+    return face, x.shape[0], x.dtype, weight.dtype, x.device.index, chooser.generation
+
+
+def _task_of(face: Face, problem: Problem, x: Tensor, weight: Tensor) -> Task:
+    dtype, weight_dtype = (str(t.dtype).removeprefix("torch.") for t in (x, weight))
+    return Task(face, problem.deciding, x.shape[0], dtype, weight_dtype, problem.precision)
+
+
+def _refuse(
+    face: Face,
+    problem: Problem,
+    x: Tensor,
+    weight: Tensor,
+    config: TileConfig | None,
+    plan: Plan,
+    error: MiscompiledError,
+) -> None:
+    """Let later launches take the model's next tile, and log it; raise the error where none may take its place."""
+    if config is not None:  # a tile given by hand
+        raise error
+    key, task, device = _launch_key(face, x, weight), _task_of(face, problem, x, weight), of_gpu(x.device.index or 0)
+    before = problem.launches.get(key, plan)
+    refused = (*before.refused, before.config)
+    others = (
+        tile
+        for _, tile in model.ranked(task, device)
+        if tile not in refused and (not before.through or model.takes_through(task, device, tile))
+    )
+    following = next(others, None)
+    if following is None or len(refused) > MOST_TRIED:
+        raise error
+    _log.warning("%s: %s is launched instead, which may be slower", error, following)
+    problem.launches[key] = Plan.make(face, problem, x.shape[0], following)._replace(
+        through=before.through, refused=refused
+    )

@@ -5,13 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 from triton.compiler import CompiledKernel
 
+from lc_triton.errors import MiscompiledError
+from lc_triton.launch.ptx_scan import marks
 from lc_triton.tiles.config import TileConfig
 
 # On AMD's GPUs Triton also specialises for memory that offsets of 32 bits reach.
 BY_SIZE = torch.version.hip is not None
+
+# Kernels whose PTX was scanned and bears no mark, by the hash that Triton knows them by.
+_sound: set[str] = set()
 
 # What was compiled for earlier launches, by everything about their arguments that Triton specialises a kernel for.
 Compiled = dict[tuple[Any, ...], CompiledKernel]
@@ -21,7 +27,7 @@ def launch(compiled: Compiled, kernel: Any, grid: int, config: TileConfig, *args
     """Launch a kernel on a one-dimensional grid, on the device of its first argument.
 
     Triton binds, classifies and prints all arguments at each launch to find what it compiled for such ones; here that
-    is one look-up.
+    is one look-up. What Triton compiles is scanned for known miscompilations before it is launched.
 
     Args:
         compiled: of earlier launches of the same tile and device; a new kernel goes in.
@@ -29,6 +35,9 @@ def launch(compiled: Compiled, kernel: Any, grid: int, config: TileConfig, *args
         grid: how many programs.
         config: its warps and stages.
         args: all of the kernel's arguments in order, the constants too.
+
+    Raises:
+        MiscompiledError: the installed Triton compiles the kernel wrongly for this tile; nothing was launched.
     """
     key = (kernel, *map(_kind, args))
     with torch.cuda.device_of(args[0]):  # Triton launches on the current device, which need not be the tensor's
@@ -36,9 +45,22 @@ def launch(compiled: Compiled, kernel: Any, grid: int, config: TileConfig, *args
         if known is not None:
             known[grid, 1, 1](*args)
             return
-        fresh = kernel[(grid,)](*args, num_warps=config.num_warps, num_stages=config.num_stages)
+        options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+        _scan(kernel, config, kernel.warmup(*args, grid=(grid,), **options))
+        fresh = kernel[(grid,)](*args, **options)
     if isinstance(fresh, CompiledKernel):  # an interpreted kernel returns nothing
         compiled[key] = fresh
+
+
+def _scan(kernel: Any, config: TileConfig, compiled: Any) -> None:
+    """Refuse a kernel that bears the mark of a miscompilation; each is scanned once, some 5 ms."""
+    if not isinstance(compiled, CompiledKernel) or compiled.hash in _sound:  # an interpreted kernel compiles nothing
+        return
+    found = marks(compiled.asm.get("ptx", ""))  # AMD's compiler writes none
+    if found:
+        version, name = triton.__version__, kernel.fn.__name__
+        raise MiscompiledError(version=version, kernel=name, tile=config, mark=found[0])
+    _sound.add(compiled.hash)
 
 
 def _kind(arg: Any) -> Any:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from lc_triton.core.activations import Activation
 from lc_triton.core.problem import Problem
 from lc_triton.launch.build import build, machine_code
+from lc_triton.launch.ptx_scan import marks
 from lc_triton.tiles import model, paths, space, workloads
 from lc_triton.tiles.config import FACES, Face, TileConfig
 from lc_triton.tiles.device import DEVICES
@@ -83,14 +84,18 @@ def figures(row: Row) -> dict[str, Any]:
     problem = Problem(row.task.geometry, backend="triton")
     types = {"dtype": getattr(torch, row.task.dtype), "weight_dtype": getattr(torch, row.task.weight_dtype)}
     given = {**types, "batch": row.batch}
-    code = machine_code(row.face, build(row.face, problem, config, device.arch, **given))
+    compiled = build(row.face, problem, config, device.arch, **given)
+    code, found = machine_code(row.face, compiled), marks(compiled.asm["ptx"])
     spills = code.spills
     if model.takes_through(row.task, device, config):  # the same tile must carry the activation's derivative too
         behind = Problem(row.task.geometry, Activation("relu"), backend="triton")
-        spills += machine_code(row.face, build(row.face, behind, config, device.arch, **given)).spills
+        compiled = build(row.face, behind, config, device.arch, **given)
+        spills += machine_code(row.face, compiled).spills
+        found += marks(compiled.asm["ptx"])
     return {
         "registers": code.registers,
         "spills": spills,
+        "marks": len(found),
         "shared_bytes": code.shared_bytes,
         "wgmma": code.wgmma > 0,
         "weight_bits": code.weight_bits,
@@ -125,6 +130,8 @@ def faults(row: Row, found: dict[str, Any], reviewed: dict[str, Any] | None) -> 
     planned = space.resident(row.task, device, row.config)
     if found["spills"]:
         wrong.append(f"{found['spills']} spills")
+    if found["marks"]:
+        wrong.append(f"{found['marks']} marks of a miscompilation")
     if planned * found["shared_bytes"] > device.shared_bytes:
         wrong.append(f"{found['shared_bytes']} bytes of shared memory, {planned} programs planned")
     if not fills(row):

@@ -1,0 +1,213 @@
+"""Kernels that Triton compiles wrongly: the marks in their PTX, and that none of ours bears one or could."""
+
+import logging
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+from triton._C.libtriton import llvm
+
+from benchmarks.absent import absent_gpu
+from lc_triton import launch
+from lc_triton.core.geometry import Geometry
+from lc_triton.core.problem import Problem
+from lc_triton.errors import MiscompiledError
+from lc_triton.launch import faces, launcher
+from lc_triton.launch.build import build, build_combine
+from lc_triton.launch.ptx_scan import marks
+from lc_triton.tiles import model
+from lc_triton.tiles.config import TileConfig
+from lc_triton.tiles.device import of_gpu
+from lc_triton.tiles.task import Task
+from tests.machine.gate import Row, faults, reviewed
+
+# What Triton 3.7.1 made of an index that is k * 64 | (t >> 5 & 7) | 8, beside k * 64, which the upper half is not.
+WRONG_HALF = """
+    ld.param.b32 %r2, [f_param_1];
+    mov.u32 %r1, %tid.x;
+    shl.b32 %r3, %r2, 6;
+    bfe.u32 %r5, %r1, 5, 3;
+    or.b32 %r7, %r5, %r3;
+    or.b32 %r8, %r7, 8;
+    mov.b32 {%rs9, %rs10}, %r8;
+    mul.hi.u16 %rs11, %rs10, -21845;
+"""
+# Two numbers of 16 bits, as loads, packed moves and bf16 arithmetic make them.
+PAIRS = """
+    ld.global.b32 %r1, [%rd1];
+    mov.b32 {%rs1, %rs2}, %r1;
+    mov.b32 %r2, {%rs2, %rs1};
+    mov.b32 {%rs3, %rs4}, %r2;
+    cvt.rn.bf16x2.f32 %r3, %r8, %r9;
+    mov.b32 {%rs5, %rs6}, %r3;
+    and.b32 %r4, %r3, 2147450879;
+    mov.b32 {%rs7, %rs8}, %r4;
+"""
+# The second addition loses its constant in ptxas 12.9.
+TWO_ADDITIONS = """
+    mov.b32 %r141, 2752554;
+    add.s16x2 %r142, %r140, %r141;
+    add.s16x2 %r286, %r285, %r141;
+"""
+LOOKS = {
+    "wrong half": (WRONG_HALF, ["mov.b32 {%rs9, %rs10}, %r8"]),
+    "pairs": (PAIRS, []),
+    "two additions": (TWO_ADDITIONS, ["add.s16x2 %r286, %r285, %r141"]),
+    "one addition": (TWO_ADDITIONS.partition("add.s16x2 %r286")[0], []),
+    "additions of different constants": (TWO_ADDITIONS.replace("%r285, %r141", "%r285, %r284"), []),
+    "nothing": ("", []),
+}
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_marks(name):
+    ptx, expected = LOOKS[name]
+    assert marks(ptx) == expected
+    assert marks(ptx.replace("    ", "\t").replace(" {", " \t{")) == expected  # as LLVM spaces it
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+def test_the_ir_of_the_report_bears_the_mark_where_llvm_has_the_fault(arch):
+    llvm.init_targets()
+    report = Path(__file__).parents[2] / "docs/dev/nvptx-16-bit-index.md"
+    ir = report.read_text().split("```llvm\n")[1].split("```")[0]
+    given = (ir, "nvptx64-nvidia-cuda", arch, "+ptx83", [], True, False)
+    try:
+        ptx = llvm.translate_to_asm(*given)
+    except TypeError:  # later versions take one flag more
+        ptx = llvm.translate_to_asm(*given, False)
+    assert "mul.hi.u16" in ptx
+    assert len(marks(ptx)) == (1 if triton.__version__.startswith("3.7.") else 0)
+
+
+MIXED = {"dtype": torch.bfloat16, "weight_dtype": torch.float32}
+# Layers and tiles whose index arithmetic LLVM narrowed to blocks of 16 bits before; the first two bore a mark, the
+# first one for sm_90 and the second for sm_80.
+NARROWED = {
+    "24 channels": ("weight_grad", Geometry.make((8, 8), 24, 64, 5, padding=2), 90, (1, 2, 64, 128, 128, 8, 3)),
+    "72 channels": ("weight_grad", Geometry.make((14, 14), 72, 64, 5), 80, (1, 2, 64, 128, 128, 8, 2)),
+    "dilated": ("forward", Geometry.make((8, 8), 20, 16, 2, dilation=3), 90, (2, 2, 16, 16, 32, 4, 4)),
+    "strided": (
+        "input_grad",
+        Geometry.make((14, 14), 100, 32, 3, padding=1, stride=2, dilation=2),
+        90,
+        (1, 1, 128, 64, 32, 4, 4),
+    ),
+    "3d": ("input_grad", Geometry.make((6, 7, 7), 20, 24, 3, stride=3, padding=1), 80, (1, 2, 16, 32, 64, 4, 3)),
+    "3d forward": ("forward", Geometry.make((6, 7, 7), 20, 24, 3, stride=3, padding=1), 80, (1, 2, 16, 32, 64, 4, 3)),
+}
+
+
+@pytest.mark.parametrize("name", NARROWED)
+def test_no_index_is_narrowed_to_16_bits(name):
+    face, geometry, arch, (rows, cols, *blocks, warps, stages) = NARROWED[name]
+    config = TileConfig(rows, cols, *blocks, num_warps=warps, num_stages=stages)
+    asm = build(face, Problem(geometry, backend="triton"), config, arch, **MIXED).asm
+    assert marks(asm["ptx"]) == []
+    assert narrowed(asm["llir"]) == []
+
+
+def test_no_index_is_narrowed_without_dot_or_in_the_second_pass():
+    problem = Problem(Geometry.make((8, 8), 36, 36, 3, groups=12, padding=1, stride=2, dilation=3), backend="triton")
+    config = TileConfig(1, 2, 32, 4, 16, dot=False)
+    built = [build(face, problem, config, 90, **MIXED) for face in ("forward", "input_grad", "weight_grad")]
+    built.append(build_combine(problem, 4, 90))
+    for compiled in built:
+        assert narrowed(compiled.asm["llir"]) == []
+        assert marks(compiled.asm["ptx"]) == []
+
+
+def narrowed(llir):
+    """Divisions of blocks of 16-bit integers, and what makes such blocks of indices."""
+    return re.findall(r"(?:[us](?:div|rem) <\d+ x i16>|trunc (?:n[us]w )*<\d+ x i32> .* to <\d+ x i16>).*", llir)
+
+
+LAYER = Geometry.make((6, 6), 8, 16, 3)
+
+
+def calls():
+    """What a launch of each face is given, at batch 32, and its task."""
+    problem = Problem(LAYER, backend="triton")
+    x, g = torch.empty(32, 6, 6, 8, dtype=torch.float16), torch.empty(32, 4, 4, 16, dtype=torch.float16)
+    weight = torch.empty(LAYER.weight_shape, dtype=torch.float16)
+    return problem, {
+        "forward": lambda config=None: launch.forward(x, weight, None, g, None, problem, config),
+        "input_grad": lambda config=None: launch.input_grad(g, weight, None, x, problem, config),
+        "weight_grad": lambda config=None: launch.weight_grad(x, g, weight, None, problem, config),
+    }
+
+
+@pytest.fixture
+def bearing_marks(monkeypatch):
+    """Let the first so many kernels that are scanned bear a mark."""
+    left = [0]
+
+    def found(ptx):
+        left[0] -= 1
+        return ["mov.b32 {%rs1, %rs2}, %r1"] if left[0] >= 0 else []
+
+    monkeypatch.setattr(launcher, "marks", found)
+    monkeypatch.setattr(launcher, "_sound", set())
+    return left
+
+
+@pytest.mark.parametrize("face", ["forward", "input_grad", "weight_grad"])
+def test_a_launch_takes_the_next_tile_and_says_so_once(face, bearing_marks, caplog):
+    bearing_marks[0] = 2
+    problem, call = calls()
+    ranked = [c for _, c in model.ranked(Task(face, LAYER, 32, "float16", "float16"), of_gpu(0))]
+    with absent_gpu() as gpu, caplog.at_level(logging.WARNING, "lc_triton.dispatch"):
+        call[face]()
+        call[face]()
+    (plan,) = problem.launches.values()
+    assert plan.refused == tuple(ranked[:2])
+    assert plan.config == ranked[2]
+    assert len(gpu.launches) == 2  # what bears a mark is not launched
+    first, second = (record.getMessage() for record in caplog.records)
+    assert f"{face}_kernel wrongly for {ranked[0]}" in first
+    assert f"{ranked[1]} is launched instead" in first
+    assert f"{ranked[2]} is launched instead" in second
+
+
+def test_no_sound_tile_is_an_error_that_says_what_to_do(bearing_marks):
+    bearing_marks[0] = 10**6
+    _, call = calls()
+    with absent_gpu() as gpu, pytest.raises(MiscompiledError, match=r"install another Triton.*backend\(\"cpu\"\)"):
+        call["forward"]()
+    assert gpu.launches == []
+    assert -bearing_marks[0] + 10**6 == faces.MOST_TRIED + 1
+
+
+def test_a_tile_given_by_hand_is_refused(bearing_marks):
+    bearing_marks[0] = 1
+    problem, call = calls()
+    config = TileConfig(1, 1, 16, 16, 16)
+    with absent_gpu() as gpu:
+        with pytest.raises(MiscompiledError, match=re.escape(str(config))):
+            call["weight_grad"](config)
+        call["weight_grad"](replace(config, block_k=32))
+    assert problem.launches == {}
+    assert len(gpu.launches) == 1
+
+
+def test_each_kernel_is_scanned_once(monkeypatch):
+    scanned = []
+    monkeypatch.setattr(launcher, "marks", lambda ptx: scanned.append(ptx) or [])
+    monkeypatch.setattr(launcher, "_sound", set())
+    _, call = calls()
+    with absent_gpu():
+        for _ in range(2):
+            call["forward"](TileConfig(1, 1, 16, 16, 16))
+    assert len(scanned) == 1
+    assert ".entry forward_kernel" in scanned[0]
+
+
+def test_the_gate_refuses_a_mark():
+    row = Row("lrlc_l2", 512, "bfloat16", "forward", "h100")
+    good = reviewed()[str(row)]
+    assert good["marks"] == 0
+    assert not faults(row, good, good)
+    assert faults(row, good | {"marks": 1}, good)
