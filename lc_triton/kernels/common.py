@@ -10,18 +10,23 @@ def unbounded(x):
 
     LLVM narrows the division of integers known to be below 2^16 to 16 bits, and the NVPTX back end of Triton 3.7 takes
     some of a block's 16-bit integers from the wrong half of a register (docs/dev/nvptx-16-bit-index.md). The grid has
-    one dimension, so that zero is added here: a multiple of 16 below 2^30, for what is known of alignment and sign.
+    one dimension, so that zero is added here: a multiple of 16, for what is known of alignment, and below 2^20, as
+    bounds of that size still save registers where the result is multiplied.
     """
-    return x + tl.program_id(1) * 16384
+    return x + tl.program_id(1) * 16
 
 
 @triton.jit
 def walk(k, K0: tl.constexpr, K1: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, N: tl.constexpr):
     """Step k of the walk under a tile as (leading tap 0, leading tap 1, run row, run column, channel or filter)."""
-    k = unbounded(k)
+    # A division by a power of two is a shift, and stays in 32 bits: what LLVM knows of it saves registers.
+    ODD_N: tl.constexpr = N & (N - 1) != 0
+    ODD_COLS: tl.constexpr = COLS & (COLS - 1) != 0
+    if ODD_N:
+        k = unbounded(k)
     n = k % N
     q = k // N
-    if N > 8192:  # 2^30 // N is below 2^17
+    if ODD_COLS and (not ODD_N or N > 16):  # up to 16, 2^20 // N is no less than 2^16
         q = unbounded(q)
     col = q % COLS
     row = q // COLS
@@ -30,7 +35,7 @@ def walk(k, K0: tl.constexpr, K1: tl.constexpr, ROWS: tl.constexpr, COLS: tl.con
     if K0 * K1 > 1:
         row = unbounded(row)
         t0 = row // (ROWS * K1)
-        t1 = (row // ROWS) % K1
+        t1 = unbounded(row // ROWS) % K1
         row = row % ROWS
     return t0, t1, row, col, n
 

@@ -126,11 +126,15 @@ def input_grad_kernel(
     if OWN:
         sh, sw = (sh + jr)[:, None], (sw + jc)[:, None]  # [BN, 1]
     if TILE.step_h == 1:  # maximum before //, which truncates: a window row below 0 does not exist
-        first_h = unbounded(tl.maximum(sh - (KH - 1) * DH, 0) + SH - 1) // SH
+        first_h = tl.maximum(sh - (KH - 1) * DH, 0) + SH - 1
+        if SH > 1:
+            first_h = unbounded(first_h) // SH
     else:
         first_h = sh - (KH - 1) * DH
     if TILE.step_w == 1:
-        first_w = unbounded(tl.maximum(sw - (KW - 1) * DW, 0) + SW - 1) // SW
+        first_w = tl.maximum(sw - (KW - 1) * DW, 0) + SW - 1
+        if SW > 1:
+            first_w = unbounded(first_w) // SW
     else:
         first_w = sw - (KW - 1) * DW
 
