@@ -5,28 +5,28 @@ import triton.language as tl
 
 
 @triton.jit
-def unbounded(x):
+def unbounded(x, STEP: tl.constexpr = 16):
     """The same integers, of which the compiler does not know that they are small.
 
     LLVM narrows the division of integers known to be below 2^16 to 16 bits, and the NVPTX back end of Triton 3.7 takes
     some of a block's 16-bit integers from the wrong half of a register (docs/dev/nvptx-16-bit-index.md). The grid has
-    one dimension, so that zero is added here: a multiple of 16, for what is known of alignment, and below 2^20, as
-    bounds of that size still save registers where the result is multiplied.
+    one dimension, so that zero is added here. For all that LLVM knows it is a multiple of STEP below 2^16 * STEP: what
+    is known of alignment stays, and larger bounds cost registers.
     """
-    return x + tl.program_id(1) * 16
+    return x + tl.program_id(1) * STEP
 
 
 @triton.jit
 def walk(k, K0: tl.constexpr, K1: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, N: tl.constexpr):
     """Step k of the walk under a tile as (leading tap 0, leading tap 1, run row, run column, channel or filter)."""
-    # A division by a power of two is a shift, and stays in 32 bits: what LLVM knows of it saves registers.
-    ODD_N: tl.constexpr = N & (N - 1) != 0
-    ODD_COLS: tl.constexpr = COLS & (COLS - 1) != 0
-    if ODD_N:
-        k = unbounded(k)
+    # A division by a power of two is a shift, which stays in 32 bits.
+    SHIFTS: tl.constexpr = N & (N - 1) == 0 and COLS & (COLS - 1) == 0
+    if not SHIFTS:
+        STEP: tl.constexpr = 16 * N if N < 1024 else 16384  # k stays below 2^31, and q does not stay below 2^16
+        k = unbounded(k, STEP)
     n = k % N
     q = k // N
-    if ODD_COLS and (not ODD_N or N > 16):  # up to 16, 2^20 // N is no less than 2^16
+    if N > 8192:
         q = unbounded(q)
     col = q % COLS
     row = q // COLS
