@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import lc_triton
 from lc_triton.core.activations import FUSED_NAMES, LINEAR, Activation, parse_activation
 from lc_triton.core.problem import Problem
-from lc_triton.ops import operators as _library
+from lc_triton.ops import operators as our_operators
 from lc_triton.ops import reference
 from tests.cases import CASES, assert_as_good, assert_close, expected, peer, tensors
 
@@ -25,7 +25,7 @@ HALF = [torch.float16, torch.bfloat16]
 
 
 def layer(case, activation=LINEAR):
-    return _library.spelled(Problem(case.geometry, activation))
+    return our_operators.spelled(Problem(case.geometry, activation))
 
 
 def faces(run, case, t, act=LINEAR, bias=None):

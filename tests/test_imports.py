@@ -20,7 +20,6 @@ ROWS = [
     ["layers", "layers.*"],
     ["search", "search.*", "functional"],
     ["ops", "ops.plan"],
-    ["ops._node"],
     ["ops.autograd"],
     ["ops.decompositions"],
     ["ops.operators"],

@@ -1,4 +1,4 @@
-"""How a layer's input comes and its output is asked for, and how the faces have both: as a batch, channels last.
+"""The memory formats of a layer's input and output, and the internal one of all passes: a batch, channels last.
 
 Dimensions are counted from the first one: ONNX's exporter by TorchScript writes a negative one as it is.
 """
@@ -10,21 +10,21 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class Form(NamedTuple):
-    """Where the channels lie, and whether there is a batch."""
+class MemoryFormat(NamedTuple):
+    """Where the channels lie, and whether there is a batch dimension."""
 
     channels_first: bool
     batched: bool
 
-    def to_faces(self, x: Tensor) -> Tensor:
-        """x as the faces have it, a view."""
+    def to_internal(self, x: Tensor) -> Tensor:
+        """A tensor of this format in the internal one, a view."""
         x = x if self.batched else x.unsqueeze(0)
         return x.movedim(1, x.ndim - 1) if self.channels_first else x
 
-    def from_faces(self, y: Tensor) -> Tensor:
-        """What the faces have in this form, a view."""
+    def from_internal(self, y: Tensor) -> Tensor:
+        """A tensor of the internal format in this one, a view."""
         y = y.movedim(y.ndim - 1, 1) if self.channels_first else y
         return y if self.batched else y.squeeze(0)
 
 
-FACES = Form(channels_first=False, batched=True)
+INTERNAL = MemoryFormat(channels_first=False, batched=True)

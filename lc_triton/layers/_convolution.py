@@ -151,7 +151,7 @@ class ConvolutionLayer(PlannedLayer):
     def _build(self, input_size: tuple[int, ...], in_channels: int) -> None:
         self._fit(self._geometry(input_size, in_channels), self._bias_kind)
         assert self._plan is not None
-        spatial, channels = self._plan.takes
+        spatial, channels = self._plan.input_sizes
         self.__dict__.update(input_size=spatial, in_channels=channels)
 
     def _build_for(self, x: Tensor) -> None:
@@ -170,7 +170,7 @@ class ConvolutionLayer(PlannedLayer):
     @property
     def output_size(self) -> tuple[int, ...] | None:
         """Output sites per dimension; None until the layer is built."""
-        return None if self._plan is None else self._plan.gives[0]
+        return None if self._plan is None else self._plan.output_sizes[0]
 
     def _draw(self, name: str, into: Tensor) -> None:
         # As torch's convolutions do: uniform within 1 / sqrt(D), D the window of one position.

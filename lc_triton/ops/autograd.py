@@ -1,13 +1,16 @@
-"""The faces as differentiable functions: the derivative of each is made of the other two.
+"""The passes as differentiable functions: the derivative of each is made of the other two.
 
-With L(x, w, g) = sum(x * w * g), linear in each, every face is a partial derivative of L, and so is every derivative
-of a face: gradients of any order, forward-mode derivatives and vmap need no further kernel.
+With L(x, w, g) = sum(x * w * g), linear in each, every pass is a partial derivative of L, and so is every derivative of
+a pass: gradients of any order, forward-mode derivatives and vmap need no further kernel.
+
+In the common case a layer is one node of the graph, `LocalConv`, from its input as given to its output as asked for.
+Its output is no view: a caller may change it in place, or free what it was computed from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, library
@@ -15,10 +18,9 @@ from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
 from torch.nn import Parameter
 
+from lc_triton.core.memory_format import MemoryFormat
 from lc_triton.core.problem import Problem
-from lc_triton.ops import decompositions
-from lc_triton.ops import dispatch as _ops
-from lc_triton.ops import operators as _library
+from lc_triton.ops import decompositions, dispatch, operators
 from lc_triton.ops.tracing import has_dispatch_modes, is_torchscript_onnx_export, is_tracing
 from lc_triton.ops.vmap import Ensemble
 
@@ -147,10 +149,10 @@ def gradients(problem: Problem, tensors: Any, bias_shape: Any, needed: Any, grad
     dtype = weight.dtype
     dw: Tensor | None
     dz: Any
-    if grad_z is None and need_w and saved is not None and route(x, weight, grad, saved) == "straight":
-        dw, db, dz = _ops.weight_grad_through(x, grad, saved, problem, dtype, with_bias=need_b, with_dz=need_x)
+    if grad_z is None and need_w and saved is not None and dispatch_path(x, weight, grad, saved) == "direct":
+        dw, db, dz = dispatch.weight_grad_through(x, grad, saved, problem, dtype, with_bias=need_b, with_dz=need_x)
     else:
-        dz = grad_z if grad is None else problem.activation.backward(_ops.as_stored(grad), saved)
+        dz = grad_z if grad is None else problem.activation.backward(dispatch.as_stored(grad), saved)
         if grad is not None and grad_z is not None:
             dz = dz + grad_z
         dw, db = weight_grad(x, dz, problem.linear(), dtype, with_bias=need_b) if need_w else (None, None)
@@ -169,7 +171,7 @@ def gradients_of_transpose(problem: Problem, tensors: Any, bias_shape: Any, need
         return None, None, None
     g, weight, saved = tensors
     need_g, need_w, need_b, *_ = needed
-    dz, problem = problem.activation.backward(_ops.as_stored(grad), saved), problem.linear()
+    dz, problem = problem.activation.backward(dispatch.as_stored(grad), saved), problem.linear()
     dg = forward(dz, weight, None, problem) if need_g else None
     dw = weight_grad(dz, g, problem, weight.dtype, with_bias=False)[0] if need_w else None
     return dg, dw, _bias_grad(dz, weight.dtype, bias_shape) if need_b else None
@@ -189,7 +191,7 @@ def _gradients_of_weight_grad(ctx: Any, grad: Tensor | None, grad_bias: Tensor |
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], saved: Tensor | None) -> None:
-    """What a face of (x, weight, bias) keeps for its derivatives."""
+    """Save what the derivatives of a pass of (x, weight, bias) need."""
     _keep_for_backward(ctx, inputs, saved)
     ctx.save_for_forward(*inputs[:3])
     ctx.set_materialize_grads(False)
@@ -227,20 +229,20 @@ def _primals(ctx: Any) -> Any:
     return [t if t is None else forward_ad.unpack_dual(t).primal for t in ctx.saved_tensors]
 
 
-def _tangent(face: Pass, ctx: Any, tx: Tensor | None, tw: Tensor | None, tb: Tensor | None) -> Any:
-    """The tangent, before its activation, of a face of (x, weight, bias): a face for each tangent that is there."""
+def _tangent(run: Pass, ctx: Any, tx: Tensor | None, tw: Tensor | None, tb: Tensor | None) -> Any:
+    """The tangent, before its activation, of a pass of (x, weight, bias): one pass for each tangent."""
     x, weight, _ = _primals(ctx)
     problem = ctx.problem.linear()
     if tx is None and tw is None and tb is not None:
         geo = problem.geometry
-        shape = geo.bias_shape if face is forward else (*geo.in_spatial, geo.in_channels)
+        shape = geo.bias_shape if run is forward else (*geo.in_spatial, geo.in_channels)
         return tb.to(x.dtype).expand(len(x), *shape)
-    of_x = None if tx is None else face(tx, weight, tb, problem)
-    of_w = None if tw is None else face(x, tw, tb if tx is None else None, problem)
+    of_x = None if tx is None else run(tx, weight, tb, problem)
+    of_w = None if tw is None else run(x, tw, tb if tx is None else None, problem)
     return _sum(of_x, of_w)
 
 
-def _through(tangent: Tensor, face: Pass, ctx: Any) -> Tensor:
+def _through(tangent: Tensor, run: Pass, ctx: Any) -> Tensor:
     """A tangent taken through the activation, by the pre-activation, which is computed anew: an output that was saved
     has lost the tangents that an outer level gave it.
     """
@@ -248,7 +250,7 @@ def _through(tangent: Tensor, face: Pass, ctx: Any) -> Tensor:
     if act.saves == "nothing":
         return tangent
     x, weight, bias = _primals(ctx)
-    z = face(x, weight, bias, ctx.problem.linear())
+    z = run(x, weight, bias, ctx.problem.linear())
     out: Tensor = tangent * act.derivative(z if act.saves == "z" else act(z))
     return out
 
@@ -256,7 +258,7 @@ def _through(tangent: Tensor, face: Pass, ctx: Any) -> Tensor:
 def _side_by_side(
     function: Any, size: int, in_dims: Dims, x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem
 ) -> tuple[Any, Any]:
-    """vmap of a face of (x, weight, bias): inputs alone are a larger batch, weights are an ensemble."""
+    """vmap of a pass of (x, weight, bias): inputs alone are a larger batch, weights are an ensemble."""
     if in_dims[1] is None and in_dims[2] is None:
         x = x.movedim(in_dims[0] or 0, 0)
         out = _apply(function, x.flatten(0, 1), weight, bias, problem)
@@ -282,42 +284,41 @@ def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     return base.apply(*args)
 
 
-# A face of plain tensors that nothing looks on at goes straight: `Function.apply` would cost host time for nothing.
+def dispatch_path(*tensors: Tensor | None) -> str:
+    """How a pass of these tensors is run.
 
-
-def route(*tensors: Tensor | None) -> str:
-    """How a face of these tensors is run: by its "operator", "straight", or else by its function.
-
-    A compiler, a tracer, an exporter, a dispatch mode or a tensor of a class of its own must see the operator; a
-    "transform" of torch.func, or something with a tangent, must not: an operator would lose the tangent without a word.
-    A "graph" takes the function as well.
+    - "direct": by its implementation; without a graph `Function.apply` would cost host time for nothing.
+    - "autograd": by its autograd.Function.
+    - "transform": likewise, under torch.func or forward-mode differentiation. An operator would lose a tangent without
+      an error.
+    - "operator": by the custom operator, for compilers, tracers, exporters, dispatch modes and tensor subclasses.
     """
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "transform"
     if torch.compiler.is_compiling() or has_dispatch_modes() or is_tracing():
         return "operator"
-    found, builds_graph = "straight", torch.is_grad_enabled()
+    path, builds_graph = "direct", torch.is_grad_enabled()
     for tensor in tensors:  # a loop: any() over a generator takes twice as long
         if tensor is not None:
             if type(tensor) is not Tensor and type(tensor) is not Parameter:
                 return "operator"
             if builds_graph and tensor.requires_grad:
-                found = "graph"
-    return found
+                path = "autograd"
+    return path
 
 
-def _operators() -> Any:
-    """What a program that looks into a call is given: the operators, or the definition where it knows no others."""
-    return decompositions if is_torchscript_onnx_export() else _library
+def _recorded() -> Any:
+    """The module whose passes are recorded: operators, or decompositions for an exporter that knows no custom ones."""
+    return decompositions if is_torchscript_onnx_export() else operators
 
 
 _PLAIN = Tensor, Parameter
 
 
 def _passes(*tensors: Tensor | None) -> Any:
-    """What a Function runs: the operators where a transform around it hid it from what records the call."""
-    recorded = has_dispatch_modes() or is_tracing() or not all(t is None or type(t) in _PLAIN for t in tensors)
-    return _operators() if recorded else _ops
+    """The module whose passes a Function runs: operators where a transform hid it from what records the call."""
+    is_recorded = has_dispatch_modes() or is_tracing() or not all(t is None or type(t) in _PLAIN for t in tensors)
+    return _recorded() if is_recorded else dispatch
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
@@ -327,12 +328,12 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
     """y of (x, w, bias), differentiable."""
-    way = route(x, weight, bias)
-    if way == "straight":
-        return _ops.forward(x, weight, bias, problem)[0]
-    if way == "operator":
+    path = dispatch_path(x, weight, bias)
+    if path == "direct":
+        return dispatch.forward(x, weight, bias, problem)[0]
+    if path == "operator":
         store_z = problem.activation.saves == "z" and _needs_grad(x, weight, bias)
-        recorded: Tensor = _operators().forward(x, weight, bias, problem, store_z=store_z)[0]
+        recorded: Tensor = _recorded().forward(x, weight, bias, problem, store_z=store_z)[0]
         return recorded
     out = _apply(Forward, x, weight, bias, problem)
     y: Tensor = out[0] if isinstance(out, tuple) else out
@@ -341,14 +342,14 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) ->
 
 def transpose(y: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
     """act(dx + bias) of (g, w, bias), differentiable: the forward of the transposed layer."""
-    way = route(y, weight, bias)
-    if way == "straight":
-        return _ops.input_grad(y, weight, bias, problem)
-    if problem.activation.saves == "z" and (way == "transform" or _needs_grad(y, weight, bias)):
-        # This face stores no pre-activation: torch applies what needs it.
+    path = dispatch_path(y, weight, bias)
+    if path == "direct":
+        return dispatch.input_grad(y, weight, bias, problem)
+    if problem.activation.saves == "z" and (path == "transform" or _needs_grad(y, weight, bias)):
+        # The input_grad kernel stores no pre-activation: torch applies an activation that needs it.
         return problem.activation(transpose(y, weight, bias, problem.linear()))
-    if way == "operator":
-        recorded: Tensor = _operators().input_grad(y, weight, bias, problem)
+    if path == "operator":
+        recorded: Tensor = _recorded().input_grad(y, weight, bias, problem)
         return recorded
     x: Tensor = _apply(InputGrad, y, weight, bias, problem)
     return x
@@ -363,21 +364,96 @@ def weight_grad(
     x: Tensor, g: Tensor, problem: Problem, dtype: torch.dtype, *, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
     """dw of (x, g) and, if asked for, the bias gradient of each position, differentiable."""
-    way = route(x, g)
-    if way in ("straight", "operator"):
-        faces: Any = _ops if way == "straight" else _operators()
-        found: tuple[Tensor, Tensor | None] = faces.weight_grad(x, g, problem, dtype, with_bias=with_bias)
+    path = dispatch_path(x, g)
+    if path in ("direct", "operator"):
+        passes: Any = dispatch if path == "direct" else _recorded()
+        found: tuple[Tensor, Tensor | None] = passes.weight_grad(x, g, problem, dtype, with_bias=with_bias)
         return found
     out = _apply(WeightGrad, x, g, problem, dtype, with_bias)
     return out if with_bias else (out, None)
 
 
-# The same formulas for the operators of `_library`, whose contexts know of the layer's arguments as well.
+class NodeArguments(NamedTuple):
+    """The arguments of `LocalConv` beside its tensors."""
+
+    problem: Problem
+    input_format: MemoryFormat
+    output_format: MemoryFormat
+    transposed: bool = False
+
+
+def can_use_single_node(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether a graph is being built of plain tensors, and no hook sees the saved ones.
+
+    A checkpoint compares the saved tensors of two calls, and one of them may have run an operator, which saves tensors
+    in the internal format.
+    """
+    return dispatch_path(x, weight, bias) == "autograd" and not has_saved_tensor_hooks()
+
+
+def has_saved_tensor_hooks() -> bool:
+    """Whether hooks see the tensors that are saved for gradients."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def run_single_node(node: NodeArguments, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """y in the output format, no view, with its gradients."""
+    out = _apply_node(node, x, weight, bias)
+    y: Tensor = out[0] if isinstance(out, tuple) else out
+    return y
+
+
+def _forward_of_node(
+    node: NodeArguments, x: Tensor, weight: Tensor, bias: Tensor | None, *, store_z: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """y in the output format, no view, and z in the internal one if it is to be stored."""
+    x, z = node.input_format.to_internal(x), None
+    if node.transposed:
+        y = dispatch.input_grad(x, weight, bias, node.problem)
+    else:
+        y, z = dispatch.forward(x, weight, bias, node.problem, store_z=store_z)
+    y_as = node.output_format.from_internal(y)
+    return y.as_strided_(y_as.shape, y_as.stride()), z
+
+
+class LocalConv(torch.autograd.Function):
+    """(y, z) where the activation's derivative needs z, else y alone: z is an output like any other, so that a second
+    differentiation through it is exact.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, node: NodeArguments, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+        ctx.node, ctx.bias_shape = node, None if bias is None else bias.shape
+        if node.problem.activation.saves == "z":
+            y, z = _forward_of_node(node, x, weight, bias, store_z=True)
+            ctx.save_for_backward(x, weight, z)
+            ctx.set_materialize_grads(False)
+            return y, z
+        y, _ = _forward_of_node(node, x, weight, bias)
+        ctx.save_for_backward(x, weight, None if node.problem.activation.saves == "nothing" else y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, grad_z: Tensor | None = None) -> Any:
+        node, (x, weight, saved) = ctx.node, ctx.saved_tensors
+        x, grad = node.input_format.to_internal(x), None if grad is None else node.output_format.to_internal(grad)
+        if saved is not None and node.problem.activation.saves == "y":
+            saved = node.output_format.to_internal(saved)
+        args = node.problem, (x, weight, saved), ctx.bias_shape, ctx.needs_input_grad[1:], grad
+        dx, dw, db = gradients_of_transpose(*args) if node.transposed else gradients(*args, grad_z)
+        return None, None if dx is None else node.input_format.from_internal(dx), dw, db
+
+
+# `LocalConv.apply` without its look-up of the signature of forward: a third of a small layer's time.
+_apply_node: Any = super(torch.autograd.Function, LocalConv).apply
+
+
+# The same formulas for the custom operators, whose contexts have the layer's arguments as well.
 
 
 def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, weight, bias, *layer, store_z = inputs
-    problem = _library.problem_of(layer)
+    problem = operators.problem_of(layer)
     saves, (y, z) = problem.activation.saves, output
     ctx.stored = saves != "z" or store_z
     saved = (z if store_z else bias) if saves == "z" else y if saves == "y" else None
@@ -386,7 +462,7 @@ def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _setup_input_grad(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     g, weight, bias, *layer = inputs
-    problem = _library.problem_of(layer)
+    problem = operators.problem_of(layer)
     saves = problem.activation.saves
     ctx.stored = saves != "z"
     saved = bias if saves == "z" else output if saves == "y" else None
@@ -395,7 +471,7 @@ def _setup_input_grad(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _setup_weight_grad(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, g, *layer, _, _ = inputs
-    ctx.problem = _library.problem_of(layer)
+    ctx.problem = operators.problem_of(layer)
     ctx.save_for_backward(x, g)
 
 

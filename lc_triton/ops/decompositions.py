@@ -1,4 +1,4 @@
-"""The operators of `_library` written in torch's own: for programs that run where this library is not.
+"""The custom operators written in torch's own: for programs that run where this library is not.
 
 Windows are gathered and laid over each other one dimension at a time, so a graph has as many nodes for 9x9 taps as for
 3x3. The patches are written to memory, T times the input, which is what the faces themselves never do.
@@ -54,7 +54,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, *, store_z: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """As `_ops.forward`, in torch's own operators."""
+    """As `dispatch.forward`, in torch's own operators."""
     geo, dtype = problem.geometry, compute_dtype(x.dtype)
     z = torch.bmm(_patches(x.to(dtype), geo), _filters(weight.to(dtype), geo))
     z = z.unflatten(0, (geo.positions, geo.groups)).permute(2, 0, 1, 3)
@@ -67,7 +67,7 @@ def forward(
 
 
 def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
-    """As `_ops.input_grad`, in torch's own operators."""
+    """As `dispatch.input_grad`, in torch's own operators."""
     geo, dtype = problem.geometry, compute_dtype(g.dtype)
     given = torch.bmm(_gradients(g.to(dtype), geo), _filters(weight.to(dtype), geo).transpose(1, 2))
     dx = _laid_over(given, geo)
@@ -79,7 +79,7 @@ def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem)
 def weight_grad(
     x: Tensor, g: Tensor, problem: Problem, dtype: torch.dtype, *, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """As `_ops.weight_grad`, in torch's own operators."""
+    """As `dispatch.weight_grad`, in torch's own operators."""
     geo, compute = problem.geometry, compute_dtype(x.dtype)
     g = g.to(compute)
     dw = torch.bmm(_patches(x.to(compute), geo).transpose(1, 2), _gradients(g, geo))

@@ -1,6 +1,6 @@
 """The faces as custom operators of torch: what compilers, exporters and dispatch modes see of a call.
 
-Their schemas spell a problem out in integers and names. The functions here have the signatures of those in `_ops`.
+Their schemas spell a problem out in integers and names. The functions here have the signatures of those in `dispatch`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lc_triton.core.dtypes import check_dtypes, check_floating
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 from lc_triton.errors import ArgumentValueError
-from lc_triton.ops import dispatch as _ops
+from lc_triton.ops import dispatch
 
 _LAYER = (
     "int[] in_spatial, int[] kernel, int[] stride, int[] dilation, int[] padding, int groups, int in_channels, "
@@ -74,14 +74,14 @@ def _problem(
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, *, store_z: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """As `_ops.forward`."""
+    """As `dispatch.forward`."""
     _tell_counters()
     y, z = torch.ops.lc_triton.forward(x, weight, bias, *spelled(problem), store_z)
     return y, z if store_z else None
 
 
 def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
-    """As `_ops.input_grad`."""
+    """As `dispatch.input_grad`."""
     _tell_counters()
     dx: Tensor = torch.ops.lc_triton.input_grad(g, weight, bias, *spelled(problem))
     return dx
@@ -90,7 +90,7 @@ def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem)
 def weight_grad(
     x: Tensor, g: Tensor, problem: Problem, dtype: torch.dtype, *, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """As `_ops.weight_grad`."""
+    """As `dispatch.weight_grad`."""
     _tell_counters()
     dw, db = torch.ops.lc_triton.weight_grad(x, g, *spelled(problem), dtype, with_bias)
     return dw, db if with_bias else None
@@ -125,7 +125,7 @@ def _run_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) ->
     geo = problem.geometry
     _check_sites("x", x, geo.in_spatial, geo.in_channels)
     _check_parameters("x", x, weight, bias, geo, geo.bias_shape)
-    y, z = _ops.forward(x, weight, bias, problem, store_z=store_z)
+    y, z = dispatch.forward(x, weight, bias, problem, store_z=store_z)
     return y, x.new_empty(0) if z is None else z
 
 
@@ -134,7 +134,7 @@ def _run_input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any)
     geo = problem.geometry
     _check_sites("g", g, geo.out_spatial, geo.out_channels)
     _check_parameters("g", g, weight, bias, geo, (*geo.in_spatial, geo.in_channels))
-    return _ops.input_grad(g, weight, bias, problem)
+    return dispatch.input_grad(g, weight, bias, problem)
 
 
 def _run_weight_grad(x: Tensor, g: Tensor, *layer: Any) -> tuple[Tensor, Tensor]:
@@ -143,7 +143,7 @@ def _run_weight_grad(x: Tensor, g: Tensor, *layer: Any) -> tuple[Tensor, Tensor]
     geo = problem.geometry
     _check_sites("x", x, geo.in_spatial, geo.in_channels)
     _check_shape("g", g, (*x.shape[:1], *geo.out_spatial, geo.out_channels))
-    dw, db = _ops.weight_grad(x, g, problem, dtype, with_bias=with_bias)
+    dw, db = dispatch.weight_grad(x, g, problem, dtype, with_bias=with_bias)
     return dw, dw.new_empty(0) if db is None else db
 
 

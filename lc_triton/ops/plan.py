@@ -1,4 +1,4 @@
-"""A call's plan, made once a shape, and what runs it: checks, autocast and layout, then the face."""
+"""The plan of a call, made once for each shape, and `run`: checks, autocast, memory format, then the pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lc_triton.core.activations import AFTER_KERNEL, LINEAR, Activation, parse_a
 from lc_triton.core.backend import autocast_enabled, resolve
 from lc_triton.core.dtypes import check_dtypes, check_floating
 from lc_triton.core.geometry import DATA_FORMATS, PADDING_MODES, Geometry, check_name
-from lc_triton.core.memory_format import FACES, Form
+from lc_triton.core.memory_format import INTERNAL, MemoryFormat
 from lc_triton.core.problem import Problem
 from lc_triton.errors import (
     ArgumentTypeError,
@@ -28,16 +28,16 @@ from lc_triton.errors import (
     SpatialSizeError,
     first_line,
 )
-from lc_triton.ops import _node, autograd
+from lc_triton.ops import autograd
 from lc_triton.ops.tracing import shape_of
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything about a call but its tensors: made once a shape, looked up afterwards.
+    """Everything about a call but its tensors: made once for each shape, looked up afterwards.
 
-    `source` is the layer as asked for; `geometry` is what the faces see: with a padding mode other than zeros, the
-    input is padded by `pad` before them. A transposed layer has the geometry of the layer it is the adjoint of.
+    `source` is the geometry of the arguments. `geometry` is that of the passes: with a padding mode other than zeros,
+    the input is padded by `pad` first. A transposed layer has the geometry of the layer whose adjoint it is.
     """
 
     source: Geometry
@@ -50,26 +50,27 @@ class Plan:
     transposed: bool = False
     # The geometry of the layer that this is one rank's part of.
     whole: Geometry | None = None
-    # What the faces are told, by backend and precision: found again without hashing the geometry.
+    # The problems of this plan, by backend and precision: a look-up that does not hash the geometry.
     problems: dict[tuple[str, str], Problem] = field(default_factory=dict, init=False, compare=False, repr=False)
-    # The spatial size and the channels of input and output, and the shapes of weight and bias: made at once, for what
-    # is made at the first look stands in a compiler's way.
-    takes: tuple[tuple[int, ...], int] = field(init=False, compare=False, repr=False)
-    gives: tuple[tuple[int, ...], int] = field(init=False, compare=False, repr=False)
+    # Spatial size and channels of input and output, and the shapes of weight and bias. Computed eagerly: a lazy
+    # attribute is a side effect under torch.compile.
+    input_sizes: tuple[tuple[int, ...], int] = field(init=False, compare=False, repr=False)
+    output_sizes: tuple[tuple[int, ...], int] = field(init=False, compare=False, repr=False)
     weight_shape: tuple[int, ...] = field(init=False, compare=False, repr=False)
     bias_shapes: tuple[tuple[int, ...], tuple[int, ...]] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         geo = self.source
         sites, positions = (geo.in_spatial, geo.in_channels), (geo.out_spatial, geo.out_channels)
-        takes, gives = (positions, sites) if self.transposed else (sites, positions)
-        made = {"takes": takes, "gives": gives, "weight_shape": geo.weight_shape}
-        made["bias_shapes"] = (*gives[0], gives[1]), (gives[1],)
-        for name, value in made.items():
+        input_sizes, output_sizes = (positions, sites) if self.transposed else (sites, positions)
+        spatial, channels = output_sizes
+        computed = {"input_sizes": input_sizes, "output_sizes": output_sizes, "weight_shape": geo.weight_shape}
+        computed["bias_shapes"] = (*spatial, channels), (channels,)
+        for name, value in computed.items():
             object.__setattr__(self, name, value)
 
     def __reduce__(self) -> Any:
-        # A copy makes its problems anew: they hold what was compiled for them.
+        # A copy makes new problems: they hold compiled kernels.
         return type(self), tuple(getattr(self, f.name) for f in fields(self) if f.init)
 
     @property
@@ -79,7 +80,7 @@ class Plan:
 
     @property
     def operand(self) -> str:
-        """What errors call the input: y where it is what a locally connected layer gives."""
+        """The input's name in errors: y for a transposed layer, whose input is a locally connected layer's output."""
         return "y" if self.transposed else "x"
 
     @classmethod
@@ -153,7 +154,7 @@ def check_tensor(name: str, value: object) -> None:
 
 def check_input(x: Tensor, plan: Plan) -> None:
     """Refuse an input of another rank, channels or spatial size than the plan was made for."""
-    name, (wanted_spatial, wanted_channels) = plan.operand, plan.takes
+    name, (wanted_spatial, wanted_channels) = plan.operand, plan.input_sizes
     check_tensor(name, x)
     spatial, channels = split_shape(x, plan.source.ndim, plan.data_format, name)
     if channels != wanted_channels:
@@ -173,7 +174,7 @@ def _remedy_for_channels(x: Tensor, plan: Plan, channels: int) -> str:
     """What to do about an input of other channels; most often they lie in another dimension."""
     first, last = x.ndim - plan.source.ndim - 1, x.ndim - 1
     there, here = (last, first) if plan.channels_first else (first, last)
-    if x.shape[there] == plan.takes[1]:
+    if x.shape[there] == plan.input_sizes[1]:
         return f"move its channels from dimension {there} to {here}: {plan.operand}.movedim({there}, {here})"
     return f"make a layer for {channels}"
 
@@ -186,70 +187,74 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
         x, weight, bias = _autocast(x, weight, bias, torch.get_autocast_dtype(device))
     check_dtypes(plan.operand, x, weight, bias)
 
-    form, backend = form_of(x, plan), resolve(device)
+    input_format, backend = input_format_of(x, plan), resolve(device)
     if backend == "reference":
         from lc_triton.ops import reference
 
         definition = reference.transpose if plan.transposed else reference.forward
-        y = definition(as_faces_take_it(x, plan), weight, bias, plan.geometry, plan.activation)
+        y = definition(to_internal(x, plan), weight, bias, plan.geometry, plan.activation)
     else:
         kind = backend, precision_of(x.dtype)
         if torch.compiler.is_compiling():  # a dictionary that changes is a side effect
             problem = Problem(plan.geometry, plan.activation, *kind, plan.whole)
         else:
             problem = problem_of(plan, *kind)
-        if _node.fits(x, weight, bias):
-            return _as_one_step(x, weight, bias, plan, problem, form)
-        y = (autograd.transpose if plan.transposed else autograd.forward)(
-            as_faces_take_it(x, plan), weight, bias, problem
-        )
-    # As `as_asked`, but in this frame: a compiler that gave up on it would compile that one alone, and fail on tensors
-    # that a transform has in hand.
+        if autograd.can_use_single_node(x, weight, bias):
+            return _run_single_node(x, weight, bias, plan, problem, input_format)
+        y = (autograd.transpose if plan.transposed else autograd.forward)(to_internal(x, plan), weight, bias, problem)
+    # `from_internal` written out: a compiler that gives up on this frame would compile that function by itself, and
+    # fail on tensors of a transform.
     if isinstance(plan.after, str):  # here, so that y keeps the strides it is promised with
         y = AFTER_KERNEL[plan.after](y, dim=-1)
     if plan.channels_first:
         y = y.movedim(y.ndim - 1, 1)
-    if not form.batched:
+    if not input_format.batched:
         y = y.squeeze(0)
     return plan.after(y) if callable(plan.after) else y
 
 
-def _as_one_step(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, problem: Problem, form: Form) -> Tensor:
-    """The output with a graph: one step of it, beside those of a padding or an activation that are torch's."""
-    takes = FACES if plan.pad else form
-    gives = FACES if isinstance(plan.after, str) else form
-    # The transposed layers' face stores no pre-activation: torch applies what needs it.
-    behind = plan.transposed and problem.activation.saves == "z"
-    step = _node.Step(problem.linear() if behind else problem, takes, gives, plan.transposed)
-    y = _node.node(step, as_faces_take_it(x, plan) if plan.pad else x, weight, bias)
-    if behind:
+def _run_single_node(
+    x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, problem: Problem, input_format: MemoryFormat
+) -> Tensor:
+    """The output as one node of the graph, beside the nodes of a padding or an activation of torch's own."""
+    output_format = INTERNAL if isinstance(plan.after, str) else input_format
+    # The input_grad kernel stores no pre-activation: torch applies an activation that needs it.
+    unfused = plan.transposed and problem.activation.saves == "z"
+    node = autograd.NodeArguments(
+        problem.linear() if unfused else problem,
+        INTERNAL if plan.pad else input_format,
+        output_format,
+        plan.transposed,
+    )
+    y = autograd.run_single_node(node, to_internal(x, plan) if plan.pad else x, weight, bias)
+    if unfused:
         y = problem.activation(y)
-    if gives is not form:
-        return as_asked(y, plan, batched=form.batched)
+    if output_format is not input_format:
+        return from_internal(y, plan, batched=input_format.batched)
     return plan.after(y) if callable(plan.after) else y
 
 
-def form_of(x: Tensor, plan: Plan) -> Form:
-    """How x comes."""
-    return Form(plan.channels_first, x.ndim == plan.geometry.ndim + 2)
+def input_format_of(x: Tensor, plan: Plan) -> MemoryFormat:
+    """The memory format of an input."""
+    return MemoryFormat(plan.channels_first, x.ndim == plan.geometry.ndim + 2)
 
 
-def as_faces_take_it(x: Tensor, plan: Plan) -> Tensor:
-    """An input as a batch, channels last, with padding other than zeros around it."""
-    x = form_of(x, plan).to_faces(x)
+def to_internal(x: Tensor, plan: Plan) -> Tensor:
+    """An input in the internal format, with padding other than zeros around it."""
+    x = input_format_of(x, plan).to_internal(x)
     return _pad(x, plan) if plan.pad else x
 
 
-def as_asked(y: Tensor, plan: Plan, *, batched: bool) -> Tensor:
-    """An output of the faces in the plan's format, and what comes behind them."""
+def from_internal(y: Tensor, plan: Plan, *, batched: bool) -> Tensor:
+    """An output of a pass in the plan's format, with an activation that no kernel fuses."""
     if isinstance(plan.after, str):
         y = AFTER_KERNEL[plan.after](y, dim=-1)
-    y = Form(plan.channels_first, batched).from_faces(y)
+    y = MemoryFormat(plan.channels_first, batched).from_internal(y)
     return plan.after(y) if callable(plan.after) else y
 
 
 def problem_of(plan: Plan, backend: str, precision: str) -> Problem:
-    """What the faces are told of a plan."""
+    """The problem of a plan on a backend, made once."""
     problem = plan.problems.get((backend, precision))
     if problem is None:
         problem = _problem(plan.geometry, plan.activation, backend, precision, plan.whole)
@@ -261,7 +266,7 @@ def problem_of(plan: Plan, backend: str, precision: str) -> Problem:
 def _problem(
     geometry: Geometry, activation: Activation, backend: str, precision: str, whole: Geometry | None
 ) -> Problem:
-    """The same for all plans of a geometry, so that they share what was chosen and compiled for it."""
+    """The same problem for all plans of a geometry, so that they share its tiles and compiled kernels."""
     return Problem(geometry, activation, backend, precision, whole)
 
 
@@ -272,7 +277,7 @@ def precision_of(dtype: torch.dtype) -> str:
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
-precision_of._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as `_backend.resolve` is
+precision_of._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as `backend.resolve` is
 
 
 def _check_parameters(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> None:

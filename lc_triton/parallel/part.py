@@ -48,12 +48,12 @@ class Part:
         The layer of one position or one filter is run on zeros and nothing of its output is kept. Ranks whose graphs
         differed would run different collectives in a backward, and wait for each other.
         """
-        spatial, channels = self.plan.takes
+        spatial, channels = self.plan.input_sizes
         x = _zeros_like(x, (len(x), *spatial, channels))
         weight = _zeros_like(weight, self.plan.weight_shape)
         if bias is not None and not bias.numel():
             bias = _zeros_like(bias, self.plan.bias_shapes[bias.ndim == 1])
-        spatial, filters = self.whole.gives
+        spatial, filters = self.whole.output_sizes
         shape = [len(x), *spatial, filters]
         shape[self.output.dim] = 0
         return run(x, weight, bias, self.plan).narrow(self.output.dim, 0, 0).reshape(shape)

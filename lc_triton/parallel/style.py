@@ -24,12 +24,12 @@ from lc_triton.layers._planned import PlannedLayer
 from lc_triton.ops.plan import (
     Plan,
     _check_devices,
-    as_asked,
-    as_faces_take_it,
     check_input,
     check_tensor,
-    form_of,
+    from_internal,
+    input_format_of,
     split_shape,
+    to_internal,
 )
 from lc_triton.parallel.compare import compare_calls
 from lc_triton.parallel.exchange import Axis, move
@@ -261,14 +261,14 @@ class _Shared:
         x = self._local_input(x, plan, part.input)
         batched = x.ndim == plan.geometry.ndim + 2
         # A rank's part pads the channels that it reads; rows are taken of an input that is padded.
-        x = as_faces_take_it(x, plan) if self.style.along == "the rows" else form_of(x, plan).to_faces(x)
+        x = to_internal(x, plan) if self.style.along == "the rows" else input_format_of(x, plan).to_internal(x)
         x = move("fetch" if self.input_split else "take", x, part.input)
         if bias is not None and isinstance(cast(DTensor, whole[1]).placements[0], Replicate):
             bias = move("share", bias, part.input)
         y = part(x, weight, bias)
         if not self.output_split:
             y = move("gather", y, part.output)
-        return self._output(as_asked(y, plan, batched=batched), plan)
+        return self._output(from_internal(y, plan, batched=batched), plan)
 
     def _check_call(
         self, layer: PlannedLayer, x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, axis: Axis
@@ -312,12 +312,14 @@ class _Shared:
         """Refuse what is not this rank's part of the input."""
         check_tensor("x", x)
         got = split_shape(x, plan.source.ndim, plan.data_format)
-        sizes = [*plan.takes[0], plan.takes[1]]
+        sizes = [*plan.input_sizes[0], plan.input_sizes[1]]
         sizes[axis.dim] = len(axis.own)
         expected = tuple(sizes[:-1]), sizes[-1]
         if got != expected:
             ranks, shape = len(axis.owned), tuple(x.shape)
-            raise PartShapeError(rank=axis.rank, ranks=ranks, expected=expected, whole=plan.takes, got=got, shape=shape)
+            raise PartShapeError(
+                rank=axis.rank, ranks=ranks, expected=expected, whole=plan.input_sizes, got=got, shape=shape
+            )
 
     def _check_behind(self, layer: PlannedLayer, plan: Plan) -> None:
         """Refuse what comes behind the layer and would see a part of the output where it should see all."""
