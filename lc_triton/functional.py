@@ -1,4 +1,4 @@
-"""The operators as functions: each finds its plan and runs it."""
+"""The operators as functions: each looks up the plan of a call and runs it."""
 
 from __future__ import annotations
 
@@ -197,31 +197,31 @@ def _run(
     after: Callable[[Tensor], Tensor] | None = None
     if callable(activation) and not isinstance(activation, type):
         activation, after = None, activation
-    told = data_format, activation, sizes, others
+    call_args = data_format, activation, sizes, others
     if torch.compiler.is_compiling():
-        # A size that may change becomes a number here: a plan is made for one, since filters belong to their positions.
+        # Dynamic sizes become numbers: filters belong to positions, so a plan is for one size.
         shape = tuple(operator.index(n) for n in weight_shape)
         spatial = tuple(operator.index(n) for n in spatial)
-        plan: Plan = getattr(_Plans, _place(kind, shape, spatial, operator.index(channels), *told))
+        plan: Plan = getattr(_Plans, _place(kind, shape, spatial, operator.index(channels), *call_args))
     else:
-        plan = _find(kind, weight_shape, spatial, channels, *told)
+        plan = _find(kind, weight_shape, spatial, channels, *call_args)
     y = run(x, weight, bias, plan)
     return y if after is None else after(y)
 
 
 class _Plans:
-    """Where a compiler finds the plan of a call that it looks into: it need not see how one is made."""
+    """The plans of compiled calls, as attributes: a compiler reads them without tracing how they are made."""
 
 
-def _place(kind: str, *told: Any) -> str:
+def _place(kind: str, *call_args: Any) -> str:
     """The name of a plan among `_Plans`."""
-    plan = _find(kind, *told)
+    plan = _find(kind, *call_args)
     name = f"plan_{id(plan)}"
     setattr(_Plans, name, plan)
     return name
 
 
-_place._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as `_backend.resolve` is
+_place._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as `backend.resolve` is
 
 
 def _find(

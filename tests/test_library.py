@@ -1,4 +1,4 @@
-"""The faces as operators: their schemas, what compilers and exporters make of them, and that both routes agree."""
+"""The passes as operators: their schemas, what compilers and exporters make of them, and that both paths agree."""
 
 import io
 
@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import lc_triton
 from lc_triton.core.activations import Activation, parse_activation
 from lc_triton.core.problem import Problem
-from lc_triton.ops import operators as _library
+from lc_triton.ops import operators
 from tests.cases import CASES, Case, assert_close, tensors
 
 FEW = [case for case in CASES if case.name in ("1d_stride_same", "2d_asymmetric", "2d_groups", "3d_dilated_groups")]
@@ -25,7 +25,7 @@ ACTIVATIONS = ["linear", "relu", "gelu"]
 def layer(case, activation="linear"):
     fused = parse_activation(activation)
     assert isinstance(fused, Activation)
-    return _library.spelled(Problem(case.geometry, fused))
+    return operators.spelled(Problem(case.geometry, fused))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -54,7 +54,7 @@ def test_opcheck(case, activation, dtype):
 
 @pytest.mark.parametrize("activation", ["linear", "relu", "gelu", "tanh"])
 @pytest.mark.parametrize("case", FEW, **ids)
-def test_both_routes_agree_to_the_bit(case, activation):
+def test_both_paths_agree_to_the_bit(case, activation):
     t = tensors(case)
 
     def results(run):
@@ -74,14 +74,14 @@ def test_both_routes_agree_to_the_bit(case, activation):
 
 def test_no_tangent_reaches_an_operator(monkeypatch):
     """An operator has no tangent: it would be zero without an error."""
-    forward, reached = _library.forward, []
+    forward, reached = operators.forward, []
 
     def without_tangents(x, weight, bias, problem, **kwargs):
         reached.append(weight)
         assert all(t is None or forward_ad.unpack_dual(t).tangent is None for t in (x, weight, bias))
         return forward(x, weight, bias, problem, **kwargs)
 
-    monkeypatch.setattr(_library, "forward", without_tangents)
+    monkeypatch.setattr(operators, "forward", without_tangents)
     t = tensors(FEW[1])
     conv = lambda w: lc_triton.local_conv(t.x, w, **FEW[1].arguments, data_format="channels_last")  # noqa: E731
     y, tangent = jvp(conv, (t.weight,), (t.weight,))

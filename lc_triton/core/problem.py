@@ -1,4 +1,4 @@
-"""What every face is told beside its tensors."""
+"""The arguments of a pass beside its tensors."""
 
 from __future__ import annotations
 
@@ -32,5 +32,5 @@ class Problem:
         return self.geometry if self.whole is None else self.whole
 
     def linear(self) -> Problem:
-        """The same problem without its activation: what the derivatives of a face are made of."""
+        """The same problem without its activation: of which the derivatives of a pass are made."""
         return self if self.activation is LINEAR else replace(self, activation=LINEAR)
