@@ -13,9 +13,9 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from lc_triton.core.activations import ActivationArg
 from lc_triton.core.geometry import DATA_FORMATS, Geometry, Ints, Padding, as_index, check_name, spatial_dims
+from lc_triton.core.tracing import shape_of
 from lc_triton.errors import LocalConvError
 from lc_triton.ops.plan import Plan, check_tensor, run, split_shape
-from lc_triton.ops.tracing import shape_of
 
 __all__ = ["local_conv", "local_conv_transpose"]
 

@@ -18,8 +18,6 @@ from lc_triton.errors import BackendError
 BACKENDS = ("auto", "triton", "cpu", "reference")
 
 _chosen: ContextVar[str | None] = ContextVar("lc_triton_backend", default=None)
-# What `backend` chose around a call, or None. Within a process, `resolve` depends on nothing else but the device.
-chosen = _chosen.get
 
 
 @cache

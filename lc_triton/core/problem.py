@@ -32,5 +32,5 @@ class Problem:
         return self.geometry if self.whole is None else self.whole
 
     def linear(self) -> Problem:
-        """The same problem without its activation: of which the derivatives of a pass are made."""
+        """The problem of the derivatives: the same without the activation."""
         return self if self.activation is LINEAR else replace(self, activation=LINEAR)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from lc_triton.core.geometry import Geometry
+from lc_triton.core.tracing import is_tracing
 from lc_triton.keras import layout
 
 # Numbers of a block whose copy in float32 or float64 is made for a moment: few beside a large weight, but enough that
@@ -43,13 +44,13 @@ def weighted_sum(w: Tensor, l1: float, l2: float, geometry: Geometry | None = No
 
 
 def can_block(w: Tensor) -> bool:
-    """Whether w is plain memory, which may be read and written block by block: no tracer and no subclass looks on."""
+    """Whether w may be read and written block by block: plain memory, without a tracer, transform or compiler."""
     return (
         type(w) in (Tensor, nn.Parameter)
         and not w.is_meta
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
-        and torch._C._get_tracing_state() is None
+        and not is_tracing()
     )
 
 

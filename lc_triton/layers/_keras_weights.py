@@ -12,11 +12,11 @@ from torch import Tensor
 
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.parameters import check_writable, check_writes, is_plain, trains, write
+from lc_triton.core.tracing import has_outlived
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, NotBuiltError
 from lc_triton.keras import constraints, initializers, layout, registry, regularizers
 from lc_triton.keras.penalty import can_block
 from lc_triton.layers._planned import PlannedLayer
-from lc_triton.ops.tracing import has_outlived
 
 
 class KerasWeights(PlannedLayer):

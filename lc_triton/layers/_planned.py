@@ -14,6 +14,7 @@ from torch.overrides import has_torch_function
 from lc_triton.core.activations import ActivationArg
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.parameters import check_writable, is_plain, write
+from lc_triton.core.tracing import is_tracing
 from lc_triton.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -24,7 +25,6 @@ from lc_triton.errors import (
 )
 from lc_triton.functional import call_of_plan
 from lc_triton.ops.plan import Plan, check_device, check_input, check_tensor, run
-from lc_triton.ops.tracing import is_tracing
 
 
 class PlannedLayer(nn.Module):

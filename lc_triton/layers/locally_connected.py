@@ -15,6 +15,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from lc_triton.core.activations import ActivationArg, parse_activation
 from lc_triton.core.dtypes import check_floating
 from lc_triton.core.geometry import Geometry, Ints, check_int, several
+from lc_triton.core.tracing import shape_of
 from lc_triton.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -26,7 +27,6 @@ from lc_triton.keras import activations, constraints, initializers, registry, re
 from lc_triton.layers._keras_arguments import KerasArguments, check_flag, check_layer_name
 from lc_triton.layers._keras_weights import KerasWeights
 from lc_triton.ops.plan import Plan, check_tensor
-from lc_triton.ops.tracing import shape_of
 
 __all__ = ["LocallyConnected1D", "LocallyConnected2D", "LocallyConnected3D"]
 

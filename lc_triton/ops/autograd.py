@@ -20,8 +20,8 @@ from torch.nn import Parameter
 
 from lc_triton.core.memory_format import MemoryFormat
 from lc_triton.core.problem import Problem
+from lc_triton.core.tracing import has_dispatch_modes, is_torchscript_onnx_export, is_tracing
 from lc_triton.ops import decompositions, dispatch, operators
-from lc_triton.ops.tracing import has_dispatch_modes, is_torchscript_onnx_export, is_tracing
 from lc_triton.ops.vmap import Ensemble
 
 Dims = tuple[int | None, ...]

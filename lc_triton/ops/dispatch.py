@@ -1,4 +1,4 @@
-"""The three faces of a locally connected layer, on channels-last tensors, sent to the chosen implementation.
+"""The three passes of a locally connected layer, on channels-last tensors, sent to the chosen implementation.
 
 Shapes: x `(B, *in_spatial, C)`, g and y `(B, *out_spatial, F)`, weight `(*out_spatial, *kernel, C // groups, F)`.
 Any strides are taken; results are contiguous.

@@ -1,4 +1,4 @@
-"""The faces as custom operators of torch: what compilers, exporters and dispatch modes see of a call.
+"""The passes as custom operators of torch, for compilers, exporters and dispatch modes.
 
 Their schemas spell a problem out in integers and names. The functions here have the signatures of those in `dispatch`.
 """
@@ -97,9 +97,9 @@ def weight_grad(
 
 
 def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    """Refuse a tensor of another shape than the layer's, or of no numbers with a fraction.
+    """Refuse a tensor of another shape than the layer's, or of a dtype that is not floating-point.
 
-    A traced program has lost the checks before the operator.
+    A traced program runs without the checks that precede the operator.
     """
     check_floating(name, tensor.dtype)
     if tensor.shape != shape:

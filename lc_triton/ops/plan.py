@@ -17,6 +17,7 @@ from lc_triton.core.dtypes import check_dtypes, check_floating
 from lc_triton.core.geometry import DATA_FORMATS, PADDING_MODES, Geometry, check_name
 from lc_triton.core.memory_format import INTERNAL, MemoryFormat
 from lc_triton.core.problem import Problem
+from lc_triton.core.tracing import shape_of
 from lc_triton.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -29,7 +30,6 @@ from lc_triton.errors import (
     first_line,
 )
 from lc_triton.ops import autograd
-from lc_triton.ops.tracing import shape_of
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 
 from tests.emulator.machine import Machine, Program, Result
 from tests.emulator.memory import Buffer, TensorMap
+from lc_triton.launch.ptx_scan import marks
 from tests.emulator.parse import parse
-from tests.emulator.unpack import suspicious
 
 PROGRAMS: dict[str, Program] = {}
 CURRENT: list[EmulatedGPU] = []
@@ -118,8 +118,8 @@ def launch(ptx: str, shared: int, grid: tuple[int, int, int], parameters: list[t
     m = Machine(program, bound.data, list(bound.buffers.values()), bound.maps, grid, shared, **options)
     for fault in bound.faults:
         m.find(fault, 0, "at launch")
-    for text in suspicious(ptx):
-        m.find("a 32-bit number is unpacked as two of 16 bits (see unpack.py)", 0, text)
+    for text in marks(ptx):
+        m.find("the mark of a known miscompilation (see lc_triton/launch/ptx_scan.py)", 0, text)
     if machine is not None:
         machine(m)
     return m.run(ctas)

@@ -113,7 +113,7 @@ def _array(found: dict[str, Any], name: str, file: Path, folder: Path) -> Array:
     return Array(name, tuple(found["shape"]), found["dtype"], path, found["offset"])
 
 
-def library(what: str) -> Any:
+def import_h5py(what: str) -> Any:
     """The h5py module, for writing."""
     _need("h5py", what)
     import h5py

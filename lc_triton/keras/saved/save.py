@@ -43,7 +43,7 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
     path = Path(path)
     if not path.name.endswith(ENDING):
         raise ArgumentValueError(name="path", value=str(path), allowed=f"a file ending in {ENDING}, as Keras asks")
-    h5py = hdf5.library("writing Keras's files")
+    h5py = hdf5.import_h5py("writing Keras's files")
     layers = _layers(model)
     with replaced(path) as temporary, h5py.File(temporary, "w") as file:
         file.create_group("vars")
