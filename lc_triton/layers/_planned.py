@@ -198,7 +198,7 @@ class PlannedLayer(nn.Module):
         assert self._plan is not None
         y: Tensor
         if not isinstance(x, Tensor) and has_torch_function((x,)):
-            y = self._forward_of_stand_in(x)
+            y = self._forward_of_proxy(x)
         elif self._shared is not None:
             if is_tracing():
                 reason = "ranks share this layer, and TorchScript knows no process groups: use torch.export"
@@ -218,8 +218,8 @@ class PlannedLayer(nn.Module):
             y = y.contiguous()
         return self.activation(y) if isinstance(self.activation, nn.Module) else y
 
-    def _forward_of_stand_in(self, x: Any) -> Any:
-        """The output for what stands for a tensor, such as a `torch.fx.Proxy`: one call of the layer's function."""
+    def _forward_of_proxy(self, x: Any) -> Any:
+        """The output for a `torch.fx.Proxy` or the like, which is no tensor: one call of the layer's function."""
         assert self._plan is not None
         computed = [name for name in ("weight", "bias") if type(getattr(self, name)) is Tensor]
         if computed or self._shared is not None:
@@ -227,8 +227,8 @@ class PlannedLayer(nn.Module):
             raise ArgumentTypeError(
                 name=f"the input of a layer that {what}",
                 value=x,
-                allowed="a torch.Tensor: its program would hold the numbers of today; let the tracer keep the layer "
-                "whole (torch.fx.Tracer.is_leaf_module)",
+                allowed="a torch.Tensor: the traced program would keep the present values; let the tracer keep the "
+                "layer whole (torch.fx.Tracer.is_leaf_module)",
             )
         return call_of_plan(x, self.weight, self.bias, self._plan)
 

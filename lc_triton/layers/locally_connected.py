@@ -316,7 +316,7 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
         return y
 
     def _check_rank(self, x: object) -> None:
-        if not isinstance(x, Tensor) and not hasattr(type(x), "__torch_function__"):  # as a tracer's stand-in has
+        if not isinstance(x, Tensor) and not hasattr(type(x), "__torch_function__"):  # as a torch.fx.Proxy has
             check_tensor("x", x)
         if isinstance(x, Tensor) and x.ndim != self.ndim + 2:
             allowed = f"{self.ndim + 2} dimensions ({', '.join(self._axes)})"
