@@ -32,8 +32,9 @@ FILE = Path(__file__).with_name("gate.json")
 DEVICE_NAMES = ("a100", "h100", "h200", "b200")  # the H200 computes as the H100 does, but its memory is faster
 DTYPES = ("bfloat16", "float16", "float32", "bfloat16/float32")  # the last is x/weight, as under autocast
 MAX_WEIGHT_TRAFFIC = 1.15
-# Rows whose kernels spill, and how much; any other spill is refused. `kernels.common.unbounded` costs this one registers.
-# Other steps in `walk` only move the spills: 64 * N to three rows of genome_1d, 32 * N and 8 * N leave them here.
+# Rows whose kernels spill, and how much; any other spill is refused. `kernels.common.unbounded` costs this one
+# its registers. Other steps in `walk` only move the spills: 64 * N to three rows of genome_1d, 32 * N and 8 * N
+# leave them here.
 KNOWN_SPILLS = {"deepface_l5 b32 bfloat16/float32 weight_grad b200": 12}
 
 
