@@ -54,13 +54,18 @@ class AbsentGPU:
         return binary, binary, 0, 0, 1024
 
     def launcher_cls(self, source: Any, metadata: Any) -> Any:
-        """What launches one kernel."""
-        return self._launch
+        """What launches one kernel, on whichever absent GPU is the active one by then: Triton keeps it."""
+        return lambda *args: driver.active.launch(*args)
 
-    def _launch(self, x: int, y: int, z: int, stream: int, function: bytes, *rest: Any) -> None:
+    def launch(self, x: int, y: int, z: int, stream: int, function: bytes, *rest: Any) -> None:
+        """Call the hooks, and write the launch down."""
+        (_, metadata, enter, leave), args = rest[:4], rest[4:]
+        if enter is not None:
+            enter(metadata)
         if self.keep:
-            *_, args = rest[:4], rest[4:]  # after its metadata and hooks
             self.launches.append(Launch((x, y, z), function, args))
+        if leave is not None:
+            leave(metadata)
 
 
 @contextmanager

@@ -15,9 +15,14 @@ from lc_triton.core.activations import ActivationArg
 from lc_triton.core.geometry import DATA_FORMATS, Geometry, Ints, Padding, as_index, check_name, spatial_dims
 from lc_triton.core.tracing import shape_of
 from lc_triton.errors import LocalConvError
-from lc_triton.ops.plan import Plan, check_tensor, run, split_shape
+from lc_triton.ops.checks import check_tensor, split_shape
+from lc_triton.ops.plan import Plan
+from lc_triton.ops.run import is_cached, run, run_cached
 
 __all__ = ["local_conv", "local_conv_transpose"]
+
+# The input's name in errors, and how many arguments are sizes, which may be sequences.
+OPERANDS, SIZES = {"conv": "x", "transpose": "y"}, {"conv": 3, "transpose": 5}
 
 
 def local_conv(
@@ -186,27 +191,56 @@ def _run(
     others: tuple[Any, ...],
 ) -> Tensor:
     """Run "conv" or "transpose" by its plan, made of shapes, arguments that may be sequences, and others."""
-    name = "x" if kind == "conv" else "y"
+    # A callable stays out of the cached plan, which would keep alive whatever the callable refers to.
+    after: Callable[[Tensor], Tensor] | None = None
+    if callable(activation) and not isinstance(activation, type):
+        activation, after = None, activation
+    arguments = (data_format, activation, *sizes, *others)
+    if is_cached(x, weight, bias) and _FIXED.issuperset(map(type, arguments)):
+        y = run_cached(x, weight, bias, _plan_of_shapes(kind, x.shape, weight.shape, *arguments))
+    else:
+        y = run(x, weight, bias, _plan_of_tensors(kind, x, weight, data_format, activation, sizes, others))
+    return y if after is None else after(y)
+
+
+@lru_cache(maxsize=4096, typed=True)
+def _plan_of_shapes(
+    kind: str, shape: tuple[int, ...], weight_shape: tuple[int, ...], data_format: str, activation: Any, *more: Any
+) -> Plan:
+    """The plan for arguments that are numbers, names and None; typed, since True == 1 == 1.0."""
+    ndim = spatial_dims(weight_shape)
+    check_name("data_format", data_format, DATA_FORMATS)
+    spatial, channels = split_shape(shape, ndim, data_format, OPERANDS[kind])
+    return _find(
+        kind, weight_shape, spatial, channels, data_format, activation, more[: SIZES[kind]], more[SIZES[kind] :]
+    )
+
+
+def _plan_of_tensors(
+    kind: str,
+    x: Tensor,
+    weight: Tensor,
+    data_format: str,
+    activation: Any,
+    sizes: tuple[Any, ...],
+    others: tuple[Any, ...],
+) -> Plan:
+    """The plan for any arguments, and for tensors that may belong to a compiler or a tracer."""
+    name = OPERANDS[kind]
     check_tensor(name, x)
     check_tensor("weight", weight)
     weight_shape = shape_of(weight)
     ndim = spatial_dims(weight_shape)
     check_name("data_format", data_format, DATA_FORMATS)
-    spatial, channels = split_shape(x, ndim, data_format, name)
-    # A callable stays out of the cached plan, which would keep alive whatever the callable refers to.
-    after: Callable[[Tensor], Tensor] | None = None
-    if callable(activation) and not isinstance(activation, type):
-        activation, after = None, activation
+    spatial, channels = split_shape(shape_of(x), ndim, data_format, name)
     call_args = data_format, activation, sizes, others
-    if torch.compiler.is_compiling():
-        # Dynamic sizes become numbers: filters belong to positions, so a plan is for one size.
-        shape = tuple(operator.index(n) for n in weight_shape)
-        spatial = tuple(operator.index(n) for n in spatial)
-        plan: Plan = getattr(_Plans, _place(kind, shape, spatial, operator.index(channels), *call_args))
-    else:
-        plan = _find(kind, weight_shape, spatial, channels, *call_args)
-    y = run(x, weight, bias, plan)
-    return y if after is None else after(y)
+    if not torch.compiler.is_compiling():
+        return _find(kind, weight_shape, spatial, channels, *call_args)
+    # Dynamic sizes become numbers: filters belong to positions, so a plan is for one size.
+    shape = tuple(operator.index(n) for n in weight_shape)
+    spatial = tuple(operator.index(n) for n in spatial)
+    plan: Plan = getattr(_Plans, _place(kind, shape, spatial, operator.index(channels), *call_args))
+    return plan
 
 
 class _Plans:

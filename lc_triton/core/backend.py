@@ -18,6 +18,8 @@ from lc_triton.errors import BackendError
 BACKENDS = ("auto", "triton", "cpu", "reference")
 
 _chosen: ContextVar[str | None] = ContextVar("lc_triton_backend", default=None)
+# The name that the innermost `backend` block of this context gave; None outside of one.
+chosen = _chosen.get
 
 
 @cache

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -20,6 +21,11 @@ class MemoryFormat(NamedTuple):
         """A tensor of this format in the internal one, a view."""
         x = x if self.batched else x.unsqueeze(0)
         return x.movedim(1, x.ndim - 1) if self.channels_first else x
+
+    def layout(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Sizes and strides in this format of a contiguous tensor that has a shape in the internal one."""
+        view = self.from_internal(torch.empty(shape, device="meta"))
+        return tuple(view.shape), view.stride()
 
     def from_internal(self, y: Tensor) -> Tensor:
         """A tensor of the internal format in this one, a view."""

@@ -1,5 +1,25 @@
 """The host side of each kernel: layout, grid, device, launch. Importing it imports triton."""
 
-from lc_triton.launch.faces import forward, input_grad, takes_through, weight_grad
+from lc_triton.launch.faces import (
+    BoundPass,
+    bind_forward,
+    bind_input_grad,
+    bind_weight_grad,
+    forward,
+    fuses_activation_grad,
+    input_grad,
+    weight_grad,
+)
+from lc_triton.launch.launcher import reads_memory_alone
 
-__all__ = ["forward", "input_grad", "takes_through", "weight_grad"]
+__all__ = [
+    "BoundPass",
+    "bind_forward",
+    "bind_input_grad",
+    "bind_weight_grad",
+    "forward",
+    "fuses_activation_grad",
+    "input_grad",
+    "reads_memory_alone",
+    "weight_grad",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,25 +16,30 @@ from lc_triton.kernels.combine import combine_kernel
 from lc_triton.kernels.forward import forward_kernel
 from lc_triton.kernels.input_grad import input_grad_kernel
 from lc_triton.kernels.weight_grad import weight_grad_kernel
-from lc_triton.launch.launcher import Compiled, launch
+from lc_triton.launch.launcher import Launch, Launches, prepare
 from lc_triton.launch.layout import (
     PLAIN,
     Epilogue,
+    Pitch,
     Shape,
     Tile,
     Upstream,
     dense_rows,
     epilogue_of,
     is_wide,
+    pitch_of,
     shape_of,
     tile_of,
 )
 from lc_triton.tiles import model
 from lc_triton.tiles.config import Face, TileConfig
 from lc_triton.tiles.device import of_gpu
-from lc_triton.tiles.select import chooser
+from lc_triton.tiles.key import bucket
+from lc_triton.tiles.chooser import chooser
 from lc_triton.tiles.task import Task
 from lc_triton.tiles.walk import programs
+
+KERNELS = {"forward": forward_kernel, "input_grad": input_grad_kernel, "weight_grad": weight_grad_kernel}
 
 # Numbers that a program of the second pass adds up, and its warps.
 COMBINED = 1024
@@ -44,32 +50,30 @@ MOST_TRIED = 16
 _log = logging.getLogger("lc_triton.dispatch")
 
 
-class Plan(NamedTuple):
-    """What launches of one face at one batch have in common.
+class LaunchPlan(NamedTuple):
+    """What launches of one pass at batches of one bucket have in common.
 
-    `shape` is for offsets of 32 bits; `through` is for the weight gradient: whether it takes g through the activation;
-    `refused` holds the tiles that would have been taken before, had Triton not compiled them wrongly.
+    `narrow` is the layer for offsets of 32 bits; `fuses_activation_grad` is for the weight gradient: whether it takes
+    the gradient of y through the activation; `refused` holds the tiles that would have been taken before, had Triton
+    not compiled them wrongly.
     """
 
     config: TileConfig
-    grid: int
-    shape: Shape
+    narrow: Shape
     tile: Tile
-    compiled: Compiled
-    through: bool = False
+    launches: Launches
+    fuses_activation_grad: bool = False
     refused: tuple[TileConfig, ...] = ()
 
     @classmethod
-    def make(cls, face: Face, problem: Problem, batch: int, config: TileConfig) -> Plan:
+    def make(cls, face: Face, problem: Problem, config: TileConfig) -> LaunchPlan:
         """The plan for a tile."""
         geometry = problem.geometry
-        return cls(
-            config,
-            programs(face, geometry.as_4d(), batch, config),
-            shape_of(geometry, False),
-            tile_of(face, geometry, config, problem.precision),
-            {},
-        )
+        return cls(config, shape_of(geometry, False), tile_of(face, geometry, config, problem.precision), {})
+
+
+# A launch, or a few: called with the tensors that it was bound for, or others of their shapes, strides and dtypes.
+BoundPass = Callable[..., None]
 
 
 def forward(
@@ -82,14 +86,14 @@ def forward(
     config: TileConfig | None = None,
 ) -> None:
     """Write y = act(x . w + bias), and the pre-activation into z unless it is None."""
-    _gather("forward", forward_kernel, x, weight, bias, (y, z), problem, config)
+    bind_forward(x, weight, bias, y, z, problem, config)(x, weight, bias, y, z)
 
 
 def input_grad(
     g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, problem: Problem, config: TileConfig | None = None
 ) -> None:
     """Write act(dx + bias), the input gradient with the forward's epilogue."""
-    _gather("input_grad", input_grad_kernel, g, weight, bias, (dx,), problem, config)
+    bind_input_grad(g, weight, bias, dx, problem, config)(g, weight, bias, dx)
 
 
 def weight_grad(
@@ -107,118 +111,173 @@ def weight_grad(
     With `saved`, g is the gradient of y behind the activation: it is taken through it on the way, and the result
     written into dz unless that is None.
     """
-    while True:
-        plan = _plan_for("weight_grad", problem, x, dw, config)
-        try:
-            return _weight_grad(plan, x, g, dw, db, problem, saved, dz)
-        except MiscompiledError as error:
-            _refuse("weight_grad", problem, x, dw, config, plan, error)
+    bind_weight_grad(x, g, saved, dw, db, dz, problem, config)(x, g, saved, dw, db, dz)
 
 
-def _weight_grad(
-    plan: Plan,
-    x: Tensor,
-    g: Tensor,
-    dw: Tensor,
-    db: Tensor | None,
-    problem: Problem,
-    saved: Tensor | None,
-    dz: Tensor | None,
-) -> None:
-    """The weight gradient with the tile of a plan: one launch, or more where the loop is split."""
-    config, act = plan.config, problem.activation
-    x, x_pitch = dense_rows(x)
-    g, g_pitch = dense_rows(g)
-    dw_parts = parts_of(dw, config)
-    db_parts = None if db is None else parts_of(db, config)
-    upstream = Upstream(db is not None)
-    if saved is not None:
-        saved = saved.contiguous()
-        upstream = Upstream(db is not None, act.name, act.constant, dz is not None)
-    launch(
-        plan.compiled,
-        weight_grad_kernel,
-        plan.grid,
-        config,
-        x,
-        g,
-        saved,
-        operand("weight_grad", dw, problem, config) if dw_parts is None else dw_parts,
-        db if db_parts is None else db_parts,
-        dz,
-        x.shape[0],
-        x_pitch,
-        g_pitch,
-        shape_of(problem.geometry, True) if is_wide(x, g) else plan.shape,
-        plan.tile,
-        upstream,
-    )
-    for parts, result in ((dw_parts, dw), (db_parts, db)):
-        if parts is not None and result is not None:
-            _combine(plan.compiled, parts, None, result, None, 1, PLAIN)
-
-
-def takes_through(x: Tensor, dw: Tensor, problem: Problem) -> bool:
-    """Whether `weight_grad` should be given the gradient of y, from behind the activation, rather than of z."""
-    return _plan_for("weight_grad", problem, x, dw, None).through
-
-
-def _gather(
-    face: Face,
-    kernel: Any,
+def bind_forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    outputs: tuple[Tensor | None, ...],
+    y: Tensor,
+    z: Tensor | None,
     problem: Problem,
+    config: TileConfig | None = None,
+) -> BoundPass:
+    """`forward` with everything decided but the pointers: it is called with (x, weight, bias, y, z)."""
+    return _with_sound_tile(_bind_gather, "forward", problem, x, weight, config, x, weight, bias, y, z)
+
+
+def bind_input_grad(
+    g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, problem: Problem, config: TileConfig | None = None
+) -> BoundPass:
+    """`input_grad` with everything decided but the pointers: it is called with (g, weight, bias, dx)."""
+    return _with_sound_tile(_bind_gather, "input_grad", problem, g, weight, config, g, weight, bias, dx)
+
+
+def bind_weight_grad(
+    x: Tensor,
+    g: Tensor,
+    saved: Tensor | None,
+    dw: Tensor,
+    db: Tensor | None,
+    dz: Tensor | None,
+    problem: Problem,
+    config: TileConfig | None = None,
+) -> BoundPass:
+    """`weight_grad` with everything decided but the pointers: it is called with (x, g, saved, dw, db, dz)."""
+    return _with_sound_tile(_bind_weight_grad, "weight_grad", problem, x, dw, config, x, g, saved, dw, db, dz)
+
+
+def fuses_activation_grad(x: Tensor, dw: Tensor, problem: Problem) -> bool:
+    """Whether `weight_grad` should be given the gradient of y, from behind the activation, rather than of z."""
+    return _plan_for("weight_grad", problem, x, dw, None).fuses_activation_grad
+
+
+def _with_sound_tile(
+    bind: Callable[..., BoundPass],
+    face: Face,
+    problem: Problem,
+    x: Tensor,
+    weight: Tensor,
     config: TileConfig | None,
-) -> None:
-    """A face that reads the weights, with the first tile that Triton compiles soundly."""
+    *tensors: Tensor | None,
+) -> BoundPass:
+    """Bind a pass with the first tile that Triton compiles soundly."""
     while True:
         plan = _plan_for(face, problem, x, weight, config)
         try:
-            return _gather_by(plan, face, kernel, x, weight, bias, outputs, problem)
+            return bind(plan, face, problem, *tensors)
         except MiscompiledError as error:
             _refuse(face, problem, x, weight, config, plan, error)
 
 
-def _gather_by(
-    plan: Plan,
+def _bind_gather(
+    plan: LaunchPlan,
     face: Face,
-    kernel: Any,
+    problem: Problem,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    outputs: tuple[Tensor | None, ...],
+    y: Tensor,
+    *z: Tensor | None,
+) -> BoundPass:
+    """A pass that reads the weights, with the tile of a plan: one launch, or two where the k-loop is split."""
+    config, batch, device = plan.config, x.shape[0], x.device
+    kernel = KERNELS[face]
+    rows, pitch = rows_like(x)
+    dense_bias = bias if bias is None or bias.is_contiguous() else _like(bias)
+    epilogue = epilogue_of(problem, bias, store_z=any(tensor is not None for tensor in z))
+    shape = shape_of(problem.geometry, True) if is_wide(x, y) else plan.narrow
+    grid = programs(face, problem.geometry.as_4d(), batch, config)
+    filters = operand(face, weight if weight.is_contiguous() else _like(weight), problem, config)
+    parts = parts_of(y, config, "meta")
+    constants = batch, pitch, shape, plan.tile
+    if parts is None:
+        tensors = rows, filters, dense_bias, y, *z
+        launch = prepare(plan.launches, kernel, grid, config, tensors, (*constants, epilogue), device)
+        if rows is x and filters is weight and dense_bias is bias:
+            return launch
+        second = None
+    else:
+        none = [None] * len(z)
+        launch = prepare(
+            plan.launches, kernel, grid, config, (rows, filters, None, parts, *none), (*constants, PLAIN), device
+        )
+        pre_activation = z[0] if z else None
+        second = _prepare_combine(plan.launches, parts, dense_bias, y, pre_activation, batch, epilogue, device)
+
+    def call(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, *z: Tensor | None) -> None:
+        rows = dense_rows(x)[0]
+        filters = operand(face, weight.contiguous(), problem, config)
+        bias = None if bias is None else bias.contiguous()
+        if second is None:
+            launch(rows, filters, bias, y, *z)
+            return
+        parts = parts_of(y, config)
+        launch(rows, filters, None, parts, *[None] * len(z))
+        second(parts, bias, y, z[0] if z else None)
+
+    return call
+
+
+def _bind_weight_grad(
+    plan: LaunchPlan,
+    face: Face,
     problem: Problem,
-) -> None:
-    """A face that reads the weights, with the tile of a plan: one launch, or two where the loop is split."""
-    y, *z = outputs
-    assert y is not None
-    config = plan.config
-    x, pitch = dense_rows(x)
-    bias = bias if bias is None else bias.contiguous()
-    epilogue = epilogue_of(problem, bias, store_z=any(more is not None for more in z))
-    parts = parts_of(y, config)
-    whole = parts is None
-    launch(
-        plan.compiled,
-        kernel,
-        plan.grid,
-        config,
-        x,
-        operand(face, weight.contiguous(), problem, config),
-        bias if whole else None,
-        y if whole else parts,
-        *(z if whole else [None] * len(z)),
-        x.shape[0],
-        pitch,
-        shape_of(problem.geometry, True) if is_wide(x, y) else plan.shape,
-        plan.tile,
-        epilogue if whole else PLAIN,
-    )
-    if parts is not None:
-        _combine(plan.compiled, parts, bias, y, z[0] if z else None, x.shape[0], epilogue)
+    x: Tensor,
+    g: Tensor,
+    saved: Tensor | None,
+    dw: Tensor,
+    db: Tensor | None,
+    dz: Tensor | None,
+) -> BoundPass:
+    """The weight gradient with the tile of a plan: one launch, or more where the loop over the batch is split."""
+    config, act, device = plan.config, problem.activation, x.device
+    x_rows, x_pitch = rows_like(x)
+    g_rows, g_pitch = rows_like(g)
+    upstream = Upstream(db is not None)
+    dense = saved if saved is None or saved.is_contiguous() else _like(saved)
+    if saved is not None:
+        upstream = Upstream(db is not None, act.name, act.constant, dz is not None)
+    shape = shape_of(problem.geometry, True) if is_wide(x, g) else plan.narrow
+    grid = programs(face, problem.geometry.as_4d(), x.shape[0], config)
+    constants = x.shape[0], x_pitch, g_pitch, shape, plan.tile, upstream
+    split = config.split > 1
+    dw_parts, db_parts = parts_of(dw, config, "meta"), None if db is None else parts_of(db, config, "meta")
+    into = operand(face, dw, problem, config) if dw_parts is None else dw_parts
+    tensors = x_rows, g_rows, dense, into, db_parts if split else db, dz
+    launch = prepare(plan.launches, KERNELS[face], grid, config, tensors, constants, device)
+    if x_rows is x and g_rows is g and dense is saved and into is dw:
+        return launch
+    seconds = [
+        _prepare_combine(plan.launches, parts, None, result, None, 1, PLAIN, device)
+        for parts, result in ((dw_parts, dw), (db_parts, db))
+        if parts is not None and result is not None
+    ]
+
+    def call(x: Tensor, g: Tensor, saved: Tensor | None, dw: Tensor, db: Tensor | None, dz: Tensor | None) -> None:
+        x, g = dense_rows(x)[0], dense_rows(g)[0]
+        saved = None if saved is None else saved.contiguous()
+        if not split:
+            launch(x, g, saved, operand(face, dw, problem, config), db, dz)
+            return
+        results = [dw] if db is None else [dw, db]
+        parts = [parts_of(result, config) for result in results]
+        launch(x, g, saved, parts[0], parts[1] if len(parts) > 1 else None, dz)
+        for second, part, result in zip(seconds, parts, results, strict=True):
+            second(part, None, result, None)
+
+    return call
+
+
+def _like(tensor: Tensor) -> Tensor:
+    """A contiguous tensor of the same shape without memory."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+
+def rows_like(x: Tensor) -> tuple[Tensor, Pitch]:
+    """x where its rows of sites are dense, else a tensor without memory in place of the copy that a call makes."""
+    return (x, pitch) if (pitch := pitch_of(x)) is not None else dense_rows(_like(x))
 
 
 def operand(face: Face, weight: Tensor, problem: Problem, config: TileConfig) -> Any:
@@ -236,54 +295,56 @@ def operand(face: Face, weight: Tensor, problem: Problem, config: TileConfig) ->
     return TensorDescriptor.from_tensor(weight, [1, config.block_k, config.block_f])
 
 
-def parts_of(result: Tensor, config: TileConfig) -> Tensor | None:
+def parts_of(result: Tensor, config: TileConfig, device: str | None = None) -> Tensor | None:
     """Room for the sums of a split loop's parts, in the accumulator's type; None if it is not split."""
     if config.split == 1:
         return None
     dtype = torch.float64 if result.dtype == torch.float64 else torch.float32
-    return torch.empty((config.split, *result.shape), dtype=dtype, device=result.device)
+    return torch.empty((config.split, *result.shape), dtype=dtype, device=device or result.device)
 
 
-def _combine(
-    compiled: Compiled,
+def _prepare_combine(
+    launches: Launches,
     parts: Tensor,
     bias: Tensor | None,
     y: Tensor,
     z: Tensor | None,
     rows: int,
     epilogue: Epilogue,
-) -> None:
+    device: torch.device,
+) -> Launch:
     """The second pass: add the parts of a split loop in order; `rows` repeat a bias."""
-    columns = y.numel() // rows
+    columns = parts[0].numel() // rows
     grid = rows * -(-columns // COMBINED)
-    constants = (columns, y.shape[-1], parts.shape[0], COMBINED, epilogue)  # N, F, SPLIT, BN, EPILOGUE
-    launch(compiled, combine_kernel, grid, SECOND_PASS, parts, bias, y, z, rows, *constants)
+    constants = (rows, columns, parts.shape[-1], parts.shape[0], COMBINED, epilogue)  # R, N, F, SPLIT, BN, EPILOGUE
+    return prepare(launches, combine_kernel, grid, SECOND_PASS, (parts, bias, y, z), constants, device)
 
 
-def _plan_for(face: Face, problem: Problem, x: Tensor, weight: Tensor, config: TileConfig | None) -> Plan:
+def _plan_for(face: Face, problem: Problem, x: Tensor, weight: Tensor, config: TileConfig | None) -> LaunchPlan:
     """How to launch with a tile given by hand, or else with the one that is chosen: one look-up when warm."""
     if config is None:
         key = _launch_key(face, x, weight)
         plan = problem.launches.get(key)
         if plan is None:
             task, index = _task_of(face, problem, x, weight), x.device.index or 0
-            plan = Plan.make(face, problem, x.shape[0], chooser(task, index))
-            plan = plan._replace(through=model.takes_through(task, of_gpu(index), plan.config))
+            plan = LaunchPlan.make(face, problem, chooser(task, index))
+            plan = plan._replace(fuses_activation_grad=model.takes_through(task, of_gpu(index), plan.config))
             problem.launches[key] = plan
     else:
-        plan = Plan.make(face, problem, x.shape[0], config)
+        plan = LaunchPlan.make(face, problem, config)
     if plan.config.descriptor and weight.data_ptr() % 16:  # as a view of a larger tensor may begin
-        return Plan.make(face, problem, x.shape[0], replace(plan.config, descriptor=False))
+        return LaunchPlan.make(face, problem, replace(plan.config, descriptor=False))
     return plan
 
 
 def _launch_key(face: Face, x: Tensor, weight: Tensor) -> tuple[Any, ...]:
-    return face, x.shape[0], x.dtype, weight.dtype, x.device.index, chooser.generation
+    return face, bucket(x.shape[0]), x.dtype, weight.dtype, x.device.index, chooser.generation
 
 
 def _task_of(face: Face, problem: Problem, x: Tensor, weight: Tensor) -> Task:
+    """The task of all batches of one bucket: a new batch size does not search tiles again."""
     dtype, weight_dtype = (str(t.dtype).removeprefix("torch.") for t in (x, weight))
-    return Task(face, problem.deciding, x.shape[0], dtype, weight_dtype, problem.precision)
+    return Task(face, problem.deciding, bucket(x.shape[0]), dtype, weight_dtype, problem.precision)
 
 
 def _refuse(
@@ -292,7 +353,7 @@ def _refuse(
     x: Tensor,
     weight: Tensor,
     config: TileConfig | None,
-    plan: Plan,
+    plan: LaunchPlan,
     error: MiscompiledError,
 ) -> None:
     """Let later launches take the model's next tile, and log it; raise the error where none may take its place."""
@@ -304,12 +365,12 @@ def _refuse(
     others = (
         tile
         for _, tile in model.ranked(task, device)
-        if tile not in refused and (not before.through or model.takes_through(task, device, tile))
+        if tile not in refused and (not before.fuses_activation_grad or model.takes_through(task, device, tile))
     )
     following = next(others, None)
     if following is None or len(refused) > MOST_TRIED:
         raise error
     _log.warning("%s: %s is launched instead, which may be slower", error, following)
-    problem.launches[key] = Plan.make(face, problem, x.shape[0], following)._replace(
-        through=before.through, refused=refused
+    problem.launches[key] = LaunchPlan.make(face, problem, following)._replace(
+        fuses_activation_grad=before.fuses_activation_grad, refused=refused
     )

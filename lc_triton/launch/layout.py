@@ -141,18 +141,21 @@ def dense_rows(x: Tensor) -> tuple[Tensor, Pitch]:
     Crops, expanded batches and anything else whose channels are next to each other is taken as it is; other layouts
     are copied once: a gather would read them a few bytes at a time, once a tap.
     """
-    shape, stride = x.shape, x.stride()
-    pitch = _pitch(shape, stride)
+    pitch = pitch_of(x)
     if pitch is None:
         x = x.contiguous()
-        pitch = _pitch(shape, x.stride())
+        pitch = pitch_of(x)
         assert pitch is not None
     return x, pitch
 
 
+def pitch_of(x: Tensor) -> Pitch | None:
+    """The strides of batch and rows in sites, or None where rows are not dense."""
+    return _pitch(x.shape, x.stride())
+
+
 @lru_cache(maxsize=4096)
 def _pitch(shape: tuple[int, ...], stride: tuple[int, ...]) -> Pitch | None:
-    """The strides of batch and rows in sites, or None where rows are not dense."""
     channels, width = shape[-1], shape[-2]
     dense = (channels == 1 or stride[-1] == 1) and (width == 1 or stride[-2] == channels)
     if not dense or any(n > 1 and s % channels for n, s in zip(shape[:-2], stride[:-2], strict=True)):

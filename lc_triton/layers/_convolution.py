@@ -24,6 +24,7 @@ from lc_triton.core.geometry import (
     several,
 )
 from lc_triton.core.parameters import trains
+from lc_triton.core.tracing import shape_of
 from lc_triton.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -35,7 +36,7 @@ from lc_triton.errors import (
 )
 from lc_triton.layers import sharing
 from lc_triton.layers._planned import PlannedLayer, bias_kind
-from lc_triton.ops.plan import split_shape
+from lc_triton.ops.checks import split_shape
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -156,7 +157,7 @@ class ConvolutionLayer(PlannedLayer):
 
     def _build_for(self, x: Tensor) -> None:
         self._check_first_input(x)
-        spatial, channels = split_shape(x, self.ndim, "channels_first")
+        spatial, channels = split_shape(shape_of(x), self.ndim, "channels_first")
         self._build(spatial, channels)
 
     @property

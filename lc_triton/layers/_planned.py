@@ -24,7 +24,9 @@ from lc_triton.errors import (
     ScriptError,
 )
 from lc_triton.functional import call_of_plan
-from lc_triton.ops.plan import Plan, check_device, check_input, check_tensor, run
+from lc_triton.ops.checks import check_device, check_tensor
+from lc_triton.ops.plan import Plan
+from lc_triton.ops.run import run
 
 
 class PlannedLayer(nn.Module):
@@ -212,7 +214,6 @@ class PlannedLayer(nn.Module):
             elif is_lazy(weight):
                 self._build_for(x)
                 weight = self.weight
-            check_input(x, self._plan)
             y = run(x, weight, self.bias, self._plan)
         if self._follows_input_format and not is_channels_last(x):
             y = y.contiguous()

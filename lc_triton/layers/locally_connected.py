@@ -26,7 +26,8 @@ from lc_triton.errors import (
 from lc_triton.keras import activations, constraints, initializers, registry, regularizers
 from lc_triton.layers._keras_arguments import KerasArguments, check_flag, check_layer_name
 from lc_triton.layers._keras_weights import KerasWeights
-from lc_triton.ops.plan import Plan, check_tensor
+from lc_triton.ops.checks import check_tensor
+from lc_triton.ops.plan import Plan
 
 __all__ = ["LocallyConnected1D", "LocallyConnected2D", "LocallyConnected3D"]
 

@@ -10,7 +10,7 @@ Its output is no view: a caller may change it in place, or free what it was comp
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, library
@@ -18,11 +18,12 @@ from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
 from torch.nn import Parameter
 
-from lc_triton.core.memory_format import MemoryFormat
 from lc_triton.core.problem import Problem
 from lc_triton.core.tracing import has_dispatch_modes, is_torchscript_onnx_export, is_tracing
-from lc_triton.ops import decompositions, dispatch, operators
+from lc_triton.ops import bound, decompositions, dispatch, operators
+from lc_triton.ops.bound import NodeArguments
 from lc_triton.ops.vmap import Ensemble
+from lc_triton.tiles.chooser import chooser
 
 Dims = tuple[int | None, ...]
 Pass = Callable[[Tensor, Tensor, "Tensor | None", Problem], Tensor]
@@ -284,6 +285,16 @@ def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     return base.apply(*args)
 
 
+def _in_transform() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def is_observed() -> bool:
+    """Whether a compiler, a tracer, a dispatch mode or a transform sees this thread's operators."""
+    return torch.compiler.is_compiling() or _in_transform() or has_dispatch_modes() or is_tracing()
+
+
 def dispatch_path(*tensors: Tensor | None) -> str:
     """How a pass of these tensors is run.
 
@@ -293,7 +304,7 @@ def dispatch_path(*tensors: Tensor | None) -> str:
       an error.
     - "operator": by the custom operator, for compilers, tracers, exporters, dispatch modes and tensor subclasses.
     """
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if _in_transform():
         return "transform"
     if torch.compiler.is_compiling() or has_dispatch_modes() or is_tracing():
         return "operator"
@@ -373,15 +384,6 @@ def weight_grad(
     return out if with_bias else (out, None)
 
 
-class NodeArguments(NamedTuple):
-    """The arguments of `LocalConv` beside its tensors."""
-
-    problem: Problem
-    input_format: MemoryFormat
-    output_format: MemoryFormat
-    transposed: bool = False
-
-
 def can_use_single_node(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether a graph is being built of plain tensors, and no hook sees the saved ones.
 
@@ -396,24 +398,44 @@ def has_saved_tensor_hooks() -> bool:
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
-def run_single_node(node: NodeArguments, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """y in the output format, no view, with its gradients."""
-    out = _apply_node(node, x, weight, bias)
-    y: Tensor = out[0] if isinstance(out, tuple) else out
-    return y
+class BoundNode:
+    """A layer's call as one node of the graph, bound to the tensors it is made for and others like them.
 
+    Args:
+        arguments: of the node.
+        x, weight, bias: its tensors.
+    """
 
-def _forward_of_node(
-    node: NodeArguments, x: Tensor, weight: Tensor, bias: Tensor | None, *, store_z: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """y in the output format, no view, and z in the internal one if it is to be stored."""
-    x, z = node.input_format.to_internal(x), None
-    if node.transposed:
-        y = dispatch.input_grad(x, weight, bias, node.problem)
-    else:
-        y, z = dispatch.forward(x, weight, bias, node.problem, store_z=store_z)
-    y_as = node.output_format.from_internal(y)
-    return y.as_strided_(y_as.shape, y_as.stride()), z
+    __slots__ = ("arguments", "backwards", "forward", "saves")
+
+    def __init__(self, arguments: NodeArguments, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        self.arguments = arguments
+        self.saves = arguments.problem.activation.saves
+        self.forward = bound.bind_forward(arguments, x, weight, bias, store_z=self.saves == "z")
+        self.backwards: dict[Any, bound.BoundBackward | None] = {}
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """y in the output format, no view, with its gradients."""
+        out = _apply_node(self, x, weight, bias)
+        y: Tensor = out[0] if self.saves == "z" else out
+        return y
+
+    def backward(
+        self, tensors: Any, grad: Tensor, bias_shape: torch.Size | None, needed: tuple[bool, bool, bool]
+    ) -> Any:
+        """dx, dw and db by kernels alone; None where that cannot be."""
+        if type(grad) is not Tensor or torch.is_grad_enabled() or is_observed() or grad.data_ptr() % 16:
+            return None
+        key = grad.stride(), needed, bias_shape, grad.is_neg(), chooser.generation
+        try:
+            call = self.backwards[key]
+        except KeyError:
+            call = None
+            if not grad.is_neg():
+                call = bound.bind_backward(self.arguments, tensors, grad, bias_shape, needed)
+            self.backwards[key] = call
+        x, weight, saved = tensors
+        return None if call is None else call(x, weight, saved, grad)
 
 
 class LocalConv(torch.autograd.Function):
@@ -422,24 +444,28 @@ class LocalConv(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, node: NodeArguments, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+    def forward(ctx: Any, node: BoundNode, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
         ctx.node, ctx.bias_shape = node, None if bias is None else bias.shape
-        if node.problem.activation.saves == "z":
-            y, z = _forward_of_node(node, x, weight, bias, store_z=True)
+        y, z = node.forward(x, weight, bias)
+        if node.saves == "z":
             ctx.save_for_backward(x, weight, z)
             ctx.set_materialize_grads(False)
             return y, z
-        y, _ = _forward_of_node(node, x, weight, bias)
-        ctx.save_for_backward(x, weight, None if node.problem.activation.saves == "nothing" else y)
+        ctx.save_for_backward(x, weight, y if node.saves == "y" else None)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_z: Tensor | None = None) -> Any:
-        node, (x, weight, saved) = ctx.node, ctx.saved_tensors
+        tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
+        if grad is not None and grad_z is None:
+            found = ctx.node.backward(tensors, grad, ctx.bias_shape, needed)
+            if found is not None:
+                return None, *found
+        (x, weight, saved), node = tensors, ctx.node.arguments
         x, grad = node.input_format.to_internal(x), None if grad is None else node.output_format.to_internal(grad)
-        if saved is not None and node.problem.activation.saves == "y":
+        if saved is not None and ctx.node.saves == "y":
             saved = node.output_format.to_internal(saved)
-        args = node.problem, (x, weight, saved), ctx.bias_shape, ctx.needs_input_grad[1:], grad
+        args = node.problem, (x, weight, saved), ctx.bias_shape, needed, grad
         dx, dw, db = gradients_of_transpose(*args) if node.transposed else gradients(*args, grad_z)
         return None, None if dx is None else node.input_format.from_internal(dx), dw, db
 

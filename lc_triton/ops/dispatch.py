@@ -84,7 +84,7 @@ def weight_grad_through(
 
         geo = problem.geometry
         dw = torch.empty(geo.weight_shape, dtype=dtype, device=x.device)
-        if launch.takes_through(x, dw, problem):
+        if launch.fuses_activation_grad(x, dw, problem):
             db = torch.empty(geo.bias_shape, dtype=dtype, device=x.device) if with_bias else None
             dz = torch.empty(grad.shape, dtype=grad.dtype, device=x.device) if with_dz else None
             x, saved = as_stored(x), as_stored(saved)

@@ -18,19 +18,12 @@ from torch.nn.parameter import is_lazy
 from lc_triton.core.backend import autocast_enabled
 from lc_triton.core.dtypes import check_dtypes
 from lc_triton.core.parameters import is_plain
+from lc_triton.core.tracing import shape_of
 from lc_triton.errors import ArgumentTypeError, NotBuiltError, ParallelError, PartShapeError
 from lc_triton.keras import activations
 from lc_triton.layers._planned import PlannedLayer
-from lc_triton.ops.plan import (
-    Plan,
-    _check_devices,
-    check_input,
-    check_tensor,
-    from_internal,
-    input_format_of,
-    split_shape,
-    to_internal,
-)
+from lc_triton.ops.checks import check_devices, check_input, check_tensor, split_shape
+from lc_triton.ops.plan import Plan, from_internal, input_format_of, to_internal
 from lc_triton.parallel.compare import compare_calls
 from lc_triton.parallel.exchange import Axis, move
 from lc_triton.parallel.part import Part, of_filters, of_positions
@@ -283,7 +276,7 @@ class _Shared:
             self._check_part(x, plan, axis)
         if isinstance(x, DTensor) and x.device_mesh != self.mesh:
             self._refuse(f"x lies on {x.device_mesh}, the layer on {self.mesh}")
-        _check_devices(plan.operand, x, weight, bias)
+        check_devices(plan.operand, x, weight, bias)
         if not autocast_enabled(x.device.type):
             check_dtypes(plan.operand, x, weight, bias)
 
@@ -311,7 +304,7 @@ class _Shared:
     def _check_part(self, x: Tensor, plan: Plan, axis: Axis) -> None:
         """Refuse what is not this rank's part of the input."""
         check_tensor("x", x)
-        got = split_shape(x, plan.source.ndim, plan.data_format)
+        got = split_shape(shape_of(x), plan.source.ndim, plan.data_format)
         sizes = [*plan.input_sizes[0], plan.input_sizes[1]]
         sizes[axis.dim] = len(axis.own)
         expected = tuple(sizes[:-1]), sizes[-1]

@@ -33,7 +33,7 @@ def tuning(seconds: float = 20.0) -> Iterator[None]:
     """
     # Imported here: a training run that never tunes needs none of it.
     from lc_triton.search.tuner import Tuner
-    from lc_triton.tiles.select import chooser
+    from lc_triton.tiles.chooser import chooser
 
     with chooser.asking(Tuner(seconds)):
         yield

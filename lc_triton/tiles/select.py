@@ -2,49 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from lc_triton.tiles import paths, store
 from lc_triton.tiles.config import Face, TileConfig
-from lc_triton.tiles.device import Device, of_gpu
+from lc_triton.tiles.device import Device
 from lc_triton.tiles.key import ProblemKey
 from lc_triton.tiles.model import choose
 from lc_triton.tiles.task import Task
 
 Source = Literal["user", "shipped", "architecture", "model"]
-
-
-class Chooser:
-    """Who answers a launch that asks for a tile the first time: `select`, or a tuner while one is at work.
-
-    Launches remember the answer beside `generation`, which changes when another answer is due. It belongs to the
-    process and not to a context: the backward of a layer runs in a thread of autograd's own.
-    """
-
-    def __init__(self) -> None:
-        self.generation = 0
-        self._tuner: Callable[[Task, int], TileConfig] | None = None
-
-    def __call__(self, task: Task, gpu: int) -> TileConfig:
-        """The tile for a launch on the GPU with this index."""
-        if self._tuner is not None:
-            return self._tuner(task, gpu)
-        return select(task, of_gpu(gpu)).config
-
-    @contextmanager
-    def asking(self, tuner: Callable[[Task, int], TileConfig]) -> Iterator[None]:
-        """Let `tuner` answer inside the `with` block."""
-        before, self._tuner = self._tuner, tuner
-        self.generation += 1
-        try:
-            yield
-        finally:
-            self._tuner = before
-            self.generation += 1
 
 
 @dataclass(frozen=True)
@@ -93,9 +63,6 @@ def select(task: Task, device: Device) -> Choice:
                 stale = measured.kernel_hash != store.kernel_hash(task.face)
                 return Choice(measured.config, source, path, key, measured, stale)
     return Choice(choose(task, device), "model")
-
-
-chooser = Chooser()
 
 
 def _files(face: Face, device: Device) -> Iterator[tuple[Source, Path]]:

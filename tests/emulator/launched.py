@@ -159,7 +159,7 @@ def main() -> int:
     from contextlib import nullcontext
 
     from lc_triton.tiles.config import TileConfig
-    from lc_triton.tiles.select import chooser
+    from lc_triton.tiles.chooser import chooser
 
     box = TileConfig(1, 1, 16, 16, 16, descriptor=True)
     choice = chooser.asking(lambda task, gpu: box) if args.tma else nullcontext()

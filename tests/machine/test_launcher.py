@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+from triton import knobs
+from triton.knobs import HookChain
 
 from benchmarks.absent import absent_gpu
 from lc_triton import launch
 from lc_triton.core.activations import Activation
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
-from lc_triton.launch import launcher
+from lc_triton.kernels.forward import forward_kernel
+from lc_triton.launch import faces, launcher
 
 SMALL = Geometry.make((6, 6), 8, 16, 3)
 FEW_POSITIONS = Geometry.make((4, 4), 512, 256, 3, padding=1)  # its forward is split
@@ -53,25 +56,53 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_the_driver_gets_what_triton_would_give_it(name, monkeypatch):
+    _, call = CALLS[name]()
+    by_triton = []
+
+    def through_triton(launches, kernel, grid, config, tensors, constants, device):
+        options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+        return lambda *tensors: by_triton.append(kernel[(grid,)](*tensors, *constants, **options))
+
     with absent_gpu() as gpu:
-        problem, call = CALLS[name]()
-        call()
-        by_triton, gpu.launches = gpu.launches, []
-        assert len(by_triton) == (2 if "two" in name else 1)
-
-        def refuse(*args, **kwargs):
-            raise AssertionError("through Triton again")
-
-        kernels = {key[0] for plan in problem.launches.values() for key in plan.compiled}
         with monkeypatch.context() as patch:
-            for kernel in kernels:
-                patch.setattr(kernel, "run", refuse)
+            patch.setattr(faces, "prepare", through_triton)
             call()
-    for first, second in zip(by_triton, gpu.launches, strict=True):
+        assert len(by_triton) == (2 if "two" in name else 1)
+        expected, gpu.launches = gpu.launches, []
+        call()
+        call()
+    for first, second in zip(expected * 2, gpu.launches, strict=True):
         assert first.grid == second.grid
         assert first.binary == second.binary
         for a, b in zip(first.args, second.args, strict=True):
             assert (a is b or a.shape == b.shape) if isinstance(a, torch.Tensor) else a == b  # parts are made anew
+
+
+def test_a_bound_pass_asks_triton_for_nothing(monkeypatch):
+    problem = Problem(SMALL, backend="triton")
+    x, weight, bias, y, _ = tensors(SMALL)
+    with absent_gpu() as gpu:
+        bound = launch.bind_forward(x, weight, bias, y, None, problem)
+
+        def refuse(*args, **kwargs):
+            raise AssertionError("through Triton's look-ups")
+
+        monkeypatch.setattr(forward_kernel, "run", refuse)
+        bound(x, weight, bias, y, None)
+    assert len(gpu.launches) == 1
+
+
+def test_launch_hooks_see_each_launch(monkeypatch):
+    problem = Problem(SMALL, backend="triton")
+    x, weight, bias, y, _ = tensors(SMALL)
+    calls = []
+    with absent_gpu():
+        bound = launch.bind_forward(x, weight, bias, y, None, problem)
+        for name in ("launch_enter_hook", "launch_exit_hook"):
+            monkeypatch.setattr(knobs.runtime, name, HookChain())
+            getattr(knobs.runtime, name).add(lambda metadata, name=name: calls.append(name))
+        bound(x, weight, bias, y, None)
+    assert calls == ["launch_enter_hook", "launch_exit_hook"]
 
 
 def test_an_unaligned_tensor_takes_a_build_of_its_own():
@@ -108,7 +139,7 @@ def test_on_amd_memory_past_32_bits_takes_a_build_of_its_own(monkeypatch):
         for given in (x, within, x, within):
             launch.forward(given, weight, None, y, None, problem)
     (plan,) = problem.launches.values()
-    assert len(plan.compiled) == 2
+    assert len(plan.launches) == 2
 
 
 def test_launches_of_a_tile_given_by_hand_keep_nothing():
@@ -120,4 +151,4 @@ def test_launches_of_a_tile_given_by_hand_keep_nothing():
         (plan,) = problem.launches.values()
         launch.forward(x, weight, None, y, None, problem, plan.config)
     assert len(problem.launches) == 1
-    assert len(plan.compiled) == 1
+    assert len(plan.launches) == 1

@@ -46,8 +46,13 @@ def test_where_64_bits_are_needed():
 
 def shape_given(monkeypatch, face, geo, x, g):
     """The shape that the kernel of a face is launched with, for tensors that have no memory."""
-    seen = []
-    monkeypatch.setattr(faces, "launch", lambda compiled, kernel, grid, config, *args: seen.append(args))
+    prepared = []
+
+    def prepare(launches, kernel, grid, config, tensors, constants, device):
+        prepared.append(constants)
+        return lambda *tensors: None
+
+    monkeypatch.setattr(faces, "prepare", prepare)
     problem, config = Problem(geo, backend="triton"), TileConfig(1, 1, 16, 16, 16)
     weight = torch.empty(geo.weight_shape, device="meta", dtype=x.dtype)
     if face == "forward":
@@ -56,8 +61,8 @@ def shape_given(monkeypatch, face, geo, x, g):
         launch.input_grad(g, weight, None, x, problem, config)
     else:
         launch.weight_grad(x, g, weight, None, problem, config)
-    (args,) = seen
-    (shape,) = (arg for arg in args if isinstance(arg, Shape))
+    (constants,) = prepared
+    (shape,) = (constant for constant in constants if isinstance(constant, Shape))
     return shape
 
 

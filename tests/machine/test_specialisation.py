@@ -101,11 +101,11 @@ def test_both_launches_of_a_split_loop(batch, monkeypatch):
     geo, split = problem.geometry, TILES["split"]
     x, g = torch.empty(batch, 6, 6, 8), torch.empty(batch, 4, 4, 16)
     weight, bias = torch.empty(geo.weight_shape), torch.empty(geo.bias_shape)
-    monkeypatch.setattr(
-        faces,
-        "launch",
-        lambda _, kernel, grid, config, *args: compiled.append((kernel, compile_call(kernel, config, 90, *args))),
-    )
+
+    def prepare(launches, kernel, grid, config, tensors, constants, device):
+        return lambda *tensors: compiled.append((kernel, compile_call(kernel, config, 90, *tensors, *constants)))
+
+    monkeypatch.setattr(faces, "prepare", prepare)
     launch.forward(x, weight, bias, g, None, problem, split)
     launch.input_grad(g, weight, None, x, problem, split)
     launch.weight_grad(x, g, weight, bias, problem, split)

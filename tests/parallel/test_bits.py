@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lc_triton.core.activations import FUSED_NAMES
-from lc_triton.ops.plan import Plan, run
+from lc_triton.ops.plan import Plan
+from lc_triton.ops.run import run
 from lc_triton.parallel.part import of_positions
 from tests.cases import CASES, Case, assert_close, tensors
 

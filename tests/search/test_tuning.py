@@ -14,7 +14,7 @@ import lc_triton
 from lc_triton.errors import ArgumentValueError, ConfigFileError, TuningError
 from lc_triton.search import tuner
 from lc_triton.tiles import model, paths, store
-from lc_triton.tiles.select import chooser
+from lc_triton.tiles.chooser import chooser
 from tests.search.fakes import H200, FakeBench, task
 
 RANKED = [config for _, config in model.ranked(task(), H200)]

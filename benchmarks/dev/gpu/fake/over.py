@@ -17,10 +17,10 @@ import torch.nn.functional as F
 import triton
 
 import lc_triton
-from lc_triton.ops import plan
+from lc_triton.ops import run
 
 torch.set_num_threads(1)
-plan.resolve = lambda device_type: "triton"  # for CPU tensors too
+run.resolve = lambda device_type: "triton"  # for CPU tensors too
 
 
 def microseconds(call, calls=1000, rounds=9):

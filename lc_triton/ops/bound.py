@@ -1,0 +1,214 @@
+"""Calls of a layer with everything decided but the values: what the call cache keeps.
+
+A bound call takes tensors of the shapes, strides, dtypes and alignment that it was bound for, and checks nothing. On a
+GPU it allocates the results and launches compiled kernels; a kernel reads memory alone, so no view is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lc_triton.core.memory_format import MemoryFormat
+from lc_triton.core.problem import Problem
+from lc_triton.ops import dispatch
+
+# (x, weight, bias) -> (y, z): z is the pre-activation in the internal format, or None.
+BoundForward = Callable[[Tensor, Tensor, "Tensor | None"], "tuple[Tensor, Tensor | None]"]
+# dx, dw and db, each None where it is not needed.
+Gradients = tuple["Tensor | None", "Tensor | None", "Tensor | None"]
+# (x, weight, saved, grad) -> gradients.
+BoundBackward = Callable[[Tensor, Tensor, "Tensor | None", Tensor], Gradients]
+
+
+class NodeArguments(NamedTuple):
+    """The arguments of a layer's call beside its tensors."""
+
+    problem: Problem
+    input_format: MemoryFormat
+    output_format: MemoryFormat
+    transposed: bool = False
+
+
+def bind_forward(
+    node: NodeArguments, x: Tensor, weight: Tensor, bias: Tensor | None, *, store_z: bool = False
+) -> BoundForward:
+    """The forward of a layer: y in the output format, no view, and the pre-activation if it is to be stored."""
+    problem, to_internal, geo = node.problem, node.input_format.to_internal, node.problem.geometry
+    internal = to_internal(x)
+    shape = len(internal), *((*geo.in_spatial, geo.in_channels) if node.transposed else geo.bias_shape)
+    size, stride = node.output_format.layout(shape)
+    if problem.backend != "triton" or 0 in shape:
+
+        def call_passes(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            if node.transposed:
+                y, z = dispatch.input_grad(to_internal(x), weight, bias, problem), None
+            else:
+                y, z = dispatch.forward(to_internal(x), weight, bias, problem, store_z=store_z)
+            return y.as_strided_(size, stride), z
+
+        return call_passes
+    from lc_triton import launch
+
+    dtype, device = x.dtype, x.device
+    y = torch.empty(shape, dtype=dtype, device=device)
+    if node.transposed:
+        run = launch.bind_input_grad(internal, weight, bias, y, problem)
+    else:
+        run = launch.bind_forward(internal, weight, bias, y, torch.empty_like(y) if store_z else None, problem)
+    views = not launch.reads_memory_alone(run)
+
+    def call(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        y = torch.empty_strided(size, stride, dtype=dtype, device=device)
+        z = torch.empty(shape, dtype=dtype, device=device) if store_z else None
+        if views:
+            x = to_internal(x)
+        if node.transposed:
+            run(x, weight, bias, y)
+        else:
+            run(x, weight, bias, y, z)
+        return y, z
+
+    return call
+
+
+def bind_backward(
+    node: NodeArguments,
+    tensors: tuple[Tensor, Tensor, Tensor | None],
+    grad: Tensor,
+    bias_shape: torch.Size | None,
+    needed: tuple[bool, bool, bool],
+) -> BoundBackward | None:
+    """The gradients of x, weight and bias where kernels compute them; None where torch's operators do.
+
+    Args:
+        node: what the forward was run by.
+        tensors: x, weight, and the output or pre-activation where the activation's derivative needs it.
+        grad: the gradient of the output.
+        bias_shape: None where there is no bias.
+        needed: which of the three gradients are.
+    """
+    x, weight, saved = tensors
+    if node.problem.backend != "triton" or not x.numel() or not grad.numel():
+        return None
+    to_internal, grad_to_internal = node.input_format.to_internal, node.output_format.to_internal
+    saved_to_internal = grad_to_internal if node.problem.activation.saves == "y" else _as_it_is
+    x, grad = to_internal(x), grad_to_internal(grad)
+    saved = None if saved is None else saved_to_internal(saved)
+    bind = _bind_backward_of_transpose if node.transposed else _bind_backward
+    call, views = bind(node, x, weight, saved, grad, bias_shape, needed)
+    if not views:
+        return call
+
+    def call_with_views(x: Tensor, weight: Tensor, saved: Tensor | None, grad: Tensor) -> Gradients:
+        saved = None if saved is None else saved_to_internal(saved)
+        return call(to_internal(x), weight, saved, grad_to_internal(grad))
+
+    return call_with_views
+
+
+def _bind_backward(
+    node: NodeArguments,
+    x: Tensor,
+    weight: Tensor,
+    saved: Tensor | None,
+    grad: Tensor,
+    bias_shape: torch.Size | None,
+    needed: tuple[bool, bool, bool],
+) -> tuple[BoundBackward, bool]:
+    """The gradients of a forward, and whether they are to be given views in the internal format."""
+    from lc_triton import launch
+
+    problem, linear, geo, act = node.problem, node.problem.linear(), node.problem.geometry, node.problem.activation
+    need_x, need_w, need_b = needed
+    device, dtype, dw_dtype = x.device, x.dtype, weight.dtype
+    dx_size, dx_stride = node.input_format.layout(tuple(x.shape))
+    dw = torch.empty(geo.weight_shape, dtype=dw_dtype, device=device)
+    fuses = need_w and saved is not None and launch.fuses_activation_grad(x, dw, problem)
+    by_torch = act.saves != "nothing" and not fuses
+    dz = act.backward(grad, saved) if by_torch else torch.empty(grad.shape, dtype=dtype, device=device)  # type: ignore[arg-type]
+    run_dw: launch.BoundPass | None = None
+    run_dx: launch.BoundPass | None = None
+    if need_w:
+        db = torch.empty(geo.bias_shape, dtype=dw_dtype, device=device) if need_b else None
+        if fuses:
+            run_dw = launch.bind_weight_grad(x, grad, saved, dw, db, dz if need_x else None, problem)
+        else:
+            run_dw = launch.bind_weight_grad(x, dz if by_torch else grad, None, dw, db, None, linear)
+    if need_x:
+        dx = torch.empty(x.shape, dtype=dtype, device=device)
+        run_dx = launch.bind_input_grad(grad if act.saves == "nothing" else dz, weight, None, dx, linear)
+    in_memory = all(launch.reads_memory_alone(run) for run in (run_dw, run_dx) if run is not None)
+
+    def call(x: Tensor, weight: Tensor, saved: Tensor | None, grad: Tensor) -> Gradients:
+        dx = dw = db = dz = None
+        if by_torch:
+            grad = act.backward(grad, saved)  # type: ignore[arg-type]
+        if run_dw is not None:
+            dw = torch.empty(geo.weight_shape, dtype=dw_dtype, device=device)
+            db = torch.empty(geo.bias_shape, dtype=dw_dtype, device=device) if need_b else None
+            if fuses:
+                dz = torch.empty(grad.shape, dtype=dtype, device=device) if need_x else None
+                run_dw(x, grad, saved, dw, db, dz)
+            else:
+                run_dw(x, grad, None, dw, db, None)
+        elif need_b:
+            db = _sum_over_batch(grad, dw_dtype)
+        if run_dx is not None:
+            dx = torch.empty_strided(dx_size, dx_stride, dtype=dtype, device=device)
+            run_dx(grad if dz is None else dz, weight, None, dx)
+        return dx, dw, _for_bias(db, bias_shape)
+
+    return call, by_torch or not in_memory or (need_b and not need_w)
+
+
+def _bind_backward_of_transpose(
+    node: NodeArguments,
+    g: Tensor,
+    weight: Tensor,
+    saved: Tensor | None,
+    grad: Tensor,
+    bias_shape: torch.Size | None,
+    needed: tuple[bool, bool, bool],
+) -> tuple[BoundBackward, bool]:
+    """The gradients of an input gradient, the forward of a transposed layer, as in `_bind_backward`."""
+    from lc_triton import launch
+
+    linear, geo, act = node.problem.linear(), node.problem.geometry, node.problem.activation
+    need_g, need_w, need_b = needed
+    device, dtype, dw_dtype = g.device, g.dtype, weight.dtype
+    dg_size, dg_stride = node.input_format.layout(tuple(g.shape))
+    dz = act.backward(grad, saved)  # type: ignore[arg-type]
+    dw = torch.empty(geo.weight_shape, dtype=dw_dtype, device=device)
+    dg = torch.empty(g.shape, dtype=dtype, device=device)
+    run_dw = launch.bind_weight_grad(dz, g, None, dw, None, None, linear) if need_w else None
+    run_dg = launch.bind_forward(dz, weight, None, dg, None, linear) if need_g else None
+
+    def call(g: Tensor, weight: Tensor, saved: Tensor | None, grad: Tensor) -> Gradients:
+        dg = dw = None
+        dz = act.backward(grad, saved)  # type: ignore[arg-type]
+        if run_dg is not None:
+            dg = torch.empty_strided(dg_size, dg_stride, dtype=dtype, device=device)
+            run_dg(dz, weight, None, dg, None)
+        if run_dw is not None:
+            dw = torch.empty(geo.weight_shape, dtype=dw_dtype, device=device)
+            run_dw(dz, g, None, dw, None, None)
+        return dg, dw, _for_bias(_sum_over_batch(dz, dw_dtype), bias_shape) if need_b else None
+
+    return call, True
+
+
+def _sum_over_batch(dz: Tensor, dtype: torch.dtype) -> Tensor:
+    return dz.sum(0, dtype=torch.promote_types(dtype, torch.float32)).to(dtype)
+
+
+def _for_bias(db: Tensor | None, shape: torch.Size | None) -> Tensor | None:
+    """The gradient of a bias of each position, or of one that positions share."""
+    return db.sum(tuple(range(db.ndim - 1))) if db is not None and shape is not None and len(shape) == 1 else db
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x

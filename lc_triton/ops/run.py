@@ -1,0 +1,199 @@
+"""A plan's call: from the call cache, or else by checks, autocast, memory format and the pass.
+
+The cache is `Plan.calls`. Its key covers everything but values, so a call that was checked once is checked for all
+calls with its key. Compilers, tracers, exporters, dispatch modes, transforms, tensor subclasses and saved-tensor hooks
+bypass it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from lc_triton.core.activations import AFTER_KERNEL
+from lc_triton.core.backend import autocast_enabled, chosen, resolve
+from lc_triton.core.dtypes import check_dtypes
+from lc_triton.core.memory_format import INTERNAL, MemoryFormat
+from lc_triton.core.problem import Problem
+from lc_triton.ops import autograd, bound
+from lc_triton.ops.bound import NodeArguments
+from lc_triton.ops.checks import check_input, check_parameters
+from lc_triton.ops.plan import Plan, from_internal, input_format_of, precision_of, problem_of, to_internal
+from lc_triton.tiles.chooser import chooser
+
+# Bound calls that a plan keeps: training with batches of any size would keep one for each.
+MOST_CALLS = 256
+
+Call = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
+
+
+def run(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
+    """The layer of a plan for these tensors; what does not fit the plan is refused."""
+    if not is_cached(x, weight, bias):
+        return _run_uncached(x, weight, bias, plan)
+    return run_cached(x, weight, bias, plan)
+
+
+def run_cached(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, *, is_cast: bool = False) -> Tensor:
+    """`run` for tensors of which `is_cached` is true; `is_cast` where autocast has had its turn."""
+    autocast = not is_cast and torch._C._is_any_autocast_enabled() and autocast_enabled(x.device.type)
+    key = cache_key(x, weight, bias, autocast)
+    if key is None:
+        return _run_uncached(x, weight, bias, plan)
+    call = plan.calls.get(key)
+    if call is None:
+        call = _bind(x, weight, bias, plan, autocast)
+        if len(plan.calls) >= MOST_CALLS:
+            plan.calls.clear()
+        plan.calls[key] = call
+    return call(x, weight, bias)
+
+
+def is_cached(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether these are plain dense tensors, and nothing but autograd sees or changes this thread's operators."""
+    return (
+        (type(x) is Tensor or type(x) is Parameter)
+        and (type(weight) is Parameter or type(weight) is Tensor)
+        and (bias is None or type(bias) is Parameter or type(bias) is Tensor)
+        and not (x.is_nested or weight.is_nested)
+        and not autograd.is_observed()
+        and not autograd.has_saved_tensor_hooks()
+    )
+
+
+def cache_key(x: Tensor, weight: Tensor, bias: Tensor | None, autocast: bool) -> tuple[Any, ...] | None:
+    """Everything but values that decides how a call is run; None for tensors without strides, and for rare ones.
+
+    The rare ones begin at an address that is no multiple of 16 bytes, or are views that torch negates lazily.
+    """
+    try:
+        addresses = x.data_ptr() | weight.data_ptr()
+        graph, negated = x.requires_grad or weight.requires_grad, x.is_neg() or weight.is_neg()
+        dtype = x.dtype
+        key: tuple[Any, ...] = (
+            x.shape,
+            x.stride(),
+            dtype,
+            x.device,
+            weight.shape,
+            weight.stride(),
+            weight.dtype,
+            weight.device,
+            chosen(),
+            autocast,
+            precision_of(dtype),
+            chooser.generation,
+        )
+        if bias is not None:
+            addresses |= bias.data_ptr()
+            graph, negated = graph or bias.requires_grad, negated or bias.is_neg()
+            key = (*key, bias.shape, bias.stride(), bias.dtype, bias.device)
+    except RuntimeError:  # a sparse tensor has no strides
+        return None
+    return None if addresses % 16 or negated else (*key, graph and torch.is_grad_enabled())
+
+
+def _bind(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, autocast: bool) -> Call:
+    """The call of a plan for tensors like these, checked."""
+    _check(x, weight, bias, plan)
+    if autocast:
+        return partial(_run_cast, plan=plan)
+    check_dtypes(plan.operand, x, weight, bias)
+    backend = resolve(x.device.type)
+    unfused = plan.transposed and plan.activation.saves == "z"
+    if backend == "reference" or plan.pad or plan.after is not None or unfused:
+        return partial(_run_checked, plan=plan)
+    problem = problem_of(plan, backend, precision_of(x.dtype))
+    memory_format = input_format_of(x, plan)
+    node = NodeArguments(problem, memory_format, memory_format, plan.transposed)
+    if autograd.can_use_single_node(x, weight, bias):
+        return autograd.BoundNode(node, x, weight, bias)
+    forward = bound.bind_forward(node, x, weight, bias)
+    return lambda x, weight, bias: forward(x, weight, bias)[0]
+
+
+def _run_cast(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
+    """The call under autocast."""
+    x, weight, bias = _autocast(x, weight, bias, torch.get_autocast_dtype(x.device.type))
+    return run_cached(x, weight, bias, plan, is_cast=True)
+
+
+def _run_uncached(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
+    _check(x, weight, bias, plan)
+    device = x.device.type
+    if autocast_enabled(device):
+        x, weight, bias = _autocast(x, weight, bias, torch.get_autocast_dtype(device))
+    check_dtypes(plan.operand, x, weight, bias)
+    return _run_checked(x, weight, bias, plan)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> None:
+    """Refuse tensors that the plan was not made for, before anything is converted."""
+    check_input(x, plan)
+    check_parameters(x, weight, bias, plan)
+
+
+def _run_checked(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
+    input_format, backend = input_format_of(x, plan), resolve(x.device.type)
+    if backend == "reference":
+        from lc_triton.ops import reference
+
+        definition = reference.transpose if plan.transposed else reference.forward
+        y = definition(to_internal(x, plan), weight, bias, plan.geometry, plan.activation)
+    else:
+        kind = backend, precision_of(x.dtype)
+        if torch.compiler.is_compiling():  # a dictionary that changes is a side effect
+            problem = Problem(plan.geometry, plan.activation, *kind, plan.whole)
+        else:
+            problem = problem_of(plan, *kind)
+        if autograd.can_use_single_node(x, weight, bias):
+            return _run_single_node(x, weight, bias, plan, problem, input_format)
+        y = (autograd.transpose if plan.transposed else autograd.forward)(to_internal(x, plan), weight, bias, problem)
+    # `from_internal` written out: a compiler that gives up on this frame would compile that function by itself, and
+    # fail on tensors of a transform.
+    if isinstance(plan.after, str):  # here, so that y keeps the strides it is promised with
+        y = AFTER_KERNEL[plan.after](y, dim=-1)
+    if plan.channels_first:
+        y = y.movedim(y.ndim - 1, 1)
+    if not input_format.batched:
+        y = y.squeeze(0)
+    return plan.after(y) if callable(plan.after) else y
+
+
+def _run_single_node(
+    x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, problem: Problem, input_format: MemoryFormat
+) -> Tensor:
+    """The output as one node of the graph, beside the nodes of a padding or an activation of torch's own."""
+    output_format = INTERNAL if isinstance(plan.after, str) else input_format
+    # The input_grad kernel stores no pre-activation: torch applies an activation that needs it.
+    unfused = plan.transposed and problem.activation.saves == "z"
+    node = NodeArguments(
+        problem.linear() if unfused else problem,
+        INTERNAL if plan.pad else input_format,
+        output_format,
+        plan.transposed,
+    )
+    x = to_internal(x, plan) if plan.pad else x
+    y = autograd.BoundNode(node, x, weight, bias)(x, weight, bias)
+    if unfused:
+        y = problem.activation(y)
+    if output_format is not input_format:
+        return from_internal(y, plan, batched=input_format.batched)
+    return plan.after(y) if callable(plan.after) else y
+
+
+def _autocast(
+    x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """x in autocast's dtype; float64 stays, and so do float32 weights: the kernels round those themselves."""
+    if x.dtype == torch.float64 or weight.dtype == torch.float64:
+        return x, weight, bias
+    x = x.to(dtype)
+    if weight.dtype != torch.float32:
+        weight = weight.to(dtype)
+    return x, weight, bias if bias is None else bias.to(weight.dtype)
