@@ -5,7 +5,7 @@ import torch
 
 import lc_triton
 from lc_triton.ops import dispatch
-from lc_triton.ops.plan import precision_of
+from lc_triton.ops.run import precision_of
 from tests.cases import assert_close
 
 LAYER = lc_triton.LocalConv2d(3, 4, 3, input_size=6)

@@ -1,4 +1,4 @@
-"""What records the operators of a call: tracers, exporters and dispatch modes."""
+"""What sees the operators of a call: compilers, tracers, exporters, dispatch modes, transforms and hooks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def is_tracing() -> bool:
@@ -21,6 +22,28 @@ _PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
 def has_dispatch_modes() -> bool:
     """Whether a dispatch mode sees this thread's operators, those of `make_fx(pre_dispatch=True)` included."""
     return torch._C._len_torch_dispatch_stack() > 0 or _in_pre_dispatch(_PRE_DISPATCH)
+
+
+def in_transform() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def is_observed() -> bool:
+    """Whether a compiler, a tracer, a dispatch mode or a transform sees this thread's operators."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack() > 0
+        or _in_pre_dispatch(_PRE_DISPATCH)
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def has_saved_tensor_hooks() -> bool:
+    """Whether hooks see the tensors that are saved for gradients."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def is_torchscript_onnx_export() -> bool:

@@ -32,10 +32,10 @@ from lc_triton.launch.layout import (
     tile_of,
 )
 from lc_triton.tiles import model
+from lc_triton.tiles.chooser import chooser
 from lc_triton.tiles.config import Face, TileConfig
 from lc_triton.tiles.device import of_gpu
 from lc_triton.tiles.key import bucket
-from lc_triton.tiles.chooser import chooser
 from lc_triton.tiles.task import Task
 from lc_triton.tiles.walk import programs
 

@@ -19,7 +19,14 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import Parameter
 
 from lc_triton.core.problem import Problem
-from lc_triton.core.tracing import has_dispatch_modes, is_torchscript_onnx_export, is_tracing
+from lc_triton.core.tracing import (
+    has_dispatch_modes,
+    has_saved_tensor_hooks,
+    in_transform,
+    is_observed,
+    is_torchscript_onnx_export,
+    is_tracing,
+)
 from lc_triton.ops import bound, decompositions, dispatch, operators
 from lc_triton.ops.bound import NodeArguments
 from lc_triton.ops.vmap import Ensemble
@@ -285,16 +292,6 @@ def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     return base.apply(*args)
 
 
-def _in_transform() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
-def is_observed() -> bool:
-    """Whether a compiler, a tracer, a dispatch mode or a transform sees this thread's operators."""
-    return torch.compiler.is_compiling() or _in_transform() or has_dispatch_modes() or is_tracing()
-
-
 def dispatch_path(*tensors: Tensor | None) -> str:
     """How a pass of these tensors is run.
 
@@ -304,7 +301,7 @@ def dispatch_path(*tensors: Tensor | None) -> str:
       an error.
     - "operator": by the custom operator, for compilers, tracers, exporters, dispatch modes and tensor subclasses.
     """
-    if _in_transform():
+    if in_transform():
         return "transform"
     if torch.compiler.is_compiling() or has_dispatch_modes() or is_tracing():
         return "operator"
@@ -391,11 +388,6 @@ def can_use_single_node(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     in the internal format.
     """
     return dispatch_path(x, weight, bias) == "autograd" and not has_saved_tensor_hooks()
-
-
-def has_saved_tensor_hooks() -> bool:
-    """Whether hooks see the tensors that are saved for gradients."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 class BoundNode:

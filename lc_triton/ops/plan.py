@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -143,17 +142,6 @@ def _problem(
 ) -> Problem:
     """The same problem for all plans of a geometry, so that they share its tiles and compiled kernels."""
     return Problem(geometry, activation, backend, precision, whole)
-
-
-def precision_of(dtype: torch.dtype) -> str:
-    """Torch's own setting for float32 products: "tf32" or "ieee"."""
-    if dtype is not torch.float32:
-        return "ieee"
-    # What `torch.backends.cuda.matmul.fp32_precision` reads, at a tenth of its time.
-    return "tf32" if torch._C._get_fp32_precision_getter("cuda", "matmul") == "tf32" else "ieee"
-
-
-precision_of._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as `backend.resolve` is
 
 
 def _pad(x: Tensor, plan: Plan) -> Tensor:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import lc_triton
 from lc_triton.core.activations import parse_activation
-from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.chooser import chooser
+from lc_triton.tiles.config import TileConfig
 from tests.cases import CASES, expected, tensors
 from tests.cases import check as check_values
 from tests.fuzz.checking import check

@@ -1,0 +1,204 @@
+"""The call cache: its key covers what decides a call, observers bypass it, and little runs before a launch."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import lc_triton
+from lc_triton.ops import run as calls
+from lc_triton.tiles.chooser import chooser
+
+X, WEIGHT, BIAS = (2, 3, 5, 5), (3, 3, 3, 3, 3, 4), (3, 3, 4)
+
+
+@pytest.fixture
+def layer():
+    torch.manual_seed(0)
+    return lc_triton.LocalConv2d(3, 4, 3, input_size=5, activation="relu")
+
+
+def keys(layer):
+    return list(layer._plan.calls)
+
+
+def call(layer, x):
+    """The layer's output, and how many calls it has learned from it."""
+    before = len(keys(layer))
+    y = layer(x)
+    return y, len(keys(layer)) - before
+
+
+class Doubled(torch.Tensor):
+    """A subclass without any change."""
+
+
+class Watch(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_second_call_checks_nothing(layer, monkeypatch):
+    x = torch.randn(X)
+    first, learned = call(layer, x)
+    assert learned == 1
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("bound again")
+
+    monkeypatch.setattr(calls, "_bind", refuse)
+    other = torch.randn(X)
+    assert torch.equal(layer(x), first)
+    assert not torch.equal(layer(other), first)
+
+
+@pytest.mark.parametrize(
+    "change",
+    {
+        "batch": lambda layer, x: layer(torch.cat([x, x])),
+        "unbatched": lambda layer, x: layer(x[0]),
+        "strides": lambda layer, x: layer(x.contiguous(memory_format=torch.channels_last)),
+        "no graph": lambda layer, x: torch.no_grad()(layer)(x),
+        "backend": lambda layer, x: lc_triton.backend("reference")(layer)(x),
+        "autocast": lambda layer, x: torch.autocast("cpu")(layer)(x),
+        "dtype of x and the layer": lambda layer, x: layer.double()(x.double()),
+        "precision": lambda layer, x: with_tf32(layer, x),
+        "a tuner": lambda layer, x: with_tuner(layer, x),
+        "a frozen layer": lambda layer, x: layer.requires_grad_(False)(x),
+        "no bias": lambda layer, x: without_bias(layer)(x),
+        "a channel's bias": lambda layer, x: with_channel_bias(layer)(x),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_what_decides_a_call_is_in_its_key(layer, change):
+    x = torch.randn(X)
+    layer(x)
+    before = set(keys(layer))
+    change[1](layer, x)
+    assert set(keys(layer)) - before
+
+
+def with_tf32(layer, x):
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
+    try:
+        return layer(x)
+    finally:
+        matmul.fp32_precision = before
+
+
+def with_tuner(layer, x):
+    with chooser.asking(lambda task, gpu: None):
+        return layer(x)
+
+
+def without_bias(layer):
+    layer.bias = None
+    return layer
+
+
+def with_channel_bias(layer):
+    layer.bias = nn.Parameter(torch.zeros(4))
+    return layer
+
+
+@pytest.mark.parametrize(
+    "change",
+    {
+        "a subclass": lambda layer, x: layer(x.as_subclass(Doubled)),
+        "a dispatch mode": lambda layer, x: Watch()(layer)(x) if callable(Watch()) else in_mode(layer, x),
+        "vmap": lambda layer, x: torch.func.vmap(layer)(x),
+        "jvp": lambda layer, x: torch.func.jvp(layer, (x,), (x,)),
+        "a tracer": lambda layer, x: torch.jit.trace(layer, (x,), check_trace=False),
+        "saved-tensor hooks": lambda layer, x: with_hooks(layer, x),
+        "an address between": lambda layer, x: layer(torch.zeros(x.numel() + 1)[1:].view(x.shape)),
+        "a negated view": lambda layer, x: layer(torch.imag(torch.complex(x, x).conj())),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_what_sees_into_a_call_bypasses_the_cache(layer, change):
+    x = torch.randn(X)
+    layer(x)
+    before = keys(layer)
+    change[1](layer, x)
+    assert keys(layer) == before
+
+
+def in_mode(layer, x):
+    with Watch():
+        return layer(x)
+
+
+def with_hooks(layer, x):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+        return layer(x)
+
+
+def test_a_plan_keeps_so_many_calls(layer, monkeypatch):
+    monkeypatch.setattr(calls, "MOST_CALLS", 3)
+    for batch in range(1, 8):
+        x = torch.randn(batch, *X[1:])
+        assert torch.equal(layer(x), layer(x))
+        assert len(keys(layer)) <= 3
+
+
+def test_a_call_of_one_kind_refuses_another(layer):
+    """The checks run for each new key."""
+    layer(torch.randn(X))
+    with pytest.raises(lc_triton.errors.ChannelError):
+        layer(torch.randn(2, 4, 5, 5))
+    with pytest.raises(lc_triton.errors.SpatialSizeError):
+        layer(torch.randn(2, 3, 5, 6))
+    with pytest.raises(lc_triton.errors.LocalConvError, match="float64"):
+        layer(torch.randn(X, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("stride", [1.0, True, "1", [1.0, 1], (True, 1)])
+def test_arguments_that_are_equal_share_no_plan(stride):
+    x, weight = torch.randn(X), torch.randn(WEIGHT)
+    lc_triton.local_conv(x, weight, stride=1)
+    lc_triton.local_conv(x, weight, stride=(1, 1))
+    with pytest.raises(lc_triton.errors.LocalConvError, match="stride"):
+        lc_triton.local_conv(x, weight, stride=stride)
+
+
+def python_calls(function):
+    """(file, name) of each Python function of ours or Triton's that runs until the driver is given a launch."""
+    found, done = [], []
+
+    def profile(frame, event, arg):
+        if event != "call" or done:
+            return
+        code = frame.f_code
+        if code.co_name == "launch" and code.co_filename.endswith("absent.py"):
+            done.append(True)
+            return
+        found.append((code.co_filename, code.co_name))
+
+    sys.setprofile(profile)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    assert done
+    return found[1:]  # without the function itself
+
+
+@pytest.mark.parametrize("kind", ["function", "layer", "graph"])
+def test_what_runs_before_a_launch(kind, monkeypatch):
+    absent = pytest.importorskip("benchmarks.absent")
+    monkeypatch.setattr(calls, "resolve", lambda device_type: "triton")
+    layer = lc_triton.LocalConv2d(16, 16, 3, input_size=8, activation="relu", dtype=torch.float16)
+    x = torch.empty(32, 16, 8, 8, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
+    weight, bias = layer.weight, layer.bias
+    call = (lambda: layer(x)) if kind == "layer" else lambda: lc_triton.local_conv(x, weight, bias, activation="relu")
+    with absent.absent_gpu(keep=False), torch.set_grad_enabled(kind == "graph"):
+        call()
+        found = python_calls(call)
+    ours = [item for item in found if f"{Path('lc_triton')}/" in item[0]]
+    assert len(found) <= 25, found
+    assert len({file for file, _ in ours}) <= 6, ours
