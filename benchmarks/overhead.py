@@ -67,11 +67,12 @@ def overhead() -> dict[str, float]:
 
 
 def _launches() -> dict[str, float]:
-    """The host's part of a forward's launch up to the driver, which is not there: first by what we remember of it."""
+    """The host's part of a forward's launch up to the driver, which is not there: bound, and by Triton's look-ups."""
     from benchmarks.absent import absent_gpu
     from lc_triton import launch
     from lc_triton.core.problem import Problem
-    from lc_triton.launch.faces import _plan_for
+    from lc_triton.launch.build import call_args
+    from lc_triton.launch.faces import KERNELS, _plan_for
 
     geo = Geometry.make((20, 20), 16, 16, 3)
     problem = Problem(geo, backend="triton")
@@ -79,17 +80,14 @@ def _launches() -> dict[str, float]:
     x, weight, bias, y = (torch.empty(shape, dtype=torch.float16) for shape in shapes)
     with absent_gpu(keep=False):
 
-        def call() -> None:
-            launch.forward(x, weight, bias, y, None, problem)
-
-        def forgetful() -> None:
-            plan.compiled.clear()
-            call()
-
-        call()
+        bound = launch.bind_forward(x, weight, bias, y, None, problem)
         plan = _plan_for("forward", problem, x, weight, None)
+        args = call_args("forward", problem, plan.config, dtype=torch.float16, batch=32)
+        options = {"num_warps": plan.config.num_warps, "num_stages": plan.config.num_stages}
         return _in_turns(
-            lookup=lambda: _plan_for("forward", problem, x, weight, None), launch=call, triton_launch=forgetful
+            lookup=lambda: _plan_for("forward", problem, x, weight, None),
+            launch=lambda: bound(x, weight, bias, y, None),
+            triton_launch=lambda: KERNELS["forward"][(1,)](*args, **options),
         )
 
 

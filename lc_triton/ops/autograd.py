@@ -418,14 +418,11 @@ class BoundNode:
         """dx, dw and db by kernels alone; None where that cannot be."""
         if type(grad) is not Tensor or torch.is_grad_enabled() or is_observed() or grad.data_ptr() % 16:
             return None
-        key = grad.stride(), needed, bias_shape, grad.is_neg(), chooser.generation
+        key = grad.stride(), grad.is_neg(), bias_shape, needed, chooser.generation
         try:
             call = self.backwards[key]
         except KeyError:
-            call = None
-            if not grad.is_neg():
-                call = bound.bind_backward(self.arguments, tensors, grad, bias_shape, needed)
-            self.backwards[key] = call
+            call = self.backwards[key] = bound.bind_backward(self.arguments, tensors, grad, bias_shape, needed)
         x, weight, saved = tensors
         return None if call is None else call(x, weight, saved, grad)
 

@@ -33,6 +33,11 @@ class NodeArguments(NamedTuple):
     transposed: bool = False
 
 
+def is_negated(*tensors: Tensor | None) -> bool:
+    """Whether one is a view that torch negates lazily."""
+    return any(tensor is not None and tensor.is_neg() for tensor in tensors)
+
+
 def bind_forward(
     node: NodeArguments, x: Tensor, weight: Tensor, bias: Tensor | None, *, store_z: bool = False
 ) -> BoundForward:
@@ -53,6 +58,10 @@ def bind_forward(
         return call_passes
     from lc_triton import launch
 
+    if is_negated(x, weight, bias):  # which no kernel sees
+        stored = [None if t is None else dispatch.as_stored(t) for t in (x, weight, bias)]
+        call_stored = bind_forward(node, *stored, store_z=store_z)  # type: ignore[arg-type]
+        return lambda *tensors: call_stored(*[None if t is None else dispatch.as_stored(t) for t in tensors])  # type: ignore[arg-type]
     dtype, device = x.dtype, x.device
     y = torch.empty(shape, dtype=dtype, device=device)
     if node.transposed:
@@ -92,7 +101,7 @@ def bind_backward(
         needed: which of the three gradients are.
     """
     x, weight, saved = tensors
-    if node.problem.backend != "triton" or not x.numel() or not grad.numel():
+    if node.problem.backend != "triton" or not x.numel() or not grad.numel() or is_negated(x, weight, saved, grad):
         return None
     to_internal, grad_to_internal = node.input_format.to_internal, node.output_format.to_internal
     saved_to_internal = grad_to_internal if node.problem.activation.saves == "y" else _as_it_is

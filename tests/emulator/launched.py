@@ -169,7 +169,7 @@ def main() -> int:
 
     def parts(*a: Any, **k: Any) -> torch.Tensor:
         out = empty(*a, **k)
-        return real.know(out.fill_(float("nan")), True, True) if out.is_floating_point() else out
+        return real.know(out.fill_(float("nan")), True, True) if out.is_floating_point() and not out.is_meta else out
 
     with real.active(), choice:
         for dtype in args.dtypes:
@@ -234,7 +234,7 @@ def main() -> int:
                             print(f"{state} sm_{args.arch} {dtype} {case.name} {turn} x {xn}, weight {wn}: {names}, {len({p for _, p in real.launches})} builds", flush=True)
                             for text in [*wrong, *found]:
                                 print("    ", text[:300])
-                kept = sum(len(p.compiled) for p in problem.launches.values())
+                kept = sum(len(p.launches) for p in problem.launches.values())
                 print(f"   {case.name}: {kept} builds kept for {len(problem.launches)} plans; tiles " + "; ".join(check.describe(p.config) for p in problem.launches.values()))
     print(f"{bad} bad")
     return 1 if bad else 0

@@ -248,7 +248,7 @@ def test_a_backward_through_an_activation(saves, through, monkeypatch):
         called.append(through)
         return through
 
-    monkeypatch.setattr("lc_triton.launch.takes_through", spy)
+    monkeypatch.setattr("lc_triton.launch.fuses_activation_grad", spy)
     case = Case("small", (4,), 2, 3, 2, stride=2)
     t = tensors(case)
     want = expected(case, t, parse_activation(saves))

@@ -27,15 +27,15 @@ WAYS = {**TILES, "1x1_split": {"rows": 1, "cols": 1, "split": 2}, "1x2_split": {
 @pytest.fixture
 def shapes(monkeypatch):
     """The shapes that kernels are given, all with 64 bits."""
-    seen, start = [], launching.launch
+    given, prepare = [], launching.prepare
 
-    def watched(compiled, kernel, grid, config, *args):
-        seen.extend(arg for arg in args if isinstance(arg, launching.Shape))
-        start(compiled, kernel, grid, config, *args)
+    def watched(launches, kernel, grid, config, tensors, constants, device):
+        given.extend(constant for constant in constants if isinstance(constant, launching.Shape))
+        return prepare(launches, kernel, grid, config, tensors, constants, device)
 
-    monkeypatch.setattr(launching, "launch", watched)
+    monkeypatch.setattr(launching, "prepare", watched)
     monkeypatch.setattr(launching, "is_wide", lambda *_: True)
-    return seen
+    return given
 
 
 # Every other way of each case, so that each way meets two cases: a call takes seconds here.
@@ -73,17 +73,21 @@ def last_program_only(monkeypatch):
     """Of each launch, run the last program alone."""
     ran = []
 
-    def last(compiled, kernel, grid, config, *args):
+    def last(launches, kernel, grid, config, _, constants, device):
         assert grid < 2**31
-        with monkeypatch.context() as patch:
-            builder = interpreter.interpreter_builder
-            patch.setattr(builder, "set_grid_idx", lambda *_: setattr(builder, "grid_idx", (grid - 1, 0, 0)))
-            # The tensors are here already: copying them onto themselves would touch all of their memory.
-            patch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *_: None)
-            kernel[(1,)](*args, num_warps=config.num_warps, num_stages=config.num_stages)
-        ran.append((kernel, grid))
 
-    monkeypatch.setattr(launching, "launch", last)
+        def launch_last(*tensors):
+            with monkeypatch.context() as patch:
+                builder = interpreter.interpreter_builder
+                patch.setattr(builder, "set_grid_idx", lambda *_: setattr(builder, "grid_idx", (grid - 1, 0, 0)))
+                # The tensors are here already: copying them onto themselves would touch all of their memory.
+                patch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *_: None)
+                kernel[(1,)](*tensors, *constants, num_warps=config.num_warps, num_stages=config.num_stages)
+            ran.append((kernel, grid))
+
+        return launch_last
+
+    monkeypatch.setattr(launching, "prepare", last)
     return ran
 
 

@@ -115,13 +115,18 @@ def test_layers_run_the_tiles_that_were_found(tmp_path, monkeypatch):
         searched.append(task)
         return FakeBench(lambda config: 5.0 if config == second(task) else 9.0)
 
-    launch = faces.launch
+    prepare = faces.prepare
 
-    def noted(compiled, kernel, grid, config, *args):
-        launched.append(config)
-        launch(compiled, kernel, grid, config, *args)
+    def noted(launches, kernel, grid, config, *args):
+        launch = prepare(launches, kernel, grid, config, *args)
 
-    monkeypatch.setattr(faces, "launch", noted)
+        def noted_launch(*tensors):
+            launched.append(config)
+            launch(*tensors)
+
+        return noted_launch
+
+    monkeypatch.setattr(faces, "prepare", noted)
     monkeypatch.setattr(paths, "user_configs", lambda: tmp_path)
     monkeypatch.setattr(tuner, "gpu_bench", bench)
     monkeypatch.setattr(tuner, "check_gpu", lambda: None)
