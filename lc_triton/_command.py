@@ -1,6 +1,6 @@
-"""Ctrl-C while the command line is still importing torch: one line instead of a traceback.
+"""One line instead of a traceback when Ctrl-C arrives while the command line imports torch.
 
-Nothing is done in other programs. `cli.main` takes over when all is imported.
+Other programs are not changed. `cli.main` handles Ctrl-C after the imports.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from types import TracebackType
 
 
 def _is_command_line() -> bool:
-    """Whether this process was started as `lc-triton` or `python -m lc_triton.cli`."""
+    """Whether this process was started as `lc-triton`, `python -m lc_triton` or `python -m lc_triton.cli`."""
     arguments = sys.orig_argv
     modules = {name for option, name in itertools.pairwise(arguments) if option == "-m"}
-    return "lc_triton.cli" in modules or Path(sys.argv[0]).stem == "lc-triton"
+    return bool({"lc_triton", "lc_triton.cli"} & modules) or Path(sys.argv[0]).stem == "lc-triton"
 
 
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -9,12 +9,23 @@ from pathlib import Path
 import pytest
 
 CLI = [sys.executable, "-m", "lc_triton.cli"]
+PACKAGE = [sys.executable, "-m", "lc_triton"]
 
 
-@pytest.mark.parametrize("command", ["module", "script"])
+@pytest.mark.parametrize("arguments", [["--version"], ["configs", "--workload", "lrlc_l1"], ["configs"]])
+def test_the_package_runs_as_the_command(arguments):
+    """The same output and exit status, for right and wrong input."""
+    runs = [subprocess.run([*how, *arguments], capture_output=True, text=True, check=False) for how in (PACKAGE, CLI)]
+    first, second = ((run.returncode, run.stdout, run.stderr) for run in runs)
+    assert first == second
+    assert first[0] in (0, 2)
+    assert first[1] or first[2].startswith("lc-triton: ")
+
+
+@pytest.mark.parametrize("command", ["package", "module", "script"])
 def test_ctrl_c_during_imports_is_one_line(command, tmp_path):
     (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")  # as if it came just then
-    arguments = CLI
+    arguments = PACKAGE if command == "package" else CLI
     if command == "script":
         (tmp_path / "lc-triton").write_text("import sys; from lc_triton.cli import main; sys.exit(main())")
         arguments = [sys.executable, str(tmp_path / "lc-triton")]

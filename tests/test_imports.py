@@ -13,6 +13,7 @@ PACKAGE = Path(lc_triton.__file__).parent
 
 # A module may import from its own row or a later one. A new module goes into the row it belongs to.
 ROWS = [
+    ["__main__"],
     ["cli"],
     ["demo", "demo.*"],
     ["parallel", "parallel.*"],
