@@ -58,7 +58,10 @@ def test_python_in_documents_runs(path, tmp_path, monkeypatch):
         exec(compile(block, f"{path.name}: {block[:40]!r}", "exec"), names)
 
 
-@pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "CONTRIBUTING.md"], ids=lambda p: p.name)
+OTHERS = [ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "RELEASING.md", "SECURITY.md")]
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *sorted((ROOT / "docs/dev").glob("*.md")), *OTHERS], ids=lambda p: p.name)
 def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
         assert target.startswith("https://") or (path.parent / target).exists(), target

@@ -114,6 +114,22 @@ def test_metadata(wheel, metadata):
     assert "lc-triton = lc_triton.cli:main" in points
 
 
+def test_the_package_page_links_to_pages_that_exist_there(metadata):
+    """Links of the page, which is the README, are absolute as soon as the metadata names a source repository."""
+    urls = dict(line.split(", ") for line in metadata.get_all("Project-URL"))
+    assert urls["Homepage"] == "https://pypi.org/project/lc-triton/"
+    page = metadata.get_payload()
+    assert page == (ROOT / "README.md").read_text()
+    if "Source" in urls:
+        assert not re.findall(r"\]\((?!https://)[^)]+\)", page)
+
+
+def test_the_citation_has_the_packages_version(metadata):
+    text = (ROOT / "CITATION.cff").read_text()
+    assert re.findall(r"^version: (.+)$", text, re.MULTILINE) == [metadata["Version"]]
+    assert re.findall(r"^license: (.+)$", text, re.MULTILINE) == [metadata["License-Expression"]]
+
+
 def test_every_dependency_is_pinned_for_the_tests(metadata):
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.split("==")[0] for line in lines if "==" in line}
