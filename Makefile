@@ -13,7 +13,7 @@ help:
 	@echo "make demo    train a locally connected network on handwritten digits"
 	@echo "make test    all tests that need no GPU (and those that do, where there is one)"
 	@echo "make fuzz    5,000 random calls and constructors against the definition; make test takes 200"
-	@echo "make bench   lc_triton beside its peers, here and on a GPU where there is one, the tables and pictures of docs/performance.md: it takes long"
+	@echo "make bench   lc_triton beside its peers, here and on a GPU where there is one, the tables and pictures of docs/performance.md; takes long"
 	@echo "make gate    static figures of every kernel, before a change of kernels or tiles lands"
 	@echo "make lint    style;  make types   mypy --strict;  make clean   remove .venv"
 

@@ -21,6 +21,7 @@ from lc_triton.tiles import paths, workloads
 from lc_triton.tiles.task import types_of
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
+GPU_DOCUMENT = DOCUMENT.parent / "dev" / "gpu-model.md"
 
 
 def chosen(names: Sequence[str], batches: Sequence[int] | None) -> Iterator[tuple[str, int]]:
@@ -136,13 +137,14 @@ def main() -> int:
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
     command.set_defaults(run=_accuracy)
     command = commands.add_parser(
-        "report", help="write the tables and pictures of docs/performance.md and docs/accuracy.md"
+        "report",
+        help="write the tables and pictures of docs/performance.md, docs/dev/benchmarks.md and docs/accuracy.md",
     )
     command.add_argument("files", nargs="+", type=Path, metavar="FILE", help="what run, overhead and accuracy wrote")
     command.add_argument("--document", type=Path, default=DOCUMENT, metavar="FILE")
     command.set_defaults(run=_report)
     command = commands.add_parser("regimes", help="write the table of what the model predicts for a GPU")
-    command.add_argument("--document", type=Path, default=DOCUMENT, metavar="FILE")
+    command.add_argument("--document", type=Path, default=GPU_DOCUMENT, metavar="FILE")
     command.set_defaults(run=_regimes)
     command = commands.add_parser(
         "compare", parents=[what], help="time two states of lc_triton in turns; 1 where B is more than 5%% slower"

@@ -48,7 +48,7 @@ def table(device: str = "h200") -> str:
     lines = [
         f"By the model, for {gpu.full_name} in {DTYPE}; microseconds. Nothing in this table is measured.",
         "",
-        "| regime | layer | batch | face | tile | memory | L2 | arithmetic | predicted | unavoidable | bound by |",
+        "| regime | layer | batch | pass | tile | memory | L2 | arithmetic | predicted | unavoidable | bound by |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for regime in REGIMES:
@@ -77,4 +77,4 @@ def _words(config: TileConfig) -> str:
 
 def write(document: Path) -> None:
     """Put the table between its marks."""
-    fill(document, "regimes", table())
+    fill(document, "regimes", [table()])

@@ -1,4 +1,4 @@
-"""Tables and pictures of results, for docs/performance.md and docs/accuracy.md."""
+"""Tables and pictures of results, for docs/performance.md, docs/dev/benchmarks.md and docs/accuracy.md."""
 
 from __future__ import annotations
 
@@ -16,41 +16,42 @@ from benchmarks.rows import Row
 from benchmarks.suites import GROWTH
 from lc_triton.core.files import write_atomically
 
-COLORS = {OURS: "#1f6fb4", "peers": "#c9c9c9", "best": "#d1662f", "floor": "#444444"}
+COLORS = {OURS: "#1f6fb4", "peers": "#c9c9c9", "best": "#d1662f", "roofline": "#444444"}
 SUMMED = "geometric mean"
 
 
 def report(files: Sequence[Path], document: Path) -> None:
-    """Write the tables of results between the marks of a document, and the pictures beside it.
+    """Write the tables of results between the marks of the documents, and the pictures.
 
     Args:
         files: what `run`, `overhead` and `accuracy` wrote.
-        document: Markdown with pairs of `<!-- table NAME -->` and `<!-- end -->`; NAME is the stem of a file. Accuracy
-            goes into accuracy.md beside it.
+        document: Markdown with pairs of `<!-- table NAME -->` and `<!-- end -->`; NAME is the stem of a file. It gets
+            the short table of each run that it has marks for, and the pictures go beside it. The full tables go into
+            dev/benchmarks.md, accuracy into accuracy.md beside it.
     """
+    full = document.parent / "dev" / "benchmarks.md"
     for file in files:
         content = json.loads(file.read_text(encoding="utf-8"))
-        parts = [_about(content)]
+        about = _about(content)
         if "accuracy" in content:
-            parts.append(accuracy.tables(content["accuracy"]))
-            fill(document.with_name("accuracy.md"), file.stem, "\n\n".join(parts))
-            continue
-        if "overhead" in content:
-            parts.append(_overhead(content["overhead"]))
+            fill(document.with_name("accuracy.md"), file.stem, [about, accuracy.tables(content["accuracy"])])
+        elif "overhead" in content:
+            fill(full, file.stem, [about, _overhead(content["overhead"])])
         elif file.stem == "growth":
-            parts += [_growth(content), "![A training step while one size grows](growth.png)"]
             _draw_growth(content, document.with_name("growth.png"))
+            fill(full, file.stem, [about, _growth(content), "![Training step while one size grows](../growth.png)"])
         else:
-            picture = f"![Times and memory over what cannot be avoided, and the roofline]({file.stem}.png)"
-            parts += [_summary(content), picture, _everyone(content)]
             _draw_bars(content, document.with_name(f"{file.stem}.png"))
-        fill(document, file.stem, "\n\n".join(parts))
+            picture = f"![Times and memory relative to the roofline](../{file.stem}.png)"
+            fill(full, file.stem, [about, _summary(content), picture, _everyone(content)])
+            if f"<!-- table {file.stem} -->" in document.read_text(encoding="utf-8"):
+                fill(document, file.stem, [about, _short(content)])
 
 
-def fill(document: Path, name: str, content: str) -> None:
+def fill(document: Path, name: str, parts: Sequence[str]) -> None:
     """Replace what stands between the marks of a name, or add them at the end."""
     text = document.read_text(encoding="utf-8")
-    body = f"<!-- table {name} -->\n\n{content}\n\n<!-- end -->"
+    body = "\n\n".join([f"<!-- table {name} -->", *parts, "<!-- end -->"])
     text, found = re.subn(rf"<!-- table {re.escape(name)} -->.*?<!-- end -->", lambda _: body, text, flags=re.S)
     if not found:
         text += f"\n{body}\n"
@@ -80,11 +81,40 @@ def _about(content: dict[str, Any]) -> str:
     return f"Measured {about['date'][:10]} at commit `{about['commit'][:10]}`: " + "; ".join(parts) + "."
 
 
+def _short(content: dict[str, Any]) -> str:
+    """Our times, and how many times as long the fastest other takes."""
+    lines = [
+        "| layer | forward, ms | fastest other / ours | training step, ms | fastest other / ours |",
+        "|---|---|---|---|---|",
+    ]
+    ratios: dict[str, list[float]] = {mode: [] for mode in MODES}
+    for row in content["rows"]:
+        ours = row["contenders"][OURS]
+        dtype = "" if row["dtype"] == "float32" else f", {row['dtype']}"
+        cells = [f"{row['workload'].replace(',', ', ')}, batch {row['batch']}{dtype}"]
+        if "skipped" in ours:
+            lines.append("| " + " | ".join([*cells, f"wrong: {ours['skipped']}", "", "", ""]) + " |")
+            continue
+        for mode in MODES:
+            cells.append(f"{ours[mode]['median_ms']:.2f}")
+            peer = best(row, mode)
+            if peer is None:
+                cells.append("none runs")
+            else:
+                ratios[mode].append(peer[1] / ours[mode]["median_ms"])
+                cells.append(f"{ratios[mode][-1]:.2f}x")
+        lines.append("| " + " | ".join(cells) + " |")
+    cells = [f"**{SUMMED}**"]
+    for mode in MODES:
+        cells += ["", f"**{geomean(ratios[mode]):.2f}x**" if ratios[mode] else ""]
+    return "\n".join([*lines, "| " + " | ".join(cells) + " |"])
+
+
 def _summary(content: dict[str, Any]) -> str:
     head = "| layer | batch | dtype |" + "".join(
-        f" {mode}, ms | floors | best peer, ms | faster |" for mode in ("forward", "step")
+        f" {mode}, ms | / roofline | best peer, ms | faster |" for mode in ("forward", "step")
     )
-    lines = [head + " memory of a step, MB: ours | best peer's | its results |"]
+    lines = [head + " memory of a step, MB | of the best peer's | of the results |"]
     lines.append("|---|---|---|" + "---|" * 8 + "---|---|---|")
     floors: dict[str, list[float]] = {mode: [] for mode in MODES}
     ratios: dict[str, list[float]] = {mode: [] for mode in MODES}
@@ -153,9 +183,9 @@ def _overhead(found: dict[str, float]) -> str:
         "step_us": "its training step",
         "conv2d_step_us": "that of F.conv2d",
         "unfold_bmm_step_us": "that of F.unfold + bmm",
-        "lookup_us": "on a GPU: finding the tile of a layer that ran before",
-        "launch_us": "on a GPU: the host's part of a launch, up to the driver",
-        "triton_launch_us": "the same, were each launch left to Triton",
+        "lookup_us": "for a GPU: finding the tile of a layer that ran before",
+        "launch_us": "for a GPU: the host's part of a launch, up to the driver",
+        "triton_launch_us": "the same, with each launch left to Triton",
     }
     for key, what in names.items():
         if key in found:
@@ -227,7 +257,7 @@ def _finish(figure: Any, file: Path) -> None:
 
 
 def _draw_bars(content: dict[str, Any], file: Path) -> None:
-    """Times of everyone over the floor, one dot a contender; the roofline; memory of a step."""
+    """Times of everyone over the roofline time, one dot a contender; the roofline; memory of a step."""
     rows = [row for row in content["rows"] if "skipped" not in row["contenders"][OURS]]
     labels = [f"{row['workload']} b{row['batch']}" for row in rows]
     figure, axes = _plot().subplots(1, 4, figsize=(19, 1.6 + 0.42 * len(rows)), width_ratios=[3, 3, 3, 2])
@@ -242,8 +272,8 @@ def _draw_bars(content: dict[str, Any], file: Path) -> None:
                 axis.scatter(min(others), y, color=COLORS["best"], s=34, label="best peer" if y == 0 else None)
             mine = row["contenders"][OURS][mode]["median_ms"] / floor
             axis.scatter(mine, y, color=COLORS[OURS], s=46, marker="D", label=OURS if y == 0 else None)
-        axis.axvline(1, color=COLORS["floor"], lw=1, ls="--")
-        axis.set(xscale="log", xlabel="times the floor", title=mode)
+        axis.axvline(1, color=COLORS["roofline"], lw=1, ls="--")
+        axis.set(xscale="log", xlabel="time / roofline time", title=mode)
         axis.set_yticks(range(len(rows)), labels if axis is axes[0] else [""] * len(rows))
         axis.invert_yaxis()
     axes[0].legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1.06), ncols=3)
@@ -254,7 +284,7 @@ def _draw_bars(content: dict[str, Any], file: Path) -> None:
         axes[3].scatter(others, [y] * len(others), color=COLORS["peers"], s=28)
         if OURS in found:
             axes[3].scatter(found[OURS] / row["results_bytes"], y, color=COLORS[OURS], s=46, marker="D")
-    axes[3].axvline(1, color=COLORS["floor"], lw=1, ls="--")
+    axes[3].axvline(1, color=COLORS["roofline"], lw=1, ls="--")
     axes[3].set(xlim=0, xlabel="memory of a step / its results", title="memory")
     axes[3].set_yticks(range(len(rows)), [""] * len(rows))
     axes[3].invert_yaxis()
@@ -277,7 +307,7 @@ def _draw_roofline(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
             axis.scatter(intensity, task.flops / milliseconds / 1e6, color=COLORS[name], marker=marker, s=36)
     low, high = min(intensities) / 2, max([*intensities, peak / band]) * 2
     points = [low, peak / band, high]
-    axis.plot(points, [min(peak, band * p) / 1e9 for p in points], color=COLORS["floor"], lw=1.4)
+    axis.plot(points, [min(peak, band * p) / 1e9 for p in points], color=COLORS["roofline"], lw=1.4)
     axis.set(xscale="log", yscale="log", xlabel="FLOP a byte", ylabel="GFLOP/s", title="forward under the roofline")
 
 
@@ -288,7 +318,7 @@ def _draw_growth(content: dict[str, Any], file: Path) -> None:
         for n, (name, modes) in enumerate(contenders.items()):
             color = COLORS[OURS] if name == OURS else ["#d1662f", "#8f8f8f", "#5aa469", "#a58bc4"][(n - 1) % 4]
             axis.plot(*zip(*modes["step"], strict=True), marker="o", ms=4, color=color, label=name)
-        axis.set(xscale="log", yscale="log", xlabel=sweep, title=f"a training step, growing {sweep}")
+        axis.set(xscale="log", yscale="log", xlabel=sweep, title=f"training step, growing {sweep}")
     figure.axes[0].set_ylabel("ms")
     figure.axes[0].legend(frameon=False, fontsize=8)
     _finish(figure, file)

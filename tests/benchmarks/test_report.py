@@ -48,7 +48,15 @@ def row(workload, batch, **contenders):
 def document(tmp_path):
     path = tmp_path / "performance.md"
     path.write_text("before\n<!-- table cpu -->\nold\n<!-- end -->\nafter\n")
+    full = tmp_path / "dev" / "benchmarks.md"
+    full.parent.mkdir()
+    full.write_text("full tables\n")
     return path
+
+
+@pytest.fixture
+def full(document):
+    return document.parent / "dev" / "benchmarks.md"
 
 
 def write(path, rows, **extra):
@@ -56,7 +64,7 @@ def write(path, rows, **extra):
     return path
 
 
-def test_the_table_of_a_run(tmp_path, document):
+def test_the_table_of_a_run(tmp_path, document, full):
     rows = [
         row("lrlc_l1", 64, lc_triton=times(2.0, 9.0), F_unfold=times(4.0, 36.0, 40_000_000), slow=times(5.0, 50.0)),
         row(
@@ -68,6 +76,12 @@ def test_the_table_of_a_run(tmp_path, document):
     assert text.startswith("before\n")
     assert text.endswith("<!-- end -->\nafter\n")
     assert "\nold\n" not in text
+    assert "| lrlc_l1, batch 64 | 2.00 | 2.00x | 9.00 | 4.00x |\n" in text
+    assert "| 9x9x4, k3, f4, batch 2 | 8.00 | 1.00x | 12.00 | 1.00x |\n" in text
+    assert "| **geometric mean** |  | **1.41x** |  | **2.00x** |\n" in text
+    assert "at commit `0123456789`: cpu, torch 2.13" in text
+    text = full.read_text()
+    assert text.startswith("full tables\n")
     assert "| lrlc_l1 | 64 | float32 | 2.00 | 2.0 | 4.00 (F unfold) | 2.00x | 9.00 | 3.0 | 36.00 (F unfold) |" in text
     assert "| 4.00x | 10 | 40 | 2 |" in text
     assert "| **geometric mean** |  |  |  | **4.00** |  | **1.41x** |  | **3.46** |  | **2.00x** |  |  |  |" in text
@@ -75,24 +89,42 @@ def test_the_table_of_a_run(tmp_path, document):
     assert "[1] takes no groups." in text
     assert "at commit `0123456789`: cpu, torch 2.13" in text
     assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")
+    before = document.read_text()
     report([tmp_path / "cpu.json"], document)
-    assert document.read_text() == text
+    assert document.read_text() == before
+    assert full.read_text() == text
 
 
-def test_a_wrong_row_has_no_times(tmp_path, document):
+def test_a_run_without_marks_goes_into_the_full_tables_alone(tmp_path, document, full):
+    before = document.read_text()
+    report([write(tmp_path / "cuda.json", [row("lrlc_l1", 64, lc_triton=times(2.0, 9.0))])], document)
+    assert document.read_text() == before
+    assert "<!-- table cuda -->" in full.read_text()
+    assert "](../cuda.png)" in full.read_text()
+    assert (tmp_path / "cuda.png").exists()
+
+
+def test_a_dtype_that_is_not_float32_is_named(tmp_path, document):
+    rows = [row("lrlc_l1", 64, lc_triton=times(2.0, 9.0)) | {"dtype": "bfloat16"}]
+    report([write(tmp_path / "cpu.json", rows)], document)
+    assert "| lrlc_l1, batch 64, bfloat16 | 2.00 | none runs | 9.00 | none runs |" in document.read_text()
+
+
+def test_a_wrong_row_has_no_times(tmp_path, document, full):
     rows = [row("lrlc_l1", 64, lc_triton=times(2.0, 9.0)), row("lrlc_l2", 1, lc_triton={"skipped": "y is off by 1"})]
     report([write(tmp_path / "cpu.json", rows)], document)
-    assert "| lrlc_l2 | 1 | float32 | wrong: y is off by 1 |" in document.read_text()
+    assert "| lrlc_l2, batch 1 | wrong: y is off by 1 |  |  |  |" in document.read_text()
+    assert "| lrlc_l2 | 1 | float32 | wrong: y is off by 1 |" in full.read_text()
     assert (
         "| lrlc_l1 | 64 | float32 | 2.00 | 2.0 | none runs |  | 9.00 | 3.0 | none runs |  | 10 |  | 2 |"
-        in document.read_text()
+        in full.read_text()
     )
 
 
-def test_growth(tmp_path, document):
+def test_growth(tmp_path, document, full):
     rows = [row(*pair, lc_triton=times(0.5 * n, 2.0 * n * n)) for n, pair in GROWTH["batch"].items()]
     report([write(tmp_path / "growth.json", rows)], document)
-    assert "| batch | 1, 4096 | lc_triton | 0.50 to 2048.0 | 1.00 | 2.00 to 33554432.0 | 2.00 |" in document.read_text()
+    assert "| batch | 1, 4096 | lc_triton | 0.50 to 2048.0 | 1.00 | 2.00 to 33554432.0 | 2.00 |" in full.read_text()
     assert (tmp_path / "growth.png").exists()
 
 
@@ -108,7 +140,7 @@ def test_suites():
     assert len(set(suite("published"))) == len(suite("published")) > 40
 
 
-def test_what_a_call_costs(tmp_path, document, monkeypatch, capsys):
+def test_what_a_call_costs(tmp_path, document, full, monkeypatch, capsys):
     monkeypatch.setattr(overhead, "PROCESSES", 1)
     out = tmp_path / "overhead.json"
     monkeypatch.setattr(sys, "argv", ["benchmarks", "overhead", "--out", str(out)])
@@ -116,7 +148,7 @@ def test_what_a_call_costs(tmp_path, document, monkeypatch, capsys):
     found = json.loads(out.read_text())["overhead"]
     assert all(value > 0 for value in found.values())
     report([out], document)
-    assert f"| its training step | {found['step_us']:.3g} us |" in document.read_text()
+    assert f"| its training step | {found['step_us']:.3g} us |" in full.read_text()
 
 
 def test_a_state_against_itself(monkeypatch, capsys):
@@ -161,9 +193,26 @@ def test_a_state_that_is_none(monkeypatch, capsys):
 
 def test_the_documents_regimes_are_todays_model():
     """`python -m benchmarks regimes` writes them."""
-    text = (Path(__file__).parents[2] / "docs" / "performance.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "dev" / "gpu-model.md").read_text()
     assert regimes.table() in text
     for line in regimes.table().splitlines()[4:]:
         *_, predicted, unavoidable, bound = (cell.strip() for cell in line.strip("| ").split("|"))
         assert float(predicted) >= float(unavoidable) > 0 or float(unavoidable) < 0.1
         assert bound in ("memory", "L2", "arithmetic", "latency")
+
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_documents_tables_are_todays_data(tmp_path):
+    """`python -m benchmarks report benchmarks/results/*.json` writes nothing new into them."""
+    (tmp_path / "dev").mkdir()
+    for name in ("performance.md", "dev/benchmarks.md"):
+        (tmp_path / name).write_text((DOCS / name).read_text())
+    results = DOCS.parent / "benchmarks" / "results"
+    report(
+        [results / f"{stem}.json" for stem in ("cpu", "cpu_avx2", "growth", "overhead")], tmp_path / "performance.md"
+    )
+    for name in ("performance.md", "dev/benchmarks.md"):
+        assert (tmp_path / name).read_text() == (DOCS / name).read_text()
+        assert "<!-- table cpu -->" in (DOCS / name).read_text()
