@@ -4,10 +4,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Bytes of the two files that decide what is installed: another pin or dependency builds the environment anew.
 STAMP := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+DOCS := $(subst installed,docs,$(STAMP))
 # One thread a worker: the workers are as many as the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: help demo test fuzz bench gate lint types setup clean
+.PHONY: help demo test fuzz bench gate lint types docs setup clean
 
 help:
 	@echo "make demo    train a locally connected network on handwritten digits"
@@ -15,6 +16,7 @@ help:
 	@echo "make fuzz    5,000 random calls and constructors against the definition; make test takes 200"
 	@echo "make bench   lc_triton beside its peers, here and on a GPU where there is one, the tables and pictures of docs/performance.md; takes long"
 	@echo "make gate    static figures of every kernel, before a change of kernels or tiles lands"
+	@echo "make docs    the documentation as a site, in site/; runs the notebook of examples/"
 	@echo "make lint    style;  make types   mypy --strict;  make clean   remove .venv"
 
 demo: setup
@@ -54,6 +56,11 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
+# The site, built strictly: a link that leads nowhere is an error. The notebook is run and becomes a page.
+docs: $(DOCS)
+	$(BIN)/jupyter nbconvert --to markdown --execute --output-dir docs/notebooks examples/first_layer.ipynb
+	$(BIN)/mkdocs build --strict
+
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -64,5 +71,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@rm -f .venv/.installed-*
 	@touch $@
 
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	@rm -f .venv/.docs-*
+	@touch $@
+
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv build dist site docs/notebooks

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import lc_triton
+import lc_triton.keras
+import lc_triton.parallel
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -100,3 +102,29 @@ def test_the_nightly_fuzz_runs_both_processes():
     recipe = dry("fuzz")
     assert re.search(r"LC_TRITON_FUZZ=nightly OMP.* tests/fuzz", recipe)
     assert re.search(r"LC_TRITON_FUZZ=nightly TRITON_INTERPRET=1 .* tests/interpreter/test_fuzz.py", recipe)
+
+
+def public_names():
+    """Every name that docs/api explains: of the package, and of its public modules."""
+    modules = {"lc_triton": lc_triton, "lc_triton.keras": lc_triton.keras, "lc_triton.parallel": lc_triton.parallel}
+    names = {f"{path}.{name}" for path, module in modules.items() for name in module.__all__}
+    names |= {f"lc_triton.keras.layers.LocallyConnected{n}D" for n in (1, 2, 3)}  # importing them needs an extra
+    return names - {"lc_triton.__version__"}
+
+
+def test_every_public_name_is_on_one_api_page():
+    pages = (ROOT / "docs" / "api").glob("*.md")
+    found = [name for page in pages for name in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)]
+    assert len(found) == len(set(found))
+    assert set(found) - public_names() == {"lc_triton.layers.init", "lc_triton.errors"}  # all of these modules
+    assert public_names() <= set(found)
+
+
+def test_every_page_is_in_the_navigation():
+    """`make docs` says the same of the built site; here it is known without mkdocs."""
+    navigation = (ROOT / "mkdocs.yml").read_text().partition("nav:\n")[2]
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    above = set(re.findall(r'"(\w+\.md)",$', (ROOT / "docs/_site/pages.py").read_text(), re.MULTILINE))
+    assert len(above) == 5
+    built = {page for page in pages if not page.startswith("notebooks/")} | above | {"notebooks/first_layer.md"}
+    assert set(re.findall(r": (\S+\.md)$", navigation, re.MULTILINE)) == built

@@ -50,11 +50,11 @@ def test_activation_checkpointing(kind, reentrant):
 
 
 def recipes():
-    """What docs/pytorch.md defines for norms and pruning."""
-    text = (Path(__file__).parents[1] / "docs" / "pytorch.md").read_text()
+    """What docs/initialisation.md defines for norms and pruning."""
+    text = (Path(__file__).parents[1] / "docs" / "initialisation.md").read_text()
     (block,) = (b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class FilterNorm" in b)
     names = {"torch": torch, "nn": nn, "lc_triton": lc_triton}
-    exec(compile(block, "docs/pytorch.md", "exec"), names)
+    exec(compile(block, "docs/initialisation.md", "exec"), names)
     return names
 
 

@@ -269,8 +269,7 @@ def _stack(initializer: Any, shape: tuple[int, ...], dtype: Any) -> Any:
 class LocallyConnected1D(_LocallyConnectedNd):
     """Keras 2's locally connected layer for sequences as a layer of Keras 3.
 
-    Args:
-        filters, kernel_size, ..., fan_mode, **kwargs: as those of `LocallyConnected2D`; padding may be "causal" too.
+    The arguments are those of `LocallyConnected2D`; padding may be "causal" too.
 
     Shapes:
         channels_last `(batch, steps, C)` to `(batch, new_steps, F)`;
@@ -305,10 +304,14 @@ class LocallyConnected2D(_LocallyConnectedNd):
         data_format: "channels_last" or "channels_first"; None means `keras.config.image_data_format()`.
         activation: what `keras.activations.get` takes, with Keras 3's meaning; most run inside the kernels.
         use_bias: whether every position and filter has a bias.
-        kernel_initializer, bias_initializer: what `keras.initializers.get` takes; see fan_mode.
-        kernel_regularizer, bias_regularizer, activity_regularizer: what `keras.regularizers.get` takes.
-        kernel_constraint, bias_constraint: what `keras.constraints.get` takes. A norm by its name alone is that of each
-            filter, axis 1 of the kernel; an object keeps its axis, which is 0, the position, unless it is given one.
+        kernel_initializer: what `keras.initializers.get` takes; see fan_mode.
+        bias_initializer: likewise.
+        kernel_regularizer: what `keras.regularizers.get` takes.
+        bias_regularizer: likewise.
+        activity_regularizer: likewise, for the output.
+        kernel_constraint: what `keras.constraints.get` takes. A norm by its name alone is that of each filter, axis 1
+            of the kernel; an object keeps its axis, which is 0, the position, unless it is given one.
+        bias_constraint: what `keras.constraints.get` takes.
         implementation: 1, 2 or 3, as in Keras 2; all compute the same here.
         dilation_rate: sites between the taps of a window.
         groups: blocks the channels and filters are split into.
@@ -345,8 +348,7 @@ class LocallyConnected2D(_LocallyConnectedNd):
 class LocallyConnected3D(_LocallyConnectedNd):
     """A locally connected layer for volumes, as Keras 2's for images, as a layer of Keras 3.
 
-    Args:
-        filters, kernel_size, ..., fan_mode, **kwargs: as those of `LocallyConnected2D`.
+    The arguments are those of `LocallyConnected2D`.
 
     Shapes:
         channels_last `(batch, depth, rows, cols, C)` to `(batch, new_depth, new_rows, new_cols, F)`;

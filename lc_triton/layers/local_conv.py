@@ -212,8 +212,9 @@ class LazyLocalConv1d(LazyConvolution, LocalConv1d):
     Args:
         out_channels: F, filters at every position.
         kernel_size: window size in sites.
-        *args, **kwargs: what follows in `LocalConv1d`: stride, padding, dilation, groups, bias, padding_mode,
+        *args: what follows in `LocalConv1d`: stride, padding, dilation, groups, bias, padding_mode,
             activation, device, dtype.
+        **kwargs: the same by name.
 
     Raises:
         LocalConvError: as `LocalConv1d`, for what the arguments alone show at once, for the rest at the first call.
@@ -236,8 +237,9 @@ class LazyLocalConv2d(LazyConvolution, LocalConv2d):
     Args:
         out_channels: F, filters at every position.
         kernel_size: window size in sites.
-        *args, **kwargs: what follows in `LocalConv2d`: stride, padding, dilation, groups, bias, padding_mode,
+        *args: what follows in `LocalConv2d`: stride, padding, dilation, groups, bias, padding_mode,
             activation, device, dtype.
+        **kwargs: the same by name.
 
     Raises:
         LocalConvError: as `LocalConv2d`, for what the arguments alone show at once, for the rest at the first call.
@@ -260,8 +262,9 @@ class LazyLocalConv3d(LazyConvolution, LocalConv3d):
     Args:
         out_channels: F, filters at every position.
         kernel_size: window size in sites.
-        *args, **kwargs: what follows in `LocalConv3d`: stride, padding, dilation, groups, bias, padding_mode,
+        *args: what follows in `LocalConv3d`: stride, padding, dilation, groups, bias, padding_mode,
             activation, device, dtype.
+        **kwargs: the same by name.
 
     Raises:
         LocalConvError: as `LocalConv3d`, for what the arguments alone show at once, for the rest at the first call.

@@ -222,8 +222,9 @@ class LazyLocalConvTranspose1d(LazyConvolution, LocalConvTranspose1d):
     Args:
         out_channels: channels of the output.
         kernel_size: window size in sites.
-        *args, **kwargs: what follows in `LocalConvTranspose1d`: stride, padding, output_padding, groups, bias,
+        *args: what follows in `LocalConvTranspose1d`: stride, padding, output_padding, groups, bias,
             dilation, activation, device, dtype.
+        **kwargs: the same by name.
 
     Raises:
         LocalConvError: as `LocalConvTranspose1d`, for what the arguments alone show at once, for the rest at the
@@ -247,8 +248,9 @@ class LazyLocalConvTranspose2d(LazyConvolution, LocalConvTranspose2d):
     Args:
         out_channels: channels of the output.
         kernel_size: window size in sites.
-        *args, **kwargs: what follows in `LocalConvTranspose2d`: stride, padding, output_padding, groups, bias,
+        *args: what follows in `LocalConvTranspose2d`: stride, padding, output_padding, groups, bias,
             dilation, activation, device, dtype.
+        **kwargs: the same by name.
 
     Raises:
         LocalConvError: as `LocalConvTranspose2d`, for what the arguments alone show at once, for the rest at the
@@ -272,8 +274,9 @@ class LazyLocalConvTranspose3d(LazyConvolution, LocalConvTranspose3d):
     Args:
         out_channels: channels of the output.
         kernel_size: window size in sites.
-        *args, **kwargs: what follows in `LocalConvTranspose3d`: stride, padding, output_padding, groups, bias,
+        *args: what follows in `LocalConvTranspose3d`: stride, padding, output_padding, groups, bias,
             dilation, activation, device, dtype.
+        **kwargs: the same by name.
 
     Raises:
         LocalConvError: as `LocalConvTranspose3d`, for what the arguments alone show at once, for the rest at the

@@ -463,13 +463,16 @@ class LocallyConnected1D(_LocallyConnectedNd):
         data_format: None or "channels_last", or "channels_first".
         activation: None, one of Keras's names with Keras 2's constants, a (name, constant) pair or a callable.
         use_bias: whether every position and filter has a bias.
-        kernel_initializer, bias_initializer: a name, a configuration or a callable `(shape, dtype)`; the fans are those
-            of one position (Keras's own: `{"class_name": "GlorotUniform", "config": {"fan_mode": "keras"}}`).
-        kernel_regularizer, bias_regularizer, activity_regularizer: None, a name, a configuration or a callable; what
-            they ask for is in `lc_triton.regularization_loss(model)`, to be added to the loss.
-        kernel_constraint, bias_constraint: None, a name, a configuration or a callable;
-            `lc_triton.apply_constraints(model)` projects, `lc_triton.attach_constraints(model, optimizer)` after each
-            step.
+        kernel_initializer: a name, a configuration or a callable `(shape, dtype)`. The fans are those of one position;
+            `{"class_name": "GlorotUniform", "config": {"fan_mode": "keras"}}` has Keras's own.
+        bias_initializer: as kernel_initializer.
+        kernel_regularizer: None, a name, a configuration or a callable. `lc_triton.regularization_loss(model)` is the
+            sum of all penalties; add it to the loss.
+        bias_regularizer: as kernel_regularizer.
+        activity_regularizer: as kernel_regularizer, of the output.
+        kernel_constraint: None, a name, a configuration or a callable. `lc_triton.apply_constraints(model)` projects
+            the weights once, `lc_triton.attach_constraints(model, optimizer)` after each step.
+        bias_constraint: as kernel_constraint.
         implementation: 1, 2 or 3: the layout of the kernel in `get_weights` and `set_weights`, and so what an `axis` or
             `fan_mode="keras"` counts. All compute and store the same.
         dilation_rate: sites between the taps of a window.
@@ -515,13 +518,16 @@ class LocallyConnected2D(_LocallyConnectedNd):
         data_format: None or "channels_last", or "channels_first".
         activation: None, one of Keras's names with Keras 2's constants, a (name, constant) pair or a callable.
         use_bias: whether every position and filter has a bias.
-        kernel_initializer, bias_initializer: a name, a configuration or a callable `(shape, dtype)`; the fans are those
-            of one position (Keras's own: `{"class_name": "GlorotUniform", "config": {"fan_mode": "keras"}}`).
-        kernel_regularizer, bias_regularizer, activity_regularizer: None, a name, a configuration or a callable; what
-            they ask for is in `lc_triton.regularization_loss(model)`, to be added to the loss.
-        kernel_constraint, bias_constraint: None, a name, a configuration or a callable;
-            `lc_triton.apply_constraints(model)` projects, `lc_triton.attach_constraints(model, optimizer)` after each
-            step.
+        kernel_initializer: a name, a configuration or a callable `(shape, dtype)`. The fans are those of one position;
+            `{"class_name": "GlorotUniform", "config": {"fan_mode": "keras"}}` has Keras's own.
+        bias_initializer: as kernel_initializer.
+        kernel_regularizer: None, a name, a configuration or a callable. `lc_triton.regularization_loss(model)` is the
+            sum of all penalties; add it to the loss.
+        bias_regularizer: as kernel_regularizer.
+        activity_regularizer: as kernel_regularizer, of the output.
+        kernel_constraint: None, a name, a configuration or a callable. `lc_triton.apply_constraints(model)` projects
+            the weights once, `lc_triton.attach_constraints(model, optimizer)` after each step.
+        bias_constraint: as kernel_constraint.
         implementation: 1, 2 or 3: the layout of the kernel in `get_weights` and `set_weights`, and so what an `axis` or
             `fan_mode="keras"` counts. All compute and store the same.
         dilation_rate: sites between the taps of a window.
@@ -567,13 +573,16 @@ class LocallyConnected3D(_LocallyConnectedNd):
         data_format: None or "channels_last", or "channels_first".
         activation: None, one of Keras's names with Keras 2's constants, a (name, constant) pair or a callable.
         use_bias: whether every position and filter has a bias.
-        kernel_initializer, bias_initializer: a name, a configuration or a callable `(shape, dtype)`; the fans are those
-            of one position (Keras's own: `{"class_name": "GlorotUniform", "config": {"fan_mode": "keras"}}`).
-        kernel_regularizer, bias_regularizer, activity_regularizer: None, a name, a configuration or a callable; what
-            they ask for is in `lc_triton.regularization_loss(model)`, to be added to the loss.
-        kernel_constraint, bias_constraint: None, a name, a configuration or a callable;
-            `lc_triton.apply_constraints(model)` projects, `lc_triton.attach_constraints(model, optimizer)` after each
-            step.
+        kernel_initializer: a name, a configuration or a callable `(shape, dtype)`. The fans are those of one position;
+            `{"class_name": "GlorotUniform", "config": {"fan_mode": "keras"}}` has Keras's own.
+        bias_initializer: as kernel_initializer.
+        kernel_regularizer: None, a name, a configuration or a callable. `lc_triton.regularization_loss(model)` is the
+            sum of all penalties; add it to the loss.
+        bias_regularizer: as kernel_regularizer.
+        activity_regularizer: as kernel_regularizer, of the output.
+        kernel_constraint: None, a name, a configuration or a callable. `lc_triton.apply_constraints(model)` projects
+            the weights once, `lc_triton.attach_constraints(model, optimizer)` after each step.
+        bias_constraint: as kernel_constraint.
         implementation: 1, 2 or 3: the layout of the kernel in `get_weights` and `set_weights`, and so what an `axis` or
             `fan_mode="keras"` counts. All compute and store the same.
         dilation_rate: sites between the taps of a window.

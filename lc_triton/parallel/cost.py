@@ -19,7 +19,8 @@ class Cost:
         weights: of weight and position bias, their gradients and the optimizer's state.
         transient: of a whole weight that is there for the time of a pass only.
         activations: of input and output.
-        sent_forward, sent_backward: what goes to other ranks.
+        sent_forward: what goes to other ranks in the forward.
+        sent_backward: what goes to other ranks in the backward.
     """
 
     weights: int
