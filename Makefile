@@ -2,8 +2,10 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# What is installed besides the bounds of pyproject.toml; .github/constraints has the oldest and the newest versions.
+CONSTRAINTS ?= constraints.txt
 # Bytes of the two files that decide what is installed: another pin or dependency builds the environment anew.
-STAMP := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+STAMP := .venv/.installed-$(shell cat pyproject.toml $(CONSTRAINTS) | cksum | cut -d' ' -f1)
 DOCS := $(subst installed,docs,$(STAMP))
 # One thread a worker: the workers are as many as the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
@@ -63,16 +65,16 @@ docs: $(DOCS)
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 14) else "lc-triton needs Python 3.10 to 3.13, but $(PYTHON) is %d.%d: call make PYTHON=/path/to/python3.12" % v[:2])'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[all]"
 	@rm -f .venv/.installed-*
 	@touch $@
 
 $(DOCS): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[docs]"
 	@rm -f .venv/.docs-*
 	@touch $@
 

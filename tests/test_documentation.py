@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 import subprocess
@@ -69,8 +70,8 @@ def test_links_lead_somewhere(path):
         assert target.startswith("https://") or (path.parent / target).exists(), target
 
 
-def dry(target):
-    done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False)
+def dry(*arguments):
+    done = subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -82,13 +83,43 @@ def test_the_two_commands_of_the_readme():
         assert does in dry(target)
     ci = (ROOT / ".ci" / "run").read_text()
     assert [line for line in ci.splitlines() if line.startswith("make")] == ["make lint", "make types", "make test"]
-    hooks = re.findall(r"entry: (make \w+)", (ROOT / ".pre-commit-config.yaml").read_text())
-    assert hooks == ["make lint", "make types"]
+
+
+def test_hooks_check_what_changed_with_the_pinned_tools():
+    text = (ROOT / ".pre-commit-config.yaml").read_text()
+    lint = dry("lint") + dry("types")
+    hooks = [hook.removesuffix(" --force-exclude") for hook in re.findall(r"entry: (.venv/bin/[^#\n]*\S)", text)]
+    assert hooks == [".venv/bin/ruff check", ".venv/bin/ruff format --check", ".venv/bin/mypy"]
+    assert all(hook in lint for hook in hooks)
+
+
+WORKFLOW = (ROOT / ".github/workflows/tests.yml").read_text()
+
+
+def test_the_workflow_calls_targets_that_exist():
+    targets = {t for line in re.findall(r"run: make ([\w ]+)", WORKFLOW) for t in line.split()} - {"CONSTRAINTS"}
+    assert targets == {"lint", "types", "test", "docs"}
+    for target in targets:
+        assert dry(target)
+
+
+def test_the_workflow_tests_the_bounds():
+    """All versions of Python, and the oldest torch and triton, that pyproject.toml allows."""
+    project = (ROOT / "pyproject.toml").read_text()
+    versions = re.findall(r'Python :: (3\.\d+)"', project)
+    assert f"python: {json.dumps(versions)}" in WORKFLOW
+    oldest = (ROOT / ".github/constraints/oldest.txt").read_text()
+    for package in ("torch", "triton"):
+        (bound,) = re.findall(rf'^    "{package}>=([\d.]+)', project, re.MULTILINE)
+        assert f"\n{package}=={bound}.0\n" in oldest
+    recipe = dry("test", "CONSTRAINTS=.github/constraints/oldest.txt", "--always-make")
+    assert "-c .github/constraints/oldest.txt torch" in recipe
 
 
 def test_set_up_installs_torch_by_the_pinned_file_first():
     recipe = (ROOT / "Makefile").read_text()
-    first, second = (recipe.index(s) for s in ("constraints.txt torch\n", '-c constraints.txt -e ".[all]"'))
+    first, second = (recipe.index(s) for s in ("-c $(CONSTRAINTS) torch\n", '-c $(CONSTRAINTS) -e ".[all]"'))
+    assert "CONSTRAINTS ?= constraints.txt\n" in recipe
     assert first < second
 
 
