@@ -61,7 +61,7 @@ types: setup
 # The site, built strictly: a link that leads nowhere is an error. The notebook is run and becomes a page.
 docs: $(DOCS)
 	$(BIN)/jupyter nbconvert --to markdown --execute --output-dir docs/notebooks examples/first_layer.ipynb
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 setup: $(STAMP)
 
