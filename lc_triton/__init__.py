@@ -1,21 +1,21 @@
-"""Locally connected layers (convolutions whose every output position has filters of its own) for PyTorch.
+"""Locally connected layers for PyTorch: convolutions in which every output position has filters of its own.
 
 Layers in torch's convention, weights `(*out_spatial, *kernel_size, in_channels // groups, out_channels)`:
     LocalConv1d, LocalConv2d, LocalConv3d                             as nn.Conv1d, 2d, 3d
     LocalConvTranspose1d, LocalConvTranspose2d, LocalConvTranspose3d  their adjoints, as nn.ConvTranspose1d, 2d, 3d
-    LazyLocalConv1d, ..., LazyLocalConvTranspose3d                    sizes are those of the first input
+    LazyLocalConv1d, ..., LazyLocalConvTranspose3d                    the same, with sizes taken from the first input
 
 Layers with the arguments of Keras 2:
     LocallyConnected1D, LocallyConnected2D, LocallyConnected3D
-    regularization_loss, apply_constraints, attach_constraints        what Keras does with them in a training loop
+    regularization_loss, apply_constraints, attach_constraints        penalties and constraints in a training loop
 
 The operator itself, a function of tensors:
     local_conv, local_conv_transpose
 
 Around them:
-    init              torch.nn.init for these weights: each position as torch initialises a convolution
-    convert_convs     swaps convolutions of a model for layers that compute the same
-    decompositions    for programs that run where this library is not: AOTInductor packages, ONNX
+    init              torch.nn.init for these weights, at each position
+    convert_convs     replaces convolutions of a model by layers that compute the same
+    decompositions    for exported programs that run without this library: AOTInductor packages, ONNX
     backend           chooses the implementation by hand
     tuning            measures tiles at the first call of a layer on a GPU, instead of predicting them
     LocalConvError    the base of all errors; each is a ValueError or a TypeError as well
@@ -26,7 +26,7 @@ Example:
     >>> layer(torch.randn(2, 3, 6, 6)).shape
     torch.Size([2, 8, 6, 6])
 
-`help` on each name tells its arguments, shapes and errors; README.md and docs/ tell the rest.
+`help` of each name has its arguments, shapes and errors; README.md and docs/ have the guides.
 """
 
 from lc_triton import _command  # noqa: F401  first: torch is imported below, and Ctrl-C may come meanwhile

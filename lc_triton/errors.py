@@ -1,4 +1,4 @@
-"""Every error lc_triton raises on purpose: one small class a kind, the message's template in the class."""
+"""The errors that lc_triton raises on purpose: one small class for each kind, with the template of its message."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ MOST_SHOWN = 8  # numbers of an array in a message
 
 
 class _Formatter(string.Formatter):
-    """Shows arrays by their shape, but for a few numbers in a row, and only the beginning of what is long."""
+    """Formats values for messages: long arrays by shape and dtype, long texts cut."""
 
     def convert_field(self, value: Any, conversion: Any) -> Any:
         if conversion != "r":
@@ -68,7 +68,7 @@ _format = _Formatter().format
 
 
 class LocalConvError(Exception):
-    """Base of all errors raised by lc_triton; `fields` holds the values the message was made of."""
+    """Base of all errors that lc_triton raises on purpose; `fields` has the values in the message."""
 
     template: ClassVar[str] = "{message}"
 
@@ -88,7 +88,7 @@ def first_line(error: BaseException) -> str:
 
 
 class ArgumentTypeError(LocalConvError, TypeError):
-    """An argument of a type that cannot be meant (a bool or a float for an integer, say)."""
+    """An argument of a wrong type, such as a bool or a float for an integer."""
 
     template = "{name} must be {allowed}, got {value!r} of type {value.__class__.__name__}"
 
@@ -100,13 +100,13 @@ class ArgumentValueError(LocalConvError, ValueError):
 
 
 class AttributeChangeError(LocalConvError, ValueError):
-    """An attribute of a layer that cannot be set to a value, or not at all."""
+    """An attribute of a layer that cannot be set, or not to this value."""
 
     template = "{name} of {layer} cannot be set to {value!r}: {reason}"
 
 
 class ComputedParameterError(LocalConvError, ValueError):
-    """A weight or bias that something computes, so that what is written into it would be lost."""
+    """A weight or bias that a parametrization or pruning computes, so that a value written to it would be lost."""
 
     template = "{name} of {layer} cannot be written: {reason}"
 
@@ -118,13 +118,13 @@ class LengthError(LocalConvError, ValueError):
 
 
 class UnknownNameError(LocalConvError, ValueError):
-    """A name that stands for nothing; the message suggests the nearest one."""
+    """An unknown name; the message suggests the nearest known one."""
 
     template = "{name} {value!r} is not known{hint}; allowed: {allowed}"
 
     @classmethod
     def of(cls, name: str, value: object, allowed: Iterable[str]) -> UnknownNameError:
-        """The error for `value` given as `name` when only `allowed` names exist."""
+        """Make the error for a `value` of the argument `name` that is not one of `allowed`."""
         names = sorted(set(allowed))
         near = difflib.get_close_matches(str(value).lower(), names, n=1, cutoff=0.5)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -132,13 +132,13 @@ class UnknownNameError(LocalConvError, ValueError):
 
 
 class RankError(LocalConvError, ValueError):
-    """A tensor with a number of dimensions the operator has no meaning for."""
+    """A tensor with a wrong number of dimensions."""
 
     template = "{name} must have {allowed}, got shape {shape}"
 
 
 class ChannelError(LocalConvError, ValueError):
-    """Input whose channels differ from what the weight was made for."""
+    """An input whose number of channels is not the one that the weight was made for."""
 
     template = (
         "{name} has {got} channels but the weight is for {expected}; {name}.shape={shape} was read as {data_format}: "
@@ -147,7 +147,7 @@ class ChannelError(LocalConvError, ValueError):
 
 
 class SpatialSizeError(LocalConvError, ValueError):
-    """Input whose spatial size differs from the one the filters were made for."""
+    """An input whose spatial size is not the one that the filters were made for."""
 
     template = (
         "{name} has spatial size {got} but this layer's filters were made for {expected}: every position has filters "
@@ -156,7 +156,7 @@ class SpatialSizeError(LocalConvError, ValueError):
 
 
 class KernelTooLargeError(LocalConvError, ValueError):
-    """A window wider than the padded input, so that no output position exists."""
+    """A window larger than the padded input, so that there is no output position."""
 
     template = (
         "kernel_size {kernel} with dilation {dilation} spans {extent} in dimension {dim}, wider than the padded input "
@@ -171,7 +171,7 @@ class GroupsError(LocalConvError, ValueError):
 
 
 class TooManyNumbersError(LocalConvError, ValueError):
-    """Sizes that together make a tensor whose bytes 64 bits cannot count."""
+    """Sizes of a tensor whose number of bytes does not fit into 64 bits."""
 
     template = (
         "{name} would have {value:.3g} numbers, and at most {most:.3g} can be addressed: use smaller sizes or less "
@@ -180,13 +180,13 @@ class TooManyNumbersError(LocalConvError, ValueError):
 
 
 class PaddingError(LocalConvError, ValueError):
-    """Padding that is malformed, negative or impossible in combination with the other arguments."""
+    """Padding that is malformed, negative or impossible with the other arguments."""
 
     template = "padding={value!r} {reason}"
 
 
 class OutputSizeError(LocalConvError, ValueError):
-    """An output size of a transposed layer that its input and stride cannot give."""
+    """An output size that a transposed layer with this input and stride cannot have."""
 
     template = (
         "{name}={value!r} is not possible: with an input of {in_spatial}, kernel_size {kernel}, stride {stride}, "
@@ -195,7 +195,7 @@ class OutputSizeError(LocalConvError, ValueError):
 
 
 class WeightShapeError(LocalConvError, ValueError):
-    """A weight that no geometry of the given input and arguments explains."""
+    """A weight whose shape does not fit the input and the arguments."""
 
     template = (
         "weight.shape={shape} does not fit: for input size {in_spatial}, kernel {kernel}, stride {stride}, padding "
@@ -204,13 +204,13 @@ class WeightShapeError(LocalConvError, ValueError):
 
 
 class BiasShapeError(LocalConvError, ValueError):
-    """A bias of a shape that fits neither the positions nor the channels."""
+    """A bias whose shape fits neither the positions nor the channels."""
 
     template = "bias must have shape {position} (one a position) or {channel} (one a channel), got {shape}"
 
 
 class DtypeError(LocalConvError, TypeError):
-    """Tensors of a dtype, or of a mix of dtypes, the operator does not take."""
+    """Tensors of a dtype, or of a mix of dtypes, that the operator does not support."""
 
     template = "{name} has dtype {value}; {allowed}"
 
@@ -222,13 +222,13 @@ class DeviceMismatchError(LocalConvError, ValueError):
 
 
 class ParallelError(LocalConvError, ValueError):
-    """A layer, or an argument of one, that cannot be shared by ranks in the way asked for."""
+    """A layer, or an argument of one, that ranks cannot share in this way."""
 
     template = "{style} cannot be used: {reason}"
 
 
 class PartShapeError(LocalConvError, ValueError):
-    """A rank's part of an input that is not the part which this rank owns."""
+    """A part of an input that is not the one which this rank owns."""
 
     template = (
         "rank {rank} of {ranks} must be given {expected} of x (spatial size, channels), its part as torch.chunk splits "
@@ -243,7 +243,7 @@ class BackendError(LocalConvError, ValueError):
 
 
 class MiscompiledError(LocalConvError, RuntimeError):
-    """A kernel that the installed Triton compiles wrongly; it was not launched."""
+    """A kernel that the installed Triton miscompiles; it was not launched."""
 
     template = (
         "Triton {version} compiles {kernel} wrongly for {tile} (its PTX has {mark!r}), so it was not launched: install "
@@ -253,37 +253,37 @@ class MiscompiledError(LocalConvError, RuntimeError):
 
 
 class NotBuiltError(LocalConvError, ValueError):
-    """Weights asked of a layer that has not seen its input size yet."""
+    """A use of the weights of a layer that is not built yet."""
 
     template = "{name} is not built: {remedy}"
 
 
 class ScriptError(LocalConvError, TypeError):
-    """A layer given to a compiler of Python that cannot compile it."""
+    """A layer passed to `torch.jit.script`, which cannot compile it."""
 
     template = "{name} cannot be scripted: {reason}"
 
 
 class CheckpointError(LocalConvError, ValueError):
-    """A checkpoint file that cannot be read or belongs to something else; it is left as it is."""
+    """A checkpoint file that cannot be read or belongs to something else; it is not changed."""
 
     template = "checkpoint {path} cannot be used: {reason}; the file was left as it is"
 
 
 class ConfigFileError(LocalConvError, ValueError):
-    """A file of measured tiles that cannot be used; it is left as it is."""
+    """A file of measured tiles that cannot be used; it is not changed."""
 
     template = "configuration file {path} is not used: {reason}; it was left as it is"
 
 
 class ConversionError(LocalConvError, ValueError):
-    """A layer that has no equal counterpart."""
+    """A layer that cannot be converted, because it has no equal counterpart."""
 
     template = "{name} cannot be converted: {reason}"
 
 
 class KerasFileError(LocalConvError, ValueError):
-    """A file of Keras's that cannot be read, or whose weights do not fit; it is left as it is."""
+    """A Keras file that cannot be read, or whose weights do not fit; it is not changed."""
 
     template = "{path} cannot be used: {reason}; the file was left as it is"
 

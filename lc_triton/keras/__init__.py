@@ -1,16 +1,16 @@
-"""Keras: what its arguments mean, its saved models and weights, and its own layers in Keras 3.
+"""Keras: its arguments, its saved models and weights, and layers of Keras 3.
 
 Files, read and written without TensorFlow (the extra "keras"):
     load_model      a saved model as a torch module
     load_weights    a saved model's weights into modules of your own
-    save_model      a model that `load_model` read, to a file of torch's
+    save_model      a model that `load_model` read, to a file of PyTorch
     save_weights    a model's weights to a file that Keras loads
 
 Arguments, as names, configurations or objects:
     activations, constraints, initializers, regularizers
 
 For Keras 3 on torch (the extra "keras3"):
-    layers          LocallyConnected1D, 2D and 3D as layers of Keras's
+    layers          LocallyConnected1D, 2D and 3D as layers of Keras 3
 """
 
 from __future__ import annotations

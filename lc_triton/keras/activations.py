@@ -1,4 +1,4 @@
-"""Keras's activations by name, with the constants of Keras 2, as what the operator fuses or runs afterwards."""
+"""Keras's activations by name, with the constants of Keras 2, as activations of the operator or as functions."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lc_triton.errors import ArgumentTypeError, UnknownNameError
 
 
 def softmax(y: Tensor) -> Tensor:
-    """Softmax over the last axis, whatever the data format, as Keras's is."""
+    """Softmax over the last axis in both data formats, as in Keras."""
     return torch.softmax(y, -1)
 
 
 def log_softmax(y: Tensor) -> Tensor:
-    """The logarithm of softmax over the last axis, whatever the data format."""
+    """The logarithm of softmax over the last axis in both data formats."""
     return torch.log_softmax(y, -1)
 
 
@@ -45,7 +45,7 @@ ACTIVATIONS: dict[str, ActivationArg] = {
 
 
 def get(identifier: Any) -> ActivationArg:
-    """What the operator is given for a Keras activation.
+    """The operator's activation for a Keras activation.
 
     Args:
         identifier: None, one of Keras 2's names, a (name, constant) pair as `lc_triton.local_conv` takes it, or a

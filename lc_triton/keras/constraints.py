@@ -29,7 +29,7 @@ BIAS_AXIS = 0
 
 @dataclass(frozen=True)
 class Constraint:
-    """What all constraints share: a call with a Keras-shaped tensor, and a projection in place."""
+    """The base of all constraints: a call with a Keras-shaped tensor, and a projection in place."""
 
     def __call__(self, w: Tensor, default_axis: int = KERNEL_AXIS) -> Tensor:
         """The projection of w; `default_axis` serves where the constraint was given none."""
@@ -72,7 +72,7 @@ def _sum_of_squares_of_block(block: Tensor, axes: list[int], scratch: Tensor) ->
 
 @dataclass(frozen=True)
 class NonNeg(Constraint):
-    """Negative weights become zero."""
+    """Sets negative weights to zero."""
 
     def __call__(self, w: Tensor, default_axis: int = KERNEL_AXIS) -> Tensor:
         """The projection of w, any shape."""
@@ -86,7 +86,7 @@ class NonNeg(Constraint):
 
 
 class _Norm(Constraint):
-    """What scales w by a function of its norms over `axis`."""
+    """The base of constraints that scale w by a function of its norms over `axis`."""
 
     axis: int | Sequence[int] | None
 
@@ -257,8 +257,8 @@ def apply_constraints(model: nn.Module) -> None:
     """Project the weights of all Keras-convention layers of a model onto their constraints, in place.
 
     Args:
-        model: any module; layers that are not built yet have nothing to project, and frozen weights stay. In what
-            `lc_triton.keras.load_model` read, layers of all kinds have theirs.
+        model: any module. Layers that are not built yet have nothing to project, and frozen weights do not change. In a
+            model that `lc_triton.keras.load_model` made, layers of all kinds may have constraints.
 
     Raises:
         LocalConvError: a constraint on a weight that is pruned, or whose parametrization cannot give the projection;
@@ -291,14 +291,14 @@ def attach_constraints(model: nn.Module, optimizer: Optimizer) -> RemovableHandl
     """Project a model's weights after every step of an optimizer.
 
     Args:
-        model: whose Keras-convention layers are projected.
-        optimizer: whose steps trigger it.
+        model: the module whose Keras-convention layers are projected.
+        optimizer: the optimizer after whose steps they are projected.
 
     Returns:
-        A handle; its `remove()` ends it.
+        A handle; its `remove()` ends the projections.
 
     Raises:
-        LocalConvError: as `apply_constraints`, here and at each step, or something that is no optimizer.
+        LocalConvError: as `apply_constraints`, here and at each step; or `optimizer` is not an optimizer.
 
     Source: `torch.optim.Optimizer.register_step_post_hook`.
 

@@ -1,4 +1,4 @@
-"""Keras's initializers. The fans are those of one position: each position is a small dense layer of its own.
+"""Keras's initializers. Their fans are those of one position, which is a small dense layer.
 
 Keras takes the fans of the whole variable, so that its glorot, he and lecun scales come out sqrt(P) too small with
 implementation 1 and smaller yet with the others; `fan_mode="keras"` reproduces that. An initializer is called with the
@@ -28,7 +28,7 @@ FAN_MODES = ("position", "keras")
 
 @dataclass(frozen=True)
 class Initializer:
-    """What all initializers share: a call with a shape, a dtype and a device."""
+    """The base of all initializers: a call with a shape, a dtype and a device."""
 
     def __call__(
         self, shape: Sequence[int], dtype: torch.dtype | None = None, device: torch.device | str | None = None

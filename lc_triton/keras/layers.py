@@ -1,4 +1,4 @@
-"""LocallyConnected1D/2D/3D as layers of Keras 3, on its torch backend. Importing this module imports keras."""
+"""LocallyConnected1D, 2D and 3D as layers of Keras 3, on its torch backend. Importing this module imports keras."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ FUSED: dict[Any, ActivationArg] = {
 
 
 class _LocallyConnectedNd(KerasArguments, keras.layers.Layer):
-    """What the layers of all dimensions share."""
+    """The base of the layers of all dimensions."""
 
     def __init__(
         self,
@@ -165,7 +165,7 @@ class _LocallyConnectedNd(KerasArguments, keras.layers.Layer):
         self.input_spec = keras.layers.InputSpec(shape=(None, *input_shape[1:]))
 
     def _in_float32(self, function: Any, *, back: bool = False) -> Any:
-        """A regularizer or constraint that sees 16-bit weights in float32: squares of theirs leave float16."""
+        """A regularizer or constraint of 16-bit weights, computed in float32: their squares overflow float16."""
         if function is None or self.variable_dtype not in ("float16", "bfloat16"):
             return function
 
@@ -194,7 +194,7 @@ class _LocallyConnectedNd(KerasArguments, keras.layers.Layer):
     # ---- configuration
 
     def get_config(self) -> dict[str, Any]:
-        """All arguments as plain values, from which `from_config` makes the layer again."""
+        """All arguments as plain values, from which `from_config` makes an equal layer."""
         return {
             **super().get_config(),
             "filters": self.filters,
@@ -219,18 +219,18 @@ class _LocallyConnectedNd(KerasArguments, keras.layers.Layer):
 
 
 def _activation(activation: Any) -> ActivationArg:
-    """What the operator is given for a Keras activation: the name of the same function, or Keras's own."""
+    """The operator's activation for a Keras activation: the name of the same function, or Keras's function."""
     own: ActivationArg = FUSED.get(activation, activation) if isinstance(activation, FunctionType) else activation
     return own
 
 
 def _regularizer(identifier: Any) -> Any:
-    """Keras's regularizer; Keras 3 does not know the name "l1_l2" any more, which was 0.01 each."""
+    """The Keras regularizer of a name or object; Keras 3 has no name "l1_l2" any more, which was 0.01 each."""
     return keras.regularizers.get(keras.regularizers.L1L2(0.01, 0.01) if identifier == "l1_l2" else identifier)
 
 
 def _kernel_constraint(identifier: Any) -> Any:
-    """Keras's constraint. A name says no axis: it gets the window's, since Keras's default is the position's here."""
+    """The Keras constraint. A name gets the axis of the window, because Keras's default is the position here."""
     constraint = keras.constraints.get(identifier)
     norms = keras.constraints.MaxNorm, keras.constraints.MinMaxNorm, keras.constraints.UnitNorm
     if isinstance(identifier, str) and isinstance(constraint, norms):
@@ -239,7 +239,7 @@ def _kernel_constraint(identifier: Any) -> Any:
 
 
 def _each_position(initializer: Any) -> Callable[..., Any]:
-    """An initializer of kernels `(P, D, F)` that takes the `(D, F)` of each position for a layer of its own.
+    """An initializer of kernels `(P, D, F)` that initialises the `(D, F)` of each position as a layer.
 
     Keras takes P for a part of the window: VarianceScaling counts it into both fans, Orthogonal makes one matrix of
     all positions, Identity refuses. Other initializers do not look at the shape.

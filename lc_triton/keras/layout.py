@@ -1,4 +1,4 @@
-"""Between our weights and the arrays of Keras's three implementations.
+"""Conversion between weights and the arrays of Keras's three implementations.
 
 P output positions, T taps, C channels, F filters. Implementation 1 keeps a window a position. Implementation 2 keeps
 the whole matrix from every input to every output, zeros included; implementation 3 keeps the numbers of that matrix
@@ -108,7 +108,7 @@ def bias_to_keras(bias: Tensor, data_format: str) -> Tensor:
 
 
 def bias_from_keras(bias: Tensor, data_format: str) -> Tensor:
-    """Our bias `(*out_spatial, F)` of a Keras bias of that shape."""
+    """The bias `(*out_spatial, F)` of a Keras bias of that shape."""
     if data_format == "channels_last":
         return bias
     return bias.reshape(bias.shape[-1], *bias.shape[:-1]).movedim(0, -1)

@@ -1,4 +1,4 @@
-"""From a name, a configuration or an object to the object, for each kind of Keras argument."""
+"""Look-up of Keras arguments by name, configuration or object."""
 
 from __future__ import annotations
 

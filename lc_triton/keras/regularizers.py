@@ -16,7 +16,7 @@ from lc_triton.keras.registry import check_model, check_number, lookup
 
 
 class _WeightedSum:
-    """What `L1`, `L2` and `L1L2` share: the order of the numbers does not matter."""
+    """The base of `L1`, `L2` and `L1L2`, which do not depend on the order of the numbers."""
 
     def _factors(self) -> tuple[float, float]:
         """Of sum(|w|) and sum(w^2)."""
@@ -168,15 +168,15 @@ class Penalised(Protocol):
     """A module with penalties of its own."""
 
     def penalties(self) -> list[Tensor]:
-        """Scalars to be added to the loss."""
+        """The penalties, scalars to be added to the loss."""
 
 
 def regularization_loss(model: nn.Module) -> Tensor:
     """Sum of the kernel, bias and activity penalties of a model's Keras-convention layers.
 
     Args:
-        model: any module; penalties of all layers inside it count, in what `lc_triton.keras.load_model` read those of
-            layers of all kinds.
+        model: any module; the penalties of all its layers count. In a model that `lc_triton.keras.load_model` made,
+            layers of all kinds may have penalties.
 
     Returns:
         A scalar, part of the graph: add it to the loss. Penalties of float16 and bfloat16 weights are float32.

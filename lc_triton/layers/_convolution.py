@@ -1,4 +1,4 @@
-"""What the layers of torch's convention share, transposed or not: arguments, parameters, and building from an input."""
+"""The base of the layers in torch's convention: arguments, parameters, and building from an input."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ BIAS_KINDS = ("position", "channel")
 
 
 def check_bias(value: object) -> str | None:
-    """The kind of a bias that an argument stands for; None for no bias."""
+    """The kind of bias for an argument; None for no bias."""
     if isinstance(value, bool):
         return "position" if value else None
     return check_name("bias", value, BIAS_KINDS)
@@ -181,17 +181,17 @@ class ConvolutionLayer(PlannedLayer):
 
     @classmethod
     def from_conv(cls, conv: nn.Module, input_size: Ints, *, bias: str = "position") -> Self:
-        """A layer that computes what a convolution of torch does, from where its positions can learn to differ.
+        """Make a layer that computes the same as a convolution of torch; its positions can then be trained apart.
 
         Args:
             conv: torch's convolution of the same kind and dimensions.
             input_size: spatial size of the input, an int or one a dimension.
-            bias: "position" for a bias of its own at every position, "channel" for one a filter as before; none where
-                conv has none.
+            bias: "position" for a bias of its own at every position, "channel" for one a filter, as in conv. Without
+                effect if conv has no bias.
 
         Returns:
-            The layer, on conv's device and in its dtype; what trains of conv trains of it too. Hooks, buffers and
-            parametrizations stay with conv.
+            The layer, on conv's device and in its dtype, with the requires_grad of conv's parameters. Hooks, buffers
+            and parametrizations are not copied.
 
         Raises:
             LocalConvError: (also a ValueError or TypeError) conv is of another kind, or its input size is not known.
@@ -238,19 +238,19 @@ class ConvolutionLayer(PlannedLayer):
         return layer
 
     def to_conv(self, tolerance: float = 0.0) -> nn.Module:
-        """The convolution of torch that computes what this layer does, where all its positions agree.
+        """Make the convolution of torch that computes the same, if all positions have the same filters.
 
         Args:
-            tolerance: by which the values of one weight may differ between positions; their middle is taken.
+            tolerance: by how much a weight may differ between positions; the result is the middle of its values.
 
         Returns:
             A torch.nn.Conv1d, 2d, 3d or ConvTranspose1d, 2d, 3d on the layer's device and in its dtype.
 
         Raises:
             ArgumentValueError: `tolerance` is no number of at least 0.
-            ConversionError: positions differ by more, or the layer has what torch's convolutions do not: a fused
-                activation, or padding that differs between two sides.
-            NotBuiltError: a lazy layer that has seen no input.
+            ConversionError: positions differ by more, or the layer has something that torch's convolutions lack: a
+                fused activation, or padding that differs between two sides.
+            NotBuiltError: a lazy layer that is not built yet.
 
         Source: the inverse of `from_conv`.
 
@@ -303,7 +303,7 @@ class ConvolutionLayer(PlannedLayer):
         return conv  # type: ignore[no-any-return]
 
     def _more_arguments(self) -> list[str]:
-        """Those of the subclass that differ from their defaults."""
+        """The arguments of the subclass that differ from their defaults."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:

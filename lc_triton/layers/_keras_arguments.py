@@ -1,4 +1,4 @@
-"""The arguments that layers by Keras's convention share, as modules of torch and as layers of Keras 3."""
+"""The arguments that the layers in Keras's convention have in common, in torch and in Keras 3."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AXES = {1: ("steps",), 2: ("rows", "cols"), 3: ("depth", "rows", "cols")}
 
 
 def check_flag(name: str, value: object) -> None:
-    """Refuse what is neither True nor False."""
+    """Check that a value is True or False."""
     if not isinstance(value, bool):
         raise ArgumentTypeError(name=name, value=value, allowed="True or False")
 

@@ -1,4 +1,4 @@
-"""The weights of the layers by Keras's convention: drawn, read and written in Keras's shapes."""
+"""The weights of the layers in Keras's convention: initialised, read and written in Keras's shapes."""
 
 from __future__ import annotations
 
@@ -201,16 +201,16 @@ class KerasWeights(PlannedLayer):
         return [np.array((w.float() if w.dtype == torch.bfloat16 else w).numpy()) for w in read]
 
     def set_weights(self, weights: Sequence[Any]) -> None:
-        """Overwrite kernel and bias; nothing is written unless all arrays fit.
+        """Write kernel and bias; nothing is written unless all arrays fit.
 
         Args:
-            weights: kernel and, with a bias, bias, shaped as `get_weights` gives them: arrays or tensors of numbers.
-                Of implementation 2's kernel only what is connected is read, as Keras masks the rest. With
-                implementations 2 and 3 taps that fall on padding become 0.
+            weights: kernel and, with a bias, bias, with the shapes of `get_weights`: arrays or tensors of numbers.
+                Of implementation 2's kernel only the connected entries are read, as Keras masks the rest. With
+                implementations 2 and 3, taps on padding become 0.
 
         Raises:
-            LocalConvError: before the layer is built, arrays of another number or shape, or a weight that is pruned
-                or whose parametrization cannot give these numbers.
+            LocalConvError: the layer is not built, the arrays have another number or shape, or the weight is pruned or
+                has a parametrization that cannot produce these numbers.
 
         Source: `tf_keras.layers.Layer.set_weights`.
 
@@ -234,7 +234,7 @@ class KerasWeights(PlannedLayer):
         write(self, dict(zip(names, ours, strict=True)))
 
     def count_params(self) -> int:
-        """Numbers in kernel and bias, `P * D * F + P * F`: those that the layer stores, in every implementation.
+        """The number of weights that the layer stores, `P * D * F + P * F`, in every implementation.
 
         Keras's implementation 2 also counts what it masks; Keras's 2 and 3 have no number for a tap on padding.
 

@@ -1,4 +1,4 @@
-"""From shared filters to filters of their own, and back."""
+"""Conversion of the convolutions of a model into locally connected layers."""
 
 from __future__ import annotations
 
@@ -39,33 +39,32 @@ def convert_convs(
     *,
     bias: str = "position",
 ) -> nn.Module:
-    """Swap convolutions of a model for locally connected layers that compute the same, in place.
+    """Replace convolutions of a model, in place, by locally connected layers that compute the same.
 
-    The model runs once on the example, in eval mode and without gradients, to see the size that each convolution
-    meets. If one cannot be converted, none is.
+    The model runs once on the example, in eval mode and without gradients, to find the input size of each convolution.
+    If one of them cannot be converted, none is.
 
-    Where the convolutions returned it, the layers return contiguous memory too: a `y.view(len(y), -1)` behind them goes
-    on working.
+    The layers return contiguous memory where the convolutions did, so a `y.view(len(y), -1)` behind them keeps working.
 
     Args:
-        model: any module; convolutions that it shares between places stay shared. Make its optimizer afterwards.
-        example_input: what the model takes: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        filter: called with a convolution's name and the module; those for which it returns False stay. By default all
-            of nn.Conv1d, 2d, 3d and nn.ConvTranspose1d, 2d, 3d are swapped; what is of a class derived from them, as a
-            convolution with a parametrization is, stays.
-        bias: "position" for a bias of its own at every position, "channel" for one a filter as before.
+        model: any module; a convolution that is used in several places stays shared. Make the optimizer afterwards.
+        example_input: the model's input: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        filter: called with the name of a convolution and the module; if it returns False, the convolution stays. By
+            default all nn.Conv1d, 2d, 3d and nn.ConvTranspose1d, 2d, 3d are replaced. Modules of derived classes, such
+            as a convolution with a parametrization, stay.
+        bias: "position" for a bias of its own at every position, "channel" for one a filter, as in the convolution.
 
     Returns:
-        The model; or the new layer, where the model itself is a convolution. Whether a convolution trains, and which of
-        its parameters do, comes along.
+        The model; or the new layer, if the model itself is a convolution. Training mode and requires_grad of the
+        parameters are kept.
 
     Warns:
-        UserWarning: naming convolutions that stay since their class is derived from torch's (parametrized or lazy ones,
-            say), what of a convolution does not come along (hooks, buffers, attributes, a pruning), and parameters or
-            modules that were shared with what was not swapped, or by two convolutions, and no longer are.
+        UserWarning: names convolutions of derived classes, which stay (parametrized or lazy ones, for example); what of
+            a convolution is dropped (hooks, buffers, attributes, a pruning); and parameters or modules that are no
+            longer shared.
 
     Raises:
-        ConversionError: the model does not run on the example, or a convolution is not called by it, meets several
+        ConversionError: the model does not run on the example, or a convolution is not called, has inputs of several
             sizes, or has no counterpart.
         LocalConvError: (also a ValueError or TypeError) an argument of a wrong type, or an unknown `bias`.
 
@@ -123,7 +122,7 @@ def _warn(*messages: str) -> None:
 
 
 def _lost(conv: nn.Module) -> list[str]:
-    """What a convolution has beyond what all have, which the layer in its place does not."""
+    """The hooks, buffers, attributes and other additions of a convolution that its replacement does not have."""
     plain: Any = type(conv)(1, 1, 1, device="meta")
     lost = [
         f"{key.strip('_')} ({_names(hooks)})" for key, hooks in vars(conv).items() if key.endswith("_hooks") and hooks
@@ -145,7 +144,7 @@ def _names(hooks: Mapping[int, Any]) -> str:
 
 
 def _untied(model: nn.Module, chosen: Mapping[str, nn.Module]) -> list[str]:
-    """What the model shares with a convolution, or between two, and will not share with the new layers."""
+    """The parameters that convolutions share with each other or the model, which the new layers will not share."""
     swapped = set(chosen.values())
     owners: dict[Tensor, list[tuple[str, nn.Module]]] = {}
     for place, module in model.named_modules():
@@ -171,7 +170,7 @@ _OWN = frozenset(vars(nn.Module()))  # what nn.Module keeps for itself, its chil
 
 
 def _held(value: Any) -> list[nn.Module]:
-    """The modules that an attribute is, or holds in a plain container, where nn.Module does not see them."""
+    """The modules in an attribute, or in a plain container there, which nn.Module does not register."""
     values = list(value.values()) if isinstance(value, Mapping) else value
     values = values if isinstance(values, (list, tuple, set, frozenset)) else [values]
     return [v for v in values if isinstance(v, nn.Module)]

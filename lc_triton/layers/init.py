@@ -170,7 +170,7 @@ def kaiming_normal_(
 
 
 def orthogonal_(tensor: Tensor, gain: float = 1, generator: torch.Generator | None = None) -> Tensor:
-    """An orthogonal matrix for each position, in place: its rows or its columns, the fewer, are orthonormal.
+    """An orthogonal matrix for each position, in place: its rows or columns, whichever are fewer, are orthonormal.
 
     Args:
         tensor: a weight of a layer of any kind, `(*positions, *kernel, C // groups, F)`; the matrix of a position is
@@ -210,7 +210,7 @@ def orthogonal_(tensor: Tensor, gain: float = 1, generator: torch.Generator | No
 
 
 def dirac_(tensor: Tensor, groups: int = 1) -> Tensor:
-    """The identity at each position, in place: filters pass on the channels of their group at the middle tap.
+    """The identity at each position, in place: filters copy the channels of their group at the middle tap.
 
     Args:
         tensor: a weight of a layer of any kind, `(*positions, *kernel, C // groups, F)`; as many filters of a group as
@@ -273,7 +273,7 @@ def _sizes(tensor: Tensor) -> tuple[int, int, int, int]:
 
 
 def _check_whole(function: str, tensor: Tensor) -> None:
-    """Refuse a DTensor, of which a rank has a part alone."""
+    """Refuse a DTensor, of which a rank has only a part."""
     if hasattr(tensor, "placements"):
         reason = "this weight is a DTensor: initialise the layer before parallelize_module or fully_shard"
         raise ParallelError(style=function, reason=reason)

@@ -1,4 +1,4 @@
-"""Locally connected layers by torch's convention: nn.Conv1d/2d/3d with filters of its own at every position."""
+"""Locally connected layers in torch's convention: nn.Conv1d/2d/3d with filters of its own at every position."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 
 
 class _LocalConvNd(ConvolutionLayer):
-    """What the layers of all dimensions share."""
+    """The base of the layers of all dimensions."""
 
     own = "padding_mode"
     _arguments = ConvolutionLayer._arguments | {"padding_mode"}
@@ -93,7 +93,7 @@ class LocalConv1d(_LocalConvNd):
         in_channels: C, channels of the input.
         out_channels: F, filters at every position.
         kernel_size: window size in sites, an int or one a dimension.
-        input_size: spatial size of the input, an int or one a dimension; the layer takes no other, since every output
+        input_size: spatial size of the input, an int or one a dimension; it is fixed, because every output
             position has filters of its own.
         stride: step between windows in sites.
         padding: an int, one int or one (low, high) pair a dimension, "valid", "same" (TensorFlow's SAME, any stride),
@@ -133,7 +133,7 @@ class LocalConv2d(_LocalConvNd):
         in_channels: C, channels of the input.
         out_channels: F, filters at every position.
         kernel_size: window size in sites, an int or one a dimension.
-        input_size: spatial size of the input, an int or one a dimension; the layer takes no other, since every output
+        input_size: spatial size of the input, an int or one a dimension; it is fixed, because every output
             position has filters of its own.
         stride: step between windows in sites.
         padding: an int, one int or one (low, high) pair a dimension, "valid", "same" (TensorFlow's SAME, any stride),
@@ -173,7 +173,7 @@ class LocalConv3d(_LocalConvNd):
         in_channels: C, channels of the input.
         out_channels: F, filters at every position.
         kernel_size: window size in sites, an int or one a dimension.
-        input_size: spatial size of the input, an int or one a dimension; the layer takes no other, since every output
+        input_size: spatial size of the input, an int or one a dimension; it is fixed, because every output
             position has filters of its own.
         stride: step between windows in sites.
         padding: an int, one int or one (low, high) pair a dimension, "valid", "same" (TensorFlow's SAME, any stride),

@@ -23,7 +23,7 @@ __all__ = [
 
 
 class _LocalConvTransposeNd(ConvolutionLayer):
-    """What the layers of all dimensions share."""
+    """The base of the layers of all dimensions."""
 
     own = "output_padding"
     _arguments = ConvolutionLayer._arguments | {"output_padding"}
@@ -96,7 +96,7 @@ class LocalConvTranspose1d(_LocalConvTransposeNd):
         in_channels: channels of the input, the filters of the layer it is the adjoint of.
         out_channels: channels of the output.
         kernel_size: window size in sites, an int or one a dimension.
-        input_size: spatial size of the input, an int or one a dimension; the layer takes no other, since every input
+        input_size: spatial size of the input, an int or one a dimension; it is fixed, because every input
             site has filters of its own.
         stride: output sites between the windows of neighbours.
         padding: sites cut from each border of the output: an int, one int or one (low, high) pair a dimension.
@@ -139,7 +139,7 @@ class LocalConvTranspose2d(_LocalConvTransposeNd):
         in_channels: channels of the input, the filters of the layer it is the adjoint of.
         out_channels: channels of the output.
         kernel_size: window size in sites, an int or one a dimension.
-        input_size: spatial size of the input, an int or one a dimension; the layer takes no other, since every input
+        input_size: spatial size of the input, an int or one a dimension; it is fixed, because every input
             site has filters of its own.
         stride: output sites between the windows of neighbours.
         padding: sites cut from each border of the output: an int, one int or one (low, high) pair a dimension.
@@ -182,7 +182,7 @@ class LocalConvTranspose3d(_LocalConvTransposeNd):
         in_channels: channels of the input, the filters of the layer it is the adjoint of.
         out_channels: channels of the output.
         kernel_size: window size in sites, an int or one a dimension.
-        input_size: spatial size of the input, an int or one a dimension; the layer takes no other, since every input
+        input_size: spatial size of the input, an int or one a dimension; it is fixed, because every input
             site has filters of its own.
         stride: output sites between the windows of neighbours.
         padding: sites cut from each border of the output: an int, one int or one (low, high) pair a dimension.

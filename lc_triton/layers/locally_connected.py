@@ -1,4 +1,4 @@
-"""Locally connected layers by Keras's convention: the names, order and meaning of Keras 2's arguments."""
+"""Locally connected layers in Keras's convention, with the names, order and meaning of Keras 2's arguments."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
 
     @property
     def trainable(self) -> bool:
-        """Whether an optimizer is to change the layer: whether any of its parameters requires a gradient."""
+        """Whether any parameter of the layer requires a gradient."""
         return any(parameter.requires_grad for parameter in self.parameters())
 
     @trainable.setter
@@ -261,7 +261,7 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
         return Plan.make(geometry, "zeros", activations.get(activation), self.data_format)
 
     def build(self, input_shape: Sequence[int | None]) -> None:
-        """Make the weights for inputs of a shape; a built layer takes its own shape only.
+        """Make the weights for inputs of a shape; a layer that is built accepts only its own shape.
 
         Args:
             input_shape: the shape of a batch, `(batch, *shape of one input)`; batch may be None.
@@ -343,7 +343,7 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
     # ---- configuration
 
     def get_config(self) -> dict[str, Any]:
-        """All arguments as plain values that json takes, Keras's by Keras's names.
+        """All arguments as plain values for JSON, with Keras's names.
 
         What Keras 2 does not have is there only where it is not the default, so that Keras 2 takes the rest.
 
@@ -391,7 +391,7 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Any:
-        """The layer a configuration describes, with weights drawn anew.
+        """Make the layer that a configuration describes, with new weights.
 
         Args:
             config: what `get_config` gave, here or in Keras 2.
@@ -453,7 +453,7 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
 
 
 class LocallyConnected1D(_LocallyConnectedNd):
-    """Keras's locally connected layer for sequences: Conv1D with filters of its own at every output position.
+    """Keras 2's locally connected layer for sequences: Conv1D with filters of its own at every output position.
 
     Args:
         filters: F, filters at every position.
@@ -508,7 +508,7 @@ class LocallyConnected1D(_LocallyConnectedNd):
 
 
 class LocallyConnected2D(_LocallyConnectedNd):
-    """Keras's locally connected layer for images: Conv2D with filters of its own at every output position.
+    """Keras 2's locally connected layer for images: Conv2D with filters of its own at every output position.
 
     Args:
         filters: F, filters at every position.
@@ -563,7 +563,7 @@ class LocallyConnected2D(_LocallyConnectedNd):
 
 
 class LocallyConnected3D(_LocallyConnectedNd):
-    """Keras's locally connected layer for volumes: Conv3D with filters of its own at every output position.
+    """The same layer for volumes: Conv3D with filters of its own at every output position.
 
     Args:
         filters: F, filters at every position.

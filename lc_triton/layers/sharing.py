@@ -1,4 +1,4 @@
-"""Filters that all positions share, as filters of their own that are equal, and back."""
+"""Conversion of shared filters into equal filters at each position, and back."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def spread(weight: Tensor, positions: tuple[int, ...]) -> Tensor:
 
 
 def shared(name: str, per_position: Tensor, ndim: int, tolerance: float) -> Tensor:
-    """What all positions agree on, the middle of their values.
+    """The value that all positions have, as the middle of their values.
 
     Args:
         name: of the parameter, for the error.
@@ -53,13 +53,13 @@ def shared(name: str, per_position: Tensor, ndim: int, tolerance: float) -> Tens
 
 
 def unspread(weight: Tensor, ndim: int, tolerance: float) -> Tensor:
-    """The inverse of `spread`, where all positions agree."""
+    """The inverse of `spread`, if all positions have the same filters."""
     one = shared("weight", weight, ndim, tolerance)
     return one.movedim((-1, -2), (0, 1)).contiguous()
 
 
 def assign(parameter: Tensor, value: Tensor, *, trains: bool) -> None:
-    """Set a parameter to a value, and say whether it trains."""
+    """Set a parameter to a value, and whether it requires a gradient."""
     with torch.no_grad():
         parameter.copy_(value)
     parameter.requires_grad_(trains)

@@ -1,11 +1,11 @@
-"""Layers that many GPUs share, on PyTorch's own distributed engine: by their positions, or by their filters.
+"""Layers that many ranks share by positions or by filters, with device meshes and DTensors.
 
     PositionParallel, FilterParallel   styles for torch.distributed.tensor.parallel.parallelize_module
-    clip_grad_norm_                    for models of which ranks share some layers only
-    check_replicated                   whether what every rank has is the same on every rank
-    cost, Cost                         what a rank holds and sends, on paper
+    clip_grad_norm_                    for models with shared and ordinary layers
+    check_replicated                   whether replicated tensors are identical on all ranks
+    cost, Cost                         the bytes that a rank holds and sends, computed
 
-docs/scale.md tells when to take which.
+docs/scale.md says when to use which.
 """
 
 from lc_triton.parallel.clipping import clip_grad_norm_

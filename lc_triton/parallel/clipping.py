@@ -1,4 +1,4 @@
-"""The norm of all gradients, where some lie on several ranks."""
+"""Clipping by the norm of all gradients, some of which are spread over ranks."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def clip_grad_norm_(
 ) -> Tensor:
     """Scale gradients, DTensors and plain ones together, so that their norm is at most `max_norm`.
 
-    `torch.nn.utils.clip_grad_norm_` takes either kind, but not both in one call, nor DTensors of which a rank has no
-    numbers with an infinity norm.
+    `torch.nn.utils.clip_grad_norm_` accepts either kind, but not both in one call, and no DTensors that are empty on a
+    rank with an infinity norm.
 
     Args:
-        parameters: one tensor, or those of a model of which ranks share some layers; on all ranks in the same order.
+        parameters: one tensor, or those of a model, in the same order on all ranks.
         max_norm: of all gradients, as if they were one vector.
-        norm_type: p of the norm; inf, -inf and 0 as torch has them.
-        error_if_nonfinite: whether to raise where the norm is NaN or infinite, on all ranks.
-        foreach: whether to work on many tensors at once, as torch's; None where the device can.
+        norm_type: p of the norm; inf, -inf and 0 as in torch.
+        error_if_nonfinite: whether to raise, on all ranks, if the norm is NaN or infinite.
+        foreach: whether to compute with many tensors at once, as in torch; None means where the device can.
 
     Returns:
-        The norm before, the same on all ranks; for gradients of 16 bits beside DTensors in float32.
+        The norm before the scaling, the same on all ranks; in float32 for 16-bit gradients beside DTensors.
 
     Raises:
-        LocalConvError: (also a ValueError or TypeError) an argument of another kind.
-        RuntimeError: `error_if_nonfinite` and such a norm, as torch's.
+        LocalConvError: (also a ValueError or TypeError) an argument of a wrong type.
+        RuntimeError: the norm is not finite and `error_if_nonfinite` is True, as in torch.
 
     Source: `torch.nn.utils.clip_grad_norm_`.
 
@@ -94,7 +94,7 @@ def _number(name: str, value: float) -> float:
 
 
 def _norms(parameters: list[Tensor], norm_type: float, *, one_by_one: bool) -> Tensor:
-    """The norm of each gradient in float64, on all ranks alike.
+    """The norm of each gradient in float64, the same on all ranks.
 
     What is sent follows from the parameters alone: a rank may have no numbers of some gradient, or no gradient.
     """
@@ -131,7 +131,7 @@ def _norms(parameters: list[Tensor], norm_type: float, *, one_by_one: bool) -> T
 
 
 def _local(parameter: Tensor) -> Tensor | None:
-    """What this rank has of a parameter's gradient, laid out as the parameter is."""
+    """This rank's part of a parameter's gradient, with the parameter's placement."""
     grad = parameter.grad
     if isinstance(grad, DTensor) and isinstance(parameter, DTensor):
         if grad.placements != parameter.placements:

@@ -1,4 +1,4 @@
-"""Whether ranks have the same, where they must: found on all of them, in debug checks that send a summary."""
+"""Debug checks that compare over ranks what must be identical, and raise an error on all of them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ __all__ = ["check_replicated"]
 def check_replicated(module: nn.Module, mesh: DeviceMesh | None = None) -> None:
     """Compare replicated parameters and buffers over ranks; all ranks must call it.
 
-    Replicated are plain tensors, on the meshes of the layers that ranks share, and DTensors along the dimensions of
-    their mesh where they are `Replicate()`. It is a debug check: each tensor is copied to the host and hashed, and the
-    hashes are sent.
+    Plain tensors are replicated on the meshes of the shared layers; DTensors are replicated along the dimensions of
+    their mesh in which they are `Replicate()`. It is a debug check: each tensor is copied to the host and hashed, and
+    the hashes are sent.
 
     Args:
         module: a model, some of whose layers are shared by `PositionParallel` or `FilterParallel`.
@@ -84,7 +84,7 @@ def check_replicated(module: nn.Module, mesh: DeviceMesh | None = None) -> None:
 
 
 def compare_calls(group: dist.ProcessGroup, x: Any, check: Callable[[], None]) -> None:
-    """Run a check of a call's arguments on each rank, and raise on all what is wrong on any.
+    """Run a check of a call's arguments on each rank, and raise on all ranks an error of any of them.
 
     Args:
         group: the ranks.
@@ -112,7 +112,7 @@ def compare_calls(group: dist.ProcessGroup, x: Any, check: Callable[[], None]) -
 
 
 def _unique(meshes: Iterable[DeviceMesh]) -> list[DeviceMesh]:
-    """Each mesh once, in the order in which they come."""
+    """Each mesh once, in their order."""
     return list(dict.fromkeys(meshes))
 
 
@@ -121,7 +121,7 @@ def _is_replicated(tensor: DTensor, mesh: DeviceMesh, dim: int) -> bool:
 
 
 def _summary(tensor: Tensor) -> tuple[Any, ...]:
-    """What is compared of a tensor: equal of equal bits."""
+    """A summary of a tensor for the comparison: equal tensors have equal summaries."""
     if is_lazy(tensor):
         return (type(tensor).__name__,)
     local = tensor.detach()
@@ -134,7 +134,7 @@ def _summary(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _of_all_ranks(value: Any, group: dist.ProcessGroup) -> list[Any]:
-    """A small object of each rank of a group, in their order."""
+    """The small objects of all ranks of a group, in the order of ranks."""
     everyone: list[Any] = [None] * group.size()
     dist.all_gather_object(everyone, value, group=group)
     return everyone

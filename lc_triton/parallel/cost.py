@@ -1,4 +1,4 @@
-"""What a rank holds and sends when ranks share a layer, or a batch: on paper, of the layer's sizes alone."""
+"""The bytes that a rank holds and sends when ranks share a layer or a batch, computed from the layer's sizes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Cost:
 
     Args:
         weights: of weight and position bias, their gradients and the optimizer's state.
-        transient: of a whole weight that is there for the time of a pass only.
+        transient: of a whole weight that exists during a pass only.
         activations: of input and output.
         sent_forward: what goes to other ranks in the forward.
         sent_backward: what goes to other ranks in the backward.
@@ -52,7 +52,7 @@ def cost(
     weight_itemsize: int = 2,
     state_itemsize: int = 12,
 ) -> Cost:
-    """The cost of one layer.
+    """Compute the cost of one layer.
 
     Args:
         kind: "data" (each rank has the whole layer and a part of the batch, as DDP), "sharded data" (the same with the

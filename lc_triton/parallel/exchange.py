@@ -1,4 +1,4 @@
-"""What moves between ranks: linear functions in pairs, each the derivative of the other, so gradients of any order.
+"""Transfers between ranks: linear functions in pairs, each the derivative of the other, for gradients of any order.
 
 Along an axis a tensor is *whole* (every rank has all of it, and all of its gradient), *split* (each rank has what it
 owns) or *read* (each rank has what its part of a layer reads, which overlaps with what its neighbours read).
@@ -58,12 +58,12 @@ class Axis:
 
     @property
     def own(self) -> range:
-        """What this rank owns."""
+        """The range that this rank owns."""
         return self.owned[self.rank]
 
     @property
     def own_read(self) -> range:
-        """What this rank reads."""
+        """The range that this rank reads."""
         return self.read[self.rank]
 
     def part_of(self, tensor: Tensor, part: range, first: int = 0) -> Tensor:
@@ -72,7 +72,7 @@ class Axis:
 
 
 class _Move(torch.autograd.Function):
-    """One of the functions, by its name."""
+    """One of the transfers, by its name."""
 
     @staticmethod
     def forward(tensor: Tensor, name: str, axis: Axis) -> Tensor:
@@ -88,7 +88,7 @@ class _Move(torch.autograd.Function):
 
 
 def move(name: str, tensor: Tensor, axis: Axis) -> Tensor:
-    """Run one of the functions; every rank of the axis must.
+    """Run one of the transfers; all ranks of the axis must call it.
 
     Args:
         name: of it.
@@ -163,7 +163,7 @@ _MOVES: dict[str, tuple[Callable[[Tensor, Axis], Tensor], str]] = {
 
 
 def _exchange(sent: list[Tensor], expected: Sequence[range], axis: Axis) -> list[Tensor]:
-    """Send each rank a part, and get so much of each rank; what this rank has for itself stays where it is."""
+    """Send a part to each rank and receive one from each; this rank's own part is not sent."""
     own = sent[axis.rank]
     others = [rank != axis.rank for rank in range(len(sent))]
     if not axis.moves:

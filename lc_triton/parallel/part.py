@@ -1,4 +1,4 @@
-"""What one rank computes of a layer that ranks share, by the positions or by the filters."""
+"""The part of a shared layer that one rank computes, by positions or by filters."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Part:
     whole: Plan
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The part's output, channels last, of what it reads of the input."""
+        """The output of the part, channels last, from the input that it reads."""
         if not self.output.own:
             return self._run_empty(x, weight, bias)
         if self.blank:
@@ -44,7 +44,7 @@ class Part:
         return run(x, weight, bias, self.plan)
 
     def _run_empty(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """An output without numbers, by the same checks and autograd Functions as on ranks that have some.
+        """An empty output, by the same checks and autograd Functions as on ranks that have a part.
 
         The layer of one position or one filter is run on zeros and nothing of its output is kept. Ranks whose graphs
         differed would run different collectives in a backward, and wait for each other.
@@ -61,7 +61,7 @@ class Part:
 
 
 def _zeros_like(empty: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Zeros of a shape, a linear function of a tensor without numbers."""
+    """Zeros of a shape, as a linear function of an empty tensor."""
     return empty.new_zeros(shape) + empty.sum()
 
 

@@ -1,4 +1,4 @@
-"""Which part of an axis a rank owns, and which part of a layer's input it reads: plain integers, no torch."""
+"""The ranges of an axis that a rank owns, and of a layer's input that it reads: plain integers, no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lc_triton.errors import ParallelError
 
 
 class Shares(NamedTuple):
-    """What each rank computes of the output along an axis, and what it owns and reads of the input."""
+    """The ranges of each rank along an axis: of the output that it computes, of the input that it owns and reads."""
 
     computed: tuple[range, ...]
     owned: tuple[range, ...]
@@ -45,7 +45,7 @@ def chunks(size: int, ranks: int) -> tuple[range, ...]:
 
 
 def overlap(one: range, other: range) -> range:
-    """What two ranges have in common; of length 0 if nothing."""
+    """The intersection of two ranges; of length 0 if it is empty."""
     start = max(one.start, other.start)
     return range(start, max(start, min(one.stop, other.stop)))
 
@@ -73,12 +73,12 @@ def _span(geometry: Geometry, rows: range) -> tuple[int, int]:
 
 
 def _rows_read(geometry: Geometry, rows: range) -> range:
-    """The input rows under some output rows: none where those see padding alone, or are none themselves."""
+    """The input rows that some output rows read: none if they read padding only, or if there are none."""
     return overlap(range(*_span(geometry, rows)), range(geometry.in_spatial[0])) if rows else range(0)
 
 
 def _channels_read(geometry: Geometry, filters: range) -> range:
-    """The channels that some filters see."""
+    """The channels that some filters read."""
     if not filters:
         return range(0)
     a_group, channels = geometry.out_channels // geometry.groups, geometry.in_channels // geometry.groups

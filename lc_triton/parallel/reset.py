@@ -1,4 +1,4 @@
-"""Drawing the parameters of a layer that ranks share anew."""
+"""Initialisation of the parameters of a layer that ranks share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lc_triton.layers._planned import PlannedLayer
 
 
 def reset_parameters(layer: PlannedLayer) -> None:
-    """Draw parts from random numbers of their own, and replicated parameters once for all ranks.
+    """Draw each rank's part from separate random numbers, and replicated parameters once for all ranks.
 
     What is drawn follows from the first rank's generator alone, so ranks may be seeded alike or each by its own seed.
     A Keras-like layer's initializer sees the whole variable, one parameter at a time, as its arguments ask for; a
@@ -34,7 +34,7 @@ def reset_parameters(layer: PlannedLayer) -> None:
 
 
 def _draw(layer: PlannedLayer, name: str, parameter: DTensor, local: Tensor, seed: Tensor) -> None:
-    """Draw one parameter, into what this rank has of it."""
+    """Draw one parameter into this rank's part of it."""
     whole = isinstance(layer, KerasWeights)
     index = 0 if whole else _part_index(parameter)
     drawn = torch.empty(parameter.shape, dtype=local.dtype, device=local.device) if whole else local
@@ -50,7 +50,7 @@ def _draw(layer: PlannedLayer, name: str, parameter: DTensor, local: Tensor, see
 
 
 def _of_first_rank(tensor: Tensor, parameter: DTensor) -> Tensor:
-    """A tensor of the first rank of a parameter's mesh, on all its ranks."""
+    """The tensor that the first rank of a parameter's mesh has, on all its ranks."""
     for dim in range(parameter.device_mesh.ndim):
         dist.broadcast(tensor, group=parameter.device_mesh.get_group(dim), group_src=0)
     return tensor
@@ -68,7 +68,7 @@ def _part_index(parameter: DTensor) -> int:
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the default generator of a device for a while."""
+    """Seed the default generator of a device within a block."""
     module: Any = torch.random if device.type == "cpu" else torch.get_device_module(device)
     where = () if device.type == "cpu" else (device,)
     state = module.get_rng_state(*where)

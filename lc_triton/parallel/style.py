@@ -1,4 +1,4 @@
-"""The styles: how `torch.distributed.tensor.parallel.parallelize_module` shares a layer out."""
+"""The styles for `torch.distributed.tensor.parallel.parallelize_module` that share a layer over ranks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = ["FilterParallel", "PositionParallel"]
 
 
 class _LayerParallel(ParallelStyle):
-    """What both styles share."""
+    """The base of both styles."""
 
     along: ClassVar[str]  # what is split, in words
 
@@ -50,7 +50,7 @@ class _LayerParallel(ParallelStyle):
         self.use_local_output = use_local_output
 
     def _part(self, plan: Plan, rank: int, group: dist.ProcessGroup) -> Part:
-        """What a rank computes."""
+        """The part that a rank computes."""
         raise NotImplementedError
 
     def _axis(self, plan: Plan) -> int:
@@ -58,7 +58,7 @@ class _LayerParallel(ParallelStyle):
         raise NotImplementedError
 
     def _placement(self, name: str, parameter: Tensor) -> Placement:
-        """How the parameter `name` lies on the ranks."""
+        """The placement of the parameter `name` on the ranks."""
         raise NotImplementedError
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
@@ -109,26 +109,26 @@ class _LayerParallel(ParallelStyle):
 
 
 class PositionParallel(_LayerParallel):
-    """Ranks share a locally connected layer by its output positions: each owns some rows of them, the first dimension.
+    """A style by which ranks share a locally connected layer by positions: each owns some rows of the output.
 
-    A rank has the weights, gradients and optimizer state of its own positions alone: DTensors with `Shard(0)`. Between
-    ranks move activations only: rows of the input that several read, outputs where they are gathered, and their
-    gradients (a bias of each channel, "channel", lies on every rank, and its gradient is summed).
+    A rank has the weights, gradients and optimizer state of its own positions only: DTensors with `Shard(0)`. Only
+    activations move between ranks: rows of the input that several ranks read, gathered outputs, and their gradients. A
+    bias of each channel ("channel") is replicated, and its gradient is summed.
 
     Args:
-        input_layouts: `Replicate()`, every rank is given the whole input (the default), or `Shard` of the rows, each
-            is given its rows as `torch.chunk` splits them: it then gets from others what else it reads. A DTensor is
-            brought into this layout.
-        output_layouts: `Replicate()`, every rank gets the whole output (the default), or `Shard` of the rows.
-        use_local_output: whether the output is a torch.Tensor, what this rank has, or a DTensor.
+        input_layouts: `Replicate()` (the default): every rank has the whole input; or `Shard` of the rows: each rank
+            has its rows as `torch.chunk` splits them, and receives from others the other rows that it reads. A DTensor
+            is redistributed to this layout.
+        output_layouts: `Replicate()` (the default): every rank gets the whole output; or `Shard` of the rows.
+        use_local_output: True for a torch.Tensor, this rank's part of the output; False for a DTensor.
 
-    The style is for LocalConv1d, 2d, 3d and for LocallyConnected1D, 2D, 3D that are built. What every rank has must be
-    the same on every rank, random numbers included. The forward gives each output the bits that one process gives it,
-    as docs/scale.md tells in detail.
+    The style is for LocalConv1d, 2d, 3d and for LocallyConnected1D, 2D, 3D that are built. Replicated tensors must be
+    identical on all ranks, random numbers included. The forward has the bits of one process; docs/scale.md has the
+    exceptions.
 
     Raises:
-        LocalConvError: (also a ValueError or TypeError) a layer, a mesh or a layout for which this cannot be done, when
-            `parallelize_module` comes to it; or an input of another shape.
+        LocalConvError: (also a ValueError or TypeError) by `parallelize_module`, a layer, mesh or layout that is not
+            supported; by a call, an input of another shape.
 
     Source: halo exchange as in Dryden et al., "Improving strong-scaling of CNN training by exploiting finer-grained
         parallelism", IPDPS 2019; styles as `torch.distributed.tensor.parallel.ColwiseParallel`.
@@ -160,19 +160,18 @@ class PositionParallel(_LayerParallel):
 
 
 class FilterParallel(_LayerParallel):
-    """Ranks share a locally connected layer by its filters: each owns some filters of every position.
+    """A style by which ranks share a locally connected layer by filters: each owns some filters of every position.
 
-    As `PositionParallel`, but weights and biases are DTensors that are split along their last dimension, and every
-    rank reads the whole input, or the channels of its groups.
+    It is like `PositionParallel`, but weights and biases are DTensors that are split along their last dimension, and
+    every rank reads the whole input, or the channels of its groups.
 
     Args:
         input_layouts: `Replicate()` (the default), or `Shard` of the channels.
-        output_layouts: `Replicate()`, every rank gets all channels (the default), or `Shard` of the channels.
-        use_local_output: whether the output is a torch.Tensor, what this rank has, or a DTensor.
+        output_layouts: `Replicate()` (the default): every rank gets all channels; or `Shard` of the channels.
+        use_local_output: True for a torch.Tensor, this rank's part of the output; False for a DTensor.
 
     Raises:
-        LocalConvError: as `PositionParallel`, and where the filters of one rank are neither whole groups nor within
-            one.
+        LocalConvError: as `PositionParallel`, and if the filters of a rank are neither whole groups nor within one.
 
     Source: as `torch.distributed.tensor.parallel.ColwiseParallel`, for filters of each position.
 
@@ -210,7 +209,7 @@ def _check_layout(name: str, value: Placement | None) -> Placement:
 
 
 class _Shared:
-    """Computes a layer's output where ranks share it: each its part, with what that needs from others."""
+    """The forward of a shared layer: each rank computes its part, with the input that it needs from others."""
 
     def __init__(self, style: _LayerParallel, mesh: DeviceMesh) -> None:
         self.style, self.mesh = style, mesh
@@ -235,7 +234,7 @@ class _Shared:
         reset_parameters(layer)
 
     def part_of(self, plan: Plan) -> Part:
-        """This rank's part, made once a plan."""
+        """This rank's part, made once for each plan."""
         if self.part is None or self.part.whole is not plan:
             self.part = self.style._part(plan, self.mesh.get_local_rank(), self.mesh.get_group())
         return self.part
@@ -281,7 +280,7 @@ class _Shared:
             check_dtypes(plan.operand, x, weight, bias)
 
     def _check_parameters(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Refuse parameters that do not lie on the ranks as the layer is shared."""
+        """Refuse parameters whose placement is not that of the shared layer."""
         for name, parameter in (("weight", weight), ("bias", bias)):
             if parameter is None:
                 continue
@@ -293,7 +292,7 @@ class _Shared:
                 self._refuse(f"{name} lies as {found}, and the layer needs {placements} of {self.mesh}")
 
     def _local_input(self, x: Tensor, plan: Plan, axis: Axis) -> Tensor:
-        """What this rank has of the input."""
+        """This rank's part of the input."""
         if isinstance(x, DTensor):
             layout = Shard(x.ndim + self.style._axis(plan)) if self.input_split else Replicate()
             x = x.redistribute(placements=[layout]).to_local()
@@ -302,7 +301,7 @@ class _Shared:
         return x
 
     def _check_part(self, x: Tensor, plan: Plan, axis: Axis) -> None:
-        """Refuse what is not this rank's part of the input."""
+        """Refuse an input that is not this rank's part."""
         check_tensor("x", x)
         got = split_shape(shape_of(x), plan.source.ndim, plan.data_format)
         sizes = [*plan.input_sizes[0], plan.input_sizes[1]]
@@ -359,7 +358,7 @@ def _refuse_plain_tensors(module: nn.Module, state_dict: dict[str, Any], prefix:
 
 
 def _shared(style: _LayerParallel, mesh: DeviceMesh, plan: Plan | None) -> _Shared:
-    """What computes a layer of a plan."""
+    """The shared forward of a layer with a plan."""
     shared = _Shared(style, mesh)
     if plan is not None:
         shared.part_of(plan)

@@ -1,1 +1,1 @@
-"""Models that Keras saved: read without TensorFlow, as torch modules, and their weights written back."""
+"""Models that Keras saved, read without TensorFlow as torch modules; and their weights written back."""

@@ -1,4 +1,4 @@
-"""A converted model in a file of torch's: its configuration and its state, no code."""
+"""Converted models in files of PyTorch: configuration and state, no code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VERSION = 1
 
 
 def save_model(model: nn.Module, path: str | Path) -> None:
-    """Write a model that `load_model` read, as it is now, to a `.pt` file that `load_model` reads.
+    """Write a model that `load_model` made to a `.pt` file that `load_model` reads.
 
     Args:
         model: what `load_model` returned, trained on or not.

@@ -22,7 +22,7 @@ Config: TypeAlias = str | Path | Mapping[str, Any] | None
 
 
 def load_model(path: str | Path, *, config: Config = None) -> nn.Module:
-    """The torch module of a model that Keras saved, with its weights, in eval mode.
+    """Read a model that Keras saved as a torch module with its weights, in eval mode.
 
     Args:
         path: a `.h5` or `.keras` file of a whole model, a `.weights.h5` (or older `.h5`) file of weights beside
@@ -30,10 +30,10 @@ def load_model(path: str | Path, *, config: Config = None) -> nn.Module:
         config: for a file of weights alone: the model's `to_json()`, as text, as a mapping or as the path of its file.
 
     Returns:
-        `nn.Sequential` of the layers under their Keras names for a Sequential model; for a Functional one a module
-        that takes its inputs, and gives its outputs, in Keras's order. Tensors have Keras's layout (channels last
-        unless the layers say otherwise). Parameters are of the file's dtype (float32 where a policy mixes), frozen
-        where Keras's are. `keras` holds the model's configuration.
+        For a Sequential model an `nn.Sequential` of the layers under their Keras names; for a Functional one a module
+        with inputs and outputs in Keras's order. Tensors have Keras's layout (channels last unless a layer says
+        otherwise). Parameters have the file's dtype (float32 under a mixed policy), and are frozen where Keras's are.
+        The attribute `keras` has the model's configuration.
 
     Raises:
         KerasFileError: a file that is absent, damaged, something else, or whose arrays do not fit its model.
@@ -81,7 +81,7 @@ MOST_PADDED = 256
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What `load_weights` found: layers by their Keras names, modules by their place in the model.
+    """The result of `load_weights`: layers by their Keras names, modules by their place in the model.
 
     `matched` pairs a Keras layer with a module; `missing` are modules with weights that no layer was found for;
     `unexpected` are Keras layers that no module was found for; `misshapen` says which arrays do not fit, and how.
@@ -108,19 +108,19 @@ def load_weights(
     strict: bool = True,
     config: Config = None,
 ) -> WeightsReport:
-    """Weights of Keras layers into modules of your own model.
+    """Copy the weights of Keras layers into the modules of a model.
 
     Args:
         model: with locally connected layers (of either convention), nn.Linear, nn.Conv1d/2d/3d, nn.BatchNorm1d/2d/3d
             or nn.LayerNorm; a depthwise kernel of Keras fits a convolution with as many groups as channels.
-        path: a `.h5`, `.keras` or `.weights.h5` file. A `.weights.h5` file of Keras 2 knows no names: its layers are
-            called by class and order, conv2d, conv2d_1, dense, ..., unless `config` is given.
-        mapping: from the names of Keras layers to those of modules, as `named_modules` has them; what it does not name
-            goes by its own name, the module's whole one or its last part.
-        strict: nothing is written and an error raised unless every module with weights and every layer with arrays
-            has found its other half; otherwise what fits is written.
+        path: a `.h5`, `.keras` or `.weights.h5` file. A `.weights.h5` file of Keras 2 has no names: its layers are
+            named by class and order, conv2d, conv2d_1, dense, ..., unless `config` is given.
+        mapping: from the names of Keras layers to those of modules, as `named_modules` has them. A layer that it does
+            not name is matched by its own name: a module's whole name, or its last part.
+        strict: if True, nothing is written and an error is raised unless every module with weights and every layer
+            with arrays has a counterpart. If False, the arrays that fit are written.
         config: for a file of weights alone: the model's `to_json()`, as text, as a mapping or as the path of its file.
-            Without it such weights are taken to be in the module's own data format and implementation, channels last
+            Without it, such weights are assumed to have the module's own data format and implementation: channels last
             and 1 for modules of torch's convention.
 
     Returns:
@@ -132,7 +132,7 @@ def load_weights(
         ComputedParameterError: a weight that is pruned, or whose parametrization cannot give the file's numbers;
             nothing is written then.
 
-    A dense layer behind a flattened image is not turned: Keras flattens channels last.
+    Keras flattens channels last; the rows of a dense layer behind a flattened image are not reordered.
 
     Source: `tf_keras.Model.load_weights`.
 

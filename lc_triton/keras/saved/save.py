@@ -1,4 +1,4 @@
-"""Weights of torch modules, written as Keras writes its own."""
+"""Writing the weights of torch modules as Keras writes them."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
         path: a file whose name ends in `.weights.h5`; an old one is replaced as a whole.
 
     Raises:
-        LocalConvError: another name, or parameters in modules that Keras has no layer for.
+        LocalConvError: a path of another form, or parameters in modules that have no counterpart in Keras.
 
-    Kernels have Keras's shape for the layer's `implementation` and `data_format`. Keras knows layers in such files by
-    class and order, and takes them by `keras_model.load_weights(path)`.
+    Kernels have Keras's shape for the layer's `implementation` and `data_format`. Keras identifies layers in such files
+    by class and order, and reads them by `keras_model.load_weights(path)`.
 
     Source: `tf_keras.Model.save_weights`.
 
