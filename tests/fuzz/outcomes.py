@@ -1,0 +1,52 @@
+"""What a call with wrong values among its arguments gives: shared by the tests of constructors, Keras's and files."""
+
+import torch
+from hypothesis import strategies as st
+
+from lc_triton.core.activations import AFTER_KERNEL, parse_activation
+from lc_triton.errors import LocalConvError
+from tests.fuzz.strategies import Limits, calls
+
+SMALL = Limits(
+    positions=(3, 2, 2),
+    kernel=(3, 2, 2),
+    padding=2,
+    channels=(1, 2),
+    groups=2,
+    batch=(2, 1, None),
+    dtypes=((torch.float32, torch.float32), (torch.float64, torch.float64)),
+)
+any_call = st.integers(1, 3).flatmap(lambda ndim: calls(ndim, SMALL))
+
+
+class Outcome:
+    """What a call with some wrong values gave: a result, or an error of ours.
+
+    Where a callable is among the wrong values, the ValueError or TypeError may be its own.
+    """
+
+    def __init__(self, function, arguments, wrong, *positional):
+        self.result, self.refused = None, False
+        theirs = any(callable(arguments.get(name)) for name in wrong)
+        try:
+            self.result = function(*positional, **arguments)
+        except LocalConvError as error:
+            self.refused = isinstance(error, ValueError | TypeError) and str(error) != ""
+            if not self.refused:
+                raise
+        except (ValueError, TypeError):
+            if not theirs:
+                raise
+            self.refused = True
+        assert wrong or not self.refused
+
+
+def after(value, z, dim):
+    """An activation of any kind, applied to pre-activations."""
+    act = parse_activation(value)
+    return AFTER_KERNEL[act](z, dim=dim) if isinstance(act, str) else act(z)
+
+
+def tolerance_of(result):
+    """By the precision of a result."""
+    return 1e-5 if result.dtype in (torch.float32, torch.float64) else 5e-2
