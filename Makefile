@@ -9,13 +9,17 @@ STAMP := .venv/.installed-$(shell cat pyproject.toml $(CONSTRAINTS) | cksum | cu
 DOCS := $(subst installed,docs,$(STAMP))
 # One thread a worker: the workers are as many as the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+COVERAGE := OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -n auto
 
-.PHONY: help demo test fuzz bench gate lint types docs setup clean
+.PHONY: help check demo test fuzz coverage emulate bench gate lint types docs setup clean
 
 help:
 	@echo "make demo    train a locally connected network on handwritten digits"
+	@echo "make check   style, types and all tests that are not slow: before each commit"
 	@echo "make test    all tests that need no GPU (and those that do, where there is one)"
 	@echo "make fuzz    5,000 random calls and constructors against the definition; make test takes 200"
+	@echo "make coverage  which lines no test of the CPU path, the interpreter or the compiler reaches: docs/dev/coverage.md"
+	@echo "make emulate  some kernels' PTX executed on the CPU, before a change of kernels lands"
 	@echo "make bench   lc_triton beside its peers, here and on a GPU where there is one, the tables and pictures of docs/performance.md; takes long"
 	@echo "make gate    static figures of every kernel, before a change of kernels or tiles lands"
 	@echo "make docs    the documentation as a site, in site/; runs the notebook of examples/"
@@ -24,12 +28,19 @@ help:
 demo: setup
 	$(BIN)/lc-triton demo
 
-# Two processes: TRITON_INTERPRET=1 must be set before triton is imported, and turns the kernels into another class.
+# All tests, as two processes: TRITON_INTERPRET=1 must be set before triton is imported, and turns the kernels into another class.
+define run-tests
+status=0; \
+$(1) tests --ignore=tests/interpreter || status=1; \
+TRITON_INTERPRET=1 $(1) tests/interpreter || status=1; \
+exit $$status
+endef
+
+check: lint types
+	@$(call run-tests,$(PYTEST) -m "not slow")
+
 test: setup
-	@status=0; \
-	$(PYTEST) tests --ignore=tests/interpreter || status=1; \
-	TRITON_INTERPRET=1 $(PYTEST) tests/interpreter || status=1; \
-	exit $$status
+	@$(call run-tests,$(PYTEST))
 
 # Other cases at each run. What fails is printed with the line that reproduces it, and tried first at the next run.
 fuzz: setup
@@ -37,6 +48,20 @@ fuzz: setup
 	LC_TRITON_FUZZ=nightly $(PYTEST) tests/fuzz || status=1; \
 	LC_TRITON_FUZZ=nightly TRITON_INTERPRET=1 $(PYTEST) tests/interpreter/test_fuzz.py || status=1; \
 	exit $$status
+
+# Takes twice as long as the tests. What stays uncovered is listed, with the reason, in docs/dev/coverage.md.
+coverage: setup
+	@rm -f .coverage .coverage.*
+	@status=0; ($(call run-tests,$(COVERAGE))) || status=1; \
+	$(BIN)/python -m coverage combine --quiet; \
+	$(BIN)/python -m coverage report; \
+	exit $$status
+
+# A small part of `python -m tests.emulator.check`; its kernels must not come from, or go to, the cache of real GPUs.
+emulate: setup
+	@cache=$$(mktemp -d); \
+	OMP_NUM_THREADS=1 TRITON_CACHE_DIR=$$cache $(BIN)/python -m tests.emulator.check --dtypes bf16 bf16/fp32 --parts boxes cases --part 0/20; \
+	status=$$?; rm -r $$cache; exit $$status
 
 bench: setup
 	$(BIN)/python -m benchmarks run --suite cpu --out benchmarks/results/cpu.json

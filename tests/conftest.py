@@ -1,4 +1,6 @@
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +9,18 @@ from lc_triton._cpu import small
 
 # Keras reads it when it is first imported, whichever test, documentation or example that is: one backend a process.
 os.environ["KERAS_BACKEND"] = "torch"
+
+# The mark that a test needs which starts a program of this name.
+MARK_OF = {"python": "subprocess", "ptxas": "compile"}
+_started: list[str] = []
+
+
+def _note_start(event, arguments):
+    if event == "subprocess.Popen":
+        _started.append(Path(os.fsdecode(arguments[0])).name)
+
+
+sys.addaudithook(_note_start)
 
 
 def pytest_collection_modifyitems(items):
@@ -21,6 +35,16 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _marked(request):
+    """A test that starts a process or compiles a kernel says so by its marks, by which people select tests."""
+    _started.clear()
+    yield
+    for program, mark in MARK_OF.items():
+        if any(name.startswith(program) for name in _started):
+            assert request.node.get_closest_marker(mark), f"starts {program}: mark the test with pytest.mark.{mark}"
 
 
 @pytest.fixture(params=["in_blocks", "at_once"])

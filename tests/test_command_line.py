@@ -12,6 +12,7 @@ CLI = [sys.executable, "-m", "lc_triton.cli"]
 PACKAGE = [sys.executable, "-m", "lc_triton"]
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("arguments", [["--version"], ["configs", "--workload", "lrlc_l1"], ["configs"]])
 def test_the_package_runs_as_the_command(arguments):
     """The same output and exit status, for right and wrong input."""
@@ -22,6 +23,7 @@ def test_the_package_runs_as_the_command(arguments):
     assert first[1] or first[2].startswith("lc-triton: ")
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("command", ["package", "module", "script"])
 def test_ctrl_c_during_imports_is_one_line(command, tmp_path):
     (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")  # as if it came just then
@@ -36,6 +38,7 @@ def test_ctrl_c_during_imports_is_one_line(command, tmp_path):
     assert done.stderr.strip() == "lc-triton: interrupted"
 
 
+@pytest.mark.subprocess
 def test_another_programs_interruption_is_its_own(tmp_path):
     (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
     root = str(Path(__file__).parents[1])
@@ -45,6 +48,8 @@ def test_another_programs_interruption_is_its_own(tmp_path):
     assert "Traceback" in done.stderr
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["env"], ["configs", "--workload", "lrlc_l1", "--device", "h100"]])
 def test_a_closed_pipe_is_no_error(arguments):
     reading, writing = os.pipe()

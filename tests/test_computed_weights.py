@@ -71,6 +71,7 @@ def file(tmp_path):
     return path, layer.get_weights()
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("name", ["weight", "bias"])
 @pytest.mark.parametrize("computed", WRITTEN)
 def test_what_is_written_through_a_parametrization_arrives(computed, name, file):
@@ -92,6 +93,7 @@ def test_what_is_written_through_a_parametrization_arrives(computed, name, file)
     assert all(p.grad is not None for p in layer.parameters())
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("name", ["weight", "bias"])
 @pytest.mark.parametrize("computed", REFUSED)
 def test_a_write_that_would_be_lost_is_refused_and_nothing_is_written(computed, name, file):
@@ -183,6 +185,7 @@ def test_constraints_hold_through_a_parametrization():
     assert layer.bias.min() >= 0
 
 
+@pytest.mark.subprocess
 def test_one_layer_that_cannot_be_written_keeps_all_from_being_written(file):
     one, other = keras_layer(kernel_constraint="unit_norm"), pruned(keras_layer(kernel_constraint="unit_norm"))
     net = nn.Sequential(one, other)
@@ -198,6 +201,7 @@ def test_one_layer_that_cannot_be_written_keeps_all_from_being_written(file):
     assert_same_state(one, before[0])
 
 
+@pytest.mark.subprocess
 def test_weights_of_other_layers_are_written_through_parametrizations(tmp_path):
     pytest.importorskip("h5py")
     source, path = nn.ModuleDict({"dense": nn.Linear(3, 4)}), tmp_path / "dense.weights.h5"

@@ -44,6 +44,7 @@ def finished(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_locally_connected_layers_reach_96_percent_of_the_held_out_digits():
     settings = Settings()
     digits = Digits.load(torch.device("cpu"), torch.float32)
@@ -97,6 +98,8 @@ def test_an_interrupted_run_ends_with_the_same_weights(after, finished, tmp_path
         assert torch.equal(one[name], other[name]), name
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 def test_ctrl_c_in_a_real_process(tmp_path):
     command = [
         sys.executable,
@@ -271,6 +274,8 @@ def by_two(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 @needs_gloo
 def test_two_processes_end_as_one(tmp_path, capsys):
     """What they write does not tell how many there were, and one process goes on from their checkpoint."""
@@ -292,6 +297,8 @@ def test_two_processes_end_as_one(tmp_path, capsys):
     assert (two / "checkpoint.pt").read_bytes() == before
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 @needs_gloo
 @pytest.mark.parametrize("wrong", ["checkpoint", "folder"])
 def test_what_goes_wrong_on_two_processes_is_one_line(wrong, tmp_path):

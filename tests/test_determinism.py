@@ -41,6 +41,7 @@ def same(first, second):
     return [key for key in first if not torch.equal(first[key], second[key])] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", ALL, ids=NAMES)
 def test_calls_agree(case, dtype):
@@ -64,6 +65,8 @@ print(digest.hexdigest())
 """
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 def test_processes_agree():
     """And so do ranks that hold the same weights and see the same samples."""
     runs = {

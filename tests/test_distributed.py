@@ -61,6 +61,8 @@ def work(rank, how, store, out):
         dist.destroy_process_group()
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["DDP", "FSDP2"])
 def test_two_processes_train_as_one(how, tmp_path):
     mp.spawn(work, (how, str(tmp_path / "store"), str(tmp_path / "out.pt")), nprocs=2)

@@ -123,10 +123,24 @@ def test_set_up_installs_torch_by_the_pinned_file_first():
     assert first < second
 
 
-def test_the_interpreter_has_a_process_of_its_own():
-    recipe = dry("test")
+def test_help_names_every_target():
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    shown = dry("help")
+    for target in set(phony.split()) - {"help", "setup"}:
+        assert f"make {target} " in shown, target
+
+
+@pytest.mark.parametrize("target", ["check", "test", "coverage"])
+def test_the_interpreter_has_a_process_of_its_own(target):
+    recipe = dry(target)
     assert "--ignore=tests/interpreter" in recipe
     assert re.search(r"TRITON_INTERPRET=1 .* tests/interpreter", recipe)
+    assert recipe.count('-m "not slow"') == (2 if target == "check" else 0)
+
+
+def test_a_check_includes_style_and_types():
+    recipe = dry("check")
+    assert all(command in recipe for command in ("ruff check .", "ruff format --check .", "bin/mypy"))
 
 
 def test_the_nightly_fuzz_runs_both_processes():

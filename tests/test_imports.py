@@ -120,6 +120,8 @@ print("triton" in sys.modules, torch.cuda.is_initialized(), files, sorted(new - 
 """
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 def test_importing_is_light():
     """No file is read, no GPU is asked, and nothing is imported beside this library."""
     run = subprocess.run([sys.executable, "-c", WATCH], capture_output=True, text=True, check=True)

@@ -15,6 +15,7 @@ from lc_triton.core.activations import Activation, parse_activation
 from lc_triton.core.problem import Problem
 from lc_triton.ops import operators
 from tests.cases import CASES, Case, assert_close, tensors
+from tests.pairwise import pairwise
 
 FEW = [case for case in CASES if case.name in ("1d_stride_same", "2d_asymmetric", "2d_groups", "3d_dilated_groups")]
 ids = {"ids": lambda case: case.name}
@@ -28,9 +29,12 @@ def layer(case, activation="linear"):
     return operators.spelled(Problem(case.geometry, fused))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("case", FEW, **ids)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "activation", "dtype"),
+    pairwise(FEW, ACTIVATIONS, [torch.float64, torch.float32, torch.bfloat16]),
+    ids=lambda v: getattr(v, "name", str(v)),
+)
 def test_opcheck(case, activation, dtype):
     t = tensors(case, dtype)
     told, linear = layer(case, activation), layer(case)
@@ -139,6 +143,7 @@ def fresh():
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["tanh", "gelu"])
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled_whole(activation, backend, fresh):

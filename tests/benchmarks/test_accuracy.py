@@ -67,6 +67,8 @@ for length, dtype in ((4096, "float32"), (16384, "float32"), (65536, "float64"))
 """
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 def test_long_sums_where_a_matmul_adds_number_after_number():
     """As MKL's does on processors without AVX2: there the second and third missed when sums began from the bias."""
     environment = os.environ | {"MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "PYTHONPATH": str(ROOT)}

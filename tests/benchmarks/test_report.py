@@ -141,8 +141,12 @@ def test_suites():
     assert len(set(suite("published"))) == len(suite("published")) > 40
 
 
+@pytest.mark.compile
+@pytest.mark.subprocess
+@pytest.mark.slow
 def test_what_a_call_costs(tmp_path, document, full, monkeypatch, capsys):
-    monkeypatch.setattr(overhead, "PROCESSES", 1)
+    for constant, few in (("PROCESSES", 1), ("ROUNDS", 2), ("CALLS", 5)):
+        monkeypatch.setattr(overhead, constant, few)
     out = tmp_path / "overhead.json"
     monkeypatch.setattr(sys, "argv", ["benchmarks", "overhead", "--out", str(out)])
     assert command.main() == 0
@@ -152,9 +156,12 @@ def test_what_a_call_costs(tmp_path, document, full, monkeypatch, capsys):
     assert f"| its training step | {found['step_us']:.3g} us |" in full.read_text()
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 def test_a_state_against_itself(monkeypatch, capsys):
     arguments = ["compare", ".", "HEAD", "--workload", "keras_doc_1d", "--batches", "2", "--seconds", "0.01"]
-    monkeypatch.setattr(compare, "SLOWER", math.inf)
+    for constant, value in (("SLOWER", math.inf), ("WARM_UP", 1), ("LEAST_ROUNDS", 1)):
+        monkeypatch.setattr(compare, constant, value)
     monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
     assert command.main() == 0
     assert "keras_doc_1d b2 float32  B / A: forward " in capsys.readouterr().out
@@ -177,6 +184,8 @@ def test_slower_twice_is_slower(monkeypatch, capsys):
     assert "SLOWER" in capsys.readouterr().out
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 def test_a_state_that_is_wrong_is_named(monkeypatch, capsys):
     right = compare.expected
     monkeypatch.setattr(compare, "expected", lambda *args: {name: t + 1 for name, t in right(*args).items()})

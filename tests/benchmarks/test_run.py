@@ -17,6 +17,8 @@ from benchmarks.run import FEWEST_ROUNDS, Entrant, line
 SMALL = Row("keras_doc_1d", 5, "float32", 1)
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 def test_a_row_end_to_end(tmp_path, monkeypatch, capsys):
     out = tmp_path / "cpu.json"
     arguments = ["--workload", "keras_doc_1d", "--batches", "3", "--threads", "1", "--seconds", "0.01"]
@@ -78,6 +80,8 @@ def test_a_wrong_contender_gets_no_time():
     assert line(result) == "layer b2 float32: WRONG, y is off by 1"
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 def test_a_contender_that_ends_in_the_middle_is_named():
     entrant = Entrant(SMALL, OURS, expected(SMALL, Data.make(SMALL)))
     assert entrant.skipped is None
@@ -87,6 +91,8 @@ def test_a_contender_that_ends_in_the_middle_is_named():
     assert entrant.close() == {"skipped": "its process ended during forward"}
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 def test_a_contender_that_fails_says_why(monkeypatch):
     want = expected(SMALL, Data.make(SMALL))
     want["y"] = want["y"] + 1
@@ -95,6 +101,8 @@ def test_a_contender_that_fails_says_why(monkeypatch):
     assert Entrant(SMALL, OURS, {}).close()["skipped"].startswith("KeyError")
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name for name in CONTENDERS if name.startswith(("torch.compile", "JAX", "flax", "tf_"))]
 )
@@ -121,6 +129,8 @@ def test_who_does_not_run():
     assert "GiB" in refuses(Row("deepface_l4", 512, "float32", 1), "broadcast, multiply, sum")
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")
 def test_a_step_needs_its_results_and_at_most_64_mb_more():
     row = Row("30x30x64,k3,f8,p1", 128, "float32", 2)

@@ -265,6 +265,8 @@ def test_triton_on_cpu_tensors_needs_the_interpreter():
         conv()
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 def test_an_unknown_backend_in_the_environment_is_named():
     code = "import torch, lc_triton; lc_triton.local_conv(torch.zeros(1, 1, 3), torch.zeros(1, 3, 1, 1))"
     env = os.environ | {"LC_TRITON_BACKEND": "tirton"}
@@ -273,6 +275,8 @@ def test_an_unknown_backend_in_the_environment_is_named():
     assert "LC_TRITON_BACKEND 'tirton' is not known (did you mean 'triton'?)" in done.stderr
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 def test_an_empty_backend_in_the_environment_is_none():
     code = "import torch, lc_triton; lc_triton.local_conv(torch.zeros(1, 1, 3), torch.zeros(1, 3, 1, 1))"
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"LC_TRITON_BACKEND": ""}, check=True)

@@ -59,6 +59,7 @@ def test_a_penalty_and_its_gradient(name, padding):
     assert_close(layer.weight.grad, 3 * (l1 * w.sign() + 2 * l2 * w), 1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["l1", "l2", "l1_l2"])
 @pytest.mark.parametrize("padding", ["same", "valid"])
 def test_penalties_are_differentiated_twice(name, padding):
@@ -95,6 +96,7 @@ def test_penalties_under_transforms(name):
     assert_close(curvature, 2 * l2 * mask * tangent[0], 1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["l1", "l2", "l1_l2"])
 def test_a_compiled_step_has_the_penalty(name):
     layer = layer_of(kernel_regularizer=name, activity_regularizer=name, bias_regularizer=name)

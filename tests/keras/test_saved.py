@@ -13,6 +13,8 @@ import lc_triton
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, ConversionError, KerasFileError
 from lc_triton.keras import load_model, load_weights, save_model, save_weights
 
+pytestmark = pytest.mark.subprocess
+
 HERE = Path(__file__).parent / "saved"
 GOLDEN = Path(__file__).parents[1] / "golden"
 OUTPUTS = np.load(HERE / "outputs.npz")

@@ -16,6 +16,8 @@ from lc_triton.errors import KerasFileError, LocalConvError
 from lc_triton.keras import load_model
 from lc_triton.keras.saved import hdf5
 
+pytestmark = pytest.mark.subprocess
+
 h5py = pytest.importorskip("h5py")
 
 HERE = Path(__file__).parent / "saved"
@@ -46,6 +48,7 @@ def test_a_folder(tmp_path):
         load_model(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["h5", "keras"])
 def test_a_file_cut_anywhere(kind, tmp_path):
     content = (HERE / f"local_1_channels_last.{kind}").read_bytes()
@@ -257,6 +260,7 @@ def test_without_h5py(monkeypatch):
         load_model(HERE / "local_1_channels_last.h5")
 
 
+@pytest.mark.slow
 def test_mutated_files():
     done = subprocess.run(
         [sys.executable, "-m", "tests.keras.fuzz", "--cases", "40"],

@@ -14,6 +14,8 @@ from lc_triton.keras import load_model, save_model
 from lc_triton.keras.saved.training import Trained
 from tests.keras.test_saved import HERE, OUTPUTS, arrays, changed
 
+pytestmark = pytest.mark.subprocess
+
 
 def loss_of(model):
     (x,) = arrays("penalised", "x")

@@ -29,6 +29,8 @@ KEYS = {
 }
 
 
+@pytest.mark.compile
+@pytest.mark.slow
 @pytest.mark.parametrize(("device", "arch"), [("h200", "sm_90"), ("mi300x", "gfx942")])
 def test_json_is_one_array_and_nothing_else(device, arch, capsys):
     assert cli.main(["inspect", "--workload", "lrlc_l2", "--batch", "512", "--device", device, "--json"]) == 0
@@ -44,6 +46,8 @@ def test_json_is_one_array_and_nothing_else(device, arch, capsys):
         assert row["wgmma"] == (device == "h200")
 
 
+@pytest.mark.compile
+@pytest.mark.slow
 def test_text_for_people(capsys):
     assert cli.main(["inspect", "--workload", "deepface_l4", "--batch", "32", "--face", "forward"]) == 0
     out = capsys.readouterr().out

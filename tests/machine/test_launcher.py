@@ -54,6 +54,7 @@ CALLS = {
 }
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("name", CALLS)
 def test_the_driver_gets_what_triton_would_give_it(name, monkeypatch):
     _, call = CALLS[name]()
@@ -78,6 +79,7 @@ def test_the_driver_gets_what_triton_would_give_it(name, monkeypatch):
             assert (a is b or a.shape == b.shape) if isinstance(a, torch.Tensor) else a == b  # parts are made anew
 
 
+@pytest.mark.compile
 def test_a_bound_pass_asks_triton_for_nothing(monkeypatch):
     problem = Problem(SMALL, backend="triton")
     x, weight, bias, y, _ = tensors(SMALL)
@@ -92,6 +94,7 @@ def test_a_bound_pass_asks_triton_for_nothing(monkeypatch):
     assert len(gpu.launches) == 1
 
 
+@pytest.mark.compile
 def test_launch_hooks_see_each_launch(monkeypatch):
     problem = Problem(SMALL, backend="triton")
     x, weight, bias, y, _ = tensors(SMALL)
@@ -105,6 +108,7 @@ def test_launch_hooks_see_each_launch(monkeypatch):
     assert calls == ["launch_enter_hook", "launch_exit_hook"]
 
 
+@pytest.mark.compile
 def test_an_unaligned_tensor_takes_a_build_of_its_own():
     problem = Problem(SMALL, backend="triton")
     x, weight, _, y, _ = tensors(SMALL)
@@ -117,6 +121,7 @@ def test_an_unaligned_tensor_takes_a_build_of_its_own():
     assert again == [aligned, other]
 
 
+@pytest.mark.compile
 def test_another_pitch_or_type_takes_a_build_of_its_own():
     problem = Problem(SMALL, backend="triton")
     x, weight, bias, y, _ = tensors(SMALL)

@@ -18,6 +18,8 @@ from lc_triton.tiles.model import choose
 from lc_triton.tiles.space import descriptor_fits
 from lc_triton.tiles.task import Task
 
+pytestmark = [pytest.mark.compile, pytest.mark.slow]
+
 WORKLOADS = {
     w["name"]: w for w in json.loads((Path(__file__).parents[2] / "benchmarks/workloads.json").read_text())["workloads"]
 }

@@ -95,6 +95,8 @@ NARROWED = {
 }
 
 
+@pytest.mark.compile
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NARROWED)
 def test_no_index_is_narrowed_to_16_bits(name):
     face, geometry, arch, (rows, cols, *blocks, warps, stages) = NARROWED[name]
@@ -104,6 +106,7 @@ def test_no_index_is_narrowed_to_16_bits(name):
     assert narrowed(asm["llir"]) == []
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("face", ["forward", "input_grad", "weight_grad"])
 def test_no_index_is_narrowed_without_dot(face):
     geometry = Geometry.make((8, 8), 35, 35, 3, groups=5, stride=3)
@@ -111,6 +114,7 @@ def test_no_index_is_narrowed_without_dot(face):
     assert narrowed(build(face, Problem(geometry, backend="triton"), config, 90, **MIXED).asm["llir"]) == []
 
 
+@pytest.mark.compile
 def test_no_index_is_narrowed_in_the_second_pass():
     problem = Problem(Geometry.make((8, 8), 36, 36, 3), backend="triton")
     assert narrowed(build_combine(problem, 4, 90, bias="channel").asm["llir"]) == []
@@ -152,6 +156,8 @@ def bearing_marks(monkeypatch):
     return left
 
 
+@pytest.mark.compile
+@pytest.mark.slow
 @pytest.mark.parametrize("face", ["forward", "input_grad", "weight_grad"])
 def test_a_launch_takes_the_next_tile_and_says_so_once(face, bearing_marks, caplog):
     bearing_marks[0] = 2
@@ -170,6 +176,8 @@ def test_a_launch_takes_the_next_tile_and_says_so_once(face, bearing_marks, capl
     assert f"{ranked[2]} is launched instead" in second
 
 
+@pytest.mark.compile
+@pytest.mark.slow
 def test_no_sound_tile_is_an_error_that_says_what_to_do(bearing_marks):
     bearing_marks[0] = 10**6
     _, call = calls()
@@ -179,6 +187,7 @@ def test_no_sound_tile_is_an_error_that_says_what_to_do(bearing_marks):
     assert -bearing_marks[0] + 10**6 == faces.MOST_TRIED + 1
 
 
+@pytest.mark.compile
 def test_a_tile_given_by_hand_is_refused(bearing_marks):
     bearing_marks[0] = 1
     problem, call = calls()
@@ -191,6 +200,7 @@ def test_a_tile_given_by_hand_is_refused(bearing_marks):
     assert len(gpu.launches) == 1
 
 
+@pytest.mark.compile
 def test_each_kernel_is_scanned_once(monkeypatch):
     scanned = []
     monkeypatch.setattr(launcher, "marks", lambda ptx: scanned.append(ptx) or [])

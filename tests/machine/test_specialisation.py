@@ -14,6 +14,8 @@ from lc_triton.launch.absent import compile_call
 from lc_triton.launch.build import KERNELS, call_args, combine_call_args
 from lc_triton.tiles.config import TileConfig
 
+pytestmark = pytest.mark.compile
+
 LAYERS = {
     "2d": Problem(Geometry.make((6, 6), 8, 16, 3), backend="triton"),
     "3d": Problem(Geometry.make((5, 6, 6), 8, 8, 3, stride=2, padding=1, groups=2), backend="triton"),

@@ -5,6 +5,8 @@ import torch.distributed as dist
 
 from tests.parallel import checks_of_cost, checks_of_styles, checks_of_training, ranks
 
+pytestmark = [pytest.mark.subprocess, pytest.mark.slow]
+
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")
 def test_on_four_ranks(tmp_path):

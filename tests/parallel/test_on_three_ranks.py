@@ -5,6 +5,8 @@ import torch.distributed as dist
 
 from tests.parallel import checks_of_clipping, checks_of_copies, checks_of_empty_parts, checks_of_replicas, ranks
 
+pytestmark = [pytest.mark.subprocess, pytest.mark.slow]
+
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")
 def test_on_three_ranks(tmp_path):

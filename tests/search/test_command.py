@@ -145,6 +145,8 @@ sys.exit(cli.main(["tune", *sys.argv[1:]]))
 """
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_measured(tmp_path):
     """A real process and a real signal, in the middle of the first search."""
     command = [sys.executable, "-c", COMMAND, *SHAPE, "--out", str(tmp_path)]

@@ -180,6 +180,8 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 def test_ranks_agree(tmp_path):
     ranks = [
         subprocess.Popen([sys.executable, "-c", RANK, str(rank), str(tmp_path)], stdout=subprocess.PIPE, text=True)

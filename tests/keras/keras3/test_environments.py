@@ -62,6 +62,8 @@ attempt("jax")
 """
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 def test_keras_waits_until_it_is_needed_and_what_is_missing_then_is_named():
     done = python(HIDDEN, KERAS_BACKEND="jax")
     assert done.returncode == 0, done.stderr

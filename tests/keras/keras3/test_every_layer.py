@@ -117,6 +117,7 @@ def test_the_list_is_whole():
     assert {name for name in CASES if not hasattr(K, name)} == {name for name in CASES if name.startswith("Locally")}
 
 
+@pytest.mark.subprocess
 @pytest.mark.filterwarnings("ignore:.*HDF5 file:UserWarning")
 @pytest.mark.parametrize("kind", ["keras", "h5", "weights.h5"])
 def test_every_layer_is_read_back(kind, tmp_path):
@@ -151,6 +152,7 @@ def one(i):
     return model, torch.from_numpy(rng.standard_normal((5, *shape)).astype("float32"))
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("i", range(5))
 def test_batch_normalization_trains_on_as_in_keras(i, tmp_path):
     model, x = one(i)
@@ -175,6 +177,7 @@ def test_batch_normalization_trains_on_as_in_keras(i, tmp_path):
         assert np.allclose(w, b, rtol=1e-2 if i < 2 else 1e-4, atol=1e-5)  # Keras divides by n, torch by n - 1
 
 
+@pytest.mark.subprocess
 def test_a_batch_renormalization_that_cannot_be_is_named(tmp_path):
     model, _ = one(3)
     for wrong in ('"rmax": "a"', '"rmax": 2.0, "most": 3.0'):
