@@ -11,12 +11,13 @@ DOCS := $(subst installed,docs,$(STAMP))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 COVERAGE := OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -n auto
 
-.PHONY: help check demo test fuzz coverage emulate bench gate lint types docs setup clean
+.PHONY: help check demo test nightly fuzz coverage emulate bench gate lint types docs setup clean
 
 help:
 	@echo "make demo    train a locally connected network on handwritten digits"
 	@echo "make check   style, types and all tests that are not slow: before each commit"
 	@echo "make test    all tests that need no GPU (and those that do, where there is one)"
+	@echo "make nightly  all tests, those too that make test leaves out"
 	@echo "make fuzz    5,000 random calls and constructors against the definition; make test takes 200"
 	@echo "make coverage  which lines no test of the CPU path, the interpreter or the compiler reaches: docs/dev/coverage.md"
 	@echo "make emulate  some kernels' PTX executed on the CPU, before a change of kernels lands"
@@ -37,9 +38,13 @@ exit $$status
 endef
 
 check: lint types
-	@$(call run-tests,$(PYTEST) -m "not slow")
+	@$(call run-tests,$(PYTEST) -m "not slow and not nightly")
 
 test: setup
+	@$(call run-tests,$(PYTEST) -m "not nightly")
+
+# The longer tests too. A night's run is `make nightly fuzz gate`.
+nightly: setup
 	@$(call run-tests,$(PYTEST))
 
 # Other cases at each run. What fails is printed with the line that reproduces it, and tried first at the next run.

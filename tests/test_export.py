@@ -137,6 +137,7 @@ def exported(net, x):
     return program
 
 
+@pytest.mark.slow
 def test_a_program_is_as_small_for_many_taps():
     sizes = set()
     for kernel in (3, 9):
@@ -171,6 +172,8 @@ assert "lc_triton" not in sys.modules
 """
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 def test_a_package_of_aotinductor_runs_without_the_library(tmp_path):
     net, batches = network().eval(), [torch.randn(n, 2, 6, 6) for n in (1, 4, 9)]
     package, given, results = (str(tmp_path / name) for name in ("model.pt2", "given.pt", "results.pt"))
@@ -215,6 +218,7 @@ class ThereAndBack(nn.Module):
         return y, lc_triton.local_conv_transpose(y, self.weight, **self.back, **common)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "activation"),
     list(zip(CASES, itertools.cycle(FUSED_NAMES), strict=False)),
@@ -228,6 +232,7 @@ def test_onnx_gives_the_same_numbers(case, activation):
             assert_close(got, want.detach().double(), 1e-5)
 
 
+@pytest.mark.slow
 def test_onnx_of_a_network():
     net, x = network().eval(), torch.randn(4, 2, 6, 6)
     run = onnx_session(net, x)
@@ -236,6 +241,7 @@ def test_onnx_of_a_network():
         assert_close(run(x)[0], net(x).detach().double(), 1e-5)
 
 
+@pytest.mark.slow
 def test_onnx_in_16_bits():
     net = lc_triton.LocalConv2d(3, 4, 3, input_size=6, activation="relu", dtype=torch.float16)
     x = torch.randn(4, 3, 6, 6, dtype=torch.float16)

@@ -27,6 +27,8 @@ ROOT = Path(__file__).parents[1]
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 @needs_fork
 def test_killed_writers_leave_what_can_be_read():
     done = subprocess.run(
@@ -46,6 +48,8 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 @needs_fork
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     out = tmp_path / "model.pt"
@@ -99,6 +103,8 @@ def test_threads_that_call_one_layer_at_once(size):
             assert all(map(torch.equal, gradients, gradients_again))
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 @needs_fork
 @pytest.mark.parametrize("size", [6, 40])
 def test_a_process_that_forks_after_a_call(size):
@@ -132,6 +138,8 @@ def test_a_call_enters_no_mode_that_a_signal_could_leave_behind(size, monkeypatc
     assert done
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 @needs_fork
 def test_a_signal_during_a_step_ends_it_cleanly():
     code = """
@@ -172,6 +180,8 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "status", "message"),
     [
@@ -325,6 +335,8 @@ except OSError as error:
 """
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 @needs_fork
 def test_a_folder_that_may_only_be_read():
     """What is there is used, what would be written is refused in one line. Root may write anywhere: it turns nobody."""

@@ -218,6 +218,8 @@ def _run(layer, x):
     return layer(x).detach()
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 @LAYERS
 def test_into_another_process_and_back(kind):
     layer = kind()

@@ -69,6 +69,8 @@ def shown(folder, cwd):
     return [Path(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 def test_the_wheel_is_pure_and_whole(wheel):
     assert wheel.name == f"lc_triton-{lc_triton.__version__}-py3-none-any.whl"
     names = zipfile.ZipFile(wheel).namelist()
@@ -80,6 +82,8 @@ def test_the_wheel_is_pure_and_whole(wheel):
     assert {f"lc_triton/{c}" for c in configs} <= set(names)
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 def test_configurations_are_found_from_the_wheel(wheel, tmp_path):
     site = wheel.parent / "site"
     module, configs = shown(site, tmp_path)
@@ -87,6 +91,8 @@ def test_configurations_are_found_from_the_wheel(wheel, tmp_path):
     assert configs == site / "lc_triton" / "autotune_configs"
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 def test_configurations_are_found_from_an_editable_install(tmp_path):
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*install, "--target", tmp_path / "site", "--editable", ROOT], check=True)
@@ -140,6 +146,8 @@ def test_every_dependency_is_pinned_for_the_tests(metadata):
     assert {"torch==2.13.0", "triton==3.7.1"} <= set(lines)
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 def test_the_wheel_is_the_same_to_the_bit_wherever_and_whenever_it_is_built(wheel, tmp_path):
     """From files of another age, in another folder, with other permissions and another locale."""
     copy = tmp_path / "elsewhere" / "project"

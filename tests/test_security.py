@@ -100,12 +100,16 @@ print("HEARD", heard)
 """
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 def test_using_the_library_opens_no_socket_and_runs_nothing():
     done = subprocess.run([sys.executable, "-c", WATCHED], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "HEARD []"
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 def test_the_hook_hears():
     bad = "import socket; socket.socket().close(); quiet = False; eval('1'); __import__('pickle').loads(TEXT)\n"
     text = pickle.dumps(Path("a"))

@@ -13,7 +13,7 @@ from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.device import DEVICES
 from lc_triton.tiles.space import descriptor_fits
 from lc_triton.tiles.task import Task
-from tests.cases import CASES, IDS, Case, assert_as_good, assert_close, check, expected, tensors
+from tests.cases import CASES, Case, assert_as_good, assert_close, check, expected, tensors
 
 NAN = float("nan")
 
@@ -50,8 +50,18 @@ def faces(case, t, make, activation=None, precision="ieee"):
     return {"y": y, "z": z, "dx": dx, "dw": dw, "db": db}
 
 
-@pytest.mark.parametrize("name", TILES)
-@pytest.mark.parametrize("case", CASES, ids=IDS)
+def marks(case, name):
+    """One position a program takes longest: what such a program does beside larger tiles, a few cases show."""
+    if len(case.in_spatial) == 1:
+        return ()
+    few = ["2d_stride_slack", "2d_asymmetric", "2d_dilated_stride_gcd", "2d_groups", "2d_depthwise_multiplier", "3d"]
+    return pytest.mark.nightly if name == "1x1" and case.name not in few else pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [pytest.param(c, n, id=f"{c.name}-{n}", marks=marks(c, n)) for c in CASES for n in TILES],
+)
 def test_values(case, name):
     t = tensors(case)
     check(faces(case, t, lambda channels: tile(channels=channels, **TILES[name])), expected(case, t))
@@ -60,6 +70,7 @@ def test_values(case, name):
 SPLITS = [("1d", 2, 16), ("1d", 37, 2), ("2d_asymmetric", 2, 2), ("2d_groups", 2, 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dot", [True, False])
 @pytest.mark.parametrize(("name", "batch", "split"), SPLITS)
 def test_a_split_loop(name, batch, split, dot):
@@ -70,6 +81,7 @@ def test_a_split_loop(name, batch, split, dot):
     check(got, expected(case, t))
 
 
+@pytest.mark.slow
 def test_a_split_loop_in_three_dimensions():
     case = Case("3d", (3, 2, 3), 2, 3, 2, stride=(1, 1, 2), padding=(0, 0, 1))
     t = tensors(case)
@@ -100,6 +112,7 @@ BOXES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("swap", [False, True])
 @pytest.mark.parametrize("case", BOXES, ids=lambda c: c.name)
 def test_tensor_descriptors(case, swap, monkeypatch):
@@ -119,6 +132,7 @@ def test_tensor_descriptors(case, swap, monkeypatch):
     assert moved == [True, case.name != "boxes_narrow", True]
 
 
+@pytest.mark.slow
 def test_a_nan_in_another_positions_weights_reaches_nothing():
     case = BOXES[0]
     t = tensors(case, torch.float32)
@@ -132,6 +146,7 @@ def test_a_nan_in_another_positions_weights_reaches_nothing():
         assert_close(got[name][keep], want[name][keep], 2e-6)
 
 
+@pytest.mark.slow
 def test_weights_that_begin_anywhere_need_no_descriptor():
     case = BOXES[0]
     t = tensors(case, torch.float32)

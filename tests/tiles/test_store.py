@@ -81,6 +81,8 @@ def writer(path, number, count):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 def test_eight_processes_lose_no_entry(tmp_path):
     path = tmp_path / "forward.json"
     writers = [writer(path, n, 5) for n in range(8)]
@@ -90,6 +92,8 @@ def test_eight_processes_lose_no_entry(tmp_path):
     assert {k.positions for k in store.read(path)} == {1000 * n + i + 1 for n in range(8) for i in range(5)}
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 def test_a_killed_writer_leaves_a_readable_file(tmp_path):
     path = tmp_path / "forward.json"
     for attempt in range(4):
@@ -182,6 +186,8 @@ def test_the_hash_follows_the_source():
     assert len(store.kernel_hash("forward")) == 12
 
 
+@pytest.mark.subprocess
+@pytest.mark.slow
 def test_importing_the_package_reads_no_configuration():
     code = "import sys, lc_triton; sys.exit('filelock' in sys.modules or 'lc_triton.tiles.store' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
