@@ -26,7 +26,6 @@ LARGER = [
 ]
 ALL = [*CASES, *LARGER]
 NAMES = [*IDS, *(case.name for case in LARGER)]
-DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +41,9 @@ def same(first, second):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.nightly), torch.bfloat16], ids=str
+)
 @pytest.mark.parametrize("case", ALL, ids=NAMES)
 def test_calls_agree(case, dtype):
     """Whatever ran in between, which leaves its numbers in the buffers."""

@@ -10,6 +10,7 @@ import lc_triton
 from lc_triton.core.activations import parse_activation
 from lc_triton.ops import dispatch, reference
 from tests.cases import CASES, IDS, assert_close, tensors
+from tests.pairwise import pairwise
 
 FEW = [case for case in CASES if case.name in ("1d_stride_same", "2d_asymmetric", "2d_groups", "2d_depthwise", "3d")]
 ids = {"ids": lambda case: case.name}
@@ -138,9 +139,12 @@ def test_dual_numbers():
     assert_close(got, jvp(lambda w: conv(case, "sigmoid")(t.x, w, t.bias), (t.weight,), (tangent,))[1], 1e-12)
 
 
-@pytest.mark.parametrize("activation", [None, "sigmoid", "softplus", "silu"])
-@pytest.mark.parametrize("case", FEW[:2], **ids)
-@KINDS
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("activation", "case", "kind"),
+    pairwise([None, "sigmoid", "softplus", "silu"], FEW[:2], ["conv", "transposed"]),
+    ids=lambda v: getattr(v, "name", str(v)),
+)
 def test_gradcheck_forward_over_reverse_and_all(kind, case, activation):
     make, *leaves = operands(case, kind)
     leaves = [v.requires_grad_() for v in leaves]

@@ -22,14 +22,15 @@ SMALL = Row("keras_doc_1d", 5, "float32", 1)
 def test_a_row_end_to_end(tmp_path, monkeypatch, capsys):
     out = tmp_path / "cpu.json"
     arguments = ["--workload", "keras_doc_1d", "--batches", "3", "--threads", "1", "--seconds", "0.01"]
-    arguments += ["--contenders", *PEERS]
+    peers = list(PEERS)[:2]  # a process each; test_peers.py holds what all of them compute
+    arguments += ["--contenders", *peers]
     monkeypatch.setattr(sys, "argv", ["benchmarks", "run", *arguments, "--out", str(out)])
     assert command.main() == 0
     content = json.loads(out.read_text())
     assert content["about"]["torch"]
     (row,) = content["rows"]
     assert row["machine"]["flops"] > 1e8
-    assert list(row["contenders"]) == [OURS, *PEERS]
+    assert list(row["contenders"]) == [OURS, *peers]
     for name, times in row["contenders"].items():
         for mode in MODES:
             found = times[mode]

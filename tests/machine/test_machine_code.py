@@ -25,7 +25,8 @@ WORKLOADS = {
 }
 SMALL = Geometry.make((6, 6), 16, 16, 3, padding=1)
 DEVICE_NAMES = ["a100", "h100", "b200", "mi300x"]
-DTYPES = [torch.float16, torch.bfloat16, torch.float32]
+NIGHTLY = {"marks": pytest.mark.nightly}
+DTYPES = [pytest.param(torch.float16, **NIGHTLY), torch.bfloat16, torch.float32]
 
 
 def geometry_of(name):
@@ -78,11 +79,11 @@ def test_large_batch_loads_are_128_bits_wide(face, dtype, device):
     ("name", "batch"),
     [
         ("deepface_l4", 128),
-        ("yolov1_local", 1),
-        ("lrlc_l1", 64),
+        pytest.param("yolov1_local", 1, **NIGHTLY),
+        pytest.param("lrlc_l1", 64, **NIGHTLY),
         ("grouped_28", 256),
-        ("depthwise_56", 32),
-        ("genome_1d", 32),
+        pytest.param("depthwise_56", 32, **NIGHTLY),
+        pytest.param("genome_1d", 32, **NIGHTLY),
     ],
 )
 def test_one_workload_of_each_regime(name, batch, face):
@@ -150,7 +151,7 @@ def test_tensor_descriptors_move_boxes(face, device):
     assert code.wgmma > 0 or device == "b200"
 
 
-@pytest.mark.parametrize("device", DEVICE_NAMES)
+@pytest.mark.parametrize("device", ["a100", "h100", pytest.param("b200", **NIGHTLY), "mi300x"])
 @pytest.mark.parametrize("face", FACES)
 def test_a_split_loop(face, device):
     config = choose(Task(face, geometry_of("lrlc_l2"), 512, "bfloat16", "bfloat16"), DEVICES[device])
@@ -169,7 +170,7 @@ def test_the_second_pass(name):
         assert (code.spills, code.load_bits) == (0, 128)
 
 
-@pytest.mark.parametrize("device", ["a100", "h100", "b200"])
+@pytest.mark.parametrize("device", ["a100", "h100", pytest.param("b200", **NIGHTLY)])
 @pytest.mark.parametrize("face", FACES)
 def test_float32_arithmetic_flushes_no_subnormal_number(face, device):
     for dot in (True, False):
@@ -181,7 +182,7 @@ def test_float32_arithmetic_flushes_no_subnormal_number(face, device):
             assert not re.search(r"\b(?:fma|mul|add|sub)\.\S*\bftz\b", ptx)
 
 
-@pytest.mark.parametrize("device", ["h100", "b200"])
+@pytest.mark.parametrize("device", ["h100", pytest.param("b200", **NIGHTLY)])
 @pytest.mark.parametrize("face", FACES)
 @pytest.mark.parametrize(
     "config",
