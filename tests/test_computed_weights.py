@@ -71,6 +71,7 @@ def file(tmp_path):
     return path, layer.get_weights()
 
 
+@pytest.mark.slow
 @pytest.mark.subprocess
 @pytest.mark.parametrize("name", ["weight", "bias"])
 @pytest.mark.parametrize("computed", WRITTEN)
@@ -93,6 +94,7 @@ def test_what_is_written_through_a_parametrization_arrives(computed, name, file)
     assert all(p.grad is not None for p in layer.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.subprocess
 @pytest.mark.parametrize("name", ["weight", "bias"])
 @pytest.mark.parametrize("computed", REFUSED)

@@ -55,6 +55,7 @@ def test_locally_connected_layers_reach_96_percent_of_the_held_out_digits():
     assert training.history.train_loss[-1] < 0.1 * training.history.train_loss[0]
 
 
+@pytest.mark.slow
 def test_what_a_run_writes(finished, capsys):
     results = json.loads((finished / "results.json").read_text())
     assert list(results["networks"]) == ["locally connected", "convolution", "dense"]
@@ -75,6 +76,7 @@ def test_what_a_run_writes(finished, capsys):
     assert len(np.unique(image.reshape(-1, image.shape[-1]), axis=0)) > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 5])
 def test_an_interrupted_run_ends_with_the_same_weights(after, finished, tmp_path, monkeypatch, capsys):
     saved, save = [], checkpoint.save
@@ -139,6 +141,7 @@ def test_resuming_a_finished_run_trains_no_more(finished, tmp_path, capsys):
     assert all(torch.equal(v, weights(tmp_path)[k]) for k, v in weights(finished).items())
 
 
+@pytest.mark.slow
 def test_resuming_before_the_first_checkpoint_starts_from_the_beginning(tmp_path, capsys):
     arguments = [*SMALL, "--epochs", "1", "--out", str(tmp_path / "new" / "folder")]
     assert cli.main([*arguments, "--resume"]) == 0

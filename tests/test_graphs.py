@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lc_triton
 from lc_triton.errors import LocalConvError
+from tests.pairwise import pairwise
 from tests.ways import Way
 
 ACTIVATIONS = [None, "relu", "silu"]  # whose derivative needs nothing, the output, what it is computed from
@@ -88,11 +89,17 @@ def test_an_output_is_no_view(transposed, activation, arguments):
             assert torch.equal(torch.autograd.grad(one(given).relu_().sum(), one.weight)[0], want)
 
 
-@pytest.mark.parametrize("activation", [None, "relu", "silu", "softmax"])
-@pytest.mark.parametrize("positions", [1, 4, 65])
-@pytest.mark.parametrize(("channels", "filters", "kernel"), [(64, 1, 1), (64, 3, 1), (3, 64, 1), (5, 7, 3), (40, 1, 4)])
-@pytest.mark.parametrize("batch", [1, 2, 40])
-def test_the_same_bits_on_every_way(activation, positions, channels, filters, kernel, batch):
+@pytest.mark.parametrize(
+    ("activation", "positions", "sizes", "batch"),
+    pairwise(
+        [None, "relu", "silu", "softmax"],
+        [1, 4, 65],
+        [(64, 1, 1), (64, 3, 1), (3, 64, 1), (5, 7, 3), (40, 1, 4)],  # channels, filters, taps
+        [1, 2, 40],
+    ),
+)
+def test_the_same_bits_on_every_way(activation, positions, sizes, batch):
+    channels, filters, kernel = sizes
     weight = torch.randn(positions, kernel, channels, filters, requires_grad=True)
     apart = weight.detach().movedim(-1, 0).contiguous().movedim(0, -1)
     length = positions + kernel - 1

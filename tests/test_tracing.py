@@ -103,6 +103,7 @@ def test_symbolic_trace(case):
     assert_same(program, SimpleNamespace(layer=net, x=case.x, others=case.others))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
 @pytest.mark.parametrize("pre_dispatch", [False, True])
 def test_make_fx(case, mode, pre_dispatch):
@@ -124,6 +125,7 @@ def test_export(case):
     assert_same(program.module(), case)
 
 
+@pytest.mark.slow
 def test_compile_keeps_the_operator(case):
     graphs = []
 
@@ -173,6 +175,7 @@ def in_rows(case):
     return SimpleNamespace(layer=nn.Sequential(case.layer, Rows()), x=case.x, others=case.others)
 
 
+@pytest.mark.slow
 @few
 def test_onnx_in_one_line(case, tmp_path):
     torch.onnx.export(case.layer, (case.x,), tmp_path / "layer.onnx", verbose=False)
@@ -180,6 +183,7 @@ def test_onnx_in_one_line(case, tmp_path):
     assert_same(onnx_runtime(tmp_path / "layer.onnx"), case)
 
 
+@pytest.mark.slow
 @few
 def test_onnx_for_any_batch(case, tmp_path):
     case = in_rows(case)
@@ -188,6 +192,7 @@ def test_onnx_for_any_batch(case, tmp_path):
     assert_same(onnx_runtime(tmp_path / "layer.onnx"), case)
 
 
+@pytest.mark.slow
 @few
 @pytest.mark.parametrize("batch", [None, 1])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

@@ -9,7 +9,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stac
 import lc_triton
 from lc_triton.core.activations import parse_activation
 from lc_triton.ops import dispatch, reference
-from tests.cases import CASES, IDS, assert_close, tensors
+from tests.cases import CASES, assert_close, tensors
 from tests.pairwise import pairwise
 
 FEW = [case for case in CASES if case.name in ("1d_stride_same", "2d_asymmetric", "2d_groups", "2d_depthwise", "3d")]
@@ -53,10 +53,16 @@ def loop(f, in_dims, *args):
 KINDS = pytest.mark.parametrize("kind", ["conv", "transposed"])
 
 
-@pytest.mark.parametrize("dims", [(0, None, None), (None, 0, None), (0, 0, 0), (None, None, 0), (None, 0, 0)])
-@pytest.mark.parametrize("activation", [None, "gelu"])
-@pytest.mark.parametrize("case", CASES, ids=IDS)
-@KINDS
+@pytest.mark.parametrize(
+    ("kind", "case", "activation", "dims"),
+    pairwise(
+        ["conv", "transposed"],
+        CASES,
+        [None, "gelu"],
+        [(0, None, None), (None, 0, None), (0, 0, 0), (None, None, 0), (None, 0, 0)],
+    ),
+    ids=lambda v: getattr(v, "name", str(v)),
+)
 def test_vmap(kind, case, activation, dims):
     make, x, weight, bias = operands(case, kind)
     args = [v if d is None else several(v) for v, d in zip((x, weight, bias), dims, strict=True)]

@@ -156,8 +156,9 @@ def test_what_a_call_costs(tmp_path, document, full, monkeypatch, capsys):
     assert f"| its training step | {found['step_us']:.3g} us |" in full.read_text()
 
 
-@pytest.mark.subprocess
 @pytest.mark.slow
+@pytest.mark.subprocess
+@pytest.mark.nightly
 def test_a_state_against_itself(monkeypatch, capsys):
     arguments = ["compare", ".", "HEAD", "--workload", "keras_doc_1d", "--batches", "2", "--seconds", "0.01"]
     for constant, value in (("SLOWER", math.inf), ("WARM_UP", 1), ("LEAST_ROUNDS", 1)):

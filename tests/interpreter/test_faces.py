@@ -233,6 +233,7 @@ def test_the_weight_gradient_takes_g_through_the_activation(name, dtype):
         assert_close(result.flatten(), want.sum().view(1), 1e-12 if dtype == torch.float64 else 2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", [1, 2])
 @pytest.mark.parametrize("dot", [True, False])
 def test_each_number_of_dz_is_written_once(dot, split):
@@ -253,6 +254,7 @@ def test_each_number_of_dz_is_written_once(dot, split):
             assert_close(db, behind["db"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saves", ["relu", "silu"])
 @pytest.mark.parametrize("through", [True, False])
 def test_a_backward_through_an_activation(saves, through, monkeypatch):
@@ -304,6 +306,7 @@ VIEWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view", VIEWS)
 def test_any_strides(view):
     t = tensors(ODD)
@@ -314,6 +317,7 @@ def test_any_strides(view):
     assert torch.equal(t.g, before[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["2d_stride_slack", "1d_stride_past_kernel", "2d_dilated_stride_gcd"])
 @pytest.mark.parametrize("rows", [1, 2])
 def test_nan_at_sites_that_no_window_reads_reaches_nothing(name, rows):
@@ -326,6 +330,7 @@ def test_nan_at_sites_that_no_window_reads_reaches_nothing(name, rows):
     check(faces(case, t, lambda channels: tile(min(rows, len(case.in_spatial)), 2, channels)), want)
 
 
+@pytest.mark.slow
 def test_a_nan_stays_in_its_sample_and_in_its_tile():
     case = next(c for c in CASES if c.name == "2d")
     t = tensors(case)
@@ -341,6 +346,7 @@ def test_a_nan_stays_in_its_sample_and_in_its_tile():
         assert_close(got["dw"][keep], clean["dw"][keep])
 
 
+@pytest.mark.slow
 def test_two_runs_agree_to_the_bit():
     t = tensors(ODD, torch.float32)
     for split in (1, 2):

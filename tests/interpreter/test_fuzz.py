@@ -54,6 +54,7 @@ TILES = st.builds(
 )
 
 
+@pytest.mark.slow
 @cases("interpreted")
 @given(st.integers(1, 3).flatmap(lambda ndim: calls(ndim, FEW)), st.none() | TILES)
 def test_kernels(call, tiles):

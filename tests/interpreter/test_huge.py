@@ -39,6 +39,7 @@ def shapes(monkeypatch):
 
 
 # Every other way of each case, so that each way meets two cases: a call takes seconds here.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "way"),
     [(case, way) for c, case in enumerate(SOME) for w, way in enumerate(WAYS) if (c + w) % 2 == 0],
@@ -50,6 +51,7 @@ def test_64_bits_give_the_same(case, way, shapes):
     assert [shape.wide for shape in shapes] == [True] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", [1, 2])
 def test_64_bits_give_the_same_by_boxes(split, shapes):
     case = next(c for c in BOXES if c.name == "boxes")
@@ -100,6 +102,7 @@ ONE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("face", ["forward", "input_grad", "weight_grad"])
 @pytest.mark.parametrize("dot", [True, False])
 @pytest.mark.parametrize("name", ONE)

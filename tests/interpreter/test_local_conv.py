@@ -13,6 +13,7 @@ def _triton():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["1d_one", "1d_causal_dilated", "2d_whole_input", "2d_depthwise_multiplier", "3d"])
 def test_with_the_models_tiles(name):
     case = next(c for c in CASES if c.name == name)

@@ -44,6 +44,15 @@ EXACT = {
 }
 
 
+def marks(case, way):
+    """One way by all cases and all ways by one case in each run, the others each night."""
+    often = way == "dot" or case.name == "2d_stride_slack"
+    return () if often else pytest.mark.nightly
+
+
+CASES_AND_WAYS = [pytest.param(c, w, id=f"{c.name}-{w}", marks=marks(c, w)) for c in FEW for w in EXACT]
+
+
 def padded_taps(case):
     """Which weights `(*out_spatial, *kernel, 1, 1)` lie on padding."""
     geo = case.geometry
@@ -61,8 +70,8 @@ def turn(case, way):
 
 # A call of the faces takes 30 ms a program here, so one call has all that is planted, each with a value of its own: x
 # reaches y and dw, g dx, dw and db, the bias y. The definition tells them apart, and most numbers stay finite.
-@pytest.mark.parametrize("way", EXACT)
-@pytest.mark.parametrize("case", FEW, ids=lambda case: case.name)
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "way"), CASES_AND_WAYS)
 def test_one_position_a_tile_keeps_the_definition(case, way):
     t = tensors(case)
     for seed, (name, value) in enumerate(zip(("x", "g", "bias"), turn(case, way), strict=True)):
@@ -73,8 +82,8 @@ def test_one_position_a_tile_keeps_the_definition(case, way):
         assert torch.equal(kinds(got[key]), kinds(exact)), key
 
 
-@pytest.mark.parametrize("way", EXACT)
-@pytest.mark.parametrize("case", FEW, ids=lambda case: case.name)
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "way"), CASES_AND_WAYS)
 def test_a_weight_reaches_what_reads_it(case, way):
     """A tap on padding has a weight that these kernels do not fetch: that one is no part of the sum."""
     t = tensors(case)
@@ -89,6 +98,7 @@ def test_a_weight_reaches_what_reads_it(case, way):
         assert torch.equal(kinds(got[key]), kinds(exact)), key
 
 
+@pytest.mark.slow
 def test_boxes_fetch_the_weights_of_padding_too():
     case = next(c for c in BOXES if c.name == "boxes")
     t = tensors(case, torch.float32)
@@ -112,6 +122,7 @@ def spread(bad, case, rows, cols, groups):
     return hit.reshape(room.shape)[:, :, :, :height, :width].reshape(bad.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SOME, ids=lambda case: case.name)
 def test_a_band_tile_keeps_it_in_its_sample_and_tile(case):
     rows, cols = (2 if case.geometry.ndim > 1 else 1), 2
@@ -153,6 +164,7 @@ def test_activations_of_what_is_not_finite(name):
     assert torch.equal(kinds(dz.flatten()), kinds(act.backward(g.flatten().double(), saved.double())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["x", "g", "weight"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("way", ["dot", "reduced"])

@@ -27,14 +27,22 @@ def judge(face, types=("float32", "float32"), layer=LAYER, batch=19):
     return Judge(task, scratch.make(task, CPU))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("types", TYPES, ids="-".join)
 @pytest.mark.parametrize("face", FACES)
 def test_right_tiles_are_accepted(face, types):
     judge(face, types).check(TILE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("face", FACES)
-@pytest.mark.parametrize("name", ["1d_stride_past_kernel", "3d_dilated_groups", "2d_depthwise"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "1d_stride_past_kernel",
+        *(pytest.param(n, marks=pytest.mark.nightly) for n in ("3d_dilated_groups", "2d_depthwise")),
+    ],
+)
 def test_right_tiles_of_other_layers_are_accepted(face, name):
     layer = next(case for case in CASES if case.name == name).geometry
     judge(face, layer=layer, batch=3).check(TileConfig(1, 1, 16, 16, 16, dot=layer.groups < 5))
@@ -57,6 +65,7 @@ def unwritten(outputs):
 
 
 # Types in turn: what a fault is held against was worked out from the types, and right tiles of all of them are above.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("face", "fault", "types"),
     [
@@ -104,6 +113,7 @@ def test_scratch_leaves_the_random_numbers_alone():
     assert made["weight"].dtype == made["bias"].dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_layers_run_the_tiles_that_were_found(tmp_path, monkeypatch):
     """Forward and backward inside the block: each face is searched once, and launched with the tile that won."""
     searched, launched = [], []

@@ -97,6 +97,7 @@ def test_a_model_trains_on():
     assert all(not torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_converted_model_survives_a_file_of_torch(name, tmp_path):
     model = load_model(HERE / f"{name}.h5")
@@ -109,6 +110,7 @@ def test_a_converted_model_survives_a_file_of_torch(name, tmp_path):
     assert [p.requires_grad for p in again.parameters()] == [p.requires_grad for p in model.parameters()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_go_back_as_they_came(name, tmp_path):
     h5py = pytest.importorskip("h5py")
@@ -193,6 +195,7 @@ def test_weights_of_a_file_without_names_go_by_class_and_order():
     assert_computes_what_keras_does(model, "deepface")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["h5", "weights.h5"])
 @pytest.mark.parametrize("i", [1, 2, 3])
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
@@ -292,6 +295,7 @@ def test_all_layers_that_cannot_be_converted_are_named():
     assert "layer 'L4' (Functional): a model inside a model: call its layers in the outer one" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "argument", "value", "message"),
     [

@@ -114,6 +114,7 @@ REPLACEMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", REPLACEMENTS)
 def test_an_array_that_is_none(what, tmp_path):
     make, match = REPLACEMENTS[what]
@@ -139,6 +140,7 @@ def test_numbers_of_bfloat16_are_taken(compression, tmp_path):
     assert torch.equal(got.image.weight, want.image.weight.bfloat16().float())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("edit", "match"),
     [

@@ -22,6 +22,7 @@ def loss_of(model):
     return model(x).square().mean() + lc_triton.regularization_loss(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["h5", "keras", "weights.h5", "pt", "copy", "pickle"])
 def test_a_training_step_is_that_of_keras(by, tmp_path):
     path = HERE / f"penalised.{by if by in ('keras', 'weights.h5') else 'h5'}"
@@ -90,6 +91,7 @@ def test_no_warning_where_nothing_is_left_out():
         load_model(HERE / "penalised.h5")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["", 7, [], {}, {"class_name": 7}, {"class_name": "L2", "config": {"l2": "x"}}, True])
 def test_any_value_is_read_or_named(value):
     config = json.loads((HERE / "deepface.json").read_text())

@@ -85,6 +85,7 @@ def replaced(args, places, value):
 CALLS = [(k, t, layer) for k in KERNELS for t in TILES for layer in LAYERS if (t, layer) != ("boxes", "3d")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kernel", "tile", "layer"), [*CALLS, ("combine", "split", "2d")])
 def test_integers_may_have_every_value(kernel, tile, layer):
     function, args = arguments(kernel, layer, tile)

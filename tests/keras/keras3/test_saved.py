@@ -101,6 +101,7 @@ def test_a_model_computes_what_it_computed_in_keras(case, kind, tmp_path):
     assert_same(load_model(tmp_path / "model.pt"), x, wanted)
 
 
+@pytest.mark.slow
 def test_keras_loads_the_weights_back(case, tmp_path):
     model, x, wanted = case
     model.save(tmp_path / "model.keras")
@@ -112,6 +113,7 @@ def test_keras_loads_the_weights_back(case, tmp_path):
     assert_same(again, x, wanted)
 
 
+@pytest.mark.slow
 def test_the_command_takes_it(case, tmp_path, capsys):
     model, x, wanted = case
     model.save(tmp_path / "model.keras")
@@ -123,6 +125,7 @@ def test_the_command_takes_it(case, tmp_path, capsys):
     assert_same(load_model(tmp_path / "model.pt"), x, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["keras", "weights.h5"])
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
 def test_weights_go_into_a_model_of_ones_own(data_format, kind, tmp_path):
@@ -177,6 +180,7 @@ def test_regularizers_constraints_and_dtypes_come_along(tmp_path):
         assert np.allclose(mine.reshape(theirs.shape), theirs.detach(), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*HDF5 file:UserWarning")
 @pytest.mark.parametrize("kind", ["keras", "h5", "weights.h5"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
