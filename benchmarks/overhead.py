@@ -79,7 +79,6 @@ def _launches() -> dict[str, float]:
     shapes = (32, *geo.in_spatial, 16), geo.weight_shape, geo.bias_shape, (32, *geo.out_spatial, 16)
     x, weight, bias, y = (torch.empty(shape, dtype=torch.float16) for shape in shapes)
     with absent_gpu(keep=False):
-
         bound = launch.bind_forward(x, weight, bias, y, None, problem)
         plan = _plan_for("forward", problem, x, weight, None)
         args = call_args("forward", problem, plan.config, dtype=torch.float16, batch=32)
