@@ -1,4 +1,4 @@
-"""What the three kernels share: the walk under a tile, which tap connects what, and the epilogue."""
+"""What the kernels share: decoding a tile and a step of the k-loop, taps, activations, access to the weight."""
 
 import triton
 import triton.language as tl
@@ -17,8 +17,70 @@ def unbounded(x, STEP: tl.constexpr = 16):
 
 
 @triton.jit
-def walk(k, K0: tl.constexpr, K1: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, N: tl.constexpr):
-    """Step k of the walk under a tile as (leading tap 0, leading tap 1, run row, run column, channel or filter)."""
+def tile_offsets(pid, SPATIAL: tl.constexpr, CHANNELS: tl.constexpr, SHAPE: tl.constexpr, TILE: tl.constexpr):
+    """Decode the number of a tile: where it lies, and what each column n [BN] of its product stands for.
+
+    SPATIAL and CHANNELS are the sizes of what is tiled: output positions and filters, or, of the input gradient, input
+    sites and channels. "Place" is a position or a site, "channel" a filter or a channel.
+
+    Returns (lead, h0, w0, part, row, col, place, c0, c, inner, group, m_n):
+        lead, h0, w0: the tile's corner; `lead` counts the two leading dimensions as one.
+        part: of a split loop, which part.
+        row, col: [BN], the place's row and column in the tile.
+        place: [BN], the place in row-major order.
+        c0: the tile's first channel, counted in its group.
+        c, inner: [BN], the channel, counted from the first one and in its group.
+        group: the channel's group; with `tl.dot` one for all columns, else [BN].
+        m_n: [BN], whether the column exists.
+    """
+    G: tl.constexpr = SHAPE.groups
+    CG: tl.constexpr = CHANNELS // G
+    H: tl.constexpr = SPATIAL[2]
+    W: tl.constexpr = SPATIAL[3]
+    LEAD: tl.constexpr = SPATIAL[0] * SPATIAL[1]
+    TQ: tl.constexpr = TILE.rows
+    TP: tl.constexpr = TILE.cols
+    FT: tl.constexpr = TILE.block_f
+    BN: tl.constexpr = TILE.block_n
+    DOT: tl.constexpr = TILE.dot
+    SPLIT: tl.constexpr = TILE.split
+    TILES_H: tl.constexpr = (H + TQ - 1) // TQ
+    TILES_W: tl.constexpr = (W + TP - 1) // TP
+    n = tl.arange(0, BN)
+    row, col = n // (TP * FT), (n // FT) % TP
+    if DOT:  # a program stays within one group
+        BLOCKS: tl.constexpr = (CG + FT - 1) // FT
+        c0 = (pid % BLOCKS) * FT
+        inner = c0 + n % FT
+        group = (pid // BLOCKS) % G
+        m_n = inner < CG
+        c = group * CG + inner
+        pid = pid // (BLOCKS * G)
+    else:  # a block of channels across groups
+        BLOCKS: tl.constexpr = (CHANNELS + FT - 1) // FT
+        c0 = (pid % BLOCKS) * FT
+        c = c0 + n % FT
+        group = unbounded(c) // CG
+        inner = unbounded(c) % CG
+        m_n = c < CHANNELS
+        pid = pid // BLOCKS
+    if SHAPE.wide:  # 2^31 numbers in a sample: 32 bits may not count its places
+        pid = pid.to(tl.int64)
+    w0 = (pid % TILES_W) * TP
+    h0 = (pid // TILES_W) % TILES_H * TQ
+    lead = pid // (TILES_W * TILES_H)
+    part = 0
+    if SPLIT > 1:
+        part = (lead // LEAD).to(tl.int32)
+        lead = lead % LEAD
+    m_n = m_n & (h0 + row < H) & (w0 + col < W)
+    place = (lead * H + h0 + row) * W + w0 + col
+    return lead, h0, w0, part, row, col, place, c0, c, inner, group, m_n
+
+
+@triton.jit
+def decode_k(k, K0: tl.constexpr, K1: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, N: tl.constexpr):
+    """Decode an index of the k-loop: leading taps 0 and 1, row and column of the footprint, channel (or filter)."""
     # A division by a power of two is a shift, which stays in 32 bits.
     SHIFTS: tl.constexpr = N & (N - 1) == 0 and COLS & (COLS - 1) == 0
     if not SHIFTS:
@@ -52,10 +114,11 @@ def tap(d, K: tl.constexpr, DIL: tl.constexpr):
 
 
 @triton.jit
-def read_by_any(d, windows, K: tl.constexpr, DIL: tl.constexpr, STEP: tl.constexpr, TILE: tl.constexpr):
+def site_is_read(d, windows, K: tl.constexpr, DIL: tl.constexpr, STEP: tl.constexpr, TILE: tl.constexpr):
     """Whether one of a tile's first `windows` windows, STEP sites apart, reads the site d after the tile's start.
 
-    Sites that none reads are masked at their load: a NaN there must not reach an output by way of the band's zeros.
+    Sites that no window reads are masked at their load: else a NaN there would reach an output through the zeros of
+    the band.
     """
     if TILE == 1:
         _, m = tap(d, K, DIL)
@@ -70,7 +133,7 @@ def read_by_any(d, windows, K: tl.constexpr, DIL: tl.constexpr, STEP: tl.constex
 
 
 @triton.jit
-def reads_any(d, sites, K: tl.constexpr, DIL: tl.constexpr, TILE: tl.constexpr):
+def window_reads(d, sites, K: tl.constexpr, DIL: tl.constexpr, TILE: tl.constexpr):
     """Whether a window whose start lies d sites before a tile of sites reads one of the tile's first `sites` sites."""
     if DIL == 1:
         m = (d < K) & (d + sites > 0)
@@ -157,8 +220,8 @@ def activate(z, ACT: tl.constexpr, CONSTANT: tl.constexpr):
 
 
 @triton.jit
-def through(g, s, ACT: tl.constexpr, CONSTANT: tl.constexpr):
-    """dz = g * act'(z), elementwise, from s: z or y = act(z), whichever lc_triton.core.activations saves."""
+def activation_backward(g, s, ACT: tl.constexpr, CONSTANT: tl.constexpr):
+    """dz = g * act'(z), elementwise, from s: z or y = act(z), as lc_triton.core.activations saves it."""
     dz = g
     if ACT == "relu":
         dz = tl.where(s <= 0.0, 0.0, g)  # not a product: an infinite g of a unit that is off is 0
@@ -219,13 +282,30 @@ def softplus(z):
 
 
 @triton.jit
-def finish(b_z, p_bias, o_place, o_filter, m_n, F: tl.constexpr, EPILOGUE: tl.constexpr):
-    """Bias and activation of a block (BB, BN): returns (z, y). o_place [BN] is the position or site."""
+def bias_and_activation(b_z, p_bias, o_place, o_filter, m_n, F: tl.constexpr, EPILOGUE: tl.constexpr):
+    """Add the bias to the sums b_z [BB, BN] and activate them: returns (z, y).
+
+    o_place [BN] is the position or site, o_filter [BN] the filter or channel.
+    """
     BIAS: tl.constexpr = EPILOGUE.bias
     ACT: tl.constexpr = EPILOGUE.activation
     CONSTANT: tl.constexpr = EPILOGUE.constant
     if BIAS == "position":
-        b_z += tl.load(p_bias + o_place.to(tl.int64) * F + o_filter, mask=m_n, other=0.0).to(b_z.dtype)[None, :]
+        b_bias = tl.load(p_bias + o_place.to(tl.int64) * F + o_filter, mask=m_n, other=0.0)  # [BN]
+        b_z += b_bias.to(b_z.dtype)[None, :]
     elif BIAS == "channel":
-        b_z += tl.load(p_bias + o_filter, mask=m_n, other=0.0).to(b_z.dtype)[None, :]
+        b_bias = tl.load(p_bias + o_filter, mask=m_n, other=0.0)  # [BN]
+        b_z += b_bias.to(b_z.dtype)[None, :]
     return b_z, activate(b_z, ACT, CONSTANT)
+
+
+@triton.jit
+def load_weight(p_w, m_w):
+    """Load a block of the weight, zero where the mask is false: `launch.build` finds these loads by this function."""
+    return tl.load(p_w, mask=m_w, other=0.0)
+
+
+@triton.jit
+def store_weight(p_dw, b_dw, m_dw):
+    """Store a block of the weight gradient: `launch.build` finds these stores by this function."""
+    tl.store(p_dw, b_dw, mask=m_dw)

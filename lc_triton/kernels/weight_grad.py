@@ -3,19 +3,20 @@
 import triton
 import triton.language as tl
 
-from lc_triton.kernels.common import read_by_any, tap, through, unbounded, walk
+from lc_triton.kernels.common import activation_backward, decode_k, site_is_read, store_weight, tap, tile_offsets
 
 
 @triton.jit
-def gradient(p_g, p_saved, b, o_n, o_s, m, pitch, SHAPE: tl.constexpr, UPSTREAM: tl.constexpr):
-    """A block of dz (BB, BN): g as it is, or taken through the activation."""
-    b_g = tl.load(p_g + (b.to(tl.int64) * pitch * SHAPE.filters)[:, None] + o_n[None, :], mask=m, other=0.0)
+def load_dz(p_g, p_saved, b, o_n, o_s, m, pitch, SHAPE: tl.constexpr, UPSTREAM: tl.constexpr):
+    """A block of dz [BB, BN]: g itself, or its product with the derivative of the activation."""
+    b_g = tl.load(p_g + (b.to(tl.int64) * pitch * SHAPE.filters)[:, None] + o_n[None, :], mask=m, other=0.0)  # [BB, BN]
     ACT: tl.constexpr = UPSTREAM.activation  # triton 3.6 compares no field of a tuple
     CONSTANT: tl.constexpr = UPSTREAM.constant
     if ACT != "linear":
-        b_s = tl.load(p_saved + (b.to(tl.int64) * SHAPE.out_numel)[:, None] + o_s[None, :], mask=m, other=0.0)
+        p_s = p_saved + (b.to(tl.int64) * SHAPE.out_numel)[:, None] + o_s[None, :]
+        b_s = tl.load(p_s, mask=m, other=0.0)  # [BB, BN]
         ACC: tl.constexpr = tl.float64 if p_g.dtype.element_ty == tl.float64 else tl.float32
-        b_g = through(b_g.to(ACC), b_s.to(ACC), ACT, CONSTANT).to(b_g.dtype)
+        b_g = activation_backward(b_g.to(ACC), b_s.to(ACC), ACT, CONSTANT).to(b_g.dtype)
     return b_g
 
 
@@ -23,10 +24,10 @@ def gradient(p_g, p_saved, b, o_n, o_s, m, pitch, SHAPE: tl.constexpr, UPSTREAM:
 def weight_grad_kernel(
     p_x,  # (B, I0, I1, IH, IW, C) with rows of sites dense; x_pitch holds the other strides, in sites
     p_g,  # (B, O0, O1, OH, OW, F) likewise, in positions
-    p_saved,  # (B, P, F), y or z where g comes from behind an activation
+    p_saved,  # (B, P, F), y or z, where g is the gradient of y
     p_dw,  # (P, T, C // G, F), or with TILE.descriptor a tensor descriptor of it as (P, T * C // G, F)
     p_db,  # (P, F); both of a split batch with SPLIT in front, the sums of its parts
-    p_dz,  # (B, P, F), g taken through the activation, for the input gradient
+    p_dz,  # (B, P, F), the gradient of z, for the input gradient
     B,
     x_pitch,
     g_pitch,
@@ -34,14 +35,13 @@ def weight_grad_kernel(
     TILE: tl.constexpr,
     UPSTREAM: tl.constexpr,
 ):
-    """dw = x^T . dz for BK steps of the walk, TQ x TP positions and FT filters a program; the batch is summed inside.
+    """dw = x^T . dz for BK indices k, TQ x TP positions and FT filters a program; the batch is summed inside.
 
     Only the band of the (BK x BN) product is stored: each (position, tap, channel, filter) lies in exactly one program.
     """
-    G: tl.constexpr = SHAPE.groups
-    C: tl.constexpr = SHAPE.channels // G
+    C: tl.constexpr = SHAPE.group_channels
     F: tl.constexpr = SHAPE.filters
-    FG: tl.constexpr = F // G
+    FG: tl.constexpr = SHAPE.group_filters
     K0: tl.constexpr = SHAPE.kernel[0]
     K1: tl.constexpr = SHAPE.kernel[1]
     KH: tl.constexpr = SHAPE.kernel[2]
@@ -50,7 +50,6 @@ def weight_grad_kernel(
     SW: tl.constexpr = SHAPE.stride[3]
     DH: tl.constexpr = SHAPE.dilation[2]
     DW: tl.constexpr = SHAPE.dilation[3]
-    O0: tl.constexpr = SHAPE.outputs[0]
     O1: tl.constexpr = SHAPE.outputs[1]
     OH: tl.constexpr = SHAPE.outputs[2]
     OW: tl.constexpr = SHAPE.outputs[3]
@@ -58,66 +57,41 @@ def weight_grad_kernel(
     TP: tl.constexpr = TILE.cols
     BB: tl.constexpr = TILE.block_b
     BK: tl.constexpr = TILE.block_k
-    FT: tl.constexpr = TILE.block_f
-    BN: tl.constexpr = TQ * TP * FT
-    ROWS: tl.constexpr = TILE.run_rows
-    COLS: tl.constexpr = TILE.run_cols
-    KT: tl.constexpr = K0 * K1 * ROWS * COLS * C
-    KB: tl.constexpr = (KT + BK - 1) // BK
+    BN: tl.constexpr = TILE.block_n
+    ROWS: tl.constexpr = TILE.footprint_rows
+    COLS: tl.constexpr = TILE.footprint_cols
+    KT: tl.constexpr = TILE.k_total
+    KB: tl.constexpr = TILE.k_blocks
     SPLIT: tl.constexpr = TILE.split
     DESCRIPTOR: tl.constexpr = TILE.descriptor
     DOT: tl.constexpr = TILE.dot
-    OWN: tl.constexpr = not DOT and (G > 1 or TQ * TP > 1)  # each column walks its own window
+    OWN: tl.constexpr = TILE.own_windows  # each column gathers the window of its own position
     SWAP: tl.constexpr = TILE.swap
     PRECISION: tl.constexpr = TILE.precision
     WITH_BIAS: tl.constexpr = UPSTREAM.with_bias
     STORE_DZ: tl.constexpr = UPSTREAM.store_dz
     ACC: tl.constexpr = tl.float64 if p_x.dtype.element_ty == tl.float64 else tl.float32
 
-    # The blocks of one tile's walk run side by side: they share its g.
+    # Tile. The blocks of k of one tile run side by side: they share its g.
     pid = tl.program_id(0)
     block = pid % KB
     k = block * BK + tl.arange(0, BK)
     pid = pid // KB
-    n = tl.arange(0, BN)
-    jr, jc = n // (TP * FT), (n // FT) % TP
-    if DOT:  # a program stays within one group
-        FB: tl.constexpr = (FG + FT - 1) // FT
-        f0 = (pid % FB) * FT
-        f = f0 + n % FT
-        group = (pid // FB) % G
-        m_n = f < FG
-        f0 += group * FG
-        f = group * FG + f
-        pid = pid // (FB * G)
-    else:  # a block of filters across groups
-        FB: tl.constexpr = (F + FT - 1) // FT
-        f = (pid % FB) * FT + n % FT
-        group = unbounded(f) // FG
-        m_n = f < F
-        pid = pid // FB
-    if SHAPE.wide:  # 2^31 numbers in a sample: 32 bits may not count its positions
-        pid = pid.to(tl.int64)
-    TILES_W: tl.constexpr = (OW + TP - 1) // TP
-    TILES_H: tl.constexpr = (OH + TQ - 1) // TQ
-    ow0 = (pid % TILES_W) * TP
-    oh0 = (pid // TILES_W) % TILES_H * TQ
-    o01 = pid // (TILES_W * TILES_H)
+    o01, oh0, ow0, part, jr, jc, position, f0, f, _, group, m_n = tile_offsets(
+        pid, SHAPE.outputs, SHAPE.filters, SHAPE, TILE
+    )
     first, last = 0, B
     if SPLIT > 1:
-        part = (o01 // (O0 * O1)).to(tl.int32)
-        o01 = o01 % (O0 * O1)
         steps = tl.cdiv(tl.cdiv(B, BB), SPLIT)
         first = part * steps * BB
         last = tl.minimum(first + steps * BB, B)
-        p_dw += part.to(tl.int64) * (O0 * O1 * OH * OW * K0 * K1 * KH * KW * C * F)
+        p_dw += part.to(tl.int64) * SHAPE.weight_numel
         if WITH_BIAS:
-            p_db += part.to(tl.int64) * (O0 * O1 * OH * OW * F)
-    o0, o1 = o01 // O1, o01 % O1
-    m_n = m_n & (oh0 + jr < OH) & (ow0 + jc < OW)
-    position = (o01 * OH + oh0 + jr) * OW + ow0 + jc  # [BN]
+            p_db += part.to(tl.int64) * SHAPE.out_numel
 
-    t0, t1, row, col, c = walk(k, K0, K1, ROWS, COLS, C)
+    # Addresses: the sites and channels that k counts, and g and the saved tensor of each column.
+    o0, o1 = o01 // O1, o01 % O1
+    t0, t1, row, col, c = decode_k(k, K0, K1, ROWS, COLS, C)
     dh, dw = row * TILE.step_h, col * TILE.step_w
     i0 = o0 * SHAPE.stride[0] - SHAPE.pad[0] + t0 * SHAPE.dilation[0]
     i1 = o1 * SHAPE.stride[1] - SHAPE.pad[1] + t1 * SHAPE.dilation[1]
@@ -129,27 +103,29 @@ def weight_grad_kernel(
     if SHAPE.lead:
         m_k = m_k & (i0 >= 0) & (i0 < SHAPE.inputs[0]) & (i1 >= 0) & (i1 < SHAPE.inputs[1])
     if not OWN:
-        m_k = m_k & read_by_any(dh, tl.minimum(OH - oh0, TQ), KH, DH, SH, TQ)
-        m_k = m_k & read_by_any(dw, tl.minimum(OW - ow0, TP), KW, DW, SW, TP)
+        m_k = m_k & site_is_read(dh, tl.minimum(OH - oh0, TQ), KH, DH, SH, TQ)
+        m_k = m_k & site_is_read(dw, tl.minimum(OW - ow0, TP), KW, DW, SW, TP)
     oh, ow = oh0 + jr, ow0 + jc
     o_k = (i0 * x_pitch[1] + i1 * x_pitch[2] + ih * x_pitch[3] + iw) * SHAPE.channels + c  # [BK], or [BK, BN]
     o_n = (o0 * g_pitch[1] + o1 * g_pitch[2] + oh * g_pitch[3] + ow) * F + f  # [BN]
     o_s = position.to(tl.int64) * F + f  # [BN]
 
+    # Loop over the batch, first for the bias gradient, then for the product. One loop for both would take g out of the
+    # matmul's pipeline; in the other order the addresses would stay in registers during the product, and a float32 dw
+    # spills.
     if WITH_BIAS or STORE_DZ:
-        # A loop of its own: inside the one below it would take g out of the matmul's pipeline. It goes first: after
-        # that one, its addresses wait in registers while the product is made and stored, and a float32 dw spills.
         if block == 0:
             b_db = tl.zeros((BN,), ACC)
             for start in range(first, last, BB):
                 b = start + tl.arange(0, BB)
                 m = (b < B)[:, None] & m_n[None, :]
-                b_g = gradient(p_g, p_saved, b, o_n, o_s, m, g_pitch[0], SHAPE, UPSTREAM)
+                b_g = load_dz(p_g, p_saved, b, o_n, o_s, m, g_pitch[0], SHAPE, UPSTREAM)  # [BB, BN]
                 if STORE_DZ:
-                    tl.store(p_dz + (b.to(tl.int64) * SHAPE.out_numel)[:, None] + o_s[None, :], b_g, mask=m)
+                    o_dz = (b.to(tl.int64) * SHAPE.out_numel)[:, None] + o_s[None, :]
+                    tl.store(p_dz + o_dz, b_g, mask=m)  # [BB, BN]
                 b_db += tl.sum(b_g.to(ACC), 0)
             if WITH_BIAS:
-                tl.store(p_db + o_s, b_db.to(p_db.dtype.element_ty), mask=m_n)
+                tl.store(p_db + o_s, b_db.to(p_db.dtype.element_ty), mask=m_n)  # [BN]
 
     if DOT:
         acc = tl.zeros((BN, BK) if SWAP else (BK, BN), ACC)
@@ -159,11 +135,10 @@ def weight_grad_kernel(
         b = start + tl.arange(0, BB)
         m_b = b < B
         p_xb = p_x + b.to(tl.int64) * x_pitch[0] * SHAPE.channels
-        b_g = gradient(p_g, p_saved, b, o_n, o_s, m_b[:, None] & m_n[None, :], g_pitch[0], SHAPE, UPSTREAM)  # [BB, BN]
+        b_g = load_dz(p_g, p_saved, b, o_n, o_s, m_b[:, None] & m_n[None, :], g_pitch[0], SHAPE, UPSTREAM)  # [BB, BN]
         if DOT:
-            b_x = tl.load(
-                p_xb[:, None] + (o_k + group * C)[None, :], mask=m_b[:, None] & m_k[None, :], other=0.0
-            )  # [BB, BK]
+            o_x = o_k + group * C
+            b_x = tl.load(p_xb[:, None] + o_x[None, :], mask=m_b[:, None] & m_k[None, :], other=0.0)  # [BB, BK]
             if SWAP:
                 acc = tl.dot(tl.trans(b_g), b_x, acc, input_precision=PRECISION, out_dtype=ACC)
             else:
@@ -176,14 +151,15 @@ def weight_grad_kernel(
             b_x = tl.load(p_xb[:, None, None] + o_k[None, :, :], mask=m_x, other=0.0)  # [BB, BK, BN]
             acc += b_x.to(ACC) * b_g[:, None, :].to(ACC)
 
+    # Epilogue: only the band is stored. Taps on the padding store zeros: m_k stays out of this mask.
     if not DOT:
         acc = tl.sum(acc, 0)
     elif SWAP:
         acc = tl.trans(acc)
-    # Taps that lie on the padding met only zeros and store them: m_k stays out of this mask.
-    if DESCRIPTOR:  # one position, whose walk goes through its weights as they lie; what lies past their end is cut off
+    if DESCRIPTOR:  # one position: k counts its weights as they lie, and a descriptor stores nothing past their end
         b_dw = acc.to(p_dw.dtype).reshape(1, BK, BN)
-        p_dw.store([((o01 * OH + oh0) * OW + ow0).to(tl.int32), block * BK, f0], b_dw)
+        o_box = ((o01 * OH + oh0) * OW + ow0).to(tl.int32)
+        p_dw.store([o_box, block * BK, group * FG + f0], b_dw)  # [1, BK, BN]
     else:
         if OWN:
             o_w, m_dw = k * F, (k < KT) & m_n[None, :]
@@ -192,5 +168,5 @@ def weight_grad_kernel(
             kw, m_w = tap(dw[:, None] - (jc * SW)[None, :], KW, DW)
             o_w = (((((t0 * K1 + t1) * KH)[:, None] + kh) * KW + kw) * C + c[:, None]) * F
             m_dw = m_h & m_w & (k < KT)[:, None] & m_n[None, :]
-        p_dw += position.to(tl.int64) * (K0 * K1 * KH * KW * C * F) + f
-        tl.store(p_dw[None, :] + o_w, acc.to(p_dw.dtype.element_ty), mask=m_dw)
+        p_dw += position.to(tl.int64) * SHAPE.position_weights + f
+        store_weight(p_dw[None, :] + o_w, acc.to(p_dw.dtype.element_ty), m_dw)  # [BK, BN]

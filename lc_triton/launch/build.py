@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lc_triton.core.activations import LINEAR
 from lc_triton.core.problem import Problem
+from lc_triton.kernels import common
 from lc_triton.kernels.combine import combine_kernel
 from lc_triton.kernels.forward import forward_kernel
 from lc_triton.kernels.input_grad import input_grad_kernel
@@ -181,20 +182,19 @@ def _sass_bits(suffix: str) -> int:
 
 
 @cache
-def _weight_lines(face: Face) -> frozenset[str]:
-    """The lines of a kernel's file where it loads the weight, or stores its gradient."""
-    lines = (Path(KERNELS[face].fn.__code__.co_filename)).read_text().splitlines()
-    access = "tl.store(p_dw" if face == "weight_grad" else "b_w = tl.load("
-    return frozenset(str(i) for i, line in enumerate(lines, 1) if access in line)
+def _weight_lines(face: Face) -> tuple[str, frozenset[int]]:
+    """The file and the lines of the function by which a kernel loads the weight, or stores its gradient."""
+    code = (common.store_weight if face == "weight_grad" else common.load_weight).fn.__code__
+    return Path(code.co_filename).name, frozenset(line for _, _, line in code.co_lines() if line is not None)
 
 
 def _weight_bits(face: Face, text: str, place: str, access: str, bits_of: Callable[[str], int]) -> int:
     """The narrowest access among the instructions that come from those lines; 0 if none is said to."""
-    wanted, here, bits = _weight_lines(face), False, []
+    (file, lines), here, bits = _weight_lines(face), False, []
     for line in text.splitlines():
         found = re.search(place, line)
         if found:
-            here = found[1] == f"{face}.py" and found[2] in wanted
+            here = found[1] == file and int(found[2]) in lines
         elif here and (instruction := re.search(access, line)):
             bits.append(bits_of(instruction[1]))
     return min(bits, default=0)

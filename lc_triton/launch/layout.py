@@ -22,7 +22,10 @@ Four = tuple[int, ...]
 
 
 class Shape(NamedTuple):
-    """A layer in four spatial dimensions; `wide` where a position, or an offset inside one sample, needs 64 bits."""
+    """A layer in four spatial dimensions; `wide` where a position, or an offset inside one sample, needs 64 bits.
+
+    `group_channels` and `group_filters` are those of one group, `position_weights` the weights of one position.
+    """
 
     channels: int
     filters: int
@@ -33,24 +36,37 @@ class Shape(NamedTuple):
     stride: Four
     dilation: Four
     pad: Four
+    group_channels: int
+    group_filters: int
+    position_weights: int
     in_numel: int
     out_numel: int
+    weight_numel: int
     lead: bool
     wide: bool
 
 
 class Tile(NamedTuple):
-    """A TileConfig as a kernel reads it, with the walk it implies."""
+    """A TileConfig as a kernel reads it, with the input footprint and the k-loop that follow from it.
+
+    `block_n` counts the columns of a program's product; `k_total` the indices of the k-loop, `k_blocks` its blocks,
+    `k_part` the indices of one part of a split loop. `own_windows`: each column gathers a window of its own.
+    """
 
     rows: int
     cols: int
     block_f: int
     block_b: int
     block_k: int
-    run_rows: int
-    run_cols: int
+    block_n: int
+    footprint_rows: int
+    footprint_cols: int
     step_h: int
     step_w: int
+    k_total: int
+    k_blocks: int
+    k_part: int
+    own_windows: bool
     dot: bool
     swap: bool
     split: int
@@ -100,8 +116,12 @@ def shape_of(geometry: Geometry, wide: bool) -> Shape:
         stride=geo.stride,
         dilation=geo.dilation,
         pad=tuple(low for low, _ in geo.padding),
+        group_channels=geo.in_channels // geo.groups,
+        group_filters=geo.out_channels // geo.groups,
+        position_weights=geo.window * geo.out_channels,
         in_numel=geo.sites * geo.in_channels,
         out_numel=geo.positions * geo.out_channels,
+        weight_numel=geo.weight_numel,
         lead=any(n > 1 for n in leading),
         wide=wide or max(geo.sites, geo.positions) >= _COUNTED,
     )
@@ -111,16 +131,22 @@ def shape_of(geometry: Geometry, wide: bool) -> Shape:
 def tile_of(face: Face, geometry: Geometry, config: TileConfig, precision: str) -> Tile:
     """The kernels' view of a tile choice."""
     walk = walk_of(face, geometry.as_4d(), config)
+    blocks = -(-walk.length // config.block_k)
     return Tile(
         rows=config.rows,
         cols=config.cols,
         block_f=config.block_f,
         block_b=config.block_b,
         block_k=config.block_k,
-        run_rows=walk.rows,
-        run_cols=walk.cols,
+        block_n=config.block_n,
+        footprint_rows=walk.rows,
+        footprint_cols=walk.cols,
         step_h=walk.step_h,
         step_w=walk.step_w,
+        k_total=walk.length,
+        k_blocks=blocks,
+        k_part=-(-blocks // config.split) * config.block_k,
+        own_windows=not config.dot and (geometry.groups > 1 or config.rows * config.cols > 1),
         dot=config.dot,
         swap=config.swap,
         split=config.split,
