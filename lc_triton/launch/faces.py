@@ -35,9 +35,9 @@ from lc_triton.tiles import model
 from lc_triton.tiles.chooser import chooser
 from lc_triton.tiles.config import Face, TileConfig
 from lc_triton.tiles.device import of_gpu
+from lc_triton.tiles.footprint import programs
 from lc_triton.tiles.key import bucket
 from lc_triton.tiles.task import Task
-from lc_triton.tiles.walk import programs
 
 KERNELS = {"forward": forward_kernel, "input_grad": input_grad_kernel, "weight_grad": weight_grad_kernel}
 

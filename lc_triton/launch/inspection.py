@@ -12,9 +12,9 @@ from lc_triton.launch.build import MachineCode, build, machine_code
 from lc_triton.tiles import model
 from lc_triton.tiles.config import Face, TileConfig
 from lc_triton.tiles.device import Device
+from lc_triton.tiles.footprint import programs
 from lc_triton.tiles.select import Choice, select
 from lc_triton.tiles.task import Task
-from lc_triton.tiles.walk import programs
 from lc_triton.tiles.workloads import Workload
 
 NEXT = 3  # further candidates that are shown

@@ -11,7 +11,7 @@ from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 from lc_triton.errors import ArgumentValueError
 from lc_triton.tiles.config import Face, TileConfig
-from lc_triton.tiles.walk import walk_of
+from lc_triton.tiles.footprint import program_footprint
 
 _INT32 = 2**31
 # Positions or sites that 32 bits count, those of a tile that reaches past the end too.
@@ -130,8 +130,8 @@ def shape_of(geometry: Geometry, wide: bool) -> Shape:
 @lru_cache(maxsize=4096)
 def tile_of(face: Face, geometry: Geometry, config: TileConfig, precision: str) -> Tile:
     """The kernels' view of a tile choice."""
-    walk = walk_of(face, geometry.as_4d(), config)
-    blocks = -(-walk.length // config.block_k)
+    footprint = program_footprint(face, geometry.as_4d(), config)
+    blocks = -(-footprint.k_total // config.block_k)
     return Tile(
         rows=config.rows,
         cols=config.cols,
@@ -139,11 +139,11 @@ def tile_of(face: Face, geometry: Geometry, config: TileConfig, precision: str) 
         block_b=config.block_b,
         block_k=config.block_k,
         block_n=config.block_n,
-        footprint_rows=walk.rows,
-        footprint_cols=walk.cols,
-        step_h=walk.step_h,
-        step_w=walk.step_w,
-        k_total=walk.length,
+        footprint_rows=footprint.rows,
+        footprint_cols=footprint.cols,
+        step_h=footprint.step_h,
+        step_w=footprint.step_w,
+        k_total=footprint.k_total,
         k_blocks=blocks,
         k_part=-(-blocks // config.split) * config.block_k,
         own_windows=not config.dot and (geometry.groups > 1 or config.rows * config.cols > 1),

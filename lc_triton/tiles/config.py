@@ -14,13 +14,13 @@ FACES: tuple[Face, ...] = ("forward", "input_grad", "weight_grad")
 
 @dataclass(frozen=True)
 class TileConfig:
-    """What one program owns and how it walks.
+    """What one program owns, and the steps of its loop.
 
     Args:
         rows, cols: output positions (for the input gradient: input sites) a program owns, TQ x TP.
         block_f: filters (for the input gradient: channels) of each of them.
         block_b: samples; the batch step of the weight gradient.
-        block_k: steps of the walk over the window; of the weight gradient, the ones a program owns.
+        block_k: indices of the k-loop a step; of the weight gradient, the ones that a program owns.
         dot: multiply by `tl.dot`; otherwise by multiply-and-reduce, over blocks that may cross groups.
         swap: put the filters on the M side of the product and the batch on the N side.
         split: parts of the loop (over the window; of the weight gradient: over the batch) that programs of their own

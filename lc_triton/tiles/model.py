@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.device import Device
+from lc_triton.tiles.footprint import footprint_of, k_blocks, loop_steps, programs, tile_count
 from lc_triton.tiles.space import (
     WARP_GROUP_ROWS,
     candidates,
@@ -24,7 +25,6 @@ from lc_triton.tiles.space import (
     uses_all,
 )
 from lc_triton.tiles.task import Task
-from lc_triton.tiles.walk import loop_of, programs, run_of, tiles_of, walk_of
 
 # Memory moves in sectors of so many bytes.
 SECTOR_BYTES = 32
@@ -80,12 +80,12 @@ class Roads(NamedTuple):
 def roads(task: Task, device: Device, config: TileConfig) -> Roads:
     """The three roads of a candidate."""
     geo, face, batch, s = task.geo, task.face, task.batch, task.itemsize
-    tiles = tiles_of(face, geo, config)
-    steps = -(-walk_of(face, geo, config).length // config.block_k)
+    tiles = tile_count(face, geo, config)
+    steps = k_blocks(face, geo, config)
     # Without dot a block may cross groups, each of which has channels (or filters) of its own to gather.
     columns = geo.in_channels if face == "input_grad" else geo.out_channels
     crossed = 1 if config.dot else -(-config.block_f * geo.groups // columns)
-    run = run_of(face, geo, config.rows, config.cols).length  # what positions of a program share, its L1 holds
+    run = footprint_of(face, geo, config.rows, config.cols).k_total  # what positions of a program share, its L1 holds
     if face == "weight_grad" and not config.dot:  # programs of other steps share nothing
         run = steps * min(run, config.block_k * config.rows * config.cols)
     gathered = tiles * batch * run * crossed * s
@@ -111,7 +111,7 @@ def predict(task: Task, device: Device, config: TileConfig) -> float:
     count = programs(task.face, task.geo, task.batch, config)
     slots = device.multiprocessors * resident(task, device, config)
     waves = count / device.multiprocessors
-    loop = -(-loop_of(task.face, task.geo, task.batch, config) // config.split)
+    loop = -(-loop_steps(task.face, task.geo, task.batch, config) // config.split)
     return (
         max(
             road.memory * _starved(task, device, config, count, slots),
@@ -165,7 +165,7 @@ def takes_through(task: Task, device: Device, config: TileConfig) -> bool:
     geo = task.geo
     activations = task.batch * geo.positions * geo.out_channels * task.itemsize
     road = roads(task, device, config)
-    blocks = -(-walk_of(task.face, geo, config).length // config.block_k)
+    blocks = k_blocks(task.face, geo, config)
     before = max(road.memory, road.l2, road.arithmetic)
     after = max(road.memory + 2 * activations / device.memory_rate, road.l2 + blocks * activations / device.l2_rate)
     alone = LAUNCH_SECONDS + 3 * activations / device.memory_rate

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from lc_triton.core.geometry import Geometry
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.device import Device
+from lc_triton.tiles.footprint import loop_steps, programs
 from lc_triton.tiles.task import Task
-from lc_triton.tiles.walk import loop_of, programs
 
 # Rows of the smallest product that a warp group's matrix instruction makes.
 WARP_GROUP_ROWS = 64
@@ -122,7 +122,7 @@ def _splits(task: Task, device: Device, config: TileConfig) -> Iterator[TileConf
     """The tile, and where it leaves multiprocessors idle, the same with its loop split until it does not."""
     yield config
     whole = programs(task.face, task.geo, task.batch, config)
-    loop = loop_of(task.face, task.geo, task.batch, config)
+    loop = loop_steps(task.face, task.geo, task.batch, config)
     for split in _powers(2, min(MAX_SPLIT, loop)):
         if whole * split // 2 >= device.multiprocessors:
             return

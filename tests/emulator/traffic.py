@@ -17,7 +17,7 @@ from lc_triton.tiles.device import DEVICES
 from lc_triton.tiles.model import choose, predict, roads
 from lc_triton.tiles.space import resident
 from lc_triton.tiles.task import Task
-from lc_triton.tiles.walk import programs
+from lc_triton.tiles.footprint import programs
 from tests.emulator import driver
 from tests.emulator.check import DTYPES, describe, mend
 

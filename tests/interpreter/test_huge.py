@@ -15,7 +15,7 @@ from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 from lc_triton.launch import faces as launching
 from lc_triton.tiles.config import TileConfig
-from lc_triton.tiles.walk import programs
+from lc_triton.tiles.footprint import programs
 from tests.cases import CASES, Case, check, expected, tensors
 from tests.interpreter.test_faces import BOXES, TILES, faces, tile
 

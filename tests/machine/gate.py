@@ -25,15 +25,15 @@ from lc_triton.launch.ptx_scan import marks
 from lc_triton.tiles import model, paths, space, workloads
 from lc_triton.tiles.config import FACES, Face, TileConfig
 from lc_triton.tiles.device import DEVICES
+from lc_triton.tiles.footprint import loop_steps, programs
 from lc_triton.tiles.task import Task, types_of
-from lc_triton.tiles.walk import loop_of, programs
 
 FILE = Path(__file__).with_name("gate.json")
 DEVICE_NAMES = ("a100", "h100", "h200", "b200")  # the H200 computes as the H100 does, but its memory is faster
 DTYPES = ("bfloat16", "float16", "float32", "bfloat16/float32")  # the last is x/weight, as under autocast
 MAX_WEIGHT_TRAFFIC = 1.15
 # Rows whose kernels spill, and how much; any other spill is refused. `kernels.common.unbounded` costs this one
-# its registers. Other steps in `walk` only move the spills: 64 * N to three rows of genome_1d, 32 * N and 8 * N
+# its registers. Other steps in `decode_k` only move the spills: 64 * N to three rows of genome_1d, 32 * N and 8 * N
 # leave them here.
 KNOWN_SPILLS = {"deepface_l5 b32 bfloat16/float32 weight_grad b200": 12}
 
@@ -115,7 +115,7 @@ def wants_whole_loads(row: Row) -> bool:
 def fills(row: Row) -> bool:
     """Whether every multiprocessor has a program, or the loop is split as far as it goes."""
     count = programs(row.face, row.task.geo, row.batch, row.config)
-    loop = loop_of(row.face, row.task.geo, row.batch, row.config)
+    loop = loop_steps(row.face, row.task.geo, row.batch, row.config)
     return count >= DEVICES[row.device].multiprocessors or 2 * row.config.split > min(space.MAX_SPLIT, loop)
 
 

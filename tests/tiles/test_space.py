@@ -9,9 +9,9 @@ from lc_triton.errors import ArgumentValueError
 from lc_triton.tiles import model
 from lc_triton.tiles.config import FACES, TileConfig
 from lc_triton.tiles.device import DEVICES, by_name
+from lc_triton.tiles.footprint import programs
 from lc_triton.tiles.space import candidates, descriptor_fits, resident, variants
 from lc_triton.tiles.task import Task
-from lc_triton.tiles.walk import programs
 
 H200 = by_name("h200")
 LAYERS = {
