@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.report import fill
 from benchmarks.rows import layer
 from lc_triton.tiles import model
-from lc_triton.tiles.config import FACES, TileConfig
+from lc_triton.tiles.config import PASSES, TileConfig
 from lc_triton.tiles.device import by_name
 from lc_triton.tiles.task import Task
 
@@ -52,8 +52,8 @@ def table(device: str = "h200") -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for regime in REGIMES:
-        for face in FACES:
-            task = Task(face, layer(regime.workload), regime.batch, DTYPE, DTYPE)
+        for pass_name in PASSES:
+            task = Task(pass_name, layer(regime.workload), regime.batch, DTYPE, DTYPE)
             seconds, config = model.ranked(task, gpu)[0]
             road = model.roads(task, gpu, config)
             roads = {"memory": road.memory, "L2": road.l2, "arithmetic": road.arithmetic}
@@ -62,7 +62,7 @@ def table(device: str = "h200") -> str:
                 bound = "latency"
             times = [*roads.values(), seconds, model.roofline(task, gpu)]
             name = regime.workload.replace(",", ", ")
-            cells = [regime.name, name, str(regime.batch), face.replace("_", " "), _words(config)]
+            cells = [regime.name, name, str(regime.batch), pass_name.replace("_", " "), _words(config)]
             lines.append("| " + " | ".join([*cells, *(f"{1e6 * t:.1f}" for t in times), bound]) + " |")
     return "\n".join(lines)
 

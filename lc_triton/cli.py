@@ -15,7 +15,7 @@ from lc_triton._version import __version__
 from lc_triton.errors import LocalConvError
 
 if TYPE_CHECKING:
-    from lc_triton.tiles.config import Face
+    from lc_triton.tiles.config import Pass
     from lc_triton.tiles.device import Device
     from lc_triton.tiles.task import Task
     from lc_triton.tiles.workloads import Workload
@@ -98,7 +98,9 @@ def _add_tune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument(
         "--shapes", nargs="+", metavar="SHAPE", help="layers such as 63x63x16,k9,f16,s1,p0,d1,g1 instead"
     )
-    parser.add_argument("--faces", nargs="+", metavar="FACE", help="of forward, input_grad, weight_grad (default: all)")
+    parser.add_argument(
+        "--faces", nargs="+", dest="passes", metavar="PASS", help="of forward, input_grad, weight_grad (default: all)"
+    )
     parser.add_argument(
         "--dtypes",
         nargs="+",
@@ -109,7 +111,7 @@ def _add_tune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("--batches", nargs="+", type=int, metavar="B", help="samples (default: each workload's own)")
     parser.add_argument("--budget", type=float, default=1800.0, metavar="SECONDS", help="for all (default: 1800)")
     parser.add_argument(
-        "--out", type=Path, metavar="PATH", help="a folder, or a .json file for one face (default: your own tiles)"
+        "--out", type=Path, metavar="PATH", help="a folder, or a .json file for one pass (default: your own tiles)"
     )
     parser.add_argument("--gpu", type=int, default=0, metavar="INDEX", help="which GPU (default: 0)")
     parser.add_argument("--timings", type=Path, metavar="FILE", help="add every time of every tile to this file too")
@@ -135,12 +137,12 @@ def _tune(options: argparse.Namespace) -> int:
     device = of_gpu(options.gpu)
     out: Path = options.out or paths.user_configs()
     single = out.suffix == ".json"
-    if single and len({task.face for task in tasks.values()}) > 1:
-        allowed = "a folder, or else one of --faces: a file holds one face"
+    if single and len({task.pass_name for task in tasks.values()}) > 1:
+        allowed = "a folder, or else one of --faces: a file holds one pass"
         raise ArgumentValueError(name="--out", value=str(out), allowed=allowed)
 
-    def file_of(face: Face) -> Path:
-        return out if single else store.file_of(out, device.arch_name, device.folder, face)
+    def file_of(pass_name: Pass) -> Path:
+        return out if single else store.file_of(out, device.arch_name, device.folder, pass_name)
 
     if options.dry_run:
         print(plan(tasks, device, file_of, options.budget, resume=options.resume))
@@ -170,11 +172,11 @@ def _tasks(options: argparse.Namespace) -> dict[str, Task]:
     from lc_triton.core.geometry import check_int, check_name
     from lc_triton.errors import ArgumentValueError
     from lc_triton.tiles import paths, workloads
-    from lc_triton.tiles.config import FACES
+    from lc_triton.tiles.config import PASSES
 
     batches = [check_int("--batches", b, 1) for b in options.batches or ()]
-    for face in options.faces or ():
-        check_name("face", face, FACES)
+    for pass_name in options.passes or ():
+        check_name("face", pass_name, PASSES)
     if options.shapes:
         if options.workloads or options.workload:
             raise ArgumentValueError(name="--shapes", value=options.shapes, allowed="given without --workloads")
@@ -186,7 +188,7 @@ def _tasks(options: argparse.Namespace) -> dict[str, Task]:
         for name in options.workload or ():
             check_name("workload", name, known)
         chosen = [known[name] for name in options.workload or known]
-    return workloads.tasks(chosen, batches, options.dtypes, options.faces or FACES)
+    return workloads.tasks(chosen, batches, options.dtypes, options.passes or PASSES)
 
 
 def _add_problem(parser: argparse.ArgumentParser) -> None:
@@ -197,30 +199,31 @@ def _add_problem(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, help="samples (default: each of the workload's batches)")
     parser.add_argument("--dtype", default="bfloat16", help="float16, bfloat16 (default), float32 or float64")
     parser.add_argument("--device", default="h200", help="a100, h100, h200 (default), b200, rtx4090 or mi300x")
-    parser.add_argument("--face", default="all", help="forward, input_grad, weight_grad or all (default)")
+    passes = "forward, input_grad, weight_grad or all (default)"
+    parser.add_argument("--face", dest="pass_name", default="all", help=passes)
     parser.add_argument("--json", action="store_true", help="one JSON array on standard output, nothing else")
 
 
-def _problems(options: argparse.Namespace) -> tuple[list[tuple[Workload, int, Face]], Device]:
+def _problems(options: argparse.Namespace) -> tuple[list[tuple[Workload, int, Pass]], Device]:
     from lc_triton.core.geometry import check_int, check_name
     from lc_triton.errors import ArgumentValueError
     from lc_triton.tiles import paths, workloads
-    from lc_triton.tiles.config import FACES
+    from lc_triton.tiles.config import PASSES
     from lc_triton.tiles.device import by_name
     from lc_triton.tiles.key import DTYPES
 
     check_name("dtype", options.dtype, DTYPES)
-    check_name("face", options.face, (*FACES, "all"))
+    check_name("face", options.pass_name, (*PASSES, "all"))
     device = by_name(options.device)
     known = workloads.read(options.workloads or paths.shipped_workloads())
     if options.all == (options.workload is not None):
         raise ArgumentValueError(name="--workload", value=options.workload, allowed="given, or else --all")
     if options.workload is not None:
         check_name("workload", options.workload, known)
-    faces = FACES if options.face == "all" else (options.face,)
+    passes = PASSES if options.pass_name == "all" else (options.pass_name,)
     batches = None if options.batch is None else (check_int("batch", options.batch, 1),)
     chosen = known.values() if options.all else [known[options.workload]]
-    return [(w, b, face) for w in chosen for b in batches or w.batches for face in faces], device
+    return [(w, b, pass_name) for w in chosen for b in batches or w.batches for pass_name in passes], device
 
 
 def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -237,8 +240,8 @@ def _inspect(options: argparse.Namespace) -> None:
     from lc_triton.launch.inspection import inspect
 
     reports = []
-    for workload, batch, face in tqdm(problems, desc="compiling", unit="kernel", disable=None):
-        report = inspect(workload, batch, options.dtype, face, device)
+    for workload, batch, pass_name in tqdm(problems, desc="compiling", unit="kernel", disable=None):
+        report = inspect(workload, batch, options.dtype, pass_name, device)
         reports.append(report.to_json())
         if not options.json:
             tqdm.write(report.to_text() + "\n")
@@ -269,14 +272,14 @@ def _configs(options: argparse.Namespace) -> None:
 
     problems, device = _problems(options)
     rows = []
-    for workload, batch, face in problems:
-        choice = select(Task(face, workload.geometry, batch, options.dtype, options.dtype), device)
+    for workload, batch, pass_name in problems:
+        choice = select(Task(pass_name, workload.geometry, batch, options.dtype, options.dtype), device)
         rows.append(
             {
                 "workload": workload.name,
                 "batch": batch,
                 "dtype": options.dtype,
-                "face": face,
+                "face": pass_name,
                 "device": device.full_name,
                 "config": asdict(choice.config),
                 "source": choice.source,
@@ -292,7 +295,7 @@ def _configs(options: argparse.Namespace) -> None:
             tile += (f" split {c.split}" if c.split > 1 else "") + (" boxes" if c.descriptor else "")
             where = f"{choice.path}{', stale: the kernel has changed since' if choice.stale else ''}"
             print(
-                f"{workload.name:22}{batch:>6}  {face:12}{tile:34}{choice.source}"
+                f"{workload.name:22}{batch:>6}  {pass_name:12}{tile:34}{choice.source}"
                 + (f" ({where})" if choice.path else "")
             )
     if options.json:

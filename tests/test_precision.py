@@ -37,10 +37,10 @@ def _settings_restored():
 def test_settings_reach_a_problem(of_all, of_matmul, want, monkeypatch):
     seen = []
 
-    def watched(face):
+    def watched(pass_name):
         def run(*args, **kwargs):
             seen.extend(arg.precision for arg in args if hasattr(arg, "precision"))
-            return face(*args, **kwargs)
+            return pass_name(*args, **kwargs)
 
         return run
 

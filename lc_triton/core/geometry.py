@@ -403,7 +403,7 @@ class Geometry:
         return self.positions * self.window * self.out_channels
 
     def flops(self, batch: int) -> int:
-        """Floating-point operations of one face: `2 * B * P * D * F`."""
+        """Floating-point operations of one pass: `2 * B * P * D * F`."""
         return 2 * batch * self.weight_numel
 
     def as_4d(self) -> Geometry:

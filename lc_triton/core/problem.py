@@ -23,7 +23,7 @@ class Problem:
     precision: str = "ieee"
     # The layer that this is one rank's part of: how it is computed is chosen for that one.
     whole: Geometry | None = None
-    # How this problem is launched: (face, batch, ...) -> tile, grid, ...; shared with `linear()`.
+    # How this problem is launched: (pass, batch, ...) -> tile, grid, ...; shared with `linear()`.
     launches: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property

@@ -24,7 +24,7 @@ from lc_triton.kernels.weight_grad import weight_grad_kernel
 from lc_triton.launch.absent import compile_call
 from lc_triton.launch.faces import COMBINED, SECOND_PASS, operand, parts_of
 from lc_triton.launch.layout import PLAIN, Epilogue, Upstream, dense_rows, shape_of, tile_of
-from lc_triton.tiles.config import Face, TileConfig
+from lc_triton.tiles.config import Pass, TileConfig
 
 KERNELS = {"forward": forward_kernel, "input_grad": input_grad_kernel, "weight_grad": weight_grad_kernel}
 
@@ -54,7 +54,7 @@ class MachineCode:
 
 
 def build(
-    face: Face,
+    pass_name: Pass,
     problem: Problem,
     config: TileConfig,
     arch: int | str,
@@ -66,17 +66,17 @@ def build(
     wide: bool = False,
     batch: int = 64,
 ) -> Any:
-    """The kernel of one face compiled by Triton for `arch` (80, 90, 100, ... or "gfx942"); no GPU is needed.
+    """The kernel of one pass compiled by Triton for `arch` (80, 90, 100, ... or "gfx942"); no GPU is needed.
 
     Another batch gives the same kernel, but for batch 1, whose pitch is 0.
     """
     given: dict[str, Any] = {"dtype": dtype, "weight_dtype": weight_dtype, "bias": bias, "store_z": store_z}
-    args = call_args(face, problem, config, **given, wide=wide, batch=batch)
-    return compile_call(KERNELS[face], config, arch, *args)
+    args = call_args(pass_name, problem, config, **given, wide=wide, batch=batch)
+    return compile_call(KERNELS[pass_name], config, arch, *args)
 
 
 def call_args(
-    face: Face,
+    pass_name: Pass,
     problem: Problem,
     config: TileConfig,
     *,
@@ -87,7 +87,7 @@ def call_args(
     wide: bool = False,
     batch: int = 64,
 ) -> list[Any]:
-    """All arguments of the kernel of one face, as a launch on dense tensors gives them; the tensors have no memory."""
+    """All arguments of the kernel of one pass, as a launch on dense tensors gives them; the tensors have no memory."""
     geo, act = problem.geometry, problem.activation
     weight_dtype = weight_dtype or dtype
     x = _empty((batch, *geo.in_spatial, geo.in_channels), dtype)
@@ -95,22 +95,22 @@ def call_args(
     weight: Any = _empty(geo.weight_shape, weight_dtype)
     biases: dict[str, Tensor | None] = {
         "none": None,
-        "channel": _empty((geo.in_channels if face == "input_grad" else geo.out_channels,), weight_dtype),
-        "position": _empty(x.shape[1:] if face == "input_grad" else geo.bias_shape, weight_dtype),
+        "channel": _empty((geo.in_channels if pass_name == "input_grad" else geo.out_channels,), weight_dtype),
+        "position": _empty(x.shape[1:] if pass_name == "input_grad" else geo.bias_shape, weight_dtype),
     }
     split = config.split > 1  # it writes sums of parts, and `build_combine` has the rest
-    common = (shape_of(geo, wide), tile_of(face, geo, config, problem.precision))
-    if face == "weight_grad":
+    common = (shape_of(geo, wide), tile_of(pass_name, geo, config, problem.precision))
+    if pass_name == "weight_grad":
         db = None if bias == "none" else _empty(geo.bias_shape, weight_dtype)
         saved = None if act is LINEAR else y
         upstream = Upstream(bias != "none", act.name, act.constant, store_dz=act is not LINEAR)
-        dw = parts_of(weight, config) if split else operand(face, weight, problem, config)
+        dw = parts_of(weight, config) if split else operand(pass_name, weight, problem, config)
         db = parts_of(db, config) if split and db is not None else db
         return [x, y, saved, dw, db, saved, batch, dense_rows(x)[1], dense_rows(y)[1], *common, upstream]
     epilogue = PLAIN if split else Epilogue(bias, act.name, act.constant, store_z)
     p_bias = biases[epilogue.bias]
-    weight = operand(face, weight, problem, config)
-    if face == "input_grad":
+    weight = operand(pass_name, weight, problem, config)
+    if pass_name == "input_grad":
         return [y, weight, p_bias, parts_of(x, config) if split else x, batch, dense_rows(y)[1], *common, epilogue]
     z = y if epilogue.store_z else None
     return [x, weight, p_bias, parts_of(y, config) if split else y, z, batch, dense_rows(x)[1], *common, epilogue]
@@ -147,10 +147,10 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def machine_code(face: Face, compiled: Any) -> MachineCode:
+def machine_code(pass_name: Pass, compiled: Any) -> MachineCode:
     """Registers, spills, shared memory and the instruction mix, read from what Triton compiled."""
     if "amdgcn" in compiled.asm:
-        return _read_amd(face, compiled.asm["amdgcn"], compiled.metadata.shared)
+        return _read_amd(pass_name, compiled.asm["amdgcn"], compiled.metadata.shared)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -170,7 +170,7 @@ def machine_code(face: Face, compiled: Any) -> MachineCode:
         weight_bits=128
         if boxes
         else _weight_bits(
-            face, sass, r'//## File "[^"]*?([^"/]+)", line (\d+)', r"\b(?:LDG|LDGSTS|STG)\.([\w.]*)", _sass_bits
+            pass_name, sass, r'//## File "[^"]*?([^"/]+)", line (\d+)', r"\b(?:LDG|LDGSTS|STG)\.([\w.]*)", _sass_bits
         ),
         instructions=_count(r"/\*[0-9a-f]{4,5}\*/", sass),
     )
@@ -182,15 +182,15 @@ def _sass_bits(suffix: str) -> int:
 
 
 @cache
-def _weight_lines(face: Face) -> tuple[str, frozenset[int]]:
+def _weight_lines(pass_name: Pass) -> tuple[str, frozenset[int]]:
     """The file and the lines of the function by which a kernel loads the weight, or stores its gradient."""
-    code = (common.store_weight if face == "weight_grad" else common.load_weight).fn.__code__
+    code = (common.store_weight if pass_name == "weight_grad" else common.load_weight).fn.__code__
     return Path(code.co_filename).name, frozenset(line for _, _, line in code.co_lines() if line is not None)
 
 
-def _weight_bits(face: Face, text: str, place: str, access: str, bits_of: Callable[[str], int]) -> int:
+def _weight_bits(pass_name: Pass, text: str, place: str, access: str, bits_of: Callable[[str], int]) -> int:
     """The narrowest access among the instructions that come from those lines; 0 if none is said to."""
-    (file, lines), here, bits = _weight_lines(face), False, []
+    (file, lines), here, bits = _weight_lines(pass_name), False, []
     for line in text.splitlines():
         found = re.search(place, line)
         if found:
@@ -209,7 +209,7 @@ def _widest(wide: str, any_width: str, sass: str) -> int:
     return max(widths, default=32 if re.search(any_width, sass) else 0)
 
 
-def _read_amd(face: Face, text: str, shared: int) -> MachineCode:
+def _read_amd(pass_name: Pass, text: str, shared: int) -> MachineCode:
     def field(name: str) -> int:
         return int(re.findall(rf"\.{name}:\s+(\d+)", text)[0])
 
@@ -225,7 +225,7 @@ def _read_amd(face: Face, text: str, shared: int) -> MachineCode:
         load_bits=max(loads, default=0),
         boxes=0,
         weight_bits=_weight_bits(
-            face,
+            pass_name,
             text,
             r"\.loc\s.*;\s*(\S+\.py):(\d+)",
             r"(?:global|buffer)_(?:load|store)_(\w+)",

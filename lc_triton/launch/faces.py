@@ -33,7 +33,8 @@ from lc_triton.launch.layout import (
 )
 from lc_triton.tiles import model
 from lc_triton.tiles.chooser import chooser
-from lc_triton.tiles.config import Face, TileConfig
+from lc_triton.tiles.config import Pass as Face
+from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.device import of_gpu
 from lc_triton.tiles.footprint import programs
 from lc_triton.tiles.key import bucket

@@ -10,7 +10,7 @@ import torch
 from lc_triton.core.problem import Problem
 from lc_triton.launch.build import MachineCode, build, machine_code
 from lc_triton.tiles import model
-from lc_triton.tiles.config import Face, TileConfig
+from lc_triton.tiles.config import Pass, TileConfig
 from lc_triton.tiles.device import Device
 from lc_triton.tiles.footprint import programs
 from lc_triton.tiles.select import Choice, select
@@ -39,7 +39,7 @@ class Report:
     workload: str
     batch: int
     dtype: str
-    face: Face
+    pass_name: Pass
     arch: str
     choice: Choice
     code: MachineCode
@@ -57,7 +57,7 @@ class Report:
             "workload": self.workload,
             "batch": self.batch,
             "dtype": self.dtype,
-            "face": self.face,
+            "face": self.pass_name,
             "arch": self.arch,
             "config": asdict(self.choice.config),
             "source": self.choice.source,
@@ -81,7 +81,7 @@ class Report:
         share = self.roofline_us / self.predicted_us
         road = self.roads
         lines = [
-            f"{self.workload}, batch {self.batch}, {self.dtype}, {self.face} on {self.arch}",
+            f"{self.workload}, batch {self.batch}, {self.dtype}, {self.pass_name} on {self.arch}",
             f"  tile        {_words(c)}; {product}; {c.num_warps} warps, {c.num_stages} stages",
             f"  from        {self.choice.source}" + (f", {self.choice.path}" if self.choice.path else ""),
             f"  machine     {code.registers} registers, {code.spills} spills, {code.shared_bytes:,} bytes shared, "
@@ -107,14 +107,14 @@ def _words(config: TileConfig) -> str:
     )
 
 
-def inspect(workload: Workload, batch: int, dtype: str, face: Face, device: Device) -> Report:
+def inspect(workload: Workload, batch: int, dtype: str, pass_name: Pass, device: Device) -> Report:
     """Compile the kernel that a launch would take and read its machine code; no GPU is needed.
 
     Args:
         workload: the layer.
         batch: B.
         dtype: of x and of the weight, torch's name; float32 is "ieee".
-        face: which kernel.
+        pass_name: forward, input_grad or weight_grad.
         device: for which GPU.
 
     Example:
@@ -124,21 +124,21 @@ def inspect(workload: Workload, batch: int, dtype: str, face: Face, device: Devi
         >>> inspect(layer, 64, "bfloat16", "forward", by_name("h200")).code.spills  # doctest: +SKIP
         0
     """
-    task = Task(face, workload.geometry, batch, dtype, dtype)
+    task = Task(pass_name, workload.geometry, batch, dtype, dtype)
     choice = select(task, device)
     problem = Problem(task.geometry, backend="triton", precision=task.precision)
-    compiled = build(face, problem, choice.config, device.arch, dtype=getattr(torch, dtype), batch=batch)
-    code = machine_code(face, compiled)
+    compiled = build(pass_name, problem, choice.config, device.arch, dtype=getattr(torch, dtype), batch=batch)
+    code = machine_code(pass_name, compiled)
     others = [(config, 1e6 * seconds) for seconds, config in model.ranked(task, device) if config != choice.config]
     return Report(
         workload=workload.name,
         batch=batch,
         dtype=dtype,
-        face=face,
+        pass_name=pass_name,
         arch=device.arch_name,
         choice=choice,
         code=code,
-        programs=programs(face, task.geo, batch, choice.config),
+        programs=programs(pass_name, task.geo, batch, choice.config),
         occupancy=device.occupancy(code.registers, code.shared_bytes, choice.config.num_warps),
         roads=model.roads(task, device, choice.config),
         weight_traffic_ratio=model.weight_traffic_ratio(task, choice.config),

@@ -10,7 +10,8 @@ from torch import Tensor
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 from lc_triton.errors import ArgumentValueError
-from lc_triton.tiles.config import Face, TileConfig
+from lc_triton.tiles.config import Pass as Face
+from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.footprint import program_footprint
 
 _INT32 = 2**31

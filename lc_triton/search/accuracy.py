@@ -27,13 +27,13 @@ class Judge:
         self._task = task
         self._tensors = dict(tensors)
         self._picked = verdict.picked(task.batch, SAMPLES)
-        if task.face == "weight_grad":
+        if task.pass_name == "weight_grad":
             self._tensors["g"] = verdict.only(tensors["g"], self._picked)
         self._expected = _expected(task, self._tensors, self._picked)
 
     def check(self, config: TileConfig) -> None:
         """Raise `Disagreement` with how far off the results are, or whatever stops the kernel from running."""
-        outputs = scratch.OUTPUTS[self._task.face]
+        outputs = scratch.OUTPUTS[self._task.pass_name]
         for name in outputs:
             self._tensors[name].fill_(math.nan)
         scratch.run(self._task, self._tensors, config)
@@ -41,7 +41,7 @@ class Judge:
             got, want = self._tensors[name], self._expected[name]
             if got.isnan().any():
                 raise Disagreement(f"{name} has NaN, or numbers that were never written")
-            got = got if self._task.face == "weight_grad" else got[self._picked]
+            got = got if self._task.pass_name == "weight_grad" else got[self._picked]
             fault = verdict.fault(self._task, name, got, want)
             if fault is not None:
                 raise Disagreement(fault)
@@ -50,7 +50,7 @@ class Judge:
 def _expected(task: Task, tensors: scratch.Tensors, picked: list[int]) -> scratch.Tensors:
     """The outputs by the definition: of the picked samples, or summed over them."""
     geo = task.geometry
-    if task.face == "weight_grad":
+    if task.pass_name == "weight_grad":
         dw = torch.zeros(geo.weight_shape, dtype=torch.float64, device=tensors["x"].device)
         db = torch.zeros(geo.bias_shape, dtype=torch.float64, device=tensors["x"].device)
         for b in picked:  # one by one: the definition repeats the weights for each sample
@@ -60,16 +60,16 @@ def _expected(task: Task, tensors: scratch.Tensors, picked: list[int]) -> scratc
             dw += of_weight
             db += of_bias
         return {"dw": dw, "db": db}
-    first = tensors[scratch.INPUTS[task.face][0]]
+    first = tensors[scratch.INPUTS[task.pass_name][0]]
     weight = tensors["weight"].to(first.dtype).double()  # as the kernels round it
     results = []
     for b in picked:
         sample = first[b : b + 1].double()
-        if task.face == "forward":
+        if task.pass_name == "forward":
             results.append(reference.forward(sample, weight, tensors["bias"].double(), geo))
         else:
             x = torch.zeros(1, *geo.in_spatial, geo.in_channels, dtype=torch.float64, device=first.device)
             x.requires_grad_()
             results += torch.autograd.grad(reference.forward(x, weight, None, geo), x, sample)
-    (name,) = scratch.OUTPUTS[task.face]
+    (name,) = scratch.OUTPUTS[task.pass_name]
     return {name: torch.cat(results)}

@@ -44,7 +44,7 @@ def agree(
     # torch has no public name for the store of the default group; its own libraries call this one.
     c10d = dist.distributed_c10d
     store = c10d.PrefixStore("lc_triton.tuning", c10d._get_default_store())
-    content = json.dumps([task.face, task.key.to_json(), device.folder])
+    content = json.dumps([task.pass_name, task.key.to_json(), device.folder])
     name = hashlib.sha256(content.encode()).hexdigest()
     claim, result = f"{name}.claim", f"{name}.result"
 
@@ -66,7 +66,7 @@ def agree(
     except dist.DistError as error:
         published = b""
         warnings.warn(
-            f"lc_triton: no other rank chose a tile for {task.face} within {patience:.0f} s, so ranks may run "
+            f"lc_triton: no other rank chose a tile for {task.pass_name} within {patience:.0f} s, so ranks may run "
             f"different ones ({error})",
             RuntimeWarning,
             stacklevel=2,

@@ -18,7 +18,7 @@ from lc_triton.errors import ArgumentTypeError, ArgumentValueError, first_line
 from lc_triton.search import timings
 from lc_triton.search.strategy import Bench, Outcome, search
 from lc_triton.tiles import model, store
-from lc_triton.tiles.config import FACES, Face
+from lc_triton.tiles.config import PASSES, Pass
 from lc_triton.tiles.device import Device
 from lc_triton.tiles.select import select
 from lc_triton.tiles.store import Measured
@@ -79,7 +79,7 @@ def tune(
     tasks: Mapping[str, Task],
     device: Device,
     make_bench: MakeBench,
-    file_of: Callable[[Face], Path],
+    file_of: Callable[[Pass], Path],
     seconds: float,
     *,
     resume: bool = False,
@@ -92,7 +92,7 @@ def tune(
         tasks: the kernels, by labels to show.
         device: the GPU.
         make_bench: what times a task's tiles.
-        file_of: the file a face's measurements are merged into, each as soon as it is there.
+        file_of: the file that a pass's measurements are merged into, each as soon as it is there.
         seconds: for all.
         resume: leave alone what a finished search of the same kernel source has put on file.
         log: a file to which every time of every tile is added, see `timings`.
@@ -102,8 +102,8 @@ def tune(
         ConfigFileError: a file that cannot be written; nothing has been timed.
         KeyboardInterrupt: after what was measured has been written.
     """
-    for face in dict.fromkeys(task.face for task in tasks.values()):
-        store.check_writable(file_of(face))
+    for pass_name in dict.fromkeys(task.pass_name for task in tasks.values()):
+        store.check_writable(file_of(pass_name))
     if log is not None:
         timings.check_writable(log)
     report = Report()
@@ -125,7 +125,7 @@ def tune(
             task = tasks[label]
             try:
                 share = left / (len(todo) - i)
-                tune_one(task, device, make_bench, file_of(task.face), share, outcome, clock=clock, on_trial=show)
+                tune_one(task, device, make_bench, file_of(task.pass_name), share, outcome, clock=clock, on_trial=show)
             finally:
                 _note(report, label, task, outcome, device)
                 if log is not None and outcome.times:
@@ -135,7 +135,7 @@ def tune(
 
 
 def plan(
-    tasks: Mapping[str, Task], device: Device, file_of: Callable[[Face], Path], seconds: float, *, resume: bool
+    tasks: Mapping[str, Task], device: Device, file_of: Callable[[Pass], Path], seconds: float, *, resume: bool
 ) -> str:
     """What `tune` would do, for people to read; nothing is timed or written."""
     todo, on_file = _split(tasks, file_of) if resume else (list(tasks), [])
@@ -146,17 +146,19 @@ def plan(
         lines.append(f"  {label}: {count} candidates; in use is {IN_USE[choice.source]}")
     share = f", {seconds / len(todo):.1f} s a kernel" if todo else ""
     lines.append(f"At most {seconds:g} s{share}, into")
-    lines += [f"  {file_of(face)}" for face in FACES if any(tasks[label].face == face for label in todo)]
+    lines += [
+        f"  {file_of(pass_name)}" for pass_name in PASSES if any(tasks[label].pass_name == pass_name for label in todo)
+    ]
     return "\n".join(lines)
 
 
-def _split(tasks: Mapping[str, Task], file_of: Callable[[Face], Path]) -> tuple[list[str], list[str]]:
+def _split(tasks: Mapping[str, Task], file_of: Callable[[Pass], Path]) -> tuple[list[str], list[str]]:
     """Those to search, what was cut short coming last, and those on file whose search came to its end."""
     todo: dict[str, bool] = {}
     finished = []
     for label, task in tasks.items():
-        entry = store.read(file_of(task.face)).get(task.key)
-        if entry is not None and entry.finished and entry.kernel_hash == store.kernel_hash(task.face):
+        entry = store.read(file_of(task.pass_name)).get(task.key)
+        if entry is not None and entry.finished and entry.kernel_hash == store.kernel_hash(task.pass_name):
             finished.append(label)
         else:
             todo[label] = entry is not None
@@ -182,7 +184,7 @@ def tune_one(
         outcome.failed[known] = first_line(error)
     finally:
         if outcome.times:
-            store.merge(path, device.full_name, task.face, {task.key: measured(task, device, outcome)})
+            store.merge(path, device.full_name, task.pass_name, {task.key: measured(task, device, outcome)})
 
 
 def measured(task: Task, device: Device, outcome: Outcome) -> Measured:
@@ -206,7 +208,7 @@ def measured(task: Task, device: Device, outcome: Outcome) -> Measured:
         date=datetime.now(timezone.utc).date().isoformat(),
         torch=metadata.version("torch"),
         triton=metadata.version("triton"),
-        kernel_hash=store.kernel_hash(task.face),
+        kernel_hash=store.kernel_hash(task.pass_name),
     )
 
 

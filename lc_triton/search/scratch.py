@@ -21,7 +21,7 @@ def make(task: Task, device: torch.device) -> Tensors:
     generator = torch.Generator(device).manual_seed(0)
     tensors: Tensors = {}
     for name, (shape, dtype) in _layout(task).items():
-        if name in OUTPUTS[task.face]:
+        if name in OUTPUTS[task.pass_name]:
             tensors[name] = torch.empty(shape, dtype=dtype, device=device)
         else:
             drawn = torch.randn(shape, dtype=torch.float32, device=device, generator=generator)
@@ -40,16 +40,16 @@ def run(task: Task, tensors: Tensors, config: TileConfig) -> None:
     """One launch."""
     problem = Problem(task.geometry, backend="triton", precision=task.precision)
     t = tensors
-    if task.face == "forward":
+    if task.pass_name == "forward":
         launch.forward(t["x"], t["weight"], t["bias"], t["y"], None, problem, config)
-    elif task.face == "input_grad":
+    elif task.pass_name == "input_grad":
         launch.input_grad(t["g"], t["weight"], None, t["dx"], problem, config)
     else:
         launch.weight_grad(t["x"], t["g"], t["dw"], t["db"], problem, config)
 
 
 def _layout(task: Task) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Shape and dtype of each tensor of a face; parameters have the weight's dtype."""
+    """Shape and dtype of each tensor of a pass; parameters have the weight's dtype."""
     geo = task.geometry
     inner = (task.batch, *geo.in_spatial, geo.in_channels)
     outer = (task.batch, *geo.out_spatial, geo.out_channels)
@@ -64,4 +64,7 @@ def _layout(task: Task) -> dict[str, tuple[torch.Size, torch.dtype]]:
         "bias": (geo.bias_shape, parameter),
         "db": (geo.bias_shape, parameter),
     }
-    return {name: (torch.Size(known[name][0]), known[name][1]) for name in (*INPUTS[task.face], *OUTPUTS[task.face])}
+    return {
+        name: (torch.Size(known[name][0]), known[name][1])
+        for name in (*INPUTS[task.pass_name], *OUTPUTS[task.pass_name])
+    }

@@ -61,7 +61,7 @@ def append(path: Path, device: Device, task: Task, outcome: Outcome) -> None:
     line = {
         "device": device.full_name,
         "task": {
-            "face": task.face,
+            "face": task.pass_name,
             "geometry": asdict(task.geometry),
             "batch": task.batch,
             "dtype": task.dtype,
@@ -85,9 +85,10 @@ def read(path: Path) -> list[Timing]:
         try:
             content = json.loads(line)
             fields = dict(content["task"])
+            pass_name = fields.pop("face")
             geometry = {name: _tuples(value) for name, value in fields.pop("geometry").items()}
             medians = {TileConfig.from_json(config): float(us) for config, us in content["medians"]}
-            found.append(Timing(content["device"], Task(geometry=Geometry(**geometry), **fields), medians))
+            found.append(Timing(content["device"], Task(pass_name, Geometry(**geometry), **fields), medians))
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigFileError(path=path, reason=f"line {number} is no timing ({error})") from error
     return found

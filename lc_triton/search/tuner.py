@@ -14,7 +14,7 @@ from lc_triton.search.agreement import agree
 from lc_triton.search.run import check_seconds, tune_one
 from lc_triton.search.strategy import Bench, Outcome
 from lc_triton.tiles import paths, store
-from lc_triton.tiles.config import FACES, TileConfig
+from lc_triton.tiles.config import PASSES, TileConfig
 from lc_triton.tiles.device import Device, of_gpu
 from lc_triton.tiles.select import select
 from lc_triton.tiles.task import Task
@@ -56,14 +56,15 @@ class Tuner:
         check_gpu()
         self._one_at_a_time = Lock()  # the threads of several GPUs would disturb each other's times
         device = of_gpu(torch.cuda.current_device())
-        for face in FACES:
-            store.check_writable(store.file_of(paths.user_configs(), device.arch_name, device.folder, face))
+        for pass_name in PASSES:
+            store.check_writable(store.file_of(paths.user_configs(), device.arch_name, device.folder, pass_name))
 
     def __call__(self, task: Task, gpu: int) -> TileConfig:
         """The tile for a launch on the GPU with this index."""
         device = of_gpu(gpu)
         if torch.cuda.is_current_stream_capturing():
-            _warn(f"a CUDA graph is being captured, so {task.face} is not tuned: run the model once before the capture")
+            before = "run the model once before the capture"
+            _warn(f"a CUDA graph is being captured, so {task.pass_name} is not tuned: {before}")
             return select(task, device).config
         with self._one_at_a_time:
             return agree(
@@ -79,7 +80,7 @@ class Tuner:
         choice = select(task, device)
         if choice.source in ("user", "shipped") and choice.key == task.key and not choice.stale:
             return choice.config
-        path = store.file_of(paths.user_configs(), device.arch_name, device.folder, task.face)
+        path = store.file_of(paths.user_configs(), device.arch_name, device.folder, task.pass_name)
         outcome = Outcome()
         try:
             tune_one(task, device, lambda task: gpu_bench(task, gpu), path, self._seconds, outcome)
@@ -88,7 +89,7 @@ class Tuner:
         if outcome.times:
             return outcome.ranking[0]
         reason = next(iter([*outcome.failed.values(), *outcome.wrong.values()]), "no candidate was tried")
-        _warn(f"no tile of {task.face} could be measured ({reason}), so the one before stays in use")
+        _warn(f"no tile of {task.pass_name} could be measured ({reason}), so the one before stays in use")
         return choice.config
 
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from lc_triton.core.geometry import check_int
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError
 
-Face = Literal["forward", "input_grad", "weight_grad"]
-FACES: tuple[Face, ...] = ("forward", "input_grad", "weight_grad")
+Pass = Literal["forward", "input_grad", "weight_grad"]
+PASSES: tuple[Pass, ...] = ("forward", "input_grad", "weight_grad")
 
 
 @dataclass(frozen=True)

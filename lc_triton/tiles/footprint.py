@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from lc_triton.core.geometry import Geometry
-from lc_triton.tiles.config import Face, TileConfig
+from lc_triton.tiles.config import Pass, TileConfig
 
 
 @dataclass(frozen=True)
@@ -24,49 +24,49 @@ class Footprint:
     k_total: int
 
 
-def program_footprint(face: Face, geometry: Geometry, config: TileConfig) -> Footprint:
+def program_footprint(pass_name: Pass, geometry: Geometry, config: TileConfig) -> Footprint:
     """The footprint of a program's k-loop: of its tile, or without dot of one position, as each gathers its own."""
-    return footprint_of(face, geometry, *((config.rows, config.cols) if config.dot else (1, 1)))
+    return footprint_of(pass_name, geometry, *((config.rows, config.cols) if config.dot else (1, 1)))
 
 
-def footprint_of(face: Face, geometry: Geometry, rows: int, cols: int) -> Footprint:
+def footprint_of(pass_name: Pass, geometry: Geometry, rows: int, cols: int) -> Footprint:
     """The footprint of a tile of rows x cols positions; `geometry` has four spatial dimensions."""
-    along = _sites if face != "input_grad" else _positions
+    along = _sites if pass_name != "input_grad" else _positions
     rows, step_h = along(rows, geometry.kernel[2], geometry.stride[2], geometry.dilation[2])
     cols, step_w = along(cols, geometry.kernel[3], geometry.stride[3], geometry.dilation[3])
-    inner = (geometry.out_channels if face == "input_grad" else geometry.in_channels) // geometry.groups
+    inner = (geometry.out_channels if pass_name == "input_grad" else geometry.in_channels) // geometry.groups
     k_total = geometry.kernel[0] * geometry.kernel[1] * rows * cols * inner
     return Footprint(rows, cols, step_h, step_w, k_total)
 
 
-def tile_count(face: Face, geometry: Geometry, config: TileConfig) -> int:
+def tile_count(pass_name: Pass, geometry: Geometry, config: TileConfig) -> int:
     """How many tiles of positions and filters (of the input gradient: sites and channels) cover the output."""
     spatial, channels = geometry.out_spatial, geometry.out_channels
-    if face == "input_grad":
+    if pass_name == "input_grad":
         spatial, channels = geometry.in_spatial, geometry.in_channels
     positions = spatial[0] * spatial[1] * -(-spatial[2] // config.rows) * -(-spatial[3] // config.cols)
     groups = geometry.groups if config.dot else 1
     return positions * groups * -(-(channels // groups) // config.block_f)
 
 
-def programs(face: Face, geometry: Geometry, batch: int, config: TileConfig) -> int:
+def programs(pass_name: Pass, geometry: Geometry, batch: int, config: TileConfig) -> int:
     """How many programs a launch has: tiles, times blocks of the batch or of k, times parts of the split."""
     blocks = -(-batch // config.block_b)
-    if face == "weight_grad":
-        blocks = k_blocks(face, geometry, config)
-    return tile_count(face, geometry, config) * blocks * config.split
+    if pass_name == "weight_grad":
+        blocks = k_blocks(pass_name, geometry, config)
+    return tile_count(pass_name, geometry, config) * blocks * config.split
 
 
-def k_blocks(face: Face, geometry: Geometry, config: TileConfig) -> int:
+def k_blocks(pass_name: Pass, geometry: Geometry, config: TileConfig) -> int:
     """How many blocks of `block_k` the k-loop has."""
-    return -(-program_footprint(face, geometry, config).k_total // config.block_k)
+    return -(-program_footprint(pass_name, geometry, config).k_total // config.block_k)
 
 
-def loop_steps(face: Face, geometry: Geometry, batch: int, config: TileConfig) -> int:
+def loop_steps(pass_name: Pass, geometry: Geometry, batch: int, config: TileConfig) -> int:
     """How many steps the loop of a program without split has: blocks of k, or of the weight gradient of the batch."""
-    if face == "weight_grad":
+    if pass_name == "weight_grad":
         return -(-batch // config.block_b)
-    return k_blocks(face, geometry, config)
+    return k_blocks(pass_name, geometry, config)
 
 
 def _sites(tile: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:

@@ -79,19 +79,21 @@ class Roads(NamedTuple):
 
 def roads(task: Task, device: Device, config: TileConfig) -> Roads:
     """The three roads of a candidate."""
-    geo, face, batch, s = task.geo, task.face, task.batch, task.itemsize
-    tiles = tile_count(face, geo, config)
-    steps = k_blocks(face, geo, config)
+    geo, pass_name, batch, s = task.geo, task.pass_name, task.batch, task.itemsize
+    tiles = tile_count(pass_name, geo, config)
+    steps = k_blocks(pass_name, geo, config)
     # Without dot a block may cross groups, each of which has channels (or filters) of its own to gather.
-    columns = geo.in_channels if face == "input_grad" else geo.out_channels
+    columns = geo.in_channels if pass_name == "input_grad" else geo.out_channels
     crossed = 1 if config.dot else -(-config.block_f * geo.groups // columns)
-    run = footprint_of(face, geo, config.rows, config.cols).k_total  # what positions of a program share, its L1 holds
-    if face == "weight_grad" and not config.dot:  # programs of other steps share nothing
+    run = footprint_of(
+        pass_name, geo, config.rows, config.cols
+    ).k_total  # what positions of a program share, its L1 holds
+    if pass_name == "weight_grad" and not config.dot:  # programs of other steps share nothing
         run = steps * min(run, config.block_k * config.rows * config.cols)
     gathered = tiles * batch * run * crossed * s
     n_b = -(-batch // config.block_b)
     operations = 2 * tiles * steps * config.block_k * config.block_n * n_b * config.block_b
-    if face == "weight_grad":
+    if pass_name == "weight_grad":
         l2 = gathered + tiles * batch * steps * config.block_n * s
     else:
         l2 = gathered + n_b * geo.weight_numel * task.weight_itemsize
@@ -108,10 +110,10 @@ def roads(task: Task, device: Device, config: TileConfig) -> Roads:
 def predict(task: Task, device: Device, config: TileConfig) -> float:
     """Seconds the model gives a candidate."""
     road = roads(task, device, config)
-    count = programs(task.face, task.geo, task.batch, config)
+    count = programs(task.pass_name, task.geo, task.batch, config)
     slots = device.multiprocessors * resident(task, device, config)
     waves = count / device.multiprocessors
-    loop = -(-loop_steps(task.face, task.geo, task.batch, config) // config.split)
+    loop = -(-loop_steps(task.pass_name, task.geo, task.batch, config) // config.split)
     return (
         max(
             road.memory * _starved(task, device, config, count, slots),
@@ -128,7 +130,7 @@ def _starved(task: Task, device: Device, config: TileConfig, count: int, slots: 
     Memory is shared by all programs, so an idle multiprocessor alone costs it nothing. The weight gradient writes its
     weights, and no program waits for what it writes.
     """
-    if task.face == "weight_grad":
+    if task.pass_name == "weight_grad":
         return 1.0
     of_program = (config.num_stages - 1) * stage_bytes(task, config)
 
@@ -149,7 +151,7 @@ def _second_pass(task: Task, device: Device, config: TileConfig) -> float:
         "forward": task.batch * geo.positions * geo.out_channels,
         "input_grad": task.batch * geo.sites * geo.in_channels,
         "weight_grad": geo.weight_numel,
-    }[task.face]
+    }[task.pass_name]
     itemsize = 8 if task.itemsize == 8 else 4
     return LAUNCH_SECONDS + 2 * config.split * numbers * itemsize / device.memory_rate
 
@@ -160,12 +162,12 @@ def takes_through(task: Task, device: Device, config: TileConfig) -> bool:
     That saves a launch, and a pass that reads g and y and writes dz; but each block of the walk then reads y beside g,
     and the product's second operand goes through registers. A product bound by arithmetic is better left alone.
     """
-    if task.face != "weight_grad" or not has_room_for_g(task, device, config):
+    if task.pass_name != "weight_grad" or not has_room_for_g(task, device, config):
         return False
     geo = task.geo
     activations = task.batch * geo.positions * geo.out_channels * task.itemsize
     road = roads(task, device, config)
-    blocks = k_blocks(task.face, geo, config)
+    blocks = k_blocks(task.pass_name, geo, config)
     before = max(road.memory, road.l2, road.arithmetic)
     after = max(road.memory + 2 * activations / device.memory_rate, road.l2 + blocks * activations / device.l2_rate)
     alone = LAUNCH_SECONDS + 3 * activations / device.memory_rate
@@ -185,16 +187,16 @@ def weight_traffic_ratio(task: Task, config: TileConfig) -> float:
     of filters reads a run a tap and channel, and one that owns a block of channels (of the input gradient) a run a
     tap. A run begins and ends inside a sector.
     """
-    geometry, face = task.geometry, task.face
+    geometry, pass_name = task.geometry, task.pass_name
     filters, channels = geometry.out_channels, geometry.in_channels // geometry.groups
-    if face == "input_grad" and (geometry.groups == 1 or not config.dot):
+    if pass_name == "input_grad" and (geometry.groups == 1 or not config.dot):
         rows = channels if geometry.groups > 1 else min(config.block_f, channels)
         run, step = rows * filters, channels * filters
         if rows == channels:
             run = step = geometry.window * filters
     else:
         columns = filters // geometry.groups if config.dot else filters
-        run, step = min(columns if face == "input_grad" else config.block_f, columns), filters
+        run, step = min(columns if pass_name == "input_grad" else config.block_f, columns), filters
         if run == filters:
             run = step = geometry.window * filters
     run, step = run * task.weight_itemsize, step * task.weight_itemsize
@@ -209,7 +211,7 @@ def _rate(task: Task, device: Device, config: TileConfig) -> float:
     if on_vector_units(task):
         return vector / 2
     full = device.tensor_rate / (2 if task.itemsize == 4 else 1)
-    m, n = (config.block_k if task.face == "weight_grad" else config.block_b), config.block_n
+    m, n = (config.block_k if task.pass_name == "weight_grad" else config.block_b), config.block_n
     if config.swap:
         m, n = n, m
     if device.warp_groups and m < WARP_GROUP_ROWS:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from lc_triton.tiles import paths, store
-from lc_triton.tiles.config import Face, TileConfig
+from lc_triton.tiles.config import Pass, TileConfig
 from lc_triton.tiles.device import Device
 from lc_triton.tiles.key import ProblemKey
 from lc_triton.tiles.model import choose
@@ -54,25 +54,25 @@ def select(task: Task, device: Device) -> Choice:
         'model'
     """
     wanted = task.key
-    for source, path in _files(task.face, device):
+    for source, path in _files(task.pass_name, device):
         entries = store.read_or_warn(path)
         # A tile for twice the batch, or for half of it, is nearer the best than the model is.
         for key in (wanted, wanted.at(2 * wanted.batch), wanted.at(max(1, wanted.batch // 2))):
             measured = entries.get(key)
             if measured is not None:
-                stale = measured.kernel_hash != store.kernel_hash(task.face)
+                stale = measured.kernel_hash != store.kernel_hash(task.pass_name)
                 return Choice(measured.config, source, path, key, measured, stale)
     return Choice(choose(task, device), "model")
 
 
-def _files(face: Face, device: Device) -> Iterator[tuple[Source, Path]]:
+def _files(pass_name: Pass, device: Device) -> Iterator[tuple[Source, Path]]:
     """The files that may hold a measurement, the most telling first."""
     own = paths.known_user_configs()
     if own is not None:
-        yield "user", store.file_of(own, device.arch_name, device.folder, face)
+        yield "user", store.file_of(own, device.arch_name, device.folder, pass_name)
     shipped = paths.shipped_configs()
-    exact = store.file_of(shipped, device.arch_name, device.folder, face)
+    exact = store.file_of(shipped, device.arch_name, device.folder, pass_name)
     yield "shipped", exact
-    for path in sorted((shipped / device.arch_name).glob(f"*/{face}.json")):
+    for path in sorted((shipped / device.arch_name).glob(f"*/{pass_name}.json")):
         if path != exact:
             yield "architecture", path

@@ -38,7 +38,7 @@ MAX_SPLIT = 32
 def candidates(task: Task, device: Device) -> list[TileConfig]:
     """Tiles that are legal for the problem, fit the device's shared memory and registers, and fill it."""
     found = dict.fromkeys(split for config in _whole(task, device) for split in _splits(task, device, config))
-    count = {config: programs(task.face, task.geo, task.batch, config) for config in found}
+    count = {config: programs(task.pass_name, task.geo, task.batch, config) for config in found}
     # A tile that leaves three quarters of the device idle cannot win where another does not.
     least = min(device.multiprocessors, max(count.values())) / 4
     return [config for config in found if count[config] >= least]
@@ -65,12 +65,12 @@ def descriptor_fits(task: Task, device: Device, config: TileConfig) -> bool:
     if not (config.dot and config.rows * config.cols == 1 and isinstance(device.arch, int) and device.arch >= 90):
         return False
     filters, per_group = task.geo.out_channels, task.geo.out_channels // task.geo.groups
-    inner = config.block_k if task.face == "input_grad" else config.block_f
+    inner = config.block_k if task.pass_name == "input_grad" else config.block_f
     if task.weight_itemsize == 8 or filters * task.weight_itemsize % 16 or inner * task.weight_itemsize < 16:
         return False
-    if task.face == "input_grad":
+    if task.pass_name == "input_grad":
         return per_group % config.block_k == 0
-    if task.face == "weight_grad":
+    if task.pass_name == "weight_grad":
         return config.split == 1 and (task.geo.groups == 1 or per_group % config.block_f == 0)
     return True
 
@@ -95,20 +95,20 @@ def shared_bytes(task: Task, config: TileConfig) -> int:
 def stage_bytes(task: Task, config: TileConfig) -> int:
     """Bytes of both operands of one step of the loop."""
     m, n, k = config.block_b, config.block_n, config.block_k
-    if task.face == "weight_grad":
+    if task.pass_name == "weight_grad":
         return m * (k + n) * task.itemsize
     return m * k * task.itemsize + k * n * task.weight_itemsize
 
 
 def _product(task: Task, config: TileConfig) -> int:
     """Numbers that a program's accumulator holds."""
-    rows = config.block_k if task.face == "weight_grad" else config.block_b
+    rows = config.block_k if task.pass_name == "weight_grad" else config.block_b
     return rows * config.block_n if config.dot else config.block_b * config.block_k * config.block_n
 
 
 def uses_all(task: Task, device: Device, config: TileConfig) -> bool:
     """Whether every multiprocessor has a program, and every thread a whole copy of weights a step."""
-    if programs(task.face, task.geo, task.batch, config) < device.multiprocessors:
+    if programs(task.pass_name, task.geo, task.batch, config) < device.multiprocessors:
         return False
     return _copies(task, device, config.block_k, config.block_n) >= config.num_warps
 
@@ -121,8 +121,8 @@ def _copies(task: Task, device: Device, k: int, n: int) -> int:
 def _splits(task: Task, device: Device, config: TileConfig) -> Iterator[TileConfig]:
     """The tile, and where it leaves multiprocessors idle, the same with its loop split until it does not."""
     yield config
-    whole = programs(task.face, task.geo, task.batch, config)
-    loop = loop_steps(task.face, task.geo, task.batch, config)
+    whole = programs(task.pass_name, task.geo, task.batch, config)
+    loop = loop_steps(task.pass_name, task.geo, task.batch, config)
     for split in _powers(2, min(MAX_SPLIT, loop)):
         if whole * split // 2 >= device.multiprocessors:
             return
@@ -131,13 +131,13 @@ def _splits(task: Task, device: Device, config: TileConfig) -> Iterator[TileConf
 
 def _whole(task: Task, device: Device) -> Iterator[TileConfig]:
     """Tiles that are legal for the problem and fit the device's shared memory and registers, none of them split."""
-    geo, face = task.geo, task.face
+    geo, pass_name = task.geo, task.pass_name
     if not _uses_dot(geo, task.batch):
         yield from _reduce_candidates(task, device)
         return
     limits = _Limits.of(task, device)
-    tiled = geo.in_spatial if face == "input_grad" else geo.out_spatial
-    group = (geo.in_channels if face == "input_grad" else geo.out_channels) // geo.groups
+    tiled = geo.in_spatial if pass_name == "input_grad" else geo.out_spatial
+    group = (geo.in_channels if pass_name == "input_grad" else geo.out_channels) // geo.groups
     whole = _power(group)
     across = MAX_SIDE if tiled[2] > 1 else MAX_RUN
     for rows in _powers(1, min(MAX_SIDE, _power(tiled[2]))):
@@ -169,11 +169,11 @@ class _Limits(NamedTuple):
     @classmethod
     def of(cls, task: Task, device: Device) -> _Limits:
         geo = task.geo
-        inner = (geo.out_channels if task.face == "input_grad" else geo.in_channels) // geo.groups
+        inner = (geo.out_channels if task.pass_name == "input_grad" else geo.in_channels) // geo.groups
         vector = on_vector_units(task)
         thin = inner * task.itemsize % COPY_BYTES != 0
         old = _before_hopper(device)
-        through_registers = thin or (task.face == "input_grad" and (vector or old))
+        through_registers = thin or (task.pass_name == "input_grad" and (vector or old))
         if vector:
             area = 64 * 32 if through_registers and old else 64 * 64
         elif through_registers:
@@ -188,16 +188,16 @@ def _sized(
 ) -> Iterator[TileConfig]:
     """The tile with warps and stages that fit, or nothing; the weight gradient accumulates (k x n), others (m x n)."""
     if limits.vector and (
-        (m if task.face == "weight_grad" else k) > MAX_VECTOR_DEPTH or (m > 64 and limits.through_registers)
+        (m if task.pass_name == "weight_grad" else k) > MAX_VECTOR_DEPTH or (m > 64 and limits.through_registers)
     ):
         return
     n = rows * cols * block_f
-    if task.face == "weight_grad":
+    if task.pass_name == "weight_grad":
         k *= 2 if task.itemsize < 4 and k > 16 else 1
-    area = (k if task.face == "weight_grad" else m) * n
+    area = (k if task.pass_name == "weight_grad" else m) * n
     if area > limits.area or (task.itemsize == 8 and m * n > limits.area):
         return
-    if task.face == "weight_grad" and m > 64 and (area < 64 * 16 or (limits.thin and m * k > 64 * 128)):
+    if task.pass_name == "weight_grad" and m > 64 and (area < 64 * 16 or (limits.thin and m * k > 64 * 128)):
         return  # so deep and so small or thin a product spills: its operands are in registers twice over
     if limits.thin and _rounds_weights(task) and min(m, n) >= 128 and k > 32 and not _has_tensor_memory(device):
         return  # beside so large an accumulator there are registers for one operand of 64 steps, not for both
@@ -220,12 +220,12 @@ def swaps(task: Task, device: Device, k: int, m: int, n: int) -> bool:
     """
     if not device.warp_groups or task.itemsize != 2 or _rounds_weights(task):
         return False
-    return (k if task.face == "weight_grad" else m) < WARP_GROUP_ROWS <= n
+    return (k if task.pass_name == "weight_grad" else m) < WARP_GROUP_ROWS <= n
 
 
 def _rounds_weights(task: Task) -> bool:
     """Whether the weights pass through registers on their way to the product, to be rounded to x's type."""
-    return task.face != "weight_grad" and task.weight_itemsize != task.itemsize
+    return task.pass_name != "weight_grad" and task.weight_itemsize != task.itemsize
 
 
 def _before_hopper(device: Device) -> bool:
@@ -244,7 +244,7 @@ def _reduce_candidates(task: Task, device: Device) -> Iterator[TileConfig]:
     """
     geo = task.geo
     total, tiled = geo.out_channels, geo.out_spatial
-    if task.face == "input_grad":
+    if task.pass_name == "input_grad":
         total, tiled = geo.in_channels, geo.in_spatial
     most = min(16, _power(task.batch))
     products = MAX_PRODUCTS if geo.groups > 1 else MAX_PRODUCTS // 2

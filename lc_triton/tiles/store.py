@@ -1,4 +1,4 @@
-"""Measured tiles on disk: `<folder>/<arch>/<device>/<face>.json`, whole at every moment, merged under a lock."""
+"""Measured tiles on disk: `<folder>/<arch>/<device>/<pass>.json`, whole at every moment, merged under a lock."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from lc_triton.core.files import write_atomically
 from lc_triton.errors import ArgumentTypeError, ConfigFileError, LocalConvError, first_line
-from lc_triton.tiles.config import Face, TileConfig
+from lc_triton.tiles.config import Pass, TileConfig
 from lc_triton.tiles.key import ProblemKey
 
 SCHEMA = 1
@@ -87,9 +87,9 @@ class Measured:
 Entries = dict[ProblemKey, Measured]
 
 
-def file_of(folder: Path, arch: str, device: str, face: Face) -> Path:
-    """Where a device's measurements of a face lie in a folder."""
-    return folder / arch / device / f"{face}.json"
+def file_of(folder: Path, arch: str, device: str, pass_name: Pass) -> Path:
+    """Where a device's measurements of a pass lie in a folder."""
+    return folder / arch / device / f"{pass_name}.json"
 
 
 def read(path: Path) -> Entries:
@@ -129,7 +129,7 @@ def read_or_warn(path: Path) -> Entries:
         return {}
 
 
-def merge(path: Path, device: str, face: Face, entries: Entries) -> None:
+def merge(path: Path, device: str, pass_name: Pass, entries: Entries) -> None:
     """Add entries to a file, replacing those of the same problem; other processes may do so at the same time.
 
     Raises:
@@ -143,7 +143,7 @@ def merge(path: Path, device: str, face: Face, entries: Entries) -> None:
                 "kind": KIND,
                 "schema": SCHEMA,
                 "device": device,
-                "face": face,
+                "face": pass_name,
                 "entries": [
                     {"problem": key.to_json(), **asdict(merged[key])}
                     for key in sorted(merged, key=lambda k: tuple(map(str, vars(k).values())))
@@ -174,10 +174,10 @@ def check_writable(path: Path) -> None:
 
 
 @cache
-def kernel_hash(face: Face) -> str:
-    """Twelve hexadecimal digits of a face's kernel source: a measurement of another source is stale."""
+def kernel_hash(pass_name: Pass) -> str:
+    """Twelve hexadecimal digits of the hash of a pass's kernel source: a measurement of another source is stale."""
     folder = Path(__file__).parents[1] / "kernels"
     digest = hashlib.sha256()
-    for name in ("common.py", f"{face}.py"):
+    for name in ("common.py", f"{pass_name}.py"):
         digest.update((folder / name).read_bytes())
     return digest.hexdigest()[:12]

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from lc_triton.core.geometry import Geometry, check_name
 from lc_triton.errors import ArgumentValueError
-from lc_triton.tiles.config import Face
+from lc_triton.tiles.config import Pass
 from lc_triton.tiles.key import DTYPES, ProblemKey
 
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -15,17 +15,17 @@ ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 @dataclass(frozen=True)
 class Task:
-    """One face of a layer at a batch, in some types.
+    """One pass of a layer at a batch, in some types.
 
     Args:
-        face: which kernel.
+        pass_name: forward, input_grad or weight_grad.
         geometry: the layer.
         batch: B.
         dtype, weight_dtype: of x and of the weight, torch's names.
         precision: of float32 products, "ieee" or "tf32".
     """
 
-    face: Face
+    pass_name: Pass
     geometry: Geometry
     batch: int
     dtype: str
@@ -54,14 +54,14 @@ class Task:
 
     @property
     def least_bytes(self) -> int:
-        """Bytes of input, output and weight, each moved once; the same for every face."""
+        """Bytes of input, output and weight, each moved once; the same for every pass."""
         geo = self.geometry
         activations = self.batch * (geo.sites * geo.in_channels + geo.positions * geo.out_channels)
         return activations * self.itemsize + geo.weight_numel * self.weight_itemsize
 
     @property
     def flops(self) -> int:
-        """Operations of the products, each made once; the same for every face."""
+        """Operations of the products, each made once; the same for every pass."""
         return self.geometry.flops(self.batch)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from lc_triton.core.geometry import Geometry, check_int
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, LocalConvError, UnknownNameError, WorkloadError
-from lc_triton.tiles.config import Face
+from lc_triton.tiles.config import Pass
 from lc_triton.tiles.task import Task, types_of
 
 
@@ -131,7 +131,7 @@ def parse_shape(text: str, batches: Sequence[int]) -> Workload:
 
 
 def tasks(
-    workloads: Iterable[Workload], batches: Sequence[int], dtypes: Sequence[str], faces: Sequence[Face]
+    workloads: Iterable[Workload], batches: Sequence[int], dtypes: Sequence[str], passes: Sequence[Pass]
 ) -> dict[str, Task]:
     """The kernels of some workloads, each once, by labels for people.
 
@@ -139,18 +139,18 @@ def tasks(
         workloads: the layers.
         batches: B; none for each workload's own.
         dtypes: as `types_of` reads them.
-        faces: which kernels.
+        passes: which kernels.
     """
     found: dict[str, Task] = {}
     seen = set()
     for workload in workloads:
         for batch in batches or workload.batches:
             for dtype in dtypes:
-                for face in faces:
-                    task = Task(face, workload.geometry, batch, *types_of(dtype))
-                    if (face, task.key) not in seen:
-                        seen.add((face, task.key))
-                        found[f"{workload.name} batch {batch} {dtype} {face}"] = task
+                for pass_name in passes:
+                    task = Task(pass_name, workload.geometry, batch, *types_of(dtype))
+                    if (pass_name, task.key) not in seen:
+                        seen.add((pass_name, task.key))
+                        found[f"{workload.name} batch {batch} {dtype} {pass_name}"] = task
     return found
 
 

@@ -22,7 +22,7 @@ from lc_triton.core.activations import parse_activation
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 from lc_triton.tiles import model, paths, workloads
-from lc_triton.tiles.config import FACES, TileConfig
+from lc_triton.tiles.config import PASSES, TileConfig
 from lc_triton.tiles.device import DEVICES
 from lc_triton.tiles.model import choose
 from lc_triton.tiles.space import descriptor_fits
@@ -47,7 +47,7 @@ DEVICE = {80: "a100", 89: "rtx4090", 90: "h100"}
 
 @dataclass(frozen=True)
 class Job:
-    """A layer to run: all three faces, each with its tile; None leaves a face out."""
+    """A layer to run: all three passes, each with its tile; None leaves a pass out."""
 
     name: str
     case: Case
@@ -269,9 +269,9 @@ def legal(job: Job) -> Job | None:
     """The job, its descriptors left away where the library would, or refused where no kernel exists."""
     geo, configs = job.case.geometry, []
     names = [str(t).removeprefix("torch.") for t in (job.dtype, job.weight_dtype)]
-    for face, config in zip(FACES, job.configs, strict=True):
+    for pass_name, config in zip(PASSES, job.configs, strict=True):
         if config is not None and config.descriptor:
-            task = Task(face, geo, job.case.batch, *names, job.precision)
+            task = Task(pass_name, geo, job.case.batch, *names, job.precision)
             if not descriptor_fits(task, DEVICES[DEVICE[job.arch]], config):
                 config = replace(config, descriptor=False)
         configs.append(config)
@@ -339,18 +339,18 @@ def of_workloads(arch: int, dtype: str, most: int = 12) -> Iterator[Job]:
     seen = set()
     for w in workloads.read(paths.shipped_workloads()).values():
         for batch in w.batches:
-            for face in FACES:
-                task = Task(face, w.geometry, batch, *names, kinds[2])
+            for pass_name in PASSES:
+                task = Task(pass_name, w.geometry, batch, *names, kinds[2])
                 config = choose(task, device)
                 through = model.takes_through(task, device, config)
                 geo, case = scaled(w.geometry, config.rows + 1, config.cols + 1)
-                key = (w.name, face, config, through)
+                key = (w.name, pass_name, config, through)
                 if key in seen:
                     continue
                 seen.add(key)
-                configs = tuple(config if f == face else None for f in FACES)
+                configs = tuple(config if f == pass_name else None for f in PASSES)
                 yield Job(
-                    f"{w.name} b{batch} {face}", replace(case, batch=min(batch, 4 * config.block_b + 3 if batch > 600 else batch)), *kinds, arch, configs,
+                    f"{w.name} b{batch} {pass_name}", replace(case, batch=min(batch, 4 * config.block_b + 3 if batch > 600 else batch)), *kinds, arch, configs,
                     act="relu", through=through, most=most, transposed_bias="none",
                 )  # fmt: skip
 

@@ -12,7 +12,7 @@ import torch
 from lc_triton import launch
 from lc_triton.core.problem import Problem
 from lc_triton.tiles import paths, workloads
-from lc_triton.tiles.config import FACES
+from lc_triton.tiles.config import PASSES
 from lc_triton.tiles.device import DEVICES
 from lc_triton.tiles.model import choose, predict, roads
 from lc_triton.tiles.space import resident
@@ -45,7 +45,7 @@ class Cache:
         return self.read * 32, (self.written + sum(self.held.values())) * 32
 
 
-def whole(args, task, config, count, road, x, y, w, b, problem, face, name) -> None:
+def whole(args, task, config, count, road, x, y, w, b, problem, pass_name, name) -> None:
     """Every block of a launch, a wave of resident blocks side by side, through an L2 of 50 MB."""
     device = DEVICES[args.device]
     slots = device.multiprocessors * resident(task, device, config)
@@ -58,16 +58,16 @@ def whole(args, task, config, count, road, x, y, w, b, problem, face, name) -> N
         machines.append(m)
 
     with driver.emulated_gpu(device.arch, stats=True, races=False, fill=False, dry=True, machine=prepare) as gpu:
-        if face == "forward":
+        if pass_name == "forward":
             launch.forward(x, w, b, y, None, problem, config)
-        elif face == "input_grad":
+        elif pass_name == "input_grad":
             launch.input_grad(y, w, None, x, problem, config)
         else:
             launch.weight_grad(x, y, w, b, problem, config)
     read, written = cache.end()
     (_, r), *_ = gpu.results
     loads, stores = (r.counts[f"global {k} sectors"] * 32 for k in ("load", "store"))
-    print(f"{name} b{task.batch} {face}: {describe(config)}, {count} blocks in waves of {slots}; {len(gpu.results)} launches, {sum(q.seconds for _, q in gpu.results):.0f} s")
+    print(f"{name} b{task.batch} {pass_name}: {describe(config)}, {count} blocks in waves of {slots}; {len(gpu.results)} launches, {sum(q.seconds for _, q in gpu.results):.0f} s")
     print(f"   L2 requests of loads {loads / 1e6:.2f} MB (model {road.l2_bytes / 1e6:.2f}, {loads / road.l2_bytes:.2f}x), stores {stores / 1e6:.2f} MB; DRAM read {read / 1e6:.2f} written {written / 1e6:.2f}, together {(read + written) / 1e6:.2f} MB (model {road.memory_bytes / 1e6:.2f}, {(read + written) / road.memory_bytes:.2f}x)", flush=True)
 
 
@@ -91,7 +91,7 @@ def main() -> int:
     parser.add_argument("--blocks", type=int, default=8)
     parser.add_argument("--l2", type=int, default=50, help="its MiB")
     parser.add_argument("--whole", action="store_true", help="all blocks, without data: DRAM bytes by an L2 with least-recently-used lines")
-    parser.add_argument("--faces", nargs="+", default=list(FACES))
+    parser.add_argument("--faces", dest="passes", nargs="+", default=list(PASSES))
     args = parser.parse_args()
     torch.set_num_threads(1)
     mend()
@@ -103,10 +103,10 @@ def main() -> int:
     for word in args.workloads:
         name, batch = word.split(":")
         geo, batch = known[name].geometry, int(batch)
-        for face in args.faces:
-            task = Task(face, geo, batch, *names, kinds[2])
+        for pass_name in args.passes:
+            task = Task(pass_name, geo, batch, *names, kinds[2])
             config = choose(task, device)
-            count = programs(face, geo.as_4d(), batch, config)
+            count = programs(pass_name, geo.as_4d(), batch, config)
             road = roads(task, device, config)
             x = torch.zeros((batch, *geo.in_spatial, geo.in_channels), dtype=kinds[0])
             y = torch.zeros((batch, *geo.bias_shape), dtype=kinds[0])
@@ -114,7 +114,7 @@ def main() -> int:
             b = torch.zeros(geo.bias_shape, dtype=kinds[1])
             problem = Problem(geo, backend="triton", precision=kinds[2])
             if args.whole:
-                whole(args, task, config, count, road, x, y, w, b, problem, face, name)
+                whole(args, task, config, count, road, x, y, w, b, problem, pass_name, name)
                 continue
             first = min(count // 2, max(0, count - args.blocks))
             chosen = list(range(first, min(count, first + args.blocks)))
@@ -123,9 +123,9 @@ def main() -> int:
                 driver.sample = lambda grid, most, seed, split: chosen
                 gpu.options["sample"] = (1, 0)
                 try:
-                    if face == "forward":
+                    if pass_name == "forward":
                         launch.forward(x, w, b, y, None, problem, config)
-                    elif face == "input_grad":
+                    elif pass_name == "input_grad":
                         launch.input_grad(y, w, None, x, problem, config)
                     else:
                         launch.weight_grad(x, y, w, b, problem, config)
@@ -137,11 +137,11 @@ def main() -> int:
             per = {k: v * 32 / n for k, v in c.items() if k.startswith("p_")}
             total = c["global load sectors"] * 32 / n, c["global store sectors"] * 32 / n
             asked = c["global load bytes"] / n, c["global store bytes"] / n
-            print(f"\n{name} b{batch} {face}: {describe(config)}, {count} blocks, {r.seconds / n * 1000:.0f} ms a block, {[str(f)[:150] for f in r.findings]}")
+            print(f"\n{name} b{batch} {pass_name}: {describe(config)}, {count} blocks, {r.seconds / n * 1000:.0f} ms a block, {[str(f)[:150] for f in r.findings]}")
             print(f"   loads asked {asked[0]:.0f}, in sectors {total[0]:.0f} ({total[0] / max(1, asked[0]):.2f}x); stores asked {asked[1]:.0f}, in sectors {total[1]:.0f} ({total[1] / max(1, asked[1]):.2f}x)")
             print("   by tensor: " + ", ".join(f"{k.replace(' sectors', '')} {v:.0f}" for k, v in sorted(per.items())))
             print("   distinct (of all these blocks, as DRAM would see with a cache that holds them): " + ", ".join(f"{k} read {a / n:.0f} written {z / n:.0f}" for k, (a, z) in r.per_buffer.items() if a or z))
-            loads = total[0] if face != "weight_grad" else total[0]
+            loads = total[0] if pass_name != "weight_grad" else total[0]
             print(f"   model: L2 {road.l2_bytes / count:.0f} a block, counted loads are {loads / (road.l2_bytes / count):.2f}x; memory {road.memory_bytes / count:.0f} a block (of which weights {geo.weight_numel * task.weight_itemsize / count:.0f}); predicted {predict(task, device, config) * 1e6:.0f} us")
             passes = {k: (c[f"shared {k} passes"], c[f"shared {k} ideal passes"]) for k in ("load", "store", "asynchronous store")}
             print("   shared-memory passes over ideal: " + ", ".join(f"{k} {a / max(1, z):.2f} ({a / n:.0f})" for k, (a, z) in passes.items()))

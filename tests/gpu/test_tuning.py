@@ -8,7 +8,7 @@ from lc_triton import cli
 from lc_triton.core.geometry import Geometry
 from lc_triton.ops import reference
 from lc_triton.tiles import model, paths, store
-from lc_triton.tiles.config import FACES
+from lc_triton.tiles.config import PASSES
 from lc_triton.tiles.device import of_gpu
 from lc_triton.tiles.task import Task
 
@@ -26,11 +26,11 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("types", [("bfloat16", "bfloat16", "ieee"), ("float32", "float32", "tf32")], ids="-".join)
-@pytest.mark.parametrize("face", FACES)
-def test_the_models_best_run_agree_and_take_time(face, types):
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_the_models_best_run_agree_and_take_time(pass_name, types):
     from lc_triton.search.bench import GpuBench
 
-    task = Task(face, LAYER, 32, *types)
+    task = Task(pass_name, LAYER, 32, *types)
     best = [config for _, config in model.ranked(task, of_gpu(0))[:3]]
     bench = GpuBench(task, 0)
     bench.compile(best)
@@ -41,8 +41,8 @@ def test_the_models_best_run_agree_and_take_time(face, types):
     assert min(min(t) for t in times) > 0
 
 
-def entries(folder, face):
-    (path,) = folder.glob(f"*/*/{face}.json")
+def entries(folder, pass_name):
+    (path,) = folder.glob(f"*/*/{pass_name}.json")
     return store.read(path)
 
 
@@ -56,8 +56,8 @@ def test_the_context(folder, mode):
         if mode is torch.enable_grad:
             y.float().square().sum().backward()
     assert torch.equal(torch.cuda.get_rng_state(), state)
-    faces = FACES[:1] if mode is not torch.enable_grad else ("forward", "weight_grad")
-    assert sorted(p.stem for p in folder.glob("*/*/*.json")) == sorted(faces)
+    passes = PASSES[:1] if mode is not torch.enable_grad else ("forward", "weight_grad")
+    assert sorted(p.stem for p in folder.glob("*/*/*.json")) == sorted(passes)
     (entry,) = entries(folder, "forward").values()
     assert entry.median_us > 0
     sites = x.movedim(1, -1).double()
@@ -70,8 +70,8 @@ def test_the_command(folder, capsys):
     command = ["tune", "--shapes", "20x20x16,k3,f16", "--batches", "32", "--budget", "30"]
     assert cli.main(command) == 0
     assert "3 measured" in capsys.readouterr().out
-    for face in FACES:
-        (entry,) = entries(folder, face).values()
+    for pass_name in PASSES:
+        (entry,) = entries(folder, pass_name).values()
         assert 0 < entry.p20_us <= entry.median_us <= entry.p80_us
     assert cli.main([*command, "--dry-run"]) == 0
     assert capsys.readouterr().out.count("in use is your measured tile") == 3

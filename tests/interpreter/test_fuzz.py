@@ -18,7 +18,7 @@ from tests.fuzz.checking import check
 from tests.fuzz.profiles import cases
 from tests.fuzz.strategies import DTYPES, Limits, calls
 
-# A few programs a face; bf16 products are wrong in the interpreter.
+# A few programs a pass; bf16 products are wrong in the interpreter.
 FEW = Limits(
     positions=(3, 2, 2),
     kernel=(3, 2, 2),
@@ -32,7 +32,7 @@ FEW = Limits(
 
 @dataclass(frozen=True)
 class Tiles:
-    """Answers launches with one tile, made legal for each face."""
+    """Answers launches with one tile, made legal for each pass."""
 
     rows: int
     cols: int
@@ -41,7 +41,7 @@ class Tiles:
     split: int
 
     def __call__(self, task, gpu):
-        channels = task.geo.in_channels if task.face == "input_grad" else task.geo.out_channels
+        channels = task.geo.in_channels if task.pass_name == "input_grad" else task.geo.out_channels
         block = 1 << (channels - 1).bit_length()
         if not self.dot:
             return TileConfig(self.rows, self.cols, block, 4, 16, dot=False, split=self.split)

@@ -17,7 +17,7 @@ from lc_triton.launch import faces as launching
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.footprint import programs
 from tests.cases import CASES, Case, check, expected, tensors
-from tests.interpreter.test_faces import BOXES, TILES, faces, tile
+from tests.interpreter.test_passes import BOXES, TILES, passes, tile
 
 BY_NAME = {case.name: case for case in CASES}
 SOME = [BY_NAME[name] for name in ("1d_causal_dilated", "2d_dilated_stride", "2d_groups", "3d_stride_same")]
@@ -47,7 +47,7 @@ def shapes(monkeypatch):
 )
 def test_64_bits_give_the_same(case, way, shapes):
     t = tensors(case)
-    check(faces(case, t, lambda channels: tile(channels=channels, **WAYS[way])), expected(case, t))
+    check(passes(case, t, lambda channels: tile(channels=channels, **WAYS[way])), expected(case, t))
     assert [shape.wide for shape in shapes] == [True] * 3
 
 
@@ -58,7 +58,7 @@ def test_64_bits_give_the_same_by_boxes(split, shapes):
     t = tensors(case, torch.float32)
     config = TileConfig(1, 1, 16, 16, 16, descriptor=True, split=split)
     configs = iter([config, config, replace(config, split=1)])
-    check(faces(case, t, lambda _: next(configs)), expected(case, t), 2e-6)
+    check(passes(case, t, lambda _: next(configs)), expected(case, t), 2e-6)
     assert [shape.wide for shape in shapes] == [True] * 3
 
 
@@ -103,10 +103,10 @@ ONE = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("face", ["forward", "input_grad", "weight_grad"])
+@pytest.mark.parametrize("pass_name", ["forward", "input_grad", "weight_grad"])
 @pytest.mark.parametrize("dot", [True, False])
 @pytest.mark.parametrize("name", ONE)
-def test_the_last_positions_of_a_huge_sample(name, dot, face, last_program_only):
+def test_the_last_positions_of_a_huge_sample(name, dot, pass_name, last_program_only):
     """A window of one site and depthwise layers, whose weights are then no larger than x."""
     spatial, channels = ONE[name]
     geo = Geometry.make(spatial, channels, channels, 1, groups=channels)
@@ -123,31 +123,31 @@ def test_the_last_positions_of_a_huge_sample(name, dot, face, last_program_only)
     own = slice(-1, None) if dot else slice(None)  # with dot the last program has the last group alone
     a, b, c = (v[:, own] for v in (a, b, c))
     given = [v.clone() for v in (a, b, c)]
-    if face == "forward":
+    if pass_name == "forward":
         launch.forward(x, weight, None, y, None, problem, config)
         got, want = c, given[0] * given[1]
-    elif face == "input_grad":
+    elif pass_name == "input_grad":
         launch.input_grad(y, weight, None, x, problem, config)
         got, want = a, given[2] * given[1]
     else:
         launch.weight_grad(x, y, weight, None, problem, config)
         got, want = b, given[0] * given[2]
     ((_, grid),) = last_program_only
-    assert grid == programs(face, geo.as_4d(), 1, config)
+    assert grid == programs(pass_name, geo.as_4d(), 1, config)
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("face", ["forward", "input_grad"])
-def test_the_last_sample_of_a_huge_batch(face, last_program_only):
+@pytest.mark.parametrize("pass_name", ["forward", "input_grad"])
+def test_the_last_sample_of_a_huge_batch(pass_name, last_program_only):
     geo = Geometry.make((2**10,), 2**5, 2**5, 1, groups=2**5)
     problem = Problem(geo, backend="triton")
     batch = 2**16 + 1
     x, y = (untouched(batch, *geo.in_spatial, 2**5) for _ in range(2))
     weight = torch.randn(geo.weight_shape, generator=torch.Generator().manual_seed(0)).half()
-    given, result = (x, y) if face == "forward" else (y, x)
+    given, result = (x, y) if pass_name == "forward" else (y, x)
     given[-1] = torch.linspace(-1, 1, 2**15).view(2**10, 2**5)
     config = TileConfig(1, 16, 32, 1, 1, dot=False)
-    if face == "forward":
+    if pass_name == "forward":
         launch.forward(x, weight, None, y, None, problem, config)
     else:
         launch.input_grad(y, weight, None, x, problem, config)
@@ -165,8 +165,8 @@ def test_the_last_sample_in_a_weight_gradient(last_program_only):
     assert dw.flatten()[-16:].tolist() == [30.0] * 16
 
 
-@pytest.mark.parametrize("face", ["forward", "input_grad", "weight_grad"])
-def test_the_last_of_2_to_the_31_weights(face, last_program_only):
+@pytest.mark.parametrize("pass_name", ["forward", "input_grad", "weight_grad"])
+def test_the_last_of_2_to_the_31_weights(pass_name, last_program_only):
     """x and y are small here: only the weights are past 32 bits."""
     geo = Geometry.make((2**17 + 1,), 128, 128, 1)
     problem = Problem(geo, backend="triton")
@@ -179,11 +179,11 @@ def test_the_last_of_2_to_the_31_weights(face, last_program_only):
     matrix.copy_(torch.randn(128, 128, generator=gen) / 8)
     before = matrix.double()
     config = TileConfig(1, 1, 128, 1, 128, dot=False)
-    if face == "forward":
+    if pass_name == "forward":
         y = torch.zeros_like(g)
         launch.forward(x, weight, None, y, None, problem, config)
         got, want = y[0, -1], x[0, -1].double() @ before
-    elif face == "input_grad":
+    elif pass_name == "input_grad":
         dx = torch.zeros_like(x)
         launch.input_grad(g, weight, None, dx, problem, config)
         got, want = dx[0, -1], before @ g[0, -1].double()
@@ -198,4 +198,4 @@ def test_one_channel_and_many_windows():
     case = Case("plane", (5, 20), 4, 4, 1, groups=4, batch=1)
     t = tensors(case, torch.float32)
     config = TileConfig(1, 16, 4, 1, 1, dot=False)
-    check(faces(case, t, lambda _: config), expected(case, t), 2e-6)
+    check(passes(case, t, lambda _: config), expected(case, t), 2e-6)

@@ -10,7 +10,7 @@ from lc_triton.core.activations import FUSED_NAMES, Activation, parse_activation
 from lc_triton.core.problem import Problem
 from lc_triton.tiles.config import TileConfig
 from tests.cases import CASES, Case, expected, kinds, plant, tensors, tiny
-from tests.interpreter.test_faces import BOXES, faces, tile
+from tests.interpreter.test_passes import BOXES, passes, tile
 
 NAN, INF = float("nan"), float("inf")
 BY_NAME = {case.name: case for case in CASES}
@@ -68,7 +68,7 @@ def turn(case, way):
     return [(NAN, INF, -INF)[(n + i) % 3] for i in range(3)]
 
 
-# A call of the faces takes 30 ms a program here, so one call has all that is planted, each with a value of its own: x
+# A call of the passes takes 30 ms a program here, so one call has all that is planted, each with a value of its own: x
 # reaches y and dw, g dx, dw and db, the bias y. The definition tells them apart, and most numbers stay finite.
 @pytest.mark.slow
 @pytest.mark.parametrize(("case", "way"), CASES_AND_WAYS)
@@ -76,7 +76,7 @@ def test_one_position_a_tile_keeps_the_definition(case, way):
     t = tensors(case)
     for seed, (name, value) in enumerate(zip(("x", "g", "bias"), turn(case, way), strict=True)):
         t = plant(t, name, value, seed)
-    got, want = faces(case, t, EXACT[way]), expected(case, t)
+    got, want = passes(case, t, EXACT[way]), expected(case, t)
     for key, exact in want.items():
         assert 0 < exact.isfinite().sum() < exact.numel(), key
         assert torch.equal(kinds(got[key]), kinds(exact)), key
@@ -93,7 +93,7 @@ def test_a_weight_reaches_what_reads_it(case, way):
     for place, value in zip((inside[len(inside) // 3], inside[-1]), values, strict=True):
         t.weight[tuple(place)] = value
     want = expected(case, t)
-    got = faces(case, replace(t, weight=t.weight.masked_fill(outside, on_padding)), EXACT[way])
+    got = passes(case, replace(t, weight=t.weight.masked_fill(outside, on_padding)), EXACT[way])
     for key, exact in want.items():
         assert torch.equal(kinds(got[key]), kinds(exact)), key
 
@@ -105,7 +105,7 @@ def test_boxes_fetch_the_weights_of_padding_too():
     outside = padded_taps(case)
     assert outside.any()
     t.weight.masked_fill_(outside, NAN)
-    got = faces(case, t, lambda _: TileConfig(1, 1, 16, 16, 16, descriptor=True))
+    got = passes(case, t, lambda _: TileConfig(1, 1, 16, 16, 16, descriptor=True))
     assert torch.equal(kinds(got["y"]), kinds(expected(case, t)["y"]))
 
 
@@ -128,7 +128,7 @@ def test_a_band_tile_keeps_it_in_its_sample_and_tile(case):
     rows, cols = (2 if case.geometry.ndim > 1 else 1), 2
     values = (NAN, INF) if SOME.index(case) % 2 else (INF, NAN)
     t = plant(plant(tensors(case), "x", values[0], seed=6), "g", values[1], seed=7)
-    got, want = faces(case, t, lambda channels: tile(rows, cols, channels)), expected(case, t)
+    got, want = passes(case, t, lambda channels: tile(rows, cols, channels)), expected(case, t)
     for key in ("y", "dx"):
         bad = ~want[key].isfinite()
         assert bad.any(), key
@@ -141,7 +141,7 @@ def test_a_band_tile_keeps_it_in_its_sample_and_tile(case):
 def test_a_band_tile_keeps_a_weight_to_its_position():
     case = BY_NAME["2d_stride_slack"]
     t = plant(tensors(case), "weight", NAN)
-    got, want = faces(case, t, lambda channels: tile(2, 2, channels)), expected(case, t)
+    got, want = passes(case, t, lambda channels: tile(2, 2, channels)), expected(case, t)
     for key, exact in want.items():
         assert torch.equal(kinds(got[key]), kinds(exact)), key
 
@@ -171,7 +171,7 @@ def test_activations_of_what_is_not_finite(name):
 def test_subnormal_numbers_are_not_flushed(way, dtype, name):
     case = Case("2d", (4, 4), 3, 4, 3, batch=3)
     t = tiny(tensors(case, dtype), name)
-    got, want = faces(case, t, EXACT[way], Activation("linear")), expected(case, t)
+    got, want = passes(case, t, EXACT[way], Activation("linear")), expected(case, t)
     spacing = torch.finfo(dtype).tiny * torch.finfo(dtype).eps
     for key in {"x": ("y", "dw"), "g": ("dx", "dw", "db"), "weight": ("y", "dx")}[name]:
         assert want[key].abs().max() > 50 * spacing, key

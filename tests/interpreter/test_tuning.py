@@ -10,7 +10,7 @@ from lc_triton.search import scratch, tuner
 from lc_triton.search.accuracy import Judge
 from lc_triton.search.strategy import Disagreement
 from lc_triton.tiles import model, paths, store
-from lc_triton.tiles.config import FACES, TileConfig
+from lc_triton.tiles.config import PASSES, TileConfig
 from lc_triton.tiles.device import of_gpu
 from lc_triton.tiles.task import Task
 from tests.cases import CASES
@@ -22,20 +22,20 @@ CPU = torch.device("cpu")
 TYPES = [("float32", "float32"), ("float16", "float16"), ("float16", "float32"), ("float64", "float64")]
 
 
-def judge(face, types=("float32", "float32"), layer=LAYER, batch=19):
-    task = Task(face, layer, batch, *types)
+def judge(pass_name, types=("float32", "float32"), layer=LAYER, batch=19):
+    task = Task(pass_name, layer, batch, *types)
     return Judge(task, scratch.make(task, CPU))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("types", TYPES, ids="-".join)
-@pytest.mark.parametrize("face", FACES)
-def test_right_tiles_are_accepted(face, types):
-    judge(face, types).check(TILE)
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_right_tiles_are_accepted(pass_name, types):
+    judge(pass_name, types).check(TILE)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("pass_name", PASSES)
 @pytest.mark.parametrize(
     "name",
     [
@@ -43,9 +43,9 @@ def test_right_tiles_are_accepted(face, types):
         *(pytest.param(n, marks=pytest.mark.nightly) for n in ("3d_dilated_groups", "2d_depthwise")),
     ],
 )
-def test_right_tiles_of_other_layers_are_accepted(face, name):
+def test_right_tiles_of_other_layers_are_accepted(pass_name, name):
     layer = next(case for case in CASES if case.name == name).geometry
-    judge(face, layer=layer, batch=3).check(TileConfig(1, 1, 16, 16, 16, dot=layer.groups < 5))
+    judge(pass_name, layer=layer, batch=3).check(TileConfig(1, 1, 16, 16, 16, dot=layer.groups < 5))
 
 
 def scaled(outputs):
@@ -67,24 +67,24 @@ def unwritten(outputs):
 # Types in turn: what a fault is held against was worked out from the types, and right tiles of all of them are above.
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("face", "fault", "types"),
+    ("pass_name", "fault", "types"),
     [
-        (face, fault, TYPES[(f + n) % 2])
-        for f, face in enumerate(FACES)
+        (pass_name, fault, TYPES[(f + n) % 2])
+        for f, pass_name in enumerate(PASSES)
         for n, fault in enumerate((scaled, one_sample, one_number, unwritten))
     ],
     ids=lambda value: getattr(value, "__name__", None) or (value if isinstance(value, str) else "-".join(value)),
 )
-def test_wrong_results_are_caught(face, types, fault, monkeypatch):
+def test_wrong_results_are_caught(pass_name, types, fault, monkeypatch):
     right = scratch.run
 
     def wrong(task, tensors, config):
         right(task, tensors, config)
-        fault(tensors[scratch.OUTPUTS[face][-1]])
+        fault(tensors[scratch.OUTPUTS[pass_name][-1]])
 
     monkeypatch.setattr(scratch, "run", wrong)
     with pytest.raises(Disagreement, match="NaN, or numbers" if fault is unwritten else "times what rounding"):
-        judge(face, types).check(TILE)
+        judge(pass_name, types).check(TILE)
 
 
 def test_a_tap_too_few_is_caught(monkeypatch):
@@ -115,7 +115,7 @@ def test_scratch_leaves_the_random_numbers_alone():
 
 @pytest.mark.slow
 def test_layers_run_the_tiles_that_were_found(tmp_path, monkeypatch):
-    """Forward and backward inside the block: each face is searched once, and launched with the tile that won."""
+    """Forward and backward inside the block: each pass is searched once, and launched with the tile that won."""
     searched, launched = [], []
 
     def second(task):
@@ -159,7 +159,11 @@ def test_layers_run_the_tiles_that_were_found(tmp_path, monkeypatch):
             inside, used = step()
             step()
         after, then = step()
-    assert [t.face for t in searched] == ["forward", "weight_grad", "input_grad"]  # which takes g through relu first
+    assert [t.pass_name for t in searched] == [
+        "forward",
+        "weight_grad",
+        "input_grad",
+    ]  # which takes g through relu first
     assert used == then == [second(t) for t in searched]
     assert all(a != b for a, b in zip(before, used, strict=True))
     for a, b, c in zip(inside, after, expected, strict=True):

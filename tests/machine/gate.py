@@ -23,7 +23,7 @@ from lc_triton.core.problem import Problem
 from lc_triton.launch.build import build, machine_code
 from lc_triton.launch.ptx_scan import marks
 from lc_triton.tiles import model, paths, space, workloads
-from lc_triton.tiles.config import FACES, Face, TileConfig
+from lc_triton.tiles.config import PASSES, Pass, TileConfig
 from lc_triton.tiles.device import DEVICES
 from lc_triton.tiles.footprint import loop_steps, programs
 from lc_triton.tiles.task import Task, types_of
@@ -43,15 +43,15 @@ class Row:
     workload: str
     batch: int
     dtype: str
-    face: Face
+    pass_name: Pass
     device: str
 
     def __str__(self) -> str:
-        return f"{self.workload} b{self.batch} {self.dtype} {self.face} {self.device}"
+        return f"{self.workload} b{self.batch} {self.dtype} {self.pass_name} {self.device}"
 
     @property
     def task(self) -> Task:
-        return Task(self.face, layers()[self.workload].geometry, self.batch, *types_of(self.dtype))
+        return Task(self.pass_name, layers()[self.workload].geometry, self.batch, *types_of(self.dtype))
 
     @property
     def config(self) -> TileConfig:
@@ -63,7 +63,7 @@ class Row:
         """What tells one build from another: rows that share it are built once."""
         through = model.takes_through(self.task, DEVICES[self.device], self.config)
         alone = self.batch == 1  # whose pitch is 0
-        return self.workload, self.dtype, self.face, DEVICES[self.device].arch, self.config, through, alone
+        return self.workload, self.dtype, self.pass_name, DEVICES[self.device].arch, self.config, through, alone
 
 
 @cache
@@ -73,11 +73,11 @@ def layers() -> dict[str, workloads.Workload]:
 
 def rows() -> list[Row]:
     return [
-        Row(w.name, batch, dtype, face, device)
+        Row(w.name, batch, dtype, pass_name, device)
         for w in layers().values()
         for batch in w.batches
         for dtype in DTYPES
-        for face in FACES
+        for pass_name in PASSES
         for device in DEVICE_NAMES
     ]
 
@@ -88,13 +88,13 @@ def figures(row: Row) -> dict[str, Any]:
     problem = Problem(row.task.geometry, backend="triton")
     types = {"dtype": getattr(torch, row.task.dtype), "weight_dtype": getattr(torch, row.task.weight_dtype)}
     given = {**types, "batch": row.batch}
-    compiled = build(row.face, problem, config, device.arch, **given)
-    code, found = machine_code(row.face, compiled), marks(compiled.asm["ptx"])
+    compiled = build(row.pass_name, problem, config, device.arch, **given)
+    code, found = machine_code(row.pass_name, compiled), marks(compiled.asm["ptx"])
     spills = code.spills
     if model.takes_through(row.task, device, config):  # the same tile must carry the activation's derivative too
         behind = Problem(row.task.geometry, Activation("relu"), backend="triton")
-        compiled = build(row.face, behind, config, device.arch, **given)
-        spills += machine_code(row.face, compiled).spills
+        compiled = build(row.pass_name, behind, config, device.arch, **given)
+        spills += machine_code(row.pass_name, compiled).spills
         found += marks(compiled.asm["ptx"])
     return {
         "registers": code.registers,
@@ -114,15 +114,15 @@ def wants_whole_loads(row: Row) -> bool:
 
 def fills(row: Row) -> bool:
     """Whether every multiprocessor has a program, or the loop is split as far as it goes."""
-    count = programs(row.face, row.task.geo, row.batch, row.config)
-    loop = loop_steps(row.face, row.task.geo, row.batch, row.config)
+    count = programs(row.pass_name, row.task.geo, row.batch, row.config)
+    loop = loop_steps(row.pass_name, row.task.geo, row.batch, row.config)
     return count >= DEVICES[row.device].multiprocessors or 2 * row.config.split > min(space.MAX_SPLIT, loop)
 
 
 def wants_wgmma(row: Row) -> bool:
     """Whether a row must use Hopper's matrix instruction: 16 bits, and a product that fills its M side."""
     config = row.config
-    m = config.block_k if row.face == "weight_grad" else config.block_b
+    m = config.block_k if row.pass_name == "weight_grad" else config.block_b
     wide = (config.block_n if config.swap else m) >= 64 and config.num_warps >= 4
     return DEVICES[row.device].arch == 90 and row.task.itemsize == 2 and config.dot and wide
 
@@ -139,7 +139,7 @@ def faults(row: Row, found: dict[str, Any], reviewed: dict[str, Any] | None) -> 
     if planned * found["shared_bytes"] > device.shared_bytes:
         wrong.append(f"{found['shared_bytes']} bytes of shared memory, {planned} programs planned")
     if not fills(row):
-        wrong.append(f"{programs(row.face, row.task.geo, row.batch, row.config)} programs")
+        wrong.append(f"{programs(row.pass_name, row.task.geo, row.batch, row.config)} programs")
     if wants_whole_loads(row) and 0 < found["weight_bits"] < 128:  # 0: the compiler names another line
         wrong.append(f"weights move {found['weight_bits']} bits at a time")
     if found["weight_traffic"] > MAX_WEIGHT_TRAFFIC:

@@ -14,9 +14,9 @@ REGIMES = [("deepface_l4", 32), ("yolov1_local", 1), ("lrlc_l1", 512), ("d_local
 OTHERS = [(dtype, device) for dtype in DTYPES for device in DEVICE_NAMES if (dtype, device) != ("bfloat16", "h100")]
 CHOSEN = [row for row in rows() if (row.dtype, row.device) == ("bfloat16", "h100")] + MIXED
 CHOSEN += [
-    Row(*REGIMES[i % len(REGIMES)], dtype, face, device)
+    Row(*REGIMES[i % len(REGIMES)], dtype, pass_name, device)
     for i, (dtype, device) in enumerate(OTHERS)
-    for face in ("forward", "weight_grad" if i % 2 else "input_grad")
+    for pass_name in ("forward", "weight_grad" if i % 2 else "input_grad")
 ]
 ONCE = list({row.kernel: row for row in CHOSEN}.values())
 LARGEST = {row.workload: row for row in CHOSEN}  # of each layer the last one: of most samples, a weight gradient

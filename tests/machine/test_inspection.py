@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lc_triton import cli
-from lc_triton.tiles.config import FACES
+from lc_triton.tiles.config import PASSES
 from lc_triton.tiles.device import by_name
 
 KEYS = {
@@ -35,7 +35,7 @@ KEYS = {
 def test_json_is_one_array_and_nothing_else(device, arch, capsys):
     assert cli.main(["inspect", "--workload", "lrlc_l2", "--batch", "512", "--device", device, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [r["face"] for r in rows] == list(FACES)
+    assert [r["face"] for r in rows] == list(PASSES)
     for row in rows:
         assert {name: type(v) for name, v in row.items()} == KEYS
         assert (row["workload"], row["batch"], row["arch"], row["spills"]) == ("lrlc_l2", 512, arch, 0)

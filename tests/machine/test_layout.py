@@ -9,7 +9,7 @@ from lc_triton.core.problem import Problem
 from lc_triton.errors import ArgumentValueError
 from lc_triton.launch import faces
 from lc_triton.launch.layout import Shape, dense_rows, is_wide, shape_of
-from lc_triton.tiles.config import FACES, TileConfig
+from lc_triton.tiles.config import PASSES, TileConfig
 
 X = torch.arange(2.0 * 5 * 6 * 3).reshape(2, 5, 6, 3)
 
@@ -44,8 +44,8 @@ def test_where_64_bits_are_needed():
     assert is_wide(sample(2**12, 2**10, 2**10)[:, :: 2**12 - 1])
 
 
-def shape_given(monkeypatch, face, geo, x, g):
-    """The shape that the kernel of a face is launched with, for tensors that have no memory."""
+def shape_given(monkeypatch, pass_name, geo, x, g):
+    """The shape that the kernel of a pass is launched with, for tensors that have no memory."""
     prepared = []
 
     def prepare(launches, kernel, grid, config, tensors, constants, device):
@@ -55,9 +55,9 @@ def shape_given(monkeypatch, face, geo, x, g):
     monkeypatch.setattr(faces, "prepare", prepare)
     problem, config = Problem(geo, backend="triton"), TileConfig(1, 1, 16, 16, 16)
     weight = torch.empty(geo.weight_shape, device="meta", dtype=x.dtype)
-    if face == "forward":
+    if pass_name == "forward":
         launch.forward(x, weight, None, g, None, problem, config)
-    elif face == "input_grad":
+    elif pass_name == "input_grad":
         launch.input_grad(g, weight, None, x, problem, config)
     else:
         launch.weight_grad(x, g, weight, None, problem, config)
@@ -74,30 +74,30 @@ BORDERS = {
 }
 
 
-@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("pass_name", PASSES)
 @pytest.mark.parametrize("name", BORDERS)
 @pytest.mark.parametrize("more", [0, 1])
-def test_each_face_goes_by_each_of_its_tensors(face, name, more, monkeypatch):
+def test_each_pass_goes_by_each_of_its_tensors(pass_name, name, more, monkeypatch):
     geo = BORDERS[name](more)
     x = torch.empty(2, *geo.in_spatial, geo.in_channels, device="meta", dtype=torch.float16)
     g = torch.empty(2, *geo.out_spatial, geo.out_channels, device="meta", dtype=torch.float16)
     largest = x if name == "x" else g
     assert (largest[0].numel() > 2**31) is bool(more)
-    assert shape_given(monkeypatch, face, geo, x, g).wide is bool(more)
+    assert shape_given(monkeypatch, pass_name, geo, x, g).wide is bool(more)
 
 
-@pytest.mark.parametrize("face", FACES)
-def test_a_crop_goes_by_the_strides_of_what_it_is_cropped_from(face, monkeypatch):
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_a_crop_goes_by_the_strides_of_what_it_is_cropped_from(pass_name, monkeypatch):
     geo = Geometry.make((40_000, 8), 4, 4, 3)
     wide = torch.empty(2, 40_000, 2**14, 4, device="meta", dtype=torch.float16)
     g = torch.empty(2, *geo.out_spatial, 4, device="meta", dtype=torch.float16)
-    if face != "input_grad":  # whose x is written, and contiguous
-        assert shape_given(monkeypatch, face, geo, wide[:, :, :8], g).wide
-    assert not shape_given(monkeypatch, face, geo, wide[:, :, :8].contiguous(), g).wide
+    if pass_name != "input_grad":  # whose x is written, and contiguous
+        assert shape_given(monkeypatch, pass_name, geo, wide[:, :, :8], g).wide
+    assert not shape_given(monkeypatch, pass_name, geo, wide[:, :, :8].contiguous(), g).wide
     wide = torch.empty(2, 39_998, 2**14, 4, device="meta", dtype=torch.float16)
     x = torch.empty(2, *geo.in_spatial, 4, device="meta", dtype=torch.float16)
-    if face != "forward":
-        assert shape_given(monkeypatch, face, geo, x, wide[:, :, :6]).wide
+    if pass_name != "forward":
+        assert shape_given(monkeypatch, pass_name, geo, x, wide[:, :, :6]).wide
 
 
 @pytest.mark.parametrize(
@@ -120,8 +120,8 @@ def test_a_batch_past_2_to_the_31_needs_no_64_bits_inside_a_sample(monkeypatch):
     geo = Geometry.make((2**10,), 2**5, 2**5, 1)
     x = torch.empty(2**17, 2**10, 2**5, device="meta", dtype=torch.float16)
     assert x.numel() > 2**31
-    for face in FACES:
-        assert not shape_given(monkeypatch, face, geo, x, x).wide
+    for pass_name in PASSES:
+        assert not shape_given(monkeypatch, pass_name, geo, x, x).wide
 
 
 def test_filters_of_a_position_past_32_bits_are_refused():

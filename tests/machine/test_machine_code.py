@@ -12,7 +12,7 @@ from lc_triton.core.activations import FUSED_NAMES, Activation, parse_activation
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 from lc_triton.launch.build import build, build_combine, machine_code
-from lc_triton.tiles.config import FACES, TileConfig
+from lc_triton.tiles.config import PASSES, TileConfig
 from lc_triton.tiles.device import DEVICES
 from lc_triton.tiles.model import choose
 from lc_triton.tiles.space import descriptor_fits
@@ -44,14 +44,23 @@ def geometry_of(name):
 
 
 def built(
-    face, geometry, batch, device, dtype=torch.bfloat16, *, weight_dtype=None, precision="ieee", config=None, **kwargs
+    pass_name,
+    geometry,
+    batch,
+    device,
+    dtype=torch.bfloat16,
+    *,
+    weight_dtype=None,
+    precision="ieee",
+    config=None,
+    **kwargs,
 ):
     """The machine code with the tile the model picks, and what must hold for every kernel there is."""
     names = (str(d).removeprefix("torch.") for d in (dtype, weight_dtype or dtype))
-    config = config or choose(Task(face, geometry, batch, *names, precision), device)
+    config = config or choose(Task(pass_name, geometry, batch, *names, precision), device)
     problem = Problem(geometry, kwargs.pop("activation", Activation("linear")), "triton", precision)
     code = machine_code(
-        face, build(face, problem, config, device.arch, dtype=dtype, weight_dtype=weight_dtype, **kwargs)
+        pass_name, build(pass_name, problem, config, device.arch, dtype=dtype, weight_dtype=weight_dtype, **kwargs)
     )
     assert code.spills == 0, (config, code)
     assert code.shared_bytes <= device.shared_bytes, (config, code)
@@ -60,9 +69,9 @@ def built(
 
 @pytest.mark.parametrize("device", DEVICE_NAMES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("face", FACES)
-def test_large_batch_loads_are_128_bits_wide(face, dtype, device):
-    code = built(face, geometry_of("lrlc_l2"), 512, DEVICES[device], dtype)
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_large_batch_loads_are_128_bits_wide(pass_name, dtype, device):
+    code = built(pass_name, geometry_of("lrlc_l2"), 512, DEVICES[device], dtype)
     if dtype == torch.float32:  # 16 deep, for registers: bound by arithmetic, and its copies may be half as wide
         assert max(code.async_bits, code.load_bits) >= 64
         return
@@ -74,7 +83,7 @@ def test_large_batch_loads_are_128_bits_wide(face, dtype, device):
         assert code.mma == 0
 
 
-@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("pass_name", PASSES)
 @pytest.mark.parametrize(
     ("name", "batch"),
     [
@@ -86,8 +95,8 @@ def test_large_batch_loads_are_128_bits_wide(face, dtype, device):
         pytest.param("genome_1d", 32, **NIGHTLY),
     ],
 )
-def test_one_workload_of_each_regime(name, batch, face):
-    code = built(face, geometry_of(name), batch, DEVICES["h100"])
+def test_one_workload_of_each_regime(name, batch, pass_name):
+    code = built(pass_name, geometry_of(name), batch, DEVICES["h100"])
     if name == "deepface_l4":
         assert code.wgmma > 0
     if name in ("deepface_l4", "grouped_28"):
@@ -95,24 +104,24 @@ def test_one_workload_of_each_regime(name, batch, face):
         assert code.async_bits == 128
 
 
-@pytest.mark.parametrize("face", FACES)
-def test_float32_weights_beside_16_bit_input_need_no_cast(face):
-    code = built(face, geometry_of("lrlc_l2"), 64, DEVICES["h100"], weight_dtype=torch.float32)
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_float32_weights_beside_16_bit_input_need_no_cast(pass_name):
+    code = built(pass_name, geometry_of("lrlc_l2"), 64, DEVICES["h100"], weight_dtype=torch.float32)
     assert code.wgmma > 0
     assert code.narrow_copies == 0
 
 
-@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("pass_name", PASSES)
 @pytest.mark.parametrize(("dtype", "precision"), [(torch.float32, "tf32"), (torch.float64, "ieee")], ids=str)
-def test_other_precisions(face, dtype, precision):
-    assert built(face, geometry_of("lrlc_l2"), 64, DEVICES["h100"], dtype, precision=precision).registers > 0
+def test_other_precisions(pass_name, dtype, precision):
+    assert built(pass_name, geometry_of("lrlc_l2"), 64, DEVICES["h100"], dtype, precision=precision).registers > 0
 
 
-@pytest.mark.parametrize("face", FACES)
-def test_swapped_operands_reach_wgmma_at_batch_16(face):
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_swapped_operands_reach_wgmma_at_batch_16(pass_name):
     config = TileConfig(1, 1, 64, 16, 64, swap=True, num_stages=4)
-    code = built(face, geometry_of("lrlc_l2"), 16, DEVICES["h100"], config=config)
-    assert code.wgmma > 0 or face == "weight_grad"
+    code = built(pass_name, geometry_of("lrlc_l2"), 16, DEVICES["h100"], config=config)
+    assert code.wgmma > 0 or pass_name == "weight_grad"
     assert code.narrow_copies == 0
 
 
@@ -123,11 +132,11 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("pass_name", PASSES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_other_shapes(shape, face):
+def test_other_shapes(shape, pass_name):
     spatial, channels, filters, kernel, kwargs = SHAPES[shape]
-    code = built(face, Geometry.make(spatial, channels, filters, kernel, **kwargs), 64, DEVICES["h100"])
+    code = built(pass_name, Geometry.make(spatial, channels, filters, kernel, **kwargs), 64, DEVICES["h100"])
     assert code.narrow_copies == 0
 
 
@@ -140,26 +149,26 @@ def test_every_epilogue(name):
 
 
 @pytest.mark.parametrize("device", ["h100", "b200"])
-@pytest.mark.parametrize("face", FACES)
-def test_tensor_descriptors_move_boxes(face, device):
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_tensor_descriptors_move_boxes(pass_name, device):
     config = TileConfig(1, 1, 64, 64, 64, descriptor=True)
-    task = Task(face, geometry_of("lrlc_l2"), 64, "bfloat16", "bfloat16")
+    task = Task(pass_name, geometry_of("lrlc_l2"), 64, "bfloat16", "bfloat16")
     assert descriptor_fits(task, DEVICES[device], config)
-    code = built(face, task.geometry, 64, DEVICES[device], config=config)
+    code = built(pass_name, task.geometry, 64, DEVICES[device], config=config)
     assert code.boxes > 0
     assert code.weight_bits == 128
     assert code.wgmma > 0 or device == "b200"
 
 
 @pytest.mark.parametrize("device", ["h100", "mi300x", *(pytest.param(name, **NIGHTLY) for name in ("a100", "b200"))])
-@pytest.mark.parametrize("face", FACES)
-def test_a_split_loop(face, device):
-    config = choose(Task(face, geometry_of("lrlc_l2"), 512, "bfloat16", "bfloat16"), DEVICES[device])
-    whole = built(face, geometry_of("lrlc_l2"), 512, DEVICES[device], config=config)
-    split = built(face, geometry_of("lrlc_l2"), 512, DEVICES[device], config=replace(config, split=4))
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_a_split_loop(pass_name, device):
+    config = choose(Task(pass_name, geometry_of("lrlc_l2"), 512, "bfloat16", "bfloat16"), DEVICES[device])
+    whole = built(pass_name, geometry_of("lrlc_l2"), 512, DEVICES[device], config=config)
+    split = built(pass_name, geometry_of("lrlc_l2"), 512, DEVICES[device], config=replace(config, split=4))
     assert split.wgmma == whole.wgmma
     assert max(split.async_bits, split.load_bits) == max(whole.async_bits, whole.load_bits) == 128
-    assert split.weight_bits == whole.weight_bits or face == "weight_grad"  # which stores parts in float32
+    assert split.weight_bits == whole.weight_bits or pass_name == "weight_grad"  # which stores parts in float32
 
 
 @pytest.mark.parametrize("name", ["linear", "gelu"])
@@ -171,19 +180,19 @@ def test_the_second_pass(name):
 
 
 @pytest.mark.parametrize("device", ["h100", *(pytest.param(name, **NIGHTLY) for name in ("a100", "b200"))])
-@pytest.mark.parametrize("face", FACES)
-def test_float32_arithmetic_flushes_no_subnormal_number(face, device):
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_float32_arithmetic_flushes_no_subnormal_number(pass_name, device):
     for dot in (True, False):
         config = TileConfig(1, 1, 16, 16, 16) if dot else TileConfig(1, 1, 16, 4, 16, dot=False)
         for activation in ("linear", "tanh"):  # erf, in gelu, is libdevice's, whose own steps flush
             problem = Problem(SMALL, Activation(activation), "triton", "ieee")
-            ptx = build(face, problem, config, DEVICES[device].arch, dtype=torch.float32).asm["ptx"]
+            ptx = build(pass_name, problem, config, DEVICES[device].arch, dtype=torch.float32).asm["ptx"]
             assert re.search(r"\bfma\.rn\.f32", ptx)
             assert not re.search(r"\b(?:fma|mul|add|sub)\.\S*\bftz\b", ptx)
 
 
 @pytest.mark.parametrize("device", ["h100", pytest.param("b200", **NIGHTLY)])
-@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("pass_name", PASSES)
 @pytest.mark.parametrize(
     "config",
     [
@@ -195,9 +204,9 @@ def test_float32_arithmetic_flushes_no_subnormal_number(face, device):
     ],
     ids=["band", "split", "boxes", "boxes_split", "reduced"],
 )
-def test_kernels_with_64_bit_offsets_compile(config, face, device):
+def test_kernels_with_64_bit_offsets_compile(config, pass_name, device):
     for dtype in (torch.bfloat16, torch.float32):
-        if face == "weight_grad" and config.descriptor:
+        if pass_name == "weight_grad" and config.descriptor:
             config = replace(config, split=1)
-        code = built(face, SMALL, 32, DEVICES[device], dtype, config=config, wide=True)
+        code = built(pass_name, SMALL, 32, DEVICES[device], dtype, config=config, wide=True)
         assert (code.boxes > 0) is config.descriptor

@@ -99,19 +99,19 @@ NARROWED = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NARROWED)
 def test_no_index_is_narrowed_to_16_bits(name):
-    face, geometry, arch, (rows, cols, *blocks, warps, stages) = NARROWED[name]
+    pass_name, geometry, arch, (rows, cols, *blocks, warps, stages) = NARROWED[name]
     config = TileConfig(rows, cols, *blocks, num_warps=warps, num_stages=stages)
-    asm = build(face, Problem(geometry, backend="triton"), config, arch, **MIXED).asm
+    asm = build(pass_name, Problem(geometry, backend="triton"), config, arch, **MIXED).asm
     assert marks(asm["ptx"]) == []
     assert narrowed(asm["llir"]) == []
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("face", ["forward", "input_grad", "weight_grad"])
-def test_no_index_is_narrowed_without_dot(face):
+@pytest.mark.parametrize("pass_name", ["forward", "input_grad", "weight_grad"])
+def test_no_index_is_narrowed_without_dot(pass_name):
     geometry = Geometry.make((8, 8), 35, 35, 3, groups=5, stride=3)
     config = TileConfig(2, 2, 16, 1, 16, dot=False, num_warps=1)
-    assert narrowed(build(face, Problem(geometry, backend="triton"), config, 90, **MIXED).asm["llir"]) == []
+    assert narrowed(build(pass_name, Problem(geometry, backend="triton"), config, 90, **MIXED).asm["llir"]) == []
 
 
 @pytest.mark.compile
@@ -131,7 +131,7 @@ LAYER = Geometry.make((6, 6), 8, 16, 3)
 
 
 def calls():
-    """What a launch of each face is given, at batch 32, and its task."""
+    """What a launch of each pass is given, at batch 32, and its task."""
     problem = Problem(LAYER, backend="triton")
     x, g = torch.empty(32, 6, 6, 8, dtype=torch.float16), torch.empty(32, 4, 4, 16, dtype=torch.float16)
     weight = torch.empty(LAYER.weight_shape, dtype=torch.float16)
@@ -158,20 +158,20 @@ def bearing_marks(monkeypatch):
 
 @pytest.mark.compile
 @pytest.mark.slow
-@pytest.mark.parametrize("face", ["forward", "input_grad", "weight_grad"])
-def test_a_launch_takes_the_next_tile_and_says_so_once(face, bearing_marks, caplog):
+@pytest.mark.parametrize("pass_name", ["forward", "input_grad", "weight_grad"])
+def test_a_launch_takes_the_next_tile_and_says_so_once(pass_name, bearing_marks, caplog):
     bearing_marks[0] = 2
     problem, call = calls()
-    ranked = [c for _, c in model.ranked(Task(face, LAYER, 32, "float16", "float16"), of_gpu(0))]
+    ranked = [c for _, c in model.ranked(Task(pass_name, LAYER, 32, "float16", "float16"), of_gpu(0))]
     with absent_gpu() as gpu, caplog.at_level(logging.WARNING, "lc_triton.dispatch"):
-        call[face]()
-        call[face]()
+        call[pass_name]()
+        call[pass_name]()
     (plan,) = problem.launches.values()
     assert plan.refused == tuple(ranked[:2])
     assert plan.config == ranked[2]
     assert len(gpu.launches) == 2  # what bears a mark is not launched
     first, second = (record.getMessage() for record in caplog.records)
-    assert f"{face}_kernel wrongly for {ranked[0]}" in first
+    assert f"{pass_name}_kernel wrongly for {ranked[0]}" in first
     assert f"{ranked[1]} is launched instead" in first
     assert f"{ranked[2]} is launched instead" in second
 

@@ -9,8 +9,8 @@ H200 = by_name("h200")
 LAYER = Geometry.make((20, 20), 16, 16, 3)
 
 
-def task(face="forward", batch=32, layer=LAYER):
-    return Task(face, layer, batch, "bfloat16", "bfloat16")
+def task(pass_name="forward", batch=32, layer=LAYER):
+    return Task(pass_name, layer, batch, "bfloat16", "bfloat16")
 
 
 class Clock:

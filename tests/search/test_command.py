@@ -14,7 +14,7 @@ import torch
 from lc_triton import cli
 from lc_triton.search import timings, tuner
 from lc_triton.tiles import paths, store
-from lc_triton.tiles.config import FACES
+from lc_triton.tiles.config import PASSES
 from tests.search.fakes import FakeBench
 
 SHAPE = ["--shapes", "20x20x16,k3,f16", "--batches", "32"]
@@ -113,7 +113,7 @@ def test_all_times_on_file(gpu, tmp_path, capsys):
     log = tmp_path / "times.jsonl"
     assert cli.main(["tune", *SHAPE, "--timings", str(log)]) == 0
     found = timings.read(log)
-    assert [timing.task.face for timing in found] == list(FACES)
+    assert [timing.task.pass_name for timing in found] == list(PASSES)
     assert all(len(timing.medians) > 24 for timing in found)
     (tmp_path / "file").write_text("")
     assert cli.main(["tune", *SHAPE, "--timings", str(tmp_path / "file" / "times.jsonl")]) == 2

@@ -8,10 +8,10 @@ import pytest
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, ConfigFileError
 from lc_triton.search.run import check_seconds, tune
 from lc_triton.tiles import model, paths, store
-from lc_triton.tiles.config import FACES
+from lc_triton.tiles.config import PASSES
 from tests.search.fakes import H200, LAYER, Clock, FakeBench, task
 
-TASKS = {face: task(face) for face in FACES}
+TASKS = {pass_name: task(pass_name) for pass_name in PASSES}
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def file_of(folder):
-    return lambda face: store.file_of(folder, H200.arch_name, H200.folder, face)
+    return lambda pass_name: store.file_of(folder, H200.arch_name, H200.folder, pass_name)
 
 
 def run(folder, tasks=TASKS, seconds=1e9, us=lambda _: 10.0, clock=None, **kwargs):
@@ -39,8 +39,8 @@ def run(folder, tasks=TASKS, seconds=1e9, us=lambda _: 10.0, clock=None, **kwarg
     return report, made
 
 
-def entries(folder, face="forward"):
-    return store.read(file_of(folder)(face))
+def entries(folder, pass_name="forward"):
+    return store.read(file_of(folder)(pass_name))
 
 
 def test_what_is_written(folder, capsys):
@@ -106,7 +106,7 @@ def test_resume(folder):
 
 def test_resume_measures_a_changed_kernel_again(folder, monkeypatch):
     run(folder, {"layer": task()})
-    monkeypatch.setattr(store, "kernel_hash", lambda face: "0" * 12)
+    monkeypatch.setattr(store, "kernel_hash", lambda pass_name: "0" * 12)
     assert len(run(folder, {"layer": task()}, resume=True)[1]) == 1
 
 
@@ -119,14 +119,16 @@ def test_an_interruption_keeps_what_was_measured(folder):
     clock = Clock()
     with pytest.raises(KeyboardInterrupt):
         tune(TASKS, H200, lambda _: Interrupted(lambda _: 9.0, clock), file_of(folder), 1e9, clock=clock)
-    finished = [entries(folder, face)[TASKS[face].key].finished for face in FACES if entries(folder, face)]
+    finished = [
+        entries(folder, pass_name)[TASKS[pass_name].key].finished for pass_name in PASSES if entries(folder, pass_name)
+    ]
     assert finished[-1] is False
     assert all(finished[:-1])
 
 
 def test_a_kernel_that_does_not_fit_does_not_stop_the_rest(folder, capsys):
     def make_bench(task):
-        if task.face == "forward":
+        if task.pass_name == "forward":
             raise MemoryError("CUDA out of memory")
         return FakeBench(lambda _: 9.0)
 

@@ -7,7 +7,7 @@ import pytest
 from lc_triton.core import backend
 from lc_triton.core.geometry import Geometry
 from lc_triton.tiles import paths, store
-from lc_triton.tiles.config import FACES, TileConfig
+from lc_triton.tiles.config import PASSES, TileConfig
 from lc_triton.tiles.device import by_name
 from lc_triton.tiles.model import choose
 from lc_triton.tiles.select import select
@@ -19,8 +19,8 @@ H200 = by_name("h200")
 TYPES = ("bfloat16", "bfloat16")
 
 
-def task(face="forward", layer=LAYER, batch=32, types=TYPES):
-    return Task(face, layer, batch, *types)
+def task(pass_name="forward", layer=LAYER, batch=32, types=TYPES):
+    return Task(pass_name, layer, batch, *types)
 
 
 def key(batch):
@@ -75,7 +75,7 @@ def test_a_neighbouring_batch_serves_but_no_farther_one(folders):
     assert [chosen(b).config for b in (16, 32, 33, 64, 128)] == [tile(1), tile(1), tile(2), tile(2), tile(2)]
 
 
-def test_another_face_dtype_or_layer_has_tiles_of_its_own(folders):
+def test_another_pass_dtype_or_layer_has_tiles_of_its_own(folders):
     put(folders / "user", "nvidia_h200", tile(1))
     assert select(task("input_grad"), H200).source == "model"
     assert select(task(types=("bfloat16", "float32")), H200).source == "model"
@@ -124,9 +124,9 @@ def test_devices_have_folders_of_their_own():
     assert len(set(folders)) == 6
 
 
-@pytest.mark.parametrize("face", FACES)
-def test_nothing_shipped_is_unmeasured(face):
-    for path in paths.shipped_configs().glob(f"*/*/{face}.json"):
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_nothing_shipped_is_unmeasured(pass_name):
+    for path in paths.shipped_configs().glob(f"*/*/{pass_name}.json"):
         for measured in store.read(path).values():
             assert measured.median_us > 0
             assert measured.date

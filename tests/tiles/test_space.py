@@ -7,7 +7,7 @@ import pytest
 from lc_triton.core.geometry import Geometry
 from lc_triton.errors import ArgumentValueError
 from lc_triton.tiles import model
-from lc_triton.tiles.config import FACES, TileConfig
+from lc_triton.tiles.config import PASSES, TileConfig
 from lc_triton.tiles.device import DEVICES, by_name
 from lc_triton.tiles.footprint import programs
 from lc_triton.tiles.space import candidates, descriptor_fits, resident, variants
@@ -25,26 +25,26 @@ LAYERS = {
 }
 
 
-def task(name="plain", face="forward", batch=64, dtype="bfloat16"):
-    return Task(face, LAYERS[name], batch, dtype, dtype)
+def task(name="plain", pass_name="forward", batch=64, dtype="bfloat16"):
+    return Task(pass_name, LAYERS[name], batch, dtype, dtype)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
-@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("pass_name", PASSES)
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("device", DEVICES)
-def test_candidates_fit_and_fill(device, name, face, dtype):
-    t, gpu = task(name, face, dtype=dtype), DEVICES[device]
+def test_candidates_fit_and_fill(device, name, pass_name, dtype):
+    t, gpu = task(name, pass_name, dtype=dtype), DEVICES[device]
     found = candidates(t, gpu)
     assert found
     assert len(set(found)) == len(found)
     assert found == candidates(t, gpu)
-    counts = [programs(face, t.geo, t.batch, config) for config in found]
+    counts = [programs(pass_name, t.geo, t.batch, config) for config in found]
     assert min(counts) >= min(gpu.multiprocessors, max(counts)) / 4
     for config in found:
         if config.dot:
             first = config.block_b * config.block_k * t.itemsize
-            second = config.block_n * (config.block_b if face == "weight_grad" else config.block_k) * t.itemsize
+            second = config.block_n * (config.block_b if pass_name == "weight_grad" else config.block_k) * t.itemsize
             assert config.num_stages * (first + second) <= gpu.shared_bytes
 
 
@@ -89,16 +89,16 @@ ONE = TileConfig(1, 1, 64, 64, 64)
         ({"dtype": "float64"}, False),
         ({"name": "thin"}, False),  # rows of five filters begin anywhere
         ({"name": "groups"}, True),
-        ({"face": "weight_grad"}, True),
-        ({"face": "weight_grad", "name": "groups"}, False),  # a box of 64 filters spans groups of 32
-        ({"face": "weight_grad", "config": replace(ONE, split=2)}, False),
-        ({"face": "input_grad"}, True),
-        ({"face": "input_grad", "name": "groups"}, False),  # a step of 64 spans groups of 32
-        ({"face": "input_grad", "name": "groups", "config": TileConfig(1, 1, 32, 64, 32)}, True),
+        ({"pass_name": "weight_grad"}, True),
+        ({"pass_name": "weight_grad", "name": "groups"}, False),  # a box of 64 filters spans groups of 32
+        ({"pass_name": "weight_grad", "config": replace(ONE, split=2)}, False),
+        ({"pass_name": "input_grad"}, True),
+        ({"pass_name": "input_grad", "name": "groups"}, False),  # a step of 64 spans groups of 32
+        ({"pass_name": "input_grad", "name": "groups", "config": TileConfig(1, 1, 32, 64, 32)}, True),
     ],
 )
 def test_where_a_descriptor_may_be_used(what, fits):
-    made = task(what.get("name", "plain"), what.get("face", "forward"), dtype=what.get("dtype", "bfloat16"))
+    made = task(what.get("name", "plain"), what.get("pass_name", "forward"), dtype=what.get("dtype", "bfloat16"))
     assert descriptor_fits(made, by_name(what.get("device", "h200")), what.get("config", ONE)) is fits
 
 
@@ -118,17 +118,19 @@ def test_a_band_has_no_boxes(what):
         (16, "bfloat16", "mi300x", False),
     ],
 )
-@pytest.mark.parametrize("face", ["forward", "input_grad"])
-def test_small_batches_put_the_filters_on_the_side_of_64(face, batch, dtype, device, swaps):
-    found = [c for c in candidates(task(face=face, batch=batch, dtype=dtype), by_name(device)) if c.block_n >= 64]
+@pytest.mark.parametrize("pass_name", ["forward", "input_grad"])
+def test_small_batches_put_the_filters_on_the_side_of_64(pass_name, batch, dtype, device, swaps):
+    found = [
+        c for c in candidates(task(pass_name=pass_name, batch=batch, dtype=dtype), by_name(device)) if c.block_n >= 64
+    ]
     assert found
     for config in found:
         assert config.swap is (swaps and config.block_b < 64)
 
 
-@pytest.mark.parametrize("face", ["forward", "input_grad"])
-def test_rounded_weights_stay_on_their_side(face):
-    mixed = Task(face, LAYERS["plain"], 16, "bfloat16", "float32")
+@pytest.mark.parametrize("pass_name", ["forward", "input_grad"])
+def test_rounded_weights_stay_on_their_side(pass_name):
+    mixed = Task(pass_name, LAYERS["plain"], 16, "bfloat16", "float32")
     assert not any(config.swap for config in candidates(mixed, H200))
 
 
@@ -155,12 +157,12 @@ def test_steps_are_shorter_where_both_operands_pass_through_registers(name, weig
     assert max(config.block_k for config in large) == deepest
 
 
-@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("pass_name", PASSES)
 @pytest.mark.parametrize("name", ["plain", "groups", "depthwise"])
-def test_the_choice_has_a_program_a_multiprocessor_and_a_whole_copy_of_weights_a_thread(name, face):
-    t = task(name, face)
+def test_the_choice_has_a_program_a_multiprocessor_and_a_whole_copy_of_weights_a_thread(name, pass_name):
+    t = task(name, pass_name)
     pick = model.choose(t, H200)
-    assert programs(face, t.geo, t.batch, pick) >= H200.multiprocessors
+    assert programs(pass_name, t.geo, t.batch, pick) >= H200.multiprocessors
     assert pick.block_k * pick.block_n * 2 >= 16 * 32 * pick.num_warps
 
 
@@ -172,10 +174,10 @@ def test_programs_that_a_multiprocessor_holds():
         assert 1 <= resident(task(), H200, config) <= H200.warps // config.num_warps
 
 
-@pytest.mark.parametrize("face", FACES)
-def test_depthwise_positions_share_what_they_read(face):
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_depthwise_positions_share_what_they_read(pass_name):
     """A program of several positions reads each site once from L2, and multiplies zeros past the edge only."""
-    t = task("depthwise", face)
+    t = task("depthwise", pass_name)
     pick = model.choose(t, H200)
     assert pick.rows * pick.cols > 1
     assert not pick.dot

@@ -182,7 +182,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_the_hash_follows_the_source():
-    assert len({store.kernel_hash(face) for face in ("forward", "input_grad", "weight_grad")}) == 3
+    assert len({store.kernel_hash(pass_name) for pass_name in ("forward", "input_grad", "weight_grad")}) == 3
     assert len(store.kernel_hash("forward")) == 12
 
 

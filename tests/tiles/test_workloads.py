@@ -7,7 +7,7 @@ import pytest
 from lc_triton import cli
 from lc_triton.errors import WorkloadError
 from lc_triton.tiles import paths, workloads
-from lc_triton.tiles.config import FACES, TileConfig
+from lc_triton.tiles.config import PASSES, TileConfig
 from lc_triton.tiles.device import DEVICES, by_name
 from lc_triton.tiles.model import roads, roofline, weight_traffic_ratio
 from lc_triton.tiles.task import Task
@@ -84,7 +84,7 @@ def test_a_missing_file_is_named(tmp_path, capsys):
 def test_configs_lists_what_would_be_used(capsys):
     assert cli.main(["configs", "--workload", "lrlc_l2", "--batch", "64", "--device", "a100", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [r["face"] for r in rows] == list(FACES)
+    assert [r["face"] for r in rows] == list(PASSES)
     for row in rows:
         assert TileConfig(**row["config"])
         assert (row["workload"], row["batch"], row["dtype"]) == ("lrlc_l2", 64, "bfloat16")
@@ -116,9 +116,9 @@ def test_wrong_arguments(command, arguments, message, capsys):
 
 
 def test_roofline_and_traffic():
-    def task(batch, face="forward"):
+    def task(batch, pass_name="forward"):
         layer = workloads.read(paths.shipped_workloads())["deepface_l4"].geometry
-        return Task(face, layer, batch, "bfloat16", "bfloat16")
+        return Task(pass_name, layer, batch, "bfloat16", "bfloat16")
 
     h200 = by_name("h200")
     bytes_moved = 2 * (55 * 55 * 81 * 16 * 16 + 32 * (63 * 63 * 16 + 55 * 55 * 16))

@@ -1,4 +1,4 @@
-"""The three kernels, interpreted on CPU tensors, against the definition: face by face, with tiles chosen by hand."""
+"""The three kernels, interpreted on CPU tensors, against the definition: pass by pass, with tiles chosen by hand."""
 
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ TILES = {
 }
 
 
-def faces(case, t, make, activation=None, precision="ieee"):
+def passes(case, t, make, activation=None, precision="ieee"):
     """y, z, dx, dw and db by the kernels, into outputs full of NaN."""
     geo = case.geometry
     act = activation or Activation("linear")
@@ -64,7 +64,7 @@ def marks(case, name):
 )
 def test_values(case, name):
     t = tensors(case)
-    check(faces(case, t, lambda channels: tile(channels=channels, **TILES[name])), expected(case, t))
+    check(passes(case, t, lambda channels: tile(channels=channels, **TILES[name])), expected(case, t))
 
 
 SPLITS = [("1d", 2, 16), ("1d", 37, 2), ("2d_asymmetric", 2, 2), ("2d_groups", 2, 2)]
@@ -77,7 +77,7 @@ def test_a_split_loop(name, batch, split, dot):
     """In parts of several steps, of one, and of none, which then are zeros."""
     case = replace(next(c for c in CASES if c.name == name), batch=batch)
     t = tensors(case)
-    got = faces(case, t, lambda channels: tile(1, 2, channels, dot, split=split))
+    got = passes(case, t, lambda channels: tile(1, 2, channels, dot, split=split))
     check(got, expected(case, t))
 
 
@@ -85,7 +85,7 @@ def test_a_split_loop(name, batch, split, dot):
 def test_a_split_loop_in_three_dimensions():
     case = Case("3d", (3, 2, 3), 2, 3, 2, stride=(1, 1, 2), padding=(0, 0, 1))
     t = tensors(case)
-    check(faces(case, t, lambda channels: tile(2, 2, channels, split=2)), expected(case, t))
+    check(passes(case, t, lambda channels: tile(2, 2, channels, split=2)), expected(case, t))
 
 
 @pytest.mark.parametrize("name", ["tanh", "silu"])
@@ -120,15 +120,15 @@ def test_tensor_descriptors(case, swap, monkeypatch):
     geo, t = case.geometry, tensors(case, torch.float32)
     moved = []
 
-    def make(face, channels):
+    def make(pass_name, channels):
         config = TileConfig(1, 1, 16, 16, 16, swap=swap, descriptor=True)
-        task = Task(face, geo, case.batch, "float32", "float32")
+        task = Task(pass_name, geo, case.batch, "float32", "float32")
         fits = descriptor_fits(task, DEVICES["h200"], config)
         moved.append(fits)
         return config if fits else replace(config, descriptor=False)
 
     configs = iter([make("forward", 16), make("input_grad", 16), make("weight_grad", 16)])
-    check(faces(case, t, lambda _: next(configs)), expected(case, t), 2e-6)
+    check(passes(case, t, lambda _: next(configs)), expected(case, t), 2e-6)
     assert moved == [True, case.name != "boxes_narrow", True]
 
 
@@ -139,7 +139,7 @@ def test_a_nan_in_another_positions_weights_reaches_nothing():
     want = expected(case, t)
     t.weight[1, 2] = NAN
     hit = expected(case, t)
-    got = faces(case, t, lambda _: TileConfig(1, 1, 16, 16, 16, descriptor=True))
+    got = passes(case, t, lambda _: TileConfig(1, 1, 16, 16, 16, descriptor=True))
     for name in ("y", "dx"):
         assert torch.equal(got[name].isnan(), hit[name].isnan()), name
         keep = ~hit[name].isnan()
@@ -152,7 +152,7 @@ def test_weights_that_begin_anywhere_need_no_descriptor():
     t = tensors(case, torch.float32)
     want = expected(case, t)
     t.weight = torch.cat([t.weight.new_zeros(1), t.weight.flatten()])[1:].view_as(t.weight)
-    check(faces(case, t, lambda _: TileConfig(1, 1, 16, 16, 16, descriptor=True)), want, 2e-6)
+    check(passes(case, t, lambda _: TileConfig(1, 1, 16, 16, 16, descriptor=True)), want, 2e-6)
 
 
 ODD = next(c for c in CASES if c.name == "2d_asymmetric")
@@ -167,7 +167,7 @@ def test_accuracy_beside_torchs_own_matmul(dtype, seed):
     patches = x.unfold(1, geo.kernel[0], 1).permute(1, 0, 3, 2).flatten(2)  # (P, B, T * C)
     y = torch.bmm(patches, weight.reshape(geo.positions, geo.window, -1)).transpose(0, 1) + bias
     peers = dict(zip(("dx", "dw", "db"), torch.autograd.grad(y, (x, weight, bias), t.g), strict=True)) | {"y": y}
-    got, want = faces(case, t, lambda channels: tile(2, 2, channels)), expected(case, t)
+    got, want = passes(case, t, lambda channels: tile(2, 2, channels)), expected(case, t)
     for name, factor in {"y": 2, "dx": 3, "dw": 3, "db": 3}.items():
         assert_as_good(got[name], want[name], peers[name], factor, name)
 
@@ -175,7 +175,7 @@ def test_accuracy_beside_torchs_own_matmul(dtype, seed):
 @pytest.mark.parametrize("swap", [False, True])
 def test_16_bit_input_with_float32_weights(swap):
     t = tensors(ODD, torch.float16, weight_dtype=torch.float32)
-    got = faces(ODD, t, lambda channels: tile(2, 2, channels, swap=swap))
+    got = passes(ODD, t, lambda channels: tile(2, 2, channels, swap=swap))
     assert [got[k].dtype for k in ("y", "dx", "dw", "db")] == [torch.float16] * 2 + [torch.float32] * 2
     want = expected(ODD, t)
     for name, tolerance in {"y": 2e-3, "dx": 2e-3, "dw": 1e-5, "db": 1e-5}.items():
@@ -312,7 +312,7 @@ def test_any_strides(view):
     t = tensors(ODD)
     t.x, t.g = VIEWS[view](t.x), VIEWS[view](t.g)
     before = t.x.clone(), t.g.clone()
-    check(faces(ODD, t, lambda channels: tile(2, 2, channels)), expected(ODD, t))
+    check(passes(ODD, t, lambda channels: tile(2, 2, channels)), expected(ODD, t))
     assert torch.equal(t.x, before[0])
     assert torch.equal(t.g, before[1])
 
@@ -327,7 +327,7 @@ def test_nan_at_sites_that_no_window_reads_reaches_nothing(name, rows):
     unread = want["dx"].abs().sum((0, -1)) == 0  # no window reads these sites: their gradient is exactly zero
     assert unread.any()
     t.x[:, unread] = NAN
-    check(faces(case, t, lambda channels: tile(min(rows, len(case.in_spatial)), 2, channels)), want)
+    check(passes(case, t, lambda channels: tile(min(rows, len(case.in_spatial)), 2, channels)), want)
 
 
 @pytest.mark.slow
@@ -337,7 +337,7 @@ def test_a_nan_stays_in_its_sample_and_in_its_tile():
     clean = expected(case, t)
     t.x[1, 2, 2, 0] = NAN
     hit = expected(case, t)
-    one, four = (faces(case, t, lambda channels, n=n: tile(n, n, channels)) for n in (1, 4))
+    one, four = (passes(case, t, lambda channels, n=n: tile(n, n, channels)) for n in (1, 4))
     assert torch.equal(one["y"].isnan(), hit["y"].isnan())
     assert not four["y"][[0, 2]].isnan().any()
     for got in (one, four):
@@ -350,5 +350,5 @@ def test_a_nan_stays_in_its_sample_and_in_its_tile():
 def test_two_runs_agree_to_the_bit():
     t = tensors(ODD, torch.float32)
     for split in (1, 2):
-        first, second = (faces(ODD, t, lambda channels, s=split: tile(2, 2, channels, split=s)) for _ in range(2))
+        first, second = (passes(ODD, t, lambda channels, s=split: tile(2, 2, channels, split=s)) for _ in range(2))
         assert all(torch.equal(first[k], second[k]) for k in ("y", "dx", "dw", "db"))
