@@ -68,9 +68,9 @@ def overhead() -> dict[str, float]:
 
 def _launches() -> dict[str, float]:
     """The host's part of a forward's launch up to the driver, which is not there: bound, and by Triton's look-ups."""
-    from benchmarks.absent import absent_gpu
     from lc_triton import launch
     from lc_triton.core.problem import Problem
+    from lc_triton.launch.absent import absent_gpu
     from lc_triton.launch.build import call_args
     from lc_triton.launch.faces import KERNELS, _plan_for
 

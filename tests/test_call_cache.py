@@ -191,7 +191,7 @@ def python_calls(function):
 @pytest.mark.compile
 @pytest.mark.parametrize("kind", ["function", "layer", "graph"])
 def test_what_runs_before_a_launch(kind, monkeypatch):
-    absent = pytest.importorskip("benchmarks.absent")
+    absent = pytest.importorskip("lc_triton.launch.absent")
     monkeypatch.setattr(calls, "resolve", lambda device_type: "triton")
     layer = lc_triton.LocalConv2d(16, 16, 3, input_size=8, activation="relu", dtype=torch.float16)
     x = torch.empty(32, 16, 8, 8, dtype=torch.float16).contiguous(memory_format=torch.channels_last)

@@ -1,10 +1,10 @@
-"""What Triton compiles for a call, for a GPU that need not be here."""
+"""A GPU that need not be here: Triton compiles for it, and its launches are recorded instead of run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
@@ -12,18 +12,30 @@ from triton.runtime.driver import driver
 from lc_triton.tiles.config import TileConfig
 
 
-class AbsentDriver:
-    """What Triton's JIT asks a driver before it compiles; it can launch nothing.
+class RecordedLaunch(NamedTuple):
+    """The arguments of one launch, as Triton gives them to the driver."""
+
+    grid: tuple[int, int, int]
+    binary: bytes
+    args: tuple[Any, ...]
+
+
+class AbsentGPU:
+    """The driver of a GPU that is not here, as Triton's JIT and launcher call it.
 
     Args:
         arch: the compute capability (80, 90, 100, ...), or AMD's name ("gfx942").
+        keep: whether launches are recorded.
     """
 
-    def __init__(self, arch: int | str) -> None:
+    def __init__(self, arch: int | str, *, keep: bool = True) -> None:
         self.target = GPUTarget("hip", arch, 64) if isinstance(arch, str) else GPUTarget("cuda", arch, 32)
+        self.keep = keep
+        self.launches: list[RecordedLaunch] = []
+        self.utils = self
 
     def get_current_device(self) -> str:
-        """A name that no GPU has: the JIT keeps what it compiles by device."""
+        """A name that no GPU has: the JIT keeps what it compiles by device, and runs none of it on a real one."""
         return f"absent {self.target.arch}"
 
     def get_current_stream(self, device: str) -> int:
@@ -34,20 +46,47 @@ class AbsentDriver:
         """What to compile for."""
         return self.target
 
+    def get_device_properties(self, device: str) -> dict[str, int]:
+        """Only what Triton checks before a launch."""
+        return {"max_shared_mem": 232_448}
+
+    def load_binary(self, name: str, binary: bytes, shared: int, device: str) -> tuple[bytes, bytes, int, int, int]:
+        """Module, function, registers, spills and most threads; the binary itself is module and function."""
+        return binary, binary, 0, 0, 1024
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Any:
+        """What launches one kernel, on the absent GPU that is active by then: Triton keeps it."""
+        return lambda *args: driver.active.launch(*args)
+
+    def launch(self, x: int, y: int, z: int, stream: int, function: bytes, *rest: Any) -> None:
+        """Call the hooks, and record the launch."""
+        (_, metadata, enter, leave), args = rest[:4], rest[4:]
+        if enter is not None:
+            enter(metadata)
+        if self.keep:
+            self.launches.append(RecordedLaunch((x, y, z), function, args))
+        if leave is not None:
+            leave(metadata)
+
 
 @contextmanager
-def compiling_for(arch: int | str) -> Iterator[None]:
-    """Within this block, Triton compiles for `arch`; nothing can be launched."""
-    before = driver._active
-    driver.set_active(AbsentDriver(arch))
+def absent_gpu(arch: int | str = 90, *, keep: bool = True) -> Iterator[AbsentGPU]:
+    """Within this block, Triton compiles for an absent GPU and launches on it; tensors may lie anywhere.
+
+    Args:
+        arch: the compute capability (80, 90, 100, ...), or AMD's name ("gfx942").
+        keep: whether launches are recorded.
+    """
+    before, gpu = driver._active, AbsentGPU(arch, keep=keep)
+    driver.set_active(gpu)
     try:
-        yield
+        yield gpu
     finally:
         driver._active = before
 
 
 def compile_call(kernel: Any, config: TileConfig, arch: int | str, *args: Any) -> Any:
-    """The kernel that a launch with these arguments would run, specialised for them by Triton's own JIT.
+    """Compile the kernel that a launch with these arguments would run, specialised for them by Triton's own JIT.
 
     Args:
         kernel: a `@triton.jit` function.
@@ -55,5 +94,5 @@ def compile_call(kernel: Any, config: TileConfig, arch: int | str, *args: Any) -
         arch: what to compile for.
         args: all of the kernel's arguments in order; tensors may lie on the meta device.
     """
-    with compiling_for(arch):
+    with absent_gpu(arch):
         return kernel.warmup(*args, grid=(1,), num_warps=config.num_warps, num_stages=config.num_stages)

@@ -5,13 +5,13 @@ import torch
 from triton import knobs
 from triton.knobs import HookChain
 
-from benchmarks.absent import absent_gpu
 from lc_triton import launch
 from lc_triton.core.activations import Activation
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 from lc_triton.kernels.forward import forward_kernel
 from lc_triton.launch import faces, launcher
+from lc_triton.launch.absent import absent_gpu
 
 SMALL = Geometry.make((6, 6), 8, 16, 3)
 FEW_POSITIONS = Geometry.make((4, 4), 512, 256, 3, padding=1)  # its forward is split
@@ -37,10 +37,10 @@ def input_grad(geo):
     return problem, lambda: launch.input_grad(g, weight, None, x, problem)
 
 
-def weight_grad(geo, with_bias, through):
+def weight_grad(geo, with_bias, fused):
     problem = Problem(geo, Activation("relu"), backend="triton")
     x, dw, db, y, g = tensors(geo)
-    behind = {"saved": y, "dz": torch.empty_like(g)} if through else {}
+    behind = {"saved": y, "dz": torch.empty_like(g)} if fused else {}
     return problem, lambda: launch.weight_grad(x, g, dw, db if with_bias else None, problem, **behind)
 
 

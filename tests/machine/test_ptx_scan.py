@@ -10,12 +10,12 @@ import torch
 import triton
 from triton._C.libtriton import llvm
 
-from benchmarks.absent import absent_gpu
 from lc_triton import launch
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 from lc_triton.errors import MiscompiledError
 from lc_triton.launch import faces, launcher
+from lc_triton.launch.absent import absent_gpu
 from lc_triton.launch.build import build, build_combine
 from lc_triton.launch.ptx_scan import marks
 from lc_triton.tiles import model

@@ -49,9 +49,12 @@ def only_the_first_ir(monkeypatch):
     monkeypatch.setattr(triton.compiler, "compile", first_ir)
     for kernel in kernels:
         monkeypatch.setattr(kernel, "device_caches", type(kernel.device_caches)(kernel.create_binder))
+    before = [vars(kernel).get("compile") for kernel in kernels]  # a kernel keeps the function that compiles it
     yield
-    for kernel in kernels:  # which keeps the function that it compiles by
-        if hasattr(kernel, "compile"):
+    for kernel, compiler in zip(kernels, before, strict=True):
+        if compiler is not None:
+            kernel.compile = compiler
+        elif hasattr(kernel, "compile"):
             del kernel.compile
 
 
