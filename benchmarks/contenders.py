@@ -30,7 +30,7 @@ class Ready(Protocol):
     """A contender with its tensors in place, in a process of its own."""
 
     def results(self) -> Results:
-        """y and dx of the picked samples and db, channels last, of `Data.sparse_g`; dw in its own layout."""
+        """y and dx of the chosen samples and db, channels last, of `Data.sparse_g`; dw in its own layout."""
 
     def call(self, mode: str, turn: int) -> None:
         """Compute y ("forward"), or y and the gradients of x, weight and bias ("step"), and wait for them."""
@@ -72,7 +72,7 @@ class Torch:
         y = self.forward(*leaves)
         g = self.data.sparse_g.movedim(-1, 1).contiguous() if self.first else self.data.sparse_g
         dx, dw, db = torch.autograd.grad(y, leaves, g)
-        y, dx = y.detach()[self.data.picked], dx[self.data.picked]
+        y, dx = y.detach()[self.data.sample_indices], dx[self.data.sample_indices]
         if self.first:
             y, dx, db = y.movedim(1, -1), dx.movedim(1, -1), db.movedim(0, -1)
         return {"y": y, "dx": dx, "db": db, "dw": dw}

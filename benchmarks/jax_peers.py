@@ -53,7 +53,7 @@ class Jax:
         """As `Ready` says."""
         y, (dx, dw, db) = self.step(self.inputs[0], self.weight, self.bias, _array(self.data.sparse_g))
         y, dx, dw, db = (_tensor(a) for a in (y, dx, dw, db))
-        return {"y": y[self.data.picked], "dx": dx[self.data.picked], "dw": dw, "db": db}
+        return {"y": y[self.data.sample_indices], "dx": dx[self.data.sample_indices], "dw": dw, "db": db}
 
     def call(self, mode: str, turn: int) -> None:
         """As `Ready` says."""

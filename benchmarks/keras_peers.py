@@ -117,7 +117,7 @@ class Keras:
 
         y, (dx, dw, db) = self.step(self.inputs[0], tf.constant(self.data.sparse_g.numpy()))
         y, dx, dw, db = (torch.from_numpy(t.numpy().copy()) for t in (y, dx, dw, db))
-        return {"y": y[self.data.picked], "dx": dx[self.data.picked], "dw": dw, "db": db}
+        return {"y": y[self.data.sample_indices], "dx": dx[self.data.sample_indices], "dw": dw, "db": db}
 
     def call(self, mode: str, turn: int) -> None:
         """As `Ready` says."""

@@ -45,8 +45,8 @@ class Products:
         (dx,) = torch.autograd.grad(self._patches(x), x, dpatches.double())
         dw = torch.bmm(patches.transpose(1, 2), g).unflatten(0, (-1, geo.groups)).transpose(1, 2)
         return {
-            "y": torch.baddbmm(bias, patches, weight).transpose(0, 1).reshape(data.g.shape)[data.picked],
-            "dx": dx.movedim(1, -1)[data.picked].to(data.x.dtype),
+            "y": torch.baddbmm(bias, patches, weight).transpose(0, 1).reshape(data.g.shape)[data.sample_indices],
+            "dx": dx.movedim(1, -1)[data.sample_indices].to(data.x.dtype),
             "dw": dw.reshape(data.weight.shape),
             "db": g.sum(1).view(data.bias.shape),
         }

@@ -1,4 +1,4 @@
-"""What the model predicts for a GPU, one layer or two a regime: the tile, its three roads, and what bounds it."""
+"""What the model predicts for a GPU, one layer or two a regime: the tile, its roofline terms, and what bounds it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lc_triton.tiles.device import by_name
 from lc_triton.tiles.task import Task
 
 DTYPE = "bfloat16"
-LATENCY = 0.5  # of the predicted time lies outside of all three roads: then that is what bounds it
+LATENCY = 0.5  # of the predicted time lies outside of all three roofline terms: then that is what bounds it
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ def table(device: str = "h200") -> str:
         for pass_name in PASSES:
             task = Task(pass_name, layer(regime.workload), regime.batch, DTYPE, DTYPE)
             seconds, config = model.ranked(task, gpu)[0]
-            road = model.roads(task, gpu, config)
-            roads = {"memory": road.memory, "L2": road.l2, "arithmetic": road.arithmetic}
-            bound = max(roads, key=roads.__getitem__)
-            if seconds - roads[bound] > LATENCY * seconds:
+            terms = model.roofline_terms(task, gpu, config)
+            named = {"memory": terms.memory, "L2": terms.l2, "arithmetic": terms.arithmetic}
+            bound = max(named, key=named.__getitem__)
+            if seconds - named[bound] > LATENCY * seconds:
                 bound = "latency"
-            times = [*roads.values(), seconds, model.roofline(task, gpu)]
+            times = [*named.values(), seconds, model.roofline(task, gpu)]
             name = regime.workload.replace(",", ", ")
             cells = [regime.name, name, str(regime.batch), pass_name.replace("_", " "), _words(config)]
             lines.append("| " + " | ".join([*cells, *(f"{1e6 * t:.1f}" for t in times), bound]) + " |")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lc_triton.core.geometry import Geometry
 from lc_triton.ops import reference
-from lc_triton.search import verdict
+from lc_triton.search import comparison
 from lc_triton.tiles import paths, workloads
 from lc_triton.tiles.task import Task, types_of
 
@@ -83,14 +83,14 @@ class Data:
         )
 
     @property
-    def picked(self) -> list[int]:
+    def sample_indices(self) -> list[int]:
         """Samples that are compared."""
-        return verdict.picked(len(self.x), SAMPLES)
+        return comparison.sample_indices(len(self.x), SAMPLES)
 
     @property
     def sparse_g(self) -> Tensor:
         """The upstream gradient of these samples alone."""
-        return verdict.only(self.g, self.picked)
+        return comparison.mask_samples(self.g, self.sample_indices)
 
 
 def turns(tensors: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
@@ -107,15 +107,15 @@ Results = dict[str, Tensor]
 
 
 def expected(row: Row, data: Data) -> Results:
-    """y, dx of the picked samples, dw and db of `sparse_g`, by the definition in float64."""
-    picked, geo = data.picked, row.task.geometry
-    x, weight, bias = (t.double().requires_grad_() for t in (data.x[picked], data.weight, data.bias))
+    """y, dx of the chosen samples, dw and db of `sparse_g`, by the definition in float64."""
+    samples, geo = data.sample_indices, row.task.geometry
+    x, weight, bias = (t.double().requires_grad_() for t in (data.x[samples], data.weight, data.bias))
     y = reference.forward(x, weight, bias, geo)
-    dx, dw, db = torch.autograd.grad(y, (x, weight, bias), data.g[picked].double())
+    dx, dw, db = torch.autograd.grad(y, (x, weight, bias), data.g[samples].double())
     return {name: t.detach().cpu() for name, t in {"y": y, "dx": dx, "dw": dw, "db": db}.items()}
 
 
-def fault(row: Row, got: Results, want: Results, *, peer: bool = False) -> str | None:
+def find_mismatch(row: Row, got: Results, want: Results, *, peer: bool = False) -> str | None:
     """What is wrong with a contender's results, or None if rounding explains all of it.
 
     A peer may round a product to x's dtype before it adds the bias, and gradients of float32 weights that it cast.
@@ -123,9 +123,10 @@ def fault(row: Row, got: Results, want: Results, *, peer: bool = False) -> str |
     for name, right in want.items():
         found = got[name].cpu()
         if peer:
-            wrong = verdict.fault(row.task, name, found.to(getattr(torch, row.task.dtype)), right, SLACK, parts=1.0)
+            rounded = found.to(getattr(torch, row.task.dtype))
+            wrong = comparison.find_mismatch(row.task, name, rounded, right, SLACK, parts=1.0)
         else:
-            wrong = verdict.fault(row.task, name, found, right, SLACK)
+            wrong = comparison.find_mismatch(row.task, name, found, right, SLACK)
         if wrong is not None:
             return wrong
     return None

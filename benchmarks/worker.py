@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.contenders import CONTENDERS, MODES, OURS, Ready
-from benchmarks.rows import Data, Results, Row, fault
+from benchmarks.rows import Data, Results, Row, find_mismatch
 
 LEAST_SECONDS = 0.05  # of one timing: shorter calls are repeated, for a process that slept starts slowly
 # Calls before those that are timed, at least, unless one takes so many seconds. In a loop of steps, the memory that one
@@ -36,7 +36,7 @@ def work(pipe: Connection, row: Row, name: str, want: Results) -> None:
         contender, data = CONTENDERS[name], Data.make(row)
         ready = contender.ready(row, data)
         want = want | {"dw": contender.lay_out(want["dw"], row.task.geometry)}
-        pipe.send(fault(row, ready.results(), want, peer=name != OURS))
+        pipe.send(find_mismatch(row, ready.results(), want, peer=name != OURS))
         step_bytes = _peak(row.device, lambda: ready.call("step", 0))
         calls = dict.fromkeys(MODES, 1)
         while (mode := pipe.recv()) is not None:

@@ -23,10 +23,10 @@ from lc_triton.keras.saved.convert import convert
 from lc_triton.keras.saved.load import load_model
 from lc_triton.tiles import store
 from lc_triton.tiles.config import TileConfig
-from lc_triton.tiles.key import ProblemKey
+from lc_triton.tiles.task import Task
 
 MODEL = Path(__file__).parent / "keras" / "saved" / "local_1_channels_last.h5"
-KEY = ProblemKey.of(Geometry.make((8, 9), 16, 32, 3), 20, "bfloat16", "float32", "ieee")
+KEY = Task("forward", Geometry.make((8, 9), 16, 32, 3), 20, "bfloat16", "float32").key
 # Invented numbers, which never leave the folder of a test.
 MEASURED = store.Measured(TileConfig(1, 1, 32, 64, 32), 1, 1, 1, 1, 1, 0.5, None, None, True, "", "", "", "")
 

@@ -140,7 +140,7 @@ class Layer:
         """The layer of a problem, made once."""
         layer: Layer | None = problem.launches.get("layer")
         if layer is None:
-            layer = problem.launches["layer"] = cls(problem.geometry.as_4d(), problem.deciding.as_4d())
+            layer = problem.launches["layer"] = cls(problem.geometry.as_4d(), problem.tuning_geometry.as_4d())
         return layer
 
     def spatial(self, x: Tensor) -> Tensor:

@@ -189,7 +189,7 @@ def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, probl
     layer, dtype = Layer.of(problem), compute_dtype(g.dtype)
     row, rows = layer.geo.kernel[3] * layer.channels, math.prod(layer.geo.kernel[:3])
     window_bytes = _position_bytes(layer, len(g), weight, dtype)
-    small = problem.deciding.positions * window_bytes <= input_grad_bytes()
+    small = problem.tuning_geometry.positions * window_bytes <= input_grad_bytes()
     short = row < (SHORT_ROW if rows > 1 else SHORT_ONLY_ROW) and layer.apart > 1
     few = len(g) <= FEW_SAMPLES or (rows > 1 and row * len(g) <= FEW_NUMBERS)
     by = _by_windows if small or short or few else _by_rows

@@ -61,7 +61,7 @@ class Small:
         """The layer of a problem, made once, if it is a small one at a batch."""
         small: Small | None = problem.launches.get("small")
         if small is None:
-            small = problem.launches["small"] = cls(problem.geometry, problem.deciding)
+            small = problem.launches["small"] = cls(problem.geometry, problem.tuning_geometry)
         most = MOST_FLAT_NUMBERS if small.flat else MOST_NUMBERS
         return small if small.whole and 0 < batch * small.numbers <= most else None
 

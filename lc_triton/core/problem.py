@@ -11,9 +11,9 @@ from lc_triton.core.geometry import Geometry
 
 @dataclass(frozen=True)
 class Problem:
-    """One layer's geometry, its fused activation, and how it is to be computed.
+    """A layer's geometry, its fused activation, and the backend and precision that compute it.
 
-    `backend` is fixed when the forward runs, so that a backward in another thread takes the same one; `precision` is
+    `backend` is fixed when the forward runs, so that a backward in another thread uses the same one; `precision` is
     torch's own setting for float32 products, "ieee" or "tf32".
     """
 
@@ -21,15 +21,15 @@ class Problem:
     activation: Activation = LINEAR
     backend: str = "cpu"
     precision: str = "ieee"
-    # The layer that this is one rank's part of: how it is computed is chosen for that one.
-    whole: Geometry | None = None
+    # The layer that this is one rank's part of: strategies and tiles are chosen for that one.
+    full_geometry: Geometry | None = None
     # How this problem is launched: (pass, batch, ...) -> tile, grid, ...; shared with `linear()`.
     launches: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
-    def deciding(self) -> Geometry:
+    def tuning_geometry(self) -> Geometry:
         """The geometry that strategies and tiles are chosen for."""
-        return self.geometry if self.whole is None else self.whole
+        return self.geometry if self.full_geometry is None else self.full_geometry
 
     def linear(self) -> Problem:
         """The problem of the derivatives: the same without the activation."""

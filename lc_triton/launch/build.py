@@ -1,4 +1,4 @@
-"""Kernels built for a GPU that need not be here, and what their machine code shows."""
+"""Build kernels for a GPU that need not be here, and read their machine code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KERNELS = {"forward": forward_kernel, "input_grad": input_grad_kernel, "weight_g
 
 @dataclass(frozen=True)
 class MachineCode:
-    """What a built kernel takes and does.
+    """Registers, memory and instructions of a built kernel.
 
     `spills` counts instructions that move registers through local memory; `async_bits` and `load_bits` are the widest
     copies from global memory to shared memory and to registers, `narrow_copies` the number of the former under 128
@@ -87,7 +87,7 @@ def call_args(
     wide: bool = False,
     batch: int = 64,
 ) -> list[Any]:
-    """All arguments of the kernel of one pass, as a launch on dense tensors gives them; the tensors have no memory."""
+    """All arguments of the kernel of one pass, as of a launch on dense tensors; the tensors have no memory."""
     geo, act = problem.geometry, problem.activation
     weight_dtype = weight_dtype or dtype
     x = _empty((batch, *geo.in_spatial, geo.in_channels), dtype)
@@ -189,7 +189,7 @@ def _weight_lines(pass_name: Pass) -> tuple[str, frozenset[int]]:
 
 
 def _weight_bits(pass_name: Pass, text: str, place: str, access: str, bits_of: Callable[[str], int]) -> int:
-    """The narrowest access among the instructions that come from those lines; 0 if none is said to."""
+    """The narrowest access among the instructions that come from those lines; 0 if there is none."""
     (file, lines), here, bits = _weight_lines(pass_name), False, []
     for line in text.splitlines():
         found = re.search(place, line)

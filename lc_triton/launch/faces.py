@@ -329,7 +329,7 @@ def _plan_for(face: Face, problem: Problem, x: Tensor, weight: Tensor, config: T
         if plan is None:
             task, index = _task_of(face, problem, x, weight), x.device.index or 0
             plan = LaunchPlan.make(face, problem, chooser(task, index))
-            plan = plan._replace(fuses_activation_grad=model.takes_through(task, of_gpu(index), plan.config))
+            plan = plan._replace(fuses_activation_grad=model.fuses_activation_grad(task, of_gpu(index), plan.config))
             problem.launches[key] = plan
     else:
         plan = LaunchPlan.make(face, problem, config)
@@ -345,7 +345,7 @@ def _launch_key(face: Face, x: Tensor, weight: Tensor) -> tuple[Any, ...]:
 def _task_of(face: Face, problem: Problem, x: Tensor, weight: Tensor) -> Task:
     """The task of all batches of one bucket: a new batch size does not search tiles again."""
     dtype, weight_dtype = (str(t.dtype).removeprefix("torch.") for t in (x, weight))
-    return Task(face, problem.deciding, bucket(x.shape[0]), dtype, weight_dtype, problem.precision)
+    return Task.of(face, problem, bucket(x.shape[0]), dtype, weight_dtype)
 
 
 def _refuse(
@@ -366,7 +366,7 @@ def _refuse(
     others = (
         tile
         for _, tile in model.ranked(task, device)
-        if tile not in refused and (not before.fuses_activation_grad or model.takes_through(task, device, tile))
+        if tile not in refused and (not before.fuses_activation_grad or model.fuses_activation_grad(task, device, tile))
     )
     following = next(others, None)
     if following is None or len(refused) > MOST_TRIED:

@@ -1,4 +1,4 @@
-"""What the chosen kernel of a problem looks like on a GPU that need not be here: its code, its traffic, its limit."""
+"""Report the chosen kernel of a layer for a GPU that need not be here: its machine code, traffic and roofline."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Report:
         code: what was compiled.
         programs: of the launch.
         occupancy: share of the device's warps that one multiprocessor can hold at once.
-        roads: what the kernel moves and computes by the model, and how long each takes by itself.
+        terms: the model's roofline terms.
         weight_traffic_ratio: bytes of weights that memory must move, by whole sectors, over the weights' bytes.
         predicted_us: the model's time.
         roofline_us: unavoidable bytes at the copy rate, or unavoidable work at the matmul rate, whichever is more.
@@ -45,7 +45,7 @@ class Report:
     code: MachineCode
     programs: int
     occupancy: float
-    roads: model.Roads
+    terms: model.RooflineTerms
     weight_traffic_ratio: float
     predicted_us: float
     roofline_us: float
@@ -74,12 +74,12 @@ class Report:
         }
 
     def to_text(self) -> str:
-        """For people to read."""
+        """As text of several lines."""
         c, code = self.choice.config, self.code
         product = "dot, swapped" if c.swap else "dot" if c.dot else "multiply and reduce"
         product += f"; loop split in {c.split}" if c.split > 1 else ""
         share = self.roofline_us / self.predicted_us
-        road = self.roads
+        terms = self.terms
         lines = [
             f"{self.workload}, batch {self.batch}, {self.dtype}, {self.pass_name} on {self.arch}",
             f"  tile        {_words(c)}; {product}; {c.num_warps} warps, {c.num_stages} stages",
@@ -89,9 +89,9 @@ class Report:
             f"  code        {code.instructions:,} instructions: {code.wgmma} wgmma, {code.mma} other mma",
             f"  copies      async {code.async_bits} bits wide ({code.narrow_copies} under 128), "
             f"loads {code.load_bits}, weight {code.weight_bits}" + (f"; {code.boxes} of boxes" if code.boxes else ""),
-            f"  roads       memory {road.memory_bytes / 1e6:,.1f} MB, {1e6 * road.memory:,.1f} us; "
-            f"L2 {road.l2_bytes / 1e6:,.1f} MB, {1e6 * road.l2:,.1f} us; "
-            f"arithmetic {road.operations / 1e9:,.1f} GFLOP, {1e6 * road.arithmetic:,.1f} us",
+            f"  roads       memory {terms.memory_bytes / 1e6:,.1f} MB, {1e6 * terms.memory:,.1f} us; "
+            f"L2 {terms.l2_bytes / 1e6:,.1f} MB, {1e6 * terms.l2:,.1f} us; "
+            f"arithmetic {terms.operations / 1e9:,.1f} GFLOP, {1e6 * terms.arithmetic:,.1f} us",
             f"  predicted   {self.predicted_us:,.1f} us; the unavoidable takes {self.roofline_us:,.1f} us "
             f"({share:.0%}); weights move {self.weight_traffic_ratio:.2f} times",
         ]
@@ -108,7 +108,7 @@ def _words(config: TileConfig) -> str:
 
 
 def inspect(workload: Workload, batch: int, dtype: str, pass_name: Pass, device: Device) -> Report:
-    """Compile the kernel that a launch would take and read its machine code; no GPU is needed.
+    """Compile the kernel that a launch would use and read its machine code; no GPU is needed.
 
     Args:
         workload: the layer.
@@ -124,9 +124,9 @@ def inspect(workload: Workload, batch: int, dtype: str, pass_name: Pass, device:
         >>> inspect(layer, 64, "bfloat16", "forward", by_name("h200")).code.spills  # doctest: +SKIP
         0
     """
-    task = Task(pass_name, workload.geometry, batch, dtype, dtype)
+    problem = Problem(workload.geometry, backend="triton")
+    task = Task.of(pass_name, problem, batch, dtype, dtype)
     choice = select(task, device)
-    problem = Problem(task.geometry, backend="triton", precision=task.precision)
     compiled = build(pass_name, problem, choice.config, device.arch, dtype=getattr(torch, dtype), batch=batch)
     code = machine_code(pass_name, compiled)
     others = [(config, 1e6 * seconds) for seconds, config in model.ranked(task, device) if config != choice.config]
@@ -140,7 +140,7 @@ def inspect(workload: Workload, batch: int, dtype: str, pass_name: Pass, device:
         code=code,
         programs=programs(pass_name, task.geo, batch, choice.config),
         occupancy=device.occupancy(code.registers, code.shared_bytes, choice.config.num_warps),
-        roads=model.roads(task, device, choice.config),
+        terms=model.roofline_terms(task, device, choice.config),
         weight_traffic_ratio=model.weight_traffic_ratio(task, choice.config),
         predicted_us=1e6 * model.predict(task, device, choice.config),
         roofline_us=1e6 * model.roofline(task, device),

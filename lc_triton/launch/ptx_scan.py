@@ -1,4 +1,4 @@
-"""Marks of known miscompilations in PTX: what a kernel that bears one computes may be wrong.
+"""Find the marks of known miscompilations in PTX: a kernel with a mark may compute wrong numbers.
 
 Both come from index arithmetic that LLVM narrowed to 16 bits; docs/dev/nvptx-16-bit-index.md explains them.
 """
@@ -18,7 +18,7 @@ _Written = dict[str, list[tuple[str, str]]]
 
 
 def marks(ptx: str) -> list[str]:
-    """The instructions of a kernel's PTX that show a miscompilation; none of a sound kernel.
+    """The instructions of a kernel's PTX that are marks of a miscompilation; none in a sound kernel.
 
     Args:
         ptx: the text, as Triton keeps it in `CompiledKernel.asm["ptx"]`.

@@ -55,7 +55,7 @@ class Ensemble:
         found: Problem | None = self.member.launches.get(key)
         if found is None:
             geometry = self._geometry(self.member.geometry)
-            found = replace(self.member, geometry=geometry, whole=None, launches={})
+            found = replace(self.member, geometry=geometry, full_geometry=None, launches={})
             self.member.launches[key] = found
         return found
 

@@ -1,4 +1,4 @@
-"""The search for the best tile by timing: it runs only when asked to, by `lc-triton tune` or `tuning()`."""
+"""The search for the fastest tile by timing; only `lc-triton tune` and `tuning()` start it."""
 
 from lc_triton.search.context import tuning
 

@@ -1,4 +1,4 @@
-"""Whether a tile computes what the definition says: no tile may win that does not."""
+"""Check that a tile computes the definition: a tile with wrong results cannot win."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import torch
 
 from lc_triton.ops import reference
-from lc_triton.search import scratch, verdict
+from lc_triton.search import comparison, scratch
 from lc_triton.search.strategy import Disagreement
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.task import Task
@@ -26,13 +26,13 @@ class Judge:
     def __init__(self, task: Task, tensors: scratch.Tensors) -> None:
         self._task = task
         self._tensors = dict(tensors)
-        self._picked = verdict.picked(task.batch, SAMPLES)
+        self._samples = comparison.sample_indices(task.batch, SAMPLES)
         if task.pass_name == "weight_grad":
-            self._tensors["g"] = verdict.only(tensors["g"], self._picked)
-        self._expected = _expected(task, self._tensors, self._picked)
+            self._tensors["g"] = comparison.mask_samples(tensors["g"], self._samples)
+        self._expected = _expected(task, self._tensors, self._samples)
 
     def check(self, config: TileConfig) -> None:
-        """Raise `Disagreement` with how far off the results are, or whatever stops the kernel from running."""
+        """Raise `Disagreement` with the error of the results, or the error of a kernel that cannot run."""
         outputs = scratch.OUTPUTS[self._task.pass_name]
         for name in outputs:
             self._tensors[name].fill_(math.nan)
@@ -41,19 +41,19 @@ class Judge:
             got, want = self._tensors[name], self._expected[name]
             if got.isnan().any():
                 raise Disagreement(f"{name} has NaN, or numbers that were never written")
-            got = got if self._task.pass_name == "weight_grad" else got[self._picked]
-            fault = verdict.fault(self._task, name, got, want)
-            if fault is not None:
-                raise Disagreement(fault)
+            got = got if self._task.pass_name == "weight_grad" else got[self._samples]
+            mismatch = comparison.find_mismatch(self._task, name, got, want)
+            if mismatch is not None:
+                raise Disagreement(mismatch)
 
 
-def _expected(task: Task, tensors: scratch.Tensors, picked: list[int]) -> scratch.Tensors:
-    """The outputs by the definition: of the picked samples, or summed over them."""
+def _expected(task: Task, tensors: scratch.Tensors, samples: list[int]) -> scratch.Tensors:
+    """The outputs by the definition: of the chosen samples, or summed over them."""
     geo = task.geometry
     if task.pass_name == "weight_grad":
         dw = torch.zeros(geo.weight_shape, dtype=torch.float64, device=tensors["x"].device)
         db = torch.zeros(geo.bias_shape, dtype=torch.float64, device=tensors["x"].device)
-        for b in picked:  # one by one: the definition repeats the weights for each sample
+        for b in samples:  # one by one: the definition repeats the weights for each sample
             weight, bias = torch.zeros_like(dw).requires_grad_(), torch.zeros_like(db).requires_grad_()
             y = reference.forward(tensors["x"][b : b + 1].double(), weight, bias, geo)
             of_weight, of_bias = torch.autograd.grad(y, (weight, bias), tensors["g"][b : b + 1].double())
@@ -63,7 +63,7 @@ def _expected(task: Task, tensors: scratch.Tensors, picked: list[int]) -> scratc
     first = tensors[scratch.INPUTS[task.pass_name][0]]
     weight = tensors["weight"].to(first.dtype).double()  # as the kernels round it
     results = []
-    for b in picked:
+    for b in samples:
         sample = first[b : b + 1].double()
         if task.pass_name == "forward":
             results.append(reference.forward(sample, weight, tensors["bias"].double(), geo))

@@ -1,6 +1,6 @@
-"""One choice for all ranks of a job, through the store that torch.distributed was set up with.
+"""Agree on one tile for all ranks of a job, through the store of torch.distributed.
 
-No collective is used: in a pipeline the ranks run different layers, and rank 0 may never come by.
+No collective is used: in a pipeline the ranks run different layers, and rank 0 may never run this one.
 """
 
 from __future__ import annotations

@@ -25,9 +25,8 @@ LEAST_US = 200.0
 class GpuBench:
     """The tiles of one task on one GPU.
 
-    Launches take turns on so many sets of tensors that none is left in the L2 cache when its turn comes again, as in
-    a network whose other layers ran in between. They are replayed as one CUDA graph: what a launch costs the host is
-    no property of a tile.
+    Launches use so many sets of tensors in turn that none is still in the L2 cache at its next launch, as in a network
+    whose other layers ran in between. They are replayed as one CUDA graph, which excludes the host's time.
 
     Args:
         task: the kernel.
@@ -46,7 +45,7 @@ class GpuBench:
         self._stream = torch.cuda.Stream(self._device)
 
     def compile(self, configs: Sequence[TileConfig]) -> None:
-        """Build them at once, each by a launch; one that fails will fail again in `check`."""
+        """Build tiles in parallel, each by a launch; a tile that cannot be built fails in `check`."""
 
         def launch(config: TileConfig) -> None:
             with suppress(Exception), torch.cuda.device(self._device):
@@ -56,17 +55,17 @@ class GpuBench:
             list(threads.map(launch, configs))
 
     def check(self, config: TileConfig) -> None:
-        """Raise `Disagreement`, or whatever stops the kernel from running."""
+        """Raise `Disagreement` for wrong results, or the error of a kernel that cannot run."""
         with torch.inference_mode(False), torch.no_grad():
             self._judge.check(config)
 
     def time(self, configs: Sequence[TileConfig], rounds: int) -> list[list[float]]:
-        """Microseconds a launch, `rounds` a tile; the tiles take turns."""
+        """Microseconds of a launch, `rounds` times for each tile, the tiles in turn."""
         torch.cuda.synchronize(self._device)
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             graphs = [self._captured(config) for config in configs]
             self._warm()
-            # The first replay also tells how many make an interval long enough to measure.
+            # The first replay shows how many replays make an interval that is long enough to measure.
             repeats = [math.ceil(LEAST_US / self._replay(graph, 1)) for graph in graphs]
             times: list[list[float]] = [[] for _ in configs]
             for _ in range(rounds):
@@ -77,7 +76,7 @@ class GpuBench:
     def _captured(self, config: TileConfig) -> torch.cuda.CUDAGraph:
         """One launch on each set, as a graph."""
         graph = torch.cuda.CUDAGraph()
-        # Only this thread is held to what a capture allows: others may be loading data.
+        # The rules of a capture apply to this thread only: others may be loading data.
         graph.capture_begin(capture_error_mode="thread_local")
         try:
             for tensors in self._sets:
@@ -87,7 +86,7 @@ class GpuBench:
         return graph
 
     def _replay(self, graph: torch.cuda.CUDAGraph, repeat: int) -> float:
-        """Microseconds of so many replays."""
+        """Microseconds of `repeat` replays."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         for _ in range(repeat):
@@ -97,7 +96,7 @@ class GpuBench:
         return max(1e3 * float(start.elapsed_time(end)), 1e-3)
 
     def _warm(self) -> None:
-        """Work until the GPU's clocks are up again: they fall while tiles compile."""
+        """Multiply until the GPU's clocks have risen: they fall while tiles compile."""
         a = torch.ones(2048, 2048, dtype=torch.float16, device=self._device)
         end = time.perf_counter() + WARM_SECONDS
         while time.perf_counter() < end:
@@ -107,7 +106,7 @@ class GpuBench:
 
 
 def _sets(task: Task, gpu: int) -> int:
-    """So many sets that their bytes are twice the L2 cache, as far as half of the free memory allows."""
+    """The number of sets whose bytes are twice the L2 cache, within half of the free memory."""
     one = max(1, scratch.nbytes(task))
     cache = torch.cuda.get_device_properties(gpu).L2_cache_size
     free, _ = torch.cuda.mem_get_info(gpu)

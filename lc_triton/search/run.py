@@ -1,4 +1,4 @@
-"""Tunes kernels one after another within a time limit, and keeps each result as soon as it is there."""
+"""Tune kernels one after another within a time limit, and store each result at once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MakeBench = Callable[[Task], Bench]
 
 @dataclass
 class Report:
-    """What became of the kernels, by their labels.
+    """The results of tuning, by the kernels' labels.
 
     Args:
         measured: the search of each whose tile was written.
@@ -51,7 +51,7 @@ class Report:
     on_file: list[str] = field(default_factory=list)
 
     def to_text(self) -> str:
-        """For people to read."""
+        """A summary in words."""
         cut = sum(not outcome.finished for outcome in self.measured.values())
         lines = [f"{len(self.measured)} measured" + (f", {cut} of them cut short" if cut else "")]
         lines += [f"{len(self.on_file)} on file already"] if self.on_file else []
@@ -137,7 +137,7 @@ def tune(
 def plan(
     tasks: Mapping[str, Task], device: Device, file_of: Callable[[Pass], Path], seconds: float, *, resume: bool
 ) -> str:
-    """What `tune` would do, for people to read; nothing is timed or written."""
+    """Describe what `tune` would do; nothing is timed or written."""
     todo, on_file = _split(tasks, file_of) if resume else (list(tasks), [])
     lines = [f"{len(todo)} kernels to measure on {device.full_name}" + (f"; {len(on_file)} on file" if on_file else "")]
     for label in todo:
@@ -213,14 +213,14 @@ def measured(task: Task, device: Device, outcome: Outcome) -> Measured:
 
 
 def _note(report: Report, label: str, task: Task, outcome: Outcome, device: Device) -> None:
-    """Print what became of a task, and put it into the report."""
+    """Print the result of a task, and add it to the report."""
     reasons = Counter(outcome.failed.values())
     if outcome.times:
         report.measured[label] = outcome
-        best, pick = outcome.ranking[0], model.choose(task, device)
+        best, choice = outcome.ranking[0], model.choose(task, device)
         text = f"{label}: {outcome.median(best):.1f} us"
-        if pick in outcome.best_times:
-            ratio = outcome.median(pick) / outcome.median(best)
+        if choice in outcome.best_times:
+            ratio = outcome.median(choice) / outcome.median(best)
             text += f", the model's pick takes {ratio:.2f} times that"
         share = model.roofline(task, device) * 1e6
         text += f"; {share / outcome.median(best):.0%} of the limit; {outcome.tried} tiles tried"

@@ -1,4 +1,4 @@
-"""The tensors a kernel is tried on: buffers of its own, so that nothing of the caller's is read or written."""
+"""The tensors that kernels are tried on: separate buffers, so that no tensor of the caller is read or written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OUTPUTS = {"forward": ("y",), "input_grad": ("dx",), "weight_grad": ("dw", "db")
 
 
 def make(task: Task, device: torch.device) -> Tensors:
-    """Random inputs, the same each time, and outputs; torch's global generator is left alone."""
+    """Random inputs, the same each time, and outputs; torch's global generator does not change."""
     generator = torch.Generator(device).manual_seed(0)
     tensors: Tensors = {}
     for name, (shape, dtype) in _layout(task).items():

@@ -1,4 +1,4 @@
-"""Which tiles are tried, and which one wins. It knows no GPU: a `Bench` compiles, checks and times."""
+"""The search over tiles: which are tried, and which is the fastest. A `Bench` compiles, checks and times them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lc_triton.tiles.task import Task
 
 FIRST = 24  # the model's best, tried first
 PARENTS = 3  # of those, the fastest, whose neighbours are tried too
-FINALISTS = 4  # are timed again, side by side, with the model's pick
+FINALISTS = 4  # are timed a second time, in turn, with the model's choice
 TOGETHER = 8  # are compiled at once: few enough that the time limit is kept, and the GPU does not idle long
 TRIAL_ROUNDS, FINAL_ROUNDS = 5, 40
 
@@ -27,21 +27,21 @@ class Disagreement(Exception):
 
 
 class Bench(Protocol):
-    """What compiles, checks and times the tiles of one task."""
+    """Compiles, checks and times the tiles of one task."""
 
     def compile(self, configs: Sequence[TileConfig]) -> None:
-        """Build them at once; one that fails will fail again in `check`."""
+        """Build tiles in parallel; a tile that cannot be built fails in `check`."""
 
     def check(self, config: TileConfig) -> None:
-        """Raise `Disagreement`, or whatever stops the kernel from running."""
+        """Raise `Disagreement` for wrong results, or the error of a kernel that cannot run."""
 
     def time(self, configs: Sequence[TileConfig], rounds: int) -> list[list[float]]:
-        """Microseconds a launch, `rounds` a tile; the tiles take turns."""
+        """Microseconds of a launch, `rounds` times for each tile, the tiles in turn."""
 
 
 @dataclass
 class Outcome:
-    """What a search found.
+    """The result of a search.
 
     Args:
         times: of the tiles that ran and agreed, microseconds.
@@ -57,21 +57,21 @@ class Outcome:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing was cut short, by the time limit or the keyboard."""
+        """Whether the search was complete: neither the time limit nor the keyboard ended it."""
         return bool(self.finals)
 
     @property
     def best_times(self) -> dict[TileConfig, list[float]]:
-        """The times that decide: those of trials, taken at different moments, only where there are no finals."""
+        """The times that tiles are ranked by: of the finals, or without finals of the trials."""
         return self.finals or self.times
 
     def median(self, config: TileConfig) -> float:
-        """Of the times that decide, microseconds."""
+        """Median of `best_times`, microseconds."""
         return statistics.median(self.best_times[config])
 
     @property
     def ranking(self) -> list[TileConfig]:
-        """Those that ran and agreed, the least median first."""
+        """The tiles that ran and agreed, the least median first."""
         return sorted(self.best_times, key=self.median)
 
     @property
@@ -126,9 +126,9 @@ def search(
     near = (variant for parent in outcome.ranking[:PARENTS] for variant in variants(task, device, parent))
     _try([config for config in dict.fromkeys(near) if config not in first], bench, outcome, out_of_time, on_trial)
     if outcome.times and not out_of_time():
-        pick = ranked[0][1]
+        choice = ranked[0][1]
         finalists = outcome.ranking[:FINALISTS]
-        finalists += [pick] if pick in outcome.times and pick not in finalists else []
+        finalists += [choice] if choice in outcome.times and choice not in finalists else []
         outcome.finals = dict(zip(finalists, bench.time(finalists, FINAL_ROUNDS), strict=True))
     return outcome
 
@@ -153,6 +153,6 @@ def _try(
                 (outcome.times[config],) = bench.time([config], TRIAL_ROUNDS)
             except Disagreement as error:
                 outcome.wrong[config] = str(error)
-            except Exception as error:  # a tile the compiler or the driver refuses is a fact, not an accident
+            except Exception as error:  # the compiler or the driver refuses the tile
                 outcome.failed[config] = first_line(error)
             on_trial(outcome)

@@ -1,4 +1,4 @@
-"""Every time a search took, one JSON line a kernel: what the analytic model is held against and corrected from."""
+"""All times of a search, one JSON line a kernel: the data that the analytic model is checked with."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Timing:
         """The least median."""
         return min(self.medians.values())
 
-    def pick_ratio(self, device: Device) -> float | None:
-        """How many times the best the model's pick takes; None if the pick was not timed."""
-        pick = model.choose(self.task, device)
-        return self.medians[pick] / self.best if pick in self.medians else None
+    def choice_ratio(self, device: Device) -> float | None:
+        """Time of the model's choice over the least time; None if that tile was not timed."""
+        choice = model.choose(self.task, device)
+        return self.medians[choice] / self.best if choice in self.medians else None
 
 
 def check_writable(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Answers launches that ask for a tile by measuring one, where none has been measured."""
+"""Measure a tile for each launch whose kernel has none measured."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_gpu() -> None:
 
 
 def gpu_bench(task: Task, gpu: int) -> Bench:
-    """What times a task on a GPU; imports triton."""
+    """The bench of a task on a GPU; imports triton."""
     from lc_triton.search.bench import GpuBench
 
     return GpuBench(task, gpu)
@@ -76,7 +76,7 @@ class Tuner:
             )
 
     def _decide(self, task: Task, device: Device, gpu: int) -> TileConfig:
-        """The tile on file, if it was measured for this very problem and kernel; else the best of a search."""
+        """The tile on file, if it was measured for the same problem and kernel; else the fastest of a search."""
         choice = select(task, device)
         if choice.source in ("user", "shipped") and choice.key == task.key and not choice.stale:
             return choice.config

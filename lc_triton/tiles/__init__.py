@@ -1,1 +1,1 @@
-"""Which tile a kernel runs with: the choice as data, the devices, and the analytic model that picks."""
+"""The choice of a kernel's tile: its configuration as data, the devices, stored measurements, the analytic model."""

@@ -1,4 +1,4 @@
-"""Who chooses a launch's tile: `select`, or a tuner while one is at work."""
+"""Choose a launch's tile: by `select`, or by a tuner inside `tuning()`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _log = logging.getLogger("lc_triton.dispatch")
 
 
 class Chooser:
-    """Who answers a launch that asks for a tile the first time: `select`, or a tuner while one is at work.
+    """Choose the tile of a launch that has none yet: by `select`, or by a tuner inside `asking`.
 
-    Launches remember the answer beside `generation`, which changes when another answer is due. It belongs to the
-    process and not to a context: the backward of a layer runs in a thread of autograd's own.
+    Launches keep the tile together with `generation`, which changes when tiles must be chosen anew. There is one
+    chooser for the process, because the backward of a layer runs in a thread of autograd's own.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Chooser:
 
     @contextmanager
     def asking(self, tuner: Callable[[Task, int], TileConfig]) -> Iterator[None]:
-        """Let `tuner` answer inside the `with` block."""
+        """Let `tuner` choose tiles inside the `with` block."""
         before, self._tuner = self._tuner, tuner
         self.generation += 1
         try:

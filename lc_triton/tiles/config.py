@@ -23,8 +23,8 @@ class TileConfig:
         block_k: indices of the k-loop a step; of the weight gradient, the ones that a program owns.
         dot: multiply by `tl.dot`; otherwise by multiply-and-reduce, over blocks that may cross groups.
         swap: put the filters on the M side of the product and the batch on the N side.
-        split: parts of the loop (over the window; of the weight gradient: over the batch) that programs of their own
-            take; a second launch adds the parts in order.
+        split: parts of the loop (over k; of the weight gradient: over the batch), one program for each; a second
+            launch adds the parts in order.
         descriptor: move the weights by tensor descriptors (TMA) where `space.descriptor_fits` allows.
         num_warps, num_stages: as Triton has them.
 
@@ -68,7 +68,7 @@ class TileConfig:
 
     @classmethod
     def from_json(cls, value: Any) -> TileConfig:
-        """The tile a JSON object holds.
+        """The tile of a JSON object.
 
         Raises:
             LocalConvError: a field that is missing, unknown or of a wrong type, or a tile that is not legal.

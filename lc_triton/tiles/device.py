@@ -1,4 +1,4 @@
-"""A GPU as the tile model sees it: a few numbers, read from the driver or given by name."""
+"""The numbers of a GPU that the tile model uses, read from the driver or given by name."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from lc_triton.errors import UnknownNameError
 
 @dataclass(frozen=True)
 class Device:
-    """What bounds a kernel.
+    """The limits of a GPU that bound a kernel.
 
     Args:
-        name: as people say it.
-        full_name: as the driver says it.
+        name: the short name.
+        full_name: the driver's name.
         arch: what Triton compiles for: a compute capability such as 90, or "gfx942".
         multiprocessors: how many programs run at once, at one each.
         shared_bytes: shared memory one program may take.
@@ -46,8 +46,8 @@ class Device:
         """Share of a multiprocessor's warps that programs of this size keep resident.
 
         Args:
-            registers: a thread takes.
-            shared_bytes: a program takes.
+            registers: of a thread.
+            shared_bytes: of a program.
             num_warps: of a program.
 
         Example:
@@ -100,7 +100,7 @@ DEVICES = {
 
 
 def by_name(name: str) -> Device:
-    """The device people call `name`.
+    """The device with a short name.
 
     Raises:
         UnknownNameError: with the names that are known.

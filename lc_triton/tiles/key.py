@@ -1,11 +1,11 @@
-"""What a measured tile belongs to: the numbers that decide which tile is fastest."""
+"""The key of a measured tile: the numbers that decide which tile is fastest."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from lc_triton.core.geometry import Geometry, check_int
+from lc_triton.core.geometry import check_int
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -13,7 +13,7 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 @dataclass(frozen=True)
 class ProblemKey:
-    """A layer as the choice of tiles sees it.
+    """A layer at a batch, as measured tiles are filed; `Task.key` makes it.
 
     Args:
         dtype, weight_dtype: of x and of the weight, torch's names.
@@ -35,24 +35,6 @@ class ProblemKey:
     channels: int
     filters: int
     groups: int
-
-    @classmethod
-    def of(cls, geometry: Geometry, batch: int, dtype: str, weight_dtype: str, precision: str) -> ProblemKey:
-        """The key of a layer at a batch."""
-        geo = geometry.as_4d()
-        return cls(
-            dtype=dtype,
-            weight_dtype=weight_dtype,
-            precision=precision,
-            batch=bucket(batch),
-            positions=geo.positions,
-            kernel=geo.kernel,
-            stride=geo.stride,
-            dilation=geo.dilation,
-            channels=geo.in_channels,
-            filters=geo.out_channels,
-            groups=geo.groups,
-        )
 
     def at(self, batch: int) -> ProblemKey:
         """The same layer at another batch."""

@@ -1,9 +1,9 @@
-"""The tile an analytic model picks: the slowest of three roads, times the last wave's idle share.
+"""The tile an analytic model chooses: the one with the least predicted time.
 
-For each candidate tile the model counts the bytes from device memory (each weight once), the bytes from L2 (the run
-of x under each program, and the weights once a batch block) and the arithmetic, the band's zeros included, and takes
-the slowest; a kernel that asks for too few bytes at a time waits for memory longer (Little's law). It times nothing
-and depends on nothing but its arguments.
+The model has three roofline terms for each candidate tile: the bytes from device memory (each weight once), the bytes
+from L2 (the input footprint of each program, and the weights once a batch block) and the arithmetic, the band's zeros
+included. The slowest term bounds the kernel, times the idle share of the last wave. A kernel that asks for too few
+bytes at a time waits for memory longer (Little's law). The model times nothing and depends on its arguments only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lc_triton.tiles.footprint import footprint_of, k_blocks, loop_steps, progra
 from lc_triton.tiles.space import (
     WARP_GROUP_ROWS,
     candidates,
-    has_room_for_g,
+    has_room_for_activation_grad,
     on_vector_units,
     resident,
     stage_bytes,
@@ -33,10 +33,10 @@ STEP_SECONDS = 0.25e-6
 PROGRAM_SECONDS = 3e-6
 # Seconds from asking memory for bytes to having them: so many seconds' worth must be under way at the full rate.
 MEMORY_LATENCY = 0.8e-6
-# Of the tensor cores' rate, what is left where a warp multiplies by itself on a device made for groups of four.
-ALONE = 0.6
-# How much faster a tile that leaves something idle must be predicted to be.
-DOUBT = 1.5
+# The share of the tensor cores' rate that single warps reach on a device whose matrix instruction is for four warps.
+UNGROUPED_MMA_RATE = 0.6
+# The predicted gain from which on a tile that leaves something idle goes before one that leaves nothing idle.
+MIN_GAIN = 1.5
 # Seconds a second launch takes: the first must drain, and the host must issue it.
 LAUNCH_SECONDS = 5e-6
 
@@ -55,18 +55,18 @@ def choose(task: Task, device: Device) -> TileConfig:
 def ranked(task: Task, device: Device) -> list[tuple[float, TileConfig]]:
     """Every candidate with its predicted seconds, the fastest first; equals stay in the order they are made.
 
-    One that uses all of the device goes before one that does not and is predicted to be a little faster: what idles
-    is sure, and the prediction is not.
+    A tile that uses all of the device goes before one that does not, unless the latter is predicted to be MIN_GAIN
+    times faster: the prediction is less certain than the idle part.
     """
     timed = [(predict(task, device, config), config) for config in candidates(task, device)]
-    return sorted(timed, key=lambda pair: pair[0] * (1 if uses_all(task, device, pair[1]) else DOUBT))
+    return sorted(timed, key=lambda pair: pair[0] * (1 if uses_all(task, device, pair[1]) else MIN_GAIN))
 
 
-class Roads(NamedTuple):
-    """What a candidate moves and computes, and the seconds that each takes by itself; the slowest bounds the kernel.
+class RooflineTerms(NamedTuple):
+    """What a candidate moves and computes, and the seconds of each term by itself; the slowest bounds the kernel.
 
-    `memory_bytes` are of input, output and weight, each once; `l2_bytes` of the run of x under each program, and of
-    the weights once a block of samples; `operations` count the band's zeros and the padding of blocks.
+    `memory_bytes` are of input, output and weight, each once; `l2_bytes` of the input footprint of each program, and
+    of the weights once a block of samples; `operations` count the band's zeros and the padding of blocks.
     """
 
     memory_bytes: int
@@ -77,27 +77,27 @@ class Roads(NamedTuple):
     arithmetic: float
 
 
-def roads(task: Task, device: Device, config: TileConfig) -> Roads:
-    """The three roads of a candidate."""
+def roofline_terms(task: Task, device: Device, config: TileConfig) -> RooflineTerms:
+    """The three roofline terms of a candidate."""
     geo, pass_name, batch, s = task.geo, task.pass_name, task.batch, task.itemsize
     tiles = tile_count(pass_name, geo, config)
     steps = k_blocks(pass_name, geo, config)
     # Without dot a block may cross groups, each of which has channels (or filters) of its own to gather.
     columns = geo.in_channels if pass_name == "input_grad" else geo.out_channels
     crossed = 1 if config.dot else -(-config.block_f * geo.groups // columns)
-    run = footprint_of(
+    gathers = footprint_of(
         pass_name, geo, config.rows, config.cols
     ).k_total  # what positions of a program share, its L1 holds
     if pass_name == "weight_grad" and not config.dot:  # programs of other steps share nothing
-        run = steps * min(run, config.block_k * config.rows * config.cols)
-    gathered = tiles * batch * run * crossed * s
+        gathers = steps * min(gathers, config.block_k * config.rows * config.cols)
+    gathered = tiles * batch * gathers * crossed * s
     n_b = -(-batch // config.block_b)
     operations = 2 * tiles * steps * config.block_k * config.block_n * n_b * config.block_b
     if pass_name == "weight_grad":
         l2 = gathered + tiles * batch * steps * config.block_n * s
     else:
         l2 = gathered + n_b * geo.weight_numel * task.weight_itemsize
-    return Roads(
+    return RooflineTerms(
         memory_bytes=task.least_bytes,
         l2_bytes=l2,
         operations=operations,
@@ -108,24 +108,24 @@ def roads(task: Task, device: Device, config: TileConfig) -> Roads:
 
 
 def predict(task: Task, device: Device, config: TileConfig) -> float:
-    """Seconds the model gives a candidate."""
-    road = roads(task, device, config)
+    """The predicted seconds of a candidate."""
+    terms = roofline_terms(task, device, config)
     count = programs(task.pass_name, task.geo, task.batch, config)
     slots = device.multiprocessors * resident(task, device, config)
     waves = count / device.multiprocessors
     loop = -(-loop_steps(task.pass_name, task.geo, task.batch, config) // config.split)
     return (
         max(
-            road.memory * _starved(task, device, config, count, slots),
-            max(road.l2, road.arithmetic) * max(1.0, math.ceil(waves) / waves),
+            terms.memory * _latency_bound(task, device, config, count, slots),
+            max(terms.l2, terms.arithmetic) * max(1.0, math.ceil(waves) / waves),
         )
         + math.ceil(count / slots) * (loop * STEP_SECONDS / 2 + PROGRAM_SECONDS / 8)
         + _second_pass(task, device, config)
     )
 
 
-def _starved(task: Task, device: Device, config: TileConfig, count: int, slots: int) -> float:
-    """How many times longer memory takes for want of requests: by Little's law, of full turns and of the last one.
+def _latency_bound(task: Task, device: Device, config: TileConfig, count: int, slots: int) -> float:
+    """How many times longer memory takes if too few requests are under way: Little's law, for full waves and the last.
 
     Memory is shared by all programs, so an idle multiprocessor alone costs it nothing. The weight gradient writes its
     weights, and no program waits for what it writes.
@@ -156,22 +156,22 @@ def _second_pass(task: Task, device: Device, config: TileConfig) -> float:
     return LAUNCH_SECONDS + 2 * config.split * numbers * itemsize / device.memory_rate
 
 
-def takes_through(task: Task, device: Device, config: TileConfig) -> bool:
-    """Whether the weight gradient should take g through the activation itself, and leave dz for the input gradient.
+def fuses_activation_grad(task: Task, device: Device, config: TileConfig) -> bool:
+    """Whether the weight gradient should multiply g by the activation's derivative and write dz.
 
-    That saves a launch, and a pass that reads g and y and writes dz; but each block of the walk then reads y beside g,
-    and the product's second operand goes through registers. A product bound by arithmetic is better left alone.
+    That saves a launch that reads g and y and writes dz. But then each block of k reads y beside g, and the product's
+    second operand goes through registers: a product that is bound by arithmetic stays as it is.
     """
-    if task.pass_name != "weight_grad" or not has_room_for_g(task, device, config):
+    if task.pass_name != "weight_grad" or not has_room_for_activation_grad(task, device, config):
         return False
     geo = task.geo
     activations = task.batch * geo.positions * geo.out_channels * task.itemsize
-    road = roads(task, device, config)
+    terms = roofline_terms(task, device, config)
     blocks = k_blocks(task.pass_name, geo, config)
-    before = max(road.memory, road.l2, road.arithmetic)
-    after = max(road.memory + 2 * activations / device.memory_rate, road.l2 + blocks * activations / device.l2_rate)
-    alone = LAUNCH_SECONDS + 3 * activations / device.memory_rate
-    return road.arithmetic < before and after - before < alone
+    before = max(terms.memory, terms.l2, terms.arithmetic)
+    after = max(terms.memory + 2 * activations / device.memory_rate, terms.l2 + blocks * activations / device.l2_rate)
+    unfused = LAUNCH_SECONDS + 3 * activations / device.memory_rate
+    return terms.arithmetic < before and after - before < unfused
 
 
 def roofline(task: Task, device: Device) -> float:
@@ -215,6 +215,6 @@ def _rate(task: Task, device: Device, config: TileConfig) -> float:
     if config.swap:
         m, n = n, m
     if device.warp_groups and m < WARP_GROUP_ROWS:
-        full *= ALONE
+        full *= UNGROUPED_MMA_RATE
     fill = min(1.0, m / 64) * min(1.0, n / 128)
     return 0.75 * full * (0.3 + 0.7 * fill)

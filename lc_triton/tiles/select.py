@@ -1,4 +1,4 @@
-"""Which tile a launch takes: a user's measurement, a shipped one, or the analytic model's pick. Nothing is timed."""
+"""Select the tile of a launch: a user's measurement, a shipped one, or the analytic model's choice; none is timed."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Source = Literal["user", "shipped", "architecture", "model"]
 
 @dataclass(frozen=True)
 class Choice:
-    """A tile, where it came from, and the measurement behind it.
+    """A tile, its source, and the measurement that it comes from.
 
     Args:
         config: the tile.
-        source: "user" or "shipped", measured on this very GPU; "architecture", shipped for another GPU of the same
+        source: "user" or "shipped", measured on this kind of GPU; "architecture", shipped for another GPU of the same
             architecture; "model", predicted.
         path: the file it came from.
         key: the problem it was measured for: this one, or the same at half or twice the batch.
@@ -66,7 +66,7 @@ def select(task: Task, device: Device) -> Choice:
 
 
 def _files(pass_name: Pass, device: Device) -> Iterator[tuple[Source, Path]]:
-    """The files that may hold a measurement, the most telling first."""
+    """The files that may hold a measurement, the most specific first."""
     own = paths.known_user_configs()
     if own is not None:
         yield "user", store.file_of(own, device.arch_name, device.folder, pass_name)

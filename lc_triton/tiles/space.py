@@ -1,4 +1,4 @@
-"""The tiles that are legal for a kernel on a device: what fits its shared memory, its registers and its width."""
+"""The tiles that are legal for a kernel on a device: they fit its shared memory and registers, and fill it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COPY_BYTES = 16
 SMALL_PRODUCT = 32 * 32
 # Positions a side of a tile, and in a row where there is one row only.
 MAX_SIDE, MAX_RUN = 8, 64
-# Registers of a thread beside its share of the accumulator: addresses, masks, operands.
+# Registers of a thread in addition to its share of the accumulator: addresses, masks, operands.
 REGISTERS_OF_A_THREAD = 96
 # Each part of a split loop costs the traffic of the whole output in float32.
 MAX_SPLIT = 32
@@ -37,15 +37,15 @@ MAX_SPLIT = 32
 
 def candidates(task: Task, device: Device) -> list[TileConfig]:
     """Tiles that are legal for the problem, fit the device's shared memory and registers, and fill it."""
-    found = dict.fromkeys(split for config in _whole(task, device) for split in _splits(task, device, config))
+    found = dict.fromkeys(split for config in _unsplit(task, device) for split in _splits(task, device, config))
     count = {config: programs(task.pass_name, task.geo, task.batch, config) for config in found}
-    # A tile that leaves three quarters of the device idle cannot win where another does not.
+    # A tile that leaves three quarters of the device idle cannot be the fastest where another does not.
     least = min(device.multiprocessors, max(count.values())) / 4
     return [config for config in found if count[config] >= least]
 
 
 def variants(task: Task, device: Device, config: TileConfig) -> Iterator[TileConfig]:
-    """Legal tiles that differ from one in what the model is blind to: stages, warps, the operands' order, TMA."""
+    """Legal tiles that differ from one in what the model does not see: stages, warps, the operands' order, TMA."""
     for stages in (2, 3, 4, 5):
         yield replace(config, num_stages=stages)
     for warps in (4, 8):
@@ -82,8 +82,8 @@ def resident(task: Task, device: Device, config: TileConfig) -> int:
     return max(1, min(by_shared, device.registers // registers, device.warps // config.num_warps))
 
 
-def has_room_for_g(task: Task, device: Device, config: TileConfig) -> bool:
-    """Whether a tile of the weight gradient has registers left to take g through an activation."""
+def has_room_for_activation_grad(task: Task, device: Device, config: TileConfig) -> bool:
+    """Whether a tile of the weight gradient has registers left for the derivative of an activation."""
     return _product(task, config) < (64 if _before_hopper(device) else 128) * 128
 
 
@@ -119,17 +119,17 @@ def _copies(task: Task, device: Device, k: int, n: int) -> int:
 
 
 def _splits(task: Task, device: Device, config: TileConfig) -> Iterator[TileConfig]:
-    """The tile, and where it leaves multiprocessors idle, the same with its loop split until it does not."""
+    """The tile; if it leaves multiprocessors idle, also with its loop split until it does not."""
     yield config
-    whole = programs(task.pass_name, task.geo, task.batch, config)
+    unsplit = programs(task.pass_name, task.geo, task.batch, config)
     loop = loop_steps(task.pass_name, task.geo, task.batch, config)
     for split in _powers(2, min(MAX_SPLIT, loop)):
-        if whole * split // 2 >= device.multiprocessors:
+        if unsplit * split // 2 >= device.multiprocessors:
             return
         yield replace(config, split=split)
 
 
-def _whole(task: Task, device: Device) -> Iterator[TileConfig]:
+def _unsplit(task: Task, device: Device) -> Iterator[TileConfig]:
     """Tiles that are legal for the problem and fit the device's shared memory and registers, none of them split."""
     geo, pass_name = task.geo, task.pass_name
     if not _uses_dot(geo, task.batch):
@@ -138,13 +138,13 @@ def _whole(task: Task, device: Device) -> Iterator[TileConfig]:
     limits = _Limits.of(task, device)
     tiled = geo.in_spatial if pass_name == "input_grad" else geo.out_spatial
     group = (geo.in_channels if pass_name == "input_grad" else geo.out_channels) // geo.groups
-    whole = _power(group)
+    full = _power(group)
     across = MAX_SIDE if tiled[2] > 1 else MAX_RUN
     for rows in _powers(1, min(MAX_SIDE, _power(tiled[2]))):
         for cols in _powers(1, min(across, _power(tiled[3]))):
-            least = max(min(16, whole), 16 // (rows * cols))
-            for block_f in _powers(least, max(least, min(256, whole))):
-                if rows * cols > 1 and block_f < min(whole, 64):
+            least = max(min(16, full), 16 // (rows * cols))
+            for block_f in _powers(least, max(least, min(256, full))):
+                if rows * cols > 1 and block_f < min(full, 64):
                     continue  # split filters before positions, not both
                 if rows * cols * block_f > 256:
                     continue
@@ -214,9 +214,9 @@ def _sized(
 
 
 def swaps(task: Task, device: Device, k: int, m: int, n: int) -> bool:
-    """Whether the operands change sides: where only so does a product fill the M side of a warp group's instruction.
+    """Whether A and B are swapped so that M fills the 64 rows of a warp group's matrix instruction.
 
-    Weights that are rounded on the way stay unswapped: swapped, Triton loads them number by number.
+    Weights that are rounded to x's type are not swapped: Triton would load them number by number.
     """
     if not device.warp_groups or task.itemsize != 2 or _rounds_weights(task):
         return False

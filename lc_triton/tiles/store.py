@@ -1,4 +1,4 @@
-"""Measured tiles on disk: `<folder>/<arch>/<device>/<pass>.json`, whole at every moment, merged under a lock."""
+"""Measured tiles on disk: `<folder>/<arch>/<device>/<pass>.json`, replaced atomically, merged under a lock."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LOCK_SECONDS = 60
 
 @dataclass(frozen=True)
 class Measured:
-    """A tile that won, and what was measured.
+    """The fastest tile of a search, and its measurement.
 
     Args:
         config: the tile.
@@ -35,7 +35,7 @@ class Measured:
         roofline: share of the device's limit, 1 at the limit.
         runner_up: the second best tile, or None.
         runner_up_us: its median.
-        finished: whether the search came to its end; one that was cut short goes on with `--resume`.
+        finished: whether the search was complete; `--resume` continues one that was cut short.
         date: of the measurement, ISO.
         torch, triton: versions.
         kernel_hash: of the kernel's source, see `kernel_hash`.
@@ -121,7 +121,7 @@ def read(path: Path) -> Entries:
 
 @cache
 def read_or_warn(path: Path) -> Entries:
-    """As `read`, once a process; a file that cannot be used is named in one warning and counts as empty."""
+    """As `read`, once a process; a file that cannot be used causes one warning and counts as empty."""
     try:
         return read(path)
     except ConfigFileError as error:
@@ -159,7 +159,7 @@ def merge(path: Path, device: str, pass_name: Pass, entries: Entries) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Make sure that `merge` will be able to write, before hours are spent on what it is to write.
+    """Check that `merge` can write a file, before hours are spent on measurements.
 
     Raises:
         ConfigFileError: a file there that cannot be used, or a folder that cannot be written.

@@ -1,4 +1,4 @@
-"""A kernel whose tile is wanted: everything the choice depends on, but for the device."""
+"""A kernel whose tile is to be chosen: everything that the choice depends on, except the device."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from lc_triton.core.geometry import Geometry, check_name
+from lc_triton.core.problem import Problem
 from lc_triton.errors import ArgumentValueError
 from lc_triton.tiles.config import Pass
-from lc_triton.tiles.key import DTYPES, ProblemKey
+from lc_triton.tiles.key import DTYPES, ProblemKey, bucket
 
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
@@ -32,6 +33,11 @@ class Task:
     weight_dtype: str
     precision: str = "ieee"
 
+    @classmethod
+    def of(cls, pass_name: Pass, problem: Problem, batch: int, dtype: str, weight_dtype: str) -> Task:
+        """The task of a pass of a problem: tiles are chosen for its tuning geometry."""
+        return cls(pass_name, problem.tuning_geometry, batch, dtype, weight_dtype, problem.precision)
+
     @cached_property
     def geo(self) -> Geometry:
         """The layer in four spatial dimensions, as the kernels see it."""
@@ -39,8 +45,21 @@ class Task:
 
     @property
     def key(self) -> ProblemKey:
-        """What a measurement of it is filed under."""
-        return ProblemKey.of(self.geometry, self.batch, self.dtype, self.weight_dtype, self.precision)
+        """The key under which its measurements are filed."""
+        geo = self.geo
+        return ProblemKey(
+            dtype=self.dtype,
+            weight_dtype=self.weight_dtype,
+            precision=self.precision,
+            batch=bucket(self.batch),
+            positions=geo.positions,
+            kernel=geo.kernel,
+            stride=geo.stride,
+            dilation=geo.dilation,
+            channels=geo.in_channels,
+            filters=geo.out_channels,
+            groups=geo.groups,
+        )
 
     @property
     def itemsize(self) -> int:
@@ -66,7 +85,7 @@ class Task:
 
 
 def types_of(name: str) -> tuple[str, str, str]:
-    """The dtype of x, the dtype of the weight and the precision that a command's user means by one word.
+    """The dtype of x, the dtype of the weight and the precision that one word of the command line describes.
 
     Args:
         name: a dtype; "tf32", for float32 whose products are rounded; or "bfloat16/float32", for 16-bit x with

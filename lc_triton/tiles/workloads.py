@@ -1,4 +1,4 @@
-"""Layers to tune, inspect or time, as a JSON file lists them."""
+"""Layers to tune, inspect or time, read from a JSON file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Workload:
     """A named layer and the batches it is used at.
 
     Args:
-        name: as the commands know it.
+        name: for the commands' --workload.
         geometry: the layer.
         batches: B, one or more.
         source: where the shape comes from.
@@ -33,7 +33,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class _Fields:
-    """What an entry of the file holds; `input` is (*spatial, C), `padding` counts sites a side."""
+    """The fields of an entry of the file; `input` is (*spatial, C), `padding` counts sites a side."""
 
     name: str
     input: list[int]
@@ -92,12 +92,14 @@ def read(path: Path) -> dict[str, Workload]:
     return found
 
 
-SHAPE = "like 63x63x16,k9,f16 (input sizes and channels, kernel, filters), then s, p, d, g for stride, padding, ..."
+SHAPE_SYNTAX = (
+    "like 63x63x16,k9,f16 (input sizes and channels, kernel, filters), then s, p, d, g for stride, padding, ..."
+)
 _LETTERS = {"k": "kernel", "f": "filters", "s": "stride", "p": "padding", "d": "dilation", "g": "groups"}
 
 
 def parse_shape(text: str, batches: Sequence[int]) -> Workload:
-    """The workload that a command's user means by one word.
+    """The workload that one word describes.
 
     Args:
         text: input sizes and channels, kernel and filters, and where wanted stride, padding, dilation and groups, as
@@ -105,7 +107,7 @@ def parse_shape(text: str, batches: Sequence[int]) -> Workload:
         batches: B, one or more.
 
     Raises:
-        LocalConvError: it says no layer.
+        LocalConvError: it describes no layer.
 
     Example:
         >>> parse_shape("63x63x16,k9,f16", [32]).geometry.out_spatial
@@ -124,7 +126,7 @@ def parse_shape(text: str, batches: Sequence[int]) -> Workload:
         if "kernel" not in options or "filters" not in options:
             raise ValueError
     except (ValueError, KeyError):
-        raise ArgumentValueError(name="shape", value=text, allowed=SHAPE) from None
+        raise ArgumentValueError(name="shape", value=text, allowed=SHAPE_SYNTAX) from None
     if options["kernel"][1:] == []:
         options["kernel"] *= max(1, len(options["input"]) - 1)
     return _workload(_Fields(name=text, batches=list(batches), **options))
@@ -133,7 +135,7 @@ def parse_shape(text: str, batches: Sequence[int]) -> Workload:
 def tasks(
     workloads: Iterable[Workload], batches: Sequence[int], dtypes: Sequence[str], passes: Sequence[Pass]
 ) -> dict[str, Task]:
-    """The kernels of some workloads, each once, by labels for people.
+    """The kernels of some workloads, each once, by labels.
 
     Args:
         workloads: the layers.
@@ -142,14 +144,14 @@ def tasks(
         passes: which kernels.
     """
     found: dict[str, Task] = {}
-    seen = set()
+    found_keys = set()
     for workload in workloads:
         for batch in batches or workload.batches:
             for dtype in dtypes:
                 for pass_name in passes:
                     task = Task(pass_name, workload.geometry, batch, *types_of(dtype))
-                    if (pass_name, task.key) not in seen:
-                        seen.add((pass_name, task.key))
+                    if (pass_name, task.key) not in found_keys:
+                        found_keys.add((pass_name, task.key))
                         found[f"{workload.name} batch {batch} {dtype} {pass_name}"] = task
     return found
 

@@ -11,7 +11,7 @@ from benchmarks import rows, run
 from benchmarks.contenders import BMM, CAST, CONTENDERS, MODES, NOT_PEERS, OURS, compiled, missing
 from benchmarks.peers import PEERS
 from benchmarks.products import Products
-from benchmarks.rows import Data, Row, expected, fault
+from benchmarks.rows import Data, Row, expected, find_mismatch
 from benchmarks.run import FEWEST_ROUNDS, Entrant, line
 
 SMALL = Row("keras_doc_1d", 5, "float32", 1)
@@ -70,9 +70,9 @@ def test_a_wrong_result_is_found(name):
     data = Data.make(SMALL)
     want = expected(SMALL, data)
     right = {key: value.float() for key, value in want.items()}
-    assert fault(SMALL, right, want) is None
+    assert find_mismatch(SMALL, right, want) is None
     right[name].view(-1)[3] += 0.01
-    assert fault(SMALL, right, want).startswith(f"{name} is off by 0.01")
+    assert find_mismatch(SMALL, right, want).startswith(f"{name} is off by 0.01")
 
 
 def test_a_wrong_contender_gets_no_time():
@@ -153,7 +153,7 @@ def test_autocast_training_is_a_row():
         assert (data.x.dtype, data.weight.dtype) == (torch.bfloat16, torch.float32)
         ready = CONTENDERS[name].ready(row, data)
         right = want | {"dw": CONTENDERS[name].lay_out(want["dw"], row.task.geometry)}
-        assert fault(row, ready.results(), right, peer=name != OURS) is None
+        assert find_mismatch(row, ready.results(), right, peer=name != OURS) is None
         for mode in MODES:
             ready.call(mode, 0)
     assert CONTENDERS[CAST].refuses(SMALL) == "weights are of x's dtype"
@@ -165,7 +165,7 @@ def test_the_products_alone_are_right(workload):
     row = Row(workload, 3, "float32", 1)
     data = Data.make(row)
     ready = Products(row, data)
-    assert fault(row, ready.results(), expected(row, data)) is None
+    assert find_mismatch(row, ready.results(), expected(row, data)) is None
     for mode in MODES:
         ready.call(mode, 0)
     assert CONTENDERS[BMM].refuses(row) == "is timed on a GPU alone"
@@ -175,7 +175,7 @@ def test_the_products_alone_are_right(workload):
 def test_data_are_the_same_in_every_process():
     first, second = Data.make(SMALL), Data.make(SMALL)
     assert all((getattr(first, n) == getattr(second, n)).all() for n in ("x", "weight", "bias", "g"))
-    assert first.picked == [0, 1, 3, 4]
+    assert first.sample_indices == [0, 1, 3, 4]
     assert rows.SAMPLES == 4
     assert first.sparse_g[2].count_nonzero() == 0
 

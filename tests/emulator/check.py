@@ -58,7 +58,7 @@ class Job:
     configs: tuple[TileConfig | None, ...]
     act: str = "linear"
     bias: str = "position"
-    through: bool = False
+    fused: bool = False
     transposed_bias: str = "none"
     view: str = ""
     most: int = 0  # blocks of one launch; others are left out (0: all run)
@@ -170,7 +170,7 @@ def execute(job: Job, **options: Any) -> Report:
         if cw is not None:
             dw, db = torch.zeros_like(t.weight), None if job.bias == "none" else torch.zeros_like(t.bias)
             upstream = g
-            if job.through and act is not LINEAR:
+            if job.fused and act is not LINEAR:
                 saved = reference.forward(x, w, t.bias.double(), geo)
                 saved = (act(saved) if act.saves == "y" else saved).to(job.dtype)
                 dz = torch.zeros((case.batch, *geo.bias_shape), dtype=job.dtype)
@@ -185,7 +185,7 @@ def execute(job: Job, **options: Any) -> Report:
             (size,) = torch.autograd.grad(reference.forward(x.abs(), leaf, None, geo), leaf, upstream.abs())
             mixed = 0.0  # both operands have x's type
             error = room(size, case.batch)
-            if sampled and job.through and act is not LINEAR:
+            if sampled and job.fused and act is not LINEAR:
                 error = error + 2 * UNIT[job.dtype] * size  # where another block would have stored dz
             note("weight_grad_kernel", "dw", dw, exact, error)
             if db is not None and not (sampled and bool(db.isnan().all())):
@@ -298,7 +298,7 @@ def jobs(archs: list[int], dtypes: list[str], parts: list[str]) -> Iterator[Job]
                         count += 1
                         act = ACTS[count % len(ACTS)]
                         yield Job(
-                            f"{case.name} {name}", case, *kinds, arch, (config,) * 3, act=act, through=count % 2 == 0,
+                            f"{case.name} {name}", case, *kinds, arch, (config,) * 3, act=act, fused=count % 2 == 0,
                             transposed_bias=("none", "channel", "position")[count % 3], bias=("position", "channel", "none")[count // 3 % 3], most=16,
                         )  # fmt: skip
             if "cases" in parts:
@@ -311,7 +311,7 @@ def jobs(archs: list[int], dtypes: list[str], parts: list[str]) -> Iterator[Job]
                         configs = tuple(tile(channels=c, **given) for c in (geo.out_channels, geo.in_channels, geo.out_channels))
                         act = ACTS[count % len(ACTS)]
                         yield Job(
-                            f"{case.name} {name}", case, *kinds, arch, configs, act=act, through=count % 3 > 0,
+                            f"{case.name} {name}", case, *kinds, arch, configs, act=act, fused=count % 3 > 0,
                             transposed_bias=("none", "channel", "position")[count % 3], bias=("position", "channel", "none")[count // 2 % 3],
                             view=list(VIEWS)[count % len(VIEWS)], seed=count, most=0 if count % 5 == 0 else 64,
                         )  # fmt: skip
@@ -342,16 +342,16 @@ def of_workloads(arch: int, dtype: str, most: int = 12) -> Iterator[Job]:
             for pass_name in PASSES:
                 task = Task(pass_name, w.geometry, batch, *names, kinds[2])
                 config = choose(task, device)
-                through = model.takes_through(task, device, config)
+                fused = model.fuses_activation_grad(task, device, config)
                 geo, case = scaled(w.geometry, config.rows + 1, config.cols + 1)
-                key = (w.name, pass_name, config, through)
+                key = (w.name, pass_name, config, fused)
                 if key in seen:
                     continue
                 seen.add(key)
                 configs = tuple(config if f == pass_name else None for f in PASSES)
                 yield Job(
                     f"{w.name} b{batch} {pass_name}", replace(case, batch=min(batch, 4 * config.block_b + 3 if batch > 600 else batch)), *kinds, arch, configs,
-                    act="relu", through=through, most=most, transposed_bias="none",
+                    act="relu", fused=fused, most=most, transposed_bias="none",
                 )  # fmt: skip
 
 

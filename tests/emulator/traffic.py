@@ -14,7 +14,7 @@ from lc_triton.core.problem import Problem
 from lc_triton.tiles import paths, workloads
 from lc_triton.tiles.config import PASSES
 from lc_triton.tiles.device import DEVICES
-from lc_triton.tiles.model import choose, predict, roads
+from lc_triton.tiles.model import choose, predict, roofline_terms
 from lc_triton.tiles.space import resident
 from lc_triton.tiles.task import Task
 from lc_triton.tiles.footprint import programs
@@ -45,7 +45,7 @@ class Cache:
         return self.read * 32, (self.written + sum(self.held.values())) * 32
 
 
-def whole(args, task, config, count, road, x, y, w, b, problem, pass_name, name) -> None:
+def whole(args, task, config, count, terms, x, y, w, b, problem, pass_name, name) -> None:
     """Every block of a launch, a wave of resident blocks side by side, through an L2 of 50 MB."""
     device = DEVICES[args.device]
     slots = device.multiprocessors * resident(task, device, config)
@@ -68,7 +68,7 @@ def whole(args, task, config, count, road, x, y, w, b, problem, pass_name, name)
     (_, r), *_ = gpu.results
     loads, stores = (r.counts[f"global {k} sectors"] * 32 for k in ("load", "store"))
     print(f"{name} b{task.batch} {pass_name}: {describe(config)}, {count} blocks in waves of {slots}; {len(gpu.results)} launches, {sum(q.seconds for _, q in gpu.results):.0f} s")
-    print(f"   L2 requests of loads {loads / 1e6:.2f} MB (model {road.l2_bytes / 1e6:.2f}, {loads / road.l2_bytes:.2f}x), stores {stores / 1e6:.2f} MB; DRAM read {read / 1e6:.2f} written {written / 1e6:.2f}, together {(read + written) / 1e6:.2f} MB (model {road.memory_bytes / 1e6:.2f}, {(read + written) / road.memory_bytes:.2f}x)", flush=True)
+    print(f"   L2 requests of loads {loads / 1e6:.2f} MB (model {terms.l2_bytes / 1e6:.2f}, {loads / terms.l2_bytes:.2f}x), stores {stores / 1e6:.2f} MB; DRAM read {read / 1e6:.2f} written {written / 1e6:.2f}, together {(read + written) / 1e6:.2f} MB (model {terms.memory_bytes / 1e6:.2f}, {(read + written) / terms.memory_bytes:.2f}x)", flush=True)
 
 
 class Streamed(list):
@@ -107,14 +107,14 @@ def main() -> int:
             task = Task(pass_name, geo, batch, *names, kinds[2])
             config = choose(task, device)
             count = programs(pass_name, geo.as_4d(), batch, config)
-            road = roads(task, device, config)
+            terms = roofline_terms(task, device, config)
             x = torch.zeros((batch, *geo.in_spatial, geo.in_channels), dtype=kinds[0])
             y = torch.zeros((batch, *geo.bias_shape), dtype=kinds[0])
             w = torch.zeros(geo.weight_shape, dtype=kinds[1])
             b = torch.zeros(geo.bias_shape, dtype=kinds[1])
             problem = Problem(geo, backend="triton", precision=kinds[2])
             if args.whole:
-                whole(args, task, config, count, road, x, y, w, b, problem, pass_name, name)
+                whole(args, task, config, count, terms, x, y, w, b, problem, pass_name, name)
                 continue
             first = min(count // 2, max(0, count - args.blocks))
             chosen = list(range(first, min(count, first + args.blocks)))
@@ -142,7 +142,7 @@ def main() -> int:
             print("   by tensor: " + ", ".join(f"{k.replace(' sectors', '')} {v:.0f}" for k, v in sorted(per.items())))
             print("   distinct (of all these blocks, as DRAM would see with a cache that holds them): " + ", ".join(f"{k} read {a / n:.0f} written {z / n:.0f}" for k, (a, z) in r.per_buffer.items() if a or z))
             loads = total[0] if pass_name != "weight_grad" else total[0]
-            print(f"   model: L2 {road.l2_bytes / count:.0f} a block, counted loads are {loads / (road.l2_bytes / count):.2f}x; memory {road.memory_bytes / count:.0f} a block (of which weights {geo.weight_numel * task.weight_itemsize / count:.0f}); predicted {predict(task, device, config) * 1e6:.0f} us")
+            print(f"   model: L2 {terms.l2_bytes / count:.0f} a block, counted loads are {loads / (terms.l2_bytes / count):.2f}x; memory {terms.memory_bytes / count:.0f} a block (of which weights {geo.weight_numel * task.weight_itemsize / count:.0f}); predicted {predict(task, device, config) * 1e6:.0f} us")
             passes = {k: (c[f"shared {k} passes"], c[f"shared {k} ideal passes"]) for k in ("load", "store", "asynchronous store")}
             print("   shared-memory passes over ideal: " + ", ".join(f"{k} {a / max(1, z):.2f} ({a / n:.0f})" for k, (a, z) in passes.items()))
             if r.conflicts:

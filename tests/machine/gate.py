@@ -61,9 +61,9 @@ class Row:
     @property
     def kernel(self) -> tuple[Any, ...]:
         """What tells one build from another: rows that share it are built once."""
-        through = model.takes_through(self.task, DEVICES[self.device], self.config)
+        fused = model.fuses_activation_grad(self.task, DEVICES[self.device], self.config)
         alone = self.batch == 1  # whose pitch is 0
-        return self.workload, self.dtype, self.pass_name, DEVICES[self.device].arch, self.config, through, alone
+        return self.workload, self.dtype, self.pass_name, DEVICES[self.device].arch, self.config, fused, alone
 
 
 @cache
@@ -91,7 +91,9 @@ def figures(row: Row) -> dict[str, Any]:
     compiled = build(row.pass_name, problem, config, device.arch, **given)
     code, found = machine_code(row.pass_name, compiled), marks(compiled.asm["ptx"])
     spills = code.spills
-    if model.takes_through(row.task, device, config):  # the same tile must carry the activation's derivative too
+    if model.fuses_activation_grad(
+        row.task, device, config
+    ):  # the same tile must carry the activation's derivative too
         behind = Problem(row.task.geometry, Activation("relu"), backend="triton")
         compiled = build(row.pass_name, behind, config, device.arch, **given)
         spills += machine_code(row.pass_name, compiled).spills

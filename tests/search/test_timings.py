@@ -27,11 +27,11 @@ def test_what_is_written_is_read(tmp_path):
     assert (first.device, first.task, second.task) == ("NVIDIA H200", task(), task("weight_grad"))
     assert first.medians == {RANKED[0]: 9.5, RANKED[1]: 8.0}
     assert first.best == 8.0
-    assert first.pick_ratio(H200) == 9.5 / 8.0
+    assert first.choice_ratio(H200) == 9.5 / 8.0
 
 
 def test_a_pick_that_was_not_timed_has_no_ratio():
-    assert timings.Timing("NVIDIA H200", task(), {RANKED[1]: 8.0}).pick_ratio(H200) is None
+    assert timings.Timing("NVIDIA H200", task(), {RANKED[1]: 8.0}).choice_ratio(H200) is None
 
 
 def test_a_line_of_something_else_is_named(tmp_path):
@@ -52,7 +52,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
 def test_the_model_beside_what_was_measured():
     """The model's pick is on average within 15% of the tuned best, and never twice as slow."""
     known = {device.full_name: device for device in DEVICES.values()}
-    ratios = [timing.pick_ratio(known[timing.device]) for path in MEASURED for timing in timings.read(path)]
+    ratios = [timing.choice_ratio(known[timing.device]) for path in MEASURED for timing in timings.read(path)]
     timed = [ratio for ratio in ratios if ratio is not None]
     assert len(timed) >= 0.9 * len(ratios)
     assert math.exp(statistics.mean(map(math.log, timed))) <= 1.15

@@ -182,8 +182,8 @@ def test_depthwise_positions_share_what_they_read(pass_name):
     assert pick.rows * pick.cols > 1
     assert not pick.dot
     alone = replace(pick, rows=1, cols=1)
-    assert model.roads(t, H200, pick).l2_bytes < 0.8 * model.roads(t, H200, alone).l2_bytes
-    assert model.roads(t, H200, pick).operations < 1.2 * model.roads(t, H200, alone).operations
+    assert model.roofline_terms(t, H200, pick).l2_bytes < 0.8 * model.roofline_terms(t, H200, alone).l2_bytes
+    assert model.roofline_terms(t, H200, pick).operations < 1.2 * model.roofline_terms(t, H200, alone).operations
 
 
 def test_variants():

@@ -14,10 +14,11 @@ from lc_triton.core.geometry import Geometry
 from lc_triton.errors import ConfigFileError
 from lc_triton.tiles import store
 from lc_triton.tiles.config import TileConfig
-from lc_triton.tiles.key import ProblemKey, bucket
+from lc_triton.tiles.key import bucket
+from lc_triton.tiles.task import Task
 
 LAYER = Geometry.make((8, 9), 16, 32, 3, stride=2, padding=1)
-KEY = ProblemKey.of(LAYER, 20, "bfloat16", "float32", "ieee")
+KEY = Task("forward", LAYER, 20, "bfloat16", "float32").key
 # Invented numbers: they exercise the file format and never leave the test.
 MEASURED = store.Measured(
     TileConfig(2, 4, 32, 64, 32, num_warps=8),
@@ -44,7 +45,7 @@ def _fresh():
 
 def test_batches_share_a_bucket_up_to_the_next_power_of_two():
     assert [bucket(b) for b in (0, 1, 2, 3, 4, 5, 33, 64)] == [1, 1, 2, 4, 4, 8, 64, 64]
-    assert ProblemKey.of(LAYER, 32, "bfloat16", "float32", "ieee") == KEY
+    assert Task("forward", LAYER, 32, "bfloat16", "float32").key == KEY
     assert KEY.at(33).batch == 64
 
 

@@ -9,7 +9,7 @@ from lc_triton.errors import WorkloadError
 from lc_triton.tiles import paths, workloads
 from lc_triton.tiles.config import PASSES, TileConfig
 from lc_triton.tiles.device import DEVICES, by_name
-from lc_triton.tiles.model import roads, roofline, weight_traffic_ratio
+from lc_triton.tiles.model import roofline, roofline_terms, weight_traffic_ratio
 from lc_triton.tiles.task import Task
 
 GOOD = {"name": "a", "input": [8, 8, 4], "kernel": [3, 3], "filters": 8, "batches": [1, 32]}
@@ -126,7 +126,7 @@ def test_roofline_and_traffic():
     many = 2 * 10**5 * 55 * 55 * 81 * 16 * 16
     assert roofline(task(10**5), h200) == pytest.approx(many / h200.tensor_rate)
     whole, half = TileConfig(2, 4, 16, 32, 64), TileConfig(4, 4, 8, 32, 64)
-    assert roads(task(32), h200, whole)[:3] == (
+    assert roofline_terms(task(32), h200, whole)[:3] == (
         bytes_moved,
         28 * 14 * 32 * (10 * 12 * 16) * 2 + 2 * 55 * 55 * 81 * 16 * 16,  # tiles of 2 x 4 positions over runs of 10 x 12
         2 * 28 * 14 * 32 * (10 * 12 * 16) * 128,

@@ -1,4 +1,4 @@
-"""How near to the definition a result must be: the samples that are compared, and what rounding may change."""
+"""Compare results with the definition: which samples are compared, and how much rounding may change."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from torch import Tensor
 from lc_triton.tiles.task import Task
 
 
-def picked(batch: int, most: int) -> list[int]:
-    """At most so many samples of a batch, evenly spaced, the first and the last among them.
+def sample_indices(batch: int, most: int) -> list[int]:
+    """The indices of at most so many samples of a batch, evenly spaced, the first and the last among them.
 
     Example:
-        >>> picked(9, 3)
+        >>> sample_indices(9, 3)
         [0, 4, 8]
     """
     return sorted({round(i * (batch - 1) / max(1, most - 1)) for i in range(most)}) if batch > most else [*range(batch)]
 
 
-def only(g: Tensor, samples: list[int]) -> Tensor:
-    """g with zeros in all other samples: a sum over the batch is then known from these alone."""
+def mask_samples(g: Tensor, samples: list[int]) -> Tensor:
+    """A copy of g whose other samples are zero: a sum over the batch then depends on these samples only."""
     sparse = torch.zeros_like(g)
     sparse[samples] = g[samples]
     return sparse
 
 
 def tolerance(task: Task, want: Tensor, dtype: torch.dtype) -> Tensor:
-    """What rounding may change: of each result once, and of the sum it was made of.
+    """The error that rounding explains: one rounding of each result, and those of its sum.
 
     A sum of n numbers that are as good as random, rounded at each step, is off by about sqrt(n) roundings; tensor
     cores cut digits off instead, so a multiple is allowed. TF32 rounds each factor to 11 bits.
@@ -43,8 +43,10 @@ def tolerance(task: Task, want: Tensor, dtype: torch.dtype) -> Tensor:
     return 0.75 * torch.finfo(dtype).eps * want.abs() + sums * want.abs().max().clamp(min=1e-30)
 
 
-def fault(task: Task, name: str, got: Tensor, want: Tensor, slack: float = 1.0, parts: float = 0.0) -> str | None:
-    """What is wrong with a result, or None if `slack` times the tolerance explains all of it.
+def find_mismatch(
+    task: Task, name: str, got: Tensor, want: Tensor, slack: float = 1.0, parts: float = 0.0
+) -> str | None:
+    """Describe how a result differs from the definition; None if `slack` times the tolerance explains it.
 
     `parts` allows so many roundings of the largest result: of a product to its dtype, before its bias is added.
     """
