@@ -1,6 +1,7 @@
 """Imports run one way, and importing costs nothing."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -132,3 +133,12 @@ def test_public_names_exist_and_are_documented():
     for name in lc_triton.__all__:
         assert name == "__version__" or getattr(lc_triton, name).__doc__
     assert list(lc_triton.__all__) == sorted(lc_triton.__all__)
+
+
+def test_there_is_no_circle():
+    """Imports inside functions count too."""
+    graph = {
+        module: {name for name, _, _ in imports(path) if not name.startswith("triton")} - {module}
+        for module, path in modules()
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle

@@ -14,6 +14,7 @@ from lc_triton.core.activations import Activation, ActivationArg, parse_activati
 from lc_triton.errors import UnknownNameError
 from lc_triton.keras import activations
 from lc_triton.keras.saved.arguments import Arguments, Axes, Axis, Number, Place, positive_axis
+from lc_triton.keras.saved.slots import Slot, same_layout
 from lc_triton.keras.saved.training import Trained
 
 Function = Callable[[Tensor], Tensor]
@@ -94,6 +95,10 @@ class PReLU(Trained):
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(shape, dtype=dtype))
+
+    def slots(self) -> list[Slot]:
+        """See the base."""
+        return same_layout("alpha", self, "weight")
 
     def forward(self, x: Tensor) -> Tensor:
         """The activated x."""

@@ -14,6 +14,7 @@ from lc_triton.errors import LocalConvError
 from lc_triton.keras import initializers
 from lc_triton.keras.saved.activation import Function, argument, function
 from lc_triton.keras.saved.arguments import Arguments, Count, Counts, Place, WindowArguments, spread
+from lc_triton.keras.saved.slots import Slot, convolution_slots, linear_slots
 from lc_triton.keras.saved.training import KINDS, Trained, asked
 from lc_triton.layers import LocallyConnected1D, LocallyConnected2D, LocallyConnected3D
 
@@ -33,6 +34,10 @@ class Dense(Trained, nn.Linear):
     def __init__(self, inputs: int, units: int, activation: Function | None, *, bias: bool, dtype: torch.dtype) -> None:
         super().__init__(inputs, units, bias=bias, dtype=dtype)
         self.activation = activation
+
+    def slots(self) -> list[Slot]:
+        """See the base."""
+        return linear_slots(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output for x `(..., inputs)`."""
@@ -73,6 +78,10 @@ class Convolution(Trained):
         )
         self.weight = nn.Parameter(torch.empty(filters, channels // groups, *kernel, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(filters, dtype=dtype)) if bias else None
+
+    def slots(self) -> list[Slot]:
+        """See the base."""
+        return convolution_slots(self, self.weight, self.groups, depthwise=self.depthwise)
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output for a batch x."""

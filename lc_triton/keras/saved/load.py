@@ -15,7 +15,8 @@ from lc_triton.errors import ArgumentTypeError, ConversionError, KerasFileError
 from lc_triton.keras.saved import archive, checkpoint, spec, stored
 from lc_triton.keras.saved.hdf5 import Array
 from lc_triton.keras.saved.model import Built, build
-from lc_triton.keras.saved.weights import Origin, Slot, slots
+from lc_triton.keras.saved.slots import Slot
+from lc_triton.keras.saved.weights import Origin, slots
 
 # A model's `to_json()`: as text, as a mapping, or the path of its file.
 Config: TypeAlias = str | Path | Mapping[str, Any] | None

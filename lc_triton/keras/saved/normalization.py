@@ -13,6 +13,7 @@ from pydantic import StrictBool
 from torch import Tensor, nn
 
 from lc_triton.keras.saved.arguments import Arguments, Axes, Number, Place, positive_axis
+from lc_triton.keras.saved.slots import Slot, batch_normalization_slots, layer_normalization_slots, same_layout
 from lc_triton.keras.saved.training import Trained
 
 
@@ -43,6 +44,10 @@ class BatchNormalization(Trained):
         self.bias = nn.Parameter(torch.zeros(size, dtype=dtype)) if center else None
         self.register_buffer("running_mean", torch.zeros(size, dtype=dtype))
         self.register_buffer("running_var", torch.ones(size, dtype=dtype))
+
+    def slots(self) -> list[Slot]:
+        """See the base."""
+        return batch_normalization_slots(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """The normalized batch x."""
@@ -76,6 +81,11 @@ class BatchRenormalization(BatchNormalization):
         self.clipping, self.renorm_momentum = dict(clipping), renorm_momentum
         for name, value in (("running_stddev", 1.0), ("renorm_mean", 0.0), ("renorm_stddev", 1.0)):
             self.register_buffer(name, torch.full_like(self.running_mean, value))
+
+    def slots(self) -> list[Slot]:
+        """See the base."""
+        moving = same_layout("moving_stddev", self, "running_stddev") + same_layout("renorm_mean", self, "renorm_mean")
+        return super().slots() + moving + same_layout("renorm_stddev", self, "renorm_stddev")
 
     def forward(self, x: Tensor) -> Tensor:
         """The normalized batch x."""
@@ -119,6 +129,10 @@ class LayerNormalization(Trained):
         self.sizes, self.axes, self.eps = sizes, axes, eps
         self.weight = nn.Parameter(torch.ones(sizes, dtype=dtype)) if scale else None
         self.bias = nn.Parameter(torch.zeros(sizes, dtype=dtype)) if center else None
+
+    def slots(self) -> list[Slot]:
+        """See the base."""
+        return layer_normalization_slots(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """The normalized batch x."""

@@ -12,8 +12,9 @@ from lc_triton.core.files import replaced
 from lc_triton.errors import ArgumentValueError
 from lc_triton.keras.saved import hdf5
 from lc_triton.keras.saved.model import Functional, Sequential, attribute_names
+from lc_triton.keras.saved.slots import Slot
 from lc_triton.keras.saved.stored import numbered
-from lc_triton.keras.saved.weights import Origin, Slot, keras_class, slots
+from lc_triton.keras.saved.weights import Origin, keras_class, slots
 
 ENDING = ".weights.h5"
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lc_triton.core.parameters import check_writable, check_writes, is_plain, trains, write
 from lc_triton.errors import LocalConvError
 from lc_triton.keras import constraints, regularizers
+from lc_triton.keras.saved.slots import Slot
 
 KINDS: dict[str, Callable[[Any], Any]] = {"regularizer": regularizers.get, "constraint": constraints.get}
 
@@ -27,6 +28,10 @@ class Trained(nn.Module):
 
     asks: Mapping[str, Any] = MappingProxyType({})
     _activity: Tensor | None = None
+
+    def slots(self) -> list[Slot]:
+        """The arrays that Keras keeps for this layer, in Keras's order."""
+        raise NotImplementedError
 
     def observed(self, y: Tensor) -> Tensor:
         """The output y, whose penalty is kept until it is asked for."""
@@ -54,16 +59,14 @@ class Trained(nn.Module):
                 check_writable(self, [slot.attribute])
                 check_writes(self, {slot.attribute: self._projected(slot, constraint)})
 
-    def _projected(self, slot: Any, constraint: Any) -> Tensor:
+    def _projected(self, slot: Slot, constraint: Any) -> Tensor:
         projected: Tensor = slot.from_keras(constraints.project(constraint, slot.to_keras(slot.tensor), _AXIS))
         return projected
 
-    def _asked(self, kind: str) -> list[tuple[Any, Any]]:
-        from lc_triton.keras.saved.weights import slots  # which knows these layers
-
+    def _asked(self, kind: str) -> list[tuple[Slot, Any]]:
         if not self.asks:
             return []
-        named = {slot.name.removesuffix("_kernel"): slot for slot in slots(self)}
+        named = {slot.name.removesuffix("_kernel"): slot for slot in self.slots()}
         return [(slot, self.asks[f"{name}_{kind}"]) for name, slot in named.items() if f"{name}_{kind}" in self.asks]
 
     def __getstate__(self) -> dict[str, Any]:

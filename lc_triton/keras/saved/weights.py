@@ -6,14 +6,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from torch import Tensor, nn
+from torch import nn
 
 from lc_triton.core.geometry import DATA_FORMATS
 from lc_triton.keras import layout
 from lc_triton.keras.saved.activation import PReLU
 from lc_triton.keras.saved.convolution import Convolution
-from lc_triton.keras.saved.normalization import BatchNormalization, BatchRenormalization, LayerNormalization
+from lc_triton.keras.saved.normalization import BatchNormalization, LayerNormalization
+from lc_triton.keras.saved.slots import (
+    Slot,
+    batch_normalization_slots,
+    convolution_slots,
+    layer_normalization_slots,
+    linear_slots,
+    same_layout,
+)
 from lc_triton.keras.saved.spec import LayerSpec
+from lc_triton.keras.saved.training import Trained
 from lc_triton.layers import (
     LocalConv1d,
     LocalConv2d,
@@ -23,29 +32,6 @@ from lc_triton.layers import (
     LocallyConnected3D,
 )
 from lc_triton.layers._planned import PlannedLayer
-
-_Map = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One array of Keras's: its name and shape there, the tensor here, and the way there and back.
-
-    The tensor is `attribute` of `module`, which a parametrization may compute.
-    """
-
-    name: str
-    module: nn.Module
-    attribute: str
-    shape: tuple[int, ...]
-    to_keras: _Map
-    from_keras: _Map
-
-    @property
-    def tensor(self) -> Tensor:
-        """The tensor as it is now."""
-        found: Tensor = getattr(self.module, self.attribute)
-        return found
 
 
 @dataclass(frozen=True)
@@ -78,9 +64,11 @@ def slots(module: nn.Module, origin: Origin = Origin()) -> list[Slot]:  # frozen
         return _local(module, origin.data_format or module.data_format, implementation, origin)
     if isinstance(module, _LOCAL_CONV):
         return _local(module, origin.data_format or "channels_last", origin.implementation or 1, origin)
-    if isinstance(module, (Convolution, *_CONV)):
-        own = module.depthwise if isinstance(module, Convolution) else origin.class_name.lower().startswith("depthwise")
-        return _convolution(module, depthwise=own)
+    if isinstance(module, Trained):
+        return module.slots()
+    if isinstance(module, _CONV):
+        depthwise = origin.class_name.lower().startswith("depthwise")
+        return convolution_slots(module, module.weight, module.groups, depthwise=depthwise)
     for kinds, find in _TABLE:
         if isinstance(module, kinds):
             return find(module)
@@ -95,15 +83,6 @@ def keras_class(module: nn.Module) -> str | None:
     return None
 
 
-def _same(name: str, module: nn.Module, attribute: str) -> list[Slot]:
-    tensor = getattr(module, attribute)
-    return [] if tensor is None else [Slot(name, module, attribute, tuple(tensor.shape), _identity, _identity)]
-
-
-def _identity(tensor: Tensor) -> Tensor:
-    return tensor
-
-
 def _local(module: PlannedLayer, data_format: str, implementation: int, origin: Origin) -> list[Slot]:
     geometry = module.geometry
     kernel = Slot(
@@ -116,68 +95,9 @@ def _local(module: PlannedLayer, data_format: str, implementation: int, origin: 
     )
     # One a channel, which Keras's layers do not have, lies as it does here too.
     if module.bias is None or module.bias.ndim == 1 or origin.straight_bias:
-        return [kernel, *_same("bias", module, "bias")]
+        return [kernel, *same_layout("bias", module, "bias")]
     there, back = (partial(f, data_format=data_format) for f in (layout.bias_to_keras, layout.bias_from_keras))
     return [kernel, Slot("bias", module, "bias", tuple(module.bias.shape), there, back)]
-
-
-def _transposed(tensor: Tensor) -> Tensor:
-    return tensor.mT
-
-
-def _linear(module: nn.Linear) -> list[Slot]:
-    shape = tuple(reversed(module.weight.shape))
-    kernel = Slot("kernel", module, "weight", shape, _transposed, _transposed)
-    return [kernel, *_same("bias", module, "bias")]
-
-
-def _convolution(module: nn.Conv1d | nn.Conv2d | nn.Conv3d | Convolution, *, depthwise: bool) -> list[Slot]:
-    weight = module.weight
-    filters, channels, *kernel = weight.shape
-    if depthwise:
-        shape = (*kernel, module.groups, filters // module.groups)
-        there, back = partial(_depthwise_to_keras, shape), partial(_depthwise_from_keras, tuple(weight.shape))
-        return [
-            Slot("depthwise_kernel", module, "weight", shape, there, back),
-            *_same("bias", module, "bias"),
-        ]
-    return [
-        Slot("kernel", module, "weight", (*kernel, channels, filters), _conv_to_keras, _conv_from_keras),
-        *_same("bias", module, "bias"),
-    ]
-
-
-def _conv_to_keras(weight: Tensor) -> Tensor:
-    return weight.movedim((1, 0), (-2, -1))
-
-
-def _conv_from_keras(kernel: Tensor) -> Tensor:
-    return kernel.movedim((-1, -2), (0, 1))
-
-
-def _depthwise_to_keras(shape: tuple[int, ...], weight: Tensor) -> Tensor:
-    return weight.movedim(0, -1).reshape(shape)
-
-
-def _depthwise_from_keras(shape: tuple[int, ...], kernel: Tensor) -> Tensor:
-    return kernel.flatten(-2).movedim(-1, 0).reshape(shape)
-
-
-def _batch_norm(module: BatchNormalization | nn.BatchNorm1d) -> list[Slot]:
-    affine = _same("gamma", module, "weight") + _same("beta", module, "bias")
-    moving = _same("moving_mean", module, "running_mean") + _same("moving_variance", module, "running_var")
-    if not isinstance(module, BatchRenormalization):
-        return affine + moving
-    more = _same("moving_stddev", module, "running_stddev") + _same("renorm_mean", module, "renorm_mean")
-    return affine + moving + more + _same("renorm_stddev", module, "renorm_stddev")
-
-
-def _layer_norm(module: LayerNormalization | nn.LayerNorm) -> list[Slot]:
-    return _same("gamma", module, "weight") + _same("beta", module, "bias")
-
-
-def _prelu(module: PReLU) -> list[Slot]:
-    return _same("alpha", module, "weight")
 
 
 _LOCALLY_CONNECTED = (LocallyConnected1D, LocallyConnected2D, LocallyConnected3D)
@@ -186,10 +106,9 @@ _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 _TABLE: tuple[tuple[tuple[type, ...], Callable[..., list[Slot]]], ...] = (
-    ((nn.Linear,), _linear),
-    ((BatchNormalization, *_BATCH_NORM), _batch_norm),
-    ((LayerNormalization, nn.LayerNorm), _layer_norm),
-    ((PReLU,), _prelu),
+    ((nn.Linear,), linear_slots),
+    (_BATCH_NORM, batch_normalization_slots),
+    ((nn.LayerNorm,), layer_normalization_slots),
 )
 
 _CLASSES: dict[type, str] = {

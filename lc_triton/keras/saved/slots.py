@@ -1,0 +1,100 @@
+"""An array that Keras keeps for a layer, beside the tensor that holds it here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor, nn
+
+Convert = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One array of Keras's: its name and shape there, the tensor here, and the conversions in both directions.
+
+    The tensor is `attribute` of `module`, which a parametrization may compute.
+    """
+
+    name: str
+    module: nn.Module
+    attribute: str
+    shape: tuple[int, ...]
+    to_keras: Convert
+    from_keras: Convert
+
+    @property
+    def tensor(self) -> Tensor:
+        """The tensor as it is now."""
+        found: Tensor = getattr(self.module, self.attribute)
+        return found
+
+
+def same_layout(name: str, module: nn.Module, attribute: str) -> list[Slot]:
+    """The slot of a tensor that Keras stores in the same layout; none if the module has no such tensor."""
+    tensor = getattr(module, attribute)
+    return [] if tensor is None else [Slot(name, module, attribute, tuple(tensor.shape), _identity, _identity)]
+
+
+def linear_slots(module: nn.Linear) -> list[Slot]:
+    """The kernel and bias of a dense layer."""
+    shape = tuple(reversed(module.weight.shape))
+    kernel = Slot("kernel", module, "weight", shape, _transposed, _transposed)
+    return [kernel, *same_layout("bias", module, "bias")]
+
+
+def convolution_slots(module: nn.Module, weight: Tensor, groups: int, *, depthwise: bool) -> list[Slot]:
+    """The kernel and bias of a convolution, whose weight `(filters, channels // groups, *kernel)` is torch's."""
+    filters, channels, *kernel = weight.shape
+    if depthwise:
+        shape = (*kernel, groups, filters // groups)
+        there, back = partial(_depthwise_to_keras, shape), partial(_depthwise_from_keras, tuple(weight.shape))
+        return [
+            Slot("depthwise_kernel", module, "weight", shape, there, back),
+            *same_layout("bias", module, "bias"),
+        ]
+    return [
+        Slot("kernel", module, "weight", (*kernel, channels, filters), _conv_to_keras, _conv_from_keras),
+        *same_layout("bias", module, "bias"),
+    ]
+
+
+def batch_normalization_slots(module: nn.Module) -> list[Slot]:
+    """The scale, the offset and the moving statistics of a batch normalization."""
+    affine = same_layout("gamma", module, "weight") + same_layout("beta", module, "bias")
+    return (
+        affine
+        + same_layout("moving_mean", module, "running_mean")
+        + same_layout("moving_variance", module, "running_var")
+    )
+
+
+def layer_normalization_slots(module: nn.Module) -> list[Slot]:
+    """The scale and the offset of a layer normalization."""
+    return same_layout("gamma", module, "weight") + same_layout("beta", module, "bias")
+
+
+def _identity(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _transposed(tensor: Tensor) -> Tensor:
+    return tensor.mT
+
+
+def _conv_to_keras(weight: Tensor) -> Tensor:
+    return weight.movedim((1, 0), (-2, -1))
+
+
+def _conv_from_keras(kernel: Tensor) -> Tensor:
+    return kernel.movedim((-1, -2), (0, 1))
+
+
+def _depthwise_to_keras(shape: tuple[int, ...], weight: Tensor) -> Tensor:
+    return weight.movedim(0, -1).reshape(shape)
+
+
+def _depthwise_from_keras(shape: tuple[int, ...], kernel: Tensor) -> Tensor:
+    return kernel.flatten(-2).movedim(-1, 0).reshape(shape)
