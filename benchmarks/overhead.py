@@ -72,7 +72,7 @@ def _launches() -> dict[str, float]:
     from lc_triton.core.problem import Problem
     from lc_triton.launch.absent import absent_gpu
     from lc_triton.launch.build import call_args
-    from lc_triton.launch.faces import KERNELS, _plan_for
+    from lc_triton.launch.passes import KERNELS, _plan_for
 
     geo = Geometry.make((20, 20), 16, 16, 3)
     problem = Problem(geo, backend="triton")

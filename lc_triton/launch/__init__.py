@@ -1,6 +1,7 @@
 """The host side of each kernel: layout, grid, device, launch. Importing it imports triton."""
 
-from lc_triton.launch.faces import (
+from lc_triton.launch.launcher import reads_memory_alone
+from lc_triton.launch.passes import (
     BoundPass,
     bind_forward,
     bind_input_grad,
@@ -10,7 +11,6 @@ from lc_triton.launch.faces import (
     input_grad,
     weight_grad,
 )
-from lc_triton.launch.launcher import reads_memory_alone
 
 __all__ = [
     "BoundPass",

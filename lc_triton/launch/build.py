@@ -18,15 +18,10 @@ from lc_triton.core.activations import LINEAR
 from lc_triton.core.problem import Problem
 from lc_triton.kernels import common
 from lc_triton.kernels.combine import combine_kernel
-from lc_triton.kernels.forward import forward_kernel
-from lc_triton.kernels.input_grad import input_grad_kernel
-from lc_triton.kernels.weight_grad import weight_grad_kernel
 from lc_triton.launch.absent import compile_call
-from lc_triton.launch.faces import COMBINED, SECOND_PASS, operand, parts_of
 from lc_triton.launch.layout import PLAIN, Epilogue, Upstream, dense_rows, shape_of, tile_of
+from lc_triton.launch.passes import COMBINED, KERNELS, SECOND_PASS, operand, parts_of
 from lc_triton.tiles.config import Pass, TileConfig
-
-KERNELS = {"forward": forward_kernel, "input_grad": input_grad_kernel, "weight_grad": weight_grad_kernel}
 
 
 @dataclass(frozen=True)

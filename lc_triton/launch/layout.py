@@ -1,4 +1,4 @@
-"""What the kernels are told about a layer and its tensors, as compile-time tuples and pitches."""
+"""The arguments of the kernels beside their tensors: compile-time tuples and pitches."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from torch import Tensor
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 from lc_triton.errors import ArgumentValueError
-from lc_triton.tiles.config import Pass as Face
-from lc_triton.tiles.config import TileConfig
+from lc_triton.tiles.config import Pass, TileConfig
 from lc_triton.tiles.footprint import program_footprint
 
 _INT32 = 2**31
@@ -85,7 +84,7 @@ class Epilogue(NamedTuple):
 
 
 class Upstream(NamedTuple):
-    """What the weight gradient does with g: sum it for the bias, take it through the activation first, store that."""
+    """What the weight gradient does with g: sum it for the bias, apply the activation's derivative, store that."""
 
     with_bias: bool
     activation: str = "linear"
@@ -129,9 +128,9 @@ def shape_of(geometry: Geometry, wide: bool) -> Shape:
 
 
 @lru_cache(maxsize=4096)
-def tile_of(face: Face, geometry: Geometry, config: TileConfig, precision: str) -> Tile:
+def tile_of(pass_name: Pass, geometry: Geometry, config: TileConfig, precision: str) -> Tile:
     """The kernels' view of a tile choice."""
-    footprint = program_footprint(face, geometry.as_4d(), config)
+    footprint = program_footprint(pass_name, geometry.as_4d(), config)
     blocks = -(-footprint.k_total // config.block_k)
     return Tile(
         rows=config.rows,

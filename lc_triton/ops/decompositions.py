@@ -1,7 +1,7 @@
 """The custom operators written in torch's own: for programs that run where this library is not.
 
 Windows are gathered and laid over each other one dimension at a time, so a graph has as many nodes for 9x9 taps as for
-3x3. The patches are written to memory, T times the input, which is what the faces themselves never do.
+3x3. The patches are written to memory, T times the input, which the passes themselves never do.
 """
 
 from __future__ import annotations

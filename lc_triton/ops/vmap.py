@@ -13,7 +13,7 @@ from torch import Tensor
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 
-# Spatial dimensions that the faces know. With more, a further ensemble shares the dimension of the one inside it.
+# The most spatial dimensions of a pass. With more, a further ensemble shares the dimension of the one inside it.
 MOST_DIMS = 4
 
 

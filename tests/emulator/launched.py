@@ -140,7 +140,7 @@ def main() -> int:
     from lc_triton.ops import reference
     from lc_triton.core.activations import Activation
     from lc_triton.core.problem import Problem
-    from lc_triton.launch import faces
+    from lc_triton.launch import passes
     from tests.emulator import check
     from tests.emulator.check import Case, compare
 
@@ -200,7 +200,7 @@ def main() -> int:
                                 real.know(x := x.contiguous()), real.know(g := g.contiguous())
                             for v in (y, dx, dw, db, dz):
                                 real.know(v, False, True)
-                            faces.torch.empty = parts
+                            passes.torch.empty = parts
                             try:
                                 launch.forward(x, w, t.bias, y, None, problem)
                                 launch.input_grad(g, w, None, dx, problem.linear())
@@ -210,7 +210,7 @@ def main() -> int:
                                 print(f"ERROR sm_{args.arch} {dtype} {case.name} {turn} x {xn}, weight {wn}: {type(error).__name__} {str(error).splitlines()[-1][:200]}", flush=True)
                                 continue
                             finally:
-                                faces.torch.empty = empty
+                                passes.torch.empty = empty
                             if real.error:
                                 raise real.error
                             xd, wd, gd = t.x.double(), t.weight.double(), t.g.double()

@@ -13,7 +13,7 @@ from triton.runtime import interpreter
 from lc_triton import launch
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
-from lc_triton.launch import faces as launching
+from lc_triton.launch import passes as launching
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.footprint import programs
 from tests.cases import CASES, Case, check, expected, tensors

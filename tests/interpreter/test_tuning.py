@@ -5,7 +5,7 @@ import torch
 
 import lc_triton
 from lc_triton.core.geometry import Geometry
-from lc_triton.launch import faces
+from lc_triton.launch import passes
 from lc_triton.search import scratch, tuner
 from lc_triton.search.accuracy import Judge
 from lc_triton.search.strategy import Disagreement
@@ -125,7 +125,7 @@ def test_layers_run_the_tiles_that_were_found(tmp_path, monkeypatch):
         searched.append(task)
         return FakeBench(lambda config: 5.0 if config == second(task) else 9.0)
 
-    prepare = faces.prepare
+    prepare = passes.prepare
 
     def noted(launches, kernel, grid, config, *args):
         launch = prepare(launches, kernel, grid, config, *args)
@@ -136,7 +136,7 @@ def test_layers_run_the_tiles_that_were_found(tmp_path, monkeypatch):
 
         return noted_launch
 
-    monkeypatch.setattr(faces, "prepare", noted)
+    monkeypatch.setattr(passes, "prepare", noted)
     monkeypatch.setattr(paths, "user_configs", lambda: tmp_path)
     monkeypatch.setattr(tuner, "gpu_bench", bench)
     monkeypatch.setattr(tuner, "check_gpu", lambda: None)

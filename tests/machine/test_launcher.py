@@ -10,7 +10,7 @@ from lc_triton.core.activations import Activation
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 from lc_triton.kernels.forward import forward_kernel
-from lc_triton.launch import faces, launcher
+from lc_triton.launch import launcher, passes
 from lc_triton.launch.absent import absent_gpu
 
 SMALL = Geometry.make((6, 6), 8, 16, 3)
@@ -66,7 +66,7 @@ def test_the_driver_gets_what_triton_would_give_it(name, monkeypatch):
 
     with absent_gpu() as gpu:
         with monkeypatch.context() as patch:
-            patch.setattr(faces, "prepare", through_triton)
+            patch.setattr(passes, "prepare", through_triton)
             call()
         assert len(by_triton) == (2 if "two" in name else 1)
         expected, gpu.launches = gpu.launches, []

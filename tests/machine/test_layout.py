@@ -7,7 +7,7 @@ from lc_triton import launch
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 from lc_triton.errors import ArgumentValueError
-from lc_triton.launch import faces
+from lc_triton.launch import passes
 from lc_triton.launch.layout import Shape, dense_rows, is_wide, shape_of
 from lc_triton.tiles.config import PASSES, TileConfig
 
@@ -52,7 +52,7 @@ def shape_given(monkeypatch, pass_name, geo, x, g):
         prepared.append(constants)
         return lambda *tensors: None
 
-    monkeypatch.setattr(faces, "prepare", prepare)
+    monkeypatch.setattr(passes, "prepare", prepare)
     problem, config = Problem(geo, backend="triton"), TileConfig(1, 1, 16, 16, 16)
     weight = torch.empty(geo.weight_shape, device="meta", dtype=x.dtype)
     if pass_name == "forward":

@@ -9,9 +9,10 @@ from lc_triton import launch
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 from lc_triton.kernels.combine import combine_kernel
-from lc_triton.launch import faces
+from lc_triton.launch import passes
 from lc_triton.launch.absent import compile_call
-from lc_triton.launch.build import KERNELS, call_args, combine_call_args
+from lc_triton.launch.build import call_args, combine_call_args
+from lc_triton.launch.passes import KERNELS
 from lc_triton.tiles.config import TileConfig
 
 pytestmark = pytest.mark.compile
@@ -111,7 +112,7 @@ def test_both_launches_of_a_split_loop(batch, monkeypatch):
     def prepare(launches, kernel, grid, config, tensors, constants, device):
         return lambda *tensors: compiled.append((kernel, compile_call(kernel, config, 90, *tensors, *constants)))
 
-    monkeypatch.setattr(faces, "prepare", prepare)
+    monkeypatch.setattr(passes, "prepare", prepare)
     launch.forward(x, weight, bias, g, None, problem, split)
     launch.input_grad(g, weight, None, x, problem, split)
     launch.weight_grad(x, g, weight, bias, problem, split)

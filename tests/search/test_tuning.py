@@ -35,7 +35,7 @@ def gpu(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(tuner, "of_gpu", lambda index: H200)
-    monkeypatch.setattr("lc_triton.tiles.select.of_gpu", lambda index: H200)
+    monkeypatch.setattr("lc_triton.tiles.device.of_gpu", lambda index: H200)
     monkeypatch.setattr(tuner, "gpu_bench", make_bench)
     store.read_or_warn.cache_clear()
     yield searched

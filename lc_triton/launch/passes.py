@@ -1,4 +1,4 @@
-"""The three faces: choose a tile, lay out the grid, launch."""
+"""The three passes: choose a tile, lay out the grid, launch."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ from lc_triton.launch.layout import (
 )
 from lc_triton.tiles import model
 from lc_triton.tiles.chooser import chooser
-from lc_triton.tiles.config import Pass as Face
-from lc_triton.tiles.config import TileConfig
+from lc_triton.tiles.config import Pass, TileConfig
 from lc_triton.tiles.device import of_gpu
 from lc_triton.tiles.footprint import programs
 from lc_triton.tiles.key import bucket
@@ -67,10 +66,10 @@ class LaunchPlan(NamedTuple):
     refused: tuple[TileConfig, ...] = ()
 
     @classmethod
-    def make(cls, face: Face, problem: Problem, config: TileConfig) -> LaunchPlan:
+    def make(cls, pass_name: Pass, problem: Problem, config: TileConfig) -> LaunchPlan:
         """The plan for a tile."""
         geometry = problem.geometry
-        return cls(config, shape_of(geometry, False), tile_of(face, geometry, config, problem.precision), {})
+        return cls(config, shape_of(geometry, False), tile_of(pass_name, geometry, config, problem.precision), {})
 
 
 # A launch, or a few: called with the tensors that it was bound for, or others of their shapes, strides and dtypes.
@@ -156,7 +155,7 @@ def fuses_activation_grad(x: Tensor, dw: Tensor, problem: Problem) -> bool:
 
 def _with_sound_tile(
     bind: Callable[..., BoundPass],
-    face: Face,
+    pass_name: Pass,
     problem: Problem,
     x: Tensor,
     weight: Tensor,
@@ -165,16 +164,16 @@ def _with_sound_tile(
 ) -> BoundPass:
     """Bind a pass with the first tile that Triton compiles soundly."""
     while True:
-        plan = _plan_for(face, problem, x, weight, config)
+        plan = _plan_for(pass_name, problem, x, weight, config)
         try:
-            return bind(plan, face, problem, *tensors)
+            return bind(plan, pass_name, problem, *tensors)
         except MiscompiledError as error:
-            _refuse(face, problem, x, weight, config, plan, error)
+            _refuse(pass_name, problem, x, weight, config, plan, error)
 
 
 def _bind_gather(
     plan: LaunchPlan,
-    face: Face,
+    pass_name: Pass,
     problem: Problem,
     x: Tensor,
     weight: Tensor,
@@ -184,13 +183,13 @@ def _bind_gather(
 ) -> BoundPass:
     """A pass that reads the weights, with the tile of a plan: one launch, or two where the k-loop is split."""
     config, batch, device = plan.config, x.shape[0], x.device
-    kernel = KERNELS[face]
+    kernel = KERNELS[pass_name]
     rows, pitch = rows_like(x)
     dense_bias = bias if bias is None or bias.is_contiguous() else _like(bias)
     epilogue = epilogue_of(problem, bias, store_z=any(tensor is not None for tensor in z))
     shape = shape_of(problem.geometry, True) if is_wide(x, y) else plan.narrow
-    grid = programs(face, problem.geometry.as_4d(), batch, config)
-    filters = operand(face, weight if weight.is_contiguous() else _like(weight), problem, config)
+    grid = programs(pass_name, problem.geometry.as_4d(), batch, config)
+    filters = operand(pass_name, weight if weight.is_contiguous() else _like(weight), problem, config)
     parts = parts_of(y, config, "meta")
     constants = batch, pitch, shape, plan.tile
     if parts is None:
@@ -209,7 +208,7 @@ def _bind_gather(
 
     def call(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, *z: Tensor | None) -> None:
         rows = dense_rows(x)[0]
-        filters = operand(face, weight.contiguous(), problem, config)
+        filters = operand(pass_name, weight.contiguous(), problem, config)
         bias = None if bias is None else bias.contiguous()
         if second is None:
             launch(rows, filters, bias, y, *z)
@@ -223,7 +222,7 @@ def _bind_gather(
 
 def _bind_weight_grad(
     plan: LaunchPlan,
-    face: Face,
+    pass_name: Pass,
     problem: Problem,
     x: Tensor,
     g: Tensor,
@@ -241,13 +240,13 @@ def _bind_weight_grad(
     if saved is not None:
         upstream = Upstream(db is not None, act.name, act.constant, dz is not None)
     shape = shape_of(problem.geometry, True) if is_wide(x, g) else plan.narrow
-    grid = programs(face, problem.geometry.as_4d(), x.shape[0], config)
+    grid = programs(pass_name, problem.geometry.as_4d(), x.shape[0], config)
     constants = x.shape[0], x_pitch, g_pitch, shape, plan.tile, upstream
     split = config.split > 1
     dw_parts, db_parts = parts_of(dw, config, "meta"), None if db is None else parts_of(db, config, "meta")
-    into = operand(face, dw, problem, config) if dw_parts is None else dw_parts
+    into = operand(pass_name, dw, problem, config) if dw_parts is None else dw_parts
     tensors = x_rows, g_rows, dense, into, db_parts if split else db, dz
-    launch = prepare(plan.launches, KERNELS[face], grid, config, tensors, constants, device)
+    launch = prepare(plan.launches, KERNELS[pass_name], grid, config, tensors, constants, device)
     if x_rows is x and g_rows is g and dense is saved and into is dw:
         return launch
     seconds = [
@@ -260,7 +259,7 @@ def _bind_weight_grad(
         x, g = dense_rows(x)[0], dense_rows(g)[0]
         saved = None if saved is None else saved.contiguous()
         if not split:
-            launch(x, g, saved, operand(face, dw, problem, config), db, dz)
+            launch(x, g, saved, operand(pass_name, dw, problem, config), db, dz)
             return
         results = [dw] if db is None else [dw, db]
         parts = [parts_of(result, config) for result in results]
@@ -281,7 +280,7 @@ def rows_like(x: Tensor) -> tuple[Tensor, Pitch]:
     return (x, pitch) if (pitch := pitch_of(x)) is not None else dense_rows(_like(x))
 
 
-def operand(face: Face, weight: Tensor, problem: Problem, config: TileConfig) -> Any:
+def operand(pass_name: Pass, weight: Tensor, problem: Problem, config: TileConfig) -> Any:
     """The weight, or a descriptor of the boxes that programs move."""
     if not config.descriptor:
         return weight
@@ -289,7 +288,7 @@ def operand(face: Face, weight: Tensor, problem: Problem, config: TileConfig) ->
 
     geo = problem.geometry
     channels, filters = geo.in_channels // geo.groups, geo.out_channels
-    if face == "input_grad":
+    if pass_name == "input_grad":
         weight = weight.view(geo.positions, geo.taps, channels, filters)
         return TensorDescriptor.from_tensor(weight, [1, 1, config.block_f, config.block_k])
     weight = weight.view(geo.positions, geo.taps * channels, filters)
@@ -321,35 +320,35 @@ def _prepare_combine(
     return prepare(launches, combine_kernel, grid, SECOND_PASS, (parts, bias, y, z), constants, device)
 
 
-def _plan_for(face: Face, problem: Problem, x: Tensor, weight: Tensor, config: TileConfig | None) -> LaunchPlan:
+def _plan_for(pass_name: Pass, problem: Problem, x: Tensor, weight: Tensor, config: TileConfig | None) -> LaunchPlan:
     """How to launch with a tile given by hand, or else with the one that is chosen: one look-up when warm."""
     if config is None:
-        key = _launch_key(face, x, weight)
+        key = _launch_key(pass_name, x, weight)
         plan = problem.launches.get(key)
         if plan is None:
-            task, index = _task_of(face, problem, x, weight), x.device.index or 0
-            plan = LaunchPlan.make(face, problem, chooser(task, index))
+            task, index = _task_of(pass_name, problem, x, weight), x.device.index or 0
+            plan = LaunchPlan.make(pass_name, problem, chooser(task, index))
             plan = plan._replace(fuses_activation_grad=model.fuses_activation_grad(task, of_gpu(index), plan.config))
             problem.launches[key] = plan
     else:
-        plan = LaunchPlan.make(face, problem, config)
+        plan = LaunchPlan.make(pass_name, problem, config)
     if plan.config.descriptor and weight.data_ptr() % 16:  # as a view of a larger tensor may begin
-        return LaunchPlan.make(face, problem, replace(plan.config, descriptor=False))
+        return LaunchPlan.make(pass_name, problem, replace(plan.config, descriptor=False))
     return plan
 
 
-def _launch_key(face: Face, x: Tensor, weight: Tensor) -> tuple[Any, ...]:
-    return face, bucket(x.shape[0]), x.dtype, weight.dtype, x.device.index, chooser.generation
+def _launch_key(pass_name: Pass, x: Tensor, weight: Tensor) -> tuple[Any, ...]:
+    return pass_name, bucket(x.shape[0]), x.dtype, weight.dtype, x.device.index, chooser.generation
 
 
-def _task_of(face: Face, problem: Problem, x: Tensor, weight: Tensor) -> Task:
+def _task_of(pass_name: Pass, problem: Problem, x: Tensor, weight: Tensor) -> Task:
     """The task of all batches of one bucket: a new batch size does not search tiles again."""
     dtype, weight_dtype = (str(t.dtype).removeprefix("torch.") for t in (x, weight))
-    return Task.of(face, problem, bucket(x.shape[0]), dtype, weight_dtype)
+    return Task.of(pass_name, problem, bucket(x.shape[0]), dtype, weight_dtype)
 
 
 def _refuse(
-    face: Face,
+    pass_name: Pass,
     problem: Problem,
     x: Tensor,
     weight: Tensor,
@@ -360,7 +359,8 @@ def _refuse(
     """Let later launches take the model's next tile, and log it; raise the error where none may take its place."""
     if config is not None:  # a tile given by hand
         raise error
-    key, task, device = _launch_key(face, x, weight), _task_of(face, problem, x, weight), of_gpu(x.device.index or 0)
+    key, task = _launch_key(pass_name, x, weight), _task_of(pass_name, problem, x, weight)
+    device = of_gpu(x.device.index or 0)
     before = problem.launches.get(key, plan)
     refused = (*before.refused, before.config)
     others = (
@@ -372,6 +372,6 @@ def _refuse(
     if following is None or len(refused) > MOST_TRIED:
         raise error
     _log.warning("%s: %s is launched instead, which may be slower", error, following)
-    problem.launches[key] = LaunchPlan.make(face, problem, following)._replace(
+    problem.launches[key] = LaunchPlan.make(pass_name, problem, following)._replace(
         fuses_activation_grad=before.fuses_activation_grad, refused=refused
     )
