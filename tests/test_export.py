@@ -25,7 +25,7 @@ HALF = [torch.float16, torch.bfloat16]
 
 
 def layer(case, activation=LINEAR):
-    return our_operators.spelled(Problem(case.geometry, activation))
+    return our_operators.problem_to_args(Problem(case.geometry, activation))
 
 
 def faces(run, case, t, act=LINEAR, bias=None):

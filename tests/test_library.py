@@ -26,7 +26,7 @@ ACTIVATIONS = ["linear", "relu", "gelu"]
 def layer(case, activation="linear"):
     fused = parse_activation(activation)
     assert isinstance(fused, Activation)
-    return operators.spelled(Problem(case.geometry, fused))
+    return operators.problem_to_args(Problem(case.geometry, fused))
 
 
 @pytest.mark.slow

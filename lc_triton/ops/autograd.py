@@ -468,7 +468,7 @@ _apply_node: Any = super(torch.autograd.Function, LocalConv).apply
 
 def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, weight, bias, *layer, store_z = inputs
-    problem = operators.problem_of(layer)
+    problem = operators.problem_from_args(layer)
     saves, (y, z) = problem.activation.saves, output
     ctx.stored = saves != "z" or store_z
     saved = (z if store_z else bias) if saves == "z" else y if saves == "y" else None
@@ -477,7 +477,7 @@ def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _setup_input_grad(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     g, weight, bias, *layer = inputs
-    problem = operators.problem_of(layer)
+    problem = operators.problem_from_args(layer)
     saves = problem.activation.saves
     ctx.stored = saves != "z"
     saved = bias if saves == "z" else output if saves == "y" else None
@@ -486,7 +486,7 @@ def _setup_input_grad(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _setup_weight_grad(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, g, *layer, _, _ = inputs
-    ctx.problem = operators.problem_of(layer)
+    ctx.problem = operators.problem_from_args(layer)
     ctx.save_for_backward(x, g)
 
 

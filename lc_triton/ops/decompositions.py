@@ -17,7 +17,7 @@ from torch._decomp import decomposition_table, meta_table
 from lc_triton._cpu.blocks import compute_dtype
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
-from lc_triton.ops.operators import fake_forward, fake_input_grad, fake_weight_grad, problem_of
+from lc_triton.ops.operators import fake_forward, fake_input_grad, fake_weight_grad, problem_from_args
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
@@ -92,17 +92,17 @@ def weight_grad(
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) -> tuple[Tensor, Tensor]:
     *layer_, store_z = layer
-    y, z = forward(x, weight, bias, problem_of(layer_), store_z=store_z)
+    y, z = forward(x, weight, bias, problem_from_args(layer_), store_z=store_z)
     return y, x.new_empty(0) if z is None else z
 
 
 def _input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) -> Tensor:
-    return input_grad(g, weight, bias, problem_of(layer))
+    return input_grad(g, weight, bias, problem_from_args(layer))
 
 
 def _weight_grad(x: Tensor, g: Tensor, *layer: Any) -> tuple[Tensor, Tensor]:
     *layer_, dtype, with_bias = layer
-    dw, db = weight_grad(x, g, problem_of(layer_), dtype, with_bias=with_bias)
+    dw, db = weight_grad(x, g, problem_from_args(layer_), dtype, with_bias=with_bias)
     return dw, g.new_empty(0, dtype=dtype) if db is None else db
 
 

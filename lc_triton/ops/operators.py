@@ -34,11 +34,11 @@ SCHEMAS = {
 for _name, _schema in SCHEMAS.items():
     library.define(f"lc_triton::{_name}", _schema)
 
-Layer = tuple[Any, ...]
+LayerArgs = tuple[Any, ...]
 
 
-def spelled(problem: Problem) -> Layer:
-    """A problem as the operators take it."""
+def problem_to_args(problem: Problem) -> LayerArgs:
+    """The arguments of an operator that describe a problem."""
     geo, act = problem.geometry, problem.activation
     padding = [side for pair in geo.padding for side in pair]
     sizes = [list(v) for v in (geo.in_spatial, geo.kernel, geo.stride, geo.dilation)]
@@ -46,8 +46,8 @@ def spelled(problem: Problem) -> Layer:
     return (*sizes, padding, *channels, act.name, act.constant, problem.backend, problem.precision)
 
 
-def problem_of(layer: Sequence[Any]) -> Problem:
-    """The inverse of `spelled`; the same object for the same layer."""
+def problem_from_args(layer: Sequence[Any]) -> Problem:
+    """The inverse of `problem_to_args`; the same object for the same arguments."""
     return _problem(*(tuple(v) if isinstance(v, (list, tuple)) else v for v in layer))
 
 
@@ -76,14 +76,14 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """As `dispatch.forward`."""
     _tell_counters()
-    y, z = torch.ops.lc_triton.forward(x, weight, bias, *spelled(problem), store_z)
+    y, z = torch.ops.lc_triton.forward(x, weight, bias, *problem_to_args(problem), store_z)
     return y, z if store_z else None
 
 
 def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
     """As `dispatch.input_grad`."""
     _tell_counters()
-    dx: Tensor = torch.ops.lc_triton.input_grad(g, weight, bias, *spelled(problem))
+    dx: Tensor = torch.ops.lc_triton.input_grad(g, weight, bias, *problem_to_args(problem))
     return dx
 
 
@@ -92,7 +92,7 @@ def weight_grad(
 ) -> tuple[Tensor, Tensor | None]:
     """As `dispatch.weight_grad`."""
     _tell_counters()
-    dw, db = torch.ops.lc_triton.weight_grad(x, g, *spelled(problem), dtype, with_bias)
+    dw, db = torch.ops.lc_triton.weight_grad(x, g, *problem_to_args(problem), dtype, with_bias)
     return dw, db if with_bias else None
 
 
@@ -121,7 +121,7 @@ def _check_parameters(
 
 def _run_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) -> tuple[Tensor, Tensor]:
     *layer_, store_z = layer
-    problem = problem_of(layer_)
+    problem = problem_from_args(layer_)
     geo = problem.geometry
     _check_sites("x", x, geo.in_spatial, geo.in_channels)
     _check_parameters("x", x, weight, bias, geo, geo.bias_shape)
@@ -130,7 +130,7 @@ def _run_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) ->
 
 
 def _run_input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) -> Tensor:
-    problem = problem_of(layer)
+    problem = problem_from_args(layer)
     geo = problem.geometry
     _check_sites("g", g, geo.out_spatial, geo.out_channels)
     _check_parameters("g", g, weight, bias, geo, (*geo.in_spatial, geo.in_channels))
@@ -139,7 +139,7 @@ def _run_input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any)
 
 def _run_weight_grad(x: Tensor, g: Tensor, *layer: Any) -> tuple[Tensor, Tensor]:
     *layer_, dtype, with_bias = layer
-    problem = problem_of(layer_)
+    problem = problem_from_args(layer_)
     geo = problem.geometry
     _check_sites("x", x, geo.in_spatial, geo.in_channels)
     _check_shape("g", g, (*x.shape[:1], *geo.out_spatial, geo.out_channels))
@@ -150,20 +150,20 @@ def _run_weight_grad(x: Tensor, g: Tensor, *layer: Any) -> tuple[Tensor, Tensor]
 def fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) -> tuple[Tensor, Tensor]:
     """Empty results of `forward`, by which compilers and exporters know their shapes."""
     *layer_, store_z = layer
-    y = x.new_empty((x.shape[0], *problem_of(layer_).geometry.bias_shape))
+    y = x.new_empty((x.shape[0], *problem_from_args(layer_).geometry.bias_shape))
     return y, torch.empty_like(y) if store_z else x.new_empty(0)
 
 
 def fake_input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) -> Tensor:
     """An empty result of `input_grad`."""
-    geo = problem_of(layer).geometry
+    geo = problem_from_args(layer).geometry
     return g.new_empty((g.shape[0], *geo.in_spatial, geo.in_channels))
 
 
 def fake_weight_grad(x: Tensor, g: Tensor, *layer: Any) -> tuple[Tensor, Tensor]:
     """Empty results of `weight_grad`."""
     *layer_, dtype, with_bias = layer
-    geo = problem_of(layer_).geometry
+    geo = problem_from_args(layer_).geometry
     return x.new_empty(geo.weight_shape, dtype=dtype), x.new_empty(geo.bias_shape if with_bias else 0, dtype=dtype)
 
 

@@ -34,7 +34,7 @@ class Plan:
     pad: tuple[int, ...]
     transposed: bool = False
     # The geometry of the layer that this is one rank's part of.
-    whole: Geometry | None = None
+    full_geometry: Geometry | None = None
     # The problems of this plan, by backend and precision: a look-up that does not hash the geometry.
     problems: dict[tuple[str, str], Problem] = field(default_factory=dict, init=False, compare=False, repr=False)
     # The bound calls of this plan, by everything but values that decides how a call is run: see `ops.run`.
@@ -131,17 +131,17 @@ def problem_of(plan: Plan, backend: str, precision: str) -> Problem:
     """The problem of a plan on a backend, made once."""
     problem = plan.problems.get((backend, precision))
     if problem is None:
-        problem = _problem(plan.geometry, plan.activation, backend, precision, plan.whole)
+        problem = _problem(plan.geometry, plan.activation, backend, precision, plan.full_geometry)
         plan.problems[backend, precision] = problem
     return problem
 
 
 @lru_cache(maxsize=4096)
 def _problem(
-    geometry: Geometry, activation: Activation, backend: str, precision: str, whole: Geometry | None
+    geometry: Geometry, activation: Activation, backend: str, precision: str, full_geometry: Geometry | None
 ) -> Problem:
     """The same problem for all plans of a geometry, so that they share its tiles and compiled kernels."""
-    return Problem(geometry, activation, backend, precision, whole)
+    return Problem(geometry, activation, backend, precision, full_geometry)
 
 
 def _pad(x: Tensor, plan: Plan) -> Tensor:

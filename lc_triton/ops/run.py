@@ -160,7 +160,7 @@ def _run_checked(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> 
     else:
         kind = backend, precision_of(x.dtype)
         if torch.compiler.is_compiling():  # a dictionary that changes is a side effect
-            problem = Problem(plan.geometry, plan.activation, *kind, plan.whole)
+            problem = Problem(plan.geometry, plan.activation, *kind, plan.full_geometry)
         else:
             problem = problem_of(plan, *kind)
         if autograd.can_use_single_node(x, weight, bias):

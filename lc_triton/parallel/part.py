@@ -75,7 +75,7 @@ def of_positions(plan: Plan, rank: int, group: dist.ProcessGroup) -> Part:
         input=Axis(dim, shares.owned, shares.read, rank, group),
         output=Axis(dim, shares.computed, shares.computed, rank, group),
         # The input is padded before its rows are taken.
-        plan=Plan(own, own, plan.activation, None, False, "zeros", (), whole=geo if rows else None),
+        plan=Plan(own, own, plan.activation, None, False, "zeros", (), full_geometry=geo if rows else None),
         blank=0 if not rows or shares.read[rank] else own.in_spatial[0],
         whole=plan,
     )
@@ -99,7 +99,7 @@ def of_filters(plan: Plan, rank: int, group: dist.ProcessGroup) -> Part:
         input=Axis(-1, shares.owned, shares.read, rank, group),
         output=Axis(-1, shares.computed, shares.computed, rank, group),
         # The channels are padded here: a rank may own none of them, which torch does not pad.
-        plan=Plan(source, own, plan.activation, None, False, plan.padding_mode, plan.pad, whole=whole),
+        plan=Plan(source, own, plan.activation, None, False, plan.padding_mode, plan.pad, full_geometry=whole),
         blank=0,
         whole=plan,
     )
