@@ -89,7 +89,7 @@ class Report:
             f"  code        {code.instructions:,} instructions: {code.wgmma} wgmma, {code.mma} other mma",
             f"  copies      async {code.async_bits} bits wide ({code.narrow_copies} under 128), "
             f"loads {code.load_bits}, weight {code.weight_bits}" + (f"; {code.boxes} of boxes" if code.boxes else ""),
-            f"  roads       memory {terms.memory_bytes / 1e6:,.1f} MB, {1e6 * terms.memory:,.1f} us; "
+            f"  terms       memory {terms.memory_bytes / 1e6:,.1f} MB, {1e6 * terms.memory:,.1f} us; "
             f"L2 {terms.l2_bytes / 1e6:,.1f} MB, {1e6 * terms.l2:,.1f} us; "
             f"arithmetic {terms.operations / 1e9:,.1f} GFLOP, {1e6 * terms.arithmetic:,.1f} us",
             f"  predicted   {self.predicted_us:,.1f} us; the unavoidable takes {self.roofline_us:,.1f} us "
