@@ -12,6 +12,7 @@ CLI = [sys.executable, "-m", "lc_triton.cli"]
 PACKAGE = [sys.executable, "-m", "lc_triton"]
 
 
+@pytest.mark.slow
 @pytest.mark.subprocess
 @pytest.mark.parametrize("arguments", [["--version"], ["configs", "--workload", "lrlc_l1"], ["configs"]])
 def test_the_package_runs_as_the_command(arguments):

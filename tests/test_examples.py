@@ -24,12 +24,15 @@ def test_training_a_layer(capsys):
     assert "convolution:" in capsys.readouterr().out
 
 
+@pytest.mark.subprocess
 def test_converting_a_keras_model(capsys):
     pytest.importorskip("h5py")
     assert importlib.import_module("examples.convert_keras").main() < 1e-6
     assert "(locally_connected2d): LocallyConnected2D(4" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+@pytest.mark.subprocess
 def test_sharing_a_layer_over_two_processes():
     shared, alone = importlib.import_module("examples.share").main()
     assert shared == pytest.approx(alone, rel=1e-6)
