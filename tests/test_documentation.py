@@ -171,8 +171,25 @@ def test_every_public_name_is_on_one_api_page():
     pages = (ROOT / "docs" / "api").glob("*.md")
     found = [name for page in pages for name in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)]
     assert len(found) == len(set(found))
-    assert set(found) - public_names() == {"lc_triton.layers.init", "lc_triton.errors"}  # all of these modules
+    modules = {
+        f"lc_triton.{name}" for name in ("layers.init", "errors", *(f"keras.{kind}" for kind in KERAS_ARGUMENTS))
+    }
+    assert set(found) - public_names() == modules  # what is public in each
     assert public_names() <= set(found)
+
+
+KERAS_ARGUMENTS = ("initializers", "regularizers", "constraints")
+
+
+@pytest.mark.parametrize("kind", KERAS_ARGUMENTS)
+def test_every_keras_object_is_on_the_api_page(kind):
+    module = importlib.import_module(f"lc_triton.keras.{kind}")
+    base = {"initializers": "Initializer", "regularizers": "Penalised", "constraints": "Constraint"}[kind]
+    classes = {name for name, value in vars(module).items() if inspect.isclass(value) and not name.startswith("_")}
+    own = {name for name in classes if vars(module)[name].__module__ == module.__name__} - {base, "Constrained"}
+    page = (ROOT / "docs/api/keras-arguments.md").read_text()
+    (listed,) = re.findall(rf"::: lc_triton.keras.{kind}\n.*?members: \[([^]]+)\]", page, re.DOTALL)
+    assert set(listed.split(", ")) == own
 
 
 def test_every_page_is_in_the_navigation():
