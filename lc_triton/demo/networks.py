@@ -36,7 +36,7 @@ def convolution() -> nn.Sequential:
 
 
 def dense() -> nn.Sequential:
-    """A dense layer of as many outputs in their place: every pixel meets every unit."""
+    """A dense layer of as many outputs in their place: every pixel is connected to every unit."""
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(64, 16 * FILTERS),

@@ -46,7 +46,7 @@ def _one_of_them(work: Callable[[], Any], nproc: int) -> int:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // nproc))
     try:
         work()
-    except (LocalConvError, OSError) as error:  # all processes meet the same one, and one of them says so
+    except (LocalConvError, OSError) as error:  # all processes raise the same error, and one of them prints it
         if environment("RANK", "0") == "0":
             print(f"lc-triton: {error}", file=sys.stderr)
         return 2 if isinstance(error, LocalConvError) else 1

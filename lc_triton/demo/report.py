@@ -15,7 +15,7 @@ from lc_triton.core.files import write_atomically
 from lc_triton.demo.data import Digits
 from lc_triton.errors import MissingPackageError
 
-COLORS = {"locally connected": "#0072b2", "convolution": "#d55e00", "dense": "#6c757d"}  # told apart by all eyes
+COLORS = {"locally connected": "#0072b2", "convolution": "#d55e00", "dense": "#6c757d"}  # for colour-blind readers too
 
 
 def check_matplotlib() -> None:

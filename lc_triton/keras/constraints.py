@@ -41,7 +41,7 @@ class Constraint:
         Args:
             w: a view of plain memory, contiguous.
             default_axis: serves where the constraint was given none.
-            inside: for a kernel `(P, D, F)`, which taps meet the input, `(P, T)`; the others become 0 first.
+            inside: for a kernel `(P, D, F)`, which taps are inside the input, `(P, T)`; the others become 0 first.
         """
         raise NotImplementedError
 

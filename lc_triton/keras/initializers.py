@@ -131,7 +131,7 @@ class RandomUniform(_Random):
 
 @dataclass(frozen=True)
 class TruncatedNormal(_Random):
-    """Normal numbers, drawn again beyond two standard deviations; `stddev` is that of the uncut normal."""
+    """Normal numbers, redrawn beyond two standard deviations; `stddev` is that of the uncut normal."""
 
     mean: float = 0.0
     stddev: float = 0.05
@@ -205,7 +205,7 @@ def _scaled_(
 
 
 def fans(shape: Sequence[int], fan_mode: str = "position") -> tuple[int, int]:
-    """Numbers that meet in one output, and outputs one number goes to, of a Keras-shaped variable such as (P, D, F)."""
+    """The fan_in and fan_out of a Keras-shaped variable such as (P, D, F)."""
     if len(shape) < 2:
         return (shape[0], shape[0]) if shape else (1, 1)
     positions = math.prod(shape[:-2]) if fan_mode == "keras" else 1

@@ -29,7 +29,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name == "keras":
         raise MissingPackageError(what="lc_triton.keras.layers", package="keras", extra="keras3") from None
-    if error.name in ("tensorflow", "jax", "openvino"):  # Keras imports its backend, tensorflow if it is told none
+    if error.name in ("tensorflow", "jax", "openvino"):  # Keras imports its backend, tensorflow by default
         reason = "Keras cannot import it: set KERAS_BACKEND=torch in the environment before keras is first imported"
         raise BackendError(value=error.name, reason=reason) from None
     raise
@@ -259,7 +259,7 @@ def _stack(initializer: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     """A matrix for each position."""
     positions, *matrix = shape
     if isinstance(initializer, keras.initializers.Orthogonal) and isinstance(initializer.seed, int):
-        # A number gives the same matrix each time; a generator that starts from it gives others, again the same ones.
+        # A seed makes the same matrix each time; a generator from that seed makes a reproducible sequence of matrices.
         seed = keras.random.SeedGenerator(initializer.seed)
         initializer = keras.initializers.Orthogonal(initializer.gain, seed)
     return keras.ops.stack([initializer(tuple(matrix), dtype=dtype) for _ in range(positions)])

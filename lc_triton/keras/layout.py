@@ -91,7 +91,7 @@ def has_padding(geometry: Geometry) -> bool:
 
 
 def inside(geometry: Geometry, device: torch.device) -> Tensor:
-    """Which taps of each position meet the input and no padding, `(P, T)`."""
+    """Which taps of each position are inside the input, not on padding, `(P, T)`."""
     mask = torch.ones((), dtype=torch.bool, device=device)
     for dim, size in enumerate(geometry.in_spatial):
         site = _axis_sites(geometry, dim, device)
@@ -157,7 +157,7 @@ def _matrices(dense: Tensor, geometry: Geometry, data_format: str) -> Tensor:
 def _sorted(weight: Tensor, geometry: Geometry, data_format: str) -> tuple[Tensor, Tensor]:
     """A view of the weight with its axes in implementation 3's order, and which of its numbers are connected.
 
-    A window's taps meet the sites in rising order, so sorted axes are sorted numbers.
+    A window's taps are on sites in rising order, so sorted axes are sorted numbers.
     """
     mask = inside(geometry, weight.device)
     numbers = weight.reshape(geometry.positions, geometry.taps, -1, geometry.out_channels)

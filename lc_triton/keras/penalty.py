@@ -86,7 +86,7 @@ class _WeightedSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
         (w,), (l1, l2), geometry = ctx.saved_tensors, ctx.factors, ctx.geometry
-        if torch.is_grad_enabled() or not can_block(w):  # to be differentiated again, or inside a transform
+        if torch.is_grad_enabled() or not can_block(w):  # a double backward, or inside a transform
             numbers = _connected(w, geometry)
             gradient = numbers * (2 * l2 * g)
             return (gradient + numbers.sign() * (l1 * g) if l1 else gradient).to(w.dtype), None, None, None
@@ -153,7 +153,7 @@ def _is_dense(w: Tensor) -> bool:
 def _rows(tensor: Tensor, like: Tensor, geometry: Geometry | None) -> tuple[Tensor, Tensor | None]:
     """The numbers of a dense tensor as rows, in the order in which those of `like` lie in memory, a view.
 
-    With a geometry each row is of one tap, and the second result tells which rows meet the input.
+    With a geometry each row is of one tap, and the second result says which rows are inside the input.
     """
     if geometry is None:
         numbers = tensor.permute(_axes_by_stride(like)).view(-1)

@@ -177,7 +177,7 @@ def _held(value: Any) -> list[nn.Module]:
 
 
 def _sizes(model: nn.Module, example: Any, chosen: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]:
-    """The spatial size that each convolution meets when the model runs on an example."""
+    """The spatial size of each convolution's input when the model runs on an example."""
     met: dict[str, set[tuple[int, ...]]] = {name: set() for name in chosen}
 
     def watch(name: str) -> Any:

@@ -181,7 +181,7 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
         input_dim: int | None,
         input_length: int | None,
     ) -> tuple[int, ...] | None:
-        """The sizes of one input if the arguments tell all; what they tell else is compared when the layer is built."""
+        """The sizes of one input, if the arguments have all; partial sizes are compared when the layer is built."""
         if input_length is not None and self.ndim != 1:
             allowed = f"None for {self.ndim} spatial dimensions: give input_shape"
             raise ArgumentValueError(name="input_length", value=input_length, allowed=allowed)
@@ -228,7 +228,7 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
         self._fit(self._geometry_of_input(shape), "position" if self.use_bias else None)
 
     def _geometry_of_input(self, shape: tuple[int, ...]) -> Geometry:
-        """The geometry for the shape of one input, compared with what other arguments tell of it."""
+        """The geometry for the shape of one input, compared with the other arguments."""
         geometry = self._geometry_for(shape)
         for name, given, size in (
             ("input_dim", self._input_dim, geometry.in_channels),
@@ -397,7 +397,7 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
             config: what `get_config` gave, here or in Keras 2.
 
         Raises:
-            LocalConvError: an argument that does not exist, or whatever the constructor refuses.
+            LocalConvError: an argument that does not exist, or one that the constructor refuses.
 
         Source: `tf_keras.layers.Layer.from_config`.
 

@@ -62,8 +62,8 @@ def clip_grad_norm_(
         if not isinstance(parameter, Tensor):
             raise ArgumentTypeError(name="parameters", value=parameter, allowed="a torch.Tensor, or several")
     if not any(isinstance(p, DTensor) for p in every):
-        again = (p for p in every) if isinstance(parameters, GeneratorType) else every  # torch warns of an empty one
-        norm: Tensor = clip_plain_grad_norm_(again, max_norm, norm_type, error_if_nonfinite, foreach)
+        plain = (p for p in every) if isinstance(parameters, GeneratorType) else every  # torch warns of an empty one
+        norm: Tensor = clip_plain_grad_norm_(plain, max_norm, norm_type, error_if_nonfinite, foreach)
         return norm
 
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""`lc_triton.tuning()`: measure tiles for whatever runs inside a `with` block."""
+"""`lc_triton.tuning()`: measure tiles for the kernels that run inside a `with` block."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ class LocallyConnectedArguments(Arguments):
         """See the base."""
         given = {name: value for name, value in (self.model_extra or {}).items() if name in _KNOWN}
         if place.package == "lc_triton":
-            given["implementation"] = 1  # that of its kernel, whatever it was given
+            given["implementation"] = 1  # that of its kernel, for every value of the argument
         elif given.get("padding") == "same":
             given["padding"] = "keras_same"  # what Keras 2 means by it
         read, _ = asked(given)

@@ -147,7 +147,7 @@ def main(path: str, folder: str, expansion: str) -> None:
         found = index(path, folder, int(expansion))
     except NotUsable as error:
         found = {"wrong": str(error)}
-    except Exception as error:  # whatever the library says of a damaged file
+    except Exception as error:  # any error of the library for a damaged file
         found = {"wrong": f"it is damaged or no HDF5 file ({type(error).__name__}: {str(error)[:200]})"}
     json.dump(found, sys.stdout)
 

@@ -151,7 +151,7 @@ def load_weights(
         pairs = []
         misshapen: list[str] = []
         for layer, module in targets.items():
-            # A file without its model may tell a layer's class by its name.
+            # In a file without its model, a layer's name may contain its class.
             slots_here = slots(modules[module], origins.get(layer) or Origin(layer))
             wrong = _misfits(layer, slots_here, found[layer])
             misshapen += wrong

@@ -1,4 +1,4 @@
-"""Batch and layer normalization over whatever axes Keras names."""
+"""Batch and layer normalization over the axes that Keras names."""
 
 from __future__ import annotations
 
