@@ -109,6 +109,18 @@ def test_the_definition_and_triton_are_imported_only_when_asked_for():
     assert not wrong, "\n".join(wrong)
 
 
+def test_tests_do_without_the_benchmarks():
+    """Who works on the library installs no peers; the benchmarks' own tests lie in tests/benchmarks."""
+    root, wrong = Path(__file__).parent, []
+    for path in sorted(root.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if "benchmarks" in {name.split(".")[0] for name in names} and root / "benchmarks" not in path.parents:
+                wrong.append(f"{path.relative_to(root)}:{node.lineno}")
+    assert not wrong, wrong
+
+
 WATCH = """
 import sys, torch
 opened = []
