@@ -30,7 +30,7 @@ def saved_model(path: Path) -> tuple[np.ndarray, np.ndarray]:
     model = keras.Sequential(
         [
             keras.Input((12, 12, 1)),
-            LocallyConnected2D(4, 3, strides=2, activation="relu"),
+            LocallyConnected2D(4, 3, strides=2, activation="relu", name="local"),
             keras.layers.Flatten(),
             keras.layers.Dense(10, activation="softmax"),
         ]

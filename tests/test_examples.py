@@ -28,7 +28,7 @@ def test_training_a_layer(capsys):
 def test_converting_a_keras_model(capsys):
     pytest.importorskip("h5py")
     assert importlib.import_module("examples.convert_keras").main() < 1e-6
-    assert "(locally_connected2d): LocallyConnected2D(4" in capsys.readouterr().out
+    assert "(local): LocallyConnected2D(4" in capsys.readouterr().out
 
 
 @pytest.mark.slow
