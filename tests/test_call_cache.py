@@ -200,6 +200,7 @@ def test_what_runs_before_a_launch(kind, monkeypatch):
     with absent.absent_gpu(keep=False), torch.set_grad_enabled(kind == "graph"):
         call()
         found = python_calls(call)
-    ours = [item for item in found if f"{Path('lc_triton')}/" in item[0]]
+    # The absent GPU stands for Triton's driver.
+    ours = [item for item in found if f"{Path('lc_triton')}/" in item[0] and not item[0].endswith("absent.py")]
     assert len(found) <= 25, found
     assert len({file for file, _ in ours}) <= 6, ours
