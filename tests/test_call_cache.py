@@ -1,5 +1,6 @@
 """The call cache: its key covers what decides a call, observers bypass it, and little runs before a launch."""
 
+import logging
 import sys
 from pathlib import Path
 
@@ -155,6 +156,15 @@ def test_a_call_of_one_kind_refuses_another(layer):
         layer(torch.randn(2, 3, 5, 6))
     with pytest.raises(lc_triton.errors.LocalConvError, match="float64"):
         layer(torch.randn(X, dtype=torch.float64))
+
+
+def test_the_backend_is_logged_once_a_shape(layer, caplog):
+    with caplog.at_level(logging.DEBUG, "lc_triton.dispatch"):
+        for batch in (2, 2, 3):
+            layer(torch.randn(batch, *X[1:]))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"x ({batch}, 3, 5, 5) torch.float32, weight {WEIGHT}: backend cpu" for batch in (2, 3)
+    ]
 
 
 @pytest.mark.parametrize("stride", [1.0, True, "1", [1.0, 1], (True, 1)])

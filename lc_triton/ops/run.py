@@ -7,6 +7,7 @@ bypass it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -29,6 +30,8 @@ from lc_triton.tiles.chooser import chooser
 
 # Bound calls that a plan keeps: training with batches of any size would keep one for each.
 MOST_CALLS = 256
+
+_log = logging.getLogger("lc_triton.dispatch")
 
 Call = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
@@ -117,6 +120,7 @@ def _bind(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, autocast: 
         return partial(_run_cast, plan=plan)
     check_dtypes(plan.operand, x, weight, bias)
     backend = resolve(x.device.type)
+    _log.debug("x %s %s, weight %s: backend %s", tuple(x.shape), x.dtype, tuple(weight.shape), backend)
     unfused = plan.transposed and plan.activation.saves == "z"
     if backend == "reference" or plan.pad or plan.after is not None or unfused:
         return partial(_run_checked, plan=plan)
