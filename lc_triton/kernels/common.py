@@ -297,15 +297,3 @@ def bias_and_activation(b_z, p_bias, o_place, o_filter, m_n, F: tl.constexpr, EP
         b_bias = tl.load(p_bias + o_filter, mask=m_n, other=0.0)  # [BN]
         b_z += b_bias.to(b_z.dtype)[None, :]
     return b_z, activate(b_z, ACT, CONSTANT)
-
-
-@triton.jit
-def load_weight(p_w, m_w):
-    """Load a block of the weight, zero where the mask is false: `launch.build` finds these loads by this function."""
-    return tl.load(p_w, mask=m_w, other=0.0)
-
-
-@triton.jit
-def store_weight(p_dw, b_dw, m_dw):
-    """Store a block of the weight gradient: `launch.build` finds these stores by this function."""
-    tl.store(p_dw, b_dw, mask=m_dw)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from lc_triton.kernels.common import bias_and_activation, decode_k, load_weight, site_is_read, tap, tile_offsets
+from lc_triton.kernels.common import bias_and_activation, decode_k, site_is_read, tap, tile_offsets
 
 
 @triton.jit(do_not_specialize=["B"])
@@ -96,7 +96,7 @@ def forward_kernel(
         o_k = (i0 * x_pitch[1] + i1 * x_pitch[2] + ih * x_pitch[3] + iw) * SHAPE.channels + c  # [BK], or [BK, BN]
 
         if OWN:  # k counts a position's weights as they lie
-            b_w = load_weight(p_w[None, :] + k * F, m_k & m_n[None, :])  # [BK, BN]
+            b_w = tl.load(p_w[None, :] + k * F, mask=m_k & m_n[None, :], other=0.0)  # [BK, BN]
         elif DESCRIPTOR:  # one position: likewise, and past the weights' end a descriptor reads zeros
             o_box = ((o01 * OH + oh0) * OW + ow0).to(tl.int32)
             b_w = p_w.load([o_box, k0, group * FG + f0]).reshape(BK, BN)  # [BK, BN]
@@ -104,7 +104,7 @@ def forward_kernel(
             kh, m_h = tap(dh[:, None] - (jr * SH)[None, :], KH, DH)
             kw, m_w = tap(dw[:, None] - (jc * SW)[None, :], KW, DW)
             o_w = ((((t0 * K1 + t1) * KH)[:, None] + kh) * KW + kw) * C + c[:, None]
-            b_w = load_weight(p_w[None, :] + o_w * F, m_h & m_w & m_k[:, None] & m_n[None, :])  # [BK, BN]
+            b_w = tl.load(p_w[None, :] + o_w * F, mask=m_h & m_w & m_k[:, None] & m_n[None, :], other=0.0)  # [BK, BN]
         if DOT:
             o_x = o_k + group * C
             b_x = tl.load(p_x[:, None] + o_x[None, :], mask=m_b[:, None] & m_k[None, :], other=0.0)  # [BB, BK]

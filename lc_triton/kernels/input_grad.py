@@ -9,7 +9,6 @@ import triton.language as tl
 from lc_triton.kernels.common import (
     bias_and_activation,
     decode_k,
-    load_weight,
     tap,
     tile_offsets,
     unbounded,
@@ -141,7 +140,7 @@ def input_grad_kernel(
         if OWN:
             p_k = p_w + position.to(tl.int64) * SHAPE.position_weights + f
             o_w = (((t0 * K1 + t1) * KH + kh) * KW + kw) * (CG * F) + o_n[:, None]
-            b_w = load_weight(p_k + o_w, m_k)  # [BN, BK]
+            b_w = tl.load(p_k + o_w, mask=m_k, other=0.0)  # [BN, BK]
         elif DESCRIPTOR:  # one site, and a step within one position: a box of one tap's weights
             d0, d1, q0, q1, qh, qw, f0, m_q = window(k0, s0, s1, sh, sw, first_h, first_w, SHAPE, TILE)
             kh, m_h = tap(sh - qh * SH, KH, DH)
@@ -155,7 +154,7 @@ def input_grad_kernel(
             kw, m_w = tap((sw + jc)[:, None] - (ow * SW)[None, :], KW, DW)
             o_w = ((((t0 * K1 + t1) * KH)[None, :] + kh) * KW + kw) * (CG * F) + o_n[:, None]
             p_k = p_w + position.to(tl.int64) * SHAPE.position_weights + f
-            b_w = load_weight(p_k[None, :] + o_w, m_h & m_w & m_k[None, :] & m_n[:, None])  # [BN, BK]
+            b_w = tl.load(p_k[None, :] + o_w, mask=m_h & m_w & m_k[None, :] & m_n[:, None], other=0.0)  # [BN, BK]
         if DOT:
             o_g = o_k + group * FG
             b_g = tl.load(p_g[:, None] + o_g[None, :], mask=m_b[:, None] & m_k[None, :], other=0.0)  # [BB, BK]

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from lc_triton.kernels.common import activation_backward, decode_k, site_is_read, store_weight, tap, tile_offsets
+from lc_triton.kernels.common import activation_backward, decode_k, site_is_read, tap, tile_offsets
 
 
 @triton.jit
@@ -169,4 +169,4 @@ def weight_grad_kernel(
             o_w = (((((t0 * K1 + t1) * KH)[:, None] + kh) * KW + kw) * C + c[:, None]) * F
             m_dw = m_h & m_w & (k < KT)[:, None] & m_n[None, :]
         p_dw += position.to(tl.int64) * SHAPE.position_weights + f
-        store_weight(p_dw[None, :] + o_w, acc.to(p_dw.dtype.element_ty), m_dw)  # [BK, BN]
+        tl.store(p_dw[None, :] + o_w, acc.to(p_dw.dtype.element_ty), mask=m_dw)  # [BK, BN]

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from lc_triton.core.activations import LINEAR
 from lc_triton.core.problem import Problem
-from lc_triton.kernels import common
 from lc_triton.kernels.combine import combine_kernel
 from lc_triton.launch.absent import compile_call
 from lc_triton.launch.layout import PLAIN, Epilogue, Upstream, dense_rows, shape_of, tile_of
@@ -144,8 +143,9 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 def machine_code(pass_name: Pass, compiled: Any) -> MachineCode:
     """Registers, spills, shared memory and the instruction mix, read from what Triton compiled."""
+    weights = weight_lines(pass_name, compiled.asm["ttir"])
     if "amdgcn" in compiled.asm:
-        return _read_amd(pass_name, compiled.asm["amdgcn"], compiled.metadata.shared)
+        return _read_amd(weights, compiled.asm["amdgcn"], compiled.metadata.shared)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -165,7 +165,7 @@ def machine_code(pass_name: Pass, compiled: Any) -> MachineCode:
         weight_bits=128
         if boxes
         else _weight_bits(
-            pass_name, sass, r'//## File "[^"]*?([^"/]+)", line (\d+)', r"\b(?:LDG|LDGSTS|STG)\.([\w.]*)", _sass_bits
+            weights, sass, r'//## File "[^"]*?([^"/]+)", line (\d+)', r"\b(?:LDG|LDGSTS|STG)\.([\w.]*)", _sass_bits
         ),
         instructions=_count(r"/\*[0-9a-f]{4,5}\*/", sass),
     )
@@ -176,20 +176,42 @@ def _sass_bits(suffix: str) -> int:
     return next((bits for name, bits in sizes.items() if name in suffix.split(".")), 32)
 
 
-@cache
-def _weight_lines(pass_name: Pass) -> tuple[str, frozenset[int]]:
-    """The file and the lines of the function by which a kernel loads the weight, or stores its gradient."""
-    code = (common.store_weight if pass_name == "weight_grad" else common.load_weight).fn.__code__
-    return Path(code.co_filename).name, frozenset(line for _, _, line in code.co_lines() if line is not None)
+def weight_lines(pass_name: Pass, ttir: str) -> frozenset[tuple[str, str]]:
+    """The source lines, as (file, line), that load the weight or store its gradient.
+
+    These are the accesses whose address derives from the kernel's argument p_w (or p_dw): in Triton's IR, a pointer is
+    the first operand of whatever is made of it.
+    """
+    pointers, places = {"%p_dw" if pass_name == "weight_grad" else "%p_w"}, []
+    for line in ttir.splitlines():
+        found = re.match(r"\s*(?:(%\w+) = )?(tt\.\w+) (%\w+)\b", line)
+        if found is None or found[3] not in pointers:
+            continue
+        if found[2] in ("tt.load", "tt.store"):
+            places.append(re.findall(r"#loc\d*", line)[-1])
+        elif found[1] is not None:
+            pointers.add(found[1])
+    named = dict(re.findall(r"^(#loc\d*) = loc\((.*)\)$", ttir, re.M))
+    return frozenset(_source_line(place, named) for place in places)
 
 
-def _weight_bits(pass_name: Pass, text: str, place: str, access: str, bits_of: Callable[[str], int]) -> int:
-    """The narrowest access among the instructions that come from those lines; 0 if there is none."""
-    (file, lines), here, bits = _weight_lines(pass_name), False, []
+def _source_line(place: str, named: dict[str, str]) -> tuple[str, str]:
+    """The file and line of a location in Triton's IR; of inlined code, where it stands."""
+    text = named[place]
+    while (found := re.search(r'"([^"]+)":(\d+):\d+', text)) is None:
+        text = named[re.findall(r"#loc\d*", text)[0]]
+    return Path(found[1]).name, found[2]
+
+
+def _weight_bits(
+    lines: frozenset[tuple[str, str]], text: str, place: str, access: str, bits_of: Callable[[str], int]
+) -> int:
+    """The narrowest access among the instructions that come from some source lines; 0 if there is none."""
+    here, bits = False, []
     for line in text.splitlines():
         found = re.search(place, line)
         if found:
-            here = found[1] == file and int(found[2]) in lines
+            here = (found[1], found[2]) in lines
         elif here and (instruction := re.search(access, line)):
             bits.append(bits_of(instruction[1]))
     return min(bits, default=0)
@@ -204,7 +226,7 @@ def _widest(wide: str, any_width: str, sass: str) -> int:
     return max(widths, default=32 if re.search(any_width, sass) else 0)
 
 
-def _read_amd(pass_name: Pass, text: str, shared: int) -> MachineCode:
+def _read_amd(weights: frozenset[tuple[str, str]], text: str, shared: int) -> MachineCode:
     def field(name: str) -> int:
         return int(re.findall(rf"\.{name}:\s+(\d+)", text)[0])
 
@@ -220,9 +242,9 @@ def _read_amd(pass_name: Pass, text: str, shared: int) -> MachineCode:
         load_bits=max(loads, default=0),
         boxes=0,
         weight_bits=_weight_bits(
-            pass_name,
+            weights,
             text,
-            r"\.loc\s.*;\s*(\S+\.py):(\d+)",
+            r"\.loc\s.*;\s*(?:\S*/)?(\S+\.py):(\d+)",
             r"(?:global|buffer)_(?:load|store)_(\w+)",
             lambda kind: {"dwordx4": 128, "dwordx3": 96, "dwordx2": 64, "dword": 32}.get(kind, 16),
         ),

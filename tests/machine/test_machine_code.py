@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import lc_triton.kernels
 from lc_triton.core.activations import FUSED_NAMES, Activation, parse_activation
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
-from lc_triton.launch.build import build, build_combine, machine_code
+from lc_triton.launch.build import build, build_combine, machine_code, weight_lines
 from lc_triton.tiles.config import PASSES, TileConfig
 from lc_triton.tiles.device import DEVICES
 from lc_triton.tiles.model import choose
@@ -169,6 +170,19 @@ def test_a_split_loop(pass_name, device):
     assert split.wgmma == whole.wgmma
     assert max(split.async_bits, split.load_bits) == max(whole.async_bits, whole.load_bits) == 128
     assert split.weight_bits == whole.weight_bits or pass_name == "weight_grad"  # which stores parts in float32
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("pass_name", PASSES)
+@pytest.mark.parametrize("config", [TileConfig(1, 2, 16, 16, 16), TileConfig(1, 2, 16, 4, 16, dot=False)])
+def test_the_weights_accesses_are_found_by_their_addresses(config, pass_name):
+    compiled = build(pass_name, Problem(SMALL, backend="triton"), config, 90)
+    ((file, line),) = weight_lines(pass_name, compiled.asm["ttir"])
+    assert file == f"{pass_name}.py"
+    source = (Path(lc_triton.kernels.__file__).parent / file).read_text().splitlines()[int(line) - 1]
+    assert ("tl.store(p_dw" if pass_name == "weight_grad" else "b_w = tl.load(p_") in source
+    assert machine_code(pass_name, compiled).weight_bits >= 16
+    assert not weight_lines("forward" if pass_name == "weight_grad" else "weight_grad", compiled.asm["ttir"])
 
 
 @pytest.mark.parametrize("name", ["linear", "gelu"])
