@@ -1,5 +1,5 @@
 import os
-import sys
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,14 +13,16 @@ os.environ["KERAS_BACKEND"] = "torch"
 # The mark that a test needs which starts a program of this name.
 MARK_OF = {"python": "subprocess", "ptxas": "compile"}
 _started: list[str] = []
+_start = subprocess.Popen.__init__
 
 
-def _note_start(event, arguments):
-    if event == "subprocess.Popen":
-        _started.append(Path(os.fsdecode(arguments[0])).name)
+def _note_start(self, args, *more, **options):
+    first = args if isinstance(args, str | bytes | os.PathLike) else args[0]
+    _started.append(Path(os.fsdecode(first)).name)
+    _start(self, args, *more, **options)
 
 
-sys.addaudithook(_note_start)
+subprocess.Popen.__init__ = _note_start
 
 
 def pytest_collection_modifyitems(items):

@@ -61,6 +61,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.subprocess
 def test_a_folder_that_cannot_be_made(tmp_path, capsys):
     from lc_triton.cli import main
 

@@ -13,7 +13,7 @@ from tests.keras.keras3.common import QUIET, keras, layers
 
 pytest.importorskip("h5py")
 
-pytestmark = QUIET
+pytestmark = [QUIET, pytest.mark.subprocess]
 
 DRAWN = {"bias_initializer": keras.initializers.RandomNormal(stddev=0.5, seed=1)}
 
