@@ -9,7 +9,8 @@ STAMP := .venv/.installed-$(shell cat pyproject.toml $(CONSTRAINTS) | cksum | cu
 DOCS := $(subst installed,docs,$(STAMP))
 # One thread a worker: the workers are as many as the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
-COVERAGE := OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -n auto
+COVERAGE := OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -n auto \
+	--deselect tests/test_faults.py::test_a_full_disk_is_one_line_and_leaves_nothing
 
 .PHONY: help check demo test nightly fuzz coverage emulate bench gate lint types docs setup clean
 
@@ -55,6 +56,7 @@ fuzz: setup
 	exit $$status
 
 # Takes twice as long as the tests. What stays uncovered is listed, with the reason, in docs/dev/coverage.md.
+# One test is left out: the disk that it fills is full for the measurement too.
 coverage: setup
 	@rm -f .coverage .coverage.*
 	@status=0; ($(call run-tests,$(COVERAGE))) || status=1; \

@@ -88,6 +88,7 @@ def assert_same(model, x, wanted):
         assert (got - want).abs().max() <= 1e-6 * want.abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*HDF5 file:UserWarning")
 @pytest.mark.parametrize("kind", ["keras", "h5", "weights.h5"])
 def test_a_model_computes_what_it_computed_in_keras(case, kind, tmp_path):
