@@ -7,12 +7,15 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks.contenders import CONTENDERS, MOST_BYTES, OURS
+from benchmarks.drawn import drawn_rows
+from benchmarks.peers import PEERS
 from benchmarks.rows import Row
-from benchmarks.suites import SUITES, suite
+from benchmarks.suites import RANDOM, SUITES, suite
 from lc_triton.core.files import write_atomically
 from lc_triton.core.geometry import check_int, check_name
 from lc_triton.errors import ArgumentValueError, LocalConvError
@@ -49,24 +52,35 @@ def rows(options: argparse.Namespace) -> list[Row]:
     check_int("--threads", options.threads, 1)
     for dtype in options.dtypes:
         types_of(dtype)
-    _device(options)
+    device = _device(options)
+    drawn = options.workload is None and check_name("--suite", options.suite, (*SUITES, RANDOM)) == RANDOM
+    if options.seed is not None and not drawn:
+        raise ArgumentValueError(name="--seed", value=options.seed, allowed=f"given with --suite {RANDOM} only")
+    if drawn:
+        if device != "cpu":
+            raise ArgumentValueError(name="--device", value=device, allowed=f"cpu with --suite {RANDOM}")
+        seed = check_int("--seed", options.seed or 0, 0)
+        return [row for dtype in options.dtypes for row in drawn_rows(seed, dtype, options.threads)]
     if options.workload is None:
-        pairs = suite(check_name("--suite", options.suite, SUITES))
+        pairs = suite(options.suite)
     else:
         pairs = list(chosen(options.workload, options.batches))
     return [Row(*pair, dtype, options.threads, options.device) for pair in pairs for dtype in options.dtypes]
 
 
 def _run(options: argparse.Namespace) -> int:
-    from benchmarks.run import run
+    from benchmarks.run import run, summary
 
     for name in options.contenders or ():
         check_name("contender", name, CONTENDERS)
-    wrong = False
-    for results in run(rows(options), options.seconds, [OURS, *(options.contenders or CONTENDERS)]):
+    timed = rows(options)
+    contenders = options.contenders or (PEERS if options.suite == RANDOM and not options.workload else CONTENDERS)
+    measured: list[dict[str, Any]] = []
+    for results in run(timed, options.seconds, [OURS, *contenders]):
         write_atomically(options.out, (json.dumps(results, indent=1) + "\n").encode())
-        wrong |= "skipped" in results["rows"][-1]["contenders"][OURS]
-    return int(wrong)
+        measured = results["rows"]
+    print(summary(measured))
+    return int(any("skipped" in row["contenders"][OURS] for row in measured))
 
 
 def _overhead(options: argparse.Namespace) -> int:
@@ -115,7 +129,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="lc_triton beside its peers.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     what = argparse.ArgumentParser(add_help=False)
-    what.add_argument("--suite", default="cpu", metavar="NAME", help="cpu (default), growth, or published: every layer")
+    what.add_argument(
+        "--suite", default="cpu", metavar="NAME", help="cpu (default), growth, random, or published: every layer"
+    )
+    what.add_argument("--seed", type=int, metavar="S", help="of --suite random: which layers are drawn (default: 0)")
     what.add_argument("--workload", nargs="+", metavar="NAME", help="instead: names, or shapes like 63x63x16,k9,f16")
     what.add_argument("--batches", nargs="+", type=int, metavar="B", help="of --workload (default: its own)")
     what.add_argument(

@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.contenders import CONTENDERS, MODES, NOT_PEERS, OURS, compiled
+from benchmarks.peers import PEERS
 from benchmarks.rows import Data, Results, Row, expected
 from benchmarks.worker import synchronize, work
 
@@ -28,6 +29,7 @@ LEAST_ROUNDS, MOST_ROUNDS = 5, 200
 FEWEST_ROUNDS = 3  # of a contender that takes longer than all others together may
 WARM_UP, PROBES = 2, 2
 PAUSE = 0.03  # seconds between turns: threads of the contender before spin for a while before they sleep
+LEAST_RATIO = 0.9  # of the best eager idiom's speed: rows below are listed
 PATIENCE = 600.0  # seconds for a contender to get ready
 
 
@@ -202,3 +204,21 @@ def line(result: dict[str, Any]) -> str:
             best = min(peers, key=peers.__getitem__)
             text += f", {peers[best] / mine:.2f}x {best}"
     return text
+
+
+def summary(results: Sequence[dict[str, Any]]) -> str:
+    """How many times faster than the best eager idiom, over all rows, and the rows that are slower."""
+    lines = []
+    for mode in MODES:
+        ratios = {}
+        for result in results:
+            contenders = {n: c for n, c in result["contenders"].items() if "skipped" not in c}
+            idioms = [c[mode]["median_ms"] for n, c in contenders.items() if n in PEERS]
+            if idioms and OURS in contenders:
+                ratios[f"{result['workload']} b{result['batch']}"] = min(idioms) / contenders[OURS][mode]["median_ms"]
+        if ratios:
+            mean = statistics.geometric_mean(ratios.values())
+            lines.append(f"{mode}: {mean:.2f}x the best eager idiom, geometric mean of {len(ratios)} rows")
+            slower = sorted((ratio, name) for name, ratio in ratios.items() if ratio < LEAST_RATIO)
+            lines += [f"  {ratio:.2f}x {name}" for ratio, name in slower]
+    return "\n".join(lines)

@@ -27,6 +27,7 @@ GROWTH = {
 }
 
 SUITES = ("cpu", "published", "growth")
+RANDOM = "random"  # drawn, and timed to be chosen: benchmarks/drawn.py
 
 
 def suite(name: str) -> list[tuple[str, int]]:
