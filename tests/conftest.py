@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from lc_triton._cpu import small
-
 # Keras reads it when it is first imported, whichever test, documentation or example that is: one backend a process.
 os.environ["KERAS_BACKEND"] = "torch"
 
@@ -47,10 +45,3 @@ def _marked(request):
     for program, mark in MARK_OF.items():
         if any(name.startswith(program) for name in _started):
             assert request.node.get_closest_marker(mark), f"starts {program}: mark the test with pytest.mark.{mark}"
-
-
-@pytest.fixture(params=["in_blocks", "at_once"])
-def either_size(request, monkeypatch):
-    """All here holds for a layer that is cut into blocks, and for one so small that it is not."""
-    for most in ("MOST_NUMBERS", "MOST_FLAT_NUMBERS"):
-        monkeypatch.setattr(small, most, {"in_blocks": 0, "at_once": 1 << 30}[request.param])

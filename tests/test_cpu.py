@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 import lc_triton
 from lc_triton import _cpu
-from lc_triton._cpu import small, workspace
+from lc_triton._cpu import workspace
 from lc_triton.core.activations import FUSED_NAMES, Activation, parse_activation
 from lc_triton.core.problem import Problem
 from lc_triton.ops import dispatch
@@ -23,8 +23,6 @@ TWO_D = BY_NAME["2d_asymmetric"]
 ONE_OF_EACH = [BY_NAME[name] for name in ("1d_stride_same", "2d_asymmetric", "3d_dilated_groups")]
 NDIMS = ["1d", "2d", "3d"]
 HALF = [torch.float16, torch.bfloat16]
-
-pytestmark = pytest.mark.usefixtures("either_size")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF])
@@ -58,7 +56,7 @@ def test_channels_first_runs(channels):
 
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("case", [TWO_D, BY_NAME["1d_one"], BY_NAME["2d_stride_slack"]], ids=lambda case: case.name)
-def test_a_small_layers_results_are_no_views(case, batch):
+def test_results_are_no_views(case, batch):
     """One that was made without gradients could not be changed in place where there are some."""
     case = replace(case, batch=batch)
     t, problem = tensors(case, torch.float32), Problem(case.geometry, Activation("silu"))
@@ -160,18 +158,6 @@ def test_channel_bias(case):
     want = expected(case, t, bias=full)
     want["db"] = want["db"].sum(tuple(range(case.geometry.ndim)))
     check(run(case, t, bias=bias), want)
-
-
-@pytest.mark.parametrize("channel", [False, True])
-@pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_a_bias_behind_the_sum(case, channel, monkeypatch):
-    """As long windows of small layers have it, and all others."""
-    monkeypatch.setattr(small, "LONG_WINDOW", 0)
-    monkeypatch.setattr(torch, "baddbmm", None)
-    t = tensors(case)
-    bias = t.bias.reshape(-1, case.filters)[0].clone() if channel else t.bias
-    y = lc_triton.local_conv(t.x, t.weight, bias, **case.arguments, data_format="channels_last")
-    assert_close(y, expected(case, t, bias=bias.expand(case.geometry.bias_shape))["y"])
 
 
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=NDIMS)

@@ -12,8 +12,6 @@ HALF = [torch.float16, torch.bfloat16]
 BY_NAME = {case.name: case for case in CASES}
 TWO_D = BY_NAME["2d_asymmetric"]
 
-pytestmark = pytest.mark.usefixtures("either_size")
-
 
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("case", CASES, ids=IDS)

@@ -7,22 +7,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lc_triton._cpu import small, workspace
+from lc_triton._cpu import workspace
 from lc_triton._cpu.workspace import Buffer
-from lc_triton.core.problem import Problem
-from tests.cases import CASES, IDS, Case, check, expected, run, tensors
+from tests.cases import CASES, Case, check, expected, run, tensors
+from tests.pairwise import pairwise
 from tests.ways import Way
 
 TWO_D = next(case for case in CASES if case.name == "2d_asymmetric")
 
 
 WAYS = {
-    "rows": Way(),
-    "rows, copied once": Way(by_rows=True),
-    "rows, batch innermost": Way(batch_innermost=True),
-    "rows, copied once, batch innermost": Way(by_rows=True, batch_innermost=True),
-    "windows": Way(by_windows=True),
-    "windows, few samples": Way(by_windows=True, few_samples=True),
+    "as they lie": Way(),
+    "few samples": Way(few_samples=True),
+    "few filters": Way(few_filters=True),
 }
 
 
@@ -31,11 +28,17 @@ def way(request):
     return request.param
 
 
-@pytest.mark.parametrize("most_bytes", [1, 600, 1 << 20])  # one sample, a few samples, the whole batch at a time
-@pytest.mark.parametrize("block_bytes", [1, 1500, 5000])  # one position, part of a row or of a plane at a time
-@pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_many_small_blocks(case, block_bytes, most_bytes, way, monkeypatch):
-    replace(way, block_bytes=block_bytes, most_bytes=most_bytes).take(monkeypatch)
+MOST_BYTES = [1, 600, 1 << 20]  # one sample, a few samples, the whole batch at a time
+BLOCK_BYTES = [1, 1500, 5000]  # one position, part of a row or of a plane at a time
+
+
+@pytest.mark.parametrize(
+    ("case", "block_bytes", "most_bytes", "name"),
+    pairwise(CASES, BLOCK_BYTES, MOST_BYTES, list(WAYS)),
+    ids=lambda value: value.name if isinstance(value, Case) else str(value),
+)
+def test_many_small_blocks(case, block_bytes, most_bytes, name, monkeypatch):
+    replace(WAYS[name], block_bytes=block_bytes, most_bytes=most_bytes).take(monkeypatch)
     t = tensors(case)
     check(run(case, t), expected(case, t))
 
@@ -44,7 +47,7 @@ def test_many_small_blocks(case, block_bytes, most_bytes, way, monkeypatch):
     "case",
     [
         Case("1d", (500,), 8, 2, 3),
-        Case("2d", (3, 500), 8, 2, 3, padding=1),
+        Case("2d", (40, 40), 8, 2, 3, padding=1),
         Case("depthwise", (500,), 8, 8, 3, groups=8),
     ],
     ids=lambda case: case.name,
@@ -76,10 +79,3 @@ def test_buffers_in_use_are_left_alone():
             for buffer in inner:
                 buffer.take(3).fill_(2)
         assert first.tolist() == [1, 1, 1]
-
-
-def test_large_results_of_a_small_layer_are_made_as_those_of_a_large_one(monkeypatch):
-    monkeypatch.setattr(small, "MOST_FLAT_NUMBERS", 1 << 18)
-    made = lambda filters: small.Small.of(Problem(Case("one", (1,), 1024, filters, 1).geometry), 1)  # noqa: E731
-    assert made(4096) is not None
-    assert made(4097) is None

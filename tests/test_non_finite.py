@@ -14,15 +14,15 @@ HALF = [torch.float16, torch.bfloat16]
 
 @pytest.fixture(
     params=[
-        Way(at_once=True),
+        Way(direct=True),
         Way(block_bytes=1),
-        Way(block_bytes=1500, by_windows=True, batch_innermost=True, by_rows=True),
+        Way(block_bytes=1500, few_samples=True, few_filters=True),
     ],
-    ids=["at_once", "by_rows", "by_windows"],
+    ids=["direct", "one_position", "in_blocks"],
     autouse=True,
 )
 def every_way(request, monkeypatch):
-    """A layer that is small, and the ways that a larger one can take: windows copied as they lie or turned."""
+    """One product where the layer can be, and the ways in blocks: windows copied as they lie or turned."""
     request.param.take(monkeypatch)
 
 

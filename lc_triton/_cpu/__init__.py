@@ -1,84 +1,86 @@
-"""The three faces in pure torch, for CPU tensors (and any device torch knows).
+"""The three passes in pure torch, for CPU tensors (and any device torch knows).
 
-A face works on a few output positions at a time in small buffers that stay in cache: the full patch matrix, T times
-the input, never exists, but for layers so small that starting torch's functions is all that takes time. 16-bit tensors
-are converted to float32 block by block, unless the CPU multiplies them: products accumulate in float32 and every result
-is rounded once.
+A pass works on blocks of output positions in buffers that stay in cache: the full patch matrix, T times the input,
+exists only where it is one block. 16-bit tensors are converted to float32 block by block, unless the CPU multiplies
+them: products accumulate in float32 and every result is rounded once.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lc_triton._cpu import depthwise, matmul, small
+from lc_triton._cpu import depthwise, direct, matmul
+from lc_triton._cpu.direct import Direct
 from lc_triton.core.backend import autocast_enabled
 from lc_triton.core.problem import Problem
 
 __all__ = ["forward", "input_grad", "weight_grad"]
+
+_NOTHING: AbstractContextManager[Any] = nullcontext()
 
 
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, *, store_z: bool
 ) -> tuple[Tensor, Tensor | None]:
     """y = act(x . w + bias) and, if asked for, the pre-activation."""
-    if (few := _small(problem, x)) is not None:
-        return small.forward(few, x, weight, bias, problem, store_z=store_z)
-    shape = (x.shape[0], *problem.geometry.bias_shape)
-    y = torch.empty(shape, dtype=x.dtype, device=x.device)
-    z = torch.empty_like(y) if store_z else None
-    if y.numel():
-        _blocks("forward", problem, x, weight, bias, y, z)
-    return y, z
+    with _plain(x):
+        if len(x) and (layer := Direct.of(problem, x, weight)):
+            return direct.forward(layer, x, weight, bias, problem, store_z=store_z)
+        shape = (x.shape[0], *problem.geometry.bias_shape)
+        y = torch.empty(shape, dtype=x.dtype, device=x.device)
+        z = torch.empty_like(y) if store_z else None
+        if len(x):
+            _in_blocks(problem).forward(x, weight, bias, y, z, problem)
+        return y, z
 
 
 def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
     """act(dx + bias), where dx gathers what each site gave to the windows that read it."""
-    if (few := _small(problem, g)) is not None:
-        return small.input_grad(few, g, weight, bias, problem)
     geo = problem.geometry
-    dx = torch.empty((g.shape[0], *geo.in_spatial, geo.in_channels), dtype=g.dtype, device=g.device)
-    if dx.numel():
-        _blocks("input_grad", problem, g, weight, bias, dx)
-    return dx
+    with _plain(g):
+        dx = torch.empty((g.shape[0], *geo.in_spatial, geo.in_channels), dtype=g.dtype, device=g.device)
+        if len(g) and (layer := Direct.of(problem, g, weight, input_grad=True)):
+            direct.input_grad(layer, g, weight, bias, dx, problem)
+        elif len(g):
+            _in_blocks(problem).input_grad(g, weight, bias, dx, problem)
+        return dx
 
 
 def weight_grad(
     x: Tensor, g: Tensor, problem: Problem, dtype: torch.dtype, *, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
     """dw and, if asked for, the bias gradient of each position, in `dtype`."""
-    if (few := _small(problem, x)) is not None:
-        return small.weight_grad(few, x, g, dtype, with_bias=with_bias)
-    dw = torch.empty(problem.geometry.weight_shape, dtype=dtype, device=x.device)
-    if len(x):
-        _blocks("weight_grad", problem, x, g, dw)
-    else:
-        dw.zero_()
-    if not with_bias:
-        return dw, None
-    with torch.no_grad():
+    with _plain(x):
+        dw = torch.empty(problem.geometry.weight_shape, dtype=dtype, device=x.device)
+        if not len(x):
+            dw.zero_()
+        elif layer := Direct.of(problem, x, dw):
+            direct.weight_grad(layer, x, g, dw)
+        else:
+            _in_blocks(problem).weight_grad(x, g, dw, problem)
+        if not with_bias:
+            return dw, None
         return dw, g.sum(0, dtype=torch.promote_types(g.dtype, torch.float32)).to(dtype)
 
 
-def _small(problem: Problem, x: Tensor) -> small.Small | None:
-    """The layer if it is a small one for x, unless autocast would change what its products compute."""
-    found = small.Small.of(problem, x.shape[0])
-    return None if found is None or autocast_enabled(x.device.type) else found
+def _in_blocks(problem: Problem) -> Any:
+    """The module whose passes work on blocks of positions."""
+    return depthwise if problem.geometry.in_channels == problem.geometry.groups > 1 else matmul
 
 
-def _blocks(face: str, problem: Problem, *tensors: Any) -> None:
-    """Run a face without autograd or autocast: both would change what the products inside it compute."""
-    geo = problem.geometry
-    kind: ModuleType = depthwise if geo.in_channels == geo.groups > 1 else matmul
-    run, device = getattr(kind, face), tensors[0].device.type
-    if autocast_enabled(device):
-        with torch.no_grad(), torch.autocast(device, enabled=False):
-            run(*tensors, problem)
-    elif torch.is_grad_enabled():
-        with torch.no_grad():
-            run(*tensors, problem)
-    else:
-        run(*tensors, problem)
+@contextmanager
+def _without_autograd_and_autocast(device: str) -> Iterator[None]:
+    with torch.no_grad(), torch.autocast(device, enabled=False):
+        yield
+
+
+def _plain(x: Tensor) -> AbstractContextManager[Any]:
+    """Where products are computed as they are written, and none is recorded: no autograd and no autocast."""
+    if autocast_enabled(x.device.type):
+        return _without_autograd_and_autocast(x.device.type)
+    return torch.no_grad() if torch.is_grad_enabled() else _NOTHING

@@ -1,4 +1,4 @@
-"""The faces of a depthwise layer, whose groups have one channel each: products of numbers, tap after tap."""
+"""The passes of a depthwise layer, whose groups have one channel each: products of numbers, tap after tap."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lc_triton._cpu.blocks import Layer, Outputs, Windows, compute_dtype, parts, store_strip
+from lc_triton._cpu.bands import slice_positions, write_bands
+from lc_triton._cpu.blocks import Block, Layer, Outputs, Windows, compute_dtype, part_of, parts
 from lc_triton._cpu.workspace import buffers
 from lc_triton.core.problem import Problem
 
 
 def _taps(layer: Layer, windows: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Each tap's number and its sites, `(B, rows, columns, C, 1)`."""
+    """Each tap's number and its sites, `(B, *positions, C, 1)`."""
     for tap, (a, b, row, column) in enumerate(itertools.product(*map(range, layer.geo.kernel))):
-        yield tap, windows[..., a, b, row, column, :].permute(3, 0, 1, 2, 4)
+        yield tap, windows[..., a, b, row, column, :].movedim(5, 0)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor | None, problem: Problem) -> None:
@@ -37,7 +38,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
                         torch.mul(sites.cast(at), factor, out=out)
                     else:
                         out.addcmul_(sites.cast(at), factor)
-                outputs.store(part, block, out)
+                outputs.store(part, block, out.flatten(1, 4))
 
 
 def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem) -> None:
@@ -61,27 +62,31 @@ def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem) -> None:
                         torch.sum(product, 0, out=total[tap])
                     else:
                         total[tap] += product.sum(0)
-            targets[block.span] = total.movedim(0, 2).flatten(0, 1)
+            targets[block.span] = total.movedim(0, 4).flatten(0, 3)
 
 
 def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, problem: Problem) -> None:
-    """act(dx + bias), row of sites after row: what each tap that meets it gives."""
+    """act(dx + bias): what each tap gives is added to its sites in a band."""
     layer, dtype = Layer.of(problem), compute_dtype(g.dtype)
     geo, channels, filters = layer.geo, layer.groups, layer.filters
-    rows, width, reach = geo.positions // geo.out_spatial[3], geo.out_spatial[3], geo.kernel[3]
-    gradients = g.contiguous().view(len(g), rows, width, channels, filters)
-    weights = weight.reshape(rows, width, -1, reach, channels, filters)
-    with buffers(g, dtype, 3) as (lines, left, right):
-        for part in parts(len(g), layer.padded[3] * channels * dtype.itemsize):
-            batch = part.stop - part.start
-            for strip in layer.strips(batch * channels * filters * dtype.itemsize):
-                line = lines.take(len(strip.rows), batch, layer.padded[3], channels).zero_()
-                for sites, readers in zip(line, strip.readers, strict=True):
-                    for row, taps in readers:
-                        gradient, factor = left.cast(gradients[part, row]), right.cast(weights[row, :, taps])
-                        for tap in range(reach):
-                            start = tap * geo.dilation[3]
-                            own = sites[:, start : start + (width - 1) * geo.stride[3] + 1 : geo.stride[3]]
-                            for f in range(filters):
-                                own.addcmul_(gradient[..., f], factor[:, tap, :, f])
-                store_strip(layer, line, strip, part, bias, dx, problem)
+    gradients = g.contiguous().view(len(g), -1, channels, filters)
+    weights = weight.reshape(-1, geo.taps, channels, filters)
+    slice_bytes = slice_positions(geo) * channels * filters * dtype.itemsize
+    with buffers(g, dtype, 4) as (totals, left, right, carried):
+        for part in parts(len(g), slice_bytes):
+            batch, own = part.stop - part.start, part_of(gradients, part)
+
+            def sites_of(band: Block, sizes: tuple[int, ...], own: Tensor = own, batch: int = batch) -> Tensor:
+                sites = totals.take(batch, *sizes, channels).zero_()
+                gradient = left.cast(own[:, band.span]).unflatten(1, band.shape)
+                for tap, at in enumerate(itertools.product(*map(range, geo.kernel))):
+                    factor = right.cast(weights[band.span, tap]).unflatten(0, band.shape)
+                    cuts = zip(at, geo.dilation, band.shape, geo.stride, strict=True)
+                    read = slice(None), *(slice(k * d, k * d + (n - 1) * s + 1, s) for k, d, n, s in cuts)
+                    target = sites[read]
+                    for f in range(filters):
+                        target.addcmul_(gradient[..., f], factor[..., f])
+                return sites
+
+            position_bytes = batch * channels * filters * dtype.itemsize
+            write_bands(layer, position_bytes, sites_of, carried, bias, part_of(dx, part), problem.activation)

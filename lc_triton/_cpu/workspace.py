@@ -22,7 +22,7 @@ def outside_inference_mode() -> AbstractContextManager[Any]:
     """What is made in inference mode cannot be written to outside of it.
 
     No context where there is nothing to leave: torch's, left by a signal's exception on its way in or out, restores the
-    gradient mode that it met when the exception is forgotten: long after the call.
+    gradient mode when that exception is freed, long after the call.
     """
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 

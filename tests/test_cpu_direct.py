@@ -1,0 +1,126 @@
+"""Layers that are one block: all windows are one matrix a position, a view of x or copied."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lc_triton._cpu import blocks
+from lc_triton._cpu.direct import Direct
+from lc_triton._cpu.workspace import Buffer
+from lc_triton.core.activations import Activation
+from lc_triton.core.geometry import Geometry
+from lc_triton.core.problem import Problem
+from lc_triton.ops import dispatch
+from tests.cases import Case, assert_close, check, expected, run, tensors
+
+CASES = [
+    Case("1d_one_tap", (7,), 3, 4, 1, batch=3),
+    Case("1d_one_tap_stride", (8,), 3, 4, 1, stride=3, batch=3),
+    Case("1d_disjoint", (11,), 3, 4, 3, stride=3, batch=3),
+    Case("1d_overlapping", (9,), 3, 4, 3, stride=2, batch=3),
+    Case("2d_one_tap", (4, 5), 3, 4, 1, batch=3),
+    Case("2d_one_tap_dilated", (4, 5), 3, 4, 1, dilation=2, batch=3),
+    Case("2d_one_tap_stride", (4, 5), 3, 4, 1, stride=(1, 2), batch=3),
+    Case("2d_disjoint", (4, 6), 3, 4, 2, stride=2, batch=3),
+    Case("2d_disjoint_with_rest", (7, 9), 2, 3, (2, 3), stride=(3, 4), batch=3),
+    Case("2d_disjoint_dilated", (8, 9), 2, 3, 2, dilation=2, stride=3, batch=3),
+    Case("2d_full_width", (6, 4), 2, 3, (2, 4), stride=(2, 1), batch=3),
+    Case("2d_one_position", (3, 4), 2, 5, (3, 4), batch=3),
+    Case("2d_one_position_of_a_part", (4, 5), 2, 5, (3, 4), stride=4, batch=3),
+    Case("3d_one_tap", (2, 3, 4), 2, 3, 1, batch=3),
+    Case("3d_disjoint", (4, 4, 5), 2, 3, 2, stride=2, batch=3),
+    Case("1d_padded", (9,), 3, 4, 3, stride=3, padding=[(2, 1)], batch=3),
+    Case("2d_overlapping", (5, 6), 3, 4, 3, stride=(1, 2), batch=3),
+    Case("2d_padded_dilated", (5, 6), 3, 4, 2, stride=2, dilation=(3, 1), padding=[(1, 2), (0, 1)], batch=3),
+    Case("2d_batch_innermost", (5, 6), 1, 2, (3, 2), padding=1, batch=5),
+    Case("3d_one_tap_between", (4, 3, 5), 2, 3, (2, 1, 2), batch=5),
+    Case("3d_overlapping", (3, 4, 5), 2, 3, (2, 3, 2), stride=(1, 1, 2), batch=5),
+]
+
+
+@pytest.fixture(params=[True, False], ids=["one block", "blocks"])
+def in_one_block(request, monkeypatch):
+    if not request.param:
+        monkeypatch.setattr(blocks, "BLOCK_BYTES", 500)
+    return request.param
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_values_and_gradients(case, batch, in_one_block):
+    case = replace(case, batch=batch)
+    t = tensors(case)
+    if in_one_block:
+        assert Direct.of(Problem(case.geometry), t.x, t.weight) is not None
+    check(run(case, t), expected(case, t))
+
+
+@pytest.mark.parametrize("channel", [True, False])
+@pytest.mark.parametrize("activation", ["linear", "tanh", "silu"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_biases_and_activations(case, activation, channel):
+    t, act = tensors(case), Activation(activation)
+    bias = t.bias.reshape(-1, case.filters)[0].clone() if channel else t.bias
+    problem = Problem(case.geometry, act)
+    y, z = dispatch.forward(t.x, t.weight, bias, problem, store_z=True)
+    full = bias.expand(case.geometry.bias_shape)
+    assert_close(y, expected(case, t, act, bias=full)["y"])
+    assert_close(z, expected(case, t, bias=full)["y"])
+    assert y.data_ptr() != z.data_ptr()
+    bias = torch.randn(case.channels) if channel else torch.randn(*case.in_spatial, case.channels)
+    bias = bias.double()
+    dx = dispatch.input_grad(t.g, t.weight, bias, problem)
+    assert_close(dx, act(expected(case, t)["dx"] + bias))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_inputs_of_any_strides(case):
+    t = tensors(case)
+    want = expected(case, t)
+    t.x, t.g = (v.movedim(-1, 1).contiguous().movedim(1, -1) for v in (t.x, t.g))
+    t.weight = t.weight.mT.contiguous().mT
+    check(run(case, t), want)
+
+
+VIEWS = ("1d_one_tap", "1d_overlapping", "2d_one_tap", "2d_one_position", "3d_one_tap", "2d_full_width", "1d_padded")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_windows_that_lie_as_matrices_are_not_copied(case, monkeypatch):
+    """They are views of x, which is padded first where it must be."""
+    t, taken, take = tensors(case), [], Buffer.take
+    direct = Direct.of(Problem(case.geometry), t.x, t.weight)
+    monkeypatch.setattr(Buffer, "take", lambda *a: (taken.append(a[1:]), take(*a))[1])
+    windows = direct.windows(t.x, Buffer(t.x.device).of(t.x.dtype))
+    assert windows.shape == (case.geometry.positions, case.batch, case.geometry.window)
+    if case.name in VIEWS:
+        assert not taken
+        assert case.padding or windows.data_ptr() == t.x.data_ptr()
+
+
+def test_groups_and_16_bits_go_in_blocks():
+    for groups, dtype in ((2, torch.float32), (1, torch.bfloat16)):
+        geometry = Geometry.make((4, 6), 2, 4, 2, stride=2, groups=groups)
+        x, weight = torch.empty(2, 4, 6, 2, dtype=dtype), torch.empty(geometry.weight_shape, dtype=dtype)
+        assert Direct.of(Problem(geometry), x, weight) is None
+
+
+def test_a_layer_of_several_blocks_copies_no_windows_that_are_views(monkeypatch):
+    """One tap: only results go through a buffer."""
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 3000)
+    case, shapes, take = Case("2d", (9, 9), 4, 3, 1, batch=3), [], Buffer.take
+    monkeypatch.setattr(Buffer, "take", lambda *a: (shapes.append(a[1:]), take(*a))[1])
+    t = tensors(case)
+    y, _ = dispatch.forward(t.x, t.weight, t.bias, Problem(case.geometry), store_z=False)
+    assert_close(y, expected(case, t)["y"])
+    assert len(shapes) > 1
+    assert {shape[-1] for shape in shapes} == {case.filters}
+
+
+def test_a_part_of_a_layer_is_computed_as_the_layer():
+    """What one block is goes by the layer that it is a part of."""
+    whole, part = (Geometry.make((size,), 64, 64, 1) for size in (1 << 20, 8))
+    x, weight = torch.empty(2, 8, 64), torch.empty(part.weight_shape)
+    assert Direct.of(Problem(part), x, weight) is not None
+    assert Direct.of(Problem(part, full_geometry=whole), x, weight) is None
