@@ -58,6 +58,13 @@ def test_a_row_measured_now(face, length, dtype):
         assert all(error > 0.1 * steps for row in rows for error in row["ours"] + row["theirs"])
 
 
+@pytest.mark.parametrize(("dtype", "units"), [("float64", 2), ("float32", 1)])
+def test_the_bar_where_theirs_is_without_error(dtype, units):
+    row = {"result": "dw", "dtype": dtype, "theirs": [0.0], "ulp": [1.0]}
+    assert not missed([row | {"ours": [units]}])
+    assert missed([row | {"ours": [units + 0.01]}])
+
+
 NUMBER_AFTER_NUMBER = """
 import torch
 from benchmarks.accuracy import Sums, missed
@@ -106,7 +113,7 @@ def test_an_error_is_seen(monkeypatch):
 
 
 def test_nan_is_past_every_bar():
-    row = {"result": "y", "ours": [math.nan] * 3, "theirs": [1.0] * 3, "ulp": [1.0] * 3}
+    row = {"result": "y", "dtype": "float32", "ours": [math.nan] * 3, "theirs": [1.0] * 3, "ulp": [1.0] * 3}
     assert missed([row]) == [row]
 
 

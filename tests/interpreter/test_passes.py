@@ -268,7 +268,8 @@ def test_a_backward_through_an_activation(saves, through, monkeypatch):
         return through
 
     monkeypatch.setattr("lc_triton.launch.fuses_activation_grad", spy)
-    case = Case("small", (4,), 2, 3, 2, stride=2)
+    # Another batch for each way: a plan keeps its bound calls, and the backwards of those.
+    case = Case("small", (4,), 2, 3, 2, stride=2, batch=2 + through)
     t = tensors(case)
     want = expected(case, t, parse_activation(saves))
     for needs in ("x weight bias", "weight", "weight bias", "x bias"):
