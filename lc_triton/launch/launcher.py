@@ -40,7 +40,17 @@ class Launch:
         MiscompiledError: the installed Triton compiles the kernel wrongly for this tile.
     """
 
-    __slots__ = ("_compiled", "_constants", "_device", "_function", "_grid", "_interpreted", "_metadata", "_run")
+    __slots__ = (
+        "_compiled",
+        "_constants",
+        "_device",
+        "_driver",
+        "_function",
+        "_grid",
+        "_interpreted",
+        "_metadata",
+        "_run",
+    )
 
     def __init__(
         self,
@@ -62,6 +72,7 @@ class Launch:
                 return
             _scan(kernel, config, compiled)
             self._compiled, self._run = compiled, compiled.run  # which loads the binary on the device
+            self._driver = driver.active
         self._function, self._metadata = compiled.function, compiled.packed_metadata
 
     def __call__(self, *tensors: Any) -> None:
@@ -69,8 +80,7 @@ class Launch:
         if self._interpreted is not None:
             self._interpreted(*tensors)
             return
-        active = driver.active
-        device = active.get_current_device()
+        device = self._driver.get_current_device()
         if self._device is not None and device != self._device:  # Triton launches on the current device
             with torch.cuda.device(self._device):
                 return self(*tensors)
@@ -78,7 +88,7 @@ class Launch:
         if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):  # a profiler's
             self._compiled[self._grid, 1, 1](*tensors, *self._constants)
             return
-        stream = active.get_current_stream(device)
+        stream = self._driver.get_current_stream(device)
         self._run(
             self._grid, 1, 1, stream, self._function, self._metadata, None, None, None, *tensors, *self._constants
         )

@@ -398,11 +398,12 @@ class BoundNode:
         x, weight, bias: its tensors.
     """
 
-    __slots__ = ("arguments", "backwards", "forward", "saves")
+    __slots__ = ("arguments", "backwards", "bias_shape", "forward", "saves")
 
     def __init__(self, arguments: NodeArguments, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         self.arguments = arguments
         self.saves = arguments.problem.activation.saves
+        self.bias_shape = None if bias is None else bias.shape
         self.forward = bound.bind_forward(arguments, x, weight, bias, store_z=self.saves == "z")
         self.backwards: dict[Any, bound.BoundBackward | None] = {}
 
@@ -412,17 +413,15 @@ class BoundNode:
         y: Tensor = out[0] if self.saves == "z" else out
         return y
 
-    def backward(
-        self, tensors: Any, grad: Tensor, bias_shape: torch.Size | None, needed: tuple[bool, bool, bool]
-    ) -> Any:
+    def backward(self, tensors: Any, grad: Tensor, needed: tuple[bool, bool, bool]) -> Any:
         """dx, dw and db by kernels alone; None where that cannot be."""
         if type(grad) is not Tensor or torch.is_grad_enabled() or is_observed() or grad.data_ptr() % 16:
             return None
-        key = grad.stride(), grad.is_neg(), bias_shape, needed, chooser.generation
+        key = grad.stride(), grad.is_neg(), needed, chooser.generation
         try:
             call = self.backwards[key]
         except KeyError:
-            call = self.backwards[key] = bound.bind_backward(self.arguments, tensors, grad, bias_shape, needed)
+            call = self.backwards[key] = bound.bind_backward(self.arguments, tensors, grad, self.bias_shape, needed)
         x, weight, saved = tensors
         return None if call is None else call(x, weight, saved, grad)
 
@@ -434,7 +433,7 @@ class LocalConv(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, node: BoundNode, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
-        ctx.node, ctx.bias_shape = node, None if bias is None else bias.shape
+        ctx.node = node
         y, z = node.forward(x, weight, bias)
         if node.saves == "z":
             ctx.save_for_backward(x, weight, z)
@@ -447,14 +446,14 @@ class LocalConv(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, grad_z: Tensor | None = None) -> Any:
         tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
         if grad is not None and grad_z is None:
-            found = ctx.node.backward(tensors, grad, ctx.bias_shape, needed)
+            found = ctx.node.backward(tensors, grad, needed)
             if found is not None:
                 return None, *found
         (x, weight, saved), node = tensors, ctx.node.arguments
         x, grad = node.input_format.to_internal(x), None if grad is None else node.output_format.to_internal(grad)
         if saved is not None and ctx.node.saves == "y":
             saved = node.output_format.to_internal(saved)
-        args = node.problem, (x, weight, saved), ctx.bias_shape, needed, grad
+        args = node.problem, (x, weight, saved), ctx.node.bias_shape, needed, grad
         dx, dw, db = gradients_of_transpose(*args) if node.transposed else gradients(*args, grad_z)
         return None, None if dx is None else node.input_format.from_internal(dx), dw, db
 

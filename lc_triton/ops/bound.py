@@ -62,8 +62,7 @@ def bind_forward(
         stored = [None if t is None else dispatch.as_stored(t) for t in (x, weight, bias)]
         call_stored = bind_forward(node, *stored, store_z=store_z)  # type: ignore[arg-type]
         return lambda *tensors: call_stored(*[None if t is None else dispatch.as_stored(t) for t in tensors])  # type: ignore[arg-type]
-    dtype, device = x.dtype, x.device
-    y = torch.empty(shape, dtype=dtype, device=device)
+    y = x.new_empty(shape)
     if node.transposed:
         run = launch.bind_input_grad(internal, weight, bias, y, problem)
     else:
@@ -71,8 +70,8 @@ def bind_forward(
     views = not launch.reads_memory_alone(run)
 
     def call(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        y = torch.empty_strided(size, stride, dtype=dtype, device=device)
-        z = torch.empty(shape, dtype=dtype, device=device) if store_z else None
+        y = x.new_empty_strided(size, stride)
+        z = x.new_empty(shape) if store_z else None
         if views:
             x = to_internal(x)
         if node.transposed:
@@ -133,22 +132,21 @@ def _bind_backward(
 
     problem, linear, geo, act = node.problem, node.problem.linear(), node.problem.geometry, node.problem.activation
     need_x, need_w, need_b = needed
-    device, dtype, dw_dtype = x.device, x.dtype, weight.dtype
     dx_size, dx_stride = node.input_format.layout(tuple(x.shape))
-    dw = torch.empty(geo.weight_shape, dtype=dw_dtype, device=device)
+    dw = weight.new_empty(geo.weight_shape)
     fuses = need_w and saved is not None and launch.fuses_activation_grad(x, dw, problem)
     by_torch = act.saves != "nothing" and not fuses
-    dz = act.backward(grad, saved) if by_torch else torch.empty(grad.shape, dtype=dtype, device=device)  # type: ignore[arg-type]
+    dz = act.backward(grad, saved) if by_torch else grad.new_empty(grad.shape)  # type: ignore[arg-type]
     run_dw: launch.BoundPass | None = None
     run_dx: launch.BoundPass | None = None
     if need_w:
-        db = torch.empty(geo.bias_shape, dtype=dw_dtype, device=device) if need_b else None
+        db = weight.new_empty(geo.bias_shape) if need_b else None
         if fuses:
             run_dw = launch.bind_weight_grad(x, grad, saved, dw, db, dz if need_x else None, problem)
         else:
             run_dw = launch.bind_weight_grad(x, dz if by_torch else grad, None, dw, db, None, linear)
     if need_x:
-        dx = torch.empty(x.shape, dtype=dtype, device=device)
+        dx = x.new_empty(x.shape)
         run_dx = launch.bind_input_grad(grad if act.saves == "nothing" else dz, weight, None, dx, linear)
     in_memory = all(launch.reads_memory_alone(run) for run in (run_dw, run_dx) if run is not None)
 
@@ -157,17 +155,17 @@ def _bind_backward(
         if by_torch:
             grad = act.backward(grad, saved)  # type: ignore[arg-type]
         if run_dw is not None:
-            dw = torch.empty(geo.weight_shape, dtype=dw_dtype, device=device)
-            db = torch.empty(geo.bias_shape, dtype=dw_dtype, device=device) if need_b else None
+            dw = weight.new_empty(geo.weight_shape)
+            db = weight.new_empty(geo.bias_shape) if need_b else None
             if fuses:
-                dz = torch.empty(grad.shape, dtype=dtype, device=device) if need_x else None
+                dz = grad.new_empty(grad.shape) if need_x else None
                 run_dw(x, grad, saved, dw, db, dz)
             else:
                 run_dw(x, grad, None, dw, db, None)
         elif need_b:
-            db = _sum_over_batch(grad, dw_dtype)
+            db = _sum_over_batch(grad, weight.dtype)
         if run_dx is not None:
-            dx = torch.empty_strided(dx_size, dx_stride, dtype=dtype, device=device)
+            dx = x.new_empty_strided(dx_size, dx_stride)
             run_dx(grad if dz is None else dz, weight, None, dx)
         return dx, dw, _for_bias(db, bias_shape)
 
@@ -188,11 +186,10 @@ def _bind_backward_of_transpose(
 
     linear, geo, act = node.problem.linear(), node.problem.geometry, node.problem.activation
     need_g, need_w, need_b = needed
-    device, dtype, dw_dtype = g.device, g.dtype, weight.dtype
     dg_size, dg_stride = node.input_format.layout(tuple(g.shape))
     dz = act.backward(grad, saved)  # type: ignore[arg-type]
-    dw = torch.empty(geo.weight_shape, dtype=dw_dtype, device=device)
-    dg = torch.empty(g.shape, dtype=dtype, device=device)
+    dw = weight.new_empty(geo.weight_shape)
+    dg = g.new_empty(g.shape)
     run_dw = launch.bind_weight_grad(dz, g, None, dw, None, None, linear) if need_w else None
     run_dg = launch.bind_forward(dz, weight, None, dg, None, linear) if need_g else None
 
@@ -200,12 +197,12 @@ def _bind_backward_of_transpose(
         dg = dw = None
         dz = act.backward(grad, saved)  # type: ignore[arg-type]
         if run_dg is not None:
-            dg = torch.empty_strided(dg_size, dg_stride, dtype=dtype, device=device)
+            dg = g.new_empty_strided(dg_size, dg_stride)
             run_dg(dz, weight, None, dg, None)
         if run_dw is not None:
-            dw = torch.empty(geo.weight_shape, dtype=dw_dtype, device=device)
+            dw = weight.new_empty(geo.weight_shape)
             run_dw(dz, g, None, dw, None, None)
-        return dg, dw, _for_bias(_sum_over_batch(dz, dw_dtype), bias_shape) if need_b else None
+        return dg, dw, _for_bias(_sum_over_batch(dz, weight.dtype), bias_shape) if need_b else None
 
     return call, True
 
