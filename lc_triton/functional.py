@@ -17,7 +17,7 @@ from lc_triton.core.tracing import shape_of
 from lc_triton.errors import LocalConvError
 from lc_triton.ops.checks import check_tensor, split_shape
 from lc_triton.ops.plan import Plan
-from lc_triton.ops.run import is_cached, run, run_cached
+from lc_triton.ops.run import is_cacheable, run, run_cached
 
 __all__ = ["local_conv", "local_conv_transpose"]
 
@@ -196,7 +196,7 @@ def _run(
     if callable(activation) and not isinstance(activation, type):
         activation, after = None, activation
     arguments = (data_format, activation, *sizes, *others)
-    if is_cached(x, weight, bias) and _FIXED.issuperset(map(type, arguments)):
+    if is_cacheable(x, weight, bias) and _FIXED.issuperset(map(type, arguments)):
         y = run_cached(x, weight, bias, _plan_of_shapes(kind, x.shape, weight.shape, *arguments))
     else:
         y = run(x, weight, bias, _plan_of_tensors(kind, x, weight, data_format, activation, sizes, others))

@@ -61,7 +61,7 @@ class Forward(torch.autograd.Function):
     def jvp(ctx: Any, tx: Tensor | None, tw: Tensor | None, tb: Tensor | None, _: None) -> Any:
         with _differentiable():
             tz = _tangent(forward, ctx, tx, tw, tb)
-            ty = _through(tz, forward, ctx)
+            ty = _activation_tangent(tz, forward, ctx)
         return (ty, tz) if ctx.problem.activation.saves == "z" else ty
 
     @staticmethod
@@ -88,7 +88,7 @@ class InputGrad(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, tg: Tensor | None, tw: Tensor | None, tb: Tensor | None, _: None) -> Tensor:
         with _differentiable():
-            return _through(_tangent(transpose, ctx, tg, tw, tb), transpose, ctx)
+            return _activation_tangent(_tangent(transpose, ctx, tg, tw, tb), transpose, ctx)
 
     @staticmethod
     def vmap(info: Any, in_dims: Dims, *args: Any) -> Any:
@@ -158,14 +158,14 @@ def gradients(problem: Problem, tensors: Any, bias_shape: Any, needed: Any, grad
     dw: Tensor | None
     dz: Any
     if grad_z is None and need_w and saved is not None and dispatch_path(x, weight, grad, saved) == "direct":
-        dw, db, dz = dispatch.weight_grad_through(x, grad, saved, problem, dtype, with_bias=need_b, with_dz=need_x)
+        dw, db, dz = dispatch.weight_grad_and_dz(x, grad, saved, problem, dtype, with_bias=need_b, with_dz=need_x)
     else:
         dz = grad_z if grad is None else problem.activation.backward(dispatch.as_stored(grad), saved)
         if grad is not None and grad_z is not None:
             dz = dz + grad_z
         dw, db = weight_grad(x, dz, problem.linear(), dtype, with_bias=need_b) if need_w else (None, None)
     if need_b:
-        db = _bias_grad(dz, dtype, bias_shape) if db is None else _for_bias(db, bias_shape)
+        db = bound.bias_grad(dz, dtype, bias_shape) if db is None else bound.for_bias(db, bias_shape)
     return input_grad(dz, weight, problem.linear()) if need_x else None, dw, db
 
 
@@ -182,7 +182,7 @@ def gradients_of_transpose(problem: Problem, tensors: Any, bias_shape: Any, need
     dz, problem = problem.activation.backward(dispatch.as_stored(grad), saved), problem.linear()
     dg = forward(dz, weight, None, problem) if need_g else None
     dw = weight_grad(dz, g, problem, weight.dtype, with_bias=False)[0] if need_w else None
-    return dg, dw, _bias_grad(dz, weight.dtype, bias_shape) if need_b else None
+    return dg, dw, bound.bias_grad(dz, weight.dtype, bias_shape) if need_b else None
 
 
 def _gradients_of_weight_grad(ctx: Any, grad: Tensor | None, grad_bias: Tensor | None) -> Any:
@@ -209,16 +209,6 @@ def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], saved: Tensor | None) 
     x, weight, bias, ctx.problem = inputs
     ctx.save_for_backward(x, weight, saved)
     ctx.bias_shape = None if bias is None else bias.shape
-
-
-def _bias_grad(dz: Tensor, dtype: torch.dtype, shape: torch.Size) -> Tensor:
-    """The bias gradient of the gradient of all that it was added to."""
-    return _for_bias(dz.sum(0, dtype=torch.promote_types(dtype, torch.float32)).to(dtype), shape)
-
-
-def _for_bias(db: Tensor, shape: torch.Size) -> Tensor:
-    """The gradient of a bias of each position, or of one that positions share."""
-    return db.sum(tuple(range(db.ndim - 1))) if len(shape) == 1 else db
 
 
 def _sum(*parts: Tensor | None) -> Any:
@@ -250,7 +240,7 @@ def _tangent(run: Pass, ctx: Any, tx: Tensor | None, tw: Tensor | None, tb: Tens
     return _sum(of_x, of_w)
 
 
-def _through(tangent: Tensor, run: Pass, ctx: Any) -> Tensor:
+def _activation_tangent(tangent: Tensor, run: Pass, ctx: Any) -> Tensor:
     """A tangent taken through the activation, by the pre-activation, which is computed anew: an output that was saved
     has lost the tangents that an outer level gave it.
     """

@@ -162,12 +162,13 @@ def _bind_backward(
                 run_dw(x, grad, saved, dw, db, dz)
             else:
                 run_dw(x, grad, None, dw, db, None)
-        elif need_b:
-            db = _sum_over_batch(grad, weight.dtype)
+            db = db if db is None or bias_shape is None else for_bias(db, bias_shape)
+        elif bias_shape is not None and need_b:
+            db = bias_grad(grad, weight.dtype, bias_shape)
         if run_dx is not None:
             dx = x.new_empty_strided(dx_size, dx_stride)
             run_dx(grad if dz is None else dz, weight, None, dx)
-        return dx, dw, _for_bias(db, bias_shape)
+        return dx, dw, db
 
     return call, by_torch or not in_memory or (need_b and not need_w)
 
@@ -202,18 +203,19 @@ def _bind_backward_of_transpose(
         if run_dw is not None:
             dw = weight.new_empty(geo.weight_shape)
             run_dw(dz, g, None, dw, None, None)
-        return dg, dw, _for_bias(_sum_over_batch(dz, weight.dtype), bias_shape) if need_b else None
+        return dg, dw, None if bias_shape is None or not need_b else bias_grad(dz, weight.dtype, bias_shape)
 
     return call, True
 
 
-def _sum_over_batch(dz: Tensor, dtype: torch.dtype) -> Tensor:
-    return dz.sum(0, dtype=torch.promote_types(dtype, torch.float32)).to(dtype)
+def bias_grad(dz: Tensor, dtype: torch.dtype, shape: torch.Size) -> Tensor:
+    """The bias gradient of the gradient of all that it was added to."""
+    return for_bias(dz.sum(0, dtype=torch.promote_types(dtype, torch.float32)).to(dtype), shape)
 
 
-def _for_bias(db: Tensor | None, shape: torch.Size | None) -> Tensor | None:
+def for_bias(db: Tensor, shape: torch.Size) -> Tensor:
     """The gradient of a bias of each position, or of one that positions share."""
-    return db.sum(tuple(range(db.ndim - 1))) if db is not None and shape is not None and len(shape) == 1 else db
+    return db.sum(tuple(range(db.ndim - 1))) if len(shape) == 1 else db
 
 
 def _as_it_is(x: Tensor) -> Tensor:

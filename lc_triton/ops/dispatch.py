@@ -74,7 +74,7 @@ def weight_grad(
     return dw, db
 
 
-def weight_grad_through(
+def weight_grad_and_dz(
     x: Tensor, grad: Tensor, saved: Tensor, problem: Problem, dtype: torch.dtype, *, with_bias: bool, with_dz: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """dw and the bias gradient from the gradient of y, and if asked for dz, the gradient behind the activation."""

@@ -38,13 +38,13 @@ Call = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
 def run(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
     """The layer of a plan for these tensors; what does not fit the plan is refused."""
-    if not is_cached(x, weight, bias):
+    if not is_cacheable(x, weight, bias):
         return _run_uncached(x, weight, bias, plan)
     return run_cached(x, weight, bias, plan)
 
 
 def run_cached(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, *, is_cast: bool = False) -> Tensor:
-    """`run` for tensors of which `is_cached` is true; `is_cast` where autocast has had its turn."""
+    """`run` for tensors of which `is_cacheable` is true; `is_cast` where autocast has had its turn."""
     autocast = not is_cast and torch._C._is_any_autocast_enabled() and autocast_enabled(x.device.type)
     key = cache_key(x, weight, bias, autocast)
     if key is None:
@@ -58,7 +58,7 @@ def run_cached(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, *, is
     return call(x, weight, bias)
 
 
-def is_cached(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+def is_cacheable(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether these are plain dense tensors, and nothing but autograd sees or changes this thread's operators."""
     return (
         (type(x) is Tensor or type(x) is Parameter)
