@@ -1,7 +1,9 @@
 """The call cache: its key covers what decides a call, observers bypass it, and little runs before a launch."""
 
+import gc
 import logging
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lc_triton
+from lc_triton.launch.absent import absent_gpu
 from lc_triton.ops import run as calls
 from lc_triton.tiles.chooser import chooser
 
@@ -176,6 +179,26 @@ def test_arguments_that_are_equal_share_no_plan(stride):
         lc_triton.local_conv(x, weight, stride=stride)
 
 
+@pytest.mark.compile
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("activation", ["relu", "silu", "linear"])
+def test_a_cached_call_keeps_no_tensor(backend, activation, monkeypatch):
+    """Forward, and the backwards that were bound with it."""
+    monkeypatch.setattr(calls, "resolve", lambda device_type: backend)
+    layer = lc_triton.LocalConv2d(3, 4, 3, input_size=5, activation=activation)
+    with absent_gpu(keep=False):
+        x = torch.randn(X, requires_grad=True)
+        y = layer(x)
+        y.sum().backward()
+    assert keys(layer)
+    tensors = [weakref.ref(t) for t in (x, y, x.grad, layer.weight, layer.weight.grad, layer.bias)]
+    plan = layer._plan
+    del x, y, layer
+    gc.collect()
+    assert plan.calls
+    assert [t() for t in tensors] == [None] * len(tensors)
+
+
 def python_calls(function):
     """(file, name) of each Python function of ours or Triton's that runs until the driver is given a launch."""
     found, done = [], []
@@ -201,13 +224,12 @@ def python_calls(function):
 @pytest.mark.compile
 @pytest.mark.parametrize("kind", ["function", "layer", "graph"])
 def test_what_runs_before_a_launch(kind, monkeypatch):
-    absent = pytest.importorskip("lc_triton.launch.absent")
     monkeypatch.setattr(calls, "resolve", lambda device_type: "triton")
     layer = lc_triton.LocalConv2d(16, 16, 3, input_size=8, activation="relu", dtype=torch.float16)
     x = torch.empty(32, 16, 8, 8, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
     weight, bias = layer.weight, layer.bias
     call = (lambda: layer(x)) if kind == "layer" else lambda: lc_triton.local_conv(x, weight, bias, activation="relu")
-    with absent.absent_gpu(keep=False), torch.set_grad_enabled(kind == "graph"):
+    with absent_gpu(keep=False), torch.set_grad_enabled(kind == "graph"):
         call()
         found = python_calls(call)
     # The absent GPU stands for Triton's driver.
