@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lc_triton import functional
 from lc_triton._cpu import blocks, direct, products
 
 _MANY = 1 << 30
@@ -23,7 +24,7 @@ class Way:
         block_bytes: of a block; None for the usual.
         most_bytes: of a buffer that grows with the batch; None for the usual.
         few_samples: the input gradient's products with samples as rows.
-        few_filters: products with filters as rows.
+        few_filters: the weight gradient's products with filters as rows.
     """
 
     direct: bool = False
@@ -48,7 +49,9 @@ class Way:
         return rules
 
     def take(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Until the patches are undone."""
+        """Until the patches are undone. Calls that were bound before would go on as they are: they are forgotten."""
+        for plans in (functional._plan_of_shapes, functional._conv_plan, functional._transpose_plan):
+            plans.cache_clear()
         for (module, name), value in self.rules.items():
             monkeypatch.setattr(module, name, value)
 

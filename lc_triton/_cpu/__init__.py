@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 
 from lc_triton._cpu import depthwise, direct, matmul
-from lc_triton._cpu.direct import Direct
+from lc_triton._cpu.direct import Direct, bind_forward
 from lc_triton.core.backend import autocast_enabled
 from lc_triton.core.problem import Problem
 
-__all__ = ["forward", "input_grad", "weight_grad"]
-
-_NOTHING: AbstractContextManager[Any] = nullcontext()
+__all__ = ["bind_forward", "forward", "input_grad", "weight_grad"]
 
 
 def forward(
@@ -81,6 +79,6 @@ def _without_autograd_and_autocast(device: str) -> Iterator[None]:
 
 def _plain(x: Tensor) -> AbstractContextManager[Any]:
     """Where products are computed as they are written, and none is recorded: no autograd and no autocast."""
-    if autocast_enabled(x.device.type):
+    if torch._C._is_any_autocast_enabled() and autocast_enabled(x.device.type):
         return _without_autograd_and_autocast(x.device.type)
-    return torch.no_grad() if torch.is_grad_enabled() else _NOTHING
+    return torch.no_grad() if torch.is_grad_enabled() else nullcontext()

@@ -7,13 +7,14 @@ tensors and layers of several blocks are left to `lc_triton._cpu.matmul`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lc_triton._cpu.blocks import Layer, block_bytes, compute_dtype, merged_stride
-from lc_triton._cpu.products import few_filters, multiply, result_of, window_gradients
+from lc_triton._cpu.products import few_filters, multiply, window_gradients
 from lc_triton._cpu.workspace import Buffer, buffers
 from lc_triton.core.problem import Problem
 
@@ -26,7 +27,6 @@ class Direct:
         self.geo, self.channels, self.padded = geo, geo.in_channels, geo.padded().in_spatial
         self.tuning_filters = tuning.out_channels
         self.positions, self.window, self.filters = geo.positions, geo.window, geo.out_channels
-        self.is_matrix = tuning.positions == 1
         self.run = geo.kernel[3] * geo.in_channels
         self.result = geometry.bias_shape
         pads = [side for pair in reversed(geometry.padding) for side in pair]
@@ -38,6 +38,8 @@ class Direct:
         position = merged_stride(geo.out_spatial, self.moves)
         window = merged_stride((*geo.kernel, self.channels), (*self.taps, 1))
         self.strides = None if position is None or window is None else (position, self.sample, window)
+        # Whether the windows of x are one matrix `(B, D)`.
+        self.is_matrix = tuning.positions == 1 and self.strides is not None and self.pads is None
         sizes = zip(geo.out_spatial, geo.stride, geo.extent, strict=True)
         self.disjoint = self.pads is None and all(size == 1 or stride >= extent for size, stride, extent in sizes)
         self.all_sites_read = geo.positions * geo.taps == geo.sites
@@ -59,12 +61,6 @@ class Direct:
             return None
         numbers = direct.numbers[input_grad]
         return direct if numbers == 0 or numbers * x.shape[0] * x.itemsize <= block_bytes() else None
-
-    def matrix(self, x: Tensor) -> Tensor | None:
-        """The windows of x as one matrix `(B, D)`, if there is one position and they lie as such."""
-        if not self.is_matrix or self.strides is None or self.pads:
-            return None
-        return x.contiguous().as_strided((x.shape[0], self.window), self.strides[1:])
 
     def windows(self, x: Tensor, buffer: Buffer) -> Tensor:
         """The windows of x as matrices `(P, B, D)`: a view, or copied with the longer runs innermost."""
@@ -92,17 +88,13 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """y and z: the windows times the filters, then the bias, so that no sum rounds its terms at the bias's size."""
     batch, positions, filters = x.shape[0], direct.positions, direct.filters
-    matrix = direct.matrix(x)
-    if matrix is not None:
-        # Resized, not viewed: what is a view made without gradients cannot be changed in place where there are some.
-        z = torch.mm(matrix, weight.reshape(-1, filters)).resize_(batch, *direct.result)
-        if bias is not None:
-            z += bias
+    if direct.is_matrix:
+        z = _product(direct, x.contiguous(), batch, weight, bias)
     else:
         z = torch.empty((batch, *direct.result), dtype=x.dtype, device=x.device)
         target = z.view(batch, positions, filters)
         with buffers(x, x.dtype, 2) as (patches, results):
-            out = result_of(results, positions, batch, filters, few=few_filters(direct.tuning_filters, batch))
+            out = results.take(positions, batch, filters)
             multiply(direct.windows(x, patches), weight.reshape(positions, -1, filters), out)
             if bias is None:
                 target.copy_(out.transpose(0, 1))
@@ -113,13 +105,33 @@ def forward(
     return y, (z.clone() if y is z else z) if store_z else None
 
 
+def bind_forward(
+    problem: Problem, x: Tensor, weight: Tensor, size: tuple[int, ...], stride: tuple[int, ...]
+) -> Callable[[Tensor, Tensor, Tensor | None], Tensor] | None:
+    """The forward of one position, bound to tensors like these and a layout of the result; None for other layers."""
+    direct = Direct.of(problem, x, weight) if len(x) else None
+    if direct is None or not (direct.is_matrix and x.is_contiguous()):
+        return None
+    batch, act = len(x), problem.activation
+    return lambda x, weight, bias: act(_product(direct, x, batch, weight, bias)).as_strided_(size, stride)
+
+
+def _product(direct: Direct, x: Tensor, batch: int, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The pre-activation of one position, no view: one made without gradients takes no change in place."""
+    matrix = x.as_strided((batch, direct.window), direct.strides[1:])  # type: ignore[index]  # of a dense x
+    z = torch.mm(matrix, weight.reshape(direct.window, direct.filters)).resize_(batch, *direct.result)
+    if bias is not None:
+        z += bias
+    return z
+
+
 def weight_grad(direct: Direct, x: Tensor, g: Tensor, dw: Tensor) -> None:
     """dw: the windows times the gradients, summed over the batch."""
     target = dw.view(direct.positions, direct.window, direct.filters)
     with buffers(x, x.dtype, 2) as (patches, results):
         few = few_filters(direct.tuning_filters, len(x))
-        out = result_of(results, *target.shape, few=True) if few else target
-        multiply(direct.windows(x, patches).transpose(1, 2), direct.by_position(g), out)
+        out = results.take(*target.mT.shape).mT if few else target
+        multiply(direct.windows(x, patches).mT, direct.by_position(g), out)
         if few:
             target.copy_(out)
 

@@ -18,7 +18,7 @@ from lc_triton._cpu.blocks import (
     parts,
 )
 from lc_triton._cpu.overlay import overlay
-from lc_triton._cpu.products import few_filters, multiply, result_of, window_gradients
+from lc_triton._cpu.products import few_filters, multiply, window_gradients
 from lc_triton._cpu.workspace import Buffer, buffers
 from lc_triton.core.problem import Problem
 
@@ -83,10 +83,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
         x = layer.spatial(x)
         for part in parts(x.shape[0], groups * window * dtype.itemsize):
             windows, count = _windows(layer, x, part), part.stop - part.start
-            # The CPU's own products in 16 bits copy transposed matrices.
-            few = inside is None and few_filters(layer.tuning_filters, count)
             for block in layer.blocks(_position_bytes(layer, count, weight, dtype)):
-                out = result_of(results, block.positions * groups, count, filters, few=few)
+                out = results.take(block.positions * groups, count, filters)
                 a, b = _patches(layer, windows, block, patches), _matrices(part_of(weights, block.span), converted)
                 if inside is None:
                     multiply(a, b, out)
@@ -110,8 +108,11 @@ def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem) -> None:
         windows = [_windows(layer, x, part, innermost=native) for part in cut]
         for block in layer.blocks(_position_bytes(layer, cut[0].stop, dw, dtype)):
             target = total = part_of(dw_positions, block.span)
-            if target.ndim > 3 or few:
-                total = result_of(results, block.positions * groups, window, filters, few=few)
+            count = block.positions * groups
+            if few:
+                total = results.take(count, filters, window).mT
+            elif target.ndim > 3:
+                total = results.take(count, window, filters)
             for n, part in enumerate(cut):
                 a = _patches(layer, windows[n], block, patches).transpose(1, 2)
                 b = _matrices(part_of(part_of(gradients, block.span), part, -2), converted)

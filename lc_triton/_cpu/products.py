@@ -10,29 +10,20 @@ from lc_triton._cpu.workspace import Buffer
 # Samples that are the rows of the input gradient's products, two at least, not their columns: MKL reads the weights, a
 # transposed matrix then, for two rows in a third (AVX-512) of the time that it takes for so few columns or for one row.
 FEW_SAMPLES = 3
-# Filters that are the rows of products, not their columns, if there are more samples: 2 to 4 times as fast for 1 to 8
-# filters, writing the result in its own order included, and no faster for 12.
+# Filters that are the rows of the weight gradient's products, not their columns, if there are more samples: 1.0 to 4
+# times as fast for 1 to 8 filters, writing the result in its own order included, and no faster for 12. The forward
+# gains as much with some CPUs and loses more with others.
 FEW_FILTERS = 8
 
 
 def few_filters(filters: int, batch: int) -> bool:
-    """Whether filters are the rows of products."""
+    """Whether filters are the rows of the weight gradient's products."""
     return filters <= FEW_FILTERS and filters < batch
-
-
-def result_of(buffer: Buffer, count: int, rows: int, filters: int, *, few: bool) -> Tensor:
-    """A tensor `(count, rows, filters)` for products; `transposed` where filters are few."""
-    return buffer.take(count, filters, rows).transpose(1, 2) if few else buffer.take(count, rows, filters)
-
-
-def transposed(matrices: Tensor) -> bool:
-    """Whether rows are innermost in memory."""
-    return matrices.stride(1) < matrices.stride(2)
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor, *, add: bool = False) -> None:
     """out = a @ b, or out += a @ b."""
-    if transposed(out):  # torch would go through the matrices one by one
+    if out.stride(1) < out.stride(2):  # torch would go through the matrices one by one
         out, a, b = out.mT, b.mT, a.mT
     if add:
         out.baddbmm_(a, b)

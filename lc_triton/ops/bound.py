@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lc_triton import _cpu
 from lc_triton.core.memory_format import MemoryFormat
 from lc_triton.core.problem import Problem
 from lc_triton.ops import dispatch
@@ -47,15 +48,7 @@ def bind_forward(
     shape = len(internal), *((*geo.in_spatial, geo.in_channels) if node.transposed else geo.bias_shape)
     size, stride = node.output_format.layout(shape)
     if problem.backend != "triton" or 0 in shape:
-
-        def call_passes(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-            if node.transposed:
-                y, z = dispatch.input_grad(to_internal(x), weight, bias, problem), None
-            else:
-                y, z = dispatch.forward(to_internal(x), weight, bias, problem, store_z=store_z)
-            return y.as_strided_(size, stride), z
-
-        return call_passes
+        return _bind_passes(node, internal, weight, bias, size, stride, store_z)
     from lc_triton import launch
 
     if is_negated(x, weight, bias):  # which no kernel sees
@@ -81,6 +74,39 @@ def bind_forward(
         return y, z
 
     return call
+
+
+def _bind_passes(
+    node: NodeArguments,
+    internal: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    store_z: bool,
+) -> BoundForward:
+    """The forward of a layer by the pure-torch passes; x is `internal` in the internal format."""
+    problem, to_internal = node.problem, node.input_format.to_internal
+
+    def call_passes(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if node.transposed:
+            y, z = dispatch.input_grad(to_internal(x), weight, bias, problem), None
+        else:
+            y, z = dispatch.forward(to_internal(x), weight, bias, problem, store_z=store_z)
+        return y.as_strided_(size, stride), z
+
+    product = None
+    if problem.backend == "cpu" and not (node.transposed or store_z or is_negated(internal, weight, bias)):
+        product = _cpu.bind_forward(problem, internal, weight, size, stride)
+    if product is None:
+        return call_passes
+
+    def call_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if torch._C._is_any_autocast_enabled():  # which would convert the operands of a product
+            return call_passes(x, weight, bias)
+        return product(x, weight, bias), None
+
+    return call_product
 
 
 def bind_backward(

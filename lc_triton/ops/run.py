@@ -75,11 +75,17 @@ def cache_key(x: Tensor, weight: Tensor, bias: Tensor | None, autocast: bool) ->
 
     The rare ones begin at an address that is no multiple of 16 bytes, or are views that torch negates lazily.
     """
+    dtype, graph = x.dtype, x.requires_grad or weight.requires_grad
     try:
-        addresses = x.data_ptr() | weight.data_ptr()
-        graph, negated = x.requires_grad or weight.requires_grad, x.is_neg() or weight.is_neg()
-        dtype = x.dtype
-        key: tuple[Any, ...] = (
+        addresses, negated = x.data_ptr() | weight.data_ptr(), x.is_neg() or weight.is_neg()
+        of_bias: Any = None
+        if bias is not None:
+            addresses, negated = addresses | bias.data_ptr(), negated or bias.is_neg()
+            graph = graph or bias.requires_grad
+            of_bias = bias.shape, bias.stride(), bias.dtype, bias.device
+        if addresses % 16 or negated:
+            return None
+        return (
             x.shape,
             x.stride(),
             dtype,
@@ -88,18 +94,15 @@ def cache_key(x: Tensor, weight: Tensor, bias: Tensor | None, autocast: bool) ->
             weight.stride(),
             weight.dtype,
             weight.device,
+            of_bias,
             chosen(),
             autocast,
             precision_of(dtype),
             chooser.generation,
+            graph and torch.is_grad_enabled(),
         )
-        if bias is not None:
-            addresses |= bias.data_ptr()
-            graph, negated = graph or bias.requires_grad, negated or bias.is_neg()
-            key = (*key, bias.shape, bias.stride(), bias.dtype, bias.device)
     except RuntimeError:  # a sparse tensor has no strides
         return None
-    return None if addresses % 16 or negated else (*key, graph and torch.is_grad_enabled())
 
 
 def precision_of(dtype: torch.dtype) -> str:
