@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +14,8 @@ from lc_triton.core.activations import LINEAR
 from lc_triton.core.problem import Problem
 from lc_triton.kernels.combine import combine_kernel
 from lc_triton.launch.absent import compile_call
+from lc_triton.launch.access_lines import Place, argument_lines
+from lc_triton.launch.disassembly import read_binary
 from lc_triton.launch.layout import PLAIN, Epilogue, Upstream, dense_rows, shape_of, tile_of
 from lc_triton.launch.passes import COMBINED, KERNELS, SECOND_PASS, operand, parts_of
 from lc_triton.tiles.config import Pass, TileConfig
@@ -146,11 +144,7 @@ def machine_code(pass_name: Pass, compiled: Any) -> MachineCode:
     weights = weight_lines(pass_name, compiled.asm["ttir"])
     if "amdgcn" in compiled.asm:
         return _read_amd(weights, compiled.asm["amdgcn"], compiled.metadata.shared)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage = _run("cuobjdump", "-res-usage", file.name)
-        sass = _run("nvdisasm", "--print-line-info", "--print-code", file.name)
+    usage, sass = read_binary(compiled.asm["cubin"])
     boxes = _count(r"\bUTMA(?:LDG|STG)\b", sass)
     return MachineCode(
         registers=int(re.findall(r"REG:(\d+)", usage)[0]),
@@ -176,42 +170,19 @@ def _sass_bits(suffix: str) -> int:
     return next((bits for name, bits in sizes.items() if name in suffix.split(".")), 32)
 
 
-def weight_lines(pass_name: Pass, ttir: str) -> frozenset[tuple[str, str]]:
-    """The source lines, as (file, line), that load the weight or store its gradient.
-
-    These are the accesses whose address derives from the kernel's argument p_w (or p_dw): in Triton's IR, a pointer is
-    the first operand of whatever is made of it.
-    """
-    pointers, places = {"%p_dw" if pass_name == "weight_grad" else "%p_w"}, []
-    for line in ttir.splitlines():
-        found = re.match(r"\s*(?:(%\w+) = )?(tt\.\w+) (%\w+)\b", line)
-        if found is None or found[3] not in pointers:
-            continue
-        if found[2] in ("tt.load", "tt.store"):
-            places.append(re.findall(r"#loc\d*", line)[-1])
-        elif found[1] is not None:
-            pointers.add(found[1])
-    named = dict(re.findall(r"^(#loc\d*) = loc\((.*)\)$", ttir, re.M))
-    return frozenset(_source_line(place, named) for place in places)
+def weight_lines(pass_name: Pass, ttir: str) -> frozenset[Place]:
+    """The source lines that load the weight or store its gradient."""
+    weight = "p_dw" if pass_name == "weight_grad" else "p_w"
+    return frozenset(place for place, argument in argument_lines(ttir).items() if argument == weight)
 
 
-def _source_line(place: str, named: dict[str, str]) -> tuple[str, str]:
-    """The file and line of a location in Triton's IR; of inlined code, where it stands."""
-    text = named[place]
-    while (found := re.search(r'"([^"]+)":(\d+):\d+', text)) is None:
-        text = named[re.findall(r"#loc\d*", text)[0]]
-    return Path(found[1]).name, found[2]
-
-
-def _weight_bits(
-    lines: frozenset[tuple[str, str]], text: str, place: str, access: str, bits_of: Callable[[str], int]
-) -> int:
+def _weight_bits(lines: frozenset[Place], text: str, place: str, access: str, bits_of: Callable[[str], int]) -> int:
     """The narrowest access among the instructions that come from some source lines; 0 if there is none."""
     here, bits = False, []
     for line in text.splitlines():
         found = re.search(place, line)
         if found:
-            here = (found[1], found[2]) in lines
+            here = (found[1], int(found[2])) in lines
         elif here and (instruction := re.search(access, line)):
             bits.append(bits_of(instruction[1]))
     return min(bits, default=0)
@@ -226,7 +197,7 @@ def _widest(wide: str, any_width: str, sass: str) -> int:
     return max(widths, default=32 if re.search(any_width, sass) else 0)
 
 
-def _read_amd(weights: frozenset[tuple[str, str]], text: str, shared: int) -> MachineCode:
+def _read_amd(weights: frozenset[Place], text: str, shared: int) -> MachineCode:
     def field(name: str) -> int:
         return int(re.findall(rf"\.{name}:\s+(\d+)", text)[0])
 
@@ -250,14 +221,3 @@ def _read_amd(weights: frozenset[tuple[str, str]], text: str, shared: int) -> Ma
         ),
         instructions=len(re.findall(r"^\s+[sv]_", text, re.M)),
     )
-
-
-@cache
-def _tool(name: str) -> str:
-    import triton
-
-    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
-
-
-def _run(name: str, *args: str) -> str:
-    return subprocess.run([_tool(name), *args], check=True, capture_output=True, text=True).stdout
