@@ -28,6 +28,7 @@ ROWS = [
     ["ops.bound"],
     ["ops.dispatch", "ops.vmap", "ops.checks"],
     ["ops.plan"],
+    ["simulator", "simulator.*"],
     ["launch", "launch.*", "_cpu", "_cpu.*", "ops.reference"],
     ["tiles", "tiles.*", "kernels", "kernels.*"],
     ["keras.activations", "keras.constraints", "keras.initializers", "keras.regularizers"],

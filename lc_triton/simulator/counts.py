@@ -1,0 +1,105 @@
+"""What a launch is: its programs, the steps of their loops, and the bytes that all of them together move."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from lc_triton.tiles.config import TileConfig
+from lc_triton.tiles.footprint import footprint_of, k_blocks, loop_steps, programs, tile_count
+from lc_triton.tiles.task import Task
+
+_PART_BYTES = 4  # of a number of a split loop's sums
+
+
+class Bytes(NamedTuple):
+    """Bytes through L2, and of those from or to device memory."""
+
+    l2: float
+    memory: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """A launch, counted.
+
+    Args:
+        programs: how many.
+        steps: of a program's main loop.
+        blocks: of the weight gradient, the programs that share positions and filters: the first one also sums the bias
+            gradient.
+        moved: bytes by category: x, the weight w, the upstream gradient g, and what is written (out). For the input
+            gradient x is the gradient that it reads. Bias, bias gradient (db) and dz are not counted.
+        second_launch_bytes: bytes of the second launch of a split loop; 0 without a split.
+    """
+
+    programs: int
+    steps: int
+    blocks: int
+    moved: Mapping[str, Bytes]
+    second_launch_bytes: int
+
+
+def counts_of(task: Task, config: TileConfig) -> Counts:
+    """Count the launch of a kernel with a tile."""
+    geo, pass_name = task.geo, task.pass_name
+    return Counts(
+        programs=programs(pass_name, geo, task.batch, config),
+        steps=-(-loop_steps(pass_name, geo, task.batch, config) // config.split),
+        blocks=k_blocks(pass_name, geo, config) if pass_name == "weight_grad" else 1,
+        moved=_moved(task, config),
+        second_launch_bytes=0 if config.split == 1 else _second_launch_bytes(task, config),
+    )
+
+
+def _moved(task: Task, config: TileConfig) -> dict[str, Bytes]:
+    geo, s = task.geo, task.itemsize
+    x_bytes = task.batch * geo.sites * geo.in_channels * s
+    y_bytes = task.batch * geo.positions * geo.out_channels * s
+    weight_bytes = geo.weight_numel * task.weight_itemsize
+    if task.pass_name == "weight_grad":
+        blocks = k_blocks(task.pass_name, geo, config)
+        tiles = tile_count(task.pass_name, geo, config)
+        x = tiles * task.batch * footprint_of(task.pass_name, geo, config.rows, config.cols).k_total * s
+        g = _gathered(task, config) + tiles * task.batch * blocks * config.block_n * s - x
+        written = weight_bytes if config.split == 1 else config.split * geo.weight_numel * _PART_BYTES
+        # One block of k reads g a second time, for the bias gradient.
+        return {
+            "x": Bytes(x, x_bytes),
+            "g": Bytes(max(g, 0) * (1 + 1 / blocks), y_bytes),
+            "out": Bytes(written, written),
+        }
+    read, result = (x_bytes, y_bytes) if task.pass_name == "forward" else (y_bytes, x_bytes)
+    written = result if config.split == 1 else config.split * result // s * _PART_BYTES
+    batch_blocks = -(-task.batch // config.block_b)
+    return {
+        "w": Bytes(batch_blocks * weight_bytes, weight_bytes),
+        "x": Bytes(_gathered(task, config), read),
+        "out": Bytes(written, written),
+    }
+
+
+def _second_launch_bytes(task: Task, config: TileConfig) -> int:
+    """The parts, which are read, and the result, which is written."""
+    geo, s = task.geo, task.itemsize
+    if task.pass_name == "weight_grad":
+        return config.split * geo.weight_numel * _PART_BYTES + geo.weight_numel * task.weight_itemsize
+    numbers = {"forward": geo.positions * geo.out_channels, "input_grad": geo.sites * geo.in_channels}
+    result = task.batch * numbers[task.pass_name] * s
+    return config.split * result // s * _PART_BYTES + result
+
+
+def _gathered(task: Task, config: TileConfig) -> int:
+    """Bytes of the input footprints of all programs; what positions of a program share comes from L2 once."""
+    geo, pass_name = task.geo, task.pass_name
+    gathers = footprint_of(pass_name, geo, config.rows, config.cols).k_total
+    crossed = 1
+    if not config.dot:
+        # A block may cross groups, each of which has channels (or filters) of its own to gather.
+        columns = geo.in_channels if pass_name == "input_grad" else geo.out_channels
+        crossed = -(-config.block_f * geo.groups // columns)
+        if pass_name == "weight_grad":  # programs of other blocks of k share nothing
+            steps = k_blocks(pass_name, geo, config)
+            gathers = steps * min(gathers, config.block_k * config.rows * config.cols)
+    return tile_count(pass_name, geo, config) * task.batch * gathers * crossed * task.itemsize

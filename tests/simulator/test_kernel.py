@@ -1,0 +1,154 @@
+"""A kernel's simulated time: its counts, its machine code, and devices that are refused."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lc_triton.core.geometry import Geometry
+from lc_triton.core.problem import Problem
+from lc_triton.errors import ArgumentValueError, LocalConvError
+from lc_triton.simulator import constants_of, simulate
+from lc_triton.simulator.counts import counts_of
+from lc_triton.simulator.kernel import read_code, resident_programs
+from lc_triton.tiles.config import PASSES, TileConfig
+from lc_triton.tiles.device import DEVICES, by_name
+from lc_triton.tiles.task import Task
+
+LAYER = Geometry.make((20, 20), 16, 16, 3)
+H200 = by_name("h200")
+TILE = TileConfig(1, 2, 16, 32, 32)
+
+
+def task(pass_name="forward", batch=32, types=("bfloat16", "bfloat16"), layer=LAYER):
+    return Task(pass_name, layer, batch, *types)
+
+
+@pytest.mark.parametrize("name", sorted(set(DEVICES) - {"h100", "h200"}))
+def test_other_devices_are_refused_by_name(name):
+    with pytest.raises(ArgumentValueError, match=f"device must be h100 or h200: .* Hopper only, got '{name}'"):
+        constants_of(by_name(name))
+
+
+def test_the_two_gpus_differ_in_their_memory():
+    h100, h200 = constants_of(by_name("h100")), constants_of(H200)
+    assert h200 == replace(h100, memory_rate=h200.memory_rate)
+    assert h100.memory_rate < h200.memory_rate
+    assert (h100.memory_rate, h200.memory_rate) == (by_name("h100").memory_rate, H200.memory_rate)
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "warps", "resident"),
+    [(255, 0, 8, 1), (128, 0, 4, 4), (57, 0, 4, 8), (32, 0, 1, 32), (32, 115_712, 4, 2), (32, 115_713, 4, 1)],
+)
+def test_resident_programs(registers, shared, warps, resident):
+    assert resident_programs(registers, shared, warps) == resident
+
+
+def test_the_bytes_of_a_forward():
+    """18 x 18 positions in tiles of 1 x 2; each tile gathers 3 x 4 sites; 2 blocks of samples read the weights."""
+    counts = counts_of(task(batch=50), TILE)
+    tiles, weights = 18 * 9, LAYER.weight_numel * 2
+    assert counts.programs == tiles * 2
+    assert counts.steps == 3 * 4 * 16 // 32
+    assert counts.moved["w"] == (2 * weights, weights)
+    assert counts.moved["x"] == (tiles * 50 * 3 * 4 * 16 * 2, 50 * 400 * 16 * 2)
+    assert counts.moved["out"] == (50 * 324 * 16 * 2,) * 2
+    assert counts.second_launch_bytes == 0
+
+
+def test_the_bytes_of_a_split_forward():
+    counts = counts_of(task(), replace(TILE, split=2))
+    result = 32 * 324 * 16
+    assert counts.steps == 3
+    assert counts.moved["out"] == (2 * 4 * result,) * 2
+    assert counts.second_launch_bytes == 2 * 4 * result + 2 * result
+
+
+def test_the_bytes_of_a_weight_gradient():
+    counts = counts_of(task("weight_grad", batch=50, types=("bfloat16", "float32")), TILE)
+    tiles, blocks = 18 * 9, 3 * 4 * 16 // 32
+    assert (counts.programs, counts.steps, counts.blocks) == (tiles * blocks, 2, blocks)
+    assert counts.moved["out"] == (LAYER.weight_numel * 4,) * 2
+    assert counts.moved["x"] == (tiles * 50 * 3 * 4 * 16 * 2, 50 * 400 * 16 * 2)
+    assert counts.moved["g"] == (tiles * 50 * blocks * 32 * 2 * (1 + 1 / blocks), 50 * 324 * 16 * 2)
+
+
+def test_boxes_are_refused():
+    with pytest.raises(LocalConvError, match="without descriptor: boxes are not simulated"):
+        simulate(task(), TileConfig(1, 1, 16, 32, 32, descriptor=True), None, constants_of(H200))
+
+
+def compiled(task, config):
+    from lc_triton.launch.build import build
+    from lc_triton.launch.disassembly import disassemble
+
+    problem = Problem(task.geometry, backend="triton")
+    dtypes = {"dtype": getattr(torch, task.dtype), "weight_dtype": getattr(torch, task.weight_dtype)}
+    return disassemble(build(task.pass_name, problem, config, 90, **dtypes, batch=task.batch))
+
+
+@pytest.mark.compile
+@pytest.mark.slow
+@pytest.mark.parametrize("pass_name", PASSES)
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(TILE, id="dot"),
+        pytest.param(TileConfig(1, 2, 16, 4, 16, dot=False), id="no_dot", marks=pytest.mark.nightly),
+    ],
+)
+def test_every_access_is_known_by_the_argument_it_derives_from(pass_name, config):
+    of = task(pass_name)
+    disassembly = compiled(of, config)
+    code = read_code(pass_name, config, disassembly, constants_of(H200), counts_of(of, config))
+    accesses = [
+        (operation.category, operation.kind, instruction.place)
+        for instruction, operation in zip(code.instructions, code.operations, strict=True)
+        if operation.kind in ("copy", "load", "store")
+    ]
+    assert all(place in disassembly.argument_at for _, _, place in accesses)
+    loaded = {category for category, kind, _ in accesses if kind != "store"}
+    stored = {category for category, kind, _ in accesses if kind == "store"}
+    assert (
+        loaded
+        == {"forward": {"x", "w", "bias"}, "input_grad": {"x", "w", "bias"}, "weight_grad": {"x", "g"}}[pass_name]
+    )
+    assert stored == ({"out", "db"} if pass_name == "weight_grad" else {"out"})
+
+
+@pytest.mark.compile
+@pytest.mark.slow
+def test_a_simulated_time():
+    """More samples take longer, the time of the bytes is never undercut, and the same code gives the same number."""
+    constants = constants_of(H200)
+    deep = Geometry.make((20, 20), 64, 16, 3)
+    code = compiled(task(layer=deep), TILE)
+    times = {}
+    for batch in (32, 512, 2048):
+        of = task(batch=batch, layer=deep)
+        times[batch] = simulate(of, TILE, code, constants)
+        assert times[batch].microseconds >= constants.launch_us + 1e6 * of.least_bytes / constants.memory_rate
+        use = times[batch].use
+        assert 0 < use.issue < 1
+        assert 0 < use.tensor < 1
+        assert 0 < use.memory <= 1
+    assert times[32] == simulate(task(batch=32, layer=deep), TILE, code, constants)
+    assert times[32].microseconds < times[512].microseconds
+    assert times[2048].microseconds > 3 * times[512].microseconds  # its programs come one after another
+    assert times[32].code.iterations * 32 == 3 * 4 * 64
+    slow = replace(constants, l2_rate=constants.l2_rate / 4)
+    assert simulate(task(batch=2048, layer=deep), TILE, code, slow).microseconds > 1.2 * times[2048].microseconds
+
+
+@pytest.mark.compile
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_one_program_in_some_sums_the_bias_gradient():
+    of = task("weight_grad", batch=128)
+    counts = counts_of(of, TILE)
+    code = read_code("weight_grad", TILE, compiled(of, TILE), constants_of(H200), counts)
+    with_bias, without = code.traces
+    assert len(with_bias) > len(without)
+    assert [code.kind_of(program) for program in range(2 * counts.blocks)] == ([0] + [1] * (counts.blocks - 1)) * 2
+    assert code.shares == pytest.approx((1 / counts.blocks, 1 - 1 / counts.blocks))
