@@ -23,12 +23,13 @@ from lc_triton.keras.saved.convert import convert
 from lc_triton.keras.saved.load import load_model
 from lc_triton.tiles import store
 from lc_triton.tiles.config import TileConfig
+from lc_triton.tiles.entries import Measured
 from lc_triton.tiles.task import Task
 
 MODEL = Path(__file__).parent / "keras" / "saved" / "local_1_channels_last.h5"
 KEY = Task("forward", Geometry.make((8, 9), 16, 32, 3), 20, "bfloat16", "float32").key
 # Invented numbers, which never leave the folder of a test.
-MEASURED = store.Measured(TileConfig(1, 1, 32, 64, 32), 1, 1, 1, 1, 1, 0.5, None, None, True, "", "", "", "")
+MEASURED = Measured(TileConfig(1, 1, 32, 64, 32), 1, 1, 1, 1, 1, 0.5, None, None, True, "", "", "", "")
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,15 @@ from lc_triton.search.strategy import Bench, Outcome, search
 from lc_triton.tiles import model, store
 from lc_triton.tiles.config import PASSES, Pass
 from lc_triton.tiles.device import Device
+from lc_triton.tiles.entries import Measured
 from lc_triton.tiles.select import select
-from lc_triton.tiles.store import Measured
 from lc_triton.tiles.task import Task
 
 IN_USE = {
     "user": "your measured tile",
     "shipped": "a shipped tile",
     "architecture": "a tile of another GPU of this architecture",
+    "simulated": "a simulated tile",
     "model": "the model's tile",
 }
 BAR = "{n_fmt}/{total_fmt} kernels |{bar:20}| {elapsed}{postfix}"

@@ -1,4 +1,4 @@
-"""Measured tiles on disk: `<folder>/<arch>/<device>/<pass>.json`, replaced atomically, merged under a lock."""
+"""Tiles on disk: `<folder>/<arch>/<device>/<pass>.json`, replaced atomically, merged under a lock."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from lc_triton.core.files import write_atomically
-from lc_triton.errors import ArgumentTypeError, ConfigFileError, LocalConvError, first_line
-from lc_triton.tiles.config import Pass, TileConfig
+from lc_triton.errors import ConfigFileError, LocalConvError, first_line
+from lc_triton.tiles.config import Pass
+from lc_triton.tiles.entries import Measured, Simulated, is_simulated
 from lc_triton.tiles.key import ProblemKey
 
 SCHEMA = 1
@@ -23,72 +23,25 @@ KIND = "lc_triton tiles"
 LOCK_SECONDS = 60
 
 
-@dataclass(frozen=True)
-class Measured:
-    """The fastest tile of a search, and its measurement.
+class Entries(dict[ProblemKey, Measured]):
+    """The measured tiles of a file by their problems; `simulated` has those that were simulated."""
 
-    Args:
-        config: the tile.
-        median_us, p20_us, p80_us: time of a launch, in microseconds.
-        gbytes_per_s: unavoidable bytes over the median.
-        tflops: unavoidable work over the median.
-        roofline: share of the device's limit, 1 at the limit.
-        runner_up: the second best tile, or None.
-        runner_up_us: its median.
-        finished: whether the search was complete; `--resume` continues one that was cut short.
-        date: of the measurement, ISO.
-        torch, triton: versions.
-        kernel_hash: of the kernel's source, see `kernel_hash`.
-    """
+    simulated: dict[ProblemKey, Simulated]
 
-    config: TileConfig
-    median_us: float
-    p20_us: float
-    p80_us: float
-    gbytes_per_s: float
-    tflops: float
-    roofline: float
-    runner_up: TileConfig | None
-    runner_up_us: float | None
-    finished: bool
-    date: str
-    torch: str
-    triton: str
-    kernel_hash: str
+    def __init__(self, measured: Mapping[ProblemKey, Measured] | None = None) -> None:
+        super().__init__(measured or {})
+        self.simulated = {}
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Measured:
-        """What a JSON object holds.
-
-        Raises:
-            LocalConvError: a field that is missing, unknown or of a wrong type.
-        """
-        known = {f.name for f in fields(cls)}
-        if value.keys() != known:
-            raise ArgumentTypeError(name="entry", value=value, allowed=f"an object of {', '.join(sorted(known))}")
-        for name in ("median_us", "p20_us", "p80_us", "gbytes_per_s", "tflops", "roofline"):
-            if isinstance(value[name], bool) or not isinstance(value[name], (int, float)) or not value[name] >= 0:
-                raise ArgumentTypeError(name=name, value=value[name], allowed="a number >= 0")
-        for name in ("date", "torch", "triton", "kernel_hash"):
-            if not isinstance(value[name], str):
-                raise ArgumentTypeError(name=name, value=value[name], allowed="a string")
-        if not isinstance(value["finished"], bool):
-            raise ArgumentTypeError(name="finished", value=value["finished"], allowed="true or false")
-        second = value["runner_up"]
-        return cls(
-            **{
-                **value,
-                "config": TileConfig.from_json(value["config"]),
-                "runner_up": None if second is None else TileConfig.from_json(second),
-            }
-        )
-
-
-Entries = dict[ProblemKey, Measured]
+    def add(self, key: ProblemKey, entry: Measured | Simulated) -> None:
+        """Put a tile in the place of one of the same problem and kind."""
+        if isinstance(entry, Measured):
+            self[key] = entry
+        else:
+            self.simulated[key] = entry
 
 
 def file_of(folder: Path, arch: str, device: str, pass_name: Pass) -> Path:
-    """Where a device's measurements of a pass lie in a folder."""
+    """Where the tiles of a pass on a device lie in a folder."""
     return folder / arch / device / f"{pass_name}.json"
 
 
@@ -101,7 +54,7 @@ def read(path: Path) -> Entries:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {}
+        return Entries()
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigFileError(path=path, reason=f"it cannot be read ({first_line(error)})") from error
     if not isinstance(content, dict) or content.get("kind") != KIND:
@@ -109,13 +62,15 @@ def read(path: Path) -> Entries:
     if content.get("schema") != SCHEMA:
         reason = f"it has schema {content.get('schema')!r}, this lc_triton reads schema {SCHEMA}"
         raise ConfigFileError(path=path, reason=reason)
-    entries: Entries = {}
+    entries = Entries()
     try:
         for item in content["entries"]:
-            measured = {name: v for name, v in item.items() if name != "problem"}
-            entries[ProblemKey.from_json(item["problem"])] = Measured.from_json(measured)
+            value = {name: v for name, v in item.items() if name != "problem"}
+            entry = Simulated.from_json(value) if is_simulated(value) else Measured.from_json(value)
+            entries.add(ProblemKey.from_json(item["problem"]), entry)
     except (LocalConvError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigFileError(path=path, reason=f"entry {len(entries)} is wrong ({first_line(error)})") from error
+        number = len(entries) + len(entries.simulated)
+        raise ConfigFileError(path=path, reason=f"entry {number} is wrong ({first_line(error)})") from error
     return entries
 
 
@@ -126,11 +81,13 @@ def read_or_warn(path: Path) -> Entries:
         return read(path)
     except ConfigFileError as error:
         warnings.warn(f"lc_triton: {error}", RuntimeWarning, stacklevel=2)
-        return {}
+        return Entries()
 
 
-def merge(path: Path, device: str, pass_name: Pass, entries: Entries) -> None:
-    """Add entries to a file, replacing those of the same problem; other processes may do so at the same time.
+def merge(path: Path, device: str, pass_name: Pass, entries: Mapping[ProblemKey, Measured | Simulated]) -> None:
+    """Add entries to a file, each in place of one of the same problem and kind.
+
+    A simulated tile takes no measured one's place, and stays beside it. Other processes may write at the same time.
 
     Raises:
         ConfigFileError: a file there that cannot be used (it is left as it is), or a folder that cannot be written.
@@ -138,15 +95,18 @@ def merge(path: Path, device: str, pass_name: Pass, entries: Entries) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock"), timeout=LOCK_SECONDS):
-            merged = {**read(path), **entries}
+            merged = read(path)
+            for key, entry in entries.items():
+                merged.add(key, entry)
             content = {
                 "kind": KIND,
                 "schema": SCHEMA,
                 "device": device,
                 "face": pass_name,
                 "entries": [
-                    {"problem": key.to_json(), **asdict(merged[key])}
-                    for key in sorted(merged, key=lambda k: tuple(map(str, vars(k).values())))
+                    {"problem": key.to_json(), **asdict(kind[key])}
+                    for kind in (merged, merged.simulated)
+                    for key in sorted(kind, key=lambda k: tuple(map(str, vars(k).values())))
                 ],
             }
             write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
@@ -159,7 +119,7 @@ def merge(path: Path, device: str, pass_name: Pass, entries: Entries) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Check that `merge` can write a file, before hours are spent on measurements.
+    """Check that `merge` can write a file, before hours are spent on a search.
 
     Raises:
         ConfigFileError: a file there that cannot be used, or a folder that cannot be written.
@@ -175,7 +135,7 @@ def check_writable(path: Path) -> None:
 
 @cache
 def kernel_hash(pass_name: Pass) -> str:
-    """Twelve hexadecimal digits of the hash of a pass's kernel source: a measurement of another source is stale."""
+    """Twelve hexadecimal digits of the hash of a pass's kernel source: a tile of another source is stale."""
     folder = Path(__file__).parents[1] / "kernels"
     digest = hashlib.sha256()
     for name in ("common.py", f"{pass_name}.py"):

@@ -12,7 +12,7 @@ from lc_triton.tiles.device import by_name
 from lc_triton.tiles.model import choose
 from lc_triton.tiles.select import select
 from lc_triton.tiles.task import Task
-from tests.tiles.test_store import MEASURED
+from tests.tiles.test_store import MEASURED, SIMULATED
 
 LAYER = Geometry.make((8, 9), 16, 32, 3, stride=2, padding=1)
 H200 = by_name("h200")
@@ -48,6 +48,11 @@ def put(folder, device, config, batch=32):
     store.merge(path, device, "forward", {key(batch): replace(MEASURED, config=config)})
 
 
+def put_simulated(folder, device, config, batch=32, **changes):
+    path = store.file_of(folder, H200.arch_name, device, "forward")
+    store.merge(path, device, "forward", {key(batch): replace(SIMULATED, config=config, **changes)})
+
+
 def chosen(batch=32, device=H200):
     return select(task(batch=batch), device)
 
@@ -66,6 +71,36 @@ def test_the_order(folders):
     assert chosen().path == folders / "user" / "sm_90" / "nvidia_h200" / "forward.json"
     assert chosen(device=by_name("a100")).source == "model"
     assert chosen(device=by_name("h100")).config == tile(0)
+
+
+def test_any_measured_tile_goes_before_a_simulated_one(folders):
+    put_simulated(folders / "shipped", "nvidia_h100_80gb_hbm3", tile(0))
+    assert chosen().source == "model"  # it was simulated for another GPU
+    put_simulated(folders / "shipped", "nvidia_h200", tile(1))
+    assert (chosen().source, chosen().config, chosen().stale) == ("simulated", tile(1), False)
+    assert (chosen().measured, chosen().simulated.simulated_us) == (None, SIMULATED.simulated_us)
+    assert chosen().path == folders / "shipped" / "sm_90" / "nvidia_h200" / "forward.json"
+    put_simulated(folders / "user", "nvidia_h200", tile(2))
+    assert (chosen().source, chosen().config) == ("simulated", tile(2))
+    put(folders / "shipped", "nvidia_h100_80gb_hbm3", tile(3))
+    assert (chosen().source, chosen().config, chosen().simulated) == ("architecture", tile(3), None)
+    put(folders / "shipped", "nvidia_h200", tile(0), batch=64)  # in the file of a simulated one, for twice the batch
+    assert (chosen().source, chosen().config) == ("shipped", tile(0))
+    put(folders / "user", "nvidia_h200", tile(1))
+    assert (chosen().source, chosen().config) == ("user", tile(1))
+
+
+def test_a_simulated_tile_of_another_kernel_source_is_not_used(folders):
+    put_simulated(folders / "shipped", "nvidia_h200", tile(1))
+    put_simulated(folders / "user", "nvidia_h200", tile(2), kernel_hash="0" * 12)
+    assert (chosen().source, chosen().config) == ("simulated", tile(1))
+    put_simulated(folders / "shipped", "nvidia_h200", tile(1), kernel_hash="0" * 12)
+    assert chosen().source == "model"
+
+
+def test_a_simulated_tile_serves_half_and_twice_its_batch(folders):
+    put_simulated(folders / "shipped", "nvidia_h200", tile(1), batch=32)
+    assert [chosen(b).source for b in (8, 16, 32, 64, 65)] == ["model"] + ["simulated"] * 3 + ["model"]
 
 
 def test_a_neighbouring_batch_serves_but_no_farther_one(folders):
@@ -125,8 +160,12 @@ def test_devices_have_folders_of_their_own():
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
-def test_nothing_shipped_is_unmeasured(pass_name):
+def test_what_ships_was_measured_or_simulated(pass_name):
     for path in paths.shipped_configs().glob(f"*/*/{pass_name}.json"):
-        for measured in store.read(path).values():
+        entries = store.read(path)
+        for measured in entries.values():
             assert measured.median_us > 0
             assert measured.date
+        for simulated in entries.simulated.values():
+            assert simulated.simulated_us > 0
+            assert simulated.date

@@ -1,4 +1,4 @@
-"""Measured tiles on disk: round trips, many writers, killed writers, and files that cannot be used."""
+"""Tiles on disk: round trips, many writers, killed writers, and files that cannot be used."""
 
 import json
 import signal
@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -14,13 +14,14 @@ from lc_triton.core.geometry import Geometry
 from lc_triton.errors import ConfigFileError
 from lc_triton.tiles import store
 from lc_triton.tiles.config import TileConfig
+from lc_triton.tiles.entries import Measured, Simulated
 from lc_triton.tiles.key import bucket
 from lc_triton.tiles.task import Task
 
 LAYER = Geometry.make((8, 9), 16, 32, 3, stride=2, padding=1)
 KEY = Task("forward", LAYER, 20, "bfloat16", "float32").key
 # Invented numbers: they exercise the file format and never leave the test.
-MEASURED = store.Measured(
+MEASURED = Measured(
     TileConfig(2, 4, 32, 64, 32, num_warps=8),
     10.5,
     10.0,
@@ -35,6 +36,22 @@ MEASURED = store.Measured(
     "2.13.0",
     "3.7.1",
     store.kernel_hash("forward"),
+)
+SIMULATED = Simulated(
+    TileConfig(1, 4, 32, 64, 32),
+    9.5,
+    12.5,
+    0.6,
+    TileConfig(1, 2, 32, 64, 32),
+    9.75,
+    40,
+    True,
+    "2026-01-02",
+    "2.13.0",
+    "3.7.1",
+    store.kernel_hash("forward"),
+    1,
+    {"memory_rate": 4.3e12, "port_bytes": 48.0},
 )
 
 
@@ -61,6 +78,27 @@ def test_round_trip(tmp_path):
     assert entries == {KEY: faster, KEY.at(64): replace(MEASURED, runner_up=None, runner_up_us=None)}
     content = json.loads(path.read_text())
     assert (content["schema"], content["device"], content["face"]) == (1, "NVIDIA H200", "forward")
+
+
+@pytest.mark.parametrize("order", [(MEASURED, SIMULATED), (SIMULATED, MEASURED)], ids=["measured first", "last"])
+def test_a_measured_and_a_simulated_tile_of_one_problem_stand_side_by_side(order, tmp_path):
+    path = tmp_path / "forward.json"
+    for entry in order:
+        store.merge(path, "NVIDIA H200", "forward", {KEY: entry})
+    other = replace(SIMULATED, choice_us=None, runner_up=None, runner_up_us=None, finished=False)
+    store.merge(path, "NVIDIA H200", "forward", {KEY.at(64): other})
+    entries = store.read(path)
+    assert entries == {KEY: MEASURED}
+    assert entries.simulated == {KEY: SIMULATED, KEY.at(64): other}
+    assert [entry.get("source") for entry in json.loads(path.read_text())["entries"]] == [
+        None,
+        "simulated",
+        "simulated",
+    ]
+    later = replace(SIMULATED, simulated_us=9.25)
+    store.merge(path, "NVIDIA H200", "forward", {KEY: later})
+    assert store.read(path).simulated[KEY] == later
+    assert store.read(path) == {KEY: MEASURED}
 
 
 WRITER = """
@@ -115,13 +153,19 @@ def valid():
         "schema": 1,
         "device": "GPU",
         "face": "forward",
-        "entries": [{"problem": KEY.to_json(), **json.loads(json.dumps(store.asdict(MEASURED)))}],
+        "entries": [{"problem": KEY.to_json(), **json.loads(json.dumps(asdict(MEASURED)))}],
     }
 
 
 def changed(**changes):
     content = valid()
     content["entries"][0] |= changes
+    return json.dumps(content)
+
+
+def simulated(**changes):
+    content = valid()
+    content["entries"].append({"problem": KEY.to_json(), **json.loads(json.dumps(asdict(SIMULATED))), **changes})
     return json.dumps(content)
 
 
@@ -146,6 +190,14 @@ UNUSABLE = {
     "no_stages": (changed(config={}), "config must be an object of block_b"),
     "problem": (changed(problem=KEY.to_json() | {"kernel": [3, 3]}), "kernel must be four integers, got [3, 3]"),
     "dtype": (changed(problem=KEY.to_json() | {"dtype": "int8"}), "dtype must be one of float16"),
+    "source": (changed(source="guessed"), "entry must be an object of choice_us, config"),
+    "guessed": (simulated(source="guessed"), "source must be simulated, got 'guessed'"),
+    "simulated_nan": (simulated(simulated_us=float("nan")), "simulated_us must be a number >= 0, got nan"),
+    "simulated_median": (simulated(median_us=1.0), "entry must be an object of choice_us, config"),
+    "no_constants": (simulated(constants=[1]), "constants must be an object of numbers, got [1]"),
+    "constants": (simulated(constants={"clock": "fast"}), "clock must be a number >= 0, got 'fast'"),
+    "choice": (simulated(choice_us="fast"), "choice_us must be a number >= 0 or null, got 'fast'"),
+    "runner_up_us": (changed(runner_up_us="fast"), "runner_up_us must be a number >= 0 or null, got 'fast'"),
 }
 
 
@@ -161,7 +213,8 @@ def test_a_file_that_cannot_be_used_is_named_once_skipped_and_left_as_it_is(name
     with pytest.warns(RuntimeWarning) as seen:
         assert store.read_or_warn(path) == {}
     assert len(seen) == 1
-    assert f"configuration file {path} is not used: it" in str(seen[0].message) or "entry 0" in str(seen[0].message)
+    said = str(seen[0].message)
+    assert any(f"configuration file {path} is not used: {start}" in said for start in ("it", "entry 0", "entry 1"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert store.read_or_warn(path) == {}
@@ -172,8 +225,9 @@ def test_a_file_that_cannot_be_used_is_named_once_skipped_and_left_as_it_is(name
 
 def test_a_valid_file_is_valid(tmp_path):
     path = tmp_path / "forward.json"
-    path.write_text(json.dumps(valid()))
+    path.write_text(simulated())
     assert store.read(path) == {KEY: MEASURED}
+    assert store.read(path).simulated == {KEY: SIMULATED}
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
