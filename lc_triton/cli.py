@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,7 +91,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _add_tune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
-        "tune", help="measure the best tile of each kernel on the GPU here, and keep it on file"
+        "tune", help="find the best tile of each kernel on the GPU here, or by simulation, and keep it on file"
     )
     parser.add_argument("--workloads", type=Path, metavar="FILE", help="layers to tune (default: published networks)")
     parser.add_argument("--workload", nargs="+", metavar="NAME", help="only these of them")
@@ -117,7 +117,10 @@ def _add_tune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("--timings", type=Path, metavar="FILE", help="add every time of every tile to this file too")
     parser.add_argument("--resume", action="store_true", help="leave alone what is on file and finished")
     parser.add_argument("--dry-run", action="store_true", help="say what would be measured and written; needs no GPU")
-    parser.set_defaults(call=_tune, after_interrupt="; what was measured is on file, and --resume goes on")
+    parser.add_argument("--offline", action="store_true", help="compile and simulate tiles instead; needs no GPU")
+    parser.add_argument("--device", metavar="NAME", help="with --offline: h100 or h200")
+    parser.add_argument("--jobs", type=int, metavar="N", help="with --offline: kernels at a time (default: all cores)")
+    parser.set_defaults(call=_tune, after_interrupt="; what was found is on file, and --resume goes on")
 
 
 def _tune(options: argparse.Namespace) -> int:
@@ -126,24 +129,20 @@ def _tune(options: argparse.Namespace) -> int:
     from lc_triton.errors import ArgumentValueError
     from lc_triton.search.run import check_seconds, plan, tune
     from lc_triton.search.tuner import check_gpu, gpu_bench
-    from lc_triton.tiles import paths, store
     from lc_triton.tiles.device import of_gpu
 
     check_seconds("--budget", options.budget)
+    if options.offline:
+        return _tune_offline(options)
+    for name in ("device", "jobs"):
+        if getattr(options, name) is not None:
+            raise ArgumentValueError(name=f"--{name}", value=getattr(options, name), allowed="given beside --offline")
     tasks = _tasks(options)
     gpus = torch.cuda.device_count()
     if not 0 <= options.gpu < max(1, gpus):
         raise ArgumentValueError(name="--gpu", value=options.gpu, allowed=f"below {max(1, gpus)}")
     device = of_gpu(options.gpu)
-    out: Path = options.out or paths.user_configs()
-    single = out.suffix == ".json"
-    if single and len({task.pass_name for task in tasks.values()}) > 1:
-        allowed = "a folder, or else one of --faces: a file holds one pass"
-        raise ArgumentValueError(name="--out", value=str(out), allowed=allowed)
-
-    def file_of(pass_name: Pass) -> Path:
-        return out if single else store.file_of(out, device.arch_name, device.folder, pass_name)
-
+    out, file_of = _out(options, tasks, device)
     if options.dry_run:
         print(plan(tasks, device, file_of, options.budget, resume=options.resume))
         if not gpus:
@@ -161,10 +160,56 @@ def _tune(options: argparse.Namespace) -> int:
         log=options.timings,
     )
     print(report.to_text())
-    own = single or out == paths.known_user_configs()
-    hint = "" if own else f"; launches look there under LC_TRITON_CONFIG_DIR={out}"
-    print(f"Written to {out}{hint}")
+    print(_written_to(out))
     return 1 if report.failed else 0
+
+
+def _tune_offline(options: argparse.Namespace) -> int:
+    from lc_triton.core.geometry import check_int
+    from lc_triton.errors import ArgumentValueError
+    from lc_triton.search.offline import plan, tune_offline
+    from lc_triton.simulator import constants_of
+    from lc_triton.tiles.device import by_name
+
+    if options.timings is not None:
+        allowed = "given without --offline: such a file holds measured times"
+        raise ArgumentValueError(name="--timings", value=str(options.timings), allowed=allowed)
+    if options.device is None:
+        raise ArgumentValueError(name="--device", value=None, allowed="h100 or h200 beside --offline")
+    jobs = None if options.jobs is None else check_int("--jobs", options.jobs, 1)
+    device = by_name(options.device)
+    constants_of(device, "--device")
+    tasks = _tasks(options)
+    out, file_of = _out(options, tasks, device)
+    if options.dry_run:
+        print(plan(tasks, device, file_of, options.budget, resume=options.resume))
+        return 0
+    _need_triton("tune --offline")
+    report = tune_offline(tasks, device, file_of, options.budget, jobs=jobs, resume=options.resume)
+    print(report.to_text())
+    print(_written_to(out))
+    return 1 if report.failed else 0
+
+
+def _out(options: argparse.Namespace, tasks: dict[str, Task], device: Device) -> tuple[Path, Callable[[Pass], Path]]:
+    """Where `tune` writes: the folder or file, and the file of a pass."""
+    from lc_triton.errors import ArgumentValueError
+    from lc_triton.tiles import paths, store
+
+    out: Path = options.out or paths.user_configs()
+    single = out.suffix == ".json"
+    if single and len({task.pass_name for task in tasks.values()}) > 1:
+        allowed = "a folder, or else one of --faces: a file holds one pass"
+        raise ArgumentValueError(name="--out", value=str(out), allowed=allowed)
+    return out, lambda pass_name: out if single else store.file_of(out, device.arch_name, device.folder, pass_name)
+
+
+def _written_to(out: Path) -> str:
+    from lc_triton.tiles import paths
+
+    own = out.suffix == ".json" or out.absolute() in (paths.known_user_configs(), paths.shipped_configs())
+    hint = "" if own else f"; launches look there under LC_TRITON_CONFIG_DIR={out}"
+    return f"Written to {out}{hint}"
 
 
 def _tasks(options: argparse.Namespace) -> dict[str, Task]:
@@ -285,6 +330,7 @@ def _configs(options: argparse.Namespace) -> None:
                 "source": choice.source,
                 "path": None if choice.path is None else str(choice.path),
                 "median_us": None if choice.measured is None else choice.measured.median_us,
+                "simulated_us": None if choice.simulated is None else choice.simulated.simulated_us,
                 "stale": choice.stale,
             }
         )

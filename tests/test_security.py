@@ -24,7 +24,7 @@ FORBIDDEN = {
     *("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "yaml", "ctypes.util"),
 }
 # Triton's own disassemblers, by their full path, on what Triton compiled; and Python itself, to look into an HDF5 file.
-RUNS_PROGRAMS = {"launch/build.py", "keras/saved/hdf5.py"}
+RUNS_PROGRAMS = {"launch/disassembly.py", "keras/saved/hdf5.py"}
 
 
 def calls(tree):
