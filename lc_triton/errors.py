@@ -271,7 +271,7 @@ class CheckpointError(LocalConvError, ValueError):
 
 
 class ConfigFileError(LocalConvError, ValueError):
-    """A file of measured tiles that cannot be used; it is not changed."""
+    """A file of tiles that cannot be used; it is not changed."""
 
     template = "configuration file {path} is not used: {reason}; it was left as it is"
 

@@ -1,1 +1,1 @@
-"""The choice of a kernel's tile: its configuration as data, the devices, stored measurements, the analytic model."""
+"""The choice of a kernel's tile: its configuration as data, the devices, tiles on file, the analytic model."""

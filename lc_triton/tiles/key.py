@@ -1,4 +1,4 @@
-"""The key of a measured tile: the numbers that decide which tile is fastest."""
+"""The key of a tile on file: the numbers that decide which tile is fastest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 @dataclass(frozen=True)
 class ProblemKey:
-    """A layer at a batch, as measured tiles are filed; `Task.key` makes it.
+    """A layer at a batch, as its tiles are filed; `Task.key` makes it.
 
     Args:
         dtype, weight_dtype: of x and of the weight, torch's names.

@@ -11,7 +11,7 @@ _NAME = "autotune_configs"
 
 
 def user_configs() -> Path:
-    """The folder of a user's own measurements: $LC_TRITON_CONFIG_DIR, else lc_triton in the user's cache folder.
+    """The folder of a user's own tiles: $LC_TRITON_CONFIG_DIR, else lc_triton in the user's cache folder.
 
     Raises:
         ConfigFileError: neither is known, as for a user without a home folder.
@@ -27,7 +27,7 @@ def user_configs() -> Path:
     try:
         return folder.expanduser().absolute()
     except RuntimeError as error:
-        reason = "this user has no home folder, so LC_TRITON_CONFIG_DIR must name one for measured tiles"
+        reason = "this user has no home folder, so LC_TRITON_CONFIG_DIR must name one for your tiles"
         raise ConfigFileError(path=folder, reason=reason) from error
 
 
@@ -57,7 +57,7 @@ def shipped_workloads() -> Path:
 
 
 def shipped_configs() -> Path:
-    """The folder of measured tile choices: inside an installed package, at the repository's top level in a checkout.
+    """The folder of shipped tiles: inside an installed package, at the repository's top level in a checkout.
 
     Raises:
         FileNotFoundError: neither is there, so the installation is not whole.

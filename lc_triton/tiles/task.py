@@ -45,7 +45,7 @@ class Task:
 
     @property
     def key(self) -> ProblemKey:
-        """The key under which its measurements are filed."""
+        """The key under which its tiles are filed."""
         geo = self.geo
         return ProblemKey(
             dtype=self.dtype,
