@@ -30,6 +30,8 @@ _CATEGORIES: dict[Pass, dict[str, str]] = {
 }
 # What is small, and counted by no formula: the share of its lanes that is not masked.
 _SMALL, _SMALL_LIVE = ("bias", "db"), 0.3
+# Accesses to registers that were spilled, on whatever line; they count as accesses to x.
+_LOCAL = ("LDL", "STL")
 # Registers, shared memory and warps of a multiprocessor, and how they are allocated.
 _REGISTERS, _REGISTER_STEP, _LANES = 65_536, 8, 32
 _SHARED_BYTES, _SHARED_OF_A_PROGRAM = 233_472, 1024
@@ -130,8 +132,9 @@ def read_code(
     by_argument, arguments = _CATEGORIES[pass_name], disassembly.argument_at
 
     def category_of(instruction: Instruction) -> str:
-        argument = arguments.get(instruction.place)
-        return by_argument.get(argument, "") if argument else _of_no_argument(instruction)
+        if instruction.opcode.startswith(_LOCAL) or instruction.place not in arguments:
+            return "x"
+        return by_argument[arguments[instruction.place]]
 
     operations = classify(instructions, category_of, constants)
     main = _main_loop(instructions, operations, config)
@@ -163,11 +166,6 @@ def resident_programs(registers: int, shared_bytes: int, warps: int) -> int:
     by_registers = _REGISTERS // (rounded * _LANES * warps)
     by_shared = _SHARED_BYTES // (shared_bytes + _SHARED_OF_A_PROGRAM) if shared_bytes else _MOST_PROGRAMS
     return max(1, min(by_registers, by_shared, _WARPS // warps, _MOST_PROGRAMS))
-
-
-def _of_no_argument(instruction: Instruction) -> str:
-    """The category of an access to no argument, such as of a register that was spilled."""
-    return "out" if instruction.opcode.startswith("STG") else "x"
 
 
 def _main_loop(instructions: list[Instruction], operations: list[Operation], config: TileConfig) -> Loop | None:

@@ -8,12 +8,14 @@ import torch
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 from lc_triton.errors import ArgumentValueError, LocalConvError
+from lc_triton.launch.disassembly import Disassembly
 from lc_triton.simulator import constants_of, simulate
 from lc_triton.simulator.counts import counts_of
 from lc_triton.simulator.kernel import read_code, resident_programs
 from lc_triton.tiles.config import PASSES, TileConfig
 from lc_triton.tiles.device import DEVICES, by_name
 from lc_triton.tiles.task import Task
+from tests.simulator.test_sass import control, sass
 
 LAYER = Geometry.make((20, 20), 16, 16, 3)
 H200 = by_name("h200")
@@ -115,6 +117,24 @@ def test_every_access_is_known_by_the_argument_it_derives_from(pass_name, config
         == {"forward": {"x", "w", "bias"}, "input_grad": {"x", "w", "bias"}, "weight_grad": {"x", "g"}}[pass_name]
     )
     assert stored == ({"out", "db"} if pass_name == "weight_grad" else {"out"})
+
+
+def test_the_tensor_of_an_access():
+    """It is that of the line's argument, but for registers that were spilled there."""
+    text = sass(
+        '\t//## File "/kernels/forward.py", line 5',
+        ("LDG.E R1, [R2]", control()),
+        ("LDL R1, [R2]", control()),
+        '\t//## File "/kernels/forward.py", line 6',
+        ("STL [R1], R2", control()),
+        ("STG.E [R1], R2", control()),
+        '\t//## File "/kernels/common.py", line 6',
+        ("LDG.E R1, [R2]", control()),
+        ("EXIT", control()),
+    )
+    arguments = {("forward.py", 5): "p_w", ("forward.py", 6): "p_y", ("common.py", 6): "p_bias"}
+    code = read_code("forward", TILE, Disassembly(text, 32, 0, arguments), constants_of(H200), counts_of(task(), TILE))
+    assert [operation.category for operation in code.operations] == ["w", "x", "x", "out", "bias", ""]
 
 
 @pytest.mark.compile
