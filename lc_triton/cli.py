@@ -168,7 +168,7 @@ def _tune_offline(options: argparse.Namespace) -> int:
     from lc_triton.core.geometry import check_int
     from lc_triton.errors import ArgumentValueError
     from lc_triton.search.offline import plan, tune_offline
-    from lc_triton.simulator import constants_of
+    from lc_triton.simulator import check_simulated, constants_of
     from lc_triton.tiles.device import by_name
 
     if options.timings is not None:
@@ -180,6 +180,8 @@ def _tune_offline(options: argparse.Namespace) -> int:
     device = by_name(options.device)
     constants_of(device, "--device")
     tasks = _tasks(options)
+    for task in tasks.values():
+        check_simulated(task, "--dtypes")
     out, file_of = _out(options, tasks, device)
     if options.dry_run:
         print(plan(tasks, device, file_of, options.budget, resume=options.resume))

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +27,7 @@ from lc_triton.core.problem import Problem
 from lc_triton.errors import first_line
 from lc_triton.search.run import BAR, IN_USE
 from lc_triton.search.strategy import FIRST, PARENTS
-from lc_triton.simulator import VERSION, constants_of, simulate
+from lc_triton.simulator import VERSION, check_simulated, constants_of, simulate
 from lc_triton.tiles import model, store
 from lc_triton.tiles.config import PASSES, Pass, TileConfig
 from lc_triton.tiles.device import Device
@@ -125,11 +126,13 @@ def tune_offline(
         pool: makes what runs the searches: by default, processes.
 
     Raises:
-        ArgumentValueError: a device that the simulator does not know.
+        ArgumentValueError: a device that the simulator does not know, or a dtype.
         ConfigFileError: a file that cannot be written; nothing has been compiled.
         KeyboardInterrupt: after what was simulated has been written.
     """
     constants_of(device)
+    for task in tasks.values():
+        check_simulated(task)
     for pass_name in dict.fromkeys(task.pass_name for task in tasks.values()):
         store.check_writable(file_of(pass_name))
     report = Report()
@@ -338,6 +341,15 @@ def _processes(jobs: int, progress: Progress) -> Executor:
 def _begin_process(progress: Progress) -> None:
     share(progress)
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _search_in_worker(task: Task, device: Device, simulate_tile: SimulateTile) -> Found:

@@ -5,7 +5,7 @@ checked against, a time measured on a GPU: docs/dev/simulator.md says what is si
 """
 
 from lc_triton.simulator.constants import VERSION, Constants, constants_of
-from lc_triton.simulator.kernel import Simulation, simulate
+from lc_triton.simulator.kernel import Simulation, check_simulated, simulate
 from lc_triton.simulator.subpartition import Use
 
-__all__ = ["VERSION", "Constants", "Simulation", "Use", "constants_of", "simulate"]
+__all__ = ["VERSION", "Constants", "Simulation", "Use", "check_simulated", "constants_of", "simulate"]

@@ -15,6 +15,7 @@ from lc_triton.simulator.sass import Instruction, loops, parse
 from lc_triton.simulator.subpartition import Grid, Traffic, Use, execute
 from lc_triton.simulator.trace import Trace, trace_of
 from lc_triton.tiles.config import Pass, TileConfig
+from lc_triton.tiles.space import on_vector_units
 from lc_triton.tiles.task import Task
 
 if TYPE_CHECKING:
@@ -103,9 +104,10 @@ def simulate(
         counts: of another kernel for the same pass, such as an experiment; by default those of lc_triton's own.
 
     Raises:
-        ArgumentValueError: a tile whose weights move by tensor descriptors: how long those take is not known.
+        ArgumentValueError: products without tensor cores, or a tile whose weights move by tensor descriptors.
         RuntimeError: one warp executes more than three million instructions.
     """
+    check_simulated(task)
     if config.descriptor:
         raise ArgumentValueError(name="config", value=config, allowed="without descriptor: boxes are not simulated")
     counts = counts or counts_of(task, config)
@@ -122,6 +124,21 @@ def simulate(
         per_multiprocessor=-(-counts.programs // constants.multiprocessors),
         code=code,
     )
+
+
+def check_simulated(task: Task, name: str = "dtype") -> None:
+    """Check that a task's products are made by tensor cores, by which the iterations of its loops are found.
+
+    Args:
+        task: the pass, layer, batch and dtypes.
+        name: what the caller calls the dtype, for the message.
+
+    Raises:
+        ArgumentValueError: float32 without tf32, or float64.
+    """
+    if on_vector_units(task):
+        allowed = "float16, bfloat16, tf32, or one of these beside float32 weights: only tensor cores are simulated"
+        raise ArgumentValueError(name=name, value=task.dtype, allowed=allowed)
 
 
 def read_code(

@@ -195,6 +195,10 @@ def test_other_devices_are_refused(folder):
         (["--offline"], "--device must be h100 or h200 beside --offline, got None"),
         (["--offline", "--device", "a100"], "--device must be h100 or h200: the simulator knows the instructions"),
         (["--offline", "--device", "h20"], "device 'h20' is not known (did you mean 'h200'?)"),
+        (
+            ["--offline", "--device", "h200", "--dtypes", "tf32", "float32"],
+            "--dtypes must be float16, bfloat16, tf32, or",
+        ),
         (["--offline", "--device", "h200", "--jobs", "0"], "--jobs must be an integer >= 1, got 0"),
         (["--offline", "--device", "h200", "--timings", "t.jsonl"], "--timings must be given without --offline"),
         (["--offline", "--device", "h200", "--budget", "0"], "--budget must be a number of seconds above 0, got 0.0"),

@@ -81,6 +81,13 @@ def test_boxes_are_refused():
         simulate(task(), TileConfig(1, 1, 16, 32, 32, descriptor=True), None, constants_of(H200))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_products_without_tensor_cores_are_refused(dtype):
+    """Their loops have no matrix instructions, by which iterations are counted."""
+    with pytest.raises(ArgumentValueError, match=f"dtype must be float16, bfloat16, tf32, .* got '{dtype}'"):
+        simulate(task(types=(dtype, dtype)), TILE, None, constants_of(H200))
+
+
 def compiled(task, config):
     from lc_triton.launch.build import build
     from lc_triton.launch.disassembly import disassemble
