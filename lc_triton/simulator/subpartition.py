@@ -95,9 +95,8 @@ class _SubPartition:
     ) -> None:
         self._operations, self._grid, self._traffic, self._constants = operations, grid, traffic, constants
         of_one = -(-grid.programs // constants.multiprocessors)
-        self._side_by_side = max(
-            1, _SUBPARTITIONS // grid.warps
-        )  # programs whose warps are in different sub-partitions
+        # Programs of fewer warps than there are sub-partitions run side by side, in different ones.
+        self._side_by_side = max(1, _SUBPARTITIONS // grid.warps)
         self._warps = max(1, grid.warps // _SUBPARTITIONS)
         self._programs = -(-of_one // self._side_by_side)
         self._slots = max(1, -(-min(grid.resident, of_one) // self._side_by_side))

@@ -16,14 +16,9 @@ import pytest
 from lc_triton import cli
 from lc_triton.errors import ArgumentValueError, ConfigFileError
 from lc_triton.launch.disassembly import Disassembly
-from lc_triton.search import offline
-from lc_triton.search.offline import (
-    UnsuitableTileError,
-    check_suitable,
-    compile_and_simulate,
-    search,
-    tune_offline,
-)
+from lc_triton.search import offline, workers
+from lc_triton.search.offline import tune_offline
+from lc_triton.search.simulated import UnsuitableTileError, check_suitable, compile_and_simulate, search
 from lc_triton.search.strategy import FIRST, PARENTS
 from lc_triton.simulator import VERSION, constants_of
 from lc_triton.tiles import model, paths, store
@@ -53,7 +48,7 @@ def file_of(folder):
 
 def threads(jobs, progress):
     """Threads of this process in place of processes."""
-    return ThreadPoolExecutor(jobs, initializer=offline.share, initargs=(progress,))
+    return ThreadPoolExecutor(jobs, initializer=workers.share, initargs=(progress,))
 
 
 def run(folder, tasks=TASKS, us=lambda _: 10.0, seconds=1e6, **kwargs):
