@@ -19,7 +19,7 @@ from lc_triton.search.simulated import Found, SimulateTile, compile_and_simulate
 from lc_triton.search.workers import Progress, interrupts_ignored, processes, search_here
 from lc_triton.simulator import VERSION, check_simulated, constants_of
 from lc_triton.tiles import model, store
-from lc_triton.tiles.config import PASSES, Pass
+from lc_triton.tiles.config import PASSES, Pass, TileConfig
 from lc_triton.tiles.device import Device
 from lc_triton.tiles.entries import Simulated
 from lc_triton.tiles.select import select
@@ -104,11 +104,14 @@ def tune_offline(
         executor = (pool or processes)(jobs, progress)
         try:
             for label in todo:
-                future = executor.submit(search_here, tasks[label], device, simulate_tile or compile_and_simulate)
+                task = tasks[label]
+                known = _on_file(task, file_of)
+                future = executor.submit(search_here, task, device, simulate_tile or compile_and_simulate, known)
                 running[future] = label
             interrupts.heed()
             while running:
-                for future in wait(running, REFRESH_SECONDS, FIRST_COMPLETED).done:
+                done = wait(running, REFRESH_SECONDS, FIRST_COMPLETED).done
+                for future in [future for future in running if future in done]:
                     note(future)
                     bar.update()
                 left = tqdm.format_interval(max(0.0, progress.deadline - time.monotonic()))
@@ -179,6 +182,12 @@ def _split(tasks: Mapping[str, Task], device: Device, file_of: FileOf, resume: b
         else:
             todo[label] = entry is not None
     return sorted(todo, key=todo.__getitem__), finished
+
+
+def _on_file(task: Task, file_of: FileOf) -> list[TileConfig]:
+    """The tile that an earlier search of the same kernel source has found, if there is one."""
+    entry = store.read(file_of(task.pass_name)).simulated.get(task.key)
+    return [] if entry is None or entry.kernel_hash != store.kernel_hash(task.pass_name) else [entry.config]
 
 
 def _note(report: Report, label: str, task: Task, device: Device, file_of: FileOf, found: Found) -> None:

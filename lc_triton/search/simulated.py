@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -55,7 +55,11 @@ class Found:
 
 
 def search(
-    task: Task, device: Device, simulate_tile: SimulateTile, go_on: Callable[[Found], bool] = lambda _: True
+    task: Task,
+    device: Device,
+    simulate_tile: SimulateTile,
+    go_on: Callable[[Found], bool] = lambda _: True,
+    known: Sequence[TileConfig] = (),
 ) -> Found:
     """Simulate the model's best candidates, then the neighbours of the fastest.
 
@@ -64,6 +68,7 @@ def search(
         device: what it would run on.
         simulate_tile: the simulated microseconds of a tile.
         go_on: asked before each tile; the first tile that can be simulated is always waited for.
+        known: tiles to try before the model's, such as the best of a search that was cut short.
 
     Example:
         >>> from lc_triton.core.geometry import Geometry
@@ -86,7 +91,7 @@ def search(
                 found.failed[config] = first_line(error)
         return True
 
-    if not try_all([config for _, config in model.ranked(task, device)[:FIRST]]):
+    if not try_all([*known, *(config for _, config in model.ranked(task, device)[:FIRST])]):
         return found
     near = [
         variant

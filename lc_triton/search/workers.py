@@ -8,7 +8,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,7 +86,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def search_here(task: Task, device: Device, simulate_tile: SimulateTile) -> Found:
+def search_here(task: Task, device: Device, simulate_tile: SimulateTile, known: Sequence[TileConfig] = ()) -> Found:
     """Search one kernel in this process until its share of the time is over.
 
     What Triton keeps of the compiled tiles is thrown away.
@@ -103,7 +103,7 @@ def search_here(task: Task, device: Device, simulate_tile: SimulateTile) -> Foun
         return simulate_tile(task, device, config)
 
     with _own_triton_cache():
-        return search(task, device, counted, lambda _: not progress.stop.is_set() and time.monotonic() < end)
+        return search(task, device, counted, lambda _: not progress.stop.is_set() and time.monotonic() < end, known)
 
 
 @contextmanager

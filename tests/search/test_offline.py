@@ -163,6 +163,15 @@ def test_the_time_is_shared_and_resume_goes_on(folder, monkeypatch):
     assert list(run(folder, resume=True).simulated) == list(TASKS)
 
 
+def test_a_search_begins_with_the_tile_that_an_earlier_one_found(folder):
+    """So that one that is cut short sooner does not make it worse."""
+    best = model.ranked(task(), H200)[FIRST - 1][1]
+    run(folder, {"layer": task()}, us=lambda config: 8.0 if config == best else 10.0)
+    run(folder, {"layer": task()}, us=lambda config: time.sleep(0.3) or (8.0 if config == best else 10.0), seconds=0.2)
+    entry = entries(folder)[task().key]
+    assert (entry.config, entry.tried, entry.finished) == (best, 1, False)
+
+
 def test_what_was_not_begun_is_told(folder):
     report = run(folder, us=lambda _: time.sleep(0.3) or 9.0, seconds=0.2)
     assert list(report.simulated) == ["forward"]
