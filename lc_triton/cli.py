@@ -120,7 +120,7 @@ def _add_tune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("--offline", action="store_true", help="compile and simulate tiles instead; needs no GPU")
     parser.add_argument("--device", metavar="NAME", help="with --offline: h100 or h200")
     parser.add_argument("--jobs", type=int, metavar="N", help="with --offline: kernels at a time (default: all cores)")
-    parser.set_defaults(call=_tune, after_interrupt="; what was found is on file, and --resume goes on")
+    parser.set_defaults(call=_tune, after_interrupt="; what was measured is on file, and --resume goes on")
 
 
 def _tune(options: argparse.Namespace) -> int:
@@ -187,7 +187,11 @@ def _tune_offline(options: argparse.Namespace) -> int:
         print(plan(tasks, device, file_of, options.budget, resume=options.resume))
         return 0
     _need_triton("tune --offline")
-    report = tune_offline(tasks, device, file_of, options.budget, jobs=jobs, resume=options.resume)
+    try:
+        report = tune_offline(tasks, device, file_of, options.budget, jobs=jobs, resume=options.resume)
+    except KeyboardInterrupt:
+        print(f"\nlc-triton: interrupted; what was simulated is in {out}, and --resume goes on", file=sys.stderr)
+        return 130
     print(report.to_text())
     print(_written_to(out))
     return 1 if report.failed else 0

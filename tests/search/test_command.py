@@ -162,7 +162,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted; what was found is on file, and --resume goes on" in err
+    assert "interrupted; what was measured is on file, and --resume goes on" in err
     assert "Traceback" not in err
     (path,) = tmp_path.glob("*/*/*.json")
     (entry,) = store.read(path).values()

@@ -322,7 +322,7 @@ def test_ctrl_c_keeps_what_was_simulated(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert "interrupted; what was found is on file, and --resume goes on" in err
+    assert f"interrupted; what was simulated is in {out}, and --resume goes on" in err
     assert "Traceback" not in err
     found = {path.stem: next(iter(store.read(path).simulated.values())) for path in out.glob("*/*/*.json")}
     assert {name: entry.finished for name, entry in found.items()} == {
