@@ -174,6 +174,8 @@ def _tune_offline(options: argparse.Namespace) -> int:
     if options.timings is not None:
         allowed = "given without --offline: such a file holds measured times"
         raise ArgumentValueError(name="--timings", value=str(options.timings), allowed=allowed)
+    if options.gpu:
+        raise ArgumentValueError(name="--gpu", value=options.gpu, allowed="given without --offline: see --device")
     if options.device is None:
         raise ArgumentValueError(name="--device", value=None, allowed="h100 or h200 beside --offline")
     jobs = None if options.jobs is None else check_int("--jobs", options.jobs, 1)
