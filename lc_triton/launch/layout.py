@@ -70,6 +70,7 @@ class Tile(NamedTuple):
     dot: bool
     swap: bool
     split: int
+    stream: int
     descriptor: bool
     precision: str
 
@@ -150,6 +151,7 @@ def tile_of(pass_name: Pass, geometry: Geometry, config: TileConfig, precision: 
         dot=config.dot,
         swap=config.swap,
         split=config.split,
+        stream=config.stream,
         descriptor=config.descriptor,
         precision=precision,
     )

@@ -332,6 +332,8 @@ def _plan_for(pass_name: Pass, problem: Problem, x: Tensor, weight: Tensor, conf
             problem.launches[key] = plan
     else:
         plan = LaunchPlan.make(pass_name, problem, config)
+    if plan.config.stream > 1 and x.shape[0] > plan.config.block_b:  # a tile that was chosen for half the batch
+        plan = LaunchPlan.make(pass_name, problem, replace(plan.config, stream=1))
     if plan.config.descriptor and weight.data_ptr() % 16:  # as a view of a larger tensor may begin
         return LaunchPlan.make(pass_name, problem, replace(plan.config, descriptor=False))
     return plan

@@ -25,6 +25,8 @@ class TileConfig:
         swap: put the filters on the M side of the product and the batch on the N side.
         split: parts of the loop (over k; of the weight gradient: over the batch), one program for each; a second
             launch adds the parts in order.
+        stream: blocks of k that a program of the weight gradient makes one after another, where the batch is one block:
+            the gradients of the outputs are loaded once, and the input streams past them.
         descriptor: move the weights by tensor descriptors (TMA) where `space.descriptor_fits` allows.
         num_warps, num_stages: as Triton has them.
 
@@ -40,12 +42,13 @@ class TileConfig:
     dot: bool = True
     swap: bool = False
     split: int = 1
+    stream: int = 1
     descriptor: bool = False
     num_warps: int = 4
     num_stages: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("rows", "cols", "block_f", "block_b", "block_k", "split", "num_warps"):
+        for name in ("rows", "cols", "block_f", "block_b", "block_k", "split", "stream", "num_warps"):
             value = check_int(name, getattr(self, name), 1)
             if value & (value - 1):
                 raise ArgumentValueError(name=name, value=value, allowed="a power of two")
@@ -60,7 +63,10 @@ class TileConfig:
                 value=self,
                 allowed="at least 16 in rows * cols * block_f, block_b and block_k to use tl.dot",
             )
-
+        if self.stream > 1 and not (self.dot and self.split == 1):
+            raise ArgumentValueError(
+                name="TileConfig", value=self, allowed="without split and with tl.dot to stream blocks of k"
+            )
         if self.descriptor and not (self.dot and self.rows * self.cols == 1):
             raise ArgumentValueError(
                 name="TileConfig", value=self, allowed="of one position and use tl.dot to move boxes by a descriptor"
@@ -74,6 +80,8 @@ class TileConfig:
             LocalConvError: a field that is missing, unknown or of a wrong type, or a tile that is not legal.
         """
         known = {f.name: f for f in fields(cls)}
+        if isinstance(value, dict):
+            value = {"stream": 1, **value}  # which older files do not have
         if not isinstance(value, dict) or value.keys() != known.keys():
             raise ArgumentTypeError(name="config", value=value, allowed=f"an object of {', '.join(sorted(known))}")
         for name, number in value.items():

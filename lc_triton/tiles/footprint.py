@@ -53,7 +53,7 @@ def programs(pass_name: Pass, geometry: Geometry, batch: int, config: TileConfig
     """How many programs a launch has: tiles, times blocks of the batch or of k, times parts of the split."""
     blocks = -(-batch // config.block_b)
     if pass_name == "weight_grad":
-        blocks = k_blocks(pass_name, geometry, config)
+        blocks = -(-k_blocks(pass_name, geometry, config) // config.stream)
     return tile_count(pass_name, geometry, config) * blocks * config.split
 
 
@@ -63,7 +63,12 @@ def k_blocks(pass_name: Pass, geometry: Geometry, config: TileConfig) -> int:
 
 
 def loop_steps(pass_name: Pass, geometry: Geometry, batch: int, config: TileConfig) -> int:
-    """How many steps the loop of a program without split has: blocks of k, or of the weight gradient of the batch."""
+    """How many steps the loop of a program without split has: blocks of k, or of the weight gradient of the batch.
+
+    A weight gradient that streams has blocks of k as well.
+    """
+    if pass_name == "weight_grad" and config.stream > 1:
+        return min(config.stream, k_blocks(pass_name, geometry, config))
     if pass_name == "weight_grad":
         return -(-batch // config.block_b)
     return k_blocks(pass_name, geometry, config)

@@ -1,0 +1,152 @@
+"""One block of k of the weight gradient: the sites it reads, the gradients of a block of samples, what is stored.
+
+Without `tl.dot` and with groups each column has a window of its own, and one index of it is taken at a time.
+"""
+
+import triton
+import triton.language as tl
+
+from lc_triton.kernels.common import activation_backward, decode_k, site_is_read, tap
+
+
+@triton.jit
+def load_dz(p_g, p_saved, b, o_n, o_s, m, pitch, SHAPE: tl.constexpr, UPSTREAM: tl.constexpr):
+    """A block of dz [BB, BN]: g itself, or its product with the derivative of the activation."""
+    b_g = tl.load(p_g + (b.to(tl.int64) * pitch * SHAPE.filters)[:, None] + o_n[None, :], mask=m, other=0.0)  # [BB, BN]
+    ACT: tl.constexpr = UPSTREAM.activation  # triton 3.6 compares no field of a tuple
+    CONSTANT: tl.constexpr = UPSTREAM.constant
+    if ACT != "linear":
+        p_s = p_saved + (b.to(tl.int64) * SHAPE.out_numel)[:, None] + o_s[None, :]
+        b_s = tl.load(p_s, mask=m, other=0.0)  # [BB, BN]
+        ACC: tl.constexpr = tl.float64 if p_g.dtype.element_ty == tl.float64 else tl.float32
+        b_g = activation_backward(b_g.to(ACC), b_s.to(ACC), ACT, CONSTANT).to(b_g.dtype)
+    return b_g
+
+
+@triton.jit
+def store_dz(p_dz, b_g, b, o_s, m, SHAPE: tl.constexpr, UPSTREAM: tl.constexpr):
+    """Store a block of dz [BB, BN] for the input gradient, if it is asked for."""
+    STORE_DZ: tl.constexpr = UPSTREAM.store_dz
+    if STORE_DZ:
+        tl.store(p_dz + (b.to(tl.int64) * SHAPE.out_numel)[:, None] + o_s[None, :], b_g, mask=m)  # [BB, BN]
+
+
+@triton.jit
+def sum_bias(
+    p_g,
+    p_saved,
+    p_db,
+    p_dz,
+    first,
+    last,
+    B,
+    o_n,
+    o_s,
+    m_n,
+    g_pitch,
+    ACC: tl.constexpr,
+    SHAPE: tl.constexpr,
+    TILE: tl.constexpr,
+    UPSTREAM: tl.constexpr,
+):
+    """Store the bias gradient of samples first to last - 1, and dz, if they are asked for."""
+    BB: tl.constexpr = TILE.block_b
+    BN: tl.constexpr = TILE.block_n
+    WITH_BIAS: tl.constexpr = UPSTREAM.with_bias
+    STORE_DZ: tl.constexpr = UPSTREAM.store_dz
+    if WITH_BIAS or STORE_DZ:
+        b_db = tl.zeros((BN,), ACC)
+        for start in range(first, last, BB):
+            b = start + tl.arange(0, BB)
+            m = (b < B)[:, None] & m_n[None, :]
+            b_g = load_dz(p_g, p_saved, b, o_n, o_s, m, g_pitch[0], SHAPE, UPSTREAM)  # [BB, BN]
+            store_dz(p_dz, b_g, b, o_s, m, SHAPE, UPSTREAM)
+            b_db += tl.sum(b_g.to(ACC), 0)
+        if WITH_BIAS:
+            tl.store(p_db + o_s, b_db.to(p_db.dtype.element_ty), mask=m_n)  # [BN]
+
+
+@triton.jit
+def decode_block(block, o01, oh0, ow0, x_pitch, SHAPE: tl.constexpr, TILE: tl.constexpr):
+    """Decode the block's indices k [BK]: what each one reads of x, and which weight is its gradient's.
+
+    Returns (k, t, dh, dw, c, o_k, m_k):
+        k: the indices.
+        t: the tap along the two leading dimensions, as one number.
+        dh, dw: rows and columns from the tile's first site.
+        c: the channel, counted in its group.
+        o_k, m_k: the offset in x, and whether a window reads it.
+    """
+    K0: tl.constexpr = SHAPE.kernel[0]
+    K1: tl.constexpr = SHAPE.kernel[1]
+    SH: tl.constexpr = SHAPE.stride[2]
+    SW: tl.constexpr = SHAPE.stride[3]
+    TQ: tl.constexpr = TILE.rows
+    TP: tl.constexpr = TILE.cols
+    BK: tl.constexpr = TILE.block_k
+    k = block * BK + tl.arange(0, BK)
+    t0, t1, row, col, c = decode_k(k, K0, K1, TILE.footprint_rows, TILE.footprint_cols, SHAPE.group_channels)
+    dh, dw = row * TILE.step_h, col * TILE.step_w
+    o_k, m_k = site_of(o01, t0, t1, oh0 * SH + dh, ow0 * SW + dw, x_pitch, SHAPE)
+    m_k = m_k & (k < TILE.k_total)
+    m_k = m_k & site_is_read(dh, tl.minimum(SHAPE.outputs[2] - oh0, TQ), SHAPE.kernel[2], SHAPE.dilation[2], SH, TQ)
+    m_k = m_k & site_is_read(dw, tl.minimum(SHAPE.outputs[3] - ow0, TP), SHAPE.kernel[3], SHAPE.dilation[3], SW, TP)
+    return k, t0 * K1 + t1, dh, dw, c, o_k + c, m_k
+
+
+@triton.jit
+def decode_index(k, o01, oh, ow, channel, x_pitch, SHAPE: tl.constexpr, TILE: tl.constexpr):
+    """What an index of the window of each column [BN] reads of x: its offset, and whether it is there.
+
+    oh, ow [BN] are the columns' positions, `channel` [BN] the first channel of their groups.
+    """
+    t0, t1, kh, kw, c = decode_k(
+        k, SHAPE.kernel[0], SHAPE.kernel[1], SHAPE.kernel[2], SHAPE.kernel[3], SHAPE.group_channels
+    )
+    ih, iw = oh * SHAPE.stride[2] + kh * SHAPE.dilation[2], ow * SHAPE.stride[3] + kw * SHAPE.dilation[3]
+    o_k, m_k = site_of(o01, t0, t1, ih, iw, x_pitch, SHAPE)
+    return o_k + channel + c, m_k & (k < TILE.k_total)
+
+
+@triton.jit
+def site_of(o01, t0, t1, ih, iw, x_pitch, SHAPE: tl.constexpr):
+    """The offset in x of the sites that taps t0 and t1 and padded rows ih and columns iw name, and whether they are
+    there.
+    """
+    o0, o1 = o01 // SHAPE.outputs[1], o01 % SHAPE.outputs[1]
+    i0 = o0 * SHAPE.stride[0] - SHAPE.pad[0] + t0 * SHAPE.dilation[0]
+    i1 = o1 * SHAPE.stride[1] - SHAPE.pad[1] + t1 * SHAPE.dilation[1]
+    ih, iw = ih - SHAPE.pad[2], iw - SHAPE.pad[3]
+    m = (ih >= 0) & (ih < SHAPE.inputs[2]) & (iw >= 0) & (iw < SHAPE.inputs[3])
+    if SHAPE.lead:
+        m = m & (i0 >= 0) & (i0 < SHAPE.inputs[0]) & (i1 >= 0) & (i1 < SHAPE.inputs[1])
+    return (i0 * x_pitch[1] + i1 * x_pitch[2] + ih * x_pitch[3] + iw) * SHAPE.channels, m
+
+
+@triton.jit
+def store_block(
+    acc, p_dw, block, k, t, dh, dw, c, jr, jc, position, box, f0, f, group, m_n, SHAPE: tl.constexpr, TILE: tl.constexpr
+):
+    """Store the band of the product acc [BK, BN]; `box` is the position of a tile that has one, in row-major order.
+
+    Taps on the padding store zeros: the mask of what is read has no part in this one.
+    """
+    C: tl.constexpr = SHAPE.group_channels
+    F: tl.constexpr = SHAPE.filters
+    FG: tl.constexpr = SHAPE.group_filters
+    KH: tl.constexpr = SHAPE.kernel[2]
+    KW: tl.constexpr = SHAPE.kernel[3]
+    BK: tl.constexpr = TILE.block_k
+    BN: tl.constexpr = TILE.block_n
+    KT: tl.constexpr = TILE.k_total
+    DESCRIPTOR: tl.constexpr = TILE.descriptor
+    if DESCRIPTOR:  # one position: k counts its weights as they lie, and a descriptor stores nothing past their end
+        b_dw = acc.to(p_dw.dtype).reshape(1, BK, BN)
+        p_dw.store([box.to(tl.int32), block * BK, group * FG + f0], b_dw)  # [1, BK, BN]
+    else:
+        kh, m_h = tap(dh[:, None] - (jr * SHAPE.stride[2])[None, :], KH, SHAPE.dilation[2])
+        kw, m_w = tap(dw[:, None] - (jc * SHAPE.stride[3])[None, :], KW, SHAPE.dilation[3])
+        o_w = ((((t * KH)[:, None] + kh) * KW + kw) * C + c[:, None]) * F
+        m_dw = m_h & m_w & (k < KT)[:, None] & m_n[None, :]
+        p_dw += position.to(tl.int64) * SHAPE.position_weights + f
+        tl.store(p_dw[None, :] + o_w, acc.to(p_dw.dtype.element_ty), mask=m_dw)  # [BK, BN]
