@@ -22,6 +22,7 @@ class Device:
         memory_rate: bytes a second from device memory.
         l2_rate: bytes a second from the L2 cache.
         tensor_rate: dense 16-bit FLOP a second of the tensor cores.
+        clock: cycles a second; each of a multiprocessor's four schedulers issues one instruction a cycle.
         warps: resident on one multiprocessor.
         registers: of one multiprocessor, 32 bits each.
         lanes: threads of a warp.
@@ -38,6 +39,7 @@ class Device:
     memory_rate: float
     l2_rate: float
     tensor_rate: float
+    clock: float
     warps: int = 64
     registers: int = 65_536
     lanes: int = 32
@@ -77,11 +79,11 @@ class Device:
 DEVICES = {
     d.name: d
     for d in (
-        Device("a100", "NVIDIA A100-SXM4-80GB", 80, 108, 166_912, 1.9e12, 4.0e12, 312e12),
-        Device("h100", "NVIDIA H100 80GB HBM3", 90, 132, 232_448, 3.0e12, 5.5e12, 790e12),
-        Device("h200", "NVIDIA H200", 90, 132, 232_448, 4.3e12, 5.5e12, 790e12),
-        Device("b200", "NVIDIA B200", 100, 148, 232_448, 7.0e12, 9.0e12, 2000e12),
-        Device("rtx4090", "NVIDIA GeForce RTX 4090", 89, 128, 101_376, 0.95e12, 5.0e12, 165e12, warps=48),
+        Device("a100", "NVIDIA A100-SXM4-80GB", 80, 108, 166_912, 1.9e12, 4.0e12, 312e12, 1.41e9),
+        Device("h100", "NVIDIA H100 80GB HBM3", 90, 132, 232_448, 3.0e12, 5.5e12, 790e12, 1.755e9),
+        Device("h200", "NVIDIA H200", 90, 132, 232_448, 4.3e12, 5.5e12, 790e12, 1.755e9),
+        Device("b200", "NVIDIA B200", 100, 148, 232_448, 7.0e12, 9.0e12, 2000e12, 1.85e9),
+        Device("rtx4090", "NVIDIA GeForce RTX 4090", 89, 128, 101_376, 0.95e12, 5.0e12, 165e12, 2.52e9, warps=48),
         Device(
             "mi300x",
             "AMD Instinct MI300X",
@@ -91,6 +93,7 @@ DEVICES = {
             4.5e12,
             9.0e12,
             1000e12,
+            2.1e9,
             warps=32,
             registers=131_072,
             lanes=64,
@@ -132,6 +135,7 @@ def of_gpu(index: int) -> Device:
         memory_rate=near.memory_rate,
         l2_rate=near.l2_rate,
         tensor_rate=near.tensor_rate,
+        clock=near.clock,
         warps=getattr(found, "max_threads_per_multi_processor", near.warps * near.lanes) // found.warp_size,
         registers=getattr(found, "regs_per_multiprocessor", near.registers),
         lanes=found.warp_size,

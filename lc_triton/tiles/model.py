@@ -3,7 +3,9 @@
 The model has three roofline terms for each candidate tile: the bytes from device memory (each weight once), the bytes
 from L2 (the input footprint of each program, and the weights once a batch block) and the arithmetic, the band's zeros
 included. The slowest term bounds the kernel, times the idle share of the last wave. A kernel that asks for too few
-bytes at a time waits for memory longer (Little's law). The model times nothing and depends on its arguments only.
+bytes at a time waits for memory longer (Little's law). The weight gradient has a fourth term, its instructions, and
+hides its terms behind each other only as far as enough is under way. The model times nothing and depends on its
+arguments only.
 """
 
 from __future__ import annotations
@@ -16,10 +18,13 @@ from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.device import Device
 from lc_triton.tiles.footprint import footprint_of, k_blocks, loop_steps, programs, tile_count
 from lc_triton.tiles.space import (
+    COPY_BYTES,
     WARP_GROUP_ROWS,
     candidates,
     has_room_for_activation_grad,
+    is_thin,
     on_vector_units,
+    product,
     resident,
     stage_bytes,
     uses_all,
@@ -33,6 +38,13 @@ STEP_SECONDS = 0.25e-6
 PROGRAM_SECONDS = 3e-6
 # Seconds from asking memory for bytes to having them: so many seconds' worth must be under way at the full rate.
 MEMORY_LATENCY = 0.8e-6
+# Warp schedulers of a multiprocessor.
+SCHEDULERS = 4
+# Instructions of a warp: for a program's tile, a quarter of that without tl.dot; for a step of the loop; for a copy of
+# 16 bytes; for a number that is stored; for a product without tl.dot. Read off compiled kernels.
+PROGRAM_INSTRUCTIONS, STEP_INSTRUCTIONS, COPY_INSTRUCTIONS, STORE_INSTRUCTIONS, PRODUCT_INSTRUCTIONS = 400, 40, 9, 3, 2
+# Steps or programs under way beside one from which on loads, products and stores hide each other.
+FULL_OVERLAP = 3
 # The share of the tensor cores' rate that single warps reach on a device whose matrix instruction is for four warps.
 UNGROUPED_MMA_RATE = 0.6
 # The predicted gain from which on a tile that leaves something idle goes before one that leaves nothing idle.
@@ -94,7 +106,7 @@ def roofline_terms(task: Task, device: Device, config: TileConfig) -> RooflineTe
     n_b = -(-batch // config.block_b)
     operations = 2 * tiles * steps * config.block_k * config.block_n * n_b * config.block_b
     if pass_name == "weight_grad":
-        l2 = gathered + tiles * batch * steps * config.block_n * s
+        l2 = gathered + tiles * batch * -(-steps // config.stream) * config.block_n * s
     else:
         l2 = gathered + n_b * geo.weight_numel * task.weight_itemsize
     return RooflineTerms(
@@ -113,15 +125,58 @@ def predict(task: Task, device: Device, config: TileConfig) -> float:
     count = programs(task.pass_name, task.geo, task.batch, config)
     slots = device.multiprocessors * resident(task, device, config)
     waves = count / device.multiprocessors
-    loop = -(-loop_steps(task.pass_name, task.geo, task.batch, config) // config.split)
+    last_wave = max(1.0, math.ceil(waves) / waves)
+    steps = -(-loop_steps(task.pass_name, task.geo, task.batch, config) // config.split)
+    parts = [
+        terms.memory * _latency_bound(task, device, config, count, slots),
+        terms.l2 * last_wave,
+        terms.arithmetic * last_wave,
+    ]
+    if task.pass_name == "weight_grad":
+        parts.append(_issue_seconds(task, device, config, count, steps))
+    slowest = max(parts)
     return (
-        max(
-            terms.memory * _latency_bound(task, device, config, count, slots),
-            max(terms.l2, terms.arithmetic) * max(1.0, math.ceil(waves) / waves),
-        )
-        + math.ceil(count / slots) * (loop * STEP_SECONDS / 2 + PROGRAM_SECONDS / 8)
+        slowest
+        + (sum(parts) - slowest) * _exposed(task, device, config, steps)
+        + math.ceil(count / slots) * (steps * STEP_SECONDS / 2 + PROGRAM_SECONDS / 8)
         + _second_pass(task, device, config)
     )
+
+
+def _issue_seconds(task: Task, device: Device, config: TileConfig, count: int, steps: int) -> float:
+    """Seconds that a multiprocessor's schedulers take to issue the instructions of its programs.
+
+    The instructions of a warp are counted roughly: addresses and masks of a program, those of a step, the copies that
+    a step loads, and the numbers that are converted and stored.
+    """
+    threads = device.lanes * config.num_warps
+    loaded = stage_bytes(task, config) / COPY_BYTES
+    if is_thin(task):  # number by number
+        loaded = config.block_b * config.block_k
+    stores = steps if config.stream > 1 else 1
+    results = product(task, config) / threads * stores
+    instructions = (
+        (PROGRAM_INSTRUCTIONS if config.dot else PROGRAM_INSTRUCTIONS / 4)
+        + steps * (STEP_INSTRUCTIONS + COPY_INSTRUCTIONS * loaded / threads)
+        + STORE_INSTRUCTIONS * results
+    )
+    if not config.dot:
+        instructions += PRODUCT_INSTRUCTIONS * product(task, config) / threads * steps
+    return math.ceil(count / device.multiprocessors) * config.num_warps / SCHEDULERS * instructions / device.clock
+
+
+def _exposed(task: Task, device: Device, config: TileConfig, steps: int) -> float:
+    """The share of the faster terms that the slowest one does not hide.
+
+    What a multiprocessor loads, multiplies and stores at a time is of other steps of a loop, or of other programs:
+    three such beside the one that is multiplied hide all. The other passes store once, after a loop that is long.
+    """
+    if task.pass_name != "weight_grad":
+        return 0.0
+    waves = -(-programs(task.pass_name, task.geo, task.batch, config) // device.multiprocessors)
+    running = min(resident(task, device, config), waves)
+    others = running * (config.num_stages - 2) if steps > 1 else running - 1
+    return max(0.0, 1.0 - others / FULL_OVERLAP)
 
 
 def _latency_bound(task: Task, device: Device, config: TileConfig, count: int, slots: int) -> float:

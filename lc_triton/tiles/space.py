@@ -9,7 +9,7 @@ from typing import NamedTuple
 from lc_triton.core.geometry import Geometry
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.device import Device
-from lc_triton.tiles.footprint import loop_steps, programs
+from lc_triton.tiles.footprint import footprint_of, k_blocks, loop_steps, programs
 from lc_triton.tiles.task import Task
 
 # Rows of the smallest product that a warp group's matrix instruction makes.
@@ -21,6 +21,9 @@ MAX_BATCH_WITHOUT_DOT = 2
 # Products a program of four warps without dot holds at once, 32 float32 registers a thread; with one group, whose
 # input is spread over the filters in registers, half of that, or ptxas spills for sm_100.
 MAX_PRODUCTS = 4096
+# Without tensor cores and with groups, the weight gradient's numbers of a thread, for whole loads, its sums, and the
+# most indices of a window that are unrolled.
+NUMBERS_OF_A_THREAD, SUMS_OF_A_THREAD, MAX_UNROLLED = 8, 72, 16
 # How deep a product without tensor cores may be: it is unrolled, and ptxas spills here and there at twice this.
 MAX_VECTOR_DEPTH = 16
 # An asynchronous copy moves so many bytes at once.
@@ -29,15 +32,22 @@ COPY_BYTES = 16
 SMALL_PRODUCT = 32 * 32
 # Positions a side of a tile, and in a row where there is one row only.
 MAX_SIDE, MAX_RUN = 8, 64
-# Registers of a thread in addition to its share of the accumulator: addresses, masks, operands.
-REGISTERS_OF_A_THREAD = 96
+# Registers of a thread in addition to its share of the accumulator: addresses, masks, operands. The weight gradient has
+# fewer, unless its input passes through registers.
+REGISTERS_OF_A_THREAD, REGISTERS_OF_WEIGHT_GRAD = 96, 64
+# Steps of a loop whose loads are under way at once, the one that is multiplied included.
+MAX_STAGES = 4
 # Each part of a split loop costs the traffic of the whole output in float32.
 MAX_SPLIT = 32
 
 
 def candidates(task: Task, device: Device) -> list[TileConfig]:
     """Tiles that are legal for the problem, fit the device's shared memory and registers, and fill it."""
-    found = dict.fromkeys(split for config in _unsplit(task, device) for split in _splits(task, device, config))
+    found = dict.fromkeys(
+        config
+        for unsplit in _unsplit(task, device)
+        for config in (*_splits(task, device, unsplit), *_streams(task, device, unsplit))
+    )
     count = {config: programs(task.pass_name, task.geo, task.batch, config) for config in found}
     # A tile that leaves three quarters of the device idle cannot be the fastest where another does not.
     least = min(device.multiprocessors, max(count.values())) / 4
@@ -77,30 +87,37 @@ def descriptor_fits(task: Task, device: Device, config: TileConfig) -> bool:
 
 def resident(task: Task, device: Device, config: TileConfig) -> int:
     """How many programs of a tile one multiprocessor is planned to hold, by shared memory, registers and warps."""
-    registers = _product(task, config) + REGISTERS_OF_A_THREAD * device.lanes * config.num_warps
+    few = task.pass_name == "weight_grad" and not is_thin(task)
+    of_thread = REGISTERS_OF_WEIGHT_GRAD if few else REGISTERS_OF_A_THREAD
+    registers = product(task, config) + of_thread * device.lanes * config.num_warps
     by_shared = device.shared_bytes // shared_bytes(task, config) if config.dot else device.warps
     return max(1, min(by_shared, device.registers // registers, device.warps // config.num_warps))
 
 
 def has_room_for_activation_grad(task: Task, device: Device, config: TileConfig) -> bool:
     """Whether a tile of the weight gradient has registers left for the derivative of an activation."""
-    return _product(task, config) < (64 if _before_hopper(device) else 128) * 128
+    return product(task, config) < (64 if _before_hopper(device) else 128) * 128
 
 
 def shared_bytes(task: Task, config: TileConfig) -> int:
-    """Shared memory that the pipeline's stages take: both operands of each step."""
-    return config.num_stages * stage_bytes(task, config)
+    """Shared memory of the pipeline's stages, and of what stays there during the loop."""
+    return config.num_stages * stage_bytes(task, config) + kept_bytes(task, config)
+
+
+def kept_bytes(task: Task, config: TileConfig) -> int:
+    """Bytes of the gradients that blocks of k stream past."""
+    return config.block_b * config.block_n * task.itemsize if config.stream > 1 else 0
 
 
 def stage_bytes(task: Task, config: TileConfig) -> int:
-    """Bytes of both operands of one step of the loop."""
+    """Bytes of the operands that one step of the loop loads."""
     m, n, k = config.block_b, config.block_n, config.block_k
     if task.pass_name == "weight_grad":
-        return m * (k + n) * task.itemsize
+        return m * (k if config.stream > 1 else k + n) * task.itemsize
     return m * k * task.itemsize + k * n * task.weight_itemsize
 
 
-def _product(task: Task, config: TileConfig) -> int:
+def product(task: Task, config: TileConfig) -> int:
     """Numbers that a program's accumulator holds."""
     rows = config.block_k if task.pass_name == "weight_grad" else config.block_b
     return rows * config.block_n if config.dot else config.block_b * config.block_k * config.block_n
@@ -127,6 +144,18 @@ def _splits(task: Task, device: Device, config: TileConfig) -> Iterator[TileConf
         if unsplit * split // 2 >= device.multiprocessors:
             return
         yield replace(config, split=split)
+
+
+def _streams(task: Task, device: Device, config: TileConfig) -> Iterator[TileConfig]:
+    """The tile of a weight gradient with blocks of k that stream, where the batch is one block."""
+    if task.pass_name != "weight_grad" or not config.dot or task.batch > config.block_b:
+        return
+    blocks = k_blocks(task.pass_name, task.geo, config)
+    for stream in _powers(2, _power(blocks)):
+        tile = replace(config, stream=stream)
+        stages = min(MAX_STAGES, stream + 1, (device.shared_bytes - kept_bytes(task, tile)) // stage_bytes(task, tile))
+        if stages >= 3:
+            yield replace(tile, num_stages=stages)
 
 
 def _unsplit(task: Task, device: Device) -> Iterator[TileConfig]:
@@ -156,8 +185,8 @@ def _unsplit(task: Task, device: Device) -> Iterator[TileConfig]:
 class _Limits(NamedTuple):
     """What registers allow a product.
 
-    `vector`: no tensor cores. `thin`: the gathered operand's runs are no whole asynchronous copies, so it passes
-    through registers number by number. `through_registers`: an operand does, for that or another reason.
+    `vector`: no tensor cores. `thin`: see `is_thin`. `through_registers`: an operand passes through registers, for that
+    or another reason.
     `area`: numbers the accumulator may hold.
     """
 
@@ -168,10 +197,7 @@ class _Limits(NamedTuple):
 
     @classmethod
     def of(cls, task: Task, device: Device) -> _Limits:
-        geo = task.geo
-        inner = (geo.out_channels if task.pass_name == "input_grad" else geo.in_channels) // geo.groups
-        vector = on_vector_units(task)
-        thin = inner * task.itemsize % COPY_BYTES != 0
+        vector, thin = on_vector_units(task), is_thin(task)
         old = _before_hopper(device)
         through_registers = thin or (task.pass_name == "input_grad" and (vector or old))
         if vector:
@@ -208,7 +234,12 @@ def _sized(
     if max(area, m * n) <= SMALL_PRODUCT:  # so small a step may have no whole copy for each thread of four warps
         warps = max(1, min(warps, _copies(task, device, k, n)))
     tile = TileConfig(rows, cols, block_f, m, k, swap=swaps(task, device, k, m, n), num_warps=warps)
-    stages = min(4, device.shared_bytes // stage_bytes(task, tile))
+    if k > max(16, _power(footprint_of(task.pass_name, task.geo, rows, cols).k_total)):
+        return  # half of the block would be padding
+    # What the weight gradient's loop does not need is left to other programs: they alone hide its loads.
+    needed = max(2, loop_steps(task.pass_name, task.geo, task.batch, tile) + 1)
+    most = min(MAX_STAGES, needed) if task.pass_name == "weight_grad" else MAX_STAGES
+    stages = min(most, device.shared_bytes // stage_bytes(task, tile))
     if stages >= 2:
         yield replace(tile, num_stages=stages)
 
@@ -253,12 +284,32 @@ def _reduce_candidates(task: Task, device: Device) -> Iterator[TileConfig]:
         for cols in _powers(1, min(side, _power(tiled[3]))):
             for block_f in _powers(min(32, _power(total)), min(128, _power(total))):
                 n = rows * cols * block_f
+                if task.pass_name == "weight_grad" and geo.groups > 1:
+                    yield from _window_candidates(task, rows, cols, block_f, most)
+                    continue
                 for k in _powers(1, 256):
                     # As many warps as have a whole copy of weights a thread.
                     warps = max(1, min(4, _copies(task, device, k, n)))
                     for samples in _powers(min(4, most), most):
                         if samples * k * n <= products * warps // 4:
                             yield TileConfig(rows, cols, block_f, samples, k, dot=False, num_warps=warps, num_stages=2)
+
+
+def _window_candidates(task: Task, rows: int, cols: int, block_f: int, most: int) -> Iterator[TileConfig]:
+    """Tiles of a weight gradient without `tl.dot` and with groups: each index of a window has a sum of its own."""
+    n, window = rows * cols * block_f, _power(task.geo.window)
+    for samples in _powers(min(4, most), most):
+        warps = max(1, min(4, samples * n // (NUMBERS_OF_A_THREAD * 32)))
+        for k in _powers(min(4, window), min(MAX_UNROLLED, window)):
+            if samples * n * min(k, task.geo.window) <= SUMS_OF_A_THREAD * 32 * warps:
+                yield TileConfig(rows, cols, block_f, samples, k, dot=False, num_warps=warps, num_stages=2)
+
+
+def is_thin(task: Task) -> bool:
+    """Whether the gathered operand's runs are no whole asynchronous copies: it passes through registers."""
+    geo = task.geo
+    inner = (geo.out_channels if task.pass_name == "input_grad" else geo.in_channels) // geo.groups
+    return inner * task.itemsize % COPY_BYTES != 0
 
 
 def on_vector_units(task: Task) -> bool:

@@ -9,7 +9,7 @@ from lc_triton.errors import ArgumentValueError
 from lc_triton.tiles import model
 from lc_triton.tiles.config import PASSES, TileConfig
 from lc_triton.tiles.device import DEVICES, by_name
-from lc_triton.tiles.footprint import programs
+from lc_triton.tiles.footprint import loop_steps, programs
 from lc_triton.tiles.space import candidates, descriptor_fits, resident, variants
 from lc_triton.tiles.task import Task
 
@@ -45,7 +45,8 @@ def test_candidates_fit_and_fill(device, name, pass_name, dtype):
         if config.dot:
             first = config.block_b * config.block_k * t.itemsize
             second = config.block_n * (config.block_b if pass_name == "weight_grad" else config.block_k) * t.itemsize
-            assert config.num_stages * (first + second) <= gpu.shared_bytes
+            once = second if config.stream > 1 else 0
+            assert config.num_stages * (first + second - once) + once <= gpu.shared_bytes
 
 
 def test_a_loop_is_split_only_where_the_device_idles():
@@ -55,6 +56,42 @@ def test_a_loop_is_split_only_where_the_device_idles():
     for config in split:
         count = programs("forward", task("one_position").geo, 64, config)
         assert count // 2 < H200.multiprocessors
+
+
+@pytest.mark.parametrize("batch", [16, 64, 512])
+def test_blocks_stream_only_past_a_batch_of_one_block(batch):
+    found = candidates(task(pass_name="weight_grad", batch=batch), H200)
+    streams = [config for config in found if config.stream > 1]
+    assert bool(streams) == (batch <= 128)
+    for config in streams:
+        assert config.block_b >= batch
+        assert config.split == 1
+        assert config.num_stages >= 3
+    assert not any(config.stream > 1 for config in candidates(task(batch=batch), H200))
+
+
+def test_the_model_streams_a_weight_gradient_of_few_samples():
+    """Alone, a block of k is a load, a product and a store, one after the other."""
+    t = task(pass_name="weight_grad", batch=64)
+    pick = model.choose(t, H200)
+    assert pick.stream > 1
+    alone = replace(pick, stream=1, num_stages=2)
+    assert model.predict(t, H200, alone) > 1.2 * model.predict(t, H200, pick)
+    assert model.choose(task(pass_name="weight_grad", batch=512), H200).stream == 1
+
+
+def test_what_no_other_step_or_program_hides_is_added():
+    t = task(pass_name="weight_grad", batch=512)
+    deep = TileConfig(2, 2, 64, 32, 64, num_stages=4)
+    shallow = replace(deep, num_stages=2)
+    assert model.predict(t, H200, shallow) > 1.2 * model.predict(t, H200, deep)
+
+
+def test_stages_are_no_more_than_the_steps_of_a_weight_gradient_need():
+    for batch in (16, 128):
+        t = task(pass_name="weight_grad", batch=batch)
+        for config in candidates(t, H200):
+            assert config.num_stages <= max(2, loop_steps("weight_grad", t.geo, batch, config) + 1)
 
 
 def test_the_model_splits_a_long_loop_over_a_single_position():

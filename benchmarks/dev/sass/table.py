@@ -11,7 +11,7 @@ def use_of(a): u=a.use; return dict(issue=u.issue,tensor=u.tensor,lsu=u.load_sto
 def bound(a):
     u=use_of(a); k=max(("issue","tensor","lsu","l2","dram"),key=lambda q:u[q]); return k if u[k]>0.6 else f"latency({k})"
 def short(c):
-    return f"{c.rows}x{c.cols}x{c.block_f} {c.block_b}x{c.block_k}{'' if c.dot else ' nodot'}{' sw' if c.swap else ''}{f' sp{c.split}' if c.split>1 else ''} w{c.num_warps}s{c.num_stages}"
+    return f"{c.rows}x{c.cols}x{c.block_f} {c.block_b}x{c.block_k}{'' if c.dot else ' nodot'}{' sw' if c.swap else ''}{f' sp{c.split}' if c.split>1 else ''}{f' st{c.stream}' if c.stream>1 else ''} w{c.num_warps}s{c.num_stages}"
 def floor_us(task, dev="h200"): return 1e6*model.roofline(replace(task,precision="tf32"),by_name(dev))
 def rows(dtype="bfloat16",dev="h200",names=None):
     """(task, workload, config, disassembly, simulation, floor) of each row."""
