@@ -20,6 +20,7 @@ from lc_triton.tiles.key import ProblemKey
 
 SCHEMA = 1
 KIND = "lc_triton tiles"
+KERNELS = Path(__file__).parents[1] / "kernels"
 LOCK_SECONDS = 60
 
 
@@ -135,9 +136,12 @@ def check_writable(path: Path) -> None:
 
 @cache
 def kernel_hash(pass_name: Pass) -> str:
-    """Twelve hexadecimal digits of the hash of a pass's kernel source: a tile of another source is stale."""
-    folder = Path(__file__).parents[1] / "kernels"
+    """Twelve hexadecimal digits of the hash of a pass's source: a tile of another source is stale.
+
+    The source is the pass's kernel, the second launch of a split loop, and the functions that both call.
+    """
     digest = hashlib.sha256()
-    for name in ("common.py", f"{pass_name}.py"):
-        digest.update((folder / name).read_bytes())
+    own = ("weight_grad.py", "weight_block.py") if pass_name == "weight_grad" else (f"{pass_name}.py",)
+    for name in ("common.py", "combine.py", *own):
+        digest.update((KERNELS / name).read_bytes())
     return digest.hexdigest()[:12]

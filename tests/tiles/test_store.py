@@ -1,6 +1,8 @@
 """Tiles on disk: round trips, many writers, killed writers, and files that cannot be used."""
 
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import pytest
 from lc_triton.core.geometry import Geometry
 from lc_triton.errors import ConfigFileError
 from lc_triton.tiles import store
-from lc_triton.tiles.config import TileConfig
+from lc_triton.tiles.config import PASSES, TileConfig
 from lc_triton.tiles.entries import Measured, Simulated
 from lc_triton.tiles.key import bucket
 from lc_triton.tiles.task import Task
@@ -236,9 +238,33 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         store.merge(tmp_path / "file" / "forward.json", "GPU", "forward", {KEY: MEASURED})
 
 
-def test_the_hash_follows_the_source():
-    assert len({store.kernel_hash(pass_name) for pass_name in ("forward", "input_grad", "weight_grad")}) == 3
-    assert len(store.kernel_hash("forward")) == 12
+def kernel_modules(*names):
+    """Modules of the kernels by name, with those that they import."""
+    found, todo = set(), list(names)
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found.add(name)
+            source = (store.KERNELS / f"{name}.py").read_text()
+            todo += re.findall(r"^from lc_triton\.kernels\.(\w+) import", source, re.M)
+    return found
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_the_hash_follows_the_source_of_what_is_launched(pass_name, tmp_path, monkeypatch):
+    """The pass's kernel and the second launch of a split loop, and no other pass."""
+    shutil.copytree(store.KERNELS, tmp_path / "kernels")
+    monkeypatch.setattr(store, "KERNELS", tmp_path / "kernels")
+    of_source = store.kernel_hash.__wrapped__
+    before = of_source(pass_name)
+    assert len(before) == 12
+    assert len({of_source(name) for name in PASSES}) == 3
+    launched = kernel_modules(pass_name, "combine")
+    for file in store.KERNELS.glob("[a-z]*.py"):
+        source = file.read_bytes()
+        file.write_bytes(source + b"# changed\n")
+        assert (of_source(pass_name) != before) is (file.stem in launched), file.name
+        file.write_bytes(source)
 
 
 @pytest.mark.subprocess
