@@ -31,6 +31,7 @@ WARM_UP, PROBES = 2, 2
 PAUSE = 0.03  # seconds between turns: threads of the contender before spin for a while before they sleep
 LEAST_RATIO = 0.9  # of the best eager idiom's speed: rows below are listed
 PATIENCE = 600.0  # seconds for a contender to get ready
+ROOT = Path(__file__).parents[1]
 
 
 def run(rows: Sequence[Row], seconds: float, names: Collection[str] = CONTENDERS) -> Iterator[dict[str, Any]]:
@@ -41,7 +42,7 @@ def run(rows: Sequence[Row], seconds: float, names: Collection[str] = CONTENDERS
         seconds: for the rounds of a row and mode; there are at least `LEAST_ROUNDS`.
         names: who takes part.
     """
-    measured = []
+    known, measured = about(rows[0].device), []  # before the first row: what cannot be told must not cost a measurement
     for row in tqdm(rows, unit="row", disable=None):
         floor = machine(row)
         result = time_row(row, seconds, names) | {"machine": floor}
@@ -51,23 +52,29 @@ def run(rows: Sequence[Row], seconds: float, names: Collection[str] = CONTENDERS
         result["floor_ms"] = {"forward": 1e3 * once, "step": 3e3 * once}
         measured.append(result)
         tqdm.write(line(result))
-        yield {"about": about(rows[0].device), "rows": measured}
+        yield {"about": known, "rows": measured}
 
 
 def about(device: str) -> dict[str, Any]:
     """What the numbers belong to."""
-    root = Path(__file__).parents[1]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
-    changed = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=False)
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": (commit.stdout.strip() or "unknown") + ("+changes" if changed.stdout.strip() else ""),
+        "commit": (_git("rev-parse", "HEAD") or "unknown") + ("+changes" if _git("status", "--porcelain") else ""),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "torch": metadata.version("torch"),
         **({"triton": metadata.version("triton")} if device == "cuda" else {}),
         "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
     }
+
+
+def _git(*args: str) -> str:
+    """What git says of this checkout; nothing where there is no git, or no checkout."""
+    try:
+        found = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return found.stdout.strip()
 
 
 def _processor() -> str:

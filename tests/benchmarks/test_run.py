@@ -1,6 +1,7 @@
 """The benchmark itself: that what it times is right, that what is wrong gets no time, and what it writes."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -41,6 +42,11 @@ def test_a_row_end_to_end(tmp_path, monkeypatch, capsys):
     assert "keras_doc_1d b3 float32  forward " in capsys.readouterr().out
 
 
+def only_ours(row, seconds, names):
+    """In place of a row's times."""
+    return {"workload": row.workload, "batch": row.batch, "dtype": row.dtype, "contenders": {OURS: {"skipped": "no"}}}
+
+
 def test_a_run_that_is_stopped_keeps_its_rows(tmp_path, monkeypatch):
     out = tmp_path / "cpu.json"
     asked = []
@@ -49,12 +55,7 @@ def test_a_run_that_is_stopped_keeps_its_rows(tmp_path, monkeypatch):
         if asked:
             raise KeyboardInterrupt
         asked.append(row)
-        return {
-            "workload": row.workload,
-            "batch": row.batch,
-            "dtype": row.dtype,
-            "contenders": {OURS: {"skipped": "no"}},
-        }
+        return only_ours(row, seconds, names)
 
     monkeypatch.setattr(run, "time_row", time_row)
     monkeypatch.setattr(run, "machine", lambda row: {"flops": 1e12, "bytes_per_s": 1e10})
@@ -170,6 +171,28 @@ def test_the_products_alone_are_right(workload):
         ready.call(mode, 0)
     assert CONTENDERS[BMM].refuses(row) == "is timed on a GPU alone"
     assert BMM in NOT_PEERS
+
+
+def test_a_run_without_git_is_measured_and_says_so(monkeypatch):
+    def not_there(*args, **kwargs):
+        raise FileNotFoundError(2, "No such file or directory", "git")
+
+    monkeypatch.setattr(subprocess, "run", not_there)
+    monkeypatch.setattr(run, "time_row", only_ours)
+    monkeypatch.setattr(run, "machine", lambda row: {"flops": 1e12, "bytes_per_s": 1e10})
+    (results,) = run.run([SMALL], 0.01)
+    assert results["about"]["commit"] == "unknown"
+    assert len(results["rows"]) == 1
+
+
+def test_what_cannot_be_told_stops_a_run_before_it_measures(monkeypatch):
+    def fails(device):
+        raise OSError("no device")
+
+    monkeypatch.setattr(run, "about", fails)
+    monkeypatch.setattr(run, "machine", lambda row: pytest.fail("measured"))
+    with pytest.raises(OSError, match="no device"):
+        next(run.run([SMALL], 0.01))
 
 
 def test_data_are_the_same_in_every_process():
