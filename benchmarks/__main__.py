@@ -50,9 +50,10 @@ def rows(options: argparse.Namespace) -> list[Row]:
     """What a command's user asks to be timed."""
     check_seconds("--seconds", options.seconds)
     check_int("--threads", options.threads, 1)
-    for dtype in options.dtypes:
-        types_of(dtype)
     device = _device(options)
+    for dtype in options.dtypes:
+        if types_of(dtype)[2] == "tf32" and device == "cpu":
+            raise ArgumentValueError(name="--dtypes", value=dtype, allowed="tf32 with --device cuda only")
     drawn = options.workload is None and check_name("--suite", options.suite, (*SUITES, RANDOM)) == RANDOM
     if options.seed is not None and not drawn:
         raise ArgumentValueError(name="--seed", value=options.seed, allowed=f"given with --suite {RANDOM} only")
@@ -136,7 +137,7 @@ def main() -> int:
     what.add_argument("--workload", nargs="+", metavar="NAME", help="instead: names, or shapes like 63x63x16,k9,f16")
     what.add_argument("--batches", nargs="+", type=int, metavar="B", help="of --workload (default: its own)")
     what.add_argument(
-        "--dtypes", nargs="+", default=["float32"], metavar="DTYPE", help="bfloat16/float32 is x/weight under autocast"
+        "--dtypes", nargs="+", default=["float32"], metavar="DTYPE", help="or tf32, or x/weight as under autocast"
     )
     what.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     what.add_argument("--threads", type=int, default=2, help="of torch (default: 2)")

@@ -15,7 +15,7 @@ import lc_triton
 from benchmarks import jax_peers, keras_peers
 from benchmarks.peers import PEERS, Peer, broadcast_bytes
 from benchmarks.products import Products
-from benchmarks.rows import Data, Results, Row, turns
+from benchmarks.rows import Data, Results, Row, synchronize, turns
 from lc_triton.core.geometry import Geometry
 
 OURS = "lc_triton"
@@ -33,7 +33,13 @@ class Ready(Protocol):
         """y and dx of the chosen samples and db, channels last, of `Data.sparse_g`; dw in its own layout."""
 
     def call(self, mode: str, turn: int) -> None:
-        """Compute y ("forward"), or y and the gradients of x, weight and bias ("step"), and wait for them."""
+        """Compute y ("forward"), or y and the gradients of x, weight and bias ("step").
+
+        A CPU is done when it returns; a GPU may have been given the work only.
+        """
+
+    def wait(self) -> None:
+        """Wait until all calls are done."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,10 @@ class Torch:
                 self.forward(*leaves)
         else:
             torch.autograd.grad(self.forward(*leaves), leaves, g)
+
+    def wait(self) -> None:
+        """As `Ready` says."""
+        synchronize(self.data.x.device.type)
 
 
 def _ours(row: Row, data: Data) -> Torch:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.rows import COPIES, Data, Results, Row
+from benchmarks.rows import Data, Results, Row, turns
 from lc_triton.core.geometry import Geometry
 
 
@@ -34,6 +34,8 @@ def _jax(row: Row) -> Any:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: row.threads])
     import jax
 
+    if row.dtype in ("float32", "tf32"):  # on a GPU, JAX rounds the numbers of float32 products unless told not to
+        jax.config.update("jax_default_matmul_precision", "tensorfloat32" if row.dtype == "tf32" else "highest")
     return jax
 
 
@@ -42,31 +44,42 @@ class Jax:
 
     def __init__(self, forward: Callable[..., Any], row: Row, data: Data, weight: Tensor) -> None:
         jax = _jax(row)
-        self.data, self.dtype = data, data.x.dtype
-        self.wait = jax.block_until_ready
+        self.data, self.block_until_ready = data, jax.block_until_ready
+        self.last: Any = None
+        # A CPU computes while Python goes on: calls would run side by side, which torch's own do not.
+        self.waits_at_each_call = row.device == "cpu"
         self.forward = jax.jit(forward)
         self.step = jax.jit(partial(_step, jax, forward))
-        self.inputs = [_array(data.x) for _ in range(COPIES)]
-        self.weight, self.bias, self.g = _array(weight), _array(data.bias), _array(data.g)
+        self.sets = _arrays(turns((data.x, weight, data.bias, data.g)))
 
     def results(self) -> Results:
         """As `Ready` says."""
-        y, (dx, dw, db) = self.step(self.inputs[0], self.weight, self.bias, _array(self.data.sparse_g))
+        x, weight, bias, _ = self.sets[0]
+        y, (dx, dw, db) = self.step(x, weight, bias, _array(self.data.sparse_g))
         y, dx, dw, db = (_tensor(a) for a in (y, dx, dw, db))
         return {"y": y[self.data.sample_indices], "dx": dx[self.data.sample_indices], "dw": dw, "db": db}
 
     def call(self, mode: str, turn: int) -> None:
         """As `Ready` says."""
-        x = self.inputs[turn % len(self.inputs)]
-        if mode == "forward":
-            self.wait(self.forward(x, self.weight, self.bias))
-        else:
-            self.wait(self.step(x, self.weight, self.bias, self.g))
+        *leaves, g = self.sets[turn % len(self.sets)]
+        self.last = self.forward(*leaves) if mode == "forward" else self.step(*leaves, g)
+        if self.waits_at_each_call:
+            self.wait()
+
+    def wait(self) -> None:
+        """As `Ready` says: a GPU computes calls in their order, so the last one is done last."""
+        self.block_until_ready(self.last)
 
 
 def _step(jax: Any, forward: Callable[..., Any], x: Any, weight: Any, bias: Any, g: Any) -> Any:
     y, back = jax.vjp(forward, x, weight, bias)
     return y, back(g)
+
+
+def _arrays(sets: list[tuple[Tensor, ...]]) -> list[tuple[Any, ...]]:
+    """The same sets as JAX's arrays; what sets share stays shared."""
+    made = {id(tensor): _array(tensor) for tensors in sets for tensor in tensors}
+    return [tuple(made[id(tensor)] for tensor in tensors) for tensors in sets]
 
 
 def _array(tensor: Tensor) -> Any:

@@ -123,3 +123,6 @@ class Keras:
         """As `Ready` says."""
         x = self.inputs[turn % len(self.inputs)]
         (self.forward(x) if mode == "forward" else self.step(x, self.g)[1][0])
+
+    def wait(self) -> None:
+        """Nothing: its calls on a CPU are done when they return."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers import windows
-from benchmarks.rows import Data, Results, Row, turns
+from benchmarks.rows import Data, Results, Row, synchronize, turns
 
 
 class Products:
@@ -59,3 +59,7 @@ class Products:
             torch.bmm(patches.transpose(1, 2), g)
             torch.bmm(g, weight.transpose(1, 2))
             g.sum(1)
+
+    def wait(self) -> None:
+        """As `Ready` says."""
+        synchronize(self.data.x.device.type)

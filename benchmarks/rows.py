@@ -27,7 +27,8 @@ class Row:
     Args:
         workload: a name from workloads.json, or a shape such as "25x25x16,k9,f16".
         batch: B.
-        dtype: torch's name, or x/weight: "bfloat16/float32" is training under autocast.
+        dtype: torch's name; "tf32" for float32 with rounded products, or x/weight: "bfloat16/float32" is training
+            under autocast.
         threads: torch's, on the CPU.
         device: "cpu" or "cuda".
     """
@@ -101,6 +102,21 @@ def turns(tensors: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
         count = max(COPIES, min(MOST_COPIES, -(-2 * cache // sum(t.nbytes for t in tensors))))
         return [tuple(t.clone() for t in tensors) for _ in range(count)]
     return [(x.clone(), *tensors[1:]) for _ in range(COPIES)]
+
+
+def synchronize(device: str) -> None:
+    """Wait until torch's device has done what it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def set_precision(row: Row) -> None:
+    """Let torch multiply float32 on a GPU as a row asks: numbers as they are, or rounded to TF32.
+
+    Of torch's settings for this one, Inductor reads no other.
+    """
+    if row.device == "cuda":
+        torch.set_float32_matmul_precision("high" if row.task.precision == "tf32" else "highest")
 
 
 Results = dict[str, Tensor]

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from benchmarks.contenders import CONTENDERS, MODES, NOT_PEERS, OURS, compiled
 from benchmarks.peers import PEERS
-from benchmarks.rows import Data, Results, Row, expected
-from benchmarks.worker import synchronize, work
+from benchmarks.rows import Data, Results, Row, expected, set_precision, synchronize
+from benchmarks.worker import work
 
 LEAST_ROUNDS, MOST_ROUNDS = 5, 200
 FEWEST_ROUNDS = 3  # of a contender that takes longer than all others together may
@@ -87,8 +87,9 @@ def _processor() -> str:
 
 
 def machine(row: Row) -> dict[str, float]:
-    """What this machine reaches now: operations a second of a matmul in x's dtype, bytes a second of a copy."""
+    """What this machine reaches now: operations a second of a matmul as the row's, bytes a second of a copy."""
     torch.set_num_threads(row.threads)
+    set_precision(row)
     size, numbers = (1024, 32 << 20) if row.device == "cpu" else (8192, 256 << 20)
     # 16-bit layers of the CPU are held to float32's rate: not every CPU multiplies 16-bit numbers by itself.
     dtype = torch.float32 if row.device == "cpu" else getattr(torch, row.task.dtype)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.contenders import CONTENDERS, MODES, OURS, Ready
-from benchmarks.rows import Data, Results, Row, find_mismatch
+from benchmarks.rows import Data, Results, Row, find_mismatch, set_precision
 
 LEAST_SECONDS = 0.05  # of one timing: shorter calls are repeated, for a process that slept starts slowly
 # Calls before those that are timed, at least, unless one takes so many seconds. In a loop of steps, the memory that one
@@ -33,19 +33,8 @@ def work(pipe: Connection, row: Row, name: str, want: Results) -> None:
         # glibc learns from the first large block that is freed not to give memory back to the system at each call: a
         # process that trains has freed one, so every contender starts like that.
         torch.zeros(LARGEST_KEPT, dtype=torch.uint8)
-        contender, data = CONTENDERS[name], Data.make(row)
-        ready = contender.ready(row, data)
-        want = want | {"dw": contender.lay_out(want["dw"], row.task.geometry)}
-        pipe.send(find_mismatch(row, ready.results(), want, peer=name != OURS))
-        step_bytes = _peak(row.device, lambda: ready.call("step", 0))
-        calls = dict.fromkeys(MODES, 1)
-        while (mode := pipe.recv()) is not None:
-            if _time(row.device, ready, mode, 1) < SLOW_SECONDS:
-                _time(row.device, ready, mode, max(WARM_CALLS, calls[mode]))
-            taken = _time(row.device, ready, mode, calls[mode]) / calls[mode]
-            calls[mode] = max(calls[mode], min(1000, round(LEAST_SECONDS / taken)))
-            pipe.send(taken)
-        pipe.send(step_bytes)
+        set_precision(row)
+        _answer(pipe, row, name, want)
     except EOFError:
         pass
     except BaseException as error:
@@ -53,20 +42,31 @@ def work(pipe: Connection, row: Row, name: str, want: Results) -> None:
         pipe.send(lines[-1].strip() or type(error).__name__)
 
 
-def _time(device: str, ready: Ready, mode: str, calls: int) -> float:
+def _answer(pipe: Connection, row: Row, name: str, want: Results) -> None:
+    """As `work`, for a process that is set up; what goes wrong is raised."""
+    contender, data = CONTENDERS[name], Data.make(row)
+    ready = contender.ready(row, data)
+    want = want | {"dw": contender.lay_out(want["dw"], row.task.geometry)}
+    pipe.send(find_mismatch(row, ready.results(), want, peer=name != OURS))
+    step_bytes = _peak(row.device, lambda: ready.call("step", 0))
+    calls = dict.fromkeys(MODES, 1)
+    while (mode := pipe.recv()) is not None:
+        if _time(ready, mode, 1) < SLOW_SECONDS:
+            _time(ready, mode, max(WARM_CALLS, calls[mode]))
+        taken = _time(ready, mode, calls[mode]) / calls[mode]
+        calls[mode] = max(calls[mode], min(1000, round(LEAST_SECONDS / taken)))
+        pipe.send(taken)
+    pipe.send(step_bytes)
+
+
+def _time(ready: Ready, mode: str, calls: int) -> float:
     """Seconds of so many calls."""
-    synchronize(device)
+    ready.wait()
     start = time.perf_counter()
     for turn in range(calls):
         ready.call(mode, turn)
-    synchronize(device)
+    ready.wait()
     return time.perf_counter() - start
-
-
-def synchronize(device: str) -> None:
-    """Wait until a device has done what it was given."""
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def _peak(device: str, call: Callable[[], None]) -> int | None:

@@ -12,7 +12,7 @@ from benchmarks.contenders import BMM, CAST, MODES, OURS
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "bfloat16/float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "bfloat16/float32", "tf32"])
 def test_a_row(dtype, tmp_path, monkeypatch):
     out = tmp_path / "cuda.json"
     arguments = ["--device", "cuda", "--workload", "lrlc_l2", "--batches", "64", "--dtypes", dtype, "--seconds", "0.1"]

@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import rows, run
+from benchmarks import jax_peers, rows, run, worker
 from benchmarks.contenders import BMM, CAST, CONTENDERS, MODES, NOT_PEERS, OURS, compiled, missing
 from benchmarks.peers import PEERS
 from benchmarks.products import Products
@@ -195,6 +197,74 @@ def test_what_cannot_be_told_stops_a_run_before_it_measures(monkeypatch):
         next(run.run([SMALL], 0.01))
 
 
+class Told:
+    """A pipe to a worker that is told to time nothing."""
+
+    def send(self, answer):
+        pass
+
+    def recv(self):
+        return None
+
+
+@pytest.mark.parametrize(("dtype", "want"), [("tf32", "tf32"), ("float32", "ieee"), ("bfloat16", "ieee")])
+def test_a_worker_multiplies_in_the_precision_of_its_row(dtype, want, monkeypatch):
+    seen = []
+
+    class Contender:
+        def __init__(self, row, data):
+            seen.append(torch.backends.cuda.matmul.fp32_precision)
+
+        def results(self):
+            return {"y": torch.zeros(1), "dw": torch.zeros(1)}
+
+        def call(self, mode, turn):
+            pass
+
+    monkeypatch.setattr(worker.Data, "make", lambda row: None)
+    monkeypatch.setattr(worker, "_peak", lambda device, call: 0)
+    monkeypatch.setitem(CONTENDERS, OURS, replace(CONTENDERS[OURS], ready=Contender))
+    threads = torch.get_num_threads()
+    try:
+        worker.work(Told(), replace(SMALL, dtype=dtype, device="cuda"), OURS, Contender(None, None).results())
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cuda.matmul.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision = "none"
+    assert seen == ["none", want]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_jax_takes_turns_on_the_sets_that_torch_has_and_waits_as_torch_does(device, monkeypatch):
+    """Data on the CPU stand for both devices: `turns` looks at the tensors, the rest at the row."""
+    waited, forwards, settings = [], [], {}
+    config = SimpleNamespace(update=settings.__setitem__)
+    jax = SimpleNamespace(jit=lambda f: f, block_until_ready=waited.append, config=config)
+    monkeypatch.setitem(sys.modules, "jax", jax)
+    monkeypatch.setattr(jax_peers, "_array", lambda tensor: tensor)
+    monkeypatch.setattr(jax_peers, "turns", lambda tensors: [tensors, tuple(t.clone() for t in tensors)])
+    monkeypatch.setattr(jax_peers.os, "sched_setaffinity", lambda *args: None, raising=False)
+    row, data = replace(SMALL, dtype="tf32", device=device), Data.make(SMALL)
+    ready = jax_peers.Jax(lambda *leaves: forwards.append(leaves), row, data, data.weight)
+    for turn in range(4):
+        ready.call("forward", turn)
+    assert len(waited) == {"cpu": 4, "cuda": 0}[device]
+    ready.wait()
+    assert waited[-1] is ready.last
+    first, second, third, _ = forwards
+    assert all(a is not b for a, b in zip(first, second, strict=True))
+    assert all(a is b for a, b in zip(first, third, strict=True))
+    assert settings == {"jax_default_matmul_precision": "tensorfloat32"}
+
+
+def test_what_sets_share_for_torch_they_share_for_jax(monkeypatch):
+    monkeypatch.setattr(jax_peers, "_array", lambda tensor: tensor.clone())
+    x, weight = torch.zeros(2), torch.ones(2)
+    (first, same), (second, also) = jax_peers._arrays([(x, weight), (x.clone(), weight)])
+    assert first is not second
+    assert same is also
+
+
 def test_data_are_the_same_in_every_process():
     first, second = Data.make(SMALL), Data.make(SMALL)
     assert all((getattr(first, n) == getattr(second, n)).all() for n in ("x", "weight", "bias", "g"))
@@ -215,6 +285,7 @@ def test_data_are_the_same_in_every_process():
         (["--workload", "5x5,k9"], "shape must be like"),
         (["--device", "tpu"], "--device 'tpu' is not known"),
         (["--dtypes", "float32/float16"], "dtype must be two equal ones"),
+        (["--dtypes", "tf32"], "--dtypes must be tf32 with --device cuda only, got 'tf32'"),
         (["--contenders", "cudnn"], "contender 'cudnn' is not known"),
     ],
 )
