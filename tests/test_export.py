@@ -14,9 +14,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import lc_triton
 from lc_triton.core.activations import FUSED_NAMES, LINEAR, Activation, parse_activation
 from lc_triton.core.problem import Problem
+from lc_triton.ops import decompositions, reference
 from lc_triton.ops import operators as our_operators
-from lc_triton.ops import reference
-from tests.cases import CASES, assert_as_good, assert_close, expected, peer, tensors
+from tests.cases import CASES, Tensors, assert_as_good, assert_close, expected, peer, tensors
 
 ops = torch.ops.lc_triton
 TABLE = lc_triton.decompositions()
@@ -79,6 +79,32 @@ def test_decomposed_in_16_bits(case, dtype, weight_dtype):
     found, want, theirs = faces(decomposed, case, t), expected(case, t), peer(case, t)
     for name, factor in (("y", 2), ("dx", 3), ("dw", 3), ("db", 3)):
         assert_as_good(found[name], want[name], theirs[name], factor, name)
+
+
+@pytest.mark.parametrize("weight_dtype", [None, torch.float32], ids=["alike", "float32_weights"])
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@EACH_CASE
+def test_decomposed_in_16_bits_with_products_as_on_a_gpu(case, dtype, weight_dtype, monkeypatch):
+    monkeypatch.setattr(decompositions, "product_dtype", lambda x, weight_dtype: weight_dtype)
+    test_decomposed_in_16_bits(case, dtype, weight_dtype)
+
+
+@pytest.mark.parametrize("weight_dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_on_a_gpu_no_decomposition_copies_the_weights(weight_dtype):
+    """Tensors without memory stand for those of a GPU."""
+    case = next(case for case in CASES if case.name == "2d_wide_channels")
+    t = tensors(case, torch.bfloat16, weight_dtype=weight_dtype)
+    given = [v.to("meta") for v in vars(t).values()]
+    graph = make_fx(lambda *leaves: faces(decomposed, case, Tensors(*leaves)))(*given).graph
+    weights, multiplied = {[node for node in graph.nodes if node.op == "placeholder"][1]}, 0
+    for node in graph.nodes:
+        if weights & set(node.all_input_nodes):
+            if node.target is torch.ops.aten.bmm.default:
+                multiplied += 1
+                continue
+            assert node.target.is_view, node.format_node()
+            weights.add(node)
+    assert multiplied == 2  # by the forward and the input gradient
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)

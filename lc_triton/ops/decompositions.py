@@ -28,8 +28,10 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         as `ExportedProgram.run_decompositions` and `make_fx(decomposition_table=...)` take it. Add it to
         `torch.export.default_decompositions()` to decompose torch's operators as well.
 
-    Numbers are the layers' own but for the order of additions: products accumulate in float32 (float64 for float64),
-    and every result is rounded once. float32 weights beside a 16-bit input are not rounded.
+    Numbers are the layers' own but for the order of additions: products accumulate in float32 (float64 for float64).
+    float32 weights beside a 16-bit input are not rounded. On a CPU every result is rounded once. On other devices
+    16-bit weights are multiplied as they are, so that no call copies them, and the products are rounded to 16 bits
+    before they are summed over windows, get a bias or an activation. Decompose a program for the device it runs on.
 
     Source: patches and one batched matmul, as in Chellapilla et al., "High performance convolutional neural networks
         for document processing", 2006, with filters of its own for every position.
@@ -55,12 +57,12 @@ def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, *, store_z: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """As `dispatch.forward`, in torch's own operators."""
-    geo, dtype = problem.geometry, compute_dtype(x.dtype)
+    geo, dtype = problem.geometry, product_dtype(x, weight.dtype)
     z = torch.bmm(_patches(x.to(dtype), geo), _filters(weight.to(dtype), geo))
     z = z.unflatten(0, (geo.positions, geo.groups)).permute(2, 0, 1, 3)
     # Contiguous as the operator's own result, for views of it may follow. The batch is x's size: where it is -1, ONNX's
     # exporter by TorchScript writes the size of the example.
-    z = z.contiguous().view(x.shape[0], *geo.bias_shape)
+    z = z.contiguous().view(x.shape[0], *geo.bias_shape).to(compute_dtype(x.dtype))
     if bias is not None:
         z = z + bias
     return problem.activation(z).to(x.dtype), z.to(x.dtype) if store_z else None
@@ -68,9 +70,9 @@ def forward(
 
 def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
     """As `dispatch.input_grad`, in torch's own operators."""
-    geo, dtype = problem.geometry, compute_dtype(g.dtype)
+    geo, dtype = problem.geometry, product_dtype(g, weight.dtype)
     given = torch.bmm(_gradients(g.to(dtype), geo), _filters(weight.to(dtype), geo).transpose(1, 2))
-    dx = _laid_over(given, geo)
+    dx = _laid_over(given.to(compute_dtype(g.dtype)), geo)
     if bias is not None:
         dx = dx + bias
     return problem.activation(dx).to(g.dtype)
@@ -80,11 +82,18 @@ def weight_grad(
     x: Tensor, g: Tensor, problem: Problem, dtype: torch.dtype, *, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
     """As `dispatch.weight_grad`, in torch's own operators."""
-    geo, compute = problem.geometry, compute_dtype(x.dtype)
-    g = g.to(compute)
-    dw = torch.bmm(_patches(x.to(compute), geo).transpose(1, 2), _gradients(g, geo))
+    geo, of_products = problem.geometry, product_dtype(x, dtype)
+    dw = torch.bmm(_patches(x.to(of_products), geo).transpose(1, 2), _gradients(g.to(of_products), geo))
     dw = dw.unflatten(0, (geo.positions, geo.groups)).transpose(1, 2).contiguous().view(geo.weight_shape)
-    return dw.to(dtype), g.sum(0).to(dtype) if with_bias else None
+    return dw.to(dtype), g.to(compute_dtype(g.dtype)).sum(0).to(dtype) if with_bias else None
+
+
+def product_dtype(x: Tensor, weight_dtype: torch.dtype) -> torch.dtype:
+    """The dtype that factors are multiplied in: on a CPU float32 for 16 bits, elsewhere that of the weights.
+
+    A GPU sums 16-bit products in float32. To convert the weights first would copy all of them at each call.
+    """
+    return compute_dtype(x.dtype) if x.device.type == "cpu" else weight_dtype
 
 
 # The same with the schemas of the operators.
