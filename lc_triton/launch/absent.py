@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
+from lc_triton.tiles.chooser import chooser
 from lc_triton.tiles.config import TileConfig
 
 
@@ -77,10 +78,22 @@ def absent_gpu(arch: int | str = 90, *, keep: bool = True) -> Iterator[AbsentGPU
         arch: the compute capability (80, 90, 100, ...), or AMD's name ("gfx942").
         keep: whether launches are recorded.
     """
-    before, gpu = driver._active, AbsentGPU(arch, keep=keep)
+    gpu = AbsentGPU(arch, keep=keep)
+    chooser.generation += 1  # calls that were bound before hold kernels of another architecture
+    try:
+        with _active(gpu):
+            yield gpu
+    finally:
+        chooser.generation += 1
+
+
+@contextmanager
+def _active(gpu: AbsentGPU) -> Iterator[None]:
+    """Within this block, Triton asks an absent GPU what to compile for."""
+    before = driver._active
     driver.set_active(gpu)
     try:
-        yield gpu
+        yield
     finally:
         driver._active = before
 
@@ -94,5 +107,5 @@ def compile_call(kernel: Any, config: TileConfig, arch: int | str, *args: Any) -
         arch: what to compile for.
         args: all of the kernel's arguments in order; tensors may lie on the meta device.
     """
-    with absent_gpu(arch):
+    with _active(AbsentGPU(arch)):
         return kernel.warmup(*args, grid=(1,), num_warps=config.num_warps, num_stages=config.num_stages)

@@ -5,6 +5,7 @@ import torch
 from triton import knobs
 from triton.knobs import HookChain
 
+import lc_triton
 from lc_triton import launch
 from lc_triton.core.activations import Activation
 from lc_triton.core.geometry import Geometry
@@ -12,6 +13,9 @@ from lc_triton.core.problem import Problem
 from lc_triton.kernels.forward import forward_kernel
 from lc_triton.launch import launcher, passes
 from lc_triton.launch.absent import absent_gpu
+from lc_triton.launch.build import build
+from lc_triton.ops import run
+from lc_triton.tiles.config import TileConfig
 
 SMALL = Geometry.make((6, 6), 8, 16, 3)
 FEW_POSITIONS = Geometry.make((4, 4), 512, 256, 3, padding=1)  # its forward is split
@@ -133,6 +137,26 @@ def test_another_pitch_or_type_takes_a_build_of_its_own():
     assert cropped.args[6] == (42, 0, 0, 7)
     assert wide.binary != plain.binary
     assert again.binary == plain.binary
+
+
+@pytest.mark.compile
+def test_architectures_in_one_process_are_built_and_launched_apart(monkeypatch):
+    """Triton keeps kernels by device, and a layer what it launched before."""
+    monkeypatch.setattr(run, "resolve", lambda device_type: "triton")
+    layer, x = lc_triton.LocalConv2d(8, 16, 3, input_size=6), torch.empty(32, 8, 6, 6)
+    launched = []
+    for arch in (80, 90, 80):
+        with absent_gpu(arch) as gpu, torch.no_grad():
+            layer(x)
+            layer(x)
+        assert len(gpu.launches) == 2
+        launched += gpu.launches
+    binaries = [launch.binary for launch in launched]
+    assert binaries[0] == binaries[1] == binaries[4] == binaries[5]
+    assert binaries[2] == binaries[3] != binaries[0]
+    problem, config = Problem(SMALL, backend="triton"), TileConfig(1, 1, 16, 16, 16)
+    for arch in (80, 90, 80, 100):
+        assert f".target sm_{arch}" in build("forward", problem, config, arch).asm["ptx"]
 
 
 def test_on_amd_memory_past_32_bits_takes_a_build_of_its_own(monkeypatch):
