@@ -24,6 +24,7 @@ from lc_triton.tiles.space import (
     has_room_for_activation_grad,
     is_thin,
     on_vector_units,
+    overwrites_operand,
     product,
     resident,
     stage_bytes,
@@ -218,6 +219,8 @@ def fuses_activation_grad(task: Task, device: Device, config: TileConfig) -> boo
     second operand goes through registers: a product that is bound by arithmetic stays as it is.
     """
     if task.pass_name != "weight_grad" or not has_room_for_activation_grad(task, device, config):
+        return False
+    if overwrites_operand(task, device, config, activation_grad=True):
         return False
     geo = task.geo
     activations = task.batch * geo.positions * geo.out_channels * task.itemsize

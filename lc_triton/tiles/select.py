@@ -13,6 +13,7 @@ from lc_triton.tiles.device import Device
 from lc_triton.tiles.entries import Measured, Simulated
 from lc_triton.tiles.key import ProblemKey
 from lc_triton.tiles.model import choose
+from lc_triton.tiles.space import overwrites_operand
 from lc_triton.tiles.task import Task
 
 Source = Literal["user", "shipped", "architecture", "simulated", "model"]
@@ -45,6 +46,8 @@ class Choice:
 def select(task: Task, device: Device) -> Choice:
     """The tile for a kernel, by the order of `Choice.source`; the same arguments and files give the same answer.
 
+    A measured tile that `space.overwrites_operand` leaves out is passed over.
+
     Args:
         task: the kernel.
         device: what it runs on.
@@ -63,7 +66,7 @@ def select(task: Task, device: Device) -> Choice:
         entries = store.read_or_warn(path)
         for key in keys:
             measured = entries.get(key)
-            if measured is not None:
+            if measured is not None and not overwrites_operand(task, device, measured.config):
                 return Choice(measured.config, source, path, key, measured, measured.kernel_hash != kernel_hash)
     for source, path in files:
         if source == "architecture":  # what was simulated for another GPU
@@ -71,7 +74,8 @@ def select(task: Task, device: Device) -> Choice:
         entries = store.read_or_warn(path)
         for key in keys:
             simulated = entries.simulated.get(key)
-            if simulated is not None and simulated.kernel_hash == kernel_hash:
+            sound = simulated is not None and not overwrites_operand(task, device, simulated.config)
+            if simulated is not None and sound and simulated.kernel_hash == kernel_hash:
                 return Choice(simulated.config, "simulated", path, key, simulated=simulated)
     return Choice(choose(task, device), "model")
 

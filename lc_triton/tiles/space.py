@@ -14,6 +14,8 @@ from lc_triton.tiles.task import Task
 
 # Rows of the smallest product that a warp group's matrix instruction makes.
 WARP_GROUP_ROWS = 64
+# Bytes of a row of operand A that one matrix instruction of a warp group multiplies.
+WARP_GROUP_DEPTH = 32
 # A dot below this many channels or filters a group would multiply mostly padding.
 MIN_GROUP_FOR_DOT = 16
 # Up to this batch a product is a few vectors times a matrix, and tensor cores have nothing to reuse.
@@ -60,8 +62,9 @@ def variants(task: Task, device: Device, config: TileConfig) -> Iterator[TileCon
         yield replace(config, num_stages=stages)
     for warps in (4, 8):
         yield replace(config, num_warps=warps)
-    if config.dot:
-        yield replace(config, swap=not config.swap)
+    swapped = replace(config, swap=not config.swap)
+    if config.dot and not overwrites_operand(task, device, swapped):
+        yield swapped
     if descriptor_fits(task, device, config):
         yield replace(config, descriptor=not config.descriptor)
 
@@ -83,6 +86,27 @@ def descriptor_fits(task: Task, device: Device, config: TileConfig) -> bool:
     if task.pass_name == "weight_grad":
         return config.split == 1 and (task.geo.groups == 1 or per_group % config.block_f == 0)
     return True
+
+
+def overwrites_operand(task: Task, device: Device, config: TileConfig, *, activation_grad: bool = False) -> bool:
+    """Whether registers of an operand may be overwritten while a product still reads them.
+
+    On Hopper, operand A of a warp group's product stays in registers where it is computed on the way there: weights
+    that are rounded, or a gradient that is taken through an activation. Where that takes more than one matrix
+    instruction, Triton begins the next step before the last one is done, as in
+    https://github.com/triton-lang/triton/issues/9433. This may go when hardware has shown such kernels right.
+
+    Args:
+        task: the kernel.
+        device: what it runs on.
+        config: the tile.
+        activation_grad: whether the weight gradient takes g through the derivative of an activation.
+    """
+    if device.arch != 90 or not (config.dot and config.swap) or on_vector_units(task):
+        return False
+    if task.pass_name == "weight_grad":
+        return activation_grad and config.block_b * task.itemsize > WARP_GROUP_DEPTH
+    return _rounds_weights(task) and config.block_k * task.itemsize > WARP_GROUP_DEPTH
 
 
 def resident(task: Task, device: Device, config: TileConfig) -> int:

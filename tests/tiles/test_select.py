@@ -126,6 +126,18 @@ def test_a_measurement_of_another_source_is_stale_but_used(folders):
     assert chosen().config == tile(1)
 
 
+def test_a_measured_tile_that_overwrites_an_operand_is_passed_over(folders):
+    """Its time may be right and its numbers too, that day; on another architecture it is sound."""
+    mixed = task(types=("bfloat16", "float32"))
+    overwrites, sound = TileConfig(1, 1, 64, 64, 64, swap=True), tile(1)
+    for folder, config in (("user", overwrites), ("shipped", sound)):
+        for name in ("h200", "b200"):
+            path = store.file_of(folders / folder, by_name(name).arch_name, by_name(name).folder, "forward")
+            store.merge(path, "", "forward", {mixed.key: replace(MEASURED, config=config)})
+    assert (select(mixed, H200).source, select(mixed, H200).config) == ("shipped", sound)
+    assert (select(mixed, by_name("b200")).source, select(mixed, by_name("b200")).config) == ("user", overwrites)
+
+
 def test_a_damaged_file_is_skipped_for_the_next(folders):
     put(folders / "shipped", "nvidia_h200", tile(1))
     path = store.file_of(folders / "user", "sm_90", "nvidia_h200", "forward")

@@ -10,7 +10,7 @@ from lc_triton.tiles import model
 from lc_triton.tiles.config import PASSES, TileConfig
 from lc_triton.tiles.device import DEVICES, by_name
 from lc_triton.tiles.footprint import loop_steps, programs
-from lc_triton.tiles.space import candidates, descriptor_fits, resident, variants
+from lc_triton.tiles.space import candidates, descriptor_fits, overwrites_operand, resident, variants
 from lc_triton.tiles.task import Task
 
 H200 = by_name("h200")
@@ -221,6 +221,57 @@ def test_depthwise_positions_share_what_they_read(pass_name):
     alone = replace(pick, rows=1, cols=1)
     assert model.roofline_terms(t, H200, pick).l2_bytes < 0.8 * model.roofline_terms(t, H200, alone).l2_bytes
     assert model.roofline_terms(t, H200, pick).operations < 1.2 * model.roofline_terms(t, H200, alone).operations
+
+
+DEEP = TileConfig(1, 1, 64, 64, 64, swap=True)
+
+
+@pytest.mark.parametrize(
+    ("what", "overwrites"),
+    [
+        ({}, True),
+        ({"pass_name": "input_grad"}, True),
+        ({"dtype": "float16"}, True),
+        ({"config": replace(DEEP, block_k=32)}, True),
+        ({"config": replace(DEEP, block_k=16)}, False),  # one instruction a step, which the next step waits for
+        ({"config": replace(DEEP, swap=False)}, False),  # the weights are operand B, in shared memory
+        ({"weight_dtype": "bfloat16"}, False),  # copied to shared memory as they are
+        ({"device": "a100"}, False),  # whose products are done when they return
+        ({"device": "b200"}, False),  # whose tensor cores read no registers
+        ({"device": "mi300x"}, False),
+        ({"pass_name": "weight_grad"}, False),
+        ({"pass_name": "weight_grad", "activation_grad": True}, True),
+        ({"pass_name": "weight_grad", "activation_grad": True, "weight_dtype": "bfloat16"}, True),
+        ({"pass_name": "weight_grad", "activation_grad": True, "dtype": "float32", "precision": "tf32"}, True),
+        ({"pass_name": "weight_grad", "activation_grad": True, "dtype": "float32"}, False),  # not by warp groups
+        ({"pass_name": "weight_grad", "activation_grad": True, "config": replace(DEEP, block_b=16)}, False),
+        ({"pass_name": "weight_grad", "activation_grad": True, "config": replace(DEEP, swap=False)}, False),
+    ],
+)
+def test_where_registers_of_an_operand_are_overwritten(what, overwrites):
+    """`tests/machine/test_in_flight.py` compiles such tiles."""
+    types = what.get("dtype", "bfloat16"), what.get("weight_dtype", "float32")
+    made = Task(what.get("pass_name", "forward"), LAYERS["plain"], 64, *types, what.get("precision", "ieee"))
+    device, config = by_name(what.get("device", "h200")), what.get("config", DEEP)
+    assert overwrites_operand(made, device, config, activation_grad=what.get("activation_grad", False)) is overwrites
+
+
+@pytest.mark.parametrize("pass_name", ["forward", "input_grad"])
+def test_no_tile_that_overwrites_an_operand_is_offered(pass_name):
+    mixed = Task(pass_name, LAYERS["plain"], 64, "bfloat16", "float32")
+    parents = candidates(mixed, H200)
+    offered = {config for parent in parents for config in variants(mixed, H200, parent)}.union(parents)
+    assert any(config.swap for config in offered)
+    assert not any(overwrites_operand(mixed, H200, config) for config in offered)
+    assert replace(DEEP, block_k=64) in set(variants(mixed, by_name("b200"), replace(DEEP, swap=False)))
+
+
+def test_a_weight_gradient_that_would_overwrite_an_operand_takes_g_behind_the_activation():
+    made, deep = task(pass_name="weight_grad", batch=16), TileConfig(1, 1, 64, 32, 32, swap=True)
+    assert overwrites_operand(made, H200, deep, activation_grad=True)
+    assert not model.fuses_activation_grad(made, H200, deep)
+    assert model.fuses_activation_grad(made, H200, replace(deep, block_b=16))
+    assert model.fuses_activation_grad(made, by_name("b200"), deep)
 
 
 def test_variants():
