@@ -1,23 +1,25 @@
 # Everything a person runs here. Each target sets up .venv first, once; a second run takes no time.
 
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 # What is installed besides the bounds of pyproject.toml; .github/constraints has the oldest and the newest versions.
 CONSTRAINTS ?= constraints.txt
 # Bytes of the two files that decide what is installed: another pin or dependency builds the environment anew.
-STAMP := .venv/.installed-$(shell cat pyproject.toml $(CONSTRAINTS) | cksum | cut -d' ' -f1)
+STAMP := $(VENV)/.installed-$(shell cat pyproject.toml $(CONSTRAINTS) | cksum | cut -d' ' -f1)
 DOCS := $(subst installed,docs,$(STAMP))
 # One thread a worker: the workers are as many as the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 COVERAGE := OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -n auto \
 	--deselect tests/test_faults.py::test_a_full_disk_is_one_line_and_leaves_nothing
 
-.PHONY: help check demo test nightly fuzz coverage emulate bench gate lint types docs setup clean
+.PHONY: help check demo test test-oldest nightly fuzz coverage emulate bench gate lint types docs setup clean
 
 help:
 	@echo "make demo    train a locally connected network on handwritten digits"
 	@echo "make check   style, types and all tests that are not slow: before each commit"
 	@echo "make test    all tests that need no GPU (and those that do, where there is one)"
+	@echo "make test-oldest  the same with the oldest torch and triton that are allowed, in .venv-oldest: gigabytes to download"
 	@echo "make nightly  all tests, those too that make test leaves out"
 	@echo "make fuzz    5,000 random calls and constructors against the definition; make test takes 200"
 	@echo "make coverage  which lines no test of the CPU path, the interpreter or the compiler reaches: docs/dev/coverage.md"
@@ -25,7 +27,7 @@ help:
 	@echo "make bench   lc_triton beside its peers, here and on a GPU where there is one, the tables and pictures of docs/performance.md; takes long"
 	@echo "make gate    static figures of every kernel, before a change of kernels or tiles lands"
 	@echo "make docs    the documentation as a site, in site/; runs the notebook of examples/"
-	@echo "make lint    style;  make types   mypy --strict;  make clean   remove .venv"
+	@echo "make lint    style;  make types   mypy --strict;  make clean   remove both environments"
 
 demo: setup
 	$(BIN)/lc-triton demo
@@ -43,6 +45,10 @@ check: lint types
 
 test: setup
 	@$(call run-tests,$(PYTEST) -m "not nightly")
+
+# torch as GPU machines often have it; its CUDA build runs on a CPU too.
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=.github/constraints/oldest.txt
 
 # The longer tests too. A night's run is `make nightly fuzz gate`.
 nightly: setup
@@ -99,16 +105,16 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 14) else "lc-triton needs Python 3.10 to 3.13, but $(PYTHON) is %d.%d: call make PYTHON=/path/to/python3.12" % v[:2])'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[all]"
-	@rm -f .venv/.installed-*
+	@rm -f $(VENV)/.installed-*
 	@touch $@
 
 $(DOCS): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[docs]"
-	@rm -f .venv/.docs-*
+	@rm -f $(VENV)/.docs-*
 	@touch $@
 
 clean:
-	rm -rf .venv build dist site docs/notebooks
+	rm -rf .venv .venv-oldest build dist site docs/notebooks

@@ -99,8 +99,9 @@ WORKFLOW = (ROOT / ".github/workflows/tests.yml").read_text()
 
 
 def test_the_workflow_calls_targets_that_exist():
-    targets = {t for line in re.findall(r"run: make ([\w ]+)", WORKFLOW) for t in line.split()} - {"CONSTRAINTS"}
-    assert targets == {"lint", "types", "test", "docs"}
+    lines = re.findall(r"(?:run: make|make:) ([\w -]+)", WORKFLOW)
+    targets = {target for line in lines for target in line.split()} - {"CONSTRAINTS"}
+    assert targets == {"lint", "types", "test", "test-oldest", "docs"}
     for target in targets:
         assert dry(target)
 
@@ -114,8 +115,10 @@ def test_the_workflow_tests_the_bounds():
     for package in ("torch", "triton"):
         (bound,) = re.findall(rf'^    "{package}>=([\d.]+)', project, re.MULTILINE)
         assert f"\n{package}=={bound}.0\n" in oldest
-    recipe = dry("test", "CONSTRAINTS=.github/constraints/oldest.txt", "--always-make")
-    assert "-c .github/constraints/oldest.txt torch" in recipe
+    recipe = dry("test-oldest", "--always-make")
+    assert re.search(r"\.venv-oldest/bin/python -m pip install .* -c \.github/constraints/oldest\.txt torch\n", recipe)
+    assert ".venv-oldest/bin/python -m pytest" in recipe
+    assert ".venv/" not in recipe
 
 
 def test_set_up_installs_torch_by_the_pinned_file_first():
