@@ -17,11 +17,11 @@ def unbounded(x, STEP: tl.constexpr = 16):
 
 
 @triton.jit
-def tile_offsets(pid, SPATIAL: tl.constexpr, CHANNELS: tl.constexpr, SHAPE: tl.constexpr, TILE: tl.constexpr):
+def tile_offsets(pid, OF_INPUT: tl.constexpr, SHAPE: tl.constexpr, TILE: tl.constexpr):
     """Decode the number of a tile: where it lies, and what each column n [BN] of its product stands for.
 
-    SPATIAL and CHANNELS are the sizes of what is tiled: output positions and filters, or, of the input gradient, input
-    sites and channels. "Place" is a position or a site, "channel" a filter or a channel.
+    What is tiled are output positions and filters, or with OF_INPUT input sites and channels. "Place" is a position or
+    a site, "channel" a filter or a channel.
 
     Returns (lead, h0, w0, part, row, col, place, c0, c, inner, group, m_n):
         lead, h0, w0: the tile's corner; `lead` counts the two leading dimensions as one.
@@ -34,10 +34,11 @@ def tile_offsets(pid, SPATIAL: tl.constexpr, CHANNELS: tl.constexpr, SHAPE: tl.c
         m_n: [BN], whether the column exists.
     """
     G: tl.constexpr = SHAPE.groups
+    CHANNELS: tl.constexpr = SHAPE.channels if OF_INPUT else SHAPE.filters
     CG: tl.constexpr = CHANNELS // G
-    H: tl.constexpr = SPATIAL[2]
-    W: tl.constexpr = SPATIAL[3]
-    LEAD: tl.constexpr = SPATIAL[0] * SPATIAL[1]
+    H: tl.constexpr = SHAPE.inputs[2] if OF_INPUT else SHAPE.outputs[2]
+    W: tl.constexpr = SHAPE.inputs[3] if OF_INPUT else SHAPE.outputs[3]
+    LEAD: tl.constexpr = SHAPE.inputs[0] * SHAPE.inputs[1] if OF_INPUT else SHAPE.outputs[0] * SHAPE.outputs[1]
     TQ: tl.constexpr = TILE.rows
     TP: tl.constexpr = TILE.cols
     FT: tl.constexpr = TILE.block_f

@@ -59,9 +59,7 @@ def forward_kernel(
     b = (pid % n_b) * BB + tl.arange(0, BB)
     m_b = b < B
     pid = (pid // n_b).to(tl.int32)  # a batch past 2^31 is an int64, and boxes are counted by an int32
-    o01, oh0, ow0, part, jr, jc, position, f0, f, _, group, m_n = tile_offsets(
-        pid, SHAPE.outputs, SHAPE.filters, SHAPE, TILE
-    )
+    o01, oh0, ow0, part, jr, jc, position, f0, f, _, group, m_n = tile_offsets(pid, False, SHAPE, TILE)
 
     # Addresses: the site of the tile's first tap, the weights of each column, the samples.
     s0 = (o01 // O1) * SHAPE.stride[0] - SHAPE.pad[0]

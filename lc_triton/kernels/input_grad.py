@@ -90,9 +90,7 @@ def input_grad_kernel(
     b = (pid % n_b) * BB + tl.arange(0, BB)
     m_b = b < B
     pid = (pid // n_b).to(tl.int32)  # a batch past 2^31 is an int64, and boxes are counted by an int32
-    i01, ih0, iw0, part, jr, jc, site, c0, c, cg, group, m_n = tile_offsets(
-        pid, SHAPE.inputs, SHAPE.channels, SHAPE, TILE
-    )
+    i01, ih0, iw0, part, jr, jc, site, c0, c, cg, group, m_n = tile_offsets(pid, True, SHAPE, TILE)
 
     # Addresses: the first window that can reach the tile. In padded coordinates a site is oh * SH + kh * DH.
     s0, s1 = i01 // I1 + SHAPE.pad[0], i01 % I1 + SHAPE.pad[1]

@@ -50,9 +50,8 @@ def weight_grad_kernel(
     # Tile. The blocks of k of one tile run side by side: they share its g.
     pid = tl.program_id(0)
     chunk = pid % CHUNKS
-    o01, oh0, ow0, part, jr, jc, position, f0, f, _, group, m_n = tile_offsets(
-        pid // CHUNKS, SHAPE.outputs, F, SHAPE, TILE
-    )
+    pid = pid // CHUNKS
+    o01, oh0, ow0, part, jr, jc, position, f0, f, _, group, m_n = tile_offsets(pid, False, SHAPE, TILE)
     first, last = 0, B
     if SPLIT > 1:
         steps = tl.cdiv(tl.cdiv(B, BB), SPLIT)

@@ -1,8 +1,12 @@
 """How tensors are handed to the kernels: which are taken as they lie, and where 64-bit offsets begin."""
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 
+import lc_triton.kernels
 from lc_triton import launch
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
@@ -128,3 +132,18 @@ def test_filters_of_a_position_past_32_bits_are_refused():
     shape_of(Geometry.make((1,), 2**15, 2**16 - 1, 1), False)
     with pytest.raises(ArgumentValueError, match=r"below 2\^31: the filters of one position"):
         shape_of(Geometry.make((1,), 2**15, 2**16, 1), False)
+
+
+@pytest.mark.parametrize("name", ["forward", "input_grad", "weight_grad", "combine", "common"])
+def test_no_function_of_the_kernels_is_given_a_tuple_out_of_a_tuple(name):
+    """Triton 3.6 compiles none: a tuple that is a field of another is no constant to it."""
+    shape = shape_of(Geometry.make((5,), 1, 1, 3), False)
+    tuples = {field for field, value in shape._asdict().items() if isinstance(value, tuple)}
+    assert "inputs" in tuples
+    tree = ast.parse((Path(lc_triton.kernels.__file__).parent / f"{name}.py").read_text())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    assert calls
+    for call in calls:
+        if call.func.id not in ("range", "static_range"):
+            fields = {arg.attr for arg in call.args if isinstance(arg, ast.Attribute)}
+            assert not fields & tuples, ast.unparse(call)
