@@ -216,8 +216,8 @@ def test_what_a_layer_prints():
 def test_a_copy_of_a_layer_that_ran_makes_its_plan_work_anew():
     layer, x = lc_triton.LocalConv2d(2, 3, 3, input_size=5, activation="tanh"), torch.randn(1, 2, 5, 5)
     y = layer(x)
-    assert layer._plan.problems
+    assert layer._plan.calls
     for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert again._plan == layer._plan
-        assert not again._plan.problems
+        assert not again._plan.calls
         assert torch.equal(again(x), y)

@@ -87,7 +87,15 @@ resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def autocast_enabled(device_type: str) -> bool:
     """Whether autocast is on for a `device_type`; some (meta) have none, and torch raises when asked."""
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return _has_autocast(device_type) and torch.is_autocast_enabled(device_type)
+
+
+def _has_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
+
+
+# torch 2.11 cannot look into it while it compiles.
+_has_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def interpreting() -> bool:

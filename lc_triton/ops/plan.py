@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
@@ -35,7 +36,8 @@ class Plan:
     transposed: bool = False
     # The geometry of the layer that this is one rank's part of.
     full_geometry: Geometry | None = None
-    # The problems of this plan, by backend and precision: a look-up that does not hash the geometry.
+    # The problems of this plan, by backend and precision: a look-up that does not hash the geometry. Made eagerly, as
+    # the sizes below.
     problems: dict[tuple[str, str], Problem] = field(default_factory=dict, init=False, compare=False, repr=False)
     # The bound calls of this plan, by everything but values that decides how a call is run: see `ops.run`.
     calls: dict[tuple[Any, ...], Callable[..., Tensor]] = field(
@@ -57,9 +59,11 @@ class Plan:
         computed["bias_shapes"] = (*spatial, channels), (channels,)
         for name, value in computed.items():
             object.__setattr__(self, name, value)
+        for kind in itertools.product(("triton", "cpu"), ("ieee", "tf32")):
+            self.problems[kind] = _problem(self.geometry, self.activation, *kind, self.full_geometry)
 
     def __reduce__(self) -> Any:
-        # A copy makes new problems and calls: they hold compiled kernels.
+        # A copy makes new calls: they hold compiled kernels.
         return type(self), tuple(getattr(self, f.name) for f in fields(self) if f.init)
 
     @property
@@ -128,12 +132,8 @@ def from_internal(y: Tensor, plan: Plan, *, batched: bool) -> Tensor:
 
 
 def problem_of(plan: Plan, backend: str, precision: str) -> Problem:
-    """The problem of a plan on a backend, made once."""
-    problem = plan.problems.get((backend, precision))
-    if problem is None:
-        problem = _problem(plan.geometry, plan.activation, backend, precision, plan.full_geometry)
-        plan.problems[backend, precision] = problem
-    return problem
+    """The problem of a plan on a backend."""
+    return plan.problems[backend, precision]
 
 
 @lru_cache(maxsize=4096)

@@ -165,11 +165,7 @@ def _run_checked(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> 
         definition = reference.transpose if plan.transposed else reference.forward
         y = definition(to_internal(x, plan), weight, bias, plan.geometry, plan.activation)
     else:
-        kind = backend, precision_of(x.dtype)
-        if torch.compiler.is_compiling():  # a dictionary that changes is a side effect
-            problem = Problem(plan.geometry, plan.activation, *kind, plan.full_geometry)
-        else:
-            problem = problem_of(plan, *kind)
+        problem = problem_of(plan, backend, precision_of(x.dtype))
         if autograd.can_use_single_node(x, weight, bias):
             return _run_single_node(x, weight, bias, plan, problem, input_format)
         y = (autograd.transpose if plan.transposed else autograd.forward)(to_internal(x, plan), weight, bias, problem)
