@@ -205,7 +205,7 @@ def test_transforms_under_the_compiler_are_right_if_not_compiled(fresh):
         (lambda w: jvp(conv, (w,), (w,))[1], (w,)),
         (vmap(conv), (torch.stack([w, 2 * w]),)),
         (vmap(grad(sample_loss), (None, 0)), (w, x)),
-    ):
+    )[: None if torch.__version__ >= (2, 12) else 2]:  # torch 2.11 fails in the last, by an assertion of its own
         assert_close(torch.compile(f, backend="eager")(*args), f(*args))
 
 

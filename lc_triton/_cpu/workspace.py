@@ -86,4 +86,4 @@ class buffers:
 
     def __exit__(self, *_: object) -> None:
         if self.device.type == "cpu":
-            _kept.buffers = [buffer for buffer in self.all if buffer.bytes.nbytes <= MOST_KEPT_BYTES]
+            _kept.buffers = [buffer for buffer in self.all if buffer.bytes.numel() <= MOST_KEPT_BYTES]

@@ -26,6 +26,13 @@ class Problem:
     # How this problem is launched: (pass, batch, ...) -> tile, grid, ...; shared with `linear()`.
     launches: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
+    # Made eagerly: what torch 2.11 compiles cannot make a dataclass that has one of ours for a default.
+    _linear: Problem | None = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        without = None if self.activation is LINEAR else replace(self, activation=LINEAR)
+        object.__setattr__(self, "_linear", without)
+
     @property
     def tuning_geometry(self) -> Geometry:
         """The geometry that strategies and tiles are chosen for."""
@@ -33,4 +40,4 @@ class Problem:
 
     def linear(self) -> Problem:
         """The problem of the derivatives: the same without the activation."""
-        return self if self.activation is LINEAR else replace(self, activation=LINEAR)
+        return self if self._linear is None else self._linear

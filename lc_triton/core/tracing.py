@@ -24,6 +24,10 @@ def has_dispatch_modes() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0 or _in_pre_dispatch(_PRE_DISPATCH)
 
 
+# The compiler cannot look into it. It leaves frames alone that such a mode sees, so within a compiled one none does.
+has_dispatch_modes._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def in_transform() -> bool:
     """Whether torch.func or forward-mode differentiation is at work."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
