@@ -17,6 +17,7 @@ Around them:
     convert_convs     replaces convolutions of a model by layers that compute the same
     decompositions    for exported programs that run without this library: AOTInductor packages, ONNX
     backend           chooses the implementation by hand
+    precompile        compiles the kernels of a model without the GPU that will run it
     tuning            measures tiles at the first call of a layer on a GPU, instead of predicting them
     LocalConvError    the base of all errors; each is a ValueError or a TypeError as well
 
@@ -31,6 +32,7 @@ Example:
 
 from lc_triton import _command  # noqa: F401  first: torch is imported below, and Ctrl-C may come meanwhile
 from lc_triton._version import __version__
+from lc_triton.ahead import precompile
 from lc_triton.core.backend import backend
 from lc_triton.errors import LocalConvError
 from lc_triton.functional import local_conv, local_conv_transpose
@@ -83,6 +85,7 @@ __all__ = [
     "decompositions",
     "local_conv",
     "local_conv_transpose",
+    "precompile",
     "regularization_loss",
     "tuning",
 ]

@@ -26,6 +26,7 @@ __all__ = [
     "KernelTooLargeError",
     "LengthError",
     "LocalConvError",
+    "LostGPUError",
     "MiscompiledError",
     "MissingPackageError",
     "NotBuiltError",
@@ -33,6 +34,7 @@ __all__ = [
     "PaddingError",
     "ParallelError",
     "PartShapeError",
+    "PrecompileError",
     "RankError",
     "ScriptError",
     "SpatialSizeError",
@@ -292,6 +294,21 @@ class TuningError(LocalConvError, RuntimeError):
     """Tiles that cannot be measured on this machine."""
 
     template = "tiles cannot be measured here: {reason}"
+
+
+class LostGPUError(LocalConvError, RuntimeError):
+    """A tile whose kernel ended this process's use of the GPU; searches in other processes leave it out."""
+
+    template = (
+        "the GPU cannot be used by this process any more ({reason}): {tile} of {task} was running. It is noted in "
+        "{path}, and searches leave it out from now on: run the same command again"
+    )
+
+
+class PrecompileError(LocalConvError, RuntimeError):
+    """Kernels that cannot be compiled ahead, or a folder of such kernels that cannot be used."""
+
+    template = "{name}: {reason}"
 
 
 class WorkloadError(LocalConvError, ValueError):

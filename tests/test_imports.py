@@ -18,7 +18,7 @@ ROWS = [
     ["cli"],
     ["demo", "demo.*"],
     ["parallel", "parallel.*"],
-    ["", "layers.conversion", "keras", "keras.layers", "keras.saved", "keras.saved.*"],
+    ["", "layers.conversion", "ahead", "ahead.*", "keras", "keras.layers", "keras.saved", "keras.saved.*"],
     ["layers", "layers.*"],
     ["search", "search.*", "functional"],
     ["ops", "ops.run"],

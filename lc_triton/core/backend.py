@@ -18,6 +18,7 @@ from lc_triton.errors import BackendError
 BACKENDS = ("auto", "triton", "cpu", "reference")
 
 _chosen: ContextVar[str | None] = ContextVar("lc_triton_backend", default=None)
+_ahead: ContextVar[bool] = ContextVar("lc_triton_ahead", default=False)
 # The name that the innermost `backend` block of this context gave; None outside of one.
 chosen = _chosen.get
 
@@ -61,8 +62,20 @@ def backend(name: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
+@contextmanager
+def compiling_ahead() -> Iterator[None]:
+    """Let tensors without memory, of the meta device, take the kernels: they are compiled, and nothing is computed."""
+    token = _ahead.set(True)
+    try:
+        yield
+    finally:
+        _ahead.reset(token)
+
+
 def resolve(device_type: str) -> str:
     """The implementation for tensors on a `device_type`: "triton", "cpu" or "reference"."""
+    if device_type == "meta" and _ahead.get():
+        return "triton"
     name = _chosen.get()
     if name is None:
         name = check_name("LC_TRITON_BACKEND", environment("LC_TRITON_BACKEND", "auto"), BACKENDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ from triton.runtime.driver import driver
 
 from lc_triton.tiles.chooser import chooser
 from lc_triton.tiles.config import TileConfig
+
+_count = itertools.count(1)
 
 
 class RecordedLaunch(NamedTuple):
@@ -27,17 +30,19 @@ class AbsentGPU:
     Args:
         arch: the compute capability (80, 90, 100, ...), or AMD's name ("gfx942").
         keep: whether launches are recorded.
+        fresh: whether nothing that was compiled for it before in this process is found again without Triton's cache.
     """
 
-    def __init__(self, arch: int | str, *, keep: bool = True) -> None:
+    def __init__(self, arch: int | str, *, keep: bool = True, fresh: bool = False) -> None:
         self.target = GPUTarget("hip", arch, 64) if isinstance(arch, str) else GPUTarget("cuda", arch, 32)
         self.keep = keep
+        self.name = f"absent {arch}" + (f", {next(_count)}" if fresh else "")
         self.launches: list[RecordedLaunch] = []
         self.utils = self
 
     def get_current_device(self) -> str:
         """A name that no GPU has: the JIT keeps what it compiles by device, and runs none of it on a real one."""
-        return f"absent {self.target.arch}"
+        return self.name
 
     def get_current_stream(self, device: str) -> int:
         """The default stream."""
@@ -71,14 +76,15 @@ class AbsentGPU:
 
 
 @contextmanager
-def absent_gpu(arch: int | str = 90, *, keep: bool = True) -> Iterator[AbsentGPU]:
+def absent_gpu(arch: int | str = 90, *, keep: bool = True, fresh: bool = False) -> Iterator[AbsentGPU]:
     """Within this block, Triton compiles for an absent GPU and launches on it; tensors may lie anywhere.
 
     Args:
         arch: the compute capability (80, 90, 100, ...), or AMD's name ("gfx942").
         keep: whether launches are recorded.
+        fresh: as of `AbsentGPU`.
     """
-    gpu = AbsentGPU(arch, keep=keep)
+    gpu = AbsentGPU(arch, keep=keep, fresh=fresh)
     chooser.generation += 1  # calls that were bound before hold kernels of another architecture
     try:
         with _active(gpu):

@@ -6,9 +6,7 @@ import json
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from lc_triton.core.geometry import Geometry
 from lc_triton.errors import ConfigFileError
 from lc_triton.search.strategy import Outcome
 from lc_triton.tiles import model
@@ -60,14 +58,7 @@ def append(path: Path, device: Device, task: Task, outcome: Outcome) -> None:
     times = {**outcome.times, **outcome.finals}
     line = {
         "device": device.full_name,
-        "task": {
-            "face": task.pass_name,
-            "geometry": asdict(task.geometry),
-            "batch": task.batch,
-            "dtype": task.dtype,
-            "weight_dtype": task.weight_dtype,
-            "precision": task.precision,
-        },
+        "task": task.to_json(),
         "medians": [[asdict(config), statistics.median(taken)] for config, taken in times.items()],
     }
     with path.open("a", encoding="utf-8") as file:
@@ -84,15 +75,8 @@ def read(path: Path) -> list[Timing]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             content = json.loads(line)
-            fields = dict(content["task"])
-            pass_name = fields.pop("face")
-            geometry = {name: _tuples(value) for name, value in fields.pop("geometry").items()}
             medians = {TileConfig.from_json(config): float(us) for config, us in content["medians"]}
-            found.append(Timing(content["device"], Task(pass_name, Geometry(**geometry), **fields), medians))
+            found.append(Timing(content["device"], Task.from_json(content["task"]), medians))
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigFileError(path=path, reason=f"line {number} is no timing ({error})") from error
     return found
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

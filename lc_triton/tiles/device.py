@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
@@ -117,9 +119,27 @@ def by_name(name: str) -> Device:
     return DEVICES[name]
 
 
-@cache
+_assumed: Device | None = None
+
+
+@contextmanager
+def assuming(device: Device) -> Iterator[None]:
+    """Within this block every GPU is taken for this one, in the whole process: kernels are compiled for it."""
+    global _assumed
+    before, _assumed = _assumed, device
+    try:
+        yield
+    finally:
+        _assumed = before
+
+
 def of_gpu(index: int) -> Device:
     """The GPU with this index, its rates from the nearest known one; the H100 stands in where there is no GPU."""
+    return _of_gpu(index) if _assumed is None else _assumed
+
+
+@cache
+def _of_gpu(index: int) -> Device:
     import torch
 
     if not torch.cuda.is_available():

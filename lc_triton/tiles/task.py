@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 from lc_triton.core.geometry import Geometry, check_name
 from lc_triton.core.problem import Problem
@@ -37,6 +38,28 @@ class Task:
     def of(cls, pass_name: Pass, problem: Problem, batch: int, dtype: str, weight_dtype: str) -> Task:
         """The task of a pass of a problem: tiles are chosen for its tuning geometry."""
         return cls(pass_name, problem.tuning_geometry, batch, dtype, weight_dtype, problem.precision)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {
+            "face": self.pass_name,
+            "geometry": asdict(self.geometry),
+            "batch": self.batch,
+            "dtype": self.dtype,
+            "weight_dtype": self.weight_dtype,
+            "precision": self.precision,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Task:
+        """The task of a JSON object.
+
+        Raises:
+            KeyError, TypeError: a field that is missing, unknown or of a wrong type.
+        """
+        rest = dict(value)
+        pass_name, geometry = rest.pop("face"), rest.pop("geometry")
+        return cls(pass_name, Geometry(**{name: _tuples(sizes) for name, sizes in geometry.items()}), **rest)
 
     @cached_property
     def geo(self) -> Geometry:
@@ -109,3 +132,7 @@ def types_of(name: str) -> tuple[str, str, str]:
             allowed = "two equal ones, or float16/float32 or bfloat16/float32 (x/weight)"
             raise ArgumentValueError(name="dtype", value=name, allowed=allowed)
     return x, weight or x, "ieee"
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,216 @@
+"""Kernels compiled ahead: which, for what, and that another process compiles none of them again."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import lc_triton
+from lc_triton import cli
+from lc_triton.ahead import manifest
+from lc_triton.errors import ArgumentTypeError, ArgumentValueError, PrecompileError, UnknownNameError
+from lc_triton.tiles import paths, store
+from lc_triton.tiles.config import PASSES
+from lc_triton.tiles.device import of_gpu
+
+
+@pytest.fixture(autouse=True)
+def _own_tiles(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "user_configs", lambda: tmp_path / "tiles")
+    store.read_or_warn.cache_clear()
+    yield
+    store.read_or_warn.cache_clear()
+
+
+def network():
+    """Two locally connected layers, of which the second has a split forward, around layers of torch's own."""
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        lc_triton.LocalConv2d(16, 16, 3, input_size=8, activation="silu"),
+        nn.BatchNorm2d(16),
+        nn.Flatten(),
+        nn.Linear(16 * 36, 10),
+    )
+
+
+STEP = """
+import json, sys
+import torch
+from triton import knobs
+from tests.ahead.test_precompile import network
+from lc_triton.ahead.models import compile_model
+from lc_triton.ahead.session import collecting
+from lc_triton.tiles.device import by_name
+
+found = []
+with collecting(by_name("h100"), sys.argv[1]) as made:
+    compile_model(network(), [(int(sys.argv[2]), 3, 8, 8)], None, None, training=True)
+print(json.dumps([made.compiled, made.on_file]))
+"""
+
+
+def second_process(folder, batch=32):
+    """Kernels that a fresh process compiles, and those that it finds."""
+    done = subprocess.run(
+        [sys.executable, "-c", STEP, str(folder), str(batch)], capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.compile
+@pytest.mark.subprocess
+def test_a_second_process_compiles_nothing(tmp_path):
+    model = network()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    made = lc_triton.precompile(model, [(32, 3, 8, 8)], "h100", out=tmp_path / "kernels")
+    assert made.compiled >= 3
+    assert {task.pass_name for task in made.tiles} == set(PASSES)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert second_process(tmp_path / "kernels") == [0, made.compiled + made.on_file]
+    assert second_process(tmp_path / "kernels", batch=1)[0] > 0  # another pitch, and tiles without tl.dot
+
+    moved = tmp_path / "moved"
+    shutil.move(tmp_path / "kernels", moved)
+    (reason,) = [r for r in manifest.differences(moved) if "built as" in r]
+    assert "--relocate" in reason
+    assert cli.main(["precompile", "--relocate", str(moved)]) == 0
+    assert not [r for r in manifest.differences(moved) if "built as" in r]
+    assert second_process(moved)[0] == 0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """One kernel, compiled; tests change copies of it."""
+    out = tmp_path_factory.mktemp("kernels") / "out"
+    made = lc_triton.precompile(lc_triton.LocalConv1d(4, 4, 3, input_size=8), [(32, 4, 8)], out=out, training=False)
+    assert (made.compiled, made.on_file) == (1, 0)
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.compile
+@pytest.mark.subprocess
+def test_the_folder_says_what_keeps_it_from_being_used(folder, monkeypatch, capsys):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(folder))
+    assert cli.main(["precompile", "--check", str(folder)]) == 0
+    assert capsys.readouterr().out == f"{folder}: Triton here will use its kernels\n"
+    path = folder / manifest.NAME
+    whole = path.read_text()
+
+    def reasons(change):
+        content = json.loads(whole)
+        change(content)
+        path.write_text(json.dumps(content))
+        assert cli.main(["precompile", "--check", str(folder)]) == 1
+        path.write_text(whole)
+        return capsys.readouterr().out
+
+    found = reasons(lambda c: c["versions"].update(triton="3.5.0"))
+    assert "triton is 3." in found
+    assert "and was 3.5.0 there: install that version, or build the folder anew" in found
+    assert "use that version of Python" in reasons(lambda c: c["versions"].update(python="3.9.0 (cpython-39)"))
+    assert "kernels is " in reasons(lambda c: c["versions"].update(kernels="0" * 16))
+    assert "other tiles are chosen here for 1 of 1 kernels" in reasons(
+        lambda c: c["devices"]["h100"]["tiles"][0][1].update(num_stages=5)
+    )
+    monkeypatch.setenv("TRITON_ALWAYS_COMPILE", "1")
+    assert "TRITON_ALWAYS_COMPILE is set" in reasons(lambda c: None)
+    monkeypatch.delenv("TRITON_ALWAYS_COMPILE")
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/elsewhere")
+    assert f"Triton's cache is /elsewhere: set TRITON_CACHE_DIR={folder}" in reasons(lambda c: None)
+
+
+@pytest.mark.slow
+@pytest.mark.compile
+@pytest.mark.subprocess
+def test_another_gpu_has_other_tiles(folder, monkeypatch):
+    from dataclasses import replace
+
+    smaller = replace(of_gpu(0), multiprocessors=114, full_name="NVIDIA H100 PCIe")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(manifest, "of_gpu", lambda index: smaller)
+    found = [r for r in manifest.differences(folder) if "multiprocessors" in r]
+    assert found == [
+        "the GPU here, NVIDIA H100 PCIe, has multiprocessors 114, and the folder is for NVIDIA H100 80GB HBM3 "
+        "with 132: other tiles are chosen, so their kernels are not in it"
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.compile
+@pytest.mark.subprocess
+def test_the_command(tmp_path, capsys):
+    shape = ["--shapes", "6x6x16,k3,f16", "--batches", "32"]
+    out = tmp_path / "out"
+    assert cli.main(["precompile", *shape, "--dtypes", "bfloat16/float32", "--inference", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("1 kernels compiled, 0 on file already, for NVIDIA H100 80GB HBM3 (sm_90)")
+    assert f"TRITON_CACHE_DIR={out}" in said
+    (task, _), *rest = manifest.read(out)["devices"]["h100"]["tiles"]
+    assert (task["face"], task["dtype"], task["weight_dtype"], rest) == ("forward", "bfloat16", "float32", [])
+
+
+@pytest.mark.slow
+@pytest.mark.compile
+@pytest.mark.subprocess
+def test_autocast_compiles_for_16_bit_inputs(tmp_path):
+    model = nn.Sequential(nn.Linear(8, 8), lc_triton.LocalConv1d(4, 4, 3, input_size=8), nn.Linear(6, 2))
+    made = lc_triton.precompile(model, [(32, 4, 8)], out=tmp_path / "out", autocast=torch.bfloat16, training=False)
+    assert [(t.dtype, t.weight_dtype) for t in made.tiles] == [("bfloat16", "float32")]
+    assert not model[1]._forward_hooks
+    assert not model[1]._forward_pre_hooks
+
+
+class Reading(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = lc_triton.LocalConv1d(4, 4, 3, input_size=8)
+
+    def forward(self, x):
+        return self.layer(x) * float(x.sum())
+
+
+LAYER = lc_triton.LocalConv1d(4, 4, 3, input_size=8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        ((LAYER, [(2, 4, 8)], "h300"), UnknownNameError, "device 'h300' is not known"),
+        ((LAYER, []), ArgumentValueError, "input_shapes must be one shape or more"),
+        ((LAYER, [8]), ArgumentTypeError, "input_shapes must be a list of shapes, batch included"),
+        ((LAYER, [(2, 4, 0)]), ArgumentValueError, "input_shapes must be an integer >= 1, got 0"),
+        ((lc_triton.LazyLocalConv1d(4, 3), [(2, 4, 8)]), PrecompileError, "its weight has no shape yet: call the"),
+        ((Reading(), [(2, 4, 8)]), PrecompileError, "Reading: it does not run on tensors without memory"),
+    ],
+)
+def test_wrong_arguments(arguments, kind, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("lc_triton.launch.launcher.Launch.__init__", lambda *args: None)  # nothing is compiled
+    monkeypatch.setattr("lc_triton.launch.launcher.Launch.__call__", lambda *args: None)
+    with pytest.raises(kind, match=message.split(":")[0]) as caught:
+        lc_triton.precompile(*arguments, out=tmp_path)
+    assert message in str(caught.value)
+
+
+def test_what_cannot_be_compiled(tmp_path, monkeypatch):
+    with pytest.raises(ArgumentValueError, match="autocast must be"):
+        lc_triton.precompile(LAYER, [(2, 4, 8)], autocast=torch.float64, out=tmp_path)
+    monkeypatch.setattr("lc_triton.ahead.session.interpreting", lambda: True)
+    with pytest.raises(PrecompileError, match="TRITON_INTERPRET=1"):
+        lc_triton.precompile(LAYER, [(2, 4, 8)], out=tmp_path)
+
+
+def test_wrong_options(tmp_path, capsys):
+    assert cli.main(["precompile", "--shapes", "6x6x16,k3,f16", "--batches", "32"]) == 2
+    assert "--out must be given, or else --check or --relocate" in capsys.readouterr().err
+    for option in ("--check", "--relocate"):
+        assert cli.main(["precompile", option, str(tmp_path)]) == 2
+        assert f"lc-triton: {tmp_path / manifest.NAME}: it cannot be read" in capsys.readouterr().err
+    (tmp_path / manifest.NAME).write_text(json.dumps({"kind": "another"}))
+    assert cli.main(["precompile", "--check", str(tmp_path)]) == 2
+    assert "it is not of schema 1" in capsys.readouterr().err
