@@ -1,4 +1,4 @@
-"""One line instead of a traceback when Ctrl-C arrives while the command line imports torch.
+"""One line instead of a traceback when Ctrl-C arrives while the command line imports torch; SIGTERM like Ctrl-C.
 
 Other programs are not changed. `cli.main` handles Ctrl-C after the imports.
 """
@@ -6,9 +6,34 @@ Other programs are not changed. `cli.main` handles Ctrl-C after the imports.
 from __future__ import annotations
 
 import itertools
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a batch system sends it before it kills."""
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end what runs inside this block as Ctrl-C does, so that what was measured is written."""
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals in no other
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _is_command_line() -> bool:

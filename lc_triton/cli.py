@@ -8,11 +8,13 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lc_triton._command import Terminated, sigterm_as_interrupt
 from lc_triton._version import __version__
-from lc_triton.errors import LocalConvError
+from lc_triton.errors import LocalConvError, LostGPUError
 
 if TYPE_CHECKING:
     from lc_triton.tiles.config import Pass
@@ -25,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status.
 
     That is 0; 1 where something could not be done, as the output says; 2 for wrong input, with one line on stderr; 130
-    for an interruption; 141 where nothing reads the output any more.
+    for an interruption, 143 for SIGTERM; 141 where nothing reads the output any more.
     """
     parser = argparse.ArgumentParser(
         prog="lc-triton", description="Locally connected layers for PyTorch, fused in Triton."
@@ -39,25 +41,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_configs(commands)
     _add_convert(commands)
     _add_env(commands)
-    after_interrupt = ""
+    options = argparse.Namespace(after_interrupt="")
     try:
-        options = parser.parse_args(arguments)
-        after_interrupt = options.after_interrupt
+        parser.parse_args(arguments, options)
+        options.is_process = arguments is None  # and so can be started once more, with what it was started with
         status = options.call(options) or 0
         sys.stdout.flush()  # here, where a closed pipe is expected
         return status
     except LocalConvError as error:
         print(f"lc-triton: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, LostGPUError) else 2
     except BrokenPipeError:  # whoever read the output has enough, as `| head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
         return 141
     except OSError as error:  # a disk that is full, a folder that may not be written: nothing half-written is left
         print(f"lc-triton: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"\nlc-triton: interrupted{after_interrupt}", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(f"\nlc-triton: interrupted{options.after_interrupt}", file=sys.stderr)
+        return 143 if isinstance(stop, Terminated) else 130
 
 
 def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -121,14 +123,17 @@ def _add_tune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("--offline", action="store_true", help="compile and simulate tiles instead; needs no GPU")
     parser.add_argument("--device", metavar="NAME", help="with --offline: h100 or h200")
     parser.add_argument("--jobs", type=int, metavar="N", help="with --offline: kernels at a time (default: all cores)")
-    parser.set_defaults(call=_tune, after_interrupt="; what was measured is on file, and --resume goes on")
+    parser.add_argument("--done", nargs="+", default=[], help=argparse.SUPPRESS)  # by the process before this one
+    parser.set_defaults(call=_tune, after_interrupt="")
 
 
 def _tune(options: argparse.Namespace) -> int:
+    import time
+
     import torch
 
     from lc_triton.errors import ArgumentValueError
-    from lc_triton.search.run import check_seconds, plan, tune
+    from lc_triton.search.run import Report, check_seconds, plan, tune
     from lc_triton.search.tuner import check_gpu, gpu_bench
     from lc_triton.tiles.device import of_gpu
 
@@ -151,15 +156,26 @@ def _tune(options: argparse.Namespace) -> int:
         return 0
     check_gpu()
     _need_triton("tune")
-    report = tune(
-        tasks,
-        device,
-        lambda task: gpu_bench(task, options.gpu),
-        file_of,
-        options.budget,
-        resume=options.resume,
-        log=options.timings,
-    )
+    options.after_interrupt = f"; what was measured is in {out}, and --resume goes on"
+    report, start = Report(), time.monotonic()
+    try:
+        with sigterm_as_interrupt():
+            tune(
+                tasks,
+                device,
+                lambda task: gpu_bench(task, options.gpu),
+                file_of,
+                options.budget,
+                resume=options.resume,
+                done=options.done,
+                report=report,
+                log=options.timings,
+            )
+    except LostGPUError as lost:
+        left = options.budget - (time.monotonic() - start)
+        if options.is_process and left > 0:
+            _go_on(lost, [*options.done, *report.done], left)
+        raise
     print(report.to_text())
     print(_written_to(out))
     return 1 if report.failed else 0
@@ -219,6 +235,18 @@ def _written_to(out: Path) -> str:
     own = out.suffix == ".json" or out.absolute() in (paths.known_user_configs(), paths.shipped_configs())
     hint = "" if own else f"; launches look there under LC_TRITON_CONFIG_DIR={out}"
     return f"Written to {out}{hint}"
+
+
+def _go_on(lost: LostGPUError, done: list[str], seconds: float) -> None:
+    """Replace this process by a fresh one of the same command, for the time left and without the tile at fault."""
+    print(f"lc-triton: {lost.fields['tile']}: {lost.fields['reason']}; a fresh process goes on without it", flush=True)
+    sys.stderr.flush()
+    for number in os.listdir("/proc/self/fd") if Path("/proc/self/fd").exists() else ():
+        if int(number) > 2:
+            with suppress(OSError):  # the one that lists them is closed already
+                os.set_inheritable(int(number), False)  # a driver's file that stayed open would keep the GPU's memory
+    more = ["--budget", f"{seconds:.3f}", *(["--done", *done] if done else [])]
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], *more])
 
 
 def _tasks(options: argparse.Namespace) -> dict[str, Task]:

@@ -15,7 +15,6 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from lc_triton.ahead.report import Precompiled
-from lc_triton.ahead.session import collecting
 from lc_triton.core.geometry import check_int
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, LocalConvError, PrecompileError, first_line
 from lc_triton.layers._planned import PlannedLayer
@@ -72,6 +71,8 @@ def precompile(
         >>> made.compiled  # doctest: +SKIP
         1
     """
+    from lc_triton.ahead.session import collecting  # not above: a program that compiles nothing ahead needs none of it
+
     gpu = by_name(device)
     shapes = [_shapes(item) for item in input_shapes]
     if not shapes:

@@ -45,14 +45,14 @@ class GpuBench:
         self._stream = torch.cuda.Stream(self._device)
 
     def compile(self, configs: Sequence[TileConfig]) -> None:
-        """Build tiles in parallel, each by a launch; a tile that cannot be built fails in `check`."""
+        """Build tiles in parallel and run none; a tile that cannot be built fails in `check`."""
 
-        def launch(config: TileConfig) -> None:
+        def build(config: TileConfig) -> None:
             with suppress(Exception), torch.cuda.device(self._device):
-                scratch.run(self._task, self._sets[0], config)
+                scratch.bind(self._task, self._sets[0], config)
 
         with ThreadPoolExecutor(min(len(configs), os.cpu_count() or 1)) as threads:
-            list(threads.map(launch, configs))
+            list(threads.map(build, configs))
 
     def check(self, config: TileConfig) -> None:
         """Raise `Disagreement` for wrong results, or the error of a kernel that cannot run."""

@@ -17,6 +17,8 @@ def tuning(seconds: float = 20.0) -> Iterator[None]:
         TuningError: there is no GPU, or the kernels are interpreted.
         ArgumentValueError: `seconds` is not above 0.
         ConfigFileError: the folder for your measurements cannot be written.
+        LostGPUError: inside the block, where a tile's kernel ended this process's use of the GPU. The tile is noted and
+            left out from then on: start the program again.
 
     The tensors of the layers are not touched: tiles are timed on buffers of their own. What was measured is used at
     once, and filed in the folder that later runs look into first ($LC_TRITON_CONFIG_DIR, else lc_triton in the

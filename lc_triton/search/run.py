@@ -6,17 +6,18 @@ import math
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from lc_triton.errors import ArgumentTypeError, ArgumentValueError, first_line
-from lc_triton.search import timings
-from lc_triton.search.strategy import Bench, Outcome, search
+from lc_triton.errors import ArgumentTypeError, ArgumentValueError, LostGPUError, first_line
+from lc_triton.search import crashes, timings
+from lc_triton.search.strategy import Bench, LostGPU, Outcome, search
 from lc_triton.tiles import model, store
 from lc_triton.tiles.config import PASSES, Pass
 from lc_triton.tiles.device import Device
@@ -31,6 +32,8 @@ IN_USE = {
     "simulated": "a simulated tile",
     "model": "the model's tile",
 }
+# A search that is begun has so many seconds at least: fewer time too few tiles to be worth its check.
+LEAST_SECONDS = 10.0
 BAR = "{n_fmt}/{total_fmt} kernels |{bar:20}| {elapsed}{postfix}"
 MakeBench = Callable[[Task], Bench]
 
@@ -44,12 +47,19 @@ class Report:
         failed: why no tile of a kernel could be measured.
         not_begun: the time was over before.
         on_file: finished earlier, and left alone.
+        lost: the kernel of the tile that ended this process's use of the GPU, if one did.
     """
 
     measured: dict[str, Outcome] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     not_begun: list[str] = field(default_factory=list)
     on_file: list[str] = field(default_factory=list)
+    lost: str | None = None
+
+    @property
+    def done(self) -> list[str]:
+        """The kernels whose search was begun and ended by itself."""
+        return [label for label in (*self.measured, *self.failed) if label != self.lost]
 
     def to_text(self) -> str:
         """A summary in words."""
@@ -84,10 +94,14 @@ def tune(
     seconds: float,
     *,
     resume: bool = False,
+    done: Collection[str] = (),
+    report: Report | None = None,
     log: Path | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Report:
-    """Search a tile for each task, the time left shared evenly among those to come.
+    """Search a tile for each task, those first whose prediction is farthest from the roofline time.
+
+    The time left is shared evenly among the tasks to come, but each has `LEAST_SECONDS`.
 
     Args:
         tasks: the kernels, by labels to show.
@@ -96,19 +110,23 @@ def tune(
         file_of: the file that a pass's measurements are merged into, each as soon as it is there.
         seconds: for all.
         resume: leave alone what a finished search of the same kernel source has put on file.
+        done: labels of tasks that are left alone, for a process before this one has searched them.
+        report: filled as the searches go on, so that a caller has it after an error.
         log: a file to which every time of every tile is added, see `timings`.
         clock: seconds.
 
     Raises:
         ConfigFileError: a file that cannot be written; nothing has been timed.
         KeyboardInterrupt: after what was measured has been written.
+        LostGPUError: likewise; another process can go on, without the tile that is named.
     """
     for pass_name in dict.fromkeys(task.pass_name for task in tasks.values()):
         store.check_writable(file_of(pass_name))
     if log is not None:
         timings.check_writable(log)
-    report = Report()
-    todo, report.on_file = _split(tasks, file_of) if resume else (list(tasks), [])
+    report = Report() if report is None else report
+    todo, report.on_file = split(tasks, device, file_of, resume=resume)
+    todo = [label for label in todo if label not in done]
     deadline = clock() + seconds
     with tqdm(total=len(todo), bar_format=BAR, disable=None) as bar:
         for i, label in enumerate(todo):
@@ -125,8 +143,11 @@ def tune(
             outcome = Outcome()
             task = tasks[label]
             try:
-                share = left / (len(todo) - i)
+                share = max(left / (len(todo) - i), min(left, LEAST_SECONDS))
                 tune_one(task, device, make_bench, file_of(task.pass_name), share, outcome, clock=clock, on_trial=show)
+            except LostGPUError:
+                report.lost = label
+                raise
             finally:
                 _note(report, label, task, outcome, device)
                 if log is not None and outcome.times:
@@ -139,13 +160,13 @@ def plan(
     tasks: Mapping[str, Task], device: Device, file_of: Callable[[Pass], Path], seconds: float, *, resume: bool
 ) -> str:
     """Describe what `tune` would do; nothing is timed or written."""
-    todo, on_file = _split(tasks, file_of) if resume else (list(tasks), [])
+    todo, on_file = split(tasks, device, file_of, resume=resume)
     lines = [f"{len(todo)} kernels to measure on {device.full_name}" + (f"; {len(on_file)} on file" if on_file else "")]
     for label in todo:
         choice = select(tasks[label], device)
         count = len(model.ranked(tasks[label], device))
         lines.append(f"  {label}: {count} candidates; in use is {IN_USE[choice.source]}")
-    share = f", {seconds / len(todo):.1f} s a kernel" if todo else ""
+    share = f", {max(seconds / len(todo), LEAST_SECONDS):.1f} s a kernel" if todo else ""
     lines.append(f"At most {seconds:g} s{share}, into")
     lines += [
         f"  {file_of(pass_name)}" for pass_name in PASSES if any(tasks[label].pass_name == pass_name for label in todo)
@@ -153,17 +174,27 @@ def plan(
     return "\n".join(lines)
 
 
-def _split(tasks: Mapping[str, Task], file_of: Callable[[Pass], Path]) -> tuple[list[str], list[str]]:
-    """Those to search, what was cut short coming last, and those on file whose search came to its end."""
-    todo: dict[str, bool] = {}
-    finished = []
-    for label, task in tasks.items():
+def worth(task: Task, device: Device) -> float:
+    """Seconds between what the model predicts and the roofline time: what a better tile could save at most."""
+    return model.ranked(task, device)[0][0] - model.roofline(task, device)
+
+
+def split(
+    tasks: Mapping[str, Task], device: Device, file_of: Callable[[Pass], Path], *, resume: bool
+) -> tuple[list[str], list[str]]:
+    """The labels of those to search, and with `resume` of those on file whose search came to its end.
+
+    What is worth most comes first; with `resume`, what was cut short comes after what was never begun.
+    """
+    begun, finished = set(), []
+    for label, task in tasks.items() if resume else ():
         entry = store.read(file_of(task.pass_name)).get(task.key)
         if entry is not None and entry.finished and entry.kernel_hash == store.kernel_hash(task.pass_name):
             finished.append(label)
-        else:
-            todo[label] = entry is not None
-    return sorted(todo, key=todo.__getitem__), finished
+        elif entry is not None:
+            begun.add(label)
+    todo = sorted(set(tasks) - set(finished), key=list(tasks).index)
+    return sorted(todo, key=lambda label: (label in begun, -worth(tasks[label], device))), finished
 
 
 def tune_one(
@@ -177,10 +208,19 @@ def tune_one(
     clock: Callable[[], float] = time.monotonic,
     on_trial: Callable[[Outcome], None] = lambda _: None,
 ) -> None:
-    """Search one task's tile, beginning with the one in use, and merge the best into the file, even if interrupted."""
-    known = select(task, device).config
+    """Search one task's tile, beginning with the one in use, and merge the best into the file, even if interrupted.
+
+    Raises:
+        LostGPUError: a tile ended this process's use of the GPU; it is noted beside the file, and left out later.
+    """
+    known, left_out = select(task, device).config, crashes.known(path, task)
+    more: dict[str, Any] = {"known": [known], "left_out": left_out, "outcome": outcome}
     try:
-        search(task, device, make_bench(task), seconds, known=[known], outcome=outcome, clock=clock, on_trial=on_trial)
+        search(task, device, make_bench(task), seconds, **more, clock=clock, on_trial=on_trial)
+    except LostGPU as lost:
+        crashes.note(path, task, lost.tiles, lost.error)
+        tiles, named = " or ".join(map(str, lost.tiles)), f"{task.pass_name} of {task.geometry}, batch {task.batch}"
+        raise LostGPUError(reason=str(lost), tile=tiles, task=named, path=crashes.file_beside(path)) from lost
     except Exception as error:  # no memory for the tensors, say: the next task may be smaller
         outcome.failed[known] = first_line(error)
     finally:

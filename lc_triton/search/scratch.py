@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -36,16 +39,24 @@ def nbytes(task: Task) -> int:
     return sum(shape.numel() * dtype.itemsize for shape, dtype in _layout(task).values())
 
 
-def run(task: Task, tensors: Tensors, config: TileConfig) -> None:
-    """One launch."""
+def bind(task: Task, tensors: Tensors, config: TileConfig) -> Callable[[], None]:
+    """One launch, whose kernel is compiled now and run when the result is called."""
     problem = Problem(task.geometry, backend="triton", precision=task.precision)
     t = tensors
+    args: tuple[Tensor | None, ...]
     if task.pass_name == "forward":
-        launch.forward(t["x"], t["weight"], t["bias"], t["y"], None, problem, config)
-    elif task.pass_name == "input_grad":
-        launch.input_grad(t["g"], t["weight"], None, t["dx"], problem, config)
-    else:
-        launch.weight_grad(t["x"], t["g"], t["dw"], t["db"], problem, config)
+        args = t["x"], t["weight"], t["bias"], t["y"], None
+        return partial(launch.bind_forward(*args, problem, config), *args)
+    if task.pass_name == "input_grad":
+        args = t["g"], t["weight"], None, t["dx"]
+        return partial(launch.bind_input_grad(*args, problem, config), *args)
+    args = t["x"], t["g"], None, t["dw"], t["db"], None
+    return partial(launch.bind_weight_grad(*args, problem, config), *args)
+
+
+def run(task: Task, tensors: Tensors, config: TileConfig) -> None:
+    """One launch."""
+    bind(task, tensors, config)()
 
 
 def _layout(task: Task) -> dict[str, tuple[torch.Size, torch.dtype]]:

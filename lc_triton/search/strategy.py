@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from lc_triton.errors import first_line
+from lc_triton.search.crashes import is_lost
 from lc_triton.tiles import model
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.device import Device
@@ -26,11 +27,19 @@ class Disagreement(Exception):
     """A candidate's numbers are not those of the definition."""
 
 
+class LostGPU(Exception):
+    """The GPU cannot be used by this process any more, since one of some tiles ran."""
+
+    def __init__(self, tiles: Sequence[TileConfig], error: Exception) -> None:
+        super().__init__(first_line(error))
+        self.tiles, self.error = list(tiles), error
+
+
 class Bench(Protocol):
     """Compiles, checks and times the tiles of one task."""
 
     def compile(self, configs: Sequence[TileConfig]) -> None:
-        """Build tiles in parallel; a tile that cannot be built fails in `check`."""
+        """Build tiles in parallel and run none; a tile that cannot be built fails in `check`."""
 
     def check(self, config: TileConfig) -> None:
         """Raise `Disagreement` for wrong results, or the error of a kernel that cannot run."""
@@ -87,6 +96,7 @@ def search(
     seconds: float,
     *,
     known: Sequence[TileConfig] = (),
+    left_out: Collection[TileConfig] = (),
     outcome: Outcome | None = None,
     clock: Callable[[], float] = time.monotonic,
     on_trial: Callable[[Outcome], None] = lambda _: None,
@@ -99,9 +109,13 @@ def search(
         bench: compiles, checks and times.
         seconds: after so many no further candidate is begun, once one has been timed.
         known: tiles to try before the model's, such as the one in use.
+        left_out: tiles that are not tried.
         outcome: filled as the search goes on, so that an interrupted caller has what was measured.
         clock: seconds.
         on_trial: called after each candidate.
+
+    Raises:
+        LostGPU: a tile's kernel ended this process's use of the GPU; `outcome` has what was measured before.
 
     Example:
         >>> from lc_triton.core.geometry import Geometry
@@ -122,14 +136,21 @@ def search(
 
     ranked = model.ranked(task, device)
     first = list(dict.fromkeys([*known, *(config for _, config in ranked[:FIRST])]))
+    first = [config for config in first if config not in left_out]
     _try(first, bench, outcome, out_of_time, on_trial)
     near = (variant for parent in outcome.ranking[:PARENTS] for variant in variants(task, device, parent))
-    _try([config for config in dict.fromkeys(near) if config not in first], bench, outcome, out_of_time, on_trial)
+    tried = {*first, *left_out}
+    _try([config for config in dict.fromkeys(near) if config not in tried], bench, outcome, out_of_time, on_trial)
     if outcome.times and not out_of_time():
         choice = ranked[0][1]
         finalists = outcome.ranking[:FINALISTS]
         finalists += [choice] if choice in outcome.times and choice not in finalists else []
-        outcome.finals = dict(zip(finalists, bench.time(finalists, FINAL_ROUNDS), strict=True))
+        try:
+            outcome.finals = dict(zip(finalists, bench.time(finalists, FINAL_ROUNDS), strict=True))
+        except Exception as error:
+            if is_lost(error):
+                raise LostGPU(finalists, error) from error
+            raise
     return outcome
 
 
@@ -154,5 +175,7 @@ def _try(
             except Disagreement as error:
                 outcome.wrong[config] = str(error)
             except Exception as error:  # the compiler or the driver refuses the tile
+                if is_lost(error):
+                    raise LostGPU([config], error) from error
                 outcome.failed[config] = first_line(error)
             on_trial(outcome)

@@ -14,7 +14,7 @@ import torch
 from lc_triton import cli
 from lc_triton.search import timings, tuner
 from lc_triton.tiles import paths, store
-from lc_triton.tiles.config import PASSES
+from lc_triton.tiles.config import PASSES, TileConfig
 from tests.search.fakes import FakeBench
 
 SHAPE = ["--shapes", "20x20x16,k3,f16", "--batches", "32"]
@@ -147,7 +147,8 @@ sys.exit(cli.main(["tune", *sys.argv[1:]]))
 
 @pytest.mark.subprocess
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_was_measured(tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_keeps_what_was_measured(tmp_path, number, status):
     """A real process and a real signal, in the middle of the first search."""
     command = [sys.executable, "-c", COMMAND, *SHAPE, "--out", str(tmp_path)]
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job is started deaf to it
@@ -159,12 +160,83 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path):
         if line.strip() == "4":
             break
     time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "interrupted; what was measured is on file, and --resume goes on" in err
+    assert process.returncode == status
+    assert f"interrupted; what was measured is in {tmp_path}, and --resume goes on" in err
     assert "Traceback" not in err
     (path,) = tmp_path.glob("*/*/*.json")
     (entry,) = store.read(path).values()
     assert entry.median_us > 0
     assert not entry.finished
+
+
+LOSING = """
+import os, sys
+import torch
+from lc_triton import cli
+from lc_triton.search import tuner
+from lc_triton.tiles import model
+from lc_triton.tiles.device import of_gpu
+from tests.search.fakes import FakeBench
+
+class Losing(FakeBench):
+    lost = False
+
+    def __init__(self, task):
+        super().__init__(lambda config: 10.0)
+        self.bad = {model.ranked(task, of_gpu(0))[n][1] for n in (2, 9)} if task.pass_name == "input_grad" else ()
+
+    def check(self, config):
+        Losing.lost |= config in self.bad
+        if Losing.lost:  # as of every later call of a process that has lost its GPU
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+tuner.check_gpu = lambda: None
+tuner.gpu_bench = lambda task, gpu: Losing(task)
+print("process", flush=True)
+sys.argv[1:1] = ["tune"]
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.subprocess
+@pytest.mark.slow
+def test_a_lost_gpu_costs_its_tile_and_nothing_else(tmp_path):
+    """Two tiles of one kernel end the process's use of the GPU: two fresh processes go on, each without them."""
+    log = tmp_path / "times.jsonl"
+    command = [sys.executable, "-c", LOSING, *SHAPE, "--out", str(tmp_path), "--timings", str(log)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("process\n") == 3
+    assert done.stdout.count("illegal memory access was encountered; a fresh process goes on without it") == 2
+    (noted,) = tmp_path.glob("*/*/*.crashes.jsonl")
+    assert noted.name == "input_grad.crashes.jsonl"
+    bad = [TileConfig.from_json(json.loads(line)["tiles"][0]) for line in noted.read_text().splitlines()]
+    assert len(set(bad)) == 2
+    paths_of = {path.stem: path for path in tmp_path.glob("*/*/*.json")}
+    assert set(paths_of) == set(PASSES)
+    for path in paths_of.values():
+        (entry,) = store.read(path).values()
+        assert entry.finished
+        assert entry.config not in bad
+    timed = [timing for timing in timings.read(log) if timing.task.pass_name == "input_grad"]
+    assert not set(timed[-1].medians) & set(bad)
+    whole = [timing.task.pass_name for timing in timings.read(log)]
+    assert whole.count("forward") == whole.count("weight_grad") == 1  # what was done is not done again
+
+
+def test_a_lost_gpu_is_told_where_nothing_can_be_started_again(gpu, monkeypatch, capsys, tmp_path):
+    class Lost(FakeBench):
+        def check(self, config):
+            raise RuntimeError("Triton Error [CUDA]: misaligned address")
+
+    monkeypatch.setattr(tuner, "gpu_bench", lambda task, gpu: Lost(lambda _: 10.0))
+    assert cli.main(["tune", *SHAPE, "--faces", "forward"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(
+        "lc-triton: the GPU cannot be used by this process any more (RuntimeError: Triton Error [CUDA]"
+    )
+    assert f"It is noted in {tmp_path / 'user'}" in err
+    assert "forward.crashes.jsonl" in err
+    assert "run the same command again" in err

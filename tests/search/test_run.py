@@ -5,13 +5,21 @@ import statistics
 
 import pytest
 
-from lc_triton.errors import ArgumentTypeError, ArgumentValueError, ConfigFileError
-from lc_triton.search.run import check_seconds, tune
+from lc_triton.core.geometry import Geometry
+from lc_triton.errors import ArgumentTypeError, ArgumentValueError, ConfigFileError, LostGPUError
+from lc_triton.search import crashes
+from lc_triton.search.run import Report, check_seconds, tune, worth
 from lc_triton.tiles import model, paths, store
 from lc_triton.tiles.config import PASSES
 from tests.search.fakes import H200, LAYER, Clock, FakeBench, task
 
 TASKS = {pass_name: task(pass_name) for pass_name in PASSES}
+WIDER = Geometry.make((20, 20), 16, 32, 3)
+
+
+def by_worth(tasks):
+    """The labels in the order in which they are searched."""
+    return sorted(tasks, key=lambda label: -worth(tasks[label], H200))
 
 
 @pytest.fixture
@@ -163,3 +171,45 @@ def test_a_limit_must_be_above_0(seconds):
 def test_a_limit_must_be_a_number(seconds):
     with pytest.raises(ArgumentTypeError, match="seconds must be a number of seconds"):
         check_seconds("seconds", seconds)
+
+
+def test_what_is_worth_most_comes_first(folder):
+    """Seconds above the roofline time, by the model: a large layer before a small one, whatever the file's order."""
+    small, large = task(batch=32), task(batch=4096)
+    assert worth(large, H200) > worth(small, H200)
+    _, made = run(folder, {"small": small, "large": large})
+    assert made == [large, small]
+
+
+def test_a_search_has_a_least_share(folder):
+    """40 kernels in 30 seconds: three are searched as well as 10 seconds allow, and none of the others is begun."""
+    many = {str(n): task(batch=2 ** (n % 14), layer=LAYER if n < 14 else WIDER) for n in range(28)}
+    report, made = run(folder, many, seconds=30, clock=Clock())
+    assert len(made) == 3
+    assert [len(outcome.times) for outcome in report.measured.values()] == [10, 10, 10]
+    assert len(report.not_begun) == 25
+
+
+def test_what_another_process_did_is_left_alone(folder):
+    _, made = run(folder, done=["input_grad"])
+    assert [t.pass_name for t in made] == [p for p in by_worth(TASKS) if p != "input_grad"]
+
+
+def test_a_lost_gpu_is_noted_and_its_tile_is_never_tried_again(folder, monkeypatch):
+    bad = model.ranked(task(), H200)[4][1]
+    report = Report()
+    with pytest.raises(LostGPUError, match="misaligned address"):
+        run(
+            folder, {"layer": task()}, us=lambda c: "CUDA error: misaligned address" if c == bad else 9.0, report=report
+        )
+    assert (report.lost, report.done, list(report.measured)) == ("layer", [], ["layer"])
+    path = file_of(folder)("forward")
+    assert crashes.known(path, task()) == {bad}
+    assert not crashes.known(path, task(batch=64))
+    with crashes.file_beside(path).open("a") as file:
+        file.write('{"tiles": [')  # of a process that was killed
+    seen = []
+    run(folder, {"layer": task()}, us=lambda config: seen.append(config) or 9.0)
+    assert bad not in seen
+    monkeypatch.setattr(store, "kernel_hash", lambda pass_name: "0" * 12)
+    assert not crashes.known(path, task())  # of another source, which may be right

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from lc_triton.search.strategy import FINALISTS, FIRST, search
+from lc_triton.search.strategy import FINALISTS, FIRST, LostGPU, Outcome, search
 from lc_triton.tiles import model
 from lc_triton.tiles.config import TileConfig
 from tests.search.fakes import H200, Clock, FakeBench, task
@@ -89,8 +89,6 @@ def test_the_known_tile_is_tried_first():
 
 
 def test_an_interruption_leaves_what_was_measured():
-    from lc_triton.search.strategy import Outcome
-
     class Interrupted(FakeBench):
         def check(self, config):
             if len(self.timed) == 3:
@@ -107,3 +105,32 @@ def test_progress_is_told_after_each_tile():
     seen = []
     outcome = run(FakeBench(lambda _: 9.0, Clock()), on_trial=lambda o: seen.append(o.tried))
     assert seen == list(range(1, outcome.tried + 1))
+
+
+def test_a_tile_that_is_left_out_is_never_tried():
+    bench = FakeBench(lambda config: 5.0 if config == RANKED[1] else 9.0)
+    outcome = run(bench, left_out={RANKED[0], RANKED[1]}, known=[RANKED[1]])
+    assert not {RANKED[0], RANKED[1]} & {*bench.compiled}
+    assert outcome.finished
+
+
+@pytest.mark.parametrize("finals", [False, True])
+def test_a_lost_gpu_ends_the_search(finals):
+    class Losing(FakeBench):
+        def time(self, configs, rounds):
+            if (len(configs) > 1) if finals else (configs == [RANKED[3]]):
+                raise RuntimeError("CUDA error: unspecified launch failure")
+            return super().time(configs, rounds)
+
+    outcome = Outcome()
+    with pytest.raises(LostGPU) as caught:
+        run(Losing(lambda _: 9.0), outcome=outcome)
+    assert caught.value.tiles == (outcome.ranking[:FINALISTS] if finals else [RANKED[3]])
+    assert not outcome.finished
+    assert outcome.times
+
+
+def test_an_error_that_leaves_the_gpu_usable_ends_nothing():
+    outcome = run(FakeBench(lambda config: "CUDA error: out of memory" if config == RANKED[3] else 9.0))
+    assert outcome.failed == {RANKED[3]: "RuntimeError: CUDA error: out of memory"}
+    assert outcome.finished
