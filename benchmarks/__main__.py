@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks run | overhead | accuracy | report | regimes | compare`."""
+"""The command line: `python -m benchmarks run | gpu | overhead | accuracy | report | regimes | compare`."""
 
 from __future__ import annotations
 
@@ -84,6 +84,12 @@ def _run(options: argparse.Namespace) -> int:
     return int(any("skipped" in row["contenders"][OURS] for row in measured))
 
 
+def _gpu(options: argparse.Namespace) -> int:
+    from benchmarks.gpu import run
+
+    return run.command(options.out, options.deadline, options)
+
+
 def _overhead(options: argparse.Namespace) -> int:
     from benchmarks.overhead import overhead
     from benchmarks.run import about
@@ -147,6 +153,16 @@ def main() -> int:
     command.add_argument("--contenders", nargs="+", metavar="NAME", help="beside lc_triton (default: everyone)")
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
     command.set_defaults(run=_run)
+    command = commands.add_parser("gpu", help="all that is to be learnt on a GPU, in order of worth, until a deadline")
+    command.add_argument("--deadline", type=float, required=True, metavar="SECONDS", help="for all")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="for results.jsonl, timings and tiles")
+    command.add_argument("--rows", default="worth", metavar="WHICH", help="worth (default): one a regime; or published")
+    command.add_argument("--phases", nargs="+", metavar="PHASE", help="only these (default: all)")
+    command.add_argument("--seconds", type=float, default=0.3, help="for the rounds of one timing (default: 0.3)")
+    command.add_argument("--resume", action="store_true", help="leave alone what DIR has the results of")
+    command.add_argument("--dry-run", action="store_true", help="print the plan and its minutes; needs no GPU")
+    command.add_argument("--stand-in", metavar="DEVICE", help="compile for an h100, say, and run all but for numbers")
+    command.set_defaults(run=_gpu)
     command = commands.add_parser("overhead", help="time imports, first calls and the host's part of a call")
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
     command.set_defaults(run=_overhead)

@@ -151,7 +151,8 @@ def compiled(name: str) -> str:
 
 def too_large(row: Row, needed: int) -> str | None:
     """Why buffers of so many bytes are not made, or None."""
-    return f"its buffers would take {needed / 2**30:.0f} GiB" if needed > MOST_BYTES[row.device] else None
+    most = MOST_BYTES["cpu" if row.device == "cpu" else "cuda"]
+    return f"its buffers would take {needed / 2**30:.0f} GiB" if needed > most else None
 
 
 def _cast_refuses(row: Row) -> str | None:
@@ -160,7 +161,7 @@ def _cast_refuses(row: Row) -> str | None:
 
 def _bmm_refuses(row: Row) -> str | None:
     geo = row.task.geometry
-    if row.device != "cuda":
+    if row.device == "cpu":
         return "is timed on a GPU alone"
     return too_large(row, 3 * row.batch * geo.positions * geo.window * geo.groups * row.task.itemsize)
 

@@ -99,8 +99,8 @@ def turns(tensors: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
     x = tensors[0]
     if x.device.type == "cuda":
         cache = torch.cuda.get_device_properties(x.device).L2_cache_size
-        count = max(COPIES, min(MOST_COPIES, -(-2 * cache // sum(t.nbytes for t in tensors))))
-        return [tuple(t.clone() for t in tensors) for _ in range(count)]
+        count = max(1, min(MOST_COPIES, -(-2 * cache // sum(t.nbytes for t in tensors))))
+        return [tensors, *(tuple(t.clone() for t in tensors) for _ in range(count - 1))]
     return [(x.clone(), *tensors[1:]) for _ in range(COPIES)]
 
 

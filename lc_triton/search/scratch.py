@@ -23,7 +23,7 @@ def make(task: Task, device: torch.device) -> Tensors:
     """Random inputs, the same each time, and outputs; torch's global generator does not change."""
     generator = torch.Generator(device).manual_seed(0)
     tensors: Tensors = {}
-    for name, (shape, dtype) in _layout(task).items():
+    for name, (shape, dtype) in layout(task).items():
         if name in OUTPUTS[task.pass_name]:
             tensors[name] = torch.empty(shape, dtype=dtype, device=device)
         else:
@@ -36,7 +36,7 @@ def make(task: Task, device: torch.device) -> Tensors:
 
 def nbytes(task: Task) -> int:
     """Bytes of the tensors that `make` returns."""
-    return sum(shape.numel() * dtype.itemsize for shape, dtype in _layout(task).values())
+    return sum(shape.numel() * dtype.itemsize for shape, dtype in layout(task).values())
 
 
 def bind(task: Task, tensors: Tensors, config: TileConfig) -> Callable[[], None]:
@@ -59,7 +59,7 @@ def run(task: Task, tensors: Tensors, config: TileConfig) -> None:
     bind(task, tensors, config)()
 
 
-def _layout(task: Task) -> dict[str, tuple[torch.Size, torch.dtype]]:
+def layout(task: Task) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Shape and dtype of each tensor of a pass; parameters have the weight's dtype."""
     geo = task.geometry
     inner = (task.batch, *geo.in_spatial, geo.in_channels)

@@ -61,6 +61,7 @@ def second_process(folder, batch=32):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.subprocess
@@ -145,7 +146,7 @@ def test_another_gpu_has_other_tiles(folder, monkeypatch):
 @pytest.mark.compile
 @pytest.mark.subprocess
 def test_the_command(tmp_path, capsys):
-    shape = ["--shapes", "6x6x16,k3,f16", "--batches", "32"]
+    shape = ["--shapes", "14x14x16,k3,f16", "--batches", "32"]
     out = tmp_path / "out"
     assert cli.main(["precompile", *shape, "--dtypes", "bfloat16/float32", "--inference", "--out", str(out)]) == 0
     said = capsys.readouterr().out

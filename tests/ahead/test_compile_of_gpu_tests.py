@@ -1,0 +1,26 @@
+"""What tests/gpu launches can be compiled ahead."""
+
+import pytest
+
+from lc_triton.ahead.session import collecting
+from lc_triton.launch import launcher
+from lc_triton.tiles.config import PASSES
+from lc_triton.tiles.device import by_name
+from tests.cases import CASES
+from tests.gpu.compile import calls
+from tests.gpu.test_on_a_gpu import BATCHES, DTYPES
+
+
+@pytest.mark.nightly
+@pytest.mark.slow
+@pytest.mark.compile
+def test_every_call_of_the_tests_on_a_gpu_can_be_compiled_ahead(tmp_path, monkeypatch):
+    """Up to the compiler, which takes 15 minutes for all of them: `python -m tests.gpu.compile` runs it."""
+    monkeypatch.setattr(launcher.Launch, "__init__", lambda *args: None)
+    monkeypatch.setattr(launcher.Launch, "__call__", lambda *args: None)
+    device = by_name("h200")
+    with collecting(device, tmp_path) as made:
+        for call in calls(device):
+            call()
+    assert {task.pass_name for task in made.tiles} == set(PASSES)
+    assert len(made.tiles) >= len(CASES) * len(BATCHES) * len(DTYPES)

@@ -1,0 +1,330 @@
+"""`python -m benchmarks gpu`: boxes of time, a file that is readable after a kill, and what a stand-in can show."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from benchmarks import __main__ as command
+from benchmarks.contenders import CONTENDERS, OURS
+from benchmarks.gpu import check, journal, run, smoke
+from benchmarks.gpu.machine import StandIn
+from benchmarks.gpu.steps import PHASES, Options, Phase, Step
+from benchmarks.rows import Data, Row
+from lc_triton.launch import launcher
+from lc_triton.tiles.device import by_name
+
+H100 = by_name("h100")
+
+
+def lines(out, status="done"):
+    return [line for line in journal.read(out / run.FILE) if line["status"] == status]
+
+
+# ---- the journal
+
+
+def test_a_line_that_was_cut_is_left_out_and_does_not_spoil_the_next(tmp_path):
+    path = tmp_path / "deep" / "results.jsonl"
+    book = journal.Journal(path)
+    book.write({"phase": "a", "step": "1", "status": "done"})
+    with path.open("a") as file:
+        file.write('{"phase": "a", "st')
+    journal.Journal(path).write({"phase": "a", "step": "2", "status": "done"})
+    assert [line["step"] for line in journal.read(path)] == ["1", "2"]
+    assert journal.read(tmp_path / "none.jsonl") == []
+
+
+def test_a_step_is_left_alone_when_it_has_a_result_or_was_begun_twice():
+    def line(step, status):
+        return {"phase": "a", "step": step, "status": status}
+
+    begun = [line(step, "begun") for step in ("done", "failed", "once", "twice", "twice")]
+    ended = [line("done", "done"), line("failed", "failed"), {"status": "not begun", "phase": "a", "steps": ["new"]}]
+    assert journal.settled([*begun, *ended]) == {("a", "done"), ("a", "failed"), ("a", "twice")}
+
+
+# ---- phases and time
+
+
+def do(tmp_path, phases, deadline=10.0, resume=False):
+    return run.run(Options(tmp_path), phases, StandIn(H100), deadline, resume=resume)
+
+
+def steps(*given):
+    """A phase's steps from (name, estimated seconds, call)."""
+    return lambda options, machine: iter([Step(name, seconds, call) for name, seconds, call in given])
+
+
+def test_what_does_not_fit_is_not_begun_and_what_is_left_goes_on(tmp_path):
+    given = []
+
+    def note(left):
+        given.append(left)
+        return {"ok": True, "found": 1}
+
+    first = Phase("first", 0.5, steps(("long", 6.0, note), ("short", 1.0, note)))
+    second = Phase("second", 0.5, steps(("more", 9.0, note)))
+    assert do(tmp_path, [first, second]) == 0
+    assert [line["step"] for line in lines(tmp_path)] == ["short", "more"]
+    (skipped,) = lines(tmp_path, "not begun")
+    assert skipped["steps"] == ["long"]
+    assert given[0] == pytest.approx(5.0, abs=0.5)
+    assert given[1] == pytest.approx(10.0, abs=0.5)  # all that the first left
+    assert do(tmp_path, [first, second], deadline=20.0, resume=True) == 0
+    assert [line["step"] for line in lines(tmp_path)] == ["short", "more", "long"]
+
+
+def test_a_step_that_raises_or_is_wrong_is_told_and_ends_nothing(tmp_path, capsys):
+    def fail(left):
+        raise ValueError("no such thing")
+
+    phase = Phase(
+        "p", 1.0, steps(("fails", 0, fail), ("wrong", 0, lambda left: {"ok": False}), ("fine", 0, lambda _: {}))
+    )
+    assert do(tmp_path, [phase]) == 1
+    (failed,) = lines(tmp_path, "failed")
+    assert failed["reason"] == "ValueError: no such thing"
+    assert [line["ok"] for line in lines(tmp_path)] == [False, None]
+    assert "p: wrong: WRONG" in capsys.readouterr().out
+
+
+def test_a_step_that_outlasts_its_time_is_interrupted(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "GRACE", 0.1)
+    phase = Phase("p", 1.0, steps(("sleeps", 0.1, lambda left: time.sleep(30)), ("next", 0.0, lambda left: {})))
+    start = time.monotonic()
+    assert do(tmp_path, [phase], deadline=0.5) == 0
+    assert time.monotonic() - start < 5
+    (line,) = lines(tmp_path, "timeout")
+    assert line["step"] == "sleeps"
+    assert lines(tmp_path, "end")
+
+
+def test_a_lost_gpu_ends_the_process_and_is_written(tmp_path):
+    def lose(left):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    phase = Phase("p", 1.0, steps(("loses", 0, lose), ("never", 0, lambda left: {})))
+    assert do(tmp_path, [phase]) == 1
+    assert [line.get("step") for line in lines(tmp_path, "lost")] == ["loses", None]
+    assert not lines(tmp_path)
+
+
+PRELUDE = """
+import sys, time, ctypes, signal, threading
+from benchmarks import __main__ as command
+from benchmarks.gpu import run, steps
+from lc_triton.launch import launcher
+launcher.Launch.__init__ = lambda *args: None
+launcher.Launch.__call__ = lambda *args: None
+def phase(*given):
+    return steps.Phase("p", 1.0, lambda options, machine: iter([steps.Step(n, 0.0, call) for n, call in given]))
+"""
+MAIN = """
+sys.argv[1:1] = ["gpu", "--stand-in", "h100"]
+sys.exit(command.main())
+"""
+
+
+def start(code, out, *arguments):
+    given = [sys.executable, "-c", PRELUDE + code + MAIN, "--out", str(out), *arguments]
+    environment = os.environ | {"TRITON_CACHE_DIR": str(out / "cache")}
+    return subprocess.Popen(given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.mark.slow
+@pytest.mark.subprocess
+def test_a_killed_run_leaves_a_readable_file_and_goes_on(tmp_path):
+    code = """
+def slow(left):
+    time.sleep(0.02)
+    return {"ok": True}
+run.PHASES = (phase(*((str(n), slow) for n in range(100))),)
+"""
+    process = start(code, tmp_path, "--deadline", "300")
+    for line in process.stdout:
+        if line.startswith("p: 9: "):
+            break
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = lines(tmp_path)
+    assert 10 <= len(before) < 100
+    resumed = start(code, tmp_path, "--deadline", "300", "--resume")
+    _, error = resumed.communicate()
+    assert resumed.returncode == 0, error
+    assert [line["step"] for line in lines(tmp_path)] == [str(n) for n in range(100)]
+    assert all(line["stand_in"] for line in lines(tmp_path))
+    texts = (tmp_path / run.FILE).read_text().splitlines()
+    assert sum(not text.startswith("{") for text in texts) == 0
+    assert lines(tmp_path, "end")
+
+
+@pytest.mark.nightly
+@pytest.mark.slow
+@pytest.mark.subprocess
+def test_a_fresh_process_goes_on_where_the_gpu_was_lost(tmp_path):
+    code = """
+def lose(left):
+    raise RuntimeError("CUDA error: misaligned address")
+run.PHASES = (phase(("before", lambda left: {}), ("loses", lose), ("after", lambda left: {})),)
+"""
+    process = start(code, tmp_path, "--deadline", "60")
+    _, error = process.communicate()
+    assert process.returncode == 0, error
+    assert [line["step"] for line in lines(tmp_path)] == ["before", "after"]
+    assert len(lines(tmp_path, "run")) == 2
+    assert lines(tmp_path, "run")[1]["deadline"] <= 60
+
+
+@pytest.mark.nightly
+@pytest.mark.slow
+@pytest.mark.subprocess
+@pytest.mark.parametrize("how", ["a call that never returns", "SIGTERM"])
+def test_the_end_comes_whatever_happens(how, tmp_path):
+    code = """
+run.LAST = 0.5
+def stuck(left):
+    print("stuck", flush=True)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])  # as inside of a driver's call
+    ctypes.CDLL(None).sleep(60)
+run.PHASES = (phase(("stuck", stuck)),)
+"""
+    if how == "SIGTERM":
+        code = code.replace("ctypes.CDLL(None).sleep(60)", "time.sleep(60)")
+    process = start(code, tmp_path, "--deadline", "60" if how == "SIGTERM" else "1")
+    assert process.stdout.readline().strip() == "stuck"
+    if how == "SIGTERM":
+        process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == (143 if how == "SIGTERM" else 124)
+    (end,) = lines(tmp_path, "end")
+    assert end["reason"] == ("SIGTERM" if how == "SIGTERM" else "a step did not return before the deadline")
+
+
+# ---- the command
+
+
+def call(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "gpu", *map(str, arguments)])
+    return command.main()
+
+
+def test_a_dry_run_has_a_plan_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    assert call(monkeypatch, "--deadline", 900, "--out", tmp_path / "out", "--dry-run", "--rows", "published") == 0
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines()[1:-2]] == [phase.name for phase in PHASES]
+    assert "Deadline 15.0 min" in out
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--deadline", 0], "--deadline must be a number of seconds above 0"),
+        (["--deadline", 9, "--rows", "all"], "--rows 'all' is not known"),
+        (["--deadline", 9, "--phases", "smok"], "phase 'smok' is not known (did you mean 'smoke'?)"),
+        (["--deadline", 9, "--stand-in", "h300"], "device 'h300' is not known"),
+    ],
+)
+def test_wrong_arguments(arguments, message, tmp_path, monkeypatch, capsys):
+    assert call(monkeypatch, "--out", tmp_path, *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU; says what happens without one")
+def test_without_a_gpu_a_stand_in_must_be_named(tmp_path, monkeypatch, capsys):
+    assert call(monkeypatch, "--out", tmp_path, "--deadline", 9) == 2
+    assert "--stand-in must be a device's name here" in capsys.readouterr().err
+
+
+@pytest.mark.nightly
+@pytest.mark.slow
+@pytest.mark.compile
+@pytest.mark.subprocess
+def test_everything_runs_under_a_stand_in_but_for_numbers(tmp_path, monkeypatch):
+    """Nothing is compiled here: `python -m benchmarks gpu --stand-in h100` without a test's stubs compiles too."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(launcher.Launch, "__init__", lambda *args: None)
+    monkeypatch.setattr(launcher.Launch, "__call__", lambda *args: None)
+    out = tmp_path / "out"
+    assert call(monkeypatch, "--deadline", 4000, "--out", out, "--stand-in", "h100") == 0
+    assert not lines(out, "failed")
+    assert not lines(out, "not begun")
+    found = lines(out)
+    assert list(dict.fromkeys(line["phase"] for line in found)) == [phase.name for phase in PHASES]
+    assert not any(line["ok"] for line in found if line["phase"] not in ("environment",))
+    rows = [line for line in found if line["phase"] == "rows"]
+    assert {line["contender"] for line in rows} >= {OURS, "F.unfold + bmm"}
+    assert all(line["modes"]["step"] == {"device": None, "eager": None, "peak_bytes": None} for line in rows)
+    steps_of = [(line["phase"], line["step"]) for line in found]
+    assert len(steps_of) == len(set(steps_of)) > 150
+    assert journal.settled(journal.read(out / run.FILE)) == set(steps_of)
+    assert not (out / "tiles").exists()
+
+
+# ---- what is compared
+
+
+@pytest.mark.parametrize("workload", ["9x8x6,k3,f4,p1", "11x7x4,k3,f6,s2,g2", "17x3,k4,f5,d2", "5x4x5x2,k2,f3"])
+@pytest.mark.parametrize("name", [OURS, "F.unfold + einsum"])
+def test_results_are_compared_in_bands(workload, name):
+    row = Row(workload, 6, "float32", 1)
+    contender = CONTENDERS[name]
+    if contender.refuses(row):
+        pytest.skip(f"{name} {contender.refuses(row)}")
+    data = Data.make(row)
+    results = contender.ready(row, data).results()
+    lay_out = None if name == OURS else contender.lay_out
+    for most in (1, check.BAND_BYTES):
+        assert check.find_mismatch(row, data, results, lay_out, most) is None
+        for part in ("y", "dx", "db"):
+            wrong = {key: value.clone() for key, value in results.items()}
+            wrong[part][(-1,) * wrong[part].ndim] += 1.0
+            assert part in (check.find_mismatch(row, data, wrong, lay_out, most) or "")
+    wrong = results | {"dw": results["dw"] * 1.01}
+    assert "dw" in (check.find_mismatch(row, data, wrong, lay_out) or "")
+
+
+def test_bands_cover_every_position_once():
+    geometry = Row("23x8x6,k5,f4,s2,p2", 1, "float32", 1).task.geometry
+    parts = list(check.bands(geometry, 1))
+    assert len(parts) == geometry.out_spatial[0]
+    assert [part.outputs.start for part in parts] == list(range(len(parts)))
+    assert all(part.geometry.out_spatial[0] == 1 for part in parts)
+    assert len(list(check.bands(geometry))) == 1
+
+
+def test_a_wrong_kernel_fails_its_smoke_check():
+    """On the CPU path, whose results are right, and with a layer whose bias the definition is not given."""
+
+    class Here(StandIn):
+        is_stand_in = False
+
+        def __init__(self):
+            super().__init__(H100)
+            self.device = torch.device("cpu")
+
+        def tensor(self, shape, dtype, scale=1.0):
+            return (torch.randn(tuple(shape)) * scale).to(dtype)
+
+        def error(self, got, want):
+            return float((got.double() - want).norm() / want.norm())
+
+    machine = Here()
+    for name in ("thin, strided", "depthwise", "1-D, dilated", "3-D"):
+        assert smoke.check_layer(smoke.LAYERS[name], torch.float64, machine)["ok"], name
+    broken = smoke.check_layer(
+        smoke.LAYERS["plain"], torch.float32, machine, wrap=lambda m, call: {k: v * 1.001 for k, v in call().items()}
+    )
+    assert broken["ok"] is False
+
+
+def test_the_first_phases_are_those_that_decide_whether_the_rest_means_anything():
+    assert [phase.name for phase in PHASES[:3]] == ["environment", "hazards", "smoke"]
+    assert sum(phase.share for phase in PHASES) == pytest.approx(1.0)
+    assert json.loads(json.dumps([name for name, _ in smoke.hazards()]))[0] == "registers in flight, forward"

@@ -1,0 +1,76 @@
+"""Compile what tests/gpu launches, without a GPU: TRITON_CACHE_DIR=folder python -m tests.gpu.compile h200
+
+With a filled folder as Triton's cache the tests spend their time on the GPU. Several processes share the work by
+`--part 0/4` and so on.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+
+from lc_triton.ahead.session import collecting
+from lc_triton.core.activations import FUSED_NAMES
+from lc_triton.core.geometry import Geometry
+from lc_triton.search import scratch
+from lc_triton.search.strategy import FIRST
+from lc_triton.tiles import model
+from lc_triton.tiles.config import PASSES
+from lc_triton.tiles.device import Device, by_name
+from lc_triton.tiles.task import Task
+from tests import cases
+from tests.cases import CASES, Case, tensors
+from tests.gpu import test_on_a_gpu as values
+from tests.gpu import test_tuning as tuning
+
+
+def step(case: Case, dtype: torch.dtype, weight_dtype: torch.dtype | None = None, **kwargs: object) -> None:
+    """Forward and gradients of a case, as the tests run them."""
+    cases.run(case, tensors(case, dtype, weight_dtype=weight_dtype, device="meta"), **kwargs)
+
+
+def calls(device: Device) -> Iterator[Callable[[], None]]:
+    """Everything that is launched; what comes twice is compiled once."""
+    for case in CASES:
+        for batch in values.BATCHES:
+            for dtype in values.DTYPES:
+                yield partial(step, values.larger(case, batch), dtype)
+        for dtype in (torch.float16, torch.bfloat16):
+            yield partial(step, values.larger(case, 16), dtype, torch.float32)
+    plain = values.larger(next(case for case in CASES if case.name == "2d"), 32)
+    for name in FUSED_NAMES:
+        argument = ("gelu", "tanh") if name == "gelu_tanh" else name
+        for dtype in (torch.float32, torch.bfloat16):
+            yield partial(step, plain, dtype, activation=argument)
+    for pass_name in PASSES:
+        yield partial(candidates, pass_name, tuning.LAYER, device)
+
+
+def candidates(pass_name: str, layer: Geometry, device: Device) -> None:
+    """The tiles that a search tries first."""
+    task = Task(pass_name, layer, 32, "bfloat16", "bfloat16")
+    made = {
+        name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in scratch.layout(task).items()
+    }
+    for _, config in model.ranked(task, device)[:FIRST]:
+        scratch.bind(task, made, config)
+
+
+def main() -> None:
+    """Compile a part of it."""
+    parser = argparse.ArgumentParser(prog="python -m tests.gpu.compile")
+    parser.add_argument("device", help="h100, h200, a100, ...")
+    parser.add_argument("--part", default="0/1", metavar="I/N", help="every N-th call, from the I-th on")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    device = by_name(options.device)
+    first, parts = map(int, options.part.split("/"))
+    with collecting(device, None) as made:
+        for call in list(calls(device))[first::parts]:
+            call()
+    print(made.to_text())
+
+
+if __name__ == "__main__":
+    main()
