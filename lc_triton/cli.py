@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_demo(commands)
     _add_tune(commands)
+    _add_fit(commands)
     _add_precompile(commands)
     _add_inspect(commands)
     _add_configs(commands)
@@ -281,6 +282,42 @@ def _layers(options: argparse.Namespace) -> tuple[list[int], list[Workload]]:
     for name in options.workload or ():
         check_name("workload", name, known)
     return batches, [known[name] for name in options.workload or known]
+
+
+def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "fit", help="fit the constants of the analytic model to times that tune --timings wrote"
+    )
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="what tune --timings wrote")
+    parser.add_argument("--device", help="whose numbers to begin with (default: by the name in the files)")
+    parser.add_argument("--json", action="store_true", help="one JSON array on standard output, nothing else")
+    parser.set_defaults(call=_fit, after_interrupt="")
+
+
+def _fit(options: argparse.Namespace) -> None:
+    from dataclasses import asdict, replace
+
+    from lc_triton.errors import ArgumentValueError
+    from lc_triton.search import timings
+    from lc_triton.search.fit import fit
+    from lc_triton.tiles.device import DEVICES, by_name
+
+    given = None if options.device is None else by_name(options.device)
+    known = {device.full_name: device for device in DEVICES.values()}
+    groups: dict[str, list[timings.Timing]] = {}
+    for path in options.files:
+        for timing in timings.read(path):
+            groups.setdefault(timing.device, []).append(timing)
+    found = []
+    for name, group in groups.items():
+        if given is None and name not in known:
+            raise ArgumentValueError(name="--device", value=None, allowed=f"given for times of {name!r}")
+        result = fit(group, replace(given or known[name], full_name=name))
+        found.append(asdict(result) | {"device": name})
+        if not options.json:
+            print(result.to_text())
+    if options.json:
+        print(json.dumps(found, indent=1))
 
 
 def _add_precompile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
