@@ -266,7 +266,7 @@ def command(out: Path, deadline: float, arguments: Any) -> int:
     with suppress(PrecompileError, ImportError):
         from triton import knobs
 
-        from_cache = bool(manifest.read(Path(knobs.cache.dir)))
+        from_cache = not manifest.differences(Path(knobs.cache.dir))
     options = Options(out, arguments.rows, arguments.seconds, from_cache)
     if arguments.dry_run:
         done = settled(read(out / FILE)) if arguments.resume else set()

@@ -41,11 +41,11 @@ def collecting(device: Device, folder: Path | None) -> Iterator[Precompiled]:
 
     from lc_triton.ahead import manifest
     from lc_triton.launch.absent import absent_gpu
-    from lc_triton.launch.host_module import build_host_module
+    from lc_triton.launch.host_module import HostModules
 
     found = Precompiled(Path(folder or knobs.cache.dir).expanduser().absolute(), device)
     found.folder.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
+    modules, start = HostModules(), time.perf_counter()
 
     def choose(task: Task, _: int) -> TileConfig:
         found.tiles[task] = select(task, device).config
@@ -64,9 +64,10 @@ def collecting(device: Device, folder: Path | None) -> Iterator[Precompiled]:
             compiling_ahead(),
             assuming(device),
             chooser.asking(choose),
-            absent_gpu(device.arch, keep=False, fresh=True),
+            absent_gpu(device.arch, keep=False, fresh=True) as gpu,
         ):
+            gpu.on_launcher = modules.add_launcher
             yield found
-        found.host_module = device.lanes == 64 or build_host_module()
+        found.host_module = isinstance(device.arch, int) and modules.build()
     found.seconds = time.perf_counter() - start
     manifest.write(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -38,6 +38,8 @@ class AbsentGPU:
         self.keep = keep
         self.name = f"absent {arch}" + (f", {next(_count)}" if fresh else "")
         self.launches: list[RecordedLaunch] = []
+        # Called with the source and metadata of each kernel whose launcher is made.
+        self.on_launcher: Callable[[Any, Any], None] = lambda source, metadata: None
         self.utils = self
 
     def get_current_device(self) -> str:
@@ -62,6 +64,7 @@ class AbsentGPU:
 
     def launcher_cls(self, source: Any, metadata: Any) -> Any:
         """What launches one kernel, on the absent GPU that is active by then: Triton keeps it."""
+        self.on_launcher(source, metadata)
         return lambda *args: driver.active.launch(*args)
 
     def launch(self, x: int, y: int, z: int, stream: int, function: bytes, *rest: Any) -> None:

@@ -1,4 +1,4 @@
-"""The part of Triton's launcher that a C compiler makes at the first launch, made without a GPU."""
+"""The parts of Triton's launcher that a C compiler makes at the first launch, made without a GPU."""
 
 from __future__ import annotations
 
@@ -7,49 +7,75 @@ import sysconfig
 import tempfile
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
-NAME = "cuda_utils"
+LIBCUDA = "libcuda.so.1"
 
 
-def build_host_module() -> bool:
-    """Put the module that Triton's CUDA driver compiles for itself into Triton's cache; whether it is there.
+class HostModules:
+    """The C modules that Triton's CUDA driver would compile for some kernels.
 
-    It is linked against `libcuda.so.1`, which comes with a GPU: an empty library of that name stands in for it, and the
-    real one takes its place when the module is loaded. Where there is no C compiler, or a Triton that builds the module
-    in another way, nothing is built, and the first launch does it.
+    One, `cuda_utils`, is for all. Up to Triton 3.6 there is another for each signature of a kernel.
+    """
+
+    def __init__(self) -> None:
+        self._sources: dict[str, str] = {}
+
+    def add_launcher(self, source: Any, metadata: Any) -> None:
+        """Remember the launcher of a compiled kernel, as Triton's `CudaLauncher` would make it."""
+        from triton.backends.nvidia import driver
+
+        make = getattr(driver, "make_launcher", None)
+        if make is None:
+            return
+        names = source.fn.arg_names
+        constants = {(names.index(i),) if isinstance(i, str) else i: value for i, value in source.constants.items()}
+        self._sources[make(constants, dict(source.signature), getattr(metadata, "tensordesc_meta", None))] = (
+            "__triton_launcher"
+        )
+
+    def build(self) -> bool:
+        """Compile what is not there into Triton's cache; whether all of it is there.
+
+        It is linked against `libcuda.so.1`, which comes with a GPU: an empty library of that name stands in for it, and
+        the real one takes its place when a module is loaded. Where there is no C compiler, or a Triton that builds its
+        modules in another way, the first launch does it.
+        """
+        try:
+            from triton.backends.nvidia import driver
+
+            self._sources[(Path(driver.__file__).parent / "driver.c").read_text()] = "cuda_utils"
+            with tempfile.TemporaryDirectory() as scratch:
+                for source, name in self._sources.items():
+                    _build(name, source, Path(scratch))
+        except (ImportError, AttributeError, TypeError, OSError, RuntimeError, subprocess.SubprocessError):
+            return False
+        return True
+
+
+def _build(name: str, source: str, scratch: Path) -> None:
+    """Compile a module, unless Triton's cache has it.
 
     The module's key has a word that Python learns from the program `file`, or not where there is none: the module is
     kept under both keys.
     """
-    try:
-        from triton.backends.nvidia import driver
-        from triton.runtime.build import _build, platform_key
-        from triton.runtime.cache import get_cache_manager
+    from triton.backends.nvidia import driver
+    from triton.runtime import build
+    from triton.runtime.cache import get_cache_manager
 
-        folder = Path(driver.__file__).parent
-        source = (folder / "driver.c").read_text()
-        name = NAME + sysconfig.get_config_var("EXT_SUFFIX")
-        platform = platform_key().rpartition(",")[0]
-        keys = [sha256(f"{source}{platform},{linkage}".encode()).hexdigest() for linkage in ("ELF", "")]
-        caches = [get_cache_manager(key) for key in keys]
-        if all(cache.get_file(name) is not None for cache in caches):
-            return True
-        with tempfile.TemporaryDirectory() as scratch:
-            (Path(scratch) / "empty.c").write_text("")
-            (Path(scratch) / f"{NAME}.c").write_text(source)
-            stand_in = ["-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", "libcuda.so.1", "empty.c"]
-            subprocess.run(["cc", *stand_in], cwd=scratch, check=True, capture_output=True)
-            built = _build(
-                NAME,
-                str(Path(scratch) / f"{NAME}.c"),
-                scratch,
-                [str(folder / "lib"), scratch],
-                [str(folder / "include")],
-                ["libcuda.so.1"],
-                [],
-            )
-            for cache in caches:
-                cache.put(Path(built).read_bytes(), name, binary=True)
-    except (ImportError, AttributeError, TypeError, OSError, RuntimeError, subprocess.SubprocessError):
-        return False
-    return True
+    file = name + sysconfig.get_config_var("EXT_SUFFIX")
+    platform = build.platform_key().rpartition(",")[0]
+    keys = [sha256(f"{source}{platform},{linkage}".encode()).hexdigest() for linkage in ("ELF", "")]
+    caches = [get_cache_manager(key) for key in keys]
+    if all(cache.get_file(file) is not None for cache in caches):
+        return
+    if not (scratch / LIBCUDA).exists():
+        (scratch / "empty.c").write_text("")
+        flags = ["-shared", "-fPIC", f"-Wl,-soname,{LIBCUDA}", "-o", LIBCUDA, "empty.c"]
+        subprocess.run(["cc", *flags], cwd=scratch, check=True, capture_output=True)
+    folder = Path(driver.__file__).parent
+    (scratch / f"{name}.c").write_text(source)
+    libraries, include = [str(folder / "lib"), str(scratch)], [str(folder / "include")]
+    built = build._build(name, str(scratch / f"{name}.c"), str(scratch), libraries, include, [LIBCUDA], [])
+    for cache in caches:
+        cache.put(Path(built).read_bytes(), file, binary=True)
