@@ -59,8 +59,9 @@ def precompile(
 
     The model is run on tensors of torch's meta device, which have a shape and no memory: once without a graph and once
     or twice with one. Under `autocast` the layers' inputs are cast as they would be; a `local_conv` that the model
-    calls as a function takes its input's own dtype. Triton finds the kernels again where Python, Triton, this library
-    and the chosen tiles are the same, and the folder has the same path.
+    calls as a function takes its input's own dtype. Products of float32 follow torch's setting, as in a run. Triton
+    finds the kernels again where Python, Triton, this library and the chosen tiles are the same, and the folder has the
+    same path.
 
     Source: as `torch.export` and AOTInductor compile before deployment, for Triton's own cache.
 
