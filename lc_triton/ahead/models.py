@@ -48,7 +48,9 @@ def precompile(
         training: whether its gradients are compiled too: of weights and, behind other layers, of inputs.
 
     Returns:
-        What was compiled. `lc-triton precompile --check FOLDER` says on another machine whether it will be used there.
+        `folder`; how many kernels were `compiled` and how many were `on_file` there already; the `tiles` by task;
+        `host_module`, whether Triton's own launcher is there too; `seconds`. `lc-triton precompile --check FOLDER` says
+        on another machine whether the folder will be used there.
 
     Raises:
         UnknownNameError: a device that is not known.
