@@ -35,7 +35,8 @@ def read(path: Path) -> list[Line]:
 def settled(lines: list[Line]) -> set[Key]:
     """The steps that have a result, or were begun `ATTEMPTS` times without one: what `--resume` leaves alone."""
     begun = Counter((line["phase"], line["step"]) for line in lines if line.get("status") == "begun")
-    done = {(line["phase"], line["step"]) for line in lines if "step" in line and line["status"] != "begun"}
+    ended = [line for line in lines if "step" in line and line["status"] != "begun" and not line.get("again")]
+    done = {(line["phase"], line["step"]) for line in ended}
     return done | {key for key, times in begun.items() if times >= ATTEMPTS}
 
 

@@ -125,6 +125,8 @@ def _do(phase: Phase, step: Step, journal: Journal, machine: Machine, box: float
     except Exception as error:
         lost = isinstance(error, (LostGPU, LostGPUError)) or is_lost(error)
         status, line = "lost" if lost else "failed", {"ok": False, "reason": first_line(error)}
+        if isinstance(error, LostGPUError):
+            line["again"] = True  # the search that it ended leaves out the tile at fault from now on
     line = {**line, **key, "status": status, "seconds": round(time.monotonic() - start, 3)}
     if machine.is_stand_in:
         line["stand_in"] = True

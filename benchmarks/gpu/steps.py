@@ -331,7 +331,8 @@ def _profile(row: Row, machine: Machine, metrics: tuple[str, ...], left: float) 
         profiler.export_chrome_trace(str(path))
         events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
     kernels = [
-        {"name": e["name"][:120], "us": e.get("dur"), **{key: e["args"][key] for key in metrics if key in e["args"]}}
+        {"name": e["name"][:120], "us": e.get("dur")}
+        | {key: value for key, value in e.get("args", {}).items() if key in metrics}
         for e in events
         if e.get("ph") == "X" and e.get("cat") in ("kernel", "cuda_profiler_range")
     ]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ import torch
 from benchmarks import __main__ as command
 from benchmarks.contenders import CONTENDERS, OURS
 from benchmarks.gpu import check, journal, run, smoke
-from benchmarks.gpu.machine import StandIn
-from benchmarks.gpu.steps import PHASES, Options, Phase, Step
+from benchmarks.gpu.machine import Gpu, StandIn
+from benchmarks.gpu.steps import PHASES, Options, Phase, Step, time_row
 from benchmarks.rows import Data, Row
+from lc_triton.functional import local_conv
 from lc_triton.launch import launcher
 from lc_triton.tiles.device import by_name
 
@@ -44,9 +46,10 @@ def test_a_step_is_left_alone_when_it_has_a_result_or_was_begun_twice():
     def line(step, status):
         return {"phase": "a", "step": step, "status": status}
 
-    begun = [line(step, "begun") for step in ("done", "failed", "once", "twice", "twice")]
+    begun = [line(step, "begun") for step in ("done", "failed", "once", "twice", "twice", "lost", "search")]
     ended = [line("done", "done"), line("failed", "failed"), {"status": "not begun", "phase": "a", "steps": ["new"]}]
-    assert journal.settled([*begun, *ended]) == {("a", "done"), ("a", "failed"), ("a", "twice")}
+    ended += [line("lost", "lost"), line("search", "lost") | {"again": True}]  # which goes on without the tile at fault
+    assert journal.settled([*begun, *ended]) == {("a", name) for name in ("done", "failed", "twice", "lost")}
 
 
 # ---- phases and time
@@ -119,6 +122,7 @@ PRELUDE = """
 import sys, time, ctypes, signal, threading
 from benchmarks import __main__ as command
 from benchmarks.gpu import run, steps
+from lc_triton.functional import local_conv
 from lc_triton.launch import launcher
 launcher.Launch.__init__ = lambda *args: None
 launcher.Launch.__call__ = lambda *args: None
@@ -299,22 +303,91 @@ def test_bands_cover_every_position_once():
     assert len(list(check.bands(geometry))) == 1
 
 
+class Here(Gpu):
+    """The methods of a GPU on CPU tensors, with its clock and its streams replaced by `cuda`."""
+
+    def __init__(self):
+        self.device, self.gpu = torch.device("cpu"), H100
+        self._generator = torch.Generator()
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """CUDA as far as `Gpu` uses it: a graph that calls nothing, a replay of 80 us by the events' clock."""
+    replays = []
+
+    class Graph:
+        def replay(self):
+            replays.append(self)
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = len(replays)
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, end):
+            return 0.08 * (end.at - self.at)  # milliseconds
+
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
+    empty = {"graph": lambda graph: nullcontext(), "stream": lambda stream: nullcontext()}
+    for name, value in {
+        "CUDAGraph": Graph,
+        "Event": Event,
+        "Stream": Stream,
+        "current_stream": Stream,
+        **empty,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 1000)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 1700)
+    return replays
+
+
+def test_a_graph_of_several_calls_gives_the_time_of_one(cuda):
+    called = []
+    found = Here().device_time(called.append, 4, 0.0)
+    assert called == [0, 1, 2, 3] * 2  # once before, so that nothing is made inside of the capture
+    assert found == {"median_us": 20.0, "p20_us": 20.0, "p80_us": 20.0, "rounds": 5}
+    assert len(cuda) == 1 + 5 * 3  # three replays make an interval of 200 us
+    assert Here().peak_bytes(lambda: None) == 700
+    assert Here().eager_time(called.append, 2, 0.0)["rounds"] == 5
+    assert Here().on_stream(lambda: 5) == 5
+    (replayed,) = Here().graphed(lambda: {"y": torch.ones(2)}).values()
+    assert replayed.isnan().all()  # what a capture left there does not count
+
+
+def test_a_row_is_checked_and_timed(cuda):
+    row = Row("9x8x6,k3,f4,p1", 6, "float32", 1)
+    for name in (OURS, "F.unfold + bmm"):
+        found = time_row(row, name, Options(None), Here(), 1.0)
+        assert (found["ok"], found["reason"], found["contender"]) == (True, None, name)
+        for mode in ("forward", "step"):
+            assert found["modes"][mode]["device"]["median_us"] == pytest.approx(80 / found["sets"])
+            assert found["modes"][mode]["peak_bytes"] == 700
+
+
+def test_a_row_that_is_wrong_is_not_timed(cuda, monkeypatch):
+    monkeypatch.setattr(
+        "lc_triton.local_conv", lambda x, weight, bias, **more: local_conv(x, 1.01 * weight, bias, **more)
+    )
+    found = time_row(Row("9x8x6,k3,f4,p1", 6, "float32", 1), OURS, Options(None), Here(), 1.0)
+    assert found["ok"] is False
+    assert "times what rounding explains" in found["reason"]
+    assert found["modes"] == {}
+
+
 def test_a_wrong_kernel_fails_its_smoke_check():
-    """On the CPU path, whose results are right, and with a layer whose bias the definition is not given."""
-
-    class Here(StandIn):
-        is_stand_in = False
-
-        def __init__(self):
-            super().__init__(H100)
-            self.device = torch.device("cpu")
-
-        def tensor(self, shape, dtype, scale=1.0):
-            return (torch.randn(tuple(shape)) * scale).to(dtype)
-
-        def error(self, got, want):
-            return float((got.double() - want).norm() / want.norm())
-
+    """On the CPU path, whose results are right, and then changed."""
     machine = Here()
     for name in ("thin, strided", "depthwise", "1-D, dilated", "3-D"):
         assert smoke.check_layer(smoke.LAYERS[name], torch.float64, machine)["ok"], name

@@ -8,6 +8,8 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks.contenders import BMM, CAST, MODES, OURS
+from benchmarks.gpu import journal
+from benchmarks.gpu.run import FILE
 
 pytestmark = pytest.mark.gpu
 
@@ -29,3 +31,13 @@ def test_a_row(dtype, tmp_path, monkeypatch):
         if name in timed:
             assert all(found[mode]["median_ms"] > 0 for mode in MODES)
             assert found["step_bytes"] > 0
+
+
+def test_the_first_minutes(tmp_path, monkeypatch):
+    arguments = ["--deadline", "100", "--out", str(tmp_path), "--phases", "environment", "hazards", "ceilings"]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "gpu", *arguments])
+    assert command.main() == 0
+    found = {line["step"]: line for line in journal.read(tmp_path / FILE) if line["status"] == "done"}
+    assert found["versions"]["gpu"] == torch.cuda.get_device_name()
+    assert found["copy"]["bytes_per_s"] > 1e11
+    assert found["registers in flight, forward"]["ok"]
