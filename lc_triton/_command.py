@@ -6,13 +6,15 @@ Other programs are not changed. `cli.main` handles Ctrl-C after the imports.
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import NoReturn
 
 
 class Terminated(KeyboardInterrupt):
@@ -34,6 +36,17 @@ def sigterm_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def restart(*more: str) -> NoReturn:
+    """Replace this process by a fresh one of the same command, with further arguments: the last of a name counts."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for number in os.listdir("/proc/self/fd") if Path("/proc/self/fd").exists() else ():
+        if int(number) > 2:
+            with suppress(OSError):  # the one that lists them is closed already
+                os.set_inheritable(int(number), False)  # a driver's file that stayed open would keep the GPU's memory
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], *more])
 
 
 def _is_command_line() -> bool:

@@ -8,11 +8,10 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lc_triton._command import Terminated, sigterm_as_interrupt
+from lc_triton._command import Terminated, restart, sigterm_as_interrupt
 from lc_triton._version import __version__
 from lc_triton.errors import LocalConvError, LostGPUError
 
@@ -174,9 +173,11 @@ def _tune(options: argparse.Namespace) -> int:
             )
     except LostGPUError as lost:
         left = options.budget - (time.monotonic() - start)
-        if options.is_process and left > 0:
-            _go_on(lost, [*options.done, *report.done], left)
-        raise
+        if not options.is_process or left <= 0:
+            raise
+        tile, done = lost.fields["tile"], [*options.done, *report.done]
+        print(f"lc-triton: {tile}: {lost.fields['reason']}; a fresh process goes on without it")
+        restart("--budget", f"{left:.3f}", *(["--done", *done] if done else []))
     print(report.to_text())
     print(_written_to(out))
     return 1 if report.failed else 0
@@ -236,18 +237,6 @@ def _written_to(out: Path) -> str:
     own = out.suffix == ".json" or out.absolute() in (paths.known_user_configs(), paths.shipped_configs())
     hint = "" if own else f"; launches look there under LC_TRITON_CONFIG_DIR={out}"
     return f"Written to {out}{hint}"
-
-
-def _go_on(lost: LostGPUError, done: list[str], seconds: float) -> None:
-    """Replace this process by a fresh one of the same command, for the time left and without the tile at fault."""
-    print(f"lc-triton: {lost.fields['tile']}: {lost.fields['reason']}; a fresh process goes on without it", flush=True)
-    sys.stderr.flush()
-    for number in os.listdir("/proc/self/fd") if Path("/proc/self/fd").exists() else ():
-        if int(number) > 2:
-            with suppress(OSError):  # the one that lists them is closed already
-                os.set_inheritable(int(number), False)  # a driver's file that stayed open would keep the GPU's memory
-    more = ["--budget", f"{seconds:.3f}", *(["--done", *done] if done else [])]
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], *more])
 
 
 def _tasks(options: argparse.Namespace) -> dict[str, Task]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 from benchmarks.gpu.journal import Journal, Key, read, settled
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.steps import PHASES, Options, Phase, Step
+from lc_triton._command import Terminated, restart, sigterm_as_interrupt
 from lc_triton.errors import LostGPUError, first_line
 from lc_triton.search.crashes import is_lost
 from lc_triton.search.strategy import LostGPU
@@ -32,10 +32,6 @@ LEAST_LEFT = 20.0
 
 class StepTimeout(BaseException):
     """A step outlasted its time; no `Exception`, or a search would take it for the failure of a tile."""
-
-
-class Ended(KeyboardInterrupt):
-    """SIGTERM."""
 
 
 def run(
@@ -66,12 +62,12 @@ def run(
     )
     timer = _end_by_itself(journal, deadline + LAST)
     try:
-        with _sigterm_raises():
+        with sigterm_as_interrupt():
             wrong, lost = _do_all(options, phases, machine, journal, done, start + deadline)
     except KeyboardInterrupt as stop:
-        reason = "SIGTERM" if isinstance(stop, Ended) else "Ctrl-C"
+        reason = "SIGTERM" if isinstance(stop, Terminated) else "Ctrl-C"
         journal.write({"status": "end", "reason": reason, **_now()})
-        return 143 if isinstance(stop, Ended) else 130
+        return 143 if isinstance(stop, Terminated) else 130
     finally:
         timer.cancel()
     if lost:
@@ -167,23 +163,6 @@ def _interrupted_after(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-@contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Let SIGTERM end the run as Ctrl-C does: a search writes what it has."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Ended
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _end_by_itself(journal: Journal, seconds: float) -> threading.Timer:
     """End the process after so many seconds, whatever it waits for."""
 
@@ -202,13 +181,7 @@ def _replace(journal: Journal, left: float, is_process: bool) -> None:
     journal.write({"status": "lost", "left": round(left, 1), **_now()})
     if not is_process or left < LEAST_LEFT:
         return
-    sys.stdout.flush()
-    sys.stderr.flush()
-    for number in os.listdir("/proc/self/fd"):
-        if int(number) > 2:
-            with suppress(OSError):  # the one that lists them is closed already
-                os.set_inheritable(int(number), False)  # a driver's file that stayed open would keep the GPU's memory
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], "--resume", "--deadline", f"{left:.1f}"])
+    restart("--resume", "--deadline", f"{left:.1f}")
 
 
 def plan(options: Options, phases: Sequence[Phase], machine: Machine, deadline: float, done: Collection[Key]) -> str:
