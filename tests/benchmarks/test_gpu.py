@@ -397,6 +397,14 @@ def test_a_wrong_kernel_fails_its_smoke_check():
     assert broken["ok"] is False
 
 
+def test_runs_that_differ_are_wrong_however_near_they_are():
+    want = torch.randn(5, dtype=torch.float64)
+    near = want.float()
+    same = smoke.repeated_verdict(Here(), [near, near.clone()], {"y": (near, want)}, 1e-5)
+    other = smoke.repeated_verdict(Here(), [near, near * (1 + 2**-22)], {"y": (near, want)}, 1e-5)
+    assert (same["ok"], same["bits"], other["ok"], other["bits"]) == (True, None, False, "runs differ")
+
+
 def test_the_first_phases_are_those_that_decide_whether_the_rest_means_anything():
     assert [phase.name for phase in PHASES[:3]] == ["environment", "hazards", "smoke"]
     assert sum(phase.share for phase in PHASES) == pytest.approx(1.0)
