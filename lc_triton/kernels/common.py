@@ -80,26 +80,41 @@ def tile_offsets(pid, OF_INPUT: tl.constexpr, SHAPE: tl.constexpr, TILE: tl.cons
 
 
 @triton.jit
+def divide(x, D: tl.constexpr, BOUND: tl.constexpr):
+    """The quotient and the remainder of x by D, for 0 <= x < BOUND; past these any numbers.
+
+    By a product and a shift, which LLVM cannot narrow to 16 bits as it narrows a division (see `unbounded`), where they
+    stay in 31 bits: with 2^S >= BOUND * D, the rounded-up reciprocal 2^S / D is exact enough.
+    """
+    S: tl.constexpr = (BOUND * D - 1).bit_length()
+    M: tl.constexpr = (2**S + D - 1) // D
+    if D & (D - 1) == 0:
+        q = x // D
+        r = x % D
+    elif BOUND * M < 2**31:
+        q = (x * M) >> S
+        r = x - q * D
+    else:
+        x = unbounded(x)
+        q = x // D
+        r = x % D
+    return q, r
+
+
+@triton.jit
 def decode_k(k, K0: tl.constexpr, K1: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, N: tl.constexpr):
     """Decode an index of the k-loop: leading taps 0 and 1, row and column of the footprint, channel (or filter)."""
-    # A division by a power of two is a shift, which stays in 32 bits.
-    SHIFTS: tl.constexpr = N & (N - 1) == 0 and COLS & (COLS - 1) == 0
-    if not SHIFTS:
+    if N & (N - 1) != 0:  # by Triton's operators, which keep what is known of runs in memory
         STEP: tl.constexpr = 16 * N if N < 1024 else 16384  # k stays below 2^31, and q does not stay below 2^16
         k = unbounded(k, STEP)
     n = k % N
     q = k // N
-    if N > 8192:
-        q = unbounded(q)
-    col = q % COLS
-    row = q // COLS
+    row, col = divide(q, COLS, K0 * K1 * ROWS * COLS)
     t0 = row * 0
     t1 = row * 0
     if K0 * K1 > 1:
-        row = unbounded(row)
-        t0 = row // (ROWS * K1)
-        t1 = unbounded(row // ROWS) % K1
-        row = row % ROWS
+        t, row = divide(row, ROWS, K0 * K1 * ROWS)
+        t0, t1 = divide(t, K1, K0 * K1)
     return t0, t1, row, col, n
 
 
