@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lc_triton.tiles.config import TileConfig
-from lc_triton.tiles.footprint import footprint_of, k_blocks, loop_steps, programs, tile_count
+from lc_triton.tiles.footprint import chunks, footprint_of, k_blocks, loop_steps, programs, tile_count
 from lc_triton.tiles.task import Task
 
 _PART_BYTES = 4  # of a number of a split loop's sums
@@ -46,11 +46,11 @@ def counts_of(task: Task, config: TileConfig) -> Counts:
     geo, pass_name = task.geo, task.pass_name
     steps = -(-loop_steps(pass_name, geo, task.batch, config) // config.split)
     if config.stream > 1:  # the last of a tile's programs may have fewer blocks of k, so this is their mean
-        steps = max(1, round(k_blocks(pass_name, geo, config) / _chunks(task, config)))
+        steps = max(1, round(k_blocks(pass_name, geo, config) / chunks(geo, config)))
     return Counts(
         programs=programs(pass_name, geo, task.batch, config),
         steps=steps,
-        blocks=_chunks(task, config) if pass_name == "weight_grad" else 1,
+        blocks=chunks(geo, config) if pass_name == "weight_grad" else 1,
         moved=_moved(task, config),
         second_launch_bytes=0 if config.split == 1 else _second_launch_bytes(task, config),
     )
@@ -62,13 +62,13 @@ def _moved(task: Task, config: TileConfig) -> dict[str, Bytes]:
     y_bytes = task.batch * geo.positions * geo.out_channels * s
     weight_bytes = geo.weight_numel * task.weight_itemsize
     if task.pass_name == "weight_grad":
-        chunks = _chunks(task, config)
+        count = chunks(geo, config)
         tiles = tile_count(task.pass_name, geo, config)
         x = tiles * task.batch * footprint_of(task.pass_name, geo, config.rows, config.cols).k_total * s
-        g = _gathered(task, config) + tiles * task.batch * chunks * config.block_n * s - x
+        g = _gathered(task, config) + tiles * task.batch * count * config.block_n * s - x
         written = weight_bytes if config.split == 1 else config.split * geo.weight_numel * _PART_BYTES
         # One program of a tile reads g a second time, for the bias gradient; where blocks of k stream, none does.
-        again = 1 / chunks if config.stream == 1 else 0
+        again = 1 / count if config.stream == 1 else 0
         return {
             "x": Bytes(x, x_bytes),
             "g": Bytes(max(g, 0) * (1 + again), y_bytes),
@@ -82,11 +82,6 @@ def _moved(task: Task, config: TileConfig) -> dict[str, Bytes]:
         "x": Bytes(_gathered(task, config), read),
         "out": Bytes(written, written),
     }
-
-
-def _chunks(task: Task, config: TileConfig) -> int:
-    """Programs of the weight gradient that share a tile of positions and filters: each has some blocks of k."""
-    return -(-k_blocks(task.pass_name, task.geo, config) // config.stream)
 
 
 def _second_launch_bytes(task: Task, config: TileConfig) -> int:

@@ -53,13 +53,18 @@ def programs(pass_name: Pass, geometry: Geometry, batch: int, config: TileConfig
     """How many programs a launch has: tiles, times blocks of the batch or of k, times parts of the split."""
     blocks = -(-batch // config.block_b)
     if pass_name == "weight_grad":
-        blocks = -(-k_blocks(pass_name, geometry, config) // config.stream)
+        blocks = chunks(geometry, config)
     return tile_count(pass_name, geometry, config) * blocks * config.split
 
 
 def k_blocks(pass_name: Pass, geometry: Geometry, config: TileConfig) -> int:
     """How many blocks of `block_k` the k-loop has."""
     return -(-program_footprint(pass_name, geometry, config).k_total // config.block_k)
+
+
+def chunks(geometry: Geometry, config: TileConfig) -> int:
+    """How many programs of the weight gradient share a tile of positions and filters: each has some blocks of k."""
+    return -(-k_blocks("weight_grad", geometry, config) // config.stream)
 
 
 def loop_steps(pass_name: Pass, geometry: Geometry, batch: int, config: TileConfig) -> int:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.device import Device
-from lc_triton.tiles.footprint import footprint_of, k_blocks, loop_steps, programs, tile_count
+from lc_triton.tiles.footprint import chunks, footprint_of, k_blocks, loop_steps, programs, tile_count
 from lc_triton.tiles.space import (
     COPY_BYTES,
     WARP_GROUP_ROWS,
@@ -78,8 +78,9 @@ def ranked(task: Task, device: Device) -> list[tuple[float, TileConfig]]:
 class RooflineTerms(NamedTuple):
     """What a candidate moves and computes, and the seconds of each term by itself; the slowest bounds the kernel.
 
-    `memory_bytes` are of input, output and weight, each once; `l2_bytes` of the input footprint of each program, and
-    of the weights once a block of samples; `operations` count the band's zeros and the padding of blocks.
+    `memory_bytes` are of input, output and weight, each once; `l2_bytes` of the input footprint of each program, in
+    whole sectors, and of the weights once a block of samples; `operations` count the band's zeros and the padding of
+    blocks. Padding, which loads nothing, is counted as if it were input.
     """
 
     memory_bytes: int
@@ -92,24 +93,16 @@ class RooflineTerms(NamedTuple):
 
 def roofline_terms(task: Task, device: Device, config: TileConfig) -> RooflineTerms:
     """The three roofline terms of a candidate."""
-    geo, pass_name, batch, s = task.geo, task.pass_name, task.batch, task.itemsize
+    geo, pass_name, batch = task.geo, task.pass_name, task.batch
     tiles = tile_count(pass_name, geo, config)
     steps = k_blocks(pass_name, geo, config)
-    # Without dot a block may cross groups, each of which has channels (or filters) of its own to gather.
-    columns = geo.in_channels if pass_name == "input_grad" else geo.out_channels
-    crossed = 1 if config.dot else -(-config.block_f * geo.groups // columns)
-    gathers = footprint_of(
-        pass_name, geo, config.rows, config.cols
-    ).k_total  # what positions of a program share, its L1 holds
-    if pass_name == "weight_grad" and not config.dot:  # programs of other steps share nothing
-        gathers = steps * min(gathers, config.block_k * config.rows * config.cols)
-    gathered = tiles * batch * gathers * crossed * s
     n_b = -(-batch // config.block_b)
     operations = 2 * tiles * steps * config.block_k * config.block_n * n_b * config.block_b
+    l2 = int(tiles * batch * _gathered_bytes(task, config))
     if pass_name == "weight_grad":
-        l2 = gathered + tiles * batch * -(-steps // config.stream) * config.block_n * s
+        l2 += tiles * batch * _upstream_bytes(task, config)
     else:
-        l2 = gathered + n_b * geo.weight_numel * task.weight_itemsize
+        l2 += n_b * geo.weight_numel * task.weight_itemsize
     return RooflineTerms(
         memory_bytes=task.least_bytes,
         l2_bytes=l2,
@@ -118,6 +111,55 @@ def roofline_terms(task: Task, device: Device, config: TileConfig) -> RooflineTe
         l2=l2 / device.l2_rate,
         arithmetic=operations / _rate(task, device, config),
     )
+
+
+def _gathered_bytes(task: Task, config: TileConfig) -> float:
+    """Bytes of whole sectors that the programs of a tile gather of one sample, as if nothing was padding."""
+    geo, pass_name = task.geo, task.pass_name
+    # What positions of a program share, its L1 holds.
+    gathers = footprint_of(pass_name, geo, config.rows, config.cols).k_total
+    if pass_name == "weight_grad" and not config.dot:  # programs of other steps share nothing
+        gathers = k_blocks(pass_name, geo, config) * min(gathers, config.block_k * config.rows * config.cols)
+    return gathers * _crossed_groups(task, config) * task.itemsize * gather_traffic_ratio(task, config)
+
+
+def _upstream_bytes(task: Task, config: TileConfig) -> int:
+    """Bytes that the programs of a tile of the weight gradient read of one sample's g.
+
+    Each program reads it for its products, and the first one once more for the bias, unless it sums that on the way.
+    """
+    count = chunks(task.geo, config)
+    on_the_way = config.stream > 1 or (not config.dot and task.geo.groups > 1 and count == 1)
+    return (count if on_the_way else count + 1) * config.block_n * task.itemsize
+
+
+def _crossed_groups(task: Task, config: TileConfig) -> int:
+    """Groups whose channels (or filters) a program gathers: without dot a block may cross several."""
+    columns = task.geo.in_channels if task.pass_name == "input_grad" else task.geo.out_channels
+    return 1 if config.dot else -(-config.block_f * task.geo.groups // columns)
+
+
+def program_l2_bytes(task: Task, config: TileConfig) -> float:
+    """Bytes that a program loads from L2: one whose blocks are full and whose windows have no padding.
+
+    Of the weight gradient, the mean over a tile's programs.
+    """
+    gathered = _gathered_bytes(task, config)
+    if task.pass_name == "weight_grad":
+        of_tile = task.batch / config.split * (gathered + _upstream_bytes(task, config))
+        return of_tile / chunks(task.geo, config)
+    return min(config.block_b, task.batch) * gathered / config.split + program_weight_bytes(task, config)
+
+
+def program_weight_bytes(task: Task, config: TileConfig) -> float:
+    """Bytes of weights that such a program loads, or of the weight gradient stores."""
+    geo, parts = task.geo, config.split
+    connections: float = geo.window  # of a position and a filter, or of a site and a channel
+    if task.pass_name == "input_grad":
+        connections = geo.taps * geo.out_channels / geo.groups / math.prod(geo.stride)
+    if task.pass_name == "weight_grad":
+        parts = chunks(geo, config)
+    return config.block_n * connections * task.weight_itemsize / parts
 
 
 def predict(task: Task, device: Device, config: TileConfig) -> float:
@@ -259,6 +301,28 @@ def weight_traffic_ratio(task: Task, config: TileConfig) -> float:
             run = step = geometry.window * filters
     run, step = run * task.weight_itemsize, step * task.weight_itemsize
     return (run + SECTOR_BYTES - math.gcd(SECTOR_BYTES, run, step)) / run
+
+
+def gather_traffic_ratio(task: Task, config: TileConfig) -> float:
+    """Bytes of whole 32-byte sectors that the gather of a program touches, over the bytes that it needs.
+
+    Sites that lie next to each other, and whose channels are all read, are one run. A run begins and ends inside a
+    sector, which is much where channels are few: in 16 bits, a run of three sites of one channel is 6 bytes, and takes
+    32 or 64.
+    """
+    geo, pass_name = task.geo, task.pass_name
+    gathered, width, step = geo.in_channels, geo.in_spatial[3], config.cols * geo.stride[3]
+    if pass_name == "input_grad":
+        gathered, width, step = geo.out_channels, geo.out_spatial[3], 1
+    channels = _crossed_groups(task, config) * gathered // geo.groups
+    footprint = footprint_of(pass_name, geo, config.rows, config.cols)
+    site = gathered * task.itemsize
+    if channels == gathered and footprint.step_w == 1:
+        run, step = footprint.cols * site, site * math.gcd(width, step, geo.padding[3][0])
+    else:
+        run, step = channels * task.itemsize, math.gcd(site, channels * task.itemsize)
+    step = math.gcd(SECTOR_BYTES, step)  # a run begins at some multiple of it
+    return (-(-run // step) * step + SECTOR_BYTES - step) / run
 
 
 def _rate(task: Task, device: Device, config: TileConfig) -> float:

@@ -5,11 +5,12 @@ import json
 import pytest
 
 from lc_triton import cli
+from lc_triton.core.geometry import Geometry
 from lc_triton.errors import WorkloadError
 from lc_triton.tiles import paths, workloads
 from lc_triton.tiles.config import PASSES, TileConfig
 from lc_triton.tiles.device import DEVICES, by_name
-from lc_triton.tiles.model import roofline, roofline_terms, weight_traffic_ratio
+from lc_triton.tiles.model import gather_traffic_ratio, roofline, roofline_terms, weight_traffic_ratio
 from lc_triton.tiles.task import Task
 
 GOOD = {"name": "a", "input": [8, 8, 4], "kernel": [3, 3], "filters": 8, "batches": [1, 32]}
@@ -134,3 +135,27 @@ def test_roofline_and_traffic():
     assert weight_traffic_ratio(task(32), whole) == 1.0  # one run of 81 * 16 * 16 numbers a position
     assert weight_traffic_ratio(task(32), half) == 2.0  # runs of 8 numbers use half a sector
     assert weight_traffic_ratio(task(32, "input_grad"), half) == 1.0  # 8 channels of 16 filters are one run
+
+
+@pytest.mark.parametrize(
+    ("channels", "dtype", "tile", "ratio"),
+    [
+        (1, "bfloat16", TileConfig(), (6 + 30) / 6),  # runs of three numbers that begin at any even address
+        (1, "float32", TileConfig(), (12 + 28) / 12),
+        (3, "bfloat16", TileConfig(), (18 + 30) / 18),
+        (3, "bfloat16", TileConfig(1, 16), 128 / (18 * 6)),  # 16 positions further, a run begins as before
+        (16, "bfloat16", TileConfig(), 1.0),
+        (8, "bfloat16", TileConfig(), (48 + 16) / 48),
+    ],
+)
+def test_gathers_of_few_channels_touch_whole_sectors(channels, dtype, tile, ratio):
+    layer = Geometry.make((34, 32), channels, 16, 3)
+    task = Task("forward", layer, 16, dtype, dtype)
+    assert gather_traffic_ratio(task, tile) == pytest.approx(ratio)
+
+
+def test_the_weight_gradient_reads_g_once_more_for_the_bias():
+    layer = Geometry.make((10,), 16, 32, 3)
+    tile = TileConfig(1, 1, 32, 16, 16)  # three blocks of k
+    terms = roofline_terms(Task("weight_grad", layer, 64, "bfloat16", "bfloat16"), by_name("h200"), tile)
+    assert terms.l2_bytes == 8 * 64 * 2 * (48 + (3 + 1) * 32)
