@@ -1,0 +1,96 @@
+"""Everything that tests/gpu launches, driven through Triton's JIT to its first IR.
+
+The interpreter, and builds for given arguments, do not see what the JIT makes of arguments: integers of value 1 become
+constants, None and tuples take other paths. The JIT compiles here up to the IR that Triton's front end makes, which
+takes a twentieth of a whole compilation.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import triton.compiler
+from triton._C.libtriton import ir
+from triton.compiler.compiler import make_backend
+
+from lc_triton.core.activations import FUSED_NAMES
+from lc_triton.kernels.combine import combine_kernel
+from lc_triton.launch.absent import absent_gpu
+from lc_triton.launch.passes import KERNELS
+from lc_triton.ops import run
+from tests import cases
+from tests.cases import CASES, tensors
+
+pytestmark = pytest.mark.compile
+
+
+class Unfinished:
+    """What takes the place of a compiled kernel: it does nothing."""
+
+    function = packed_metadata = None
+
+    def launch_metadata(self, *_):
+        return None
+
+    def run(self, *_):
+        return None
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The kernels whose IR was made, by name; within the test, CPU tensors go to them."""
+    names = []
+
+    def to_first_ir(source, target=None, options=None, **_):
+        backend = make_backend(target)
+        parsed = backend.parse_options(dict(options))
+        context = ir.context()
+        ir.load_dialects(context)
+        backend.load_dialects(context)
+        functions, modules = backend.get_codegen_implementation(parsed), backend.get_module_map()
+        source.make_ir(target, parsed, functions, modules, context)
+        names.append(source.fn.__name__)
+        return Unfinished()
+
+    monkeypatch.setattr(run, "resolve", lambda device_type: "triton")
+    monkeypatch.setattr(triton.compiler, "compile", to_first_ir)
+    for kernel in (*KERNELS.values(), combine_kernel):
+        monkeypatch.setattr(kernel, "compile", to_first_ir, raising=False)  # where the JIT keeps it
+    with absent_gpu() as gpu:
+        gpu.get_current_device = lambda: f"stops at the IR of {id(names)}"  # whose kernels the JIT keeps apart
+        yield names
+
+
+def drive(some, batch, dtype, weight_dtype=None, **arguments):
+    for case in some:
+        case = replace(case, batch=batch)
+        cases.run(case, tensors(case, dtype, weight_dtype=weight_dtype), **arguments)
+
+
+@pytest.mark.slow
+def test_a_few_cases(made):
+    drive([case for case in CASES if case.name in ("2d_groups", "1d_one")], 1, torch.float32)
+    assert set(made) >= {"forward_kernel", "input_grad_kernel", "weight_grad_kernel"}
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("batch", [1, 2, 33, 256])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_all_cases(made, batch, dtype):
+    drive(CASES, batch, dtype)
+    assert len(made) > 2 * len(CASES)
+
+
+@pytest.mark.nightly
+def test_float32_weights(made):
+    drive(CASES[:12], 16, torch.bfloat16, torch.float32)
+    assert len(made) > 20
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_activations(made, dtype):
+    layer = [case for case in CASES if case.name == "2d"]
+    for name in FUSED_NAMES:
+        drive(layer, 32, dtype, activation=("gelu", "tanh") if name == "gelu_tanh" else name)
+    assert len(made) > len(FUSED_NAMES)
