@@ -23,7 +23,7 @@ help:
 	@echo "make nightly  all tests, those too that make test leaves out"
 	@echo "make fuzz    5,000 random calls and constructors against the definition; make test takes 200"
 	@echo "make coverage  which lines no test of the CPU path, the interpreter or the compiler reaches: docs/dev/coverage.md"
-	@echo "make emulate  some kernels' PTX executed on the CPU, before a change of kernels lands"
+	@echo "make emulate  every kernel's PTX executed on the CPU, before a change of kernels or tiles lands; hours, resumable"
 	@echo "make bench   lc_triton beside its peers, here and on a GPU where there is one, the tables and pictures of docs/performance.md; takes long"
 	@echo "make gate    static figures of every kernel, before a change of kernels or tiles lands"
 	@echo "make docs    the documentation as a site, in site/; runs the notebook of examples/"
@@ -50,7 +50,7 @@ test: setup
 test-oldest:
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=.github/constraints/oldest.txt
 
-# The longer tests too. A night's run is `make nightly fuzz gate`.
+# The longer tests too. A night's run is `make nightly fuzz emulate gate`.
 nightly: setup
 	@$(call run-tests,$(PYTEST))
 
@@ -70,10 +70,12 @@ coverage: setup
 	$(BIN)/python -m coverage report; \
 	exit $$status
 
-# A small part of `python -m tests.emulator.check`; its kernels must not come from, or go to, the cache of real GPUs.
+# Every kernel and tile, executed from its PTX: hours. A second call goes on where the first was stopped. Kernels are
+# compiled to PTX only, which must not go to, or come from, the cache of real GPUs.
+EMULATED ?= .emulated.jsonl
 emulate: setup
 	@cache=$$(mktemp -d); \
-	OMP_NUM_THREADS=1 TRITON_CACHE_DIR=$$cache $(BIN)/python -m tests.emulator.check --dtypes bf16 bf16/fp32 --parts boxes cases --part 0/20; \
+	TRITON_CACHE_DIR=$$cache OMP_NUM_THREADS=1 $(BIN)/python -m tests.emulator.check --workers 2 --out $(EMULATED) --resume; \
 	status=$$?; rm -r $$cache; exit $$status
 
 bench: setup
@@ -117,4 +119,4 @@ $(DOCS): $(STAMP)
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-oldest build dist site docs/notebooks
+	rm -rf .venv .venv-oldest build dist site docs/notebooks $(EMULATED)

@@ -1,441 +1,209 @@
-"""`python -m tests.emulator.check`: every kernel of lc_triton on the PTX a GPU would get, against the definition in float64."""
+"""`python -m tests.emulator.check`: every kernel, executed on the CPU from the PTX a GPU would get.
+
+The results are compared with the definition in float64, and every access to memory is checked. The exit status is 1 if
+anything is wrong. With `--out FILE` each finished job is a line of JSON in the file at once; with `--resume` those that
+are there already are left out. TRITON_CACHE_DIR must be a folder of its own: the "cubin" of the kernels in it is PTX.
+"""
 
 from __future__ import annotations
 
 import argparse
-import random
+import hashlib
+import json
+import multiprocessing
 import sys
 import time
 import traceback
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
+import triton
 
-from lc_triton import launch
-from lc_triton.ops import reference
-from lc_triton.core.activations import LINEAR, Activation
-from lc_triton.core.activations import parse_activation
-from lc_triton.core.geometry import Geometry
-from lc_triton.core.problem import Problem
-from lc_triton.tiles import model, paths, workloads
-from lc_triton.tiles.config import PASSES, TileConfig
-from lc_triton.tiles.device import DEVICES
-from lc_triton.tiles.model import choose
-from lc_triton.tiles.space import descriptor_fits
-from lc_triton.tiles.task import Task
-from tests.emulator.driver import emulated_gpu
-from tests.emulator.machine import Result
-from tests.cases import CASES, Case, tensors
+import lc_triton
+from tests.emulator import driver
+from tests.emulator.execute import execute
+from tests.emulator.jobs import ARCHS, PARTS, TYPES, Job, jobs
 
-DTYPES = {
-    "bf16": (torch.bfloat16, torch.bfloat16, "ieee"),
-    "fp16": (torch.float16, torch.float16, "ieee"),
-    "fp32": (torch.float32, torch.float32, "ieee"),
-    "tf32": (torch.float32, torch.float32, "tf32"),
-    "bf16/fp32": (torch.bfloat16, torch.float32, "ieee"),
-    "fp16/fp32": (torch.float16, torch.float32, "ieee"),
-    "fp64": (torch.float64, torch.float64, "ieee"),
-}
-UNIT = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
-TINY = {torch.bfloat16: 1e-40, torch.float16: 2.0**-25, torch.float32: 1e-45, torch.float64: 0.0}
-DEVICE = {80: "a100", 89: "rtx4090", 90: "h100"}
+# Kernels that a process compiled stay in its memory: after so many jobs it is replaced.
+JOBS_OF_A_PROCESS = 40
+# What the numbers of a finished job depend on beside the job itself.
+SOURCES = ("kernels/*.py", "launch/*.py")
 
 
-@dataclass(frozen=True)
-class Job:
-    """A layer to run: all three passes, each with its tile; None leaves a pass out."""
+class Outcome(NamedTuple):
+    """What came of one job, as it stands in the file."""
 
-    name: str
-    case: Case
-    dtype: torch.dtype
-    weight_dtype: torch.dtype
-    precision: str
-    arch: int
-    configs: tuple[TileConfig | None, ...]
-    act: str = "linear"
-    bias: str = "position"
-    fused: bool = False
-    transposed_bias: str = "none"
-    view: str = ""
-    most: int = 0  # blocks of one launch; others are left out (0: all run)
-    seed: int = 0
+    job: str
+    key: str
+    architecture: int
+    types: str
+    seconds: float
+    numbers: int = 0
+    launches: tuple[tuple[str, int, float], ...] = ()  # kernel, programs, seconds
+    faults: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+    error: str = ""
+    made_of: str = ""
 
-
-@dataclass
-class Report:
-    """By kernel: what is wrong with its numbers, and what it did wrong to memory."""
-
-    by_kernel: dict[str, tuple[list[str], list[Any]]] = field(default_factory=dict)
-    results: list[tuple[str, Result]] = field(default_factory=list)
-    compared: int = 0
-    seconds: float = 0.0
+    @property
+    def sound(self) -> bool:
+        """Whether it ran and nothing is wrong."""
+        return not self.faults and not self.error
 
 
-VIEWS = {
-    "": lambda x: x,
-    "cropped": lambda x: torch.nn.functional.pad(x, (0, 0, *(3, 1) * (x.ndim - 2)))[tuple([slice(None)] + [slice(3, -1)] * (x.ndim - 2))],
-    "batch_tail": lambda x: torch.cat([x[:1], x])[1:],
-    "expanded": lambda x: x[:1].expand_as(x),
-    "offset": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view_as(x),
-    "offset8": lambda x: torch.cat([x.new_zeros(8), x.flatten()])[8:].view_as(x),
-    "every_second": lambda x: torch.stack([x, x], 1)[:, 0],
-}
+def key_of(job: Job) -> str:
+    """Sixteen hexadecimal digits that stand for everything a job is made of."""
+    return hashlib.sha256(repr(job).encode()).hexdigest()[:16]
 
 
-def compare(name: str, got: torch.Tensor, exact: torch.Tensor, error: torch.Tensor, sampled: bool) -> tuple[str, int]:
-    """What is wrong with a result whose error may be `error` before it is rounded; and how many numbers it has."""
-    unit, tiny = UNIT[got.dtype], TINY[got.dtype]
-    value = got.double()
-    known = ~value.isnan() if sampled else torch.ones_like(value, dtype=torch.bool)
-    allowed = error + unit * (exact.abs() + error) * 1.001 + tiny
-    bad = known & ~((value - exact).abs() <= allowed)
-    if got.dtype == torch.float16:
-        bad &= ~((exact.abs() + allowed >= 65504) & value.isinf())
-    n = int(known.sum())
-    if bad.any():
-        i = tuple(bad.nonzero()[0].tolist())
-        nans = int((value.isnan() & known).sum())
-        return f"{name}: {int(bad.sum())} of {n} wrong ({nans} NaN), at {i} {value[i].item():.7g}, exact {exact[i].item():.7g} +- {allowed[i].item():.2g}", n
-    return "", n
-
-
-def execute(job: Job, **options: Any) -> Report:
-    """Run a job's kernels on the emulator and compare."""
-    case, geo = job.case, job.case.geometry
-    t = tensors(case, job.dtype, weight_dtype=job.weight_dtype, seed=job.seed)
-    t.x, t.g = VIEWS[job.view](t.x), VIEWS[job.view](t.g)
-    act = parse_activation(job.act) if job.act != "linear" else LINEAR
-    problem = Problem(geo, act, "triton", job.precision)
-    linear = problem.linear()
-    report = Report()
+def run(job: Job) -> Outcome:
+    """Execute a job; an error is an outcome, and the sweep goes on."""
+    torch.set_num_threads(1)
     started = time.perf_counter()
-    errors: dict[str, list[str]] = defaultdict(list)
-    dot_unit = 2 * 2.0**-10 if job.precision == "tf32" and job.dtype == torch.float32 else 0.0
-    mixed = UNIT[job.dtype] if job.weight_dtype != job.dtype else 0.0
-    acc_unit = UNIT[torch.float64 if job.dtype == torch.float64 else torch.float32]
-    x, w, g = t.x.double(), t.weight.double(), t.g.double()
-
-    def room(size: torch.Tensor, n: int, tensor_core: bool = True) -> torch.Tensor:
-        """The error of a sum of n products whose magnitudes sum up to `size`."""
-        return size * (4 * n**0.5 * acc_unit + (dot_unit if tensor_core else 0.0) + mixed) + 1e-30
-
-    def slope(a: Activation) -> float:
-        return {"selu": 1.8, "linear": 1.0, "exponential": 20.0}.get(a.name, 1.2)
-
-    with emulated_gpu(job.arch, **options) as gpu:
-        if job.most:
-            gpu.options["sample"] = (job.most, job.seed)
-        sampled = bool(job.most)
-
-        def note(kernel: str, name: str, got: torch.Tensor, exact: torch.Tensor, error: torch.Tensor) -> None:
-            wrong, n = compare(name, got, exact, error, sampled)
-            report.compared += n
-            if wrong:
-                errors[kernel].append(wrong)
-            if not n:
-                errors[kernel].append(f"{name}: nothing to compare")
-
-        cf, ci, cw = job.configs
-        if cf is not None:
-            bias = None if job.bias == "none" else t.bias if job.bias == "position" else t.bias.reshape(-1, geo.out_channels)[0].clone()
-            y = torch.zeros((case.batch, *geo.bias_shape), dtype=job.dtype)
-            z = torch.zeros_like(y) if act.saves == "z" else None
-            launch.forward(t.x, t.weight, bias, y, z, problem, cf)
-            b64 = None if bias is None else bias.double()
-            exact = reference.forward(x, w, b64, geo)
-            size = reference.forward(x.abs(), w.abs(), None if b64 is None else b64.abs(), geo)
-            error = room(size, geo.window)
-            out = act(exact)
-            note("forward_kernel", "y", y, out, error * slope(act) + 2e-6 * (out.abs() + (act.name != "linear")) * (act.name != "linear"))
-            if z is not None:
-                note("forward_kernel", "z", z, exact, error)
-        if ci is not None:
-            gen = torch.Generator().manual_seed(5)
-            shape = {"none": None, "channel": (geo.in_channels,), "position": (*geo.in_spatial, geo.in_channels)}[job.transposed_bias]
-            tb = None if shape is None else torch.randn(shape, generator=gen, dtype=torch.float64).to(job.weight_dtype)
-            dx = torch.zeros((case.batch, *geo.in_spatial, geo.in_channels), dtype=job.dtype)
-            p = linear if tb is None else problem
-            a = p.activation
-            launch.input_grad(t.g, t.weight, tb, dx, p, ci)
-            tb64 = None if tb is None else tb.double()
-            exact = reference.transpose(g, w, tb64, geo)
-            size = reference.transpose(g.abs(), w.abs(), None if tb64 is None else tb64.abs(), geo)
-            out = a(exact)
-            error = room(size, geo.taps * geo.out_channels // geo.groups)
-            note("input_grad_kernel", "dx", dx, out, error * slope(a) + 2e-6 * (out.abs() + (a.name != "linear")) * (a.name != "linear"))
-        if cw is not None:
-            dw, db = torch.zeros_like(t.weight), None if job.bias == "none" else torch.zeros_like(t.bias)
-            upstream = g
-            if job.fused and act is not LINEAR:
-                saved = reference.forward(x, w, t.bias.double(), geo)
-                saved = (act(saved) if act.saves == "y" else saved).to(job.dtype)
-                dz = torch.zeros((case.batch, *geo.bias_shape), dtype=job.dtype)
-                launch.weight_grad(t.x, t.g, dw, db, problem, cw, saved, dz)
-                exact = g * act.derivative(saved.double())
-                note("weight_grad_kernel", "dz", dz, exact, 3e-6 * (exact.abs() + g.abs()))
-                upstream = torch.where(dz.isnan(), exact, dz.double())
-            else:
-                launch.weight_grad(t.x, t.g, dw, db, linear, cw)
-            leaf = w.clone().requires_grad_()
-            (exact,) = torch.autograd.grad(reference.forward(x, leaf, None, geo), leaf, upstream)
-            (size,) = torch.autograd.grad(reference.forward(x.abs(), leaf, None, geo), leaf, upstream.abs())
-            mixed = 0.0  # both operands have x's type
-            error = room(size, case.batch)
-            if sampled and job.fused and act is not LINEAR:
-                error = error + 2 * UNIT[job.dtype] * size  # where another block would have stored dz
-            note("weight_grad_kernel", "dw", dw, exact, error)
-            if db is not None and not (sampled and bool(db.isnan().all())):
-                error = upstream.abs().sum(0) * (4 * case.batch**0.5 * acc_unit)
-                if sampled:
-                    error = error + 2 * UNIT[job.dtype] * upstream.abs().sum(0)
-                note("weight_grad_kernel", "db", db, upstream.sum(0), error)
-        report.results = gpu.results
-    for name, result in report.results:
-        _, findings = report.by_kernel.setdefault(name, (errors.get(name, []), []))
-        findings += result.findings
-    for name, wrong in errors.items():
-        report.by_kernel.setdefault(name, (wrong, []))
-    report.seconds = time.perf_counter() - started
-    return report
+    named: dict[str, Any] = {"job": str(job), "key": key_of(job), "architecture": job.arch, "types": job.types}
+    named["made_of"] = repr(job.sound)
+    try:
+        report = execute(job.sound)
+    except Exception as error:
+        where = "".join(traceback.format_tb(error.__traceback__, limit=-2))
+        text = f"{type(error).__name__}: {str(error)[:300]}\n{where}"
+        return Outcome(**named, seconds=time.perf_counter() - started, error=text)
+    finally:
+        driver.translation_of.cache_clear()
+    return Outcome(
+        **named,
+        seconds=report.seconds,
+        numbers=report.compared,
+        launches=tuple((kernel, result.programs, result.seconds) for kernel, result in report.results),
+        faults=tuple(text[:400] for text in report.faults),
+        refused=tuple(report.refused),
+        notes=tuple(f"{kernel}: {note}"[:300] for kernel, notes in report.notes.items() for note in notes[:1]),
+    )
 
 
-# what to run
+def sources_hash() -> str:
+    """Of the kernels, their launchers and Triton: outcomes of others are not resumed."""
+    folder = Path(lc_triton.__file__).parent
+    digest = hashlib.sha256(triton.__version__.encode())
+    for pattern in SOURCES:
+        for path in sorted(folder.glob(pattern)):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
-def block(channels: int) -> int:
-    return 1 << (channels - 1).bit_length()
+def read(path: Path) -> dict[str, Outcome]:
+    """The outcomes in a file by key; a last line that a kill cut short is left out.
+
+    Raises:
+        SystemExit: the file is of other kernels.
+    """
+    lines = path.read_text().splitlines() if path.exists() else []
+    if not lines:
+        return {}
+    if json.loads(lines[0]).get("sources") != sources_hash():
+        raise SystemExit(f"{path} is of other kernels or another Triton: remove it, or name another file by --out")
+    found = {}
+    for line in lines[1:]:
+        try:
+            outcome = Outcome(**json.loads(line))
+        except json.JSONDecodeError:
+            continue
+        found[outcome.key] = outcome
+    return found
 
 
-def tile(rows: int, cols: int, channels: int, dot: bool = True, **more: Any) -> TileConfig:
-    """The smallest legal tile of so many rows and columns."""
-    b = block(channels)
-    if dot:
-        b = max(b, -(-16 // (rows * cols)))
-        return TileConfig(rows, cols, min(b, 64), **{"block_b": 16, "block_k": 16, **more})
-    return TileConfig(rows, cols, b, 4, more.pop("block_k", 16), dot=False, **more)
+def table(outcomes: list[Outcome]) -> str:
+    """By architecture, types and kernel: launches, programs and time; and the numbers compared."""
+    rows: defaultdict[tuple[int, str, str], list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    numbers: Counter[tuple[int, str]] = Counter()
+    for outcome in outcomes:
+        numbers[outcome.architecture, outcome.types] += outcome.numbers
+        for kernel, programs, seconds in outcome.launches:
+            row = rows[outcome.architecture, outcome.types, kernel]
+            row[:] = (total + more for total, more in zip(row, (1, programs, seconds), strict=True))
+    lines = [f"{'arch':6}{'types':10} {'kernel':20} launches  programs  ms a program"]
+    for (arch, types, kernel), (launches, total, spent) in sorted(rows.items()):
+        each = 1000 * spent / max(1, total)
+        lines.append(f"sm_{arch:<3}{types:10} {kernel:20} {launches:8.0f} {total:9.0f} {each:13.1f}")
+    lines += [f"sm_{arch:<3}{types:10} {n} numbers compared" for (arch, types), n in sorted(numbers.items())]
+    return "\n".join(lines)
 
 
-FORCED: dict[str, dict[str, Any]] = {
-    "1x1": {"rows": 1, "cols": 1},
-    "2x2": {"rows": 2, "cols": 2},
-    "2x4 swap": {"rows": 2, "cols": 4, "swap": True, "block_k": 32},
-    "1x2 reduce": {"rows": 1, "cols": 2, "dot": False},
-    "1x2 split": {"rows": 1, "cols": 2, "split": 2},
-    "1x4 2 warps": {"rows": 1, "cols": 4, "num_warps": 2, "num_stages": 2},
-    "1x1 wide": {"rows": 1, "cols": 1, "block_b": 64, "block_k": 64, "num_stages": 4},
-    "2x1 8 warps": {"rows": 2, "cols": 1, "block_b": 64, "num_warps": 8},
-    "1x1 reduce split": {"rows": 1, "cols": 1, "dot": False, "split": 2, "num_warps": 1},
-}
-ACTS = ["linear", "relu", "tanh", "silu", "gelu", "elu", "sigmoid", "softplus", "mish", "hardswish", "selu", "gelu_tanh", "leaky_relu", "relu6", "softsign", "hard_sigmoid"]
-BOXES = [
-    Case("boxes", (5, 4), 3, 16, 3, stride=(2, 1), padding=1),
-    Case("boxes_1d_dilated", (9,), 16, 16, 3, dilation=2),
-    Case("boxes_groups", (3, 2), 32, 32, 2, groups=2),
-    Case("boxes_3d", (3, 2, 2), 2, 16, 2, stride=(2, 1, 1), padding=(1, 0, 0)),
-    Case("boxes_narrow", (3, 2), 5, 20, 2, padding=1),
-    Case("boxes_wide", (3, 3), 64, 128, 2, padding=1, batch=5),
-    Case("boxes_64", (4, 3), 64, 64, 3, padding=1, batch=70),
-]
-WIDE = [
-    Case("wide_64", (3, 3), 64, 64, 3, padding=1, batch=70),
-    Case("wide_64_1d", (6,), 64, 64, 3, dilation=2, batch=130),
-    Case("wide_groups", (3, 3), 64, 64, 2, groups=2, batch=65),
-    Case("wide_24", (4, 3), 24, 40, 3, stride=2, padding=1, batch=33),
-    Case("wide_3d", (3, 2, 3), 16, 32, 2, batch=34),
-    Case("wide_odd", (4, 4), 17, 33, 3, padding=1, batch=9),
-]
-WIDE_TILES = {
-    "64": TileConfig(1, 1, 64, 64, 64),
-    "64 swap": TileConfig(1, 1, 64, 16, 64, swap=True),
-    "32x64 swap band": TileConfig(1, 2, 32, 32, 32, swap=True),
-    "2x2x16 band": TileConfig(2, 2, 16, 64, 64),
-    "128 8 warps": TileConfig(1, 2, 64, 128, 64, num_warps=8, num_stages=2),
-    "k32 stages 5": TileConfig(1, 1, 32, 64, 32, num_stages=5),
-    "split 4": TileConfig(1, 1, 64, 64, 32, split=4),
-    "64x16": TileConfig(1, 1, 16, 64, 16),
-    "tma": TileConfig(1, 1, 64, 64, 64, descriptor=True),
-    "tma swap": TileConfig(1, 1, 64, 16, 32, descriptor=True, swap=True),
-    "tma k32": TileConfig(1, 1, 32, 64, 32, descriptor=True, num_stages=4),
-    "tma 8 warps": TileConfig(1, 1, 128, 128, 64, descriptor=True, num_warps=8, num_stages=2),
-    "tma f16": TileConfig(1, 1, 16, 64, 64, descriptor=True),
-}
+def run_all(todo: list[Job], workers: int) -> Iterator[Outcome]:
+    """Run jobs in processes, which end after a while; outcomes come as they are ready."""
+    context = multiprocessing.get_context("spawn")
+    size = JOBS_OF_A_PROCESS * workers
+    for start in range(0, len(todo), size):
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            futures = [pool.submit(run, job) for job in todo[start : start + size]]
+            try:
+                for future in as_completed(futures):
+                    yield future.result()
+            finally:  # nobody asks for more
+                pool.shutdown(cancel_futures=True)
 
 
-def legal(job: Job) -> Job | None:
-    """The job, its descriptors left away where the library would, or refused where no kernel exists."""
-    geo, configs = job.case.geometry, []
-    names = [str(t).removeprefix("torch.") for t in (job.dtype, job.weight_dtype)]
-    for pass_name, config in zip(PASSES, job.configs, strict=True):
-        if config is not None and config.descriptor:
-            task = Task(pass_name, geo, job.case.batch, *names, job.precision)
-            if not descriptor_fits(task, DEVICES[DEVICE[job.arch]], config):
-                config = replace(config, descriptor=False)
-        configs.append(config)
-    return replace(job, configs=tuple(configs))
-
-
-def jobs(archs: list[int], dtypes: list[str], parts: list[str]) -> Iterator[Job]:
-    """What the sweep runs, the most telling first."""
-    count = 0
-    for arch in archs:
-        for dtype in dtypes:
-            kinds = DTYPES[dtype]
-            if "boxes" in parts and arch >= 90 and dtype != "fp64":
-                for case in BOXES:
-                    for swap in (False, True):
-                        n = 64 if case.channels >= 64 else 16
-                        config = TileConfig(1, 1, n, n if case.batch > 16 else 16, n // 2 if n > 16 else 16, swap=swap, descriptor=True)
-                        yield Job(f"{case.name} tma{' swap' if swap else ''}", case, *kinds, arch, (config,) * 3)
-            if "wide" in parts:
-                for case in WIDE:
-                    for name, config in WIDE_TILES.items():
-                        if config.descriptor and arch < 90:
-                            continue
-                        count += 1
-                        act = ACTS[count % len(ACTS)]
-                        yield Job(
-                            f"{case.name} {name}", case, *kinds, arch, (config,) * 3, act=act, fused=count % 2 == 0,
-                            transposed_bias=("none", "channel", "position")[count % 3], bias=("position", "channel", "none")[count // 3 % 3], most=16,
-                        )  # fmt: skip
-            if "cases" in parts:
-                for i, case in enumerate(CASES):
-                    for j, (name, given) in enumerate(FORCED.items()):
-                        geo = case.geometry
-                        count += 1
-                        if (i + j + count // 7) % (2 if dtype == "bf16" else 4):  # a part, another one for each type
-                            continue
-                        configs = tuple(tile(channels=c, **given) for c in (geo.out_channels, geo.in_channels, geo.out_channels))
-                        act = ACTS[count % len(ACTS)]
-                        yield Job(
-                            f"{case.name} {name}", case, *kinds, arch, configs, act=act, fused=count % 3 > 0,
-                            transposed_bias=("none", "channel", "position")[count % 3], bias=("position", "channel", "none")[count // 2 % 3],
-                            view=list(VIEWS)[count % len(VIEWS)], seed=count, most=0 if count % 5 == 0 else 64,
-                        )  # fmt: skip
-            if "model" in parts:
-                yield from of_workloads(arch, dtype)
-
-
-def scaled(geo: Geometry, rows: int, cols: int) -> tuple[Geometry, Case]:
-    """A layer with fewer positions: same kernel, stride, channels, filters and groups."""
-    want = [min(geo.out_spatial[-1], cols)]
-    if geo.ndim > 1:
-        want = [min(geo.out_spatial[-2], rows), *want]
-    spatial = []
-    for n, extent, stride, (low, high) in zip(want, geo.extent, geo.stride, geo.padding, strict=True):
-        spatial.append(max(1, (n - 1) * stride + extent - low - high))
-    case = Case("scaled", tuple(spatial), geo.in_channels, geo.out_channels, geo.kernel, stride=geo.stride, padding=list(geo.padding), dilation=geo.dilation, groups=geo.groups)
-    return case.geometry, case
-
-
-def of_workloads(arch: int, dtype: str, most: int = 12) -> Iterator[Job]:
-    """The tiles that the model picks for the published layers, on the layers with fewer positions."""
-    kinds = DTYPES[dtype]
-    names = [str(t).removeprefix("torch.") for t in kinds[:2]]
-    device = DEVICES[DEVICE[arch]]
-    seen = set()
-    for w in workloads.read(paths.shipped_workloads()).values():
-        for batch in w.batches:
-            for pass_name in PASSES:
-                task = Task(pass_name, w.geometry, batch, *names, kinds[2])
-                config = choose(task, device)
-                fused = model.fuses_activation_grad(task, device, config)
-                geo, case = scaled(w.geometry, config.rows + 1, config.cols + 1)
-                key = (w.name, pass_name, config, fused)
-                if key in seen:
-                    continue
-                seen.add(key)
-                configs = tuple(config if f == pass_name else None for f in PASSES)
-                yield Job(
-                    f"{w.name} b{batch} {pass_name}", replace(case, batch=min(batch, 4 * config.block_b + 3 if batch > 600 else batch)), *kinds, arch, configs,
-                    act="relu", fused=fused, most=most, transposed_bias="none",
-                )  # fmt: skip
-
-
-def mend() -> None:
-    """Known: Triton makes a constant of combine_kernel's R where it is 1, and the kernel then does not compile."""
-    from lc_triton.kernels.combine import combine_kernel
-
-    combine_kernel.params[combine_kernel.arg_names.index("R")].do_not_specialize = True
-
-
-def describe(config: TileConfig | None) -> str:
-    if config is None:
-        return "-"
-    c = config
-    flags = "".join(s for s, on in ((" swap", c.swap), (" tma", c.descriptor), (" reduce", not c.dot)) if on)
-    return f"{c.rows}x{c.cols}x{c.block_f} b{c.block_b} k{c.block_k}{flags} split{c.split} w{c.num_warps} s{c.num_stages}"
+def report(outcome: Outcome, number: str) -> None:
+    """Print a line for an outcome, and what is wrong."""
+    ran = " ".join(f"{kernel.removesuffix('_kernel')}:{programs}" for kernel, programs, _ in outcome.launches)
+    state = "ok" if outcome.sound else "WRONG"
+    print(f"{state} {number} {outcome.job} {outcome.numbers} numbers {outcome.seconds:.1f}s [{ran}]")
+    for text in [*outcome.faults, *outcome.notes, *outcome.refused, *filter(None, [outcome.error])]:
+        print("     ", text)
+    if not outcome.sound:
+        print("     ", outcome.made_of)
+    sys.stdout.flush()
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the jobs that the arguments select, and print what is wrong, and a table."""
     parser = argparse.ArgumentParser(prog="tests.emulator.check", description=__doc__)
-    parser.add_argument("--arch", type=int, nargs="+", default=[80, 90])
-    parser.add_argument("--dtypes", nargs="+", default=["bf16", "fp16", "fp32", "tf32", "bf16/fp32"], choices=list(DTYPES))
-    parser.add_argument("--parts", nargs="+", default=["boxes", "wide", "cases", "model"])
+    parser.add_argument("--arch", type=int, nargs="+", default=list(ARCHS), choices=ARCHS)
+    parser.add_argument("--dtypes", nargs="+", default=list(TYPES), choices=list(TYPES))
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--filter", default="", help="only jobs whose name has this in it")
-    parser.add_argument("--seconds", type=float, default=0, help="stop after so long")
     parser.add_argument("--part", default="0/1", help="i/n: every n-th job, from the i-th")
-    parser.add_argument("--shuffle", type=int, default=None)
-    parser.add_argument("--as-is", action="store_true", help="without mending what is known to be wrong")
+    parser.add_argument("--seconds", type=float, default=0, help="start no job after so long; 0: no limit")
+    parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.add_argument("--out", type=Path, help="a file to which each finished job is added")
+    parser.add_argument("--resume", action="store_true", help="leave out the jobs that are in the file and were sound")
     args = parser.parse_args(argv)
-    if not args.as_is:
-        mend()
-    torch.set_num_threads(1)
     first, step = (int(v) for v in args.part.split("/"))
-    todo = list(jobs(args.arch, args.dtypes, args.parts))
-    if args.shuffle is not None:
-        random.Random(args.shuffle).shuffle(todo)
-    todo = [j for j in todo if args.filter in j.name][first::step]
-    table: dict[tuple[int, str, str], list[int]] = defaultdict(lambda: [0] * 6)  # launches, blocks, numbers, wrong, findings, ms
-    bad, errors = 0, 0
+    todo = [j for j in jobs(tuple(args.arch), tuple(args.dtypes), tuple(args.parts)) if args.filter in j.name]
+    todo = todo[first::step]
+    if args.resume and args.out is None:
+        parser.error("--resume needs --out")
+    known = read(args.out) if args.resume else {}
+    done = [known[key] for job in todo if (key := key_of(job)) in known and known[key].sound]
+    finished = {outcome.key for outcome in done}
+    left = [job for job in todo if key_of(job) not in finished]
+    if args.out is not None:
+        lines = [{"sources": sources_hash()}, *(outcome._asdict() for outcome in done)]
+        args.out.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    print(f"{len(todo)} jobs, {len(done)} of them finished before", flush=True)
     started = time.perf_counter()
-    dtype_names = {v: k for k, v in DTYPES.items()}
-    for number, job in enumerate(todo):
+    for outcome in run_all(left, args.workers):
+        done.append(outcome)
+        if args.out is not None:
+            with args.out.open("a") as file:
+                file.write(json.dumps(outcome._asdict()) + "\n")
+        report(outcome, f"{len(done)}/{len(todo)}")
         if args.seconds and time.perf_counter() - started > args.seconds:
-            print(f"stopped after {number} of {len(todo)} jobs")
             break
-        name = dtype_names[(job.dtype, job.weight_dtype, job.precision)]
-        job = legal(job)
-        try:
-            report = execute(job)
-        except Exception as error:  # noqa: BLE001 - the sweep goes on
-            errors += 1
-            print(f"ERROR {job.name} sm_{job.arch} {name} {[describe(c) for c in job.configs]}: {type(error).__name__}: {str(error)[:300]}", flush=True)
-            if not isinstance(error, NotImplementedError):
-                traceback.print_exc(limit=-4)
-            continue
-        for kernel, result in report.results:
-            row = table[job.arch, name, kernel]
-            row[0] += 1
-            row[1] += result.ctas
-            row[5] += int(1000 * result.seconds)
-        for kernel, (wrong, findings) in report.by_kernel.items():
-            row = table[job.arch, name, kernel]
-            row[3] += bool(wrong)
-            notes = [f for f in findings if f.kind.startswith("note:")]
-            findings = [f for f in findings if f not in notes]
-            row[4] += len(findings)
-            if notes:
-                print(f"NOTE {job.name} sm_{job.arch} {name} {kernel} {[describe(c) for c in job.configs]}: {str(notes[0])[:300]}")
-            if wrong or findings:
-                bad += 1
-                print(f"BAD {job.name} sm_{job.arch} {name} {kernel} act {job.act} bias {job.bias} view {job.view!r} {[describe(c) for c in job.configs]} seed {job.seed}")
-                for text in [*wrong, *map(str, findings)]:
-                    print("    ", text[:400])
-        ran = " ".join(f"{kernel.removesuffix('_kernel')}:{result.ctas}" for kernel, result in report.results)
-        print(f"{number + 1}/{len(todo)} {job.name} sm_{job.arch} {name} {report.compared} numbers {report.seconds:.1f}s [{ran}]", flush=True)
-        table[job.arch, name, "all"][2] += report.compared
-    print(f"{'arch':5} {'type':10} {'kernel':20} launches   blocks  wrong  findings  ms a block")
-    for (arch, name, kernel), row in sorted(table.items()):
-        if kernel == "all":
-            print(f"sm_{arch} {name:10} {'numbers compared':20} {row[2]}")
-        else:
-            print(f"sm_{arch} {name:10} {kernel:20} {row[0]:8} {row[1]:8} {row[3]:6} {row[4]:9} {row[5] / max(1, row[1]):11.1f}")
-    print(f"{bad} kernels wrong or with findings, {errors} jobs that could not run, {time.perf_counter() - started:.0f} s")
-    return 1 if bad or errors else 0
+    print(table(done))
+    wrong = sum(not outcome.sound for outcome in done)
+    launches = sum(len(outcome.launches) for outcome in done)
+    numbers = sum(outcome.numbers for outcome in done)
+    print(
+        f"{len(done)} of {len(todo)} jobs, {launches} launches, {numbers} numbers, {wrong} jobs wrong, "
+        f"{sum(outcome.seconds for outcome in done):.0f} s of processes, {time.perf_counter() - started:.0f} s"
+    )
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

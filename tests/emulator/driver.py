@@ -1,34 +1,67 @@
-"""What stands in for Triton's CUDA driver: it compiles PTX only, and launches on the emulator."""
+"""Stands in for Triton's CUDA driver: kernels are compiled to PTX by Triton's JIT, and launched on the emulator."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
+from triton.runtime.driver import driver
 
-from tests.emulator.machine import Machine, Program, Result
-from tests.emulator.memory import Buffer, TensorMap
 from lc_triton.launch.ptx_scan import marks
-from tests.emulator.parse import parse
+from tests.emulator.buffers import Buffer, TensorMap
+from tests.emulator.layout import PARAM_BASE
+from tests.emulator.machine import Machine, Options, Result, Translation
+from tests.emulator.ptx import parse
 
-PROGRAMS: dict[str, Program] = {}
-CURRENT: list[EmulatedGPU] = []
-_INTS = {"i1": "i1", "i8": "i1", "i16": "i2", "i32": "i4", "i64": "i8", "u1": "u1", "u8": "u1", "u16": "u2", "u32": "u4", "u64": "u8", "fp32": "f4", "f32": "f4", "fp64": "f8"}
+NUMPY_TYPES = {
+    "i1": "i1", "i8": "i1", "i16": "i2", "i32": "i4", "i64": "i8", "u1": "u1", "u8": "u1", "u16": "u2", "u32": "u4",
+    "u64": "u8", "fp32": "f4", "f32": "f4", "fp64": "f8",
+}  # fmt: skip
 # What kernels only read, by the names of their arguments; all else they only write.
-READ = ("p_x", "p_w", "p_bias", "p_g", "p_saved", "p_parts")
+READ_ONLY = ("p_x", "p_w", "p_bias", "p_g", "p_saved", "p_parts")
+Parameter = tuple[str, Any, Any]  # name, Triton's type, value
+
+_active: list[EmulatedGPU] = []
 
 
-def program_of(ptx: str) -> Program:
-    if ptx not in PROGRAMS:
-        PROGRAMS[ptx] = Program(parse(ptx))
-    return PROGRAMS[ptx]
+@lru_cache(maxsize=256)
+def translation_of(ptx: str) -> Translation:
+    """A kernel made into Python, once."""
+    return Translation(parse(ptx))
 
 
-def flatten(names: Any, signature: Any, args: Any) -> Iterator[tuple[str, Any, Any]]:
-    """What becomes a parameter of the kernel: (name, type, value); constants do not."""
+@dataclass
+class Watch:
+    """How launches are executed, and what is kept of them.
+
+    Args:
+        options: what is checked and counted.
+        machine: `Machine`, or `dry.DryMachine`.
+        fill: whether what a kernel writes is filled with NaN first.
+        choose: which programs of a grid run, from its size and the parts of a split loop; None: all.
+        runs: whether a kernel of a name runs at all.
+        change: of the PTX before it runs.
+        listener: gets the sectors of each access to global memory.
+    """
+
+    options: Options = field(default_factory=Options)
+    machine: type[Machine] = Machine
+    fill: bool = True
+    choose: Callable[[int, int], Sequence[int] | None] = lambda grid, split: None
+    runs: Callable[[str], bool] = lambda kernel: True
+    change: Callable[[str], str] = lambda ptx: ptx
+    listener: Callable[[str, Any, Any], None] | None = None
+
+
+def flatten(names: Sequence[str], signature: Sequence[Any], args: Sequence[Any]) -> Iterator[Parameter]:
+    """The arguments that become parameters of the kernel, which constants do not."""
     for name, kind, arg in zip(names, signature, args, strict=True):
         if isinstance(kind, tuple):
             yield from flatten([f"{name}.{i}" for i in range(len(kind))], kind, arg)
@@ -36,173 +69,208 @@ def flatten(names: Any, signature: Any, args: Any) -> Iterator[tuple[str, Any, A
             yield name, kind, arg
 
 
-class Bound:
-    """A launch's parameters as bytes, its buffers and its tensor maps."""
+class Parameters:
+    """A launch's parameters as bytes, its tensors and its tensor maps; `faults` is what a driver would refuse.
 
-    def __init__(self, program: Program, parameters: list[tuple[str, Any, Any]], tensordesc_meta: Any, *, fill: bool, once: bool) -> None:
+    Args:
+        translation: the kernel.
+        parameters: in order.
+        descriptors: what Triton says of each tensor descriptor among them.
+        fill: whether outputs are filled with NaN.
+    """
+
+    def __init__(
+        self, translation: Translation, parameters: Sequence[Parameter], descriptors: Sequence[Any], *, fill: bool
+    ) -> None:
         self.buffers: dict[int, Buffer] = {}
         self.maps: dict[int, TensorMap] = {}
         self.faults: list[str] = []
-        self.outputs: list[Any] = []
-        params = program.kernel.params
-        data = bytearray(params[-1].offset + params[-1].size if params else 0)
-        at = 0
-        described = 0
-
-        def put(value: bytes) -> None:
-            nonlocal at
-            p = params[at]
-            assert p.size == len(value), (p, len(value))
-            data[p.offset : p.offset + p.size] = value
-            at += 1
-
+        self._fill, self._params = fill, translation.kernel.params
+        self._bytes = bytearray(self._params[-1].offset + self._params[-1].size if self._params else 0)
+        self._put_count = 0
+        metadata = iter(descriptors)
         for name, kind, arg in parameters:
-            read = name in READ
             if str(kind).startswith("tensordesc"):
-                meta = (tensordesc_meta or [None])[described]
-                described += 1
-                assert meta is not None, "a descriptor without tensor memory accelerator"
-                assert not meta["fp4_padded"]
-                self.add(name, arg.base, read, fill)
-                m = TensorMap(arg.base.data_ptr(), meta["elem_size"], list(arg.shape), list(arg.strides), list(meta["block_size"]), meta["swizzle"], name)
-                assert meta["elem_size"] == arg.base.element_size()
-                self.faults += m.check()
-                from tests.emulator.machine import PARAM_BASE
-
-                self.maps[PARAM_BASE + params[at].offset] = m
-                put(bytes(128))
-                for n in arg.shape:
-                    put(np.int32(n).tobytes())
-                for n in arg.strides:
-                    put(np.int64(n).tobytes())
+                self._put_descriptor(name, arg, next(metadata))
             elif str(kind).startswith("*"):
-                self.add(name, arg, read, fill)
-                put(np.uint64(arg.data_ptr()).tobytes())
+                self._add_tensor(name, arg)
+                self._put(np.uint64(arg.data_ptr()).tobytes())
             else:
-                info = np.iinfo(_INTS[kind]) if _INTS[kind][0] in "iu" else None
-                if info is not None and not info.min <= int(arg) <= info.max:
-                    self.faults.append(f"{name} = {arg} does not fit {kind}")
-                put(np.array([arg]).astype(_INTS[kind]).tobytes())
-        while at < len(params):  # scratch, which nothing here uses
-            put(bytes(params[at].size))
-        self.data = bytes(data)
-        for b in self.buffers.values():
-            if once:
-                b.written = np.zeros(b.nbytes, np.uint8)
+                self._put_number(name, NUMPY_TYPES[kind], arg)
+        for param in self._params[self._put_count :]:  # scratch memory, which these kernels do not use
+            self._put(bytes(param.size))
 
-    def add(self, name: str, tensor: Any, read: bool, fill: bool) -> None:
-        storage = tensor.untyped_storage()
-        start = storage.data_ptr()
-        if start not in self.buffers:
-            self.buffers[start] = Buffer(name, start, storage.nbytes())
-        b = self.buffers[start]
-        b.names.add(name)
-        b.allow(tensor, read, not read)
-        if not read:
-            self.outputs.append(tensor)
-            if fill:
-                tensor.fill_(float("nan"))
+    @property
+    def data(self) -> bytes:
+        """All of them."""
+        return bytes(self._bytes)
+
+    def _put(self, value: bytes) -> None:
+        param = self._params[self._put_count]
+        assert param.size == len(value), (param, len(value))
+        self._bytes[param.offset : param.offset + param.size] = value
+        self._put_count += 1
+
+    def _put_number(self, name: str, kind: str, arg: Any) -> None:
+        if kind[0] in "iu" and not np.iinfo(kind).min <= int(arg) <= np.iinfo(kind).max:
+            self.faults.append(f"{name} = {arg} does not fit {kind}")
+        self._put(np.array([arg]).astype(kind).tobytes())
+
+    def _put_descriptor(self, name: str, arg: Any, metadata: Any) -> None:
+        """A tensor map, then sizes and strides."""
+        assert metadata is not None, "no descriptor of tensor memory access"
+        assert not metadata["fp4_padded"]
+        assert metadata["elem_size"] == arg.base.element_size()
+        self._add_tensor(name, arg.base)
+        tensor_map = TensorMap(
+            arg.base.data_ptr(),
+            metadata["elem_size"],
+            list(arg.shape),
+            list(arg.strides),
+            list(metadata["block_size"]),
+            metadata["swizzle"],
+        )
+        self.faults += tensor_map.check()
+        self.maps[PARAM_BASE + self._params[self._put_count].offset] = tensor_map
+        self._put(bytes(128))
+        for size in arg.shape:
+            self._put(np.int32(size).tobytes())
+        for stride in arg.strides:
+            self._put(np.int64(stride).tobytes())
+
+    def _add_tensor(self, name: str, tensor: Tensor) -> None:
+        storage, reads = tensor.untyped_storage(), name in READ_ONLY
+        buffer = self.buffers.setdefault(storage.data_ptr(), Buffer(name, storage.data_ptr(), storage.nbytes()))
+        buffer.names.add(name)
+        buffer.allow(tensor, read=reads, write=not reads)
+        if not reads and self._fill:
+            tensor.fill_(float("nan"))
 
 
-def launch(ptx: str, shared: int, grid: tuple[int, int, int], parameters: list[tuple[str, Any, Any]], tensordesc_meta: Any, *, fill: bool = True, ctas: Any = None, machine: Callable[[Machine], None] | None = None, **options: Any) -> Result:
-    """Execute a kernel's PTX.
+def execute(
+    ptx: str,
+    shared: int,
+    grid: tuple[int, int, int],
+    parameters: Sequence[Parameter],
+    descriptors: Sequence[Any] = (),
+    watch: Watch | None = None,
+    programs: Sequence[int] | None = None,
+) -> Result:
+    """Execute a kernel.
 
     Args:
-        parameters: (name, Triton's type, value) of each that is no constant.
-        fill: whether what it writes is filled with NaN first.
-        ctas: which blocks; all of them if None.
-        options: of `Machine`.
+        ptx: its text.
+        shared: bytes of shared memory a program.
+        grid: how many programs.
+        parameters: its arguments, without constants.
+        descriptors: what Triton says of the tensor descriptors among them.
+        watch: how.
+        programs: which of the grid run; None: all.
     """
-    program = program_of(ptx)
-    bound = Bound(program, parameters, tensordesc_meta, fill=fill, once=options.get("races", True))
-    m = Machine(program, bound.data, list(bound.buffers.values()), bound.maps, grid, shared, **options)
+    watch = watch or Watch()
+    translation = translation_of(watch.change(ptx))
+    bound = Parameters(translation, parameters, descriptors, fill=watch.fill)
+    machine = watch.machine(
+        translation, bound.data, list(bound.buffers.values()), bound.maps, grid, shared, watch.options
+    )
+    machine.listener = watch.listener
     for fault in bound.faults:
-        m.find(fault, 0, "at launch")
+        machine.find(fault, 0, "at launch")
     for text in marks(ptx):
-        m.find("the mark of a known miscompilation (see lc_triton/launch/ptx_scan.py)", 0, text)
-    if machine is not None:
-        machine(m)
-    return m.run(ctas)
+        machine.find("the mark of a known miscompilation (see lc_triton/launch/ptx_scan.py)", 0, text)
+    return machine.run(programs)
 
 
-def run(compiled: Any, grid: tuple[int, ...], args: Any, **options: Any) -> Result:
-    """Execute what Triton compiled (a `CompiledKernel`), with all arguments of the kernel in order."""
-    source = compiled.src
-    parameters = list(flatten(source.fn.arg_names, source.signature.values(), args))
-    grid = (*grid, 1, 1)[:3]
-    meta = getattr(compiled.metadata, "tensordesc_meta", None)
-    return launch(compiled.asm["ptx"], compiled.metadata.shared, grid, parameters, meta, **options)
+def sample(most: int, seed: int) -> Callable[[int, int], Sequence[int] | None]:
+    """A choice of some programs: the first, the last, and others, each with all parts of a split loop."""
 
+    def choose(grid: int, split: int) -> Sequence[int] | None:
+        if not 0 < most < grid:
+            return None
+        tiles, rng = grid // split, np.random.default_rng(seed)  # the part is the slowest digit of a program's number
+        others = rng.choice(tiles, min(tiles, max(1, most // split - 2)), replace=False).tolist()
+        return sorted(tile + part * tiles for tile in {0, tiles - 1, *others} for part in range(split))
 
-def sample(grid: int, most: int, seed: int, split: int) -> list[int] | None:
-    """Some of a grid's blocks: the first, the last, and others; with all parts of a split loop, the slowest of its digits."""
-    if grid <= most:
-        return None
-    one, rng = grid // split, np.random.default_rng(seed)
-    few = {0, one - 1, *rng.choice(one, min(one, max(1, most // split - 2)), replace=False).tolist()}
-    return sorted(p + s * one for p in few for s in range(split))
+    return choose
 
 
 class EmulatedGPU:
-    """What Triton asks of a driver."""
+    """What Triton asks of a driver; `results` are those of the launches, by kernel, in order.
 
-    def __init__(self, arch: int, options: dict[str, Any]) -> None:
-        self.arch, self.options = arch, options
+    Args:
+        arch: the compute capability.
+        watch: how launches are executed.
+    """
+
+    def __init__(self, arch: int, watch: Watch) -> None:
+        self.arch, self.watch = arch, watch
         self.utils = self
         self.results: list[tuple[str, Result]] = []
-        self.seen: Callable[..., Any] | None = None
-        self.compiled = 0
 
-    def get_current_device(self) -> int:
-        return 1000 + self.arch  # Triton remembers a device's target and kernels by its number
+    def get_current_device(self) -> str:
+        """A name that no GPU has: Triton keeps kernels by it."""
+        return f"emulated {self.arch}"
 
-    def get_current_stream(self, device: int) -> int:
+    def get_current_stream(self, device: str) -> int:
+        """The default stream."""
         return 0
 
-    def get_current_target(self) -> Any:
-        from triton.backends.compiler import GPUTarget
-
+    def get_current_target(self) -> GPUTarget:
+        """What to compile for."""
         return GPUTarget("cuda", self.arch, 32)
 
-    def get_device_properties(self, device: int) -> dict[str, int]:
+    def get_device_properties(self, device: str) -> dict[str, int]:
+        """Only what Triton checks before a launch."""
         return {"max_shared_mem": 232_448 if self.arch >= 90 else 166_912}
 
-    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[Any, ...]:
-        self.compiled += 1
+    def load_binary(self, name: str, binary: bytes, shared: int, device: str) -> tuple[bytes, bytes, int, int, int]:
+        """Module, function, registers, spills and most threads; the PTX is module and function."""
         return binary, binary, 0, 0, 1024
 
-    def launcher_cls(self, source: Any, metadata: Any) -> Any:
+    def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
+        """What launches one kernel, on the GPU that is active by then: Triton keeps it."""
+        name, arg_names = source.fn.__name__, source.fn.arg_names
+        descriptors = getattr(metadata, "tensordesc_meta", None) or ()
+
         def start(x: int, y: int, z: int, stream: int, function: bytes, *rest: Any) -> None:
-            args = rest[4:]
-            parameters = list(flatten(source.fn.arg_names, source.signature.values(), args))
-            gpu = CURRENT[-1]  # kernels outlive the block in which they were compiled
-            name, meta = source.fn.__name__, getattr(metadata, "tensordesc_meta", None)
-            if gpu.seen is not None:
-                gpu.seen(name, function.decode(), metadata, parameters)
-            options = dict(gpu.options)
-            most, seed = options.pop("sample", (0, 0))
-            tile = next((a for n, a in zip(source.fn.arg_names, args, strict=True) if n == "TILE"), None)
-            ctas = sample(x, most, seed, tile.split) if most and tile is not None else None
-            result = launch(function.decode(), metadata.shared, (x, y, z), parameters, meta, ctas=ctas, **options)
+            gpu, args = _active[-1], rest[4:]
+            if not gpu.watch.runs(name):
+                return
+            tile = dict(zip(arg_names, args, strict=True)).get("TILE")
+            programs = None if tile is None else gpu.watch.choose(x, tile.split)
+            parameters = list(flatten(arg_names, list(source.signature.values()), args))
+            grid, ptx = (x, y, z), function.decode()
+            result = execute(ptx, metadata.shared, grid, parameters, descriptors, gpu.watch, programs)
             gpu.results.append((name, result))
 
         return start
 
 
 @contextmanager
-def emulated_gpu(arch: int, **options: Any) -> Iterator[EmulatedGPU]:
-    """Within this block, Triton launches on the emulator; tensors lie in host memory."""
-    from triton.backends.nvidia.compiler import CUDABackend
-    from triton.runtime.driver import driver
-
-    before, gpu = driver._active, EmulatedGPU(arch, options)
+def ptx_as_cubin() -> Iterator[None]:
+    """Within this block Triton stops at the PTX: its cache must be one of its own."""
     make_cubin = CUDABackend.make_cubin
-    CUDABackend.make_cubin = lambda self, src, metadata, opt, capability: src.encode()  # the PTX is what runs
-    driver.set_active(gpu)
-    CURRENT.append(gpu)
+    CUDABackend.make_cubin = lambda self, src, metadata, opt, capability: src.encode()
     try:
-        yield gpu
+        yield
     finally:
-        CURRENT.pop()
-        driver._active = before
         CUDABackend.make_cubin = make_cubin
+
+
+@contextmanager
+def emulated_gpu(arch: int, watch: Watch | None = None) -> Iterator[EmulatedGPU]:
+    """Within this block, Triton launches on the emulator; tensors lie in host memory.
+
+    Args:
+        arch: the compute capability, 80 or 90.
+        watch: how launches are executed.
+    """
+    before, gpu = driver._active, EmulatedGPU(arch, watch or Watch())
+    driver.set_active(gpu)
+    _active.append(gpu)
+    try:
+        with ptx_as_cubin():
+            yield gpu
+    finally:
+        _active.pop()
+        driver._active = before

@@ -1,0 +1,122 @@
+"""What the kernels should compute: the definition in float64, and how far a kernel's sums may be from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lc_triton.core.activations import LINEAR, Activation
+from lc_triton.core.geometry import Geometry
+from lc_triton.ops import reference
+
+# Half the distance from 1 to the next larger number, and half the distance from 0 to the least.
+UNIT = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
+TINY = {torch.bfloat16: 1e-40, torch.float16: 2.0**-25, torch.float32: 1e-45, torch.float64: 0.0}
+TF32_UNIT = 2.0**-10  # truncated, not rounded
+LARGEST_FLOAT16 = 65504
+# How steep an activation is at most, where it is steeper than 1.2.
+SLOPE = {"selu": 1.8, "exponential": 20.0}
+# What exp, erf and division may cost, beside the sums, in units of the accumulator.
+ACTIVATION_UNITS = 50
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The exact numbers of a result, and how far each may be from them before it is rounded to the result's type."""
+
+    exact: Tensor
+    error: Tensor
+
+    def mismatch(self, name: str, got: Tensor, sampled: bool = False) -> tuple[str, int]:
+        """What is wrong with a result, "" if nothing is; and how many numbers were compared.
+
+        With `sampled`, programs were left out, and what they would have written is NaN.
+        """
+        unit, value = UNIT[got.dtype], got.double()
+        known = ~value.isnan() if sampled else torch.ones_like(value, dtype=torch.bool)
+        allowed = self.error + unit * (self.exact.abs() + self.error) * 1.001 + TINY[got.dtype]
+        wrong = known & ~((value - self.exact).abs() <= allowed)
+        if got.dtype == torch.float16:
+            wrong &= ~((self.exact.abs() + allowed >= LARGEST_FLOAT16) & value.isinf())
+        count = int(known.sum())
+        if not wrong.any():
+            return "", count
+        at = tuple(wrong.nonzero()[0].tolist())
+        nans = int((value.isnan() & known).sum())
+        first = f"{value[at].item():.7g}, exact {self.exact[at].item():.7g} +- {allowed[at].item():.2g}"
+        return f"{name}: {int(wrong.sum())} of {count} wrong ({nans} NaN), at {at} {first}", count
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A layer's three passes in float64.
+
+    Args:
+        geo: the layer.
+        dtype: of x, in which products are made.
+        weight_dtype: of the weight, which is rounded to x's type.
+        precision: of float32 products.
+        activation: of the forward.
+    """
+
+    geo: Geometry
+    dtype: torch.dtype
+    weight_dtype: torch.dtype
+    precision: str = "ieee"
+    activation: Activation = LINEAR
+
+    @property
+    def unit(self) -> float:
+        """Of the accumulator."""
+        return UNIT[torch.float64 if self.dtype == torch.float64 else torch.float32]
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> dict[str, Wanted]:
+        """The output y and the pre-activation z."""
+        x, weight, bias = x.double(), weight.double(), None if bias is None else bias.double()
+        z = reference.forward(x, weight, bias, self.geo)
+        size = reference.forward(x.abs(), weight.abs(), None if bias is None else bias.abs(), self.geo)
+        error = self._of_sum(size, self.geo.window, rounds_weight=True)
+        return {"y": self._activated(z, error, self.activation), "z": Wanted(z, error)}
+
+    def input_grad(self, g: Tensor, weight: Tensor, bias: Tensor | None = None) -> dict[str, Wanted]:
+        """The gradient dx; with a bias, the output of the transposed layer."""
+        g, weight, bias = g.double(), weight.double(), None if bias is None else bias.double()
+        dx = reference.transpose(g, weight, bias, self.geo)
+        size = reference.transpose(g.abs(), weight.abs(), None if bias is None else bias.abs(), self.geo)
+        error = self._of_sum(size, self.geo.taps * self.geo.out_channels // self.geo.groups, rounds_weight=True)
+        return {"dx": self._activated(dx, error, LINEAR if bias is None else self.activation)}
+
+    def activation_grad(self, g: Tensor, saved: Tensor) -> dict[str, Wanted]:
+        """The gradient dz of z, from that of y and what the forward saved."""
+        dz = g.double() * self.activation.derivative(saved.double())
+        return {"dz": Wanted(dz, self.unit * ACTIVATION_UNITS * (dz.abs() + g.double().abs()))}
+
+    def weight_grad(self, x: Tensor, dz: Tensor, rounded_apart: bool = False) -> dict[str, Wanted]:
+        """The gradients dw and db from dz, which with `rounded_apart` may be rounded otherwise than the kernel's."""
+        x, dz = x.double(), dz.double()
+        leaf = x.new_zeros(self.geo.weight_shape).requires_grad_()
+        (dw,) = torch.autograd.grad(reference.forward(x, leaf, None, self.geo), leaf, dz)
+        (size,) = torch.autograd.grad(reference.forward(x.abs(), leaf, None, self.geo), leaf, dz.abs())
+        extra = 2 * UNIT[self.dtype] if rounded_apart else 0.0
+        batch, bias_size = x.shape[0], dz.abs().sum(0)
+        return {
+            "dw": Wanted(dw, self._of_sum(size, batch) + extra * size),
+            "db": Wanted(dz.sum(0), bias_size * (4 * batch**0.5 * self.unit + extra)),
+        }
+
+    def _of_sum(self, size: Tensor, terms: int, rounds_weight: bool = False) -> Tensor:
+        """The error of a sum of so many products whose magnitudes sum up to `size`."""
+        relative: float = 4 * terms**0.5 * self.unit
+        if self.precision == "tf32" and self.dtype == torch.float32:
+            relative += 2 * TF32_UNIT
+        if rounds_weight and self.weight_dtype != self.dtype:
+            relative += UNIT[self.dtype]
+        return size * relative + 1e-30
+
+    def _activated(self, z: Tensor, error: Tensor, activation: Activation) -> Wanted:
+        if activation == LINEAR:
+            return Wanted(z, error)
+        value = activation(z)
+        return Wanted(value, error * SLOPE.get(activation.name, 1.2) + self.unit * ACTIVATION_UNITS * (value.abs() + 1))

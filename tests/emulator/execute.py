@@ -1,0 +1,148 @@
+"""Runs a job's kernels on the emulator, and compares what they write with the definition."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from triton.runtime.errors import OutOfResources
+
+from lc_triton import launch
+from lc_triton.core.activations import LINEAR, Activation, parse_activation
+from lc_triton.core.problem import Problem
+from tests.cases import tensors
+from tests.emulator.definition import Definition, Wanted
+from tests.emulator.driver import Watch, emulated_gpu, sample
+from tests.emulator.jobs import TYPES, VIEWS, Job
+from tests.emulator.machine import Finding, Result
+
+
+@dataclass
+class Report:
+    """What came of a job: by kernel, what is wrong with its numbers and what it did wrong to memory.
+
+    A finding whose kind begins with "note:" is undefined by the instruction set and right here.
+    """
+
+    wrong: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    refused: list[str] = field(default_factory=list)  # passes whose tile does not fit the device
+    results: list[tuple[str, Result]] = field(default_factory=list)
+    compared: int = 0
+    seconds: float = 0.0
+
+    @property
+    def findings(self) -> dict[str, list[Finding]]:
+        """By kernel, without notes."""
+        return self._by_kernel(notes=False)
+
+    @property
+    def notes(self) -> dict[str, list[Finding]]:
+        """By kernel, the notes alone."""
+        return self._by_kernel(notes=True)
+
+    @property
+    def faults(self) -> list[str]:
+        """All that is wrong, a line for each; none if the job is sound."""
+        lines = [f"{kernel}: {text}" for kernel, texts in self.wrong.items() for text in texts]
+        return lines + [f"{kernel}: {f}" for kernel, found in self.findings.items() for f in found]
+
+    def _by_kernel(self, notes: bool) -> dict[str, list[Finding]]:
+        found: dict[str, list[Finding]] = defaultdict(list)
+        for kernel, result in self.results:
+            found[kernel] += [f for f in result.findings if f.kind.startswith("note:") == notes]
+        return {kernel: findings for kernel, findings in found.items() if findings}
+
+
+def execute(job: Job, change: Callable[[str], str] = lambda ptx: ptx) -> Report:
+    """Run a job, with its PTX changed if asked for."""
+    started = time.perf_counter()
+    run = _Run(job)
+    report = run.report
+    with emulated_gpu(job.arch, Watch(choose=sample(job.most, job.seed), change=change)) as gpu:
+        for config, one in zip(job.configs, (run.forward, run.input_grad, run.weight_grad), strict=True):
+            if config is None:
+                continue
+            try:
+                one()
+            except OutOfResources as error:
+                report.refused.append(f"{one.__name__}: {error}")
+        report.results = gpu.results
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+class _Run:
+    """The tensors of a job, and its passes."""
+
+    def __init__(self, job: Job) -> None:
+        types, geo = TYPES[job.types], job.case.geometry
+        self.job, self.types, self.geo = job, types, geo
+        self.tensors = tensors(job.case, types.x, weight_dtype=types.weight, seed=job.seed)
+        self.tensors.x, self.tensors.g = (VIEWS[job.view](v) for v in (self.tensors.x, self.tensors.g))
+        act = parse_activation(job.act)
+        assert isinstance(act, Activation)
+        self.act = act
+        self.problem = Problem(geo, self.act, "triton", types.precision)
+        self.definition = Definition(geo, *types, self.act)
+        self.report = Report()
+
+    def compare(self, kernel: str, wanted: dict[str, Wanted], **got: Tensor | None) -> None:
+        """Note what is wrong with a kernel's results."""
+        for name, tensor in got.items():
+            if tensor is None:
+                continue
+            wrong, count = wanted[name].mismatch(name, tensor, sampled=bool(self.job.most))
+            self.report.compared += count
+            if wrong or not count:
+                self.report.wrong[kernel].append(wrong or f"{name}: nothing to compare")
+
+    def forward(self) -> None:
+        """The forward, which also stores z where the activation's derivative needs it."""
+        t, geo = self.tensors, self.geo
+        bias = {"none": None, "position": t.bias, "channel": t.bias.reshape(-1, geo.out_channels)[0].clone()}[
+            self.job.bias
+        ]
+        y = torch.zeros((self.job.case.batch, *geo.bias_shape), dtype=self.types.x)
+        z = torch.zeros_like(y) if self.act.saves == "z" else None
+        launch.forward(t.x, t.weight, bias, y, z, self.problem, self.job.configs[0])
+        self.compare("forward_kernel", self.definition.forward(t.x, t.weight, bias), y=y, z=z)
+
+    def input_grad(self) -> None:
+        """The input gradient; with a bias, the transposed layer."""
+        t, geo = self.tensors, self.geo
+        shape = {"none": None, "channel": (geo.in_channels,), "position": (*geo.in_spatial, geo.in_channels)}[
+            self.job.transposed_bias
+        ]
+        bias = None
+        if shape is not None:
+            gen = torch.Generator().manual_seed(5)
+            bias = torch.randn(shape, generator=gen, dtype=torch.float64).to(self.types.weight)
+        dx = torch.zeros((self.job.case.batch, *geo.in_spatial, geo.in_channels), dtype=self.types.x)
+        problem = self.problem.linear() if bias is None else self.problem
+        launch.input_grad(t.g, t.weight, bias, dx, problem, self.job.configs[1])
+        self.compare("input_grad_kernel", self.definition.input_grad(t.g, t.weight, bias), dx=dx)
+
+    def weight_grad(self) -> None:
+        """The gradients of weight and bias, from that of z or, through the activation, of y."""
+        t, config, kernel = self.tensors, self.job.configs[2], "weight_grad_kernel"
+        dw = torch.zeros_like(t.weight)
+        db = None if self.job.bias == "none" else torch.zeros_like(t.bias)
+        upstream, fused = t.g, self.job.fused and self.act != LINEAR
+        if fused:
+            forward = self.definition.forward(t.x, t.weight, t.bias)
+            saved = forward["y" if self.act.saves == "y" else "z"].exact.to(self.types.x)
+            dz = torch.zeros((self.job.case.batch, *self.geo.bias_shape), dtype=self.types.x)
+            launch.weight_grad(t.x, t.g, dw, db, self.problem, config, saved, dz)
+            wanted = self.definition.activation_grad(t.g, saved)
+            self.compare(kernel, wanted, dz=dz)
+            upstream = torch.where(dz.isnan(), wanted["dz"].exact, dz.double())  # NaN: another program would store it
+        else:
+            launch.weight_grad(t.x, t.g, dw, db, self.problem.linear(), config)
+        wanted = self.definition.weight_grad(t.x, upstream, rounded_apart=fused and bool(self.job.most))
+        self.compare(kernel, wanted, dw=dw)
+        if db is not None and not (self.job.most and bool(db.isnan().all())):
+            self.compare(kernel, wanted, db=db)

@@ -1,0 +1,1 @@
+"""PTX instructions as lines of Python over numpy arrays: one number a thread, or one for all threads."""
