@@ -70,7 +70,7 @@ coverage: setup
 	$(BIN)/python -m coverage report; \
 	exit $$status
 
-# Every kernel and tile, executed from its PTX: hours. A second call goes on where the first was stopped. Kernels are
+# Every kernel and tile, executed from its PTX: about two hours of a core. A second call goes on where the first was stopped. Kernels are
 # compiled to PTX only, which must not go to, or come from, the cache of real GPUs.
 EMULATED ?= .emulated.jsonl
 emulate: setup
