@@ -1,9 +1,12 @@
 import pytest
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _cache_of_its_own(tmp_path_factory):
+@pytest.fixture(scope="session")
+def ptx_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("ptx")
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_its_own(monkeypatch, ptx_cache):
     """Kernels are compiled to PTX only here, which Triton's cache must not give to a GPU, or take from one."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
-        yield
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(ptx_cache))

@@ -21,12 +21,18 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """Of a process whose libcuda is the stand-in."""
+def stand_in(tmp_path_factory):
+    """The folder of the library."""
     folder = tmp_path_factory.mktemp("stand_in")
     build(folder)
-    path = f"{folder}:{os.environ.get('LD_LIBRARY_PATH', '')}"
-    return os.environ | {"TRITON_LIBCUDA_PATH": str(folder), "LD_LIBRARY_PATH": path, "PYTHONPATH": str(ROOT)}
+    return folder
+
+
+@pytest.fixture
+def environment(stand_in):
+    """Of a process whose libcuda is the stand-in."""
+    path = f"{stand_in}:{os.environ.get('LD_LIBRARY_PATH', '')}"
+    return os.environ | {"TRITON_LIBCUDA_PATH": str(stand_in), "LD_LIBRARY_PATH": path, "PYTHONPATH": str(ROOT)}
 
 
 def launched(environment, *args):
