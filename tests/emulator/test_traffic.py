@@ -19,8 +19,9 @@ MOST_OFF = 0.05
 MOST_WEIGHTS = 1.05
 MOST_PASSES = 1.1
 # Rows whose loads are not within 5% of the model's: counted over modelled. L1 still holds what the model counts twice
-# (one sample, depthwise: sites of neighbouring positions, and the second reading of g), no tile of so small a layer is
-# without padding (s_local, d_local_l7, all_tnn_l1), or runs of g begin inside a sector (genome_1d, 8 filters).
+# (one sample, depthwise: sites of neighbouring positions, and the second reading of g). With a stride, tiles of the
+# input gradient have unlike numbers of windows (s_local, all_tnn_l1). No tile of d_local_l7's 4 x 4 positions is
+# without padding. Runs of g with genome_1d's 8 filters begin inside a sector.
 OFF = {
     ("deepface_l4", 1, "weight_grad"): 0.92,
     ("deepface_l5", 1, "input_grad"): 0.84,
