@@ -196,12 +196,11 @@ def main(argv: list[str] | None = None) -> int:
         if args.seconds and time.perf_counter() - started > args.seconds:
             break
     print(table(done))
-    wrong = sum(not outcome.sound for outcome in done)
-    launches = sum(len(outcome.launches) for outcome in done)
-    numbers = sum(outcome.numbers for outcome in done)
+    wrong, refused = sum(not outcome.sound for outcome in done), sum(len(outcome.refused) for outcome in done)
+    launches, numbers = (sum(len(outcome.launches) for outcome in done), sum(outcome.numbers for outcome in done))
     print(
         f"{len(done)} of {len(todo)} jobs, {launches} launches, {numbers} numbers, {wrong} jobs wrong, "
-        f"{sum(outcome.seconds for outcome in done):.0f} s of processes, {time.perf_counter() - started:.0f} s"
+        f"{refused} passes whose tile does not fit the device; {time.perf_counter() - started:.0f} s"
     )
     return 1 if wrong else 0
 
