@@ -119,7 +119,14 @@ def resident(task: Task, device: Device, config: TileConfig) -> int:
 
 
 def has_room_for_activation_grad(task: Task, device: Device, config: TileConfig) -> bool:
-    """Whether a tile of the weight gradient has registers left for the derivative of an activation."""
+    """Whether a tile of the weight gradient has registers and shared memory left for an activation's derivative.
+
+    The saved tensor takes as many stages as g, but for one; where blocks of k stream, it is read before the loop.
+    """
+    stages = 0 if config.stream > 1 else config.num_stages - 1
+    saved = stages * config.block_b * config.block_n * task.itemsize
+    if shared_bytes(task, config) + saved > device.shared_bytes:
+        return False
     return product(task, config) < (64 if _before_hopper(device) else 128) * 128
 
 

@@ -76,13 +76,13 @@ def run(job: Job) -> Outcome:
     finally:
         driver.translation_of.cache_clear()
     notes = [f"{kernel}: {note}"[:400] for kernel, found in report.notes.items() for note in found]
-    picked = job.name.startswith("model/")  # the model must pick no tile that leaves a result to the hardware
+    picked = job.name.startswith("model/")  # whose tile must fit, and leave no result to the hardware
     return Outcome(
         **named,
         seconds=report.seconds,
         numbers=report.compared,
         launches=tuple((kernel, result.programs, result.seconds) for kernel, result in report.results),
-        faults=tuple(text[:400] for text in [*report.faults, *(notes if picked else [])]),
+        faults=tuple(text[:400] for text in [*report.faults, *([*notes, *report.refused] if picked else [])]),
         notes=() if picked else tuple(notes),
         refused=tuple(report.refused),
     )
