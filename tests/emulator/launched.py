@@ -30,7 +30,7 @@ from tests.emulator.stand_in import StandInGPU
 LAYERS = [
     Case("small", (4, 3), 16, 16, 3, padding=1, batch=5),
     Case("odd", (5, 4), 3, 5, 2, stride=2, padding=1, batch=3),
-    Case("split", (3, 3), 256, 64, 3, padding=1, batch=17),
+    Case("split", (2, 1), 64, 32, 3, padding=1, batch=17),
     Case("few_samples", (4, 4), 8, 16, 3, batch=1),
     Case("depthwise", (4, 4), 8, 8, 3, groups=8, padding=1, batch=4),
     Case("1d", (9,), 8, 24, 3, dilation=2, batch=20),
