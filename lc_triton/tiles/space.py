@@ -155,10 +155,17 @@ def product(task: Task, config: TileConfig) -> int:
 
 
 def uses_all(task: Task, device: Device, config: TileConfig) -> bool:
-    """Whether every multiprocessor has a program, and every thread a whole copy of weights a step."""
+    """Whether every multiprocessor has a program, and every thread a whole copy of weights a step.
+
+    The weight gradient loads no weights: there, of each operand.
+    """
     if programs(task.pass_name, task.geo, task.batch, config) < device.multiprocessors:
         return False
-    return _copies(task, device, config.block_k, config.block_n) >= config.num_warps
+    loaded = _copies(task, device, config.block_k, config.block_n)
+    if task.pass_name == "weight_grad" and config.dot:
+        thinner = min(config.block_k, config.block_n)
+        loaded = min(loaded, config.block_b * thinner * task.itemsize // (COPY_BYTES * device.lanes))
+    return loaded >= config.num_warps
 
 
 def _copies(task: Task, device: Device, k: int, n: int) -> int:
