@@ -136,8 +136,9 @@ def shared_bytes(task: Task, config: TileConfig) -> int:
 
 
 def kept_bytes(task: Task, config: TileConfig) -> int:
-    """Bytes of the gradients that blocks of k stream past."""
-    return config.block_b * config.block_n * task.itemsize if config.stream > 1 else 0
+    """Bytes of the gradients that blocks of k stream past, and of a product on its way to memory beside them."""
+    product_bytes = config.block_k * config.block_n * task.weight_itemsize
+    return config.block_b * config.block_n * task.itemsize + product_bytes if config.stream > 1 else 0
 
 
 def stage_bytes(task: Task, config: TileConfig) -> int:
@@ -187,6 +188,8 @@ def _splits(task: Task, device: Device, config: TileConfig) -> Iterator[TileConf
 def _streams(task: Task, device: Device, config: TileConfig) -> Iterator[TileConfig]:
     """The tile of a weight gradient with blocks of k that stream, where the batch is one block."""
     if task.pass_name != "weight_grad" or not config.dot or task.batch > config.block_b:
+        return
+    if _has_tensor_memory(device):  # there ptxas spills such loops
         return
     blocks = k_blocks(task.pass_name, task.geo, config)
     for stream in _powers(2, _power(blocks)):
@@ -239,7 +242,7 @@ class _Limits(NamedTuple):
         old = _before_hopper(device)
         through_registers = thin or (task.pass_name == "input_grad" and (vector or old))
         if vector:
-            area = 64 * 32 if through_registers and old else 64 * 64
+            area = 64 * 32 if thin or (through_registers and old) else 64 * 64
         elif through_registers:
             area = 64 * 128 if old else 128 * 128
         else:
