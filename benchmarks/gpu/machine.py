@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lc_triton.search.bench import replay
 from lc_triton.search.strategy import Bench
 from lc_triton.tiles import model
 from lc_triton.tiles.config import TileConfig
@@ -109,22 +110,13 @@ class Gpu:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             _all_turns(call, turns)
-        once = self._replay(graph, 1)
+        once = replay(graph, 1)
         repeat = max(1, math.ceil(LEAST_US / once))
         times: list[float] = []
         end = time.monotonic() + seconds
         while len(times) < LEAST_ROUNDS or (time.monotonic() < end and len(times) < MOST_ROUNDS):
-            times.append(self._replay(graph, repeat) / (repeat * turns))
+            times.append(replay(graph, repeat) / (repeat * turns))
         return summary(times)
-
-    def _replay(self, graph: torch.cuda.CUDAGraph, repeat: int) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(repeat):
-            graph.replay()
-        end.record()
-        end.synchronize()
-        return max(1e3 * float(start.elapsed_time(end)), 1e-3)
 
     def eager_time(self, call: Callable[[int], object], turns: int, seconds: float) -> Numbers | None:
         for turn in range(WARM_CALLS):

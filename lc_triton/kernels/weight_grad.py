@@ -24,9 +24,8 @@ def weight_grad_kernel(
 ):
     """dw = x^T . dz for TQ x TP positions, FT filters and one block of k, or STREAM of them, a program.
 
-    The batch is summed inside.
-
-    Only the band of the (BK x BN) product is stored: each (position, tap, channel, filter) lies in exactly one program.
+    The batch is summed inside. Only the band of the (BK x BN) product is stored: each (position, tap, channel, filter)
+    lies in exactly one program.
     """
     C: tl.constexpr = SHAPE.group_channels
     F: tl.constexpr = SHAPE.filters
@@ -38,7 +37,7 @@ def weight_grad_kernel(
     BN: tl.constexpr = TILE.block_n
     KB: tl.constexpr = TILE.k_blocks
     STREAM: tl.constexpr = TILE.stream
-    CHUNKS: tl.constexpr = (KB + STREAM - 1) // STREAM
+    CHUNKS: tl.constexpr = TILE.chunks
     SPLIT: tl.constexpr = TILE.split
     DOT: tl.constexpr = TILE.dot
     OWN: tl.constexpr = TILE.own_windows  # each column gathers the window of its own position

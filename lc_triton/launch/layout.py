@@ -50,7 +50,8 @@ class Tile(NamedTuple):
     """A TileConfig as a kernel reads it, with the input footprint and the k-loop that follow from it.
 
     `block_n` counts the columns of a program's product; `k_total` the indices of the k-loop, `k_blocks` its blocks,
-    `k_part` the indices of one part of a split loop. `own_windows`: each column gathers a window of its own.
+    `k_part` the indices of one part of a split loop, `chunks` the weight gradient's programs that share a tile.
+    `own_windows`: each column gathers a window of its own.
     """
 
     rows: int
@@ -71,6 +72,7 @@ class Tile(NamedTuple):
     swap: bool
     split: int
     stream: int
+    chunks: int
     descriptor: bool
     precision: str
 
@@ -152,6 +154,7 @@ def tile_of(pass_name: Pass, geometry: Geometry, config: TileConfig, precision: 
         swap=config.swap,
         split=config.split,
         stream=config.stream,
+        chunks=-(-blocks // config.stream),
         descriptor=config.descriptor,
         precision=precision,
     )

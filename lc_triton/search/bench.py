@@ -66,11 +66,11 @@ class GpuBench:
             graphs = [self._captured(config) for config in configs]
             self._warm()
             # The first replay shows how many replays make an interval that is long enough to measure.
-            repeats = [math.ceil(LEAST_US / self._replay(graph, 1)) for graph in graphs]
+            repeats = [math.ceil(LEAST_US / replay(graph, 1)) for graph in graphs]
             times: list[list[float]] = [[] for _ in configs]
             for _ in range(rounds):
                 for graph, repeat, taken in zip(graphs, repeats, times, strict=True):
-                    taken.append(self._replay(graph, repeat) / (repeat * len(self._sets)))
+                    taken.append(replay(graph, repeat) / (repeat * len(self._sets)))
         return times
 
     def _captured(self, config: TileConfig) -> torch.cuda.CUDAGraph:
@@ -84,16 +84,6 @@ class GpuBench:
         finally:
             graph.capture_end()
         return graph
-
-    def _replay(self, graph: torch.cuda.CUDAGraph, repeat: int) -> float:
-        """Microseconds of `repeat` replays."""
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(repeat):
-            graph.replay()
-        end.record()
-        end.synchronize()
-        return max(1e3 * float(start.elapsed_time(end)), 1e-3)
 
     def _warm(self) -> None:
         """Multiply until the GPU's clocks have risen: they fall while tiles compile."""
@@ -111,3 +101,14 @@ def _sets(task: Task, gpu: int) -> int:
     cache = torch.cuda.get_device_properties(gpu).L2_cache_size
     free, _ = torch.cuda.mem_get_info(gpu)
     return max(1, min(math.ceil(2 * cache / one), free // 2 // one, MAX_SETS))
+
+
+def replay(graph: torch.cuda.CUDAGraph, repeat: int) -> float:
+    """Microseconds of `repeat` replays of a graph."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(repeat):
+        graph.replay()
+    end.record()
+    end.synchronize()
+    return max(1e3 * float(start.elapsed_time(end)), 1e-3)

@@ -180,7 +180,7 @@ def predict(task: Task, device: Device, config: TileConfig) -> float:
     slowest = max(parts)
     return (
         slowest
-        + (sum(parts) - slowest) * _exposed(task, device, config, steps)
+        + (sum(parts) - slowest) * _exposed(task, device, config, count, steps)
         + math.ceil(count / slots) * (steps * STEP_SECONDS / 2 + PROGRAM_SECONDS / 8)
         + _second_pass(task, device, config)
     )
@@ -208,7 +208,7 @@ def _issue_seconds(task: Task, device: Device, config: TileConfig, count: int, s
     return math.ceil(count / device.multiprocessors) * config.num_warps / SCHEDULERS * instructions / device.clock
 
 
-def _exposed(task: Task, device: Device, config: TileConfig, steps: int) -> float:
+def _exposed(task: Task, device: Device, config: TileConfig, count: int, steps: int) -> float:
     """The share of the faster terms that the slowest one does not hide.
 
     What a multiprocessor loads, multiplies and stores at a time is of other steps of a loop, or of other programs:
@@ -216,8 +216,7 @@ def _exposed(task: Task, device: Device, config: TileConfig, steps: int) -> floa
     """
     if task.pass_name != "weight_grad":
         return 0.0
-    waves = -(-programs(task.pass_name, task.geo, task.batch, config) // device.multiprocessors)
-    running = min(resident(task, device, config), waves)
+    running = min(resident(task, device, config), -(-count // device.multiprocessors))
     others = running * (config.num_stages - 2) if steps > 1 else running - 1
     return max(0.0, 1.0 - others / FULL_OVERLAP)
 

@@ -326,7 +326,7 @@ def _reduce_candidates(task: Task, device: Device) -> Iterator[TileConfig]:
             for block_f in _powers(min(32, _power(total)), min(128, _power(total))):
                 n = rows * cols * block_f
                 if task.pass_name == "weight_grad" and geo.groups > 1:
-                    yield from _window_candidates(task, rows, cols, block_f, most)
+                    yield from _window_candidates(task, device, rows, cols, block_f, most)
                     continue
                 for k in _powers(1, 256):
                     # As many warps as have a whole copy of weights a thread.
@@ -336,13 +336,15 @@ def _reduce_candidates(task: Task, device: Device) -> Iterator[TileConfig]:
                             yield TileConfig(rows, cols, block_f, samples, k, dot=False, num_warps=warps, num_stages=2)
 
 
-def _window_candidates(task: Task, rows: int, cols: int, block_f: int, most: int) -> Iterator[TileConfig]:
+def _window_candidates(
+    task: Task, device: Device, rows: int, cols: int, block_f: int, most: int
+) -> Iterator[TileConfig]:
     """Tiles of a weight gradient without `tl.dot` and with groups: each index of a window has a sum of its own."""
     n, window = rows * cols * block_f, _power(task.geo.window)
     for samples in _powers(min(4, most), most):
-        warps = max(1, min(4, samples * n // (NUMBERS_OF_A_THREAD * 32)))
+        warps = max(1, min(4, samples * n // (NUMBERS_OF_A_THREAD * device.lanes)))
         for k in _powers(min(4, window), min(MAX_UNROLLED, window)):
-            if samples * n * min(k, task.geo.window) <= SUMS_OF_A_THREAD * 32 * warps:
+            if samples * n * min(k, task.geo.window) <= SUMS_OF_A_THREAD * device.lanes * warps:
                 yield TileConfig(rows, cols, block_f, samples, k, dot=False, num_warps=warps, num_stages=2)
 
 

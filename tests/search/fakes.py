@@ -2,6 +2,7 @@
 
 from lc_triton.core.geometry import Geometry
 from lc_triton.search.strategy import Disagreement
+from lc_triton.tiles import store
 from lc_triton.tiles.device import by_name
 from lc_triton.tiles.task import Task
 
@@ -11,6 +12,11 @@ LAYER = Geometry.make((20, 20), 16, 16, 3)
 
 def task(pass_name="forward", batch=32, layer=LAYER):
     return Task(pass_name, layer, batch, "bfloat16", "bfloat16")
+
+
+def file_of(folder):
+    """The file of a pass in a folder of tiles."""
+    return lambda pass_name: store.file_of(folder, H200.arch_name, H200.folder, pass_name)
 
 
 class Clock:

@@ -26,24 +26,11 @@ from lc_triton.tiles.config import PASSES, TileConfig
 from lc_triton.tiles.device import by_name
 from lc_triton.tiles.space import variants
 from lc_triton.tiles.task import Task
-from tests.search.fakes import H200, LAYER, task
+from tests.search.fakes import H200, LAYER, file_of, task
 from tests.tiles.test_store import MEASURED
 
 TASKS = {pass_name: task(pass_name) for pass_name in PASSES}
 SHAPE = ["--shapes", "20x20x16,k3,f16", "--batches", "32"]
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """Where results go; the user's folder is another, and empty."""
-    monkeypatch.setattr(paths, "user_configs", lambda: tmp_path / "user")
-    store.read_or_warn.cache_clear()
-    yield tmp_path / "out"
-    store.read_or_warn.cache_clear()
-
-
-def file_of(folder):
-    return lambda pass_name: store.file_of(folder, H200.arch_name, H200.folder, pass_name)
 
 
 def threads(jobs, progress):

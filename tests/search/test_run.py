@@ -9,9 +9,9 @@ from lc_triton.core.geometry import Geometry
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, ConfigFileError, LostGPUError
 from lc_triton.search import crashes
 from lc_triton.search.run import Report, check_seconds, tune, worth
-from lc_triton.tiles import model, paths, store
+from lc_triton.tiles import model, store
 from lc_triton.tiles.config import PASSES
-from tests.search.fakes import H200, LAYER, Clock, FakeBench, task
+from tests.search.fakes import H200, LAYER, Clock, FakeBench, file_of, task
 
 TASKS = {pass_name: task(pass_name) for pass_name in PASSES}
 WIDER = Geometry.make((20, 20), 16, 32, 3)
@@ -20,19 +20,6 @@ WIDER = Geometry.make((20, 20), 16, 32, 3)
 def by_worth(tasks):
     """The labels in the order in which they are searched."""
     return sorted(tasks, key=lambda label: -worth(tasks[label], H200))
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """Where results go; the user's folder is another, and empty."""
-    monkeypatch.setattr(paths, "user_configs", lambda: tmp_path / "user")
-    store.read_or_warn.cache_clear()
-    yield tmp_path / "out"
-    store.read_or_warn.cache_clear()
-
-
-def file_of(folder):
-    return lambda pass_name: store.file_of(folder, H200.arch_name, H200.folder, pass_name)
 
 
 def run(folder, tasks=TASKS, seconds=1e9, us=lambda _: 10.0, clock=None, **kwargs):
