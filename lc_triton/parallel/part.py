@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -53,7 +54,7 @@ class Part:
         x = _zeros_like(x, (len(x), *spatial, channels))
         weight = _zeros_like(weight, self.plan.weight_shape)
         if bias is not None and not bias.numel():
-            bias = _zeros_like(bias, self.plan.bias_shapes[bias.ndim == 1])
+            bias = _zeros_like(bias, self.plan.bias_shapes[int(bias.ndim == 1)])
         spatial, filters = self.whole.output_sizes
         shape = [len(x), *spatial, filters]
         shape[self.output.dim] = 0
@@ -61,8 +62,13 @@ class Part:
 
 
 def _zeros_like(empty: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Zeros of a shape, as a linear function of an empty tensor."""
-    return empty.new_zeros(shape) + empty.sum()
+    """Zeros of a shape, as a linear function of an empty tensor.
+
+    The gradient of the empty tensor is contiguous. With any other strides autograd would copy a DTensor's gradient,
+    which in torch 2.11 sends from this rank alone.
+    """
+    zeros = empty.new_zeros((math.prod(shape), 1))
+    return torch.cat([empty.reshape(0, 1), zeros]).reshape(shape)
 
 
 def of_positions(plan: Plan, rank: int, group: dist.ProcessGroup) -> Part:

@@ -26,6 +26,7 @@ from lc_triton.ops.checks import check_devices, check_input, check_tensor, split
 from lc_triton.ops.plan import Plan, from_internal, input_format_of, to_internal
 from lc_triton.parallel.compare import compare_calls
 from lc_triton.parallel.exchange import Axis, move
+from lc_triton.parallel.local import Whole, from_local, redistributed, to_local
 from lc_triton.parallel.part import Part, of_filters, of_positions
 from lc_triton.parallel.reset import reset_parameters
 
@@ -248,7 +249,7 @@ class _Shared:
             compare_calls(self.mesh.get_group(), x, lambda: self._check_call(layer, x, *whole, plan, part.input))
         else:
             self._check_call(layer, x, *whole, plan, part.input)
-        weight, bias = (None if p is None else cast(DTensor, p).to_local() for p in whole)
+        weight, bias = (None if p is None else to_local(cast(DTensor, p)) for p in whole)
         assert weight is not None
         x = self._local_input(x, plan, part.input)
         batched = x.ndim == plan.geometry.ndim + 2
@@ -295,7 +296,7 @@ class _Shared:
         """This rank's part of the input."""
         if isinstance(x, DTensor):
             layout = Shard(x.ndim + self.style._axis(plan)) if self.input_split else Replicate()
-            x = x.redistribute(placements=[layout]).to_local()
+            x = to_local(redistributed(x, (layout,)))
             if self.input_split:
                 self._check_part(x, plan, axis)
         return x
@@ -337,7 +338,7 @@ class _Shared:
             dim = y.ndim + self.style._axis(plan)
             layout = Shard(dim)
             shape[dim] = plan.geometry.out_spatial[0] if self.style.along == "the rows" else plan.geometry.out_channels
-        return cast(Tensor, DTensor.from_local(y, self.mesh, [layout], run_check=False, **_whole_like(y, shape)))
+        return from_local(y, Whole(self.mesh, (layout,), torch.Size(shape), _strides_like(y, shape)))
 
 
 _HOW_TO_LOAD = (
@@ -378,11 +379,11 @@ def _unpickled(rank: int, ranks: int, style: _LayerParallel, mesh: DeviceMesh, p
     return _shared(style, mesh, plan)
 
 
-def _whole_like(y: Tensor, shape: list[int]) -> dict[str, Any]:
-    """The shape and the strides of a whole tensor of which y is a part."""
+def _strides_like(y: Tensor, shape: list[int]) -> tuple[int, ...]:
+    """The strides of a whole tensor of which y is a part."""
     order = sorted(range(y.ndim), key=lambda dim: y.stride(dim))
     strides, step = [0] * y.ndim, 1
     for dim in order:
         strides[dim] = step
         step *= shape[dim]
-    return {"shape": tuple(shape), "stride": tuple(strides)}
+    return tuple(strides)
