@@ -15,7 +15,9 @@ PACKAGE = Path(lc_triton.__file__).parent
 # A module may import from its own row or a later one. A new module goes into the row it belongs to.
 ROWS = [
     ["__main__"],
-    ["cli"],
+    ["cli", "cli.__main__"],
+    ["cli.demo", "cli.tune", "cli.fit", "cli.precompile", "cli.inspect", "cli.configs", "cli.convert", "cli.env"],
+    ["cli.options"],
     ["demo", "demo.*"],
     ["parallel", "parallel.*"],
     ["", "layers.conversion", "ahead", "ahead.*", "keras", "keras.layers", "keras.saved", "keras.saved.*"],

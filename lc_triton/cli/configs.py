@@ -1,0 +1,55 @@
+"""`lc-triton configs`: list the tiles that would be used, and where they come from."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from lc_triton.cli.options import Commands, add_problem, select_problems
+
+
+def add(commands: Commands) -> None:
+    """Declare the command and its options."""
+    parser = commands.add_parser("configs", help="list the tiles that would be used, and where they come from")
+    add_problem(parser)
+    parser.set_defaults(call=run, after_interrupt="")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the command."""
+    from dataclasses import asdict
+
+    from lc_triton.tiles.select import select
+    from lc_triton.tiles.task import Task
+
+    problems, device = select_problems(options)
+    rows = []
+    for workload, batch, pass_name in problems:
+        choice = select(Task(pass_name, workload.geometry, batch, options.dtype, options.dtype), device)
+        rows.append(
+            {
+                "workload": workload.name,
+                "batch": batch,
+                "dtype": options.dtype,
+                "face": pass_name,
+                "device": device.full_name,
+                "config": asdict(choice.config),
+                "source": choice.source,
+                "path": None if choice.path is None else str(choice.path),
+                "median_us": None if choice.measured is None else choice.measured.median_us,
+                "simulated_us": None if choice.simulated is None else choice.simulated.simulated_us,
+                "stale": choice.stale,
+            }
+        )
+        if not options.json:
+            c = choice.config
+            tile = f"{c.rows}x{c.cols} f{c.block_f} b{c.block_b} k{c.block_k} w{c.num_warps} s{c.num_stages}"
+            tile += " swapped" if c.swap else "" if c.dot else " reduced"
+            tile += (f" split {c.split}" if c.split > 1 else "") + (" boxes" if c.descriptor else "")
+            where = f"{choice.path}{', stale: the kernel has changed since' if choice.stale else ''}"
+            print(
+                f"{workload.name:22}{batch:>6}  {pass_name:12}{tile:34}{choice.source}"
+                + (f" ({where})" if choice.path else "")
+            )
+    if options.json:
+        print(json.dumps(rows, indent=1))

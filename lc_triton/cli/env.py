@@ -1,0 +1,50 @@
+"""`lc-triton env`: print what a bug report needs."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+
+from lc_triton._version import __version__
+from lc_triton.cli.options import Commands
+
+
+def add(commands: Commands) -> None:
+    """Declare the command and its options."""
+    parser = commands.add_parser("env", help="print what a bug report needs: versions, devices, what runs where")
+    parser.set_defaults(call=run, after_interrupt="")
+
+
+def run(_: argparse.Namespace) -> None:
+    """Run the command."""
+    from importlib import metadata
+
+    import torch
+
+    from lc_triton.core import backend
+    from lc_triton.tiles import paths
+
+    def version(package: str) -> str:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return "not installed"
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    facts = {
+        "lc-triton": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": f"{torch.__version__} (CUDA {torch.version.cuda or 'none'})",
+        "triton": version("triton"),
+        "numpy": version("numpy"),
+        "GPUs": ", ".join(gpus) or "none that torch sees",
+        "CPU tensors take": backend.resolve("cpu"),
+        "CUDA tensors take": backend.resolve("cuda"),
+        "shipped tiles": str(paths.shipped_configs()),
+        "your tiles": str(
+            paths.known_user_configs() or "none: this user has no home folder, and LC_TRITON_CONFIG_DIR names none"
+        ),
+    }
+    for name, value in facts.items():
+        print(f"{name + ':':20}{value}")
