@@ -19,6 +19,7 @@ __all__ = [
     "ComputedParameterError",
     "ConfigFileError",
     "ConversionError",
+    "DeviceFileError",
     "DeviceMismatchError",
     "DtypeError",
     "GroupsError",
@@ -276,6 +277,12 @@ class ConfigFileError(LocalConvError, ValueError):
     """A file of tiles that cannot be used; it is not changed."""
 
     template = "configuration file {path} is not used: {reason}; it was left as it is"
+
+
+class DeviceFileError(LocalConvError, ValueError):
+    """A file of devices that cannot be used; it is not changed."""
+
+    template = "device file {path} cannot be used: {reason}"
 
 
 class ConversionError(LocalConvError, ValueError):

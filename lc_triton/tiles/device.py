@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
-from lc_triton.errors import UnknownNameError
+from lc_triton.errors import ArgumentTypeError, UnknownNameError
+from lc_triton.tiles.rates import derive
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Device:
         warps: resident on one multiprocessor.
         registers: of one multiprocessor, 32 bits each.
         lanes: threads of a warp.
+        note: where the rates are from, if not from the source below.
 
     Source: the vendors' data sheets, but for the H200's two rates, which were measured by copying and by a matmul of
     8192.
@@ -45,6 +48,7 @@ class Device:
     warps: int = 64
     registers: int = 65_536
     lanes: int = 32
+    note: str = ""
 
     def occupancy(self, registers: int, shared_bytes: int, num_warps: int) -> float:
         """Share of a multiprocessor's warps that programs of this size keep resident.
@@ -77,6 +81,15 @@ class Device:
         """The device's folder among the configurations, such as "nvidia_h200"."""
         return re.sub(r"[^a-z0-9]+", "_", self.full_name.lower()).strip("_")
 
+    @property
+    def rates(self) -> str:
+        """The rates in words, and where they are from."""
+        words = (
+            f"memory {self.memory_rate / 1e9:,.0f} GB/s, L2 {self.l2_rate / 1e9:,.0f} GB/s, "
+            f"16-bit products {self.tensor_rate / 1e12:,.0f} TFLOP/s, clock {self.clock / 1e9:.2f} GHz"
+        )
+        return f"{words} ({self.note})" if self.note else words
+
 
 DEVICES = {
     d.name: d
@@ -104,19 +117,56 @@ DEVICES = {
 }
 
 
-def by_name(name: str) -> Device:
-    """The device with a short name.
+# Other names, as `_squeeze` makes them: of the same model only, for others of its family have other rates.
+_ALIASES = {
+    "a100sxm": "a100",
+    "a100sxm4": "a100",
+    "a10080gb": "a100",
+    "h100sxm": "h100",
+    "h100sxm5": "h100",
+    "h10080gb": "h100",
+    "h200sxm": "h200",
+    "h200sxm5": "h200",
+    "h200141gb": "h200",
+    "b200sxm": "b200",
+    "4090": "rtx4090",
+}
+
+
+def _squeeze(name: str) -> str:
+    """A device's name without vendor, brand, case and punctuation."""
+    return re.sub(r"nvidia|geforce|tesla|amd|instinct|[^a-z0-9]+", "", name.lower())
+
+
+def by_name(name: str, own: Mapping[str, Device] | None = None) -> Device:
+    """The device with a name.
+
+    Args:
+        name: the short name, an alias such as "h100 sxm", or the driver's full name, in any case.
+        own: further devices, as `device_file.read` returns them; they come before those known here.
 
     Raises:
+        ArgumentTypeError: no string.
         UnknownNameError: with the names that are known.
 
     Example:
         >>> by_name("h200").arch
         90
+        >>> by_name("NVIDIA H100 80GB HBM3").name
+        'h100'
     """
-    if name not in DEVICES:
-        raise UnknownNameError.of("device", name, DEVICES)
-    return DEVICES[name]
+    if not isinstance(name, str):
+        raise ArgumentTypeError(name="device", value=name, allowed=f"one of {', '.join(DEVICES)}")
+    known = {**DEVICES, **(own or {})}
+    if name in known:
+        return known[name]
+    squeezed = _squeeze(name)
+    for device in reversed(known.values()):  # own ones first
+        if squeezed and squeezed in (_squeeze(device.name), _squeeze(device.full_name)):
+            return device
+    if squeezed in _ALIASES:
+        return DEVICES[_ALIASES[squeezed]]
+    raise UnknownNameError.of("device", name, known)
 
 
 _assumed: Device | None = None
@@ -134,7 +184,10 @@ def assuming(device: Device) -> Iterator[None]:
 
 
 def of_gpu(index: int) -> Device:
-    """The GPU with this index, its rates from the nearest known one; the H100 stands in where there is no GPU."""
+    """The GPU with this index; the H100 stands in where there is no GPU.
+
+    A GPU whose full name is unknown gets rates that are derived from what the driver says, see `rates.derive`.
+    """
     return _of_gpu(index) if _assumed is None else _assumed
 
 
@@ -144,30 +197,45 @@ def _of_gpu(index: int) -> Device:
 
     if not torch.cuda.is_available():
         return DEVICES["h100"]
-    found = torch.cuda.get_device_properties(index)
-    near = _nearest(found.name.lower(), found)
-    return Device(
-        name=near.name,
+    return from_properties(torch.cuda.get_device_properties(index))
+
+
+def from_properties(found: Any) -> Device:
+    """The device that a driver describes; sizes are always the driver's.
+
+    Args:
+        found: as `torch.cuda.get_device_properties` returns it.
+    """
+    gfx = str(getattr(found, "gcnArchName", "")).partition(":")[0]
+    amd = gfx.startswith("gfx")
+    known = next((d for d in DEVICES.values() if _squeeze(d.full_name) == _squeeze(found.name)), None)
+    if known is None:
+        rates = derive(found)
+        known = Device(
+            name=_squeeze(found.name),
+            full_name=found.name,
+            arch=gfx if amd else found.major * 10 + found.minor,
+            multiprocessors=found.multi_processor_count,
+            shared_bytes=_SHARED_BYTES.get(gfx, 65_536) if amd else 101_376,
+            memory_rate=rates.memory,
+            l2_rate=rates.l2,
+            tensor_rate=rates.tensor,
+            clock=rates.clock,
+            warps=32 if amd else 48,
+            registers=131_072 if amd else 65_536,
+            lanes=64 if amd else 32,
+            note=rates.note,
+        )
+    lanes = getattr(found, "warp_size", known.lanes)
+    return replace(
+        known,
         full_name=found.name,
-        arch=near.arch if torch.version.hip else found.major * 10 + found.minor,
         multiprocessors=found.multi_processor_count,
-        shared_bytes=getattr(found, "shared_memory_per_block_optin", near.shared_bytes),
-        memory_rate=near.memory_rate,
-        l2_rate=near.l2_rate,
-        tensor_rate=near.tensor_rate,
-        clock=near.clock,
-        warps=getattr(found, "max_threads_per_multi_processor", near.warps * near.lanes) // found.warp_size,
-        registers=getattr(found, "regs_per_multiprocessor", near.registers),
-        lanes=found.warp_size,
+        shared_bytes=getattr(found, "shared_memory_per_block_optin", 0) or known.shared_bytes,
+        warps=getattr(found, "max_threads_per_multi_processor", known.warps * lanes) // lanes,
+        registers=getattr(found, "regs_per_multiprocessor", known.registers),
+        lanes=lanes,
     )
 
 
-def _nearest(name: str, found: object) -> Device:
-    squeezed = name.replace(" ", "")
-    for known in DEVICES.values():
-        if known.name in squeezed:
-            return known
-    if getattr(found, "gcnArchName", "").startswith("gfx"):
-        return DEVICES["mi300x"]
-    major = getattr(found, "major", 9)
-    return DEVICES["a100" if major < 9 else "h100" if major == 9 else "b200"]
+_SHARED_BYTES = {"gfx950": 163_840}
