@@ -40,20 +40,13 @@ def known_user_configs() -> Path | None:
 
 
 def shipped_workloads() -> Path:
-    """The file of published workloads: inside an installed package, among the benchmarks in a checkout.
-
-    Raises:
-        FileNotFoundError: neither is there, so the installation is not whole.
+    """The file of published workloads.
 
     Example:
         >>> shipped_workloads().name
         'workloads.json'
     """
-    package = Path(__file__).parents[1]
-    for path in (package / "workloads.json", package.parent / "benchmarks" / "workloads.json"):
-        if path.is_file():
-            return path
-    raise FileNotFoundError(f"no workloads.json in {package} or among the benchmarks: install lc-triton again")
+    return Path(__file__).parents[1] / "workloads.json"
 
 
 def shipped_configs() -> Path:

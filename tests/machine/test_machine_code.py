@@ -13,6 +13,7 @@ from lc_triton.core.activations import FUSED_NAMES, Activation, parse_activation
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 from lc_triton.launch.build import build, build_combine, machine_code, weight_lines
+from lc_triton.tiles import paths
 from lc_triton.tiles.config import PASSES, TileConfig
 from lc_triton.tiles.device import DEVICES
 from lc_triton.tiles.model import choose
@@ -21,9 +22,7 @@ from lc_triton.tiles.task import Task
 
 pytestmark = [pytest.mark.compile, pytest.mark.slow]
 
-WORKLOADS = {
-    w["name"]: w for w in json.loads((Path(__file__).parents[2] / "benchmarks/workloads.json").read_text())["workloads"]
-}
+WORKLOADS = {w["name"]: w for w in json.loads(paths.shipped_workloads().read_text())["workloads"]}
 SMALL = Geometry.make((6, 6), 16, 16, 3, padding=1)
 DEVICE_NAMES = ["a100", "h100", "b200", "mi300x"]
 NIGHTLY = {"marks": pytest.mark.nightly}
