@@ -114,7 +114,7 @@ def _accuracy(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from benchmarks.report import report
 
-    report(options.files, options.document)
+    print("\n".join(f"Written: {path}" for path in report(options.files, options.document)))
     return 0
 
 
@@ -122,6 +122,7 @@ def _regimes(options: argparse.Namespace) -> int:
     from benchmarks import regimes
 
     regimes.write(options.document)
+    print(f"Written: {options.document}")
     return 0
 
 

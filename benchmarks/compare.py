@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -25,15 +27,20 @@ ROOT = Path(__file__).parents[1]
 def compare(states: tuple[str, str], rows: Sequence[Row], seconds: float) -> bool:
     """Time both states on every row, print B / A, and say whether B is nowhere more than 5% slower.
 
-    What looks slower is timed once more, three times as long: a machine has moods.
+    Two names of one commit are not timed. What looks slower is timed once more, three times as long: a machine has
+    moods.
 
     Args:
         states: A and B: a results file (the commit it was measured at), a git revision, or "." for the files here.
         rows: what to time.
         seconds: for a row and mode.
     """
+    commits = [None if state == "." else _commit(state) for state in states]
+    if commits[0] is not None and commits[0] == commits[1]:
+        print(f"A and B are the same commit, {commits[0][:10]}: nothing can differ, and nothing was timed")
+        return True
     with tempfile.TemporaryDirectory() as folder:
-        trees = [_tree(state, Path(folder) / name) for state, name in zip(states, "AB", strict=True)]
+        trees = [_tree(commit, Path(folder) / name) for commit, name in zip(commits, "AB", strict=True)]
         slower = False
         for row in rows:
             ratios = time_pair(trees, row, seconds)
@@ -79,18 +86,38 @@ def _entrant(tree: Path, row: Row, want: dict[str, object]) -> Entrant:
         sys.path.remove(str(tree))
 
 
-def _tree(state: str, folder: Path) -> Path:
-    """A folder that holds lc_triton as it was at a state."""
-    if state == ".":
-        return ROOT
+def _commit(state: str) -> str:
+    """The commit that a results file or a git revision names."""
     revision = state
     if Path(state).is_file():
-        revision = json.loads(Path(state).read_text())["about"]["commit"].removesuffix("+changes")
-    command = ["git", "archive", revision, "lc_triton", "autotune_configs", "benchmarks/workloads.json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+        try:
+            revision = json.loads(Path(state).read_text())["about"]["commit"].removesuffix("+changes")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ArgumentValueError(name="state", value=state, allowed="a file of results, with its commit") from None
+    done = subprocess.run(
+        ["git", "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}"], cwd=ROOT, capture_output=True, text=True
+    )
     if done.returncode:
-        allowed = "a results file, a git revision or '.'"
+        allowed = "a results file whose commit is in this repository, a git revision or '.'"
         raise ArgumentValueError(name="state", value=state, allowed=allowed)
+    return done.stdout.strip()
+
+
+def _tree(commit: str | None, folder: Path) -> Path:
+    """A folder that holds lc_triton as it was at a commit; None is for the files here."""
+    if commit is None:
+        return ROOT
+    command = ["git", "archive", commit, "lc_triton", "autotune_configs"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
         archive.extractall(folder, filter="data")
+    if not (folder / "lc_triton" / "workloads.json").exists():  # which older commits have among the benchmarks
+        shutil.copy(ROOT / "lc_triton" / "workloads.json", folder / "lc_triton")
+    path = os.pathsep.join([str(folder), str(ROOT)])
+    run = [sys.executable, "-c", "import benchmarks.worker"]
+    done = subprocess.run(run, cwd=folder, env=os.environ | {"PYTHONPATH": path}, capture_output=True, check=False)
+    if done.returncode:
+        reason = done.stderr.decode().strip().rpartition("\n")[2]
+        allowed = f"a commit whose lc_triton these benchmarks can import ({reason})"
+        raise ArgumentValueError(name="state", value=commit[:10], allowed=allowed)
     return folder

@@ -20,8 +20,8 @@ COLORS = {OURS: "#1f6fb4", "peers": "#c9c9c9", "best": "#d1662f", "roofline": "#
 SUMMED = "geometric mean"
 
 
-def report(files: Sequence[Path], document: Path) -> None:
-    """Write the tables of results between the marks of the documents, and the pictures.
+def report(files: Sequence[Path], document: Path) -> list[Path]:
+    """Write the tables of results between the marks of the documents, and the pictures; return what was written.
 
     Args:
         files: what `run`, `overhead` and `accuracy` wrote.
@@ -30,22 +30,31 @@ def report(files: Sequence[Path], document: Path) -> None:
             dev/benchmarks.md, accuracy into accuracy.md beside it.
     """
     full = document.parent / "dev" / "benchmarks.md"
+    written: list[Path] = []
+
+    def put(into: Path, name: str, parts: Sequence[str]) -> None:
+        fill(into, name, parts)
+        written.append(into)
+
     for file in files:
         content = json.loads(file.read_text(encoding="utf-8"))
         about = _about(content)
         if "accuracy" in content:
-            fill(document.with_name("accuracy.md"), file.stem, [about, accuracy.tables(content["accuracy"])])
+            put(document.with_name("accuracy.md"), file.stem, [about, accuracy.tables(content["accuracy"])])
         elif "overhead" in content:
-            fill(full, file.stem, [about, _overhead(content["overhead"])])
+            put(full, file.stem, [about, _overhead(content["overhead"])])
         elif file.stem == "growth":
-            _draw_growth(content, document.with_name("growth.png"))
-            fill(full, file.stem, [about, _growth(content), "![Training step while one size grows](../growth.png)"])
+            written.append(document.with_name("growth.png"))
+            _draw_growth(content, written[-1])
+            put(full, file.stem, [about, _growth(content), "![Training step while one size grows](../growth.png)"])
         else:
-            _draw_bars(content, document.with_name(f"{file.stem}.png"))
+            written.append(document.with_name(f"{file.stem}.png"))
+            _draw_bars(content, written[-1])
             picture = f"![Times and memory relative to the roofline](../{file.stem}.png)"
-            fill(full, file.stem, [about, _summary(content), picture, _everyone(content)])
+            put(full, file.stem, [about, _summary(content), picture, _everyone(content)])
             if f"<!-- table {file.stem} -->" in document.read_text(encoding="utf-8"):
-                fill(document, file.stem, [about, _short(content)])
+                put(document, file.stem, [about, _short(content)])
+    return list(dict.fromkeys(written))
 
 
 def fill(document: Path, name: str, parts: Sequence[str]) -> None:

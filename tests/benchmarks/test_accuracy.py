@@ -141,6 +141,7 @@ def test_the_command_and_the_report(tmp_path, monkeypatch, capsys):
     (tmp_path / "accuracy.md").write_text("before\n<!-- table accuracy -->\nold\n<!-- end -->\nafter\n")
     monkeypatch.setattr(sys, "argv", ["benchmarks", "report", str(out), "--document", str(document)])
     assert command.main() == 0
+    assert capsys.readouterr().out == f"Written: {tmp_path / 'accuracy.md'}\n"
     assert document.read_text() == "times"
     text = (tmp_path / "accuracy.md").read_text()
     assert text.startswith("before\n<!-- table accuracy -->\n\nMeasured 20")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 
@@ -72,7 +73,8 @@ def test_the_table_of_a_run(tmp_path, document, full):
             "9x9x4,k3,f4", 2, lc_triton=times(8.0, 12.0), F_unfold=times(8.0, 12.0), slow={"skipped": "takes no groups"}
         ),
     ]
-    report([write(tmp_path / "cpu.json", rows)], document)
+    written = report([write(tmp_path / "cpu.json", rows)], document)
+    assert written == [tmp_path / "cpu.png", full, document]
     text = document.read_text()
     assert text.startswith("before\n")
     assert text.endswith("<!-- end -->\nafter\n")
@@ -154,6 +156,55 @@ def test_what_a_call_costs(tmp_path, document, full, monkeypatch, capsys):
     assert all(value > 0 for value in found.values())
     report([out], document)
     assert f"| its training step | {found['step_us']:.3g} us |" in full.read_text()
+
+
+@pytest.mark.subprocess
+def test_a_file_of_results_against_itself(monkeypatch, capsys):
+    """The same commit by two names: there is nothing to time."""
+    root = Path(__file__).parents[2]
+    results = str(root / "benchmarks" / "results" / "cpu.json")
+    commit = json.loads(Path(results).read_text())["about"]["commit"].removesuffix("+changes")
+    monkeypatch.setattr(
+        compare, "_commit", lambda state: {results: commit}.get(state, commit)
+    )  # also in a shallow clone
+    monkeypatch.setattr(compare, "time_pair", lambda *args: pytest.fail("timed"))
+    for pair in ([results, results], [results, commit[:12]]):
+        monkeypatch.setattr(sys, "argv", ["benchmarks", "compare", *pair])
+        assert command.main() == 0
+        assert capsys.readouterr().out == (
+            f"A and B are the same commit, {commit[:10]}: nothing can differ, and nothing was timed\n"
+        )
+
+
+def test_a_file_that_names_no_commit(monkeypatch, capsys, tmp_path):
+    (tmp_path / "r.json").write_text("[]")
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "compare", str(tmp_path / "r.json"), "."])
+    assert command.main() == 2
+    assert "state must be a file of results, with its commit" in capsys.readouterr().err
+
+
+@pytest.mark.subprocess
+@pytest.mark.slow
+def test_a_commit_that_is_too_old_is_named(monkeypatch, capsys):
+    """One whose lc_triton has other modules."""
+    old = "b84e7104dd3aae26d29994d25464587d0e54b6a4"
+    if subprocess.run(["git", "cat-file", "-e", old], cwd=compare.ROOT, capture_output=True).returncode:
+        pytest.skip("a shallow clone, or no clone: the commit is not here")
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "compare", old, "."])
+    assert command.main() == 2
+    err = capsys.readouterr().err
+    assert "state must be a commit whose lc_triton these benchmarks can import (ModuleNotFoundError: " in err
+    assert err.count("\n") == 1
+
+
+def test_regimes_say_where_they_are(monkeypatch, capsys, tmp_path):
+    document = tmp_path / "model.md"
+    document.write_text("<!-- table regimes -->\n<!-- end -->\n")
+    monkeypatch.setattr(regimes, "table", lambda: "the table")
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "regimes", "--document", str(document)])
+    assert command.main() == 0
+    assert capsys.readouterr().out == f"Written: {document}\n"
+    assert "the table" in document.read_text()
 
 
 @pytest.mark.slow
