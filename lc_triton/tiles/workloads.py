@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from lc_triton.core.geometry import Geometry, check_int
-from lc_triton.errors import ArgumentTypeError, ArgumentValueError, LocalConvError, UnknownNameError, WorkloadError
+from lc_triton.errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    GroupsError,
+    KernelTooLargeError,
+    LocalConvError,
+    PaddingError,
+    UnknownNameError,
+    WorkloadError,
+)
 from lc_triton.tiles.config import Pass
 from lc_triton.tiles.task import Task, types_of
 
@@ -66,7 +75,7 @@ def read(path: Path) -> dict[str, Workload]:
     if not isinstance(content, dict) or not isinstance(content.get("workloads"), list):
         raise WorkloadError(path=path, line=1, reason='it must be an object with a list "workloads"')
     found: dict[str, Workload] = {}
-    for entry, offset in zip(content["workloads"], _offsets(text), strict=True):
+    for entry, (start, places) in zip(content["workloads"], _places(text), strict=True):
         field = ""
         try:
             known = {f.name: f for f in fields(_Fields)}
@@ -84,9 +93,8 @@ def read(path: Path) -> dict[str, Workload]:
                 field = "name"
                 raise ArgumentTypeError(name="name", value=workload.name, allowed="given once")
         except LocalConvError as error:
-            field = field or _RENAMED.get(error.fields.get("name", ""), error.fields.get("name", ""))
-            place = text.find(f'"{field}"', offset) if field else -1
-            line = text.count("\n", 0, max(place, offset)) + 1
+            field = field or _field_of(error)
+            line = text.count("\n", 0, places.get(field, start)) + 1
             raise WorkloadError(path=path, line=line, reason=str(error)) from error
         found[workload.name] = workload
     return found
@@ -156,7 +164,20 @@ def tasks(
     return found
 
 
+# Fields of a file, by the arguments that the checks of a geometry name.
 _RENAMED = {"kernel_size": "kernel", "out_channels": "filters", "in_channels": "input", "input_size": "input"}
+
+
+def _field_of(error: LocalConvError) -> str:
+    """The field of an entry that an error is about."""
+    if isinstance(error, KernelTooLargeError):
+        return "kernel"
+    if isinstance(error, PaddingError):
+        return "padding"
+    if isinstance(error, GroupsError):
+        return "groups"
+    name = str(error.fields.get("name", ""))
+    return _RENAMED.get(name, name)
 
 
 def _workload(entry: _Fields) -> Workload:
@@ -184,15 +205,46 @@ def _workload(entry: _Fields) -> Workload:
     return Workload(entry.name, geometry, tuple(check_int("batches", b, 1) for b in entry.batches), entry.source)
 
 
-def _offsets(text: str) -> list[int]:
-    """Where each entry of the list "workloads" begins."""
-    decoder = json.JSONDecoder()
-    offsets: list[int] = []
-    place = text.index("[", text.index('"workloads"')) + 1
-    while True:
-        while text[place] in " \t\r\n,":
-            place += 1
-        if text[place] == "]":
-            return offsets
-        offsets.append(place)
-        _, place = decoder.raw_decode(text, place)
+def _places(text: str) -> list[tuple[int, dict[str, int]]]:
+    """Where each entry of the list "workloads" begins, and where the names of its fields do.
+
+    `text` is known to be JSON. Of a name that stands twice the last counts, as for `json`.
+    """
+    entries = _fields_of(text, _skip(text, 0))["workloads"][1]
+    found = []
+    for place in _items(text, entries):
+        fields_found = _fields_of(text, place) if text[place] == "{" else {}
+        found.append((place, {name: at for name, (at, _) in fields_found.items()}))
+    return found
+
+
+def _fields_of(text: str, place: int) -> dict[str, tuple[int, int]]:
+    """The name and the value of each field of the object at a place: where they begin."""
+    found: dict[str, tuple[int, int]] = {}
+    place = _skip(text, place + 1)
+    while text[place] != "}":
+        name, end = _decode(text, place)
+        value = _skip(text, _skip(text, end) + 1)  # behind the colon
+        found[name] = (place, value)
+        place = _skip(text, _decode(text, value)[1])
+        place = _skip(text, place + 1) if text[place] == "," else place
+    return found
+
+
+def _items(text: str, place: int) -> Iterator[int]:
+    """Where each item of the list at a place begins."""
+    place = _skip(text, place + 1)
+    while text[place] != "]":
+        yield place
+        place = _skip(text, _decode(text, place)[1])
+        place = _skip(text, place + 1) if text[place] == "," else place
+
+
+def _skip(text: str, place: int) -> int:
+    """The first place, from this one on, that is no white space."""
+    while text[place] in " \t\r\n":
+        place += 1
+    return place
+
+
+_decode = json.JSONDecoder().raw_decode

@@ -61,6 +61,43 @@ def test_a_wrong_field_is_named_with_its_line(change, line, message, tmp_path):
     assert message in str(caught.value)
 
 
+TRAPS = """{
+ "comment": "these \\"workloads\\": [",
+ "nested": {"workloads": [{"name": "x"}]},
+ "workloads": [
+  {"name": "kernel", "source": "filters",
+   "input": [8, 8, 4], "filters": 8, "batches": [1],
+   "kernel": %s},
+  {"name": "later", "filters": 8, "batches": [1],
+   "input": [8, 8, 4], "kernel": 3,
+   "stride": 2,
+   "kernel": %s,
+   "padding": 0%s
+  }
+ ]
+}"""
+
+
+@pytest.mark.parametrize(
+    ("values", "line", "message"),
+    [
+        (("[0, 3]", "[3, 3]", ""), 7, "kernel_size must be an integer >= 1, got 0"),
+        (("[3, 3]", "[0, 3]", ""), 11, "kernel_size must be an integer >= 1, got 0"),  # of two, the last counts
+        (("[3, 3]", "[3, 3]", ', "groups": 3'), 12, "in_channels must be divisible by groups"),
+        (("[3, 3]", "[3, 3]", ', "filters": 0'), 12, "out_channels must be an integer >= 1, got 0"),
+        (("[3, 3]", "[9, 9]", ""), 11, "kernel_size (9, 9) with dilation"),
+        (("[3, 3]", "[3, 3]", ', "kernle": 0'), 12, "field 'kernle' is not known"),
+    ],
+)
+def test_the_line_is_that_of_the_entrys_own_field(values, line, message, tmp_path):
+    """Not that of a text, of another entry, or of a name that is a field's."""
+    path = tmp_path / "w.json"
+    path.write_text(TRAPS % values)
+    with pytest.raises(WorkloadError) as caught:
+        workloads.read(path)
+    assert f"line {line}: {message}" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
