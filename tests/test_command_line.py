@@ -1,5 +1,6 @@
 """The command line as a process: how it ends when it is interrupted, or when nobody reads what it says."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,6 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from lc_triton import cli
+from lc_triton.tiles import workloads
+from lc_triton.tiles.config import TileConfig
+from lc_triton.tiles.device import by_name
+from lc_triton.tiles.select import select
+from lc_triton.tiles.task import Task
 
 CLI = [sys.executable, "-m", "lc_triton.cli"]
 PACKAGE = [sys.executable, "-m", "lc_triton"]
@@ -60,3 +68,104 @@ def test_a_closed_pipe_is_no_error(arguments):
     finally:
         os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspct"], "command 'inspct' is not known (did you mean 'inspect'?); allowed: completion, configs"),
+        (["configs", "--wrkload", "x"], "option of configs '--wrkload' is not known (did you mean '--workload'?)"),
+        (["configs", "--all", "--devcie=h100"], "option of configs '--devcie' is not known (did you mean '--device'?)"),
+        (["convert", "--otu", "x.pt"], "option of convert '--otu' is not known (did you mean '--out'?)"),
+        (["configs", "--all", "--device", "NVIDIA H2OO"], "device 'NVIDIA H2OO' is not known"),
+        (["configs", "--all", "--device", "mi300"], "device 'mi300' is not known (did you mean 'mi300x'?)"),
+        (["completion", "fish"], "shell 'fish' is not known"),
+    ],
+)
+def test_what_does_not_exist_is_named_with_what_does(arguments, message, capsys):
+    assert cli.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"lc-triton: {message}")
+    assert err.count("\n") == 1
+    assert "--done" not in err  # an option for restarts only
+
+
+def test_words_that_are_no_options(capsys):
+    """Abbreviations, values that look like options after `--`, and single dashes are argparse's."""
+    assert cli.main(["configs", "--workload", "lrlc_l2", "--js", "--face", "forward"]) == 0
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["configs", "--", "--wrkload"])
+    assert ended.value.code == 2
+    assert "unrecognized arguments" in capsys.readouterr().err
+
+
+KERNELS = ["--shapes", "20x20x16,k3,f16", "--batches", "32", "64", "--dtypes", "bfloat16/float32", "tf32"]
+
+
+def test_the_shared_options_take_several_of_each(capsys):
+    faces = ["--faces", "forward", "weight_grad"]
+    assert cli.main(["configs", *KERNELS, *faces, "--device", "NVIDIA H100 80GB HBM3", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(r["batch"], r["dtype"], r["face"]) for r in rows] == [
+        (batch, dtype, face)
+        for batch in (32, 64)
+        for dtype in ("bfloat16/float32", "tf32")
+        for face in ("forward", "weight_grad")
+    ]
+    assert {r["device"] for r in rows} == {"NVIDIA H100 80GB HBM3"}
+    layer = workloads.parse_shape("20x20x16,k3,f16", [32]).geometry
+    task = Task("weight_grad", layer, 64, "float32", "float32", "tf32")
+    assert TileConfig(**rows[-1]["config"]) == select(task, by_name("h100")).config
+
+
+def test_tuning_by_the_names_that_inspect_takes(capsys):
+    """--all, the singular options and `--face all`."""
+    arguments = ["--workload", "lrlc_l2", "--batch", "64", "--dtype", "float16", "--face", "all"]
+    assert cli.main(["tune", "--dry-run", *arguments]) == 0
+    assert capsys.readouterr().out.startswith("3 kernels to measure")
+    assert cli.main(["tune", "--dry-run", "--all", "--batch", "64", "--face", "forward"]) == 0
+    assert capsys.readouterr().out.startswith("18 kernels to measure")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--faces", "weight_grad"], "--faces must be forward and what is wanted beside it"),
+        (["--faces", "forward", "weight_grad", "--inference"], "--faces must be forward only, beside --inference"),
+    ],
+)
+def test_precompile_has_the_same_options(arguments, message, tmp_path, capsys):
+    assert cli.main(["precompile", *KERNELS, *arguments, "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"lc-triton: {message}")
+
+
+def test_completion(capsys):
+    pytest.importorskip("shtab", reason="of the extra cli, which dev has")
+    for shell in ("bash", "zsh", "tcsh"):
+        assert cli.main(["completion", shell]) == 0
+        out = capsys.readouterr().out
+        assert "precompile" in out
+        assert "--workloads" in out
+        assert "--done" not in out
+
+
+@pytest.mark.subprocess
+def test_bash_completes(capsys):
+    """The script, run by a shell: a command, an option, a file."""
+    pytest.importorskip("shtab", reason="of the extra cli, which dev has")
+    assert cli.main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    ask = 'COMP_WORDS=(lc-triton {0}); COMP_CWORD={1}; _shtab_lc_triton; echo "${{COMPREPLY[@]}}"'
+    for words, number, found in (("insp", 1, "inspect"), ("tune --workloa", 2, "--workload --workloads")):
+        text = f"{script}\n{ask.format(words, number)}"
+        done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == found.split()
+
+
+def test_completion_without_its_extra(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert cli.main(["completion", "bash"]) == 2
+    assert capsys.readouterr().err == (
+        'lc-triton: completion needs shtab, which is not installed: pip install "lc-triton[cli]"\n'
+    )

@@ -17,6 +17,7 @@ ROWS = [
     ["__main__"],
     ["cli", "cli.__main__"],
     ["cli.demo", "cli.tune", "cli.fit", "cli.precompile", "cli.inspect", "cli.configs", "cli.convert", "cli.env"],
+    ["cli.completion"],
     ["cli.options"],
     ["demo", "demo.*"],
     ["parallel", "parallel.*"],

@@ -113,12 +113,13 @@ def test_metadata(wheel, metadata):
     assert requirements(metadata, None) == {"torch", "triton", "numpy", "filelock", "tqdm"}
     assert "triton>=3.6; sys_platform == 'linux'" in metadata.get_all("Requires-Dist")
     assert set(metadata.get_all("Provides-Extra")) == {
-        *("all", "bench", "demo", "dev", "docs", "keras", "keras3", "onnx")
+        *("all", "bench", "cli", "demo", "dev", "docs", "keras", "keras3", "onnx")
     }
     parts = [requirements(metadata, extra) for extra in ("demo", "keras", "dev")]
     assert all(parts)
     assert requirements(metadata, "all") == set.union(*parts)
     assert {"onnx", "onnxruntime", "onnxscript"} == requirements(metadata, "onnx") <= requirements(metadata, "dev")
+    assert {"shtab"} == requirements(metadata, "cli") <= requirements(metadata, "dev")
     assert {"keras"} == requirements(metadata, "keras3") <= requirements(metadata, "dev")
     assert not requirements(metadata, "all") & {"tensorflow", "tf-keras", "jax", "flax", "mkdocs", "nbconvert"}
     points = zipfile.ZipFile(wheel).read(f"lc_triton-{lc_triton.__version__}.dist-info/entry_points.txt").decode()
@@ -144,7 +145,7 @@ def test_the_citation_has_the_packages_version(metadata):
 def test_every_dependency_is_pinned_for_the_tests(metadata):
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.split("==")[0] for line in lines if "==" in line}
-    for extra in (None, "demo", "docs", "keras", "keras3", "onnx", "dev"):
+    for extra in (None, "cli", "demo", "docs", "keras", "keras3", "onnx", "dev"):
         assert requirements(metadata, extra) <= pinned
     assert {"torch==2.13.0", "triton==3.7.1"} <= set(lines)
 

@@ -95,8 +95,12 @@ def compile_model(
     autocast: torch.dtype | None,
     *,
     training: bool,
+    input_grad: bool = True,
 ) -> None:
-    """Compile a model for one set of inputs, inside `collecting`; arguments are those of `precompile`."""
+    """Compile a model for one set of inputs, inside `collecting`; arguments are those of `precompile`.
+
+    Without `input_grad`, the gradients of the inputs themselves are left out.
+    """
     waiting = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if is_lazy(tensor)]
     if waiting:
         reason = f"its {waiting[0]} has no shape yet: call the model once on an input of this size"
@@ -108,7 +112,7 @@ def compile_model(
             with torch.no_grad():
                 functional_call(model, state, _inputs(shapes, dtype, False), strict=False)
             for needed in (False, True) if training else ():
-                if needed and not dtype.is_floating_point:
+                if needed and not (input_grad and dtype.is_floating_point):
                     continue
                 inputs = _inputs(shapes, dtype, needed)
                 with torch.enable_grad():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 
-from lc_triton.cli.options import Commands, add_problem, select_problems
+from lc_triton.cli.options import Commands, add_kernels, select_device, select_kernels
 
 
 def add(commands: Commands) -> None:
     """Declare the command and its options."""
     parser = commands.add_parser("configs", help="list the tiles that would be used, and where they come from")
-    add_problem(parser)
+    add_kernels(parser, "h200", "h200")
+    parser.add_argument("--json", action="store_true", help="one JSON array on standard output, nothing else")
     parser.set_defaults(call=run, after_interrupt="")
 
 
@@ -20,17 +21,17 @@ def run(options: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from lc_triton.tiles.select import select
-    from lc_triton.tiles.task import Task
+    from lc_triton.tiles.task import Task, types_of
 
-    problems, device = select_problems(options)
+    kernels, device = select_kernels(options), select_device(options)
     rows = []
-    for workload, batch, pass_name in problems:
-        choice = select(Task(pass_name, workload.geometry, batch, options.dtype, options.dtype), device)
+    for workload, batch, dtype, pass_name in kernels:
+        choice = select(Task(pass_name, workload.geometry, batch, *types_of(dtype)), device)
         rows.append(
             {
                 "workload": workload.name,
                 "batch": batch,
-                "dtype": options.dtype,
+                "dtype": dtype,
                 "face": pass_name,
                 "device": device.full_name,
                 "config": asdict(choice.config),
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
             tile += (f" split {c.split}" if c.split > 1 else "") + (" boxes" if c.descriptor else "")
             where = f"{choice.path}{', stale: the kernel has changed since' if choice.stale else ''}"
             print(
-                f"{workload.name:22}{batch:>6}  {pass_name:12}{tile:34}{choice.source}"
+                f"{workload.name:22}{batch:>6}  {dtype:18}{pass_name:12}{tile:34}{choice.source}"
                 + (f" ({where})" if choice.path else "")
             )
     if options.json:

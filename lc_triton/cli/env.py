@@ -12,17 +12,21 @@ from lc_triton.cli.options import Commands
 def add(commands: Commands) -> None:
     """Declare the command and its options."""
     parser = commands.add_parser("env", help="print what a bug report needs: versions, devices, what runs where")
+    parser.add_argument(
+        "--devices", action="store_true", help="only the GPUs, as a file that the other commands' --devices reads"
+    )
     parser.set_defaults(call=run, after_interrupt="")
 
 
-def run(_: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     """Run the command."""
     from importlib import metadata
 
     import torch
 
     from lc_triton.core import backend
-    from lc_triton.tiles import paths
+    from lc_triton.tiles import device_file, paths
+    from lc_triton.tiles.device import of_gpu
 
     def version(package: str) -> str:
         try:
@@ -30,7 +34,10 @@ def run(_: argparse.Namespace) -> None:
         except metadata.PackageNotFoundError:
             return "not installed"
 
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    gpus = [of_gpu(i) for i in range(torch.cuda.device_count())]
+    if options.devices:
+        print(device_file.to_text({gpu.name: gpu for gpu in gpus}))
+        return
     facts = {
         "lc-triton": __version__,
         "python": platform.python_version(),
@@ -38,7 +45,7 @@ def run(_: argparse.Namespace) -> None:
         "torch": f"{torch.__version__} (CUDA {torch.version.cuda or 'none'})",
         "triton": version("triton"),
         "numpy": version("numpy"),
-        "GPUs": ", ".join(gpus) or "none that torch sees",
+        "GPUs": "; ".join(f"{gpu.full_name}: {gpu.rates}" for gpu in gpus) or "none that torch sees",
         "CPU tensors take": backend.resolve("cpu"),
         "CUDA tensors take": backend.resolve("cuda"),
         "shipped tiles": str(paths.shipped_configs()),

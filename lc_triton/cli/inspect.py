@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 
-from lc_triton.cli.options import Commands, add_problem, need_triton, select_problems
+from lc_triton.cli.options import Commands, add_kernels, need_triton, select_device, select_kernels
 
 
 def add(commands: Commands) -> None:
     """Declare the command and its options."""
     parser = commands.add_parser("inspect", help="compile the chosen kernels for a GPU that need not be here")
-    add_problem(parser)
+    add_kernels(parser, "h200", "h200")
+    parser.add_argument("--json", action="store_true", help="one JSON array on standard output, nothing else")
     parser.set_defaults(call=run, after_interrupt="")
 
 
@@ -19,13 +20,13 @@ def run(options: argparse.Namespace) -> None:
     """Run the command."""
     from tqdm import tqdm
 
-    problems, device = select_problems(options)
+    kernels, device = select_kernels(options), select_device(options)
     need_triton("inspect")
     from lc_triton.launch.inspection import inspect
 
     reports = []
-    for workload, batch, pass_name in tqdm(problems, desc="compiling", unit="kernel", disable=None):
-        report = inspect(workload, batch, options.dtype, pass_name, device)
+    for kernel in tqdm(kernels, desc="compiling", unit="kernel", disable=None):
+        report = inspect(*kernel, device)
         reports.append(report.to_json())
         if not options.json:
             tqdm.write(report.to_text() + "\n")

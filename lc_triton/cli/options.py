@@ -1,8 +1,10 @@
-"""What several commands share: options that say which layers and kernels, and what these come to."""
+"""What several commands share: options that say which layers, kernels and GPU, and what these come to."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -13,63 +15,122 @@ if TYPE_CHECKING:
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
+DEVICES = "a100, h100, h200, b200, rtx4090, mi300x, a full name such as 'NVIDIA H200', or one of --devices"
 
-def select_layers(options: argparse.Namespace) -> tuple[list[int], list[Workload]]:
-    """The batches, and the layers that --workloads, --workload or --shapes name."""
+
+def add_kernels(parser: argparse.ArgumentParser, device: str | None, default: str) -> None:
+    """The options that say which kernels, and for which GPU.
+
+    Args:
+        parser: of a command.
+        device: the default of --device.
+        default: that default in words.
+    """
+    group = parser.add_argument_group("which kernels")
+    group.add_argument("--workload", nargs="+", metavar="NAME", help="layers by name, of --workloads")
+    group.add_argument(
+        "--workloads", type=Path, nargs="+", metavar="FILE", help="files of layers (default: published networks)"
+    )
+    group.add_argument("--all", action="store_true", help="every layer of --workloads")
+    group.add_argument(
+        "--shapes", nargs="+", metavar="SHAPE", help="layers such as 63x63x16,k9,f16,s1,p0,d1,g1 instead"
+    )
+    group.add_argument(
+        "--batches", "--batch", nargs="+", type=int, metavar="B", help="samples (default: each workload's own)"
+    )
+    group.add_argument(
+        "--dtypes",
+        "--dtype",
+        nargs="+",
+        default=["bfloat16"],
+        metavar="DTYPE",
+        help="of float16, bfloat16 (default), float32, tf32, float64, or x/weight as under autocast: bfloat16/float32",
+    )
+    group.add_argument(
+        "--faces",
+        "--face",
+        nargs="+",
+        dest="passes",
+        default=["all"],
+        metavar="PASS",
+        help="of forward, input_grad, weight_grad, or all (default)",
+    )
+    group.add_argument("--device", default=device, metavar="NAME", help=f"{DEVICES} (default: {default})")
+    group.add_argument(
+        "--devices", type=Path, nargs="+", metavar="FILE", help="own devices, as env --devices prints them"
+    )
+
+
+def select_layers(options: argparse.Namespace, *, all_by_default: bool) -> list[Workload]:
+    """The layers that --workloads, --workload, --all or --shapes name, each with the batches to take.
+
+    Args:
+        options: of `add_kernels`.
+        all_by_default: whether none of them means every published layer.
+    """
     from lc_triton.core.geometry import check_int, check_name
     from lc_triton.errors import ArgumentValueError
     from lc_triton.tiles import paths, workloads
 
-    batches = [check_int("--batches", b, 1) for b in options.batches or ()]
+    batches = tuple(check_int("--batches", b, 1) for b in options.batches or ())
     if options.shapes:
-        if options.workloads or options.workload:
+        if options.workloads or options.workload or options.all:
             raise ArgumentValueError(name="--shapes", value=options.shapes, allowed="given without --workloads")
         if not batches:
             raise ArgumentValueError(name="--batches", value=None, allowed="given beside --shapes")
-        return batches, [workloads.parse_shape(text, batches) for text in options.shapes]
+        return [workloads.parse_shape(text, batches) for text in options.shapes]
+    if (options.all and options.workload) or not (all_by_default or options.all or options.workload):
+        raise ArgumentValueError(name="--workload", value=options.workload, allowed="given, or else --all")
     known: dict[str, Workload] = {}
-    files = options.workloads if isinstance(options.workloads, list) else [options.workloads]
-    for file in files:
-        known |= workloads.read(file or paths.shipped_workloads())
+    for file in options.workloads or [paths.shipped_workloads()]:
+        known |= workloads.read(file)
     for name in options.workload or ():
         check_name("workload", name, known)
-    return batches, [known[name] for name in options.workload or known]
+    chosen = [known[name] for name in options.workload or known]
+    return [replace(workload, batches=batches) for workload in chosen] if batches else chosen
 
 
-def add_problem(parser: argparse.ArgumentParser) -> None:
-    """The options that say which kernels."""
-    parser.add_argument("--workload", help="a name from --workloads")
-    parser.add_argument("--workloads", type=Path, help="a file of workloads (default: published networks)")
-    parser.add_argument("--all", action="store_true", help="every workload, at each of its batches")
-    parser.add_argument("--batch", type=int, help="samples (default: each of the workload's batches)")
-    parser.add_argument("--dtype", default="bfloat16", help="float16, bfloat16 (default), float32 or float64")
-    parser.add_argument("--device", default="h200", help="a100, h100, h200 (default), b200, rtx4090 or mi300x")
-    passes = "forward, input_grad, weight_grad or all (default)"
-    parser.add_argument("--face", dest="pass_name", default="all", help=passes)
-    parser.add_argument("--json", action="store_true", help="one JSON array on standard output, nothing else")
+def select_dtypes(options: argparse.Namespace) -> list[str]:
+    """The words of --dtypes, each of which `types_of` reads."""
+    from lc_triton.tiles.task import types_of
+
+    for dtype in options.dtypes:
+        types_of(dtype)
+    return list(options.dtypes)
 
 
-def select_problems(options: argparse.Namespace) -> tuple[list[tuple[Workload, int, Pass]], Device]:
-    """The kernels and the device that the options of `add_problem` name."""
-    from lc_triton.core.geometry import check_int, check_name
-    from lc_triton.errors import ArgumentValueError
-    from lc_triton.tiles import paths, workloads
+def select_passes(options: argparse.Namespace) -> tuple[Pass, ...]:
+    """The passes that --faces names."""
+    from lc_triton.core.geometry import check_name
     from lc_triton.tiles.config import PASSES
-    from lc_triton.tiles.device import by_name
-    from lc_triton.tiles.key import DTYPES
 
-    check_name("dtype", options.dtype, DTYPES)
-    check_name("face", options.pass_name, (*PASSES, "all"))
-    device = by_name(options.device)
-    known = workloads.read(options.workloads or paths.shipped_workloads())
-    if options.all == (options.workload is not None):
-        raise ArgumentValueError(name="--workload", value=options.workload, allowed="given, or else --all")
-    if options.workload is not None:
-        check_name("workload", options.workload, known)
-    passes = PASSES if options.pass_name == "all" else (options.pass_name,)
-    batches = None if options.batch is None else (check_int("batch", options.batch, 1),)
-    chosen = known.values() if options.all else [known[options.workload]]
-    return [(w, b, pass_name) for w in chosen for b in batches or w.batches for pass_name in passes], device
+    for name in options.passes:
+        check_name("face", name, (*PASSES, "all"))
+    return PASSES if "all" in options.passes else tuple(dict.fromkeys(options.passes))
+
+
+def select_device(options: argparse.Namespace) -> Device:
+    """The GPU that --device names."""
+    from lc_triton.tiles import device_file
+    from lc_triton.tiles.device import by_name
+
+    own: dict[str, Device] = {}
+    for file in options.devices or ():
+        own |= device_file.read(file)
+    return by_name(options.device, own)
+
+
+def select_kernels(options: argparse.Namespace) -> list[tuple[Workload, int, str, Pass]]:
+    """Layer, batch, dtype and pass of each kernel that the options of `add_kernels` name."""
+    layers = select_layers(options, all_by_default=False)
+    dtypes, passes = select_dtypes(options), select_passes(options)
+    return [
+        (workload, batch, dtype, pass_name)
+        for workload in layers
+        for batch in workload.batches
+        for dtype in dtypes
+        for pass_name in passes
+    ]
 
 
 def need_triton(command: str) -> None:
@@ -80,3 +141,26 @@ def need_triton(command: str) -> None:
 
     if importlib.util.find_spec("triton") is None:
         raise MissingPackageError(what=command, package="triton (Linux only)", extra="all")
+
+
+def check_words(arguments: Sequence[str], commands: Mapping[str, argparse.ArgumentParser]) -> None:
+    """Refuse a command or an option that does not exist, with the nearest one that does.
+
+    argparse suggests neither before Python 3.14, and reports a missing argument before an unknown option.
+    """
+    from lc_triton.errors import UnknownNameError
+
+    command, *rest = [*arguments, ""]
+    if not command or command.startswith("-"):
+        return
+    if command not in commands:
+        raise UnknownNameError.of("command", command, commands)
+    actions = commands[command]._actions
+    known = {option for action in actions for option in action.option_strings if option.startswith("--")}
+    shown = [o for a in actions if a.help != argparse.SUPPRESS for o in a.option_strings if o.startswith("--")]
+    for word in rest:
+        option = word.partition("=")[0]
+        if word == "--":
+            return
+        if word.startswith("--") and not any(name.startswith(option) for name in known):
+            raise UnknownNameError.of(f"option of {command}", option, shown)

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lc_triton.cli.options import Commands, need_triton, select_layers
+from lc_triton.cli.options import (
+    Commands,
+    add_kernels,
+    need_triton,
+    select_device,
+    select_dtypes,
+    select_layers,
+    select_passes,
+)
+
+if TYPE_CHECKING:
+    from lc_triton.tiles.config import Pass
 
 
 def add(commands: Commands) -> None:
@@ -13,18 +25,9 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "precompile", help="compile all kernels of some layers into a folder, for a GPU that need not be here"
     )
-    parser.add_argument(
-        "--workloads", type=Path, nargs="+", metavar="FILE", help="layers (default: published networks)"
-    )
-    parser.add_argument("--workload", nargs="+", metavar="NAME", help="only these of them")
-    parser.add_argument("--shapes", nargs="+", metavar="SHAPE", help="layers such as 63x63x16,k9,f16 instead")
-    parser.add_argument("--batches", nargs="+", type=int, metavar="B", help="samples (default: each workload's own)")
-    parser.add_argument(
-        "--dtypes", nargs="+", default=["bfloat16"], metavar="DTYPE", help="as of tune; bfloat16/float32 is autocast"
-    )
+    add_kernels(parser, "h100", "h100")
     parser.add_argument("--activations", nargs="+", default=["linear"], metavar="NAME", help="(default: linear)")
-    parser.add_argument("--inference", action="store_true", help="no gradients")
-    parser.add_argument("--device", default="h100", help="a100, h100 (default), h200, b200, rtx4090 or mi300x")
+    parser.add_argument("--inference", action="store_true", help="no gradients, as --faces forward")
     parser.add_argument("--out", type=Path, metavar="DIR", help="Triton's cache folder to compile into")
     parser.add_argument("--check", type=Path, metavar="DIR", help="say why Triton here would not use a folder; 1 if so")
     parser.add_argument("--relocate", type=Path, metavar="DIR", help="make a folder that was moved usable where it is")
@@ -60,18 +63,15 @@ def _compile_layers(options: argparse.Namespace) -> None:
     from lc_triton.ahead.models import compile_model
     from lc_triton.ahead.session import collecting
     from lc_triton.layers import LocalConv1d, LocalConv2d, LocalConv3d
-    from lc_triton.tiles.device import by_name
     from lc_triton.tiles.task import types_of
 
-    device = by_name(options.device)
-    batches, layers = select_layers(options)
-    for dtype in options.dtypes:
-        types_of(dtype)
+    device, passes = select_device(options), _passes(options)
+    layers = select_layers(options, all_by_default=True)
     calls = [
         (layer, batch, *types_of(dtype), activation)
         for layer in layers
-        for batch in batches or layer.batches
-        for dtype in options.dtypes
+        for batch in layer.batches
+        for dtype in select_dtypes(options)
         for activation in options.activations
     ]
     setting = torch.backends.cuda.matmul
@@ -94,8 +94,31 @@ def _compile_layers(options: argparse.Namespace) -> None:
                     device="meta",
                     dtype=getattr(torch, weight_dtype),
                 )
+                module.requires_grad_("weight_grad" in passes)
                 shape = batch, geo.in_channels, *geo.in_spatial
-                compile_model(module, [shape], getattr(torch, dtype), None, training=not options.inference)
+                compile_model(
+                    module,
+                    [shape],
+                    getattr(torch, dtype),
+                    None,
+                    training=len(passes) > 1,
+                    input_grad="input_grad" in passes,
+                )
     finally:
         setting.fp32_precision = before
     print(made.to_text())
+
+
+def _passes(options: argparse.Namespace) -> tuple[Pass, ...]:
+    """The passes to compile; a training step begins with the forward."""
+    from lc_triton.errors import ArgumentValueError
+
+    passes = select_passes(options)
+    if "forward" not in passes:
+        allowed = "forward and what is wanted beside it: the gradients are those of a forward that keeps what they need"
+        raise ArgumentValueError(name="--faces", value=list(passes), allowed=allowed)
+    if not options.inference:
+        return passes
+    if "all" not in options.passes and len(passes) > 1:
+        raise ArgumentValueError(name="--faces", value=list(passes), allowed="forward only, beside --inference")
+    return ("forward",)

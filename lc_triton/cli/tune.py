@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lc_triton._command import restart, sigterm_as_interrupt
-from lc_triton.cli.options import Commands, need_triton, select_layers
+from lc_triton.cli.options import (
+    Commands,
+    add_kernels,
+    need_triton,
+    select_device,
+    select_dtypes,
+    select_layers,
+    select_passes,
+)
 from lc_triton.errors import LostGPUError
 
 if TYPE_CHECKING:
@@ -23,22 +31,7 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "tune", help="find the best tile of each kernel on the GPU here, or by simulation, and keep it on file"
     )
-    parser.add_argument("--workloads", type=Path, metavar="FILE", help="layers to tune (default: published networks)")
-    parser.add_argument("--workload", nargs="+", metavar="NAME", help="only these of them")
-    parser.add_argument(
-        "--shapes", nargs="+", metavar="SHAPE", help="layers such as 63x63x16,k9,f16,s1,p0,d1,g1 instead"
-    )
-    parser.add_argument(
-        "--faces", nargs="+", dest="passes", metavar="PASS", help="of forward, input_grad, weight_grad (default: all)"
-    )
-    parser.add_argument(
-        "--dtypes",
-        nargs="+",
-        default=["bfloat16"],
-        metavar="DTYPE",
-        help="of float16, bfloat16 (default), float32, tf32, float64, or x/weight such as bfloat16/float32",
-    )
-    parser.add_argument("--batches", nargs="+", type=int, metavar="B", help="samples (default: each workload's own)")
+    add_kernels(parser, None, "the GPU here")
     parser.add_argument("--budget", type=float, default=1800.0, metavar="SECONDS", help="for all (default: 1800)")
     parser.add_argument(
         "--out", type=Path, metavar="PATH", help="a folder, or a .json file for one pass (default: your own tiles)"
@@ -48,7 +41,6 @@ def add(commands: Commands) -> None:
     parser.add_argument("--resume", action="store_true", help="leave alone what is on file and finished")
     parser.add_argument("--dry-run", action="store_true", help="say what would be measured and written; needs no GPU")
     parser.add_argument("--offline", action="store_true", help="compile and simulate tiles instead; needs no GPU")
-    parser.add_argument("--device", metavar="NAME", help="with --offline: h100 or h200")
     parser.add_argument("--jobs", type=int, metavar="N", help="with --offline: kernels at a time (default: all cores)")
     parser.add_argument("--done", nargs="+", default=[], help=argparse.SUPPRESS)  # by the process before this one
     parser.set_defaults(call=run, after_interrupt="")
@@ -68,20 +60,27 @@ def run(options: argparse.Namespace) -> int:
     check_seconds("--budget", options.budget)
     if options.offline:
         return _tune_offline(options)
-    for name in ("device", "jobs"):
-        if getattr(options, name) is not None:
-            raise ArgumentValueError(name=f"--{name}", value=getattr(options, name), allowed="given beside --offline")
+    if options.jobs is not None:
+        raise ArgumentValueError(name="--jobs", value=options.jobs, allowed="given beside --offline")
+    if options.device is not None and not options.dry_run:
+        allowed = "given beside --offline or --dry-run: tiles are measured on the GPU here, see --gpu"
+        raise ArgumentValueError(name="--device", value=options.device, allowed=allowed)
+    if options.device is not None and options.gpu:
+        raise ArgumentValueError(name="--gpu", value=options.gpu, allowed="given without --device")
     tasks = _tasks(options)
     gpus = torch.cuda.device_count()
     if not 0 <= options.gpu < max(1, gpus):
         raise ArgumentValueError(name="--gpu", value=options.gpu, allowed=f"below {max(1, gpus)}")
-    device = of_gpu(options.gpu)
+    device = of_gpu(options.gpu) if options.device is None else select_device(options)
     out, file_of = _out(options, tasks, device)
     if options.dry_run:
         print(plan(tasks, device, file_of, options.budget, resume=options.resume))
-        if not gpus:
+        print(f"By the model, {device.full_name} has {device.rates}")
+        if not gpus and options.device is None:
             print(f"There is no GPU here: an {device.full_name} stands in for it.")
         return 0
+    if device.note:
+        print(f"By the model, {device.full_name} has {device.rates}")
     check_gpu()
     need_triton("tune")
     options.after_interrupt = f"; what was measured is in {out}, and --resume goes on"
@@ -107,7 +106,8 @@ def run(options: argparse.Namespace) -> int:
         print(f"lc-triton: {tile}: {lost.fields['reason']}; a fresh process goes on without it")
         restart("--budget", f"{left:.3f}", *(["--done", *done] if done else []))
     print(report.to_text())
-    print(_written_to(out))
+    if report.measured:
+        print(_written_to(out))
     return 1 if report.failed else 0
 
 
@@ -116,7 +116,6 @@ def _tune_offline(options: argparse.Namespace) -> int:
     from lc_triton.errors import ArgumentValueError
     from lc_triton.search.offline import plan, tune_offline
     from lc_triton.simulator import check_simulated, constants_of
-    from lc_triton.tiles.device import by_name
 
     if options.timings is not None:
         allowed = "given without --offline: such a file holds measured times"
@@ -126,7 +125,7 @@ def _tune_offline(options: argparse.Namespace) -> int:
     if options.device is None:
         raise ArgumentValueError(name="--device", value=None, allowed="h100 or h200 beside --offline")
     jobs = None if options.jobs is None else check_int("--jobs", options.jobs, 1)
-    device = by_name(options.device)
+    device = select_device(options)
     constants_of(device, "--device")
     tasks = _tasks(options)
     for task in tasks.values():
@@ -142,7 +141,8 @@ def _tune_offline(options: argparse.Namespace) -> int:
         print(f"\nlc-triton: interrupted; what was simulated is in {out}, and --resume goes on", file=sys.stderr)
         return 130
     print(report.to_text())
-    print(_written_to(out))
+    if report.simulated:
+        print(_written_to(out))
     return 1 if report.failed else 0
 
 
@@ -168,12 +168,8 @@ def _written_to(out: Path) -> str:
 
 
 def _tasks(options: argparse.Namespace) -> dict[str, Task]:
-    """The kernels that --workloads, --shapes and the rest ask for."""
-    from lc_triton.core.geometry import check_name
+    """The kernels that the options name, each once, by labels."""
     from lc_triton.tiles import workloads
-    from lc_triton.tiles.config import PASSES
 
-    for pass_name in options.passes or ():
-        check_name("face", pass_name, PASSES)
-    batches, chosen = select_layers(options)
-    return workloads.tasks(chosen, batches, options.dtypes, options.passes or PASSES)
+    layers = select_layers(options, all_by_default=True)
+    return workloads.tasks(layers, (), select_dtypes(options), select_passes(options))

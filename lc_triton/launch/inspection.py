@@ -14,7 +14,7 @@ from lc_triton.tiles.config import Pass, TileConfig
 from lc_triton.tiles.device import Device
 from lc_triton.tiles.footprint import programs
 from lc_triton.tiles.select import Choice, select
-from lc_triton.tiles.task import Task
+from lc_triton.tiles.task import Task, types_of
 from lc_triton.tiles.workloads import Workload
 
 NEXT = 3  # further candidates that are shown
@@ -41,6 +41,7 @@ class Report:
     dtype: str
     pass_name: Pass
     arch: str
+    device: str
     choice: Choice
     code: MachineCode
     programs: int
@@ -59,6 +60,7 @@ class Report:
             "dtype": self.dtype,
             "face": self.pass_name,
             "arch": self.arch,
+            "device": self.device,
             "config": asdict(self.choice.config),
             "source": self.choice.source,
             "registers": self.code.registers,
@@ -113,7 +115,7 @@ def inspect(workload: Workload, batch: int, dtype: str, pass_name: Pass, device:
     Args:
         workload: the layer.
         batch: B.
-        dtype: of x and of the weight, torch's name; float32 is "ieee".
+        dtype: as `types_of` reads it: torch's name, "tf32", or x/weight such as "bfloat16/float32".
         pass_name: forward, input_grad or weight_grad.
         device: for which GPU.
 
@@ -124,10 +126,19 @@ def inspect(workload: Workload, batch: int, dtype: str, pass_name: Pass, device:
         >>> inspect(layer, 64, "bfloat16", "forward", by_name("h200")).code.spills  # doctest: +SKIP
         0
     """
-    problem = Problem(workload.geometry, backend="triton")
-    task = Task.of(pass_name, problem, batch, dtype, dtype)
+    x_dtype, weight_dtype, precision = types_of(dtype)
+    problem = Problem(workload.geometry, backend="triton", precision=precision)
+    task = Task.of(pass_name, problem, batch, x_dtype, weight_dtype)
     choice = select(task, device)
-    compiled = build(pass_name, problem, choice.config, device.arch, dtype=getattr(torch, dtype), batch=batch)
+    compiled = build(
+        pass_name,
+        problem,
+        choice.config,
+        device.arch,
+        dtype=getattr(torch, x_dtype),
+        weight_dtype=getattr(torch, weight_dtype),
+        batch=batch,
+    )
     code = machine_code(pass_name, compiled)
     others = [(config, 1e6 * seconds) for seconds, config in model.ranked(task, device) if config != choice.config]
     return Report(
@@ -136,6 +147,7 @@ def inspect(workload: Workload, batch: int, dtype: str, pass_name: Pass, device:
         dtype=dtype,
         pass_name=pass_name,
         arch=device.arch_name,
+        device=device.full_name,
         choice=choice,
         code=code,
         programs=programs(pass_name, task.geo, batch, choice.config),

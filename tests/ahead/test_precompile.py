@@ -84,6 +84,24 @@ def test_a_second_process_compiles_nothing(tmp_path):
     assert second_process(moved)[0] == 0
 
 
+@pytest.mark.slow
+@pytest.mark.compile
+@pytest.mark.parametrize(
+    "faces",
+    [
+        pytest.param(["forward"], marks=pytest.mark.nightly),
+        pytest.param(["forward", "input_grad"], marks=pytest.mark.nightly),
+        ["forward", "weight_grad"],
+    ],
+    ids=" ".join,
+)
+def test_the_passes_that_are_asked_for(faces, tmp_path):
+    layer = ["--shapes", "8x4,k3,f4", "--batches", "32", "--dtypes", "float32"]
+    assert cli.main(["precompile", *layer, "--faces", *faces, "--out", str(tmp_path)]) == 0
+    (made,) = manifest.read(tmp_path)["devices"].values()
+    assert {task["face"] for task, _ in made["tiles"]} == set(faces)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """One kernel, compiled; tests change copies of it."""

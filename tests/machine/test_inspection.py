@@ -14,6 +14,7 @@ KEYS = {
     "dtype": str,
     "face": str,
     "arch": str,
+    "device": str,
     "config": dict,
     "source": str,
     "registers": int,

@@ -195,7 +195,11 @@ def test_other_devices_are_refused(folder):
         (["--offline", "--device", "h200", "--budget", "0"], "--budget must be a number of seconds above 0, got 0.0"),
         (["--offline", "--device", "h200", "--out", "tiles.json"], "--out must be a folder, or else one of --faces"),
         (["--offline", "--device", "h200", "--gpu", "1"], "--gpu must be given without --offline: see --device, got 1"),
-        (["--device", "h200"], "--device must be given beside --offline, got 'h200'"),
+        (
+            ["--device", "h200"],
+            "--device must be given beside --offline or --dry-run: tiles are measured on the GPU here",
+        ),
+        (["--device", "h200", "--dry-run", "--gpu", "1"], "--gpu must be given without --device, got 1"),
         (["--jobs", "2"], "--jobs must be given beside --offline, got 2"),
     ],
 )

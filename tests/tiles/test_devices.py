@@ -5,11 +5,14 @@ from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from lc_triton import cli
 from lc_triton.errors import ArgumentTypeError, DeviceFileError, UnknownNameError
+from lc_triton.tiles import device as devices
 from lc_triton.tiles import device_file, model, workloads
 from lc_triton.tiles.config import PASSES
-from lc_triton.tiles.device import DEVICES, by_name, from_properties
+from lc_triton.tiles.device import DEVICES, by_name, from_properties, of_gpu
 from lc_triton.tiles.task import Task
 
 
@@ -165,3 +168,26 @@ def test_a_wrong_file(content, message, tmp_path):
     with pytest.raises(DeviceFileError) as caught:
         device_file.read(path)
     assert f"device file {path} cannot be used: {message}" in str(caught.value)
+
+
+@pytest.fixture
+def gpu_here(monkeypatch):
+    """A machine whose driver says it has an L40S."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA L40S")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SHEETS[0][0])
+    devices._of_gpu.cache_clear()
+    yield
+    devices._of_gpu.cache_clear()
+
+
+def test_derived_rates_are_printed(gpu_here, capsys):
+    assert of_gpu(0).name == "l40s"
+    assert cli.main(["env"]) == 0
+    out = capsys.readouterr().out
+    assert "NVIDIA L40S: memory 778 GB/s, L2 5,725 GB/s, 16-bit products 330 TFLOP/s, clock 2.52 GHz (derived" in out
+    assert cli.main(["env", "--devices"]) == 0
+    assert json.loads(capsys.readouterr().out)["devices"] == [asdict(of_gpu(0))]
+    assert cli.main(["tune", "--dry-run", "--shapes", "20x20x16,k3,f16", "--batches", "4"]) == 0
+    assert "By the model, NVIDIA L40S has memory 778 GB/s" in capsys.readouterr().out
