@@ -27,7 +27,7 @@ help:
 	@echo "make bench   lc_triton beside its peers, here and on a GPU where there is one, the tables and pictures of docs/performance.md; takes long"
 	@echo "make gate    static figures of every kernel, before a change of kernels or tiles lands"
 	@echo "make docs    the documentation as a site, in site/; runs the notebook of examples/"
-	@echo "make lint    style;  make types   mypy --strict;  make clean   remove both environments"
+	@echo "make lint    style;  make types   mypy --strict, and pyright over what users write;  make clean   remove both environments"
 
 demo: setup
 	$(BIN)/lc-triton demo
@@ -97,6 +97,8 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
+	$(BIN)/mypy tests/typing/user_code.py
+	$(BIN)/pyright
 
 # The site, built strictly: a link that leads nowhere is an error. The notebook is run and becomes a page.
 docs: $(DOCS)

@@ -11,13 +11,15 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import cast
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import parallelize_module
+from torch.multiprocessing.spawn import spawn
 
 import lc_triton
 from lc_triton.parallel import PositionParallel
@@ -53,7 +55,7 @@ def work(rank: int, folder: str) -> None:
     mesh = init_device_mesh("cpu", (PROCESSES,))
     model = network()
     parallelize_module(model, mesh, {"0": PositionParallel()})
-    rows = model[0].weight.to_local().shape[0]
+    rows = cast(DTensor, model.get_parameter("0.weight")).to_local().shape[0]
     losses = train(model)
     print(f"process {rank}: {rows} of 10 rows of positions, losses {losses}")
     if rank == 0:
@@ -64,7 +66,7 @@ def work(rank: int, folder: str) -> None:
 def main() -> tuple[list[float], list[float]]:
     """Train in two processes and in one, and return the losses of both."""
     with TemporaryDirectory() as folder:
-        mp.spawn(partial(work, folder=folder), nprocs=PROCESSES)
+        spawn(partial(work, folder=folder), nprocs=PROCESSES)
         shared = torch.load(Path(folder) / "losses.pt")
     alone = train(network())
     print(f"one process: losses {alone}")

@@ -17,6 +17,8 @@ Around them:
     convert_convs     replaces convolutions of a model by layers that compute the same
     decompositions    for exported programs that run without this library: AOTInductor packages, ONNX
     backend           chooses the implementation by hand
+    keras             Keras's arguments and files
+    parallel          layers that many ranks share
     precompile        compiles the kernels of a model without the GPU that will run it
     tuning            measures tiles at the first call of a layer on a GPU, instead of predicting them
     LocalConvError    the base of all errors; each is a ValueError or a TypeError as well
@@ -30,7 +32,12 @@ Example:
 `help` of each name has its arguments, shapes and errors; README.md and docs/ have the guides.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from lc_triton import _command  # noqa: F401  first: torch is imported below, and Ctrl-C may come meanwhile
+from lc_triton import keras as keras
 from lc_triton._version import __version__
 from lc_triton.ahead import precompile
 from lc_triton.core.backend import backend
@@ -59,6 +66,9 @@ from lc_triton.layers import init as init
 from lc_triton.layers.conversion import convert_convs
 from lc_triton.ops.decompositions import decompositions
 from lc_triton.search import tuning
+
+if TYPE_CHECKING:
+    from lc_triton import parallel as parallel
 
 __all__ = [
     "LazyLocalConv1d",
@@ -89,3 +99,15 @@ __all__ = [
     "regularization_loss",
     "tuning",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "parallel":  # imported when first asked for: torch.distributed.tensor takes a second
+        import importlib
+
+        return importlib.import_module("lc_triton.parallel")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), "parallel"})

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from lc_triton.core.activations import ActivationArg
-from lc_triton.core.geometry import DATA_FORMATS, Geometry, Ints, Padding, as_index, check_name, spatial_dims
+from lc_triton.core.geometry import DATA_FORMATS, Geometry, Ints, as_index, check_name, spatial_dims
+from lc_triton.core.names import ActivationArg, DataFormat, PaddingArg
 from lc_triton.core.tracing import shape_of
 from lc_triton.errors import LocalConvError
 from lc_triton.ops.checks import check_tensor, split_shape
@@ -31,12 +31,12 @@ def local_conv(
     bias: Tensor | None = None,
     *,
     stride: Ints = 1,
-    padding: Padding = 0,
+    padding: PaddingArg = 0,
     dilation: Ints = 1,
     groups: int = 1,
     padding_mode: str = "zeros",
     activation: ActivationArg = None,
-    data_format: str = "channels_first",
+    data_format: DataFormat = "channels_first",
 ) -> Tensor:
     """Locally connected layer: a convolution whose every output position has filters of its own.
 
@@ -98,12 +98,12 @@ def local_conv_transpose(
     bias: Tensor | None = None,
     *,
     stride: Ints = 1,
-    padding: Padding = 0,
+    padding: PaddingArg = 0,
     output_padding: Ints = 0,
     dilation: Ints = 1,
     groups: int = 1,
     activation: ActivationArg = None,
-    data_format: str = "channels_first",
+    data_format: DataFormat = "channels_first",
     output_size: Ints | None = None,
 ) -> Tensor:
     """Transposed locally connected layer: the adjoint of `local_conv` with the very same weight.
@@ -185,7 +185,7 @@ def _run(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    activation: ActivationArg,
+    activation: Any,
     data_format: str,
     sizes: tuple[Any, ...],
     others: tuple[Any, ...],

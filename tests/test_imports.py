@@ -20,8 +20,9 @@ ROWS = [
     ["cli.completion"],
     ["cli.options"],
     ["demo", "demo.*"],
+    [""],
     ["parallel", "parallel.*"],
-    ["", "layers.conversion", "ahead", "ahead.*", "keras", "keras.layers", "keras.saved", "keras.saved.*"],
+    ["layers.conversion", "ahead", "ahead.*", "keras", "keras.layers", "keras.saved", "keras.saved.*"],
     ["layers", "layers.*"],
     ["search", "search.*", "functional"],
     ["ops", "ops.run"],
@@ -41,6 +42,7 @@ ROWS = [
     ["core", "core.tracing", "core.problem", "core.backend", "core.memory_format", "core.parameters", "core.dtypes"],
     ["core.activations"],
     ["core.geometry"],
+    ["core.names"],
     ["errors", "core.files", "_version", "_command"],
 ]
 

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,6 @@ SELU_ALPHA = 1.6732632423543772848170429916717
 SELU_SCALE = 1.0507009873554804934193349852946
 SOFTPLUS_THRESHOLD = 20.0  # torch.nn.functional.softplus's own
 LARGEST = sys.float_info.max  # which an int may exceed
-
-ActivationArg: TypeAlias = "str | tuple[str, float | str] | Callable[[Tensor], Tensor] | None"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from functools import cache
 import torch
 
 from lc_triton.core.geometry import check_name
+from lc_triton.core.names import BackendName
 from lc_triton.errors import BackendError
 
 BACKENDS = ("auto", "triton", "cpu", "reference")
@@ -33,7 +34,7 @@ def environment(name: str, default: str) -> str:
 
 
 @contextmanager
-def backend(name: str) -> Iterator[None]:
+def backend(name: BackendName) -> Iterator[None]:
     """Run everything inside the `with` block on one implementation.
 
     Args:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lc_triton.core.activations import ActivationArg, parse_activation
+from lc_triton.core.activations import parse_activation
+from lc_triton.core.names import ActivationArg
 from lc_triton.errors import ArgumentTypeError, UnknownNameError
 
 

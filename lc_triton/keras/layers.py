@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lc_triton.core.activations import ActivationArg
 from lc_triton.core.geometry import Geometry, Ints, check_int, check_name
+from lc_triton.core.names import ActivationArg, DataFormat, PaddingName
 from lc_triton.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -67,8 +67,8 @@ class _LocallyConnectedNd(KerasArguments, keras.layers.Layer):
         filters: int,
         kernel_size: Ints,
         strides: Ints = 1,
-        padding: str = "valid",
-        data_format: str | None = None,
+        padding: PaddingName = "valid",
+        data_format: DataFormat | None = None,
         activation: Any = None,
         use_bias: bool = True,
         kernel_initializer: Any = "glorot_uniform",

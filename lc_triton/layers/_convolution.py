@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
-from lc_triton.core.activations import LINEAR, ActivationArg, parse_activation
+from lc_triton.core.activations import LINEAR, parse_activation
 from lc_triton.core.dtypes import check_floating
 from lc_triton.core.geometry import (
     Geometry,
@@ -23,6 +23,7 @@ from lc_triton.core.geometry import (
     int_tuple,
     several,
 )
+from lc_triton.core.names import ActivationArg, BiasKind
 from lc_triton.core.parameters import trains
 from lc_triton.core.tracing import shape_of
 from lc_triton.errors import (
@@ -180,7 +181,7 @@ class ConvolutionLayer(PlannedLayer):
         nn.init.uniform_(into, -bound, bound)
 
     @classmethod
-    def from_conv(cls, conv: nn.Module, input_size: Ints, *, bias: str = "position") -> Self:
+    def from_conv(cls, conv: nn.Module, input_size: Ints, *, bias: BiasKind = "position") -> Self:
         """Make a layer that computes the same as a convolution of torch; its positions can then be trained apart.
 
         Args:

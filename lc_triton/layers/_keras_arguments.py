@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from lc_triton.core.geometry import (
     DATA_FORMATS,
@@ -14,6 +14,7 @@ from lc_triton.core.geometry import (
     check_padding,
     int_tuple,
 )
+from lc_triton.core.names import DataFormat, PaddingName
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, GroupsError
 from lc_triton.keras import layout
 
@@ -42,8 +43,8 @@ class KerasArguments:
     filters: int
     kernel_size: tuple[int, ...]
     strides: tuple[int, ...]
-    padding: str
-    data_format: str
+    padding: PaddingName
+    data_format: DataFormat
     use_bias: bool
     implementation: int
     dilation_rate: tuple[int, ...]
@@ -72,9 +73,9 @@ class KerasArguments:
         self.kernel_size = int_tuple("kernel_size", kernel_size, n)
         self.strides = int_tuple("strides", strides, n)
         name = padding.lower() if isinstance(padding, str) else padding
-        self.padding = check_name("padding", name, PADDING_NAMES)
+        self.padding = cast(PaddingName, check_name("padding", name, PADDING_NAMES))
         check_padding(self.padding, n)
-        self.data_format = check_name("data_format", data_format, DATA_FORMATS)
+        self.data_format = cast(DataFormat, check_name("data_format", data_format, DATA_FORMATS))
         check_flag("use_bias", use_bias)
         self.use_bias = use_bias
         self.implementation = check_int("implementation", implementation, 1)

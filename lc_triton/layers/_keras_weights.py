@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lc_triton.core.geometry import Geometry
+from lc_triton.core.names import DataFormat
 from lc_triton.core.parameters import check_writable, check_writes, is_plain, trains, write
 from lc_triton.core.tracing import has_outlived
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, NotBuiltError
@@ -26,7 +27,7 @@ class KerasWeights(PlannedLayer):
     numbers of Keras's own variable sees that of the layer's implementation.
     """
 
-    data_format: str
+    data_format: DataFormat
     use_bias: bool
     kernel_initializer: Any
     bias_initializer: Any

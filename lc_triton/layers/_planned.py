@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.overrides import has_torch_function
 
-from lc_triton.core.activations import ActivationArg
 from lc_triton.core.geometry import Geometry
+from lc_triton.core.names import ActivationArg
 from lc_triton.core.parameters import check_writable, is_plain, write
 from lc_triton.core.tracing import is_tracing
 from lc_triton.errors import (

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lc_triton.core.names import BiasKind
 from lc_triton.errors import ArgumentTypeError, ConversionError, LocalConvError, first_line
 from lc_triton.layers import (
     LocalConv1d,
@@ -37,7 +38,7 @@ def convert_convs(
     example_input: Any,
     filter: Callable[[str, nn.Module], bool] | None = None,
     *,
-    bias: str = "position",
+    bias: BiasKind = "position",
 ) -> nn.Module:
     """Replace convolutions of a model, in place, by locally connected layers that compute the same.
 

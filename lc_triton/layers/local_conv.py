@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lc_triton.core.activations import ActivationArg
-from lc_triton.core.geometry import PADDING_MODES, Geometry, Ints, Padding, check_name
+from lc_triton.core.geometry import PADDING_MODES, Geometry, Ints, check_name
+from lc_triton.core.names import ActivationArg, BiasKind, PaddingArg
 from lc_triton.layers._convolution import ConvolutionLayer, LazyConvolution
 from lc_triton.ops.plan import Plan
 
@@ -37,10 +37,10 @@ class _LocalConvNd(ConvolutionLayer):
         kernel_size: Ints,
         input_size: Ints | None,
         stride: Ints = 1,
-        padding: Padding = 0,
+        padding: PaddingArg = 0,
         dilation: Ints = 1,
         groups: int = 1,
-        bias: str | bool = "position",
+        bias: BiasKind | bool = "position",
         padding_mode: str = "zeros",
         activation: ActivationArg = None,
         device: Any = None,
@@ -79,7 +79,7 @@ class _LocalConvNd(ConvolutionLayer):
             groups=self.groups,
         )
 
-    def _make_plan(self, geometry: Geometry, activation: ActivationArg) -> Plan:
+    def _make_plan(self, geometry: Geometry, activation: Any) -> Plan:
         return Plan.make(geometry, self.padding_mode, activation, "channels_first")
 
     def _more_arguments(self) -> list[str]:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lc_triton.core.activations import ActivationArg
-from lc_triton.core.geometry import Geometry, Ints, Padding, int_tuple
+from lc_triton.core.geometry import Geometry, Ints, int_tuple
+from lc_triton.core.names import ActivationArg, BiasKind, PaddingArg
 from lc_triton.layers._convolution import ConvolutionLayer, LazyConvolution
 from lc_triton.ops.plan import Plan
 
@@ -37,10 +37,10 @@ class _LocalConvTransposeNd(ConvolutionLayer):
         kernel_size: Ints,
         input_size: Ints | None,
         stride: Ints = 1,
-        padding: Padding = 0,
+        padding: PaddingArg = 0,
         output_padding: Ints = 0,
         groups: int = 1,
-        bias: str | bool = "position",
+        bias: BiasKind | bool = "position",
         dilation: Ints = 1,
         activation: ActivationArg = None,
         device: Any = None,
@@ -80,7 +80,7 @@ class _LocalConvTransposeNd(ConvolutionLayer):
             groups=self.groups,
         )
 
-    def _make_plan(self, geometry: Geometry, activation: ActivationArg) -> Plan:
+    def _make_plan(self, geometry: Geometry, activation: Any) -> Plan:
         return Plan.make(geometry, "zeros", activation, "channels_first", transposed=True)
 
     def _more_arguments(self) -> list[str]:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from lc_triton.core.activations import ActivationArg, parse_activation
+from lc_triton.core.activations import parse_activation
 from lc_triton.core.dtypes import check_floating
 from lc_triton.core.geometry import Geometry, Ints, check_int, several
+from lc_triton.core.names import DataFormat, KerasActivationArg, PaddingName
 from lc_triton.core.tracing import shape_of
 from lc_triton.errors import (
     ArgumentTypeError,
@@ -101,9 +102,9 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
         filters: int,
         kernel_size: Ints,
         strides: Ints = 1,
-        padding: str = "valid",
-        data_format: str | None = None,
-        activation: ActivationArg = None,
+        padding: PaddingName = "valid",
+        data_format: DataFormat | None = None,
+        activation: KerasActivationArg = None,
         use_bias: bool = True,
         kernel_initializer: Any = "glorot_uniform",
         bias_initializer: Any = "zeros",
@@ -257,7 +258,7 @@ class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
         checked._take(**{**taken, name: value}, use_bias=self.use_bias)
         return getattr(checked, name)
 
-    def _make_plan(self, geometry: Geometry, activation: ActivationArg) -> Plan:
+    def _make_plan(self, geometry: Geometry, activation: Any) -> Plan:
         return Plan.make(geometry, "zeros", activations.get(activation), self.data_format)
 
     def build(self, input_shape: Sequence[int | None]) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from lc_triton.core.activations import Activation, ActivationArg, parse_activation
+from lc_triton.core.activations import Activation, parse_activation
+from lc_triton.core.names import ActivationArg
 from lc_triton.errors import UnknownNameError
 from lc_triton.keras import activations
 from lc_triton.keras.saved.arguments import Arguments, Axes, Axis, Number, Place, positive_axis
@@ -43,7 +44,7 @@ def argument(identifier: Any, keras: int) -> ActivationArg:
         activations.get(name)
     except UnknownNameError as error:
         raise ValueError(str(error)) from None
-    return name
+    return cast(ActivationArg, name)
 
 
 def function(identifier: Any, keras: int) -> Function | None:
