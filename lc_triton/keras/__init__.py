@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lc_triton.keras.saved.checkpoint import save_model
-    from lc_triton.keras.saved.load import load_model, load_weights
+    from lc_triton.keras.saved.load import load_model
     from lc_triton.keras.saved.save import save_weights
+    from lc_triton.keras.saved.transfer import load_weights
 
 __all__ = ["load_model", "load_weights", "save_model", "save_weights"]
 
 # Found when first asked for: they need the layers, which need this package, and libraries that are extras.
-_HOMES = {"load_model": "load", "load_weights": "load", "save_model": "checkpoint", "save_weights": "save"}
+_HOMES = {"load_model": "load", "load_weights": "transfer", "save_model": "checkpoint", "save_weights": "save"}
 
 
 def __getattr__(name: str) -> Any:

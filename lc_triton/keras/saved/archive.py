@@ -2,28 +2,66 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeAlias
 
-from lc_triton.errors import KerasFileError, first_line
+from lc_triton.errors import ArgumentTypeError, KerasFileError, first_line
 from lc_triton.keras.saved import hdf5, spec
+
+# A model's `to_json()`: as text, as a mapping, or the path of its file.
+Config: TypeAlias = str | Path | Mapping[str, Any] | None
 
 ZIP_MAGIC = b"PK\x03\x04"
 WEIGHTS = "model.weights.h5"
 
+# How the configuration of a file of weights is given.
+CONFIG = "as config= (--config on the command line)"
+
 
 @dataclass(frozen=True)
 class Saved:
-    """An open file: what it holds, and its model where it holds one."""
+    """An open file: what it holds, and the configuration of its model where it holds one.
+
+    `keras` is the major version of the Keras that wrote it; None if only the configuration may say so.
+    """
 
     path: Path
     contents: hdf5.Contents
-    model: spec.ModelSpec | None
+    config: str | bytes | None
+    keras: int | None
+
+    def model(self) -> spec.ModelSpec | None:
+        """The model.
+
+        Raises:
+            KerasFileError: a configuration that is not understood.
+        """
+        return None if self.config is None else spec.parse(self.config, self.path, self.keras)
+
+    def layers(self) -> tuple[spec.LayerSpec, ...]:
+        """The layers that the configuration names, which need not be understood; none without one."""
+        return () if self.config is None else spec.outline(self.config, self.keras)
+
+    def with_config(self, config: Config) -> Saved:
+        """A file of weights alone with the configuration of the model whose they are."""
+        if config is None:
+            return self
+        if self.config is not None:
+            raise ArgumentTypeError(name="config", value=config, allowed="None for a file that holds its model")
+        text = json.dumps(config) if isinstance(config, Mapping) else _given(config)
+        try:
+            json.loads(text)
+        except (ValueError, RecursionError) as error:
+            reason = f"its configuration is not understood ({first_line(error)})"
+            raise KerasFileError(path=self.path, reason=reason) from None
+        return replace(self, config=text, keras=None)
 
 
 @contextmanager
@@ -33,6 +71,9 @@ def opened(path: Path) -> Iterator[Saved]:
     Raises:
         KerasFileError: no such file, or one that is damaged, something else, or claims more than it can hold.
     """
+    tensorflow = _of_tensorflow(path)
+    if tensorflow:
+        raise KerasFileError(path=path, reason=f'it is {tensorflow}: load it in Keras 2 and model.save("x.h5")')
     try:
         with path.open("rb") as file:
             head = file.read(8)
@@ -43,12 +84,32 @@ def opened(path: Path) -> Iterator[Saved]:
             yield saved
     elif head == hdf5.MAGIC:
         with hdf5.opened(path, path) as contents:
-            text = contents.model
-            model = None if text is None else spec.parse(text, path, spec.major(contents.version or 2))
-            yield Saved(path, contents, model)
+            yield Saved(path, contents, contents.model, spec.major(contents.version or 2))
+    elif head.lstrip().startswith(b"{"):
+        reason = "it is a configuration in JSON, without weights: it goes beside a file of weights, {option}"
+        raise KerasFileError(path=path, reason=reason.format(option=CONFIG))
     else:
         reason = "it is neither HDF5 (.h5, .weights.h5) nor a zip archive (.keras)"
         raise KerasFileError(path=path, reason=reason)
+
+
+def _of_tensorflow(path: Path) -> str:
+    """What TensorFlow wrote there, if it did: its folders and checkpoints hold graphs, and need TensorFlow."""
+    if (path / "saved_model.pb").exists() or (path / "keras_metadata.pb").exists() or path.name == "saved_model.pb":
+        return "a SavedModel of TensorFlow"
+    checkpoint = path.suffix == ".index" or ".data-0" in path.name or path.name == "checkpoint"
+    if checkpoint or path.with_name(path.name + ".index").exists() or (path / "checkpoint").exists():
+        return "a checkpoint of TensorFlow"
+    return ""
+
+
+def _given(config: str | Path) -> str:
+    if isinstance(config, Path) or not config.lstrip().startswith("{"):
+        try:
+            return Path(config).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise KerasFileError(path=config, reason=str(error)) from error
+    return config
 
 
 @contextmanager
@@ -58,7 +119,7 @@ def _zipped(path: Path) -> Iterator[Saved]:
         copy = Path(folder) / WEIGHTS
         try:
             with zipfile.ZipFile(path) as archive:
-                model = _model(archive, path)
+                config, keras = _config(archive, path)
                 _copy(archive, WEIGHTS, copy, path)
         except KerasFileError:
             raise
@@ -73,12 +134,12 @@ def _zipped(path: Path) -> Iterator[Saved]:
         ) as error:
             raise KerasFileError(path=path, reason=f"the archive is damaged ({first_line(error)})") from error
         with hdf5.opened(copy, path) as contents:
-            yield Saved(path, contents, model)
+            yield Saved(path, contents, config, keras)
 
 
-def _model(archive: zipfile.ZipFile, path: Path) -> spec.ModelSpec:
+def _config(archive: zipfile.ZipFile, path: Path) -> tuple[bytes, int]:
     metadata = _text(archive, "metadata.json", path, required=False)
-    return spec.parse(_text(archive, "config.json", path), path, _version(metadata))
+    return _text(archive, "config.json", path), _version(metadata)
 
 
 def _version(metadata: bytes) -> int:

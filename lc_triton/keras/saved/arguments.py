@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from pydantic import (
@@ -39,12 +39,18 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a layer stands: its class, the shapes of its inputs without the batch, and the Keras that wrote it."""
+    """Where a layer stands: its class, the shapes of its inputs without the batch, and the Keras that wrote it.
+
+    `kwargs` are the further arguments of its first call, tensors as their shapes. `inner` has what builds each layer
+    that a wrapper wraps, by the wrapper's argument, from the shape of an input without the batch.
+    """
 
     class_name: str
     shapes: tuple[Shape, ...]
     keras: int = 2
     package: str | None = None
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    inner: Mapping[str, Callable[[Shape], nn.Module]] = field(default_factory=dict)
 
     @property
     def ndim(self) -> int:
@@ -98,6 +104,9 @@ class Arguments(BaseModel):
     """A layer's configuration; one class for Keras's classes of one kind, whose fields are their arguments."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
+
+    # The arguments of a call, beside its inputs, that the module's `forward` takes.
+    call_arguments: ClassVar[frozenset[str]] = frozenset()
 
     name: StrictStr
     trainable: StrictBool = True

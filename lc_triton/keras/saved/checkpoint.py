@@ -9,7 +9,9 @@ from torch import nn
 from lc_triton.core.files import load_torch, save_torch
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, KerasFileError, first_line
 from lc_triton.keras.saved import spec
-from lc_triton.keras.saved.model import Functional, Model, Sequential, build
+from lc_triton.keras.saved.custom import Modules
+from lc_triton.keras.saved.graph import Functional, Model, Sequential
+from lc_triton.keras.saved.model import build
 
 KIND = "lc_triton keras model"
 VERSION = 1
@@ -55,7 +57,7 @@ def check_path(path: Path) -> Path:
     return path
 
 
-def load(path: Path) -> Model:
+def load(path: Path, modules: Modules | None = None) -> Model:
     """The model in a file of `save_model`'s."""
     try:
         content = load_torch(path)
@@ -71,7 +73,7 @@ def load(path: Path) -> Model:
     text, keras, state = (content.get(key) for key in ("config", "keras", "state_dict"))
     if not isinstance(text, str) or not isinstance(keras, int) or not isinstance(state, dict):
         raise KerasFileError(path=path, reason="its parts are not what lc_triton.keras.save_model writes")
-    model = build(spec.parse(text, path, keras)).model
+    model = build(spec.parse(text, path, keras), modules).model
     try:
         model.load_state_dict(state, assign=True)
     except (RuntimeError, AttributeError, TypeError) as error:

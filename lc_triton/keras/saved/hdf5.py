@@ -29,7 +29,11 @@ BYTES_A_SECOND = 10e6
 
 @dataclass(frozen=True)
 class Array:
-    """An array in a file: its shape, the type and the place of its numbers, or why they cannot be used."""
+    """An array in a file: its shape, the type and the place of its numbers, or why they cannot be used.
+
+    `part` is the part of its layer that it belongs to ("cell", say), where the file knows parts; `variable` is what
+    Keras called the array, where the file knows that.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -37,6 +41,8 @@ class Array:
     path: Path
     offset: int | None
     wrong: str = ""
+    part: str | None = None
+    variable: str = ""
 
     @property
     def size(self) -> int:

@@ -1,20 +1,35 @@
-"""A Keras model as a torch module: a chain, or layers whose outputs go where the configuration says."""
+"""A Keras model built as a torch module: its layers checked, made for the shapes they meet, and put together."""
 
 from __future__ import annotations
 
 import warnings
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from lc_triton.errors import ConversionError
-from lc_triton.keras.saved import activation, convolution, merging, normalization, pooling, shaping, training
+from lc_triton.keras.saved import (
+    activation,
+    convolution,
+    custom,
+    masks,
+    merging,
+    normalization,
+    pooling,
+    shaping,
+    training,
+    wrapping,
+)
 from lc_triton.keras.saved.arguments import LARGEST, Arguments, Place, Shape
-from lc_triton.keras.saved.spec import MODELS, LayerSpec, ModelSpec, Ref
+from lc_triton.keras.saved.graph import Functional, Masks, Model, Sequential, attribute_names, cast, cast_inputs, flat
+from lc_triton.keras.saved.references import Call, Constant, Ref
+from lc_triton.keras.saved.spec import LayerSpec, ModelSpec, Path
 
 CLASSES: dict[str, type[Arguments]] = {
     **convolution.CLASSES,
@@ -23,57 +38,25 @@ CLASSES: dict[str, type[Arguments]] = {
     **normalization.CLASSES,
     **shaping.CLASSES,
     **merging.CLASSES,
+    **wrapping.CLASSES,
 }
 
 NONE = "this class has no counterpart here"
+CODE = "it is Python code, and no code of a file is run"
 
 # Of a size left open (a sequence of any length, say) only its presence matters before there is an input.
 OPEN_SIZE = 5040
+# A batch of two: layers may not take the batch for an axis of one number.
+BATCH = 2
+
+# What a layer is made from: its checked arguments, or a factory of the user's.
+Maker: TypeAlias = Arguments | custom.Factory
+# A layer that cannot be converted: the path to it, what it is, and why.
+Wrong: TypeAlias = tuple[Path, LayerSpec, str]
 
 
-class Sequential(nn.Sequential):
-    """A chain of layers under their Keras names; `keras` is the configuration it was made from."""
-
-    keras: ModelSpec
-
-
-class Functional(nn.Module):
-    """Layers under their Keras names, each called on the outputs that the configuration names.
-
-    `keras` is the configuration it was made from. Inputs are given, and outputs come, in Keras's order: one tensor
-    where there is one, else several.
-    """
-
-    keras: ModelSpec
-
-    def __init__(self, spec: ModelSpec, layers: Mapping[str, nn.Module], order: Sequence[Ref]) -> None:
-        super().__init__()
-        self.keras = spec
-        names = attribute_names(list(layers))
-        for name, layer in layers.items():
-            self.add_module(names[name], layer)
-        places: dict[Ref, int] = {ref: i for i, ref in enumerate(spec.inputs)}
-        calls = {(layer.name, i): sources for layer in spec.layers for i, sources in enumerate(layer.calls)}
-        self._steps: list[tuple[str, tuple[int, ...]]] = []
-        for ref in order:
-            if ref not in places:
-                self._steps.append((names[ref[0]], tuple(places[source] for source in calls[ref])))
-                places[ref] = len(places)
-        self._outputs = tuple(places[ref] for ref in spec.outputs)
-
-    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """The model's output, or outputs, for its inputs in Keras's order."""
-        if len(inputs) != len(self.keras.inputs):
-            wanted = ", ".join(name for name, _ in self.keras.inputs)
-            raise TypeError(f"{self.keras.name} takes {len(self.keras.inputs)} input(s) ({wanted}), got {len(inputs)}")
-        values = list(inputs)
-        for name, sources in self._steps:
-            values.append(getattr(self, name)(*(values[i] for i in sources)))
-        outputs = tuple(values[i] for i in self._outputs)
-        return outputs if len(outputs) > 1 else outputs[0]
-
-
-Model = Sequential | Functional
+# What layers raise that cannot be made, or cannot be called on what they are given.
+_FAILURES = (ValueError, RuntimeError, IndexError, TypeError, OverflowError, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -84,126 +67,301 @@ class Built:
     layers: dict[str, nn.Module]
 
 
-def build(spec: ModelSpec) -> Built:
-    """The module of a model, its parameters without memory.
+def build(spec: ModelSpec, modules: custom.Modules | None = None) -> Built:
+    """The module of a model, its parameters without memory, except those of a user's own modules.
 
     Raises:
         ConversionError: naming every layer that has no counterpart, with its class and the reason.
     """
-    by_name = {layer.name: layer for layer in spec.layers}
-    order = _order(spec)
-    arguments = _arguments(spec)
-    layers: dict[str, nn.Module] = {}
-    shapes: dict[Ref, Shape] = {}
-    for ref in order:
-        layer = by_name[ref[0]]
+    factories = custom.check(modules)
+    custom.check_used(factories, spec)
+    builder = _Builder(spec, factories)
+    builder.run(spec, _inputs(spec), (None,) * len(spec.inputs), ())
+    model = builder.model(spec, ())
+    builder.ask()
+    names = attribute_names([layer.name for layer in spec.layers if layer.class_name != "InputLayer"])
+    return Built(model, {name: getattr(model, attribute) for name, attribute in names.items()})
+
+
+@dataclass
+class _Builder:
+    """Makes the layers of one model, those of models inside of it too."""
+
+    spec: ModelSpec
+    factories: Mapping[str, custom.Factory]
+    makers: dict[Path, Maker] = field(default_factory=dict)
+    layers: dict[Path, nn.Module] = field(default_factory=dict)
+    orders: dict[Path, list[tuple[Ref, int]]] = field(default_factory=dict)
+    made: list[tuple[Path, LayerSpec, nn.Module]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        wrong: list[Wrong] = []
+        for layer in self.spec.layers:
+            self._check(layer, (layer.name,), wrong)
+        if wrong:
+            raise _refusal(self.spec, wrong)
+
+    def _check(self, layer: LayerSpec, path: Path, wrong: list[Wrong]) -> None:
+        """Find what a layer and the layers inside of it are made from, or why they cannot be."""
         if layer.class_name == "InputLayer":
-            shapes[ref] = _input_shape(layer)
-            continue
-        inputs = tuple(shapes[source] for source in layer.calls[ref[1]])
-        place = Place(layer.class_name, inputs, spec.keras, layer.package)
+            return
+        factory = custom.find(self.factories, path, layer)
+        if factory is not None:
+            self.makers[path] = factory
+            return
+        for inner_path, inner in layer.inside(path):
+            self._check(inner, inner_path, wrong)
+        if layer.model is None:
+            try:
+                self.makers[path] = _arguments(layer, self.spec.keras)
+            except ValueError as error:
+                wrong.append((path, layer, str(error)))
+
+    def run(self, spec: ModelSpec, inputs: Sequence[Any], input_masks: Masks, path: Path) -> tuple[list[Any], Masks]:
+        """The outputs of a model for inputs without memory, and their masks; layers are made at their first call."""
+        if len(inputs) != len(spec.inputs):
+            names = ", ".join(ref.layer for ref in spec.inputs)
+            raise ValueError(f"it takes {len(spec.inputs)} input(s) ({names}), and is given {len(inputs)}")
+        by_name = {layer.name: layer for layer in spec.layers}
+        values: dict[Ref, Any] = dict(zip(spec.inputs, inputs, strict=True))
+        found: dict[Ref, masks.Mask] = dict(zip(spec.inputs, input_masks, strict=True))
+        order: list[tuple[Ref, int]] = []
+        for ref in _order(spec):
+            layer = by_name[ref.layer]
+            if layer.class_name == "InputLayer":
+                continue
+            call, here = layer.calls[ref.call], _inside(path, layer.name)
+            try:
+                outputs, new = self._call(layer, call, values, found, here)
+            except ConversionError:
+                raise
+            except _FAILURES as error:
+                raise _refusal(self.spec, [(here, layer, str(error).partition("\n")[0])]) from error
+            order.append((ref, len(outputs)))
+            for i, output in enumerate(outputs):
+                values[ref._replace(output=i)] = output
+                found[ref._replace(output=i)] = new[i if len(new) > 1 else 0]
+        for ref in spec.outputs:
+            _look_up(ref, values)
+        self.orders.setdefault(path, order)
+        return [values[ref] for ref in spec.flat_outputs], tuple(found[ref] for ref in spec.flat_outputs)
+
+    def model(self, spec: ModelSpec, path: Path) -> Model:
+        """The module of a model that was run."""
+        names = [layer.name for layer in spec.layers if layer.class_name != "InputLayer"]
+        layers = {name: self.layers[_inside(path, name)] for name in names}
+        if not spec.sequential:
+            return Functional(spec, layers, self.orders[path]).eval()
+        attributes = attribute_names(names)
+        chain = Sequential(OrderedDict((attributes[name], layer) for name, layer in layers.items()))
+        chain.keras = spec
+        return chain.eval()
+
+    def _call(
+        self, layer: LayerSpec, call: Call, values: Mapping[Ref, Any], found: Mapping[Ref, masks.Mask], path: Path
+    ) -> tuple[list[Any], Masks]:
+        """The outputs of a call, which makes the layer if it is the first, and their masks."""
+        args = tuple(arg.value if isinstance(arg, Constant) else _look_up(arg, values) for arg in call.args)
+        kwargs = {name: _looked_up(value, values) for name, value in call.kwargs.items()}
+        here = tuple(found.get(arg) if isinstance(arg, Ref) else None for arg in call.args)
+        self._check_arguments(layer, call, found, path)
+        if layer.model is not None and path not in self.makers:
+            outputs, new = self.run(layer.model, args, here, path)
+            if path not in self.layers:
+                self.layers[path] = _frozen(self.model(layer.model, path), layer)
+            return outputs, new
+        if path not in self.layers:
+            self.layers[path] = self._make(layer, args, kwargs, path)
+        module = self.layers[path]
+        output, new = _output(module, tuple(cast(module, arg) for arg in args), kwargs, here)
+        return flat(output), new
+
+    def _check_arguments(self, layer: LayerSpec, call: Call, found: Mapping[Ref, masks.Mask], path: Path) -> None:
+        """Refuse arguments of a call that the layer's module does not take."""
+        maker = self.makers.get(path)
+        if layer.model is not None or isinstance(maker, Arguments):
+            taken = maker.call_arguments if isinstance(maker, Arguments) else frozenset()
+            for name, value in call.kwargs.items():
+                if name not in taken and value is not None and value is not False:
+                    raise ValueError(f"it is called with {name}={_shown(value)}")
+        for name, value in call.kwargs.items():
+            if name != "mask" and isinstance(value, Ref) and found.get(value) is not None:
+                raise ValueError(f"it is called with {name}={_shown(value)}, which has a mask")
+
+    def _make(self, layer: LayerSpec, args: tuple[Any, ...], kwargs: Mapping[str, Any], path: Path) -> nn.Module:
+        """A layer for the inputs of its first call."""
+        maker = self.makers[path]
+        shapes = tuple(_shape(arg) for arg in args)
+        if not isinstance(maker, Arguments):
+            told = custom.KerasLayer(layer.name, "/".join(path), layer.class_name, layer.config, shapes, _dtype(layer))
+            return _frozen(custom.make(maker, told), layer)
+        place = Place(
+            layer.class_name,
+            shapes,
+            self.spec.keras,
+            layer.package,
+            {name: _shape(value) if isinstance(value, Tensor) else value for name, value in kwargs.items()},
+            {
+                key: partial(self._make_inner, inner, inner_path, args)
+                for (key, _), (inner_path, inner) in zip(layer.wrapped, layer.inside(path), strict=False)
+            },
+        )
+        with torch.device("meta"):
+            module = _frozen(maker.module(place), layer)
+        self.made.append((path, layer, module))
+        masks.mark(module, layer.class_name)
+        if any(isinstance(a, Tensor) and a.is_floating_point() and a.dtype != maker.variable_dtype for a in args):
+            cast_inputs(module, maker.variable_dtype)
+        return module
+
+    def _make_inner(self, layer: LayerSpec, path: Path, args: tuple[Any, ...], shape: Shape) -> nn.Module:
+        """A layer inside a wrapper, for an input of a shape."""
+        dtype = next((arg.dtype for arg in args if isinstance(arg, Tensor)), torch.float32)
+        values = {Ref("", 0): torch.empty(BATCH, *shape, dtype=dtype, device="meta")}
         try:
-            if layer.name not in layers:
-                with torch.device("meta"):
-                    module = arguments[layer.name].module(place)
-                layers[layer.name] = module.requires_grad_(arguments[layer.name].trainable)
-            shapes[ref] = _output_shape(layers[layer.name], place, arguments[layer.name].variable_dtype)
-        except (ValueError, RuntimeError, IndexError, TypeError, OverflowError) as error:
-            raise _refusal(spec, [(layer, str(error).partition("\n")[0])]) from error
-    layers = {name: layers[name] for name in by_name if name in layers}
-    _ask(spec, layers)
-    return Built(_assemble(spec, layers, order), layers)
+            self._call(layer, Call((Ref("", 0),)), values, {}, path)
+        except ConversionError:
+            raise
+        except _FAILURES as error:
+            raise _refusal(self.spec, [(path, layer, str(error).partition("\n")[0])]) from error
+        return self.layers[path]
+
+    def ask(self) -> None:
+        """Give layers their regularizers and constraints; a warning names those that are left out."""
+        left_out: list[str] = []
+        for path, layer, module in self.made:
+            found, unread = training.asked(layer.config)
+            if isinstance(module, training.Trained):
+                module.asks = found
+            elif not isinstance(module, convolution.LOCALLY_CONNECTED):
+                unread += [f"its {name}: this class has none here" for name in found]
+            left_out += [f"layer {'/'.join(path)!r} ({layer.class_name}): {reason}" for reason in unread]
+        if left_out:
+            message = f"model {self.spec.name!r} is trained without what could not be read: {'; '.join(left_out)}"
+            warnings.warn(f"lc_triton: {message}", RuntimeWarning, stacklevel=4)
 
 
-def _ask(spec: ModelSpec, layers: Mapping[str, nn.Module]) -> None:
-    """Give layers their regularizers and constraints; a warning names those that are left out."""
-    left_out = []
-    for layer in spec.layers:
-        found, unread = training.asked(layer.config)
-        module = layers.get(layer.name)
-        if isinstance(module, training.Trained):
-            module.asks = found
-        elif not isinstance(module, convolution.LOCALLY_CONNECTED):
-            unread += [f"its {name}: this class has none here" for name in found]
-        left_out += [f"layer {layer.name!r} ({layer.class_name}): {reason}" for reason in unread]
-    if left_out:
-        message = f"model {spec.name!r} is trained without what could not be read: {'; '.join(left_out)}"
-        warnings.warn(f"lc_triton: {message}", RuntimeWarning, stacklevel=4)
+def _arguments(layer: LayerSpec, keras: int) -> Arguments:
+    """A layer's checked arguments.
 
-
-def _assemble(spec: ModelSpec, layers: dict[str, nn.Module], order: Sequence[Ref]) -> Model:
-    if not spec.sequential:
-        return Functional(spec, layers, order).eval()
-    names = attribute_names(list(layers))
-    chain = Sequential(OrderedDict((names[name], layer) for name, layer in layers.items()))
-    chain.keras = spec
-    return chain.eval()
-
-
-def _arguments(spec: ModelSpec) -> dict[str, Arguments]:
-    """Each layer's checked arguments; all that cannot be converted are named at once."""
-    found: dict[str, Arguments] = {}
-    wrong: list[tuple[LayerSpec, str]] = []
-    dtypes: dict[torch.dtype, str] = {}
-    for layer in spec.layers:
-        if layer.class_name == "InputLayer":
-            continue
-        kind = CLASSES.get(layer.class_name)
-        if kind is None or (layer.package not in (None, "keras", "lc_triton")):
-            nested = layer.class_name in MODELS
-            reason = "a model inside a model: call its layers in the outer one, then they are read" if nested else NONE
-            wrong.append((layer, reason))
-            continue
-        try:
-            found[layer.name] = kind.model_validate(layer.config)
-            dtypes.setdefault(found[layer.name].variable_dtype, layer.name)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = "".join(f"{part}: " for part in first["loc"][:1])
-            wrong.append((layer, where + first["msg"].removeprefix("Value error, ")))
-        except ValueError as error:
-            wrong.append((layer, str(error)))
-    if wrong:
-        raise _refusal(spec, wrong)
-    if len(dtypes) > 1:
-        several = ", ".join(f"{str(dtype).removeprefix('torch.')} ({name!r})" for dtype, name in dtypes.items())
-        reason = f"its layers are of several dtypes: {several}"
-        raise ConversionError(name=f"model {spec.name!r}", reason=reason)
+    Raises:
+        ValueError: a class that has no counterpart, or arguments that have none.
+    """
+    kind = CLASSES.get(layer.class_name)
+    if layer.class_name == "Lambda":
+        raise ValueError(CODE)
+    if kind is None or layer.package not in (None, "keras", "lc_triton"):
+        raise ValueError(NONE)
+    try:
+        found = kind.model_validate(layer.config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"{part}: " for part in first["loc"][:1])
+        raise ValueError(where + first["msg"].removeprefix("Value error, ")) from None
+    _ = found.variable_dtype  # which refuses dtypes that are none
+    for name in ("activation", "recurrent_activation"):
+        if name in layer.config:
+            activation.function(layer.config[name], keras)
     return found
 
 
-def _refusal(spec: ModelSpec, wrong: list[tuple[LayerSpec, str]]) -> ConversionError:
-    reasons = "; ".join(f"layer {layer.name!r} ({layer.class_name}): {reason}" for layer, reason in wrong)
+def _refusal(spec: ModelSpec, wrong: list[Wrong]) -> ConversionError:
+    reasons = "; ".join(f"layer {'/'.join(path)!r} ({layer.class_name}): {reason}" for path, layer, reason in wrong)
     return ConversionError(name=f"model {spec.name!r}", reason=reasons)
 
 
-def _input_shape(layer: LayerSpec) -> Shape:
+def _inputs(spec: ModelSpec) -> list[Tensor]:
+    """Inputs of a model, without memory."""
+    by_name = {layer.name: layer for layer in spec.layers}
+    return [_input(by_name[ref.layer]) for ref in spec.inputs]
+
+
+def _input(layer: LayerSpec) -> Tensor:
     shape = layer.config.get("batch_input_shape") or layer.config.get("batch_shape")
+    reason = f"its shape {str(shape)[:80]} is no shape of a dense batch"
+    if shape is None:
+        reason = "no input shape is written in the model, which was never built: call it, or give it an Input, and save"
     sizes = shape[1:] if isinstance(shape, list) else [0]
     well_formed = all(size is None or (type(size) is int and 0 < size <= LARGEST) for size in sizes)
     if not well_formed or layer.config.get("sparse") or layer.config.get("ragged"):
-        reason = f"layer {layer.name!r} (InputLayer): its shape {str(shape)[:80]} is no shape of a dense batch"
-        raise ConversionError(name="the model", reason=reason)
-    return tuple(OPEN_SIZE if size is None else size for size in sizes)
+        raise ConversionError(name="the model", reason=f"layer {layer.name!r} (InputLayer): {reason}")
+    dtype = _INPUT_DTYPES.get(str(layer.config.get("dtype") or "float32"), torch.float32)
+    return torch.empty(BATCH, *(OPEN_SIZE if s is None else s for s in sizes), dtype=dtype, device="meta")
 
 
-def _output_shape(module: nn.Module, place: Place, dtype: torch.dtype) -> Shape:
-    """The shape a module gives, found on tensors without memory."""
-    if isinstance(module, convolution.LOCALLY_CONNECTED):
-        return tuple(size for size in module.compute_output_shape((None, *place.shape))[1:] if size is not None)
-    with torch.no_grad():
-        y = module.eval()(*(torch.empty(2, *shape, dtype=dtype, device="meta") for shape in place.shapes))
-    return tuple(y.shape[1:])
+_INPUT_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+        *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    )
+}
+
+
+def _inside(path: Path, name: str) -> Path:
+    return (*path, name)
+
+
+def _look_up(ref: Ref, values: Mapping[Ref, Any]) -> Any:
+    """A tensor that a call takes."""
+    if ref not in values:
+        raise ValueError(f"output {ref.output} of layer {ref.layer[:80]!r} is used, which has none of that number")
+    return values[ref]
+
+
+def _looked_up(value: Any, values: Mapping[Ref, Any]) -> Any:
+    """Arguments of a call, their references replaced by tensors."""
+    if isinstance(value, Ref):
+        return _look_up(value, values)
+    if isinstance(value, dict):
+        return {key: _looked_up(entry, values) for key, entry in value.items()}
+    return [_looked_up(entry, values) for entry in value] if isinstance(value, list) else value
+
+
+def _shown(value: Any) -> str:
+    """An argument of a call in a message."""
+    return f"the output of {value.layer[:80]!r}" if isinstance(value, Ref) else str(value)[:80]
+
+
+def _shape(value: Any) -> Shape:
+    """The shape of an input without the batch."""
+    return tuple(value.shape[1:]) if isinstance(value, Tensor) else ()
+
+
+def _dtype(layer: LayerSpec) -> torch.dtype:
+    """The dtype of the weights of a layer whose class is not known."""
+    return Arguments(name=layer.name, dtype=layer.config.get("dtype") or "float32").variable_dtype
+
+
+def _frozen(module: nn.Module, layer: LayerSpec) -> nn.Module:
+    """The module of a layer, frozen if the layer is."""
+    return module.requires_grad_(False) if layer.config.get("trainable") is False else module
+
+
+def _output(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], here: Masks) -> tuple[Any, Masks]:
+    """What a module returns for inputs without memory."""
+    if isinstance(module, convolution.LOCALLY_CONNECTED) and len(args) == 1 and not kwargs:
+        sizes = module.compute_output_shape((None, *args[0].shape[1:]))[1:]
+        dtype = next(module.parameters()).dtype
+        return torch.empty(len(args[0]), *(s for s in sizes if s is not None), dtype=dtype, device="meta"), (None,)
+    if any(hasattr(inner, custom.STANDS_FOR) for inner in module.modules()):
+        return custom.output(module, args, kwargs, here)
+    with torch.no_grad(), torch.device("meta"):
+        return masks.call(module.eval(), args, kwargs, here)
 
 
 def _order(spec: ModelSpec) -> list[Ref]:
     """All calls, each after those it takes from; a circle has no such order."""
-    sources = {(layer.name, i): call for layer in spec.layers for i, call in enumerate(layer.calls)}
+    sources = {
+        Ref(layer.name, i): {ref._replace(output=0) for ref in call.refs()}
+        for layer in spec.layers
+        for i, call in enumerate(layer.calls)
+    }
     takers: dict[Ref, list[Ref]] = {ref: [] for ref in sources}
-    for ref, call in sources.items():
-        for source in call:
+    for ref, taken in sources.items():
+        for source in taken:
             takers[source].append(ref)
-    missing = {ref: len(call) for ref, call in sources.items()}
+    missing = {ref: len(taken) for ref, taken in sources.items()}
     ready = deque(ref for ref, count in missing.items() if not count)
     order: list[Ref] = []
     while ready:
@@ -214,22 +372,6 @@ def _order(spec: ModelSpec) -> list[Ref]:
             if not missing[taker]:
                 ready.append(taker)
     if len(order) < len(sources):
-        stuck = next(name for (name, i) in sources if missing[name, i])
+        stuck = next(ref.layer for ref, count in missing.items() if count)
         raise ConversionError(name=f"model {spec.name!r}", reason=f"layer {stuck!r} takes its own output")
     return order
-
-
-def attribute_names(names: list[str]) -> dict[str, str]:
-    """Names that torch takes for modules: no dots, and none that a module has already."""
-    found: dict[str, str] = {}
-    taken = set(_TAKEN)
-    for name in names:
-        plain = name.replace(".", "_")
-        while plain in taken or hasattr(Functional, plain) or hasattr(Sequential, plain):
-            plain += "_"
-        taken.add(plain)
-        found[name] = plain
-    return found
-
-
-_TAKEN = {*vars(nn.Module()), "keras", "_steps", "_outputs", "training"}

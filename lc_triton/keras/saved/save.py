@@ -11,10 +11,10 @@ from torch import nn
 from lc_triton.core.files import replaced
 from lc_triton.errors import ArgumentValueError
 from lc_triton.keras.saved import hdf5
-from lc_triton.keras.saved.model import Functional, Sequential, attribute_names
+from lc_triton.keras.saved.graph import Functional, Sequential
+from lc_triton.keras.saved.names import numbered
 from lc_triton.keras.saved.slots import Slot
-from lc_triton.keras.saved.stored import numbered
-from lc_triton.keras.saved.weights import Origin, keras_class, slots
+from lc_triton.keras.saved.weights import Origin, keras_class, keras_layers, slots
 
 ENDING = ".weights.h5"
 
@@ -51,25 +51,19 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
         for place, (name, arrays) in layers.items():
             group = file.create_group(f"layers/{place}")
             group.attrs["name"] = name
-            variables = group.create_group("vars")
-            for i, slot in enumerate(arrays):
-                variables.create_dataset(str(i), data=_array(slot))
+            for slot in arrays:
+                variables = group.require_group(f"{slot.part}/vars" if slot.part else "vars")
+                variables.create_dataset(str(len(variables)), data=_array(slot))
 
 
 def _layers(model: nn.Module) -> dict[str, tuple[str, list[Slot]]]:
     """The layers with weights by their place in the file: their names, and their arrays."""
-    if isinstance(model, (Sequential, Functional)):
-        names = attribute_names([s.name for s in model.keras.layers if s.class_name != "InputLayer"])
-        places = numbered([s.class_name for s in model.keras.layers])
-        modules = dict(model.named_children())
-        here = (
-            (p, s.name, modules[names[s.name]])
-            for p, s in zip(places, model.keras.layers, strict=True)
-            if s.name in names
-        )
-        origins = {s.name: Origin.of(s) for s in model.keras.layers}
-        arrays = ((place, name, slots(module, origins[name])) for place, name, module in here)
-        return {place: (name, of_layer) for place, name, of_layer in arrays if of_layer}
+    if isinstance(model, (Sequential, Functional)) and hasattr(model, "keras"):
+        return {
+            place.removeprefix("layers/"): (layer.name, of_layer)
+            for place, layer, module in keras_layers(model)
+            if (of_layer := slots(module, Origin.of(layer)))
+        }
     found = [(name, module) for name, module in model.named_modules() if slots(module)]
     known = {id(slot.tensor) for _, module in found for slot in slots(module)}
     strays = [name for name, parameter in model.named_parameters() if id(parameter) not in known]

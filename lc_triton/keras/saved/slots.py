@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor, nn
@@ -15,7 +15,9 @@ Convert = Callable[[Tensor], Tensor]
 class Slot:
     """One array of Keras's: its name and shape there, the tensor here, and the conversions in both directions.
 
-    The tensor is `attribute` of `module`, which a parametrization may compute.
+    The tensor is `attribute` of `module`, which a parametrization may compute. `part` is where newer files keep the
+    array below its layer ("cell", say; nothing for the layer's own). Keras trains it if `trained`, unless the layer is
+    frozen: older files have what is trained first.
     """
 
     name: str
@@ -24,6 +26,8 @@ class Slot:
     shape: tuple[int, ...]
     to_keras: Convert
     from_keras: Convert
+    part: str = ""
+    trained: bool = True
 
     @property
     def tensor(self) -> Tensor:
@@ -32,10 +36,17 @@ class Slot:
         return found
 
 
-def same_layout(name: str, module: nn.Module, attribute: str) -> list[Slot]:
+def same_layout(name: str, module: nn.Module, attribute: str, *, trained: bool = True) -> list[Slot]:
     """The slot of a tensor that Keras stores in the same layout; none if the module has no such tensor."""
     tensor = getattr(module, attribute)
-    return [] if tensor is None else [Slot(name, module, attribute, tuple(tensor.shape), _identity, _identity)]
+    if tensor is None:
+        return []
+    return [Slot(name, module, attribute, tuple(tensor.shape), _identity, _identity, trained=trained)]
+
+
+def inside(part: str, slots: list[Slot]) -> list[Slot]:
+    """The slots of a layer that another one has inside, under the name of that part."""
+    return [replace(slot, part=f"{part}/{slot.part}" if slot.part else part) for slot in slots]
 
 
 def linear_slots(module: nn.Linear) -> list[Slot]:
@@ -66,8 +77,8 @@ def batch_normalization_slots(module: nn.Module) -> list[Slot]:
     affine = same_layout("gamma", module, "weight") + same_layout("beta", module, "bias")
     return (
         affine
-        + same_layout("moving_mean", module, "running_mean")
-        + same_layout("moving_variance", module, "running_var")
+        + same_layout("moving_mean", module, "running_mean", trained=False)
+        + same_layout("moving_variance", module, "running_var", trained=False)
     )
 
 

@@ -10,19 +10,24 @@ from torch import nn
 
 from lc_triton.core.geometry import DATA_FORMATS
 from lc_triton.keras import layout
+from lc_triton.keras.saved import custom
 from lc_triton.keras.saved.activation import PReLU
 from lc_triton.keras.saved.convolution import Convolution
+from lc_triton.keras.saved.graph import Functional, Model, Sequential, attribute_names
+from lc_triton.keras.saved.names import numbered
 from lc_triton.keras.saved.normalization import BatchNormalization, LayerNormalization
 from lc_triton.keras.saved.slots import (
     Slot,
     batch_normalization_slots,
     convolution_slots,
+    inside,
     layer_normalization_slots,
     linear_slots,
     same_layout,
 )
 from lc_triton.keras.saved.spec import LayerSpec
 from lc_triton.keras.saved.training import Trained
+from lc_triton.keras.saved.wrapping import TimeDistributed
 from lc_triton.layers import (
     LocalConv1d,
     LocalConv2d,
@@ -42,6 +47,7 @@ class Origin:
     data_format: str | None = None
     implementation: int | None = None
     straight_bias: bool = False
+    inner: tuple[Origin, ...] = ()
 
     @classmethod
     def of(cls, layer: LayerSpec) -> Origin:
@@ -50,15 +56,52 @@ class Origin:
         The layers that are ours in Keras 3 have one kernel, whatever `implementation` says, and a bias that means what
         its shape says with channels first too.
         """
+        inner = tuple(cls.of(wrapped) for _, wrapped in layer.wrapped)
         data_format, implementation = (layer.config.get(key) for key in ("data_format", "implementation"))
         if data_format not in DATA_FORMATS or implementation not in (None, *layout.IMPLEMENTATIONS):
-            return cls(layer.class_name)
+            return cls(layer.class_name, inner=inner)
         ours = layer.package == "lc_triton"
-        return cls(layer.class_name, data_format, 1 if ours else implementation, ours)
+        return cls(layer.class_name, data_format, 1 if ours else implementation, ours, inner)
 
 
 def slots(module: nn.Module, origin: Origin = Origin()) -> list[Slot]:  # frozen
-    """A module's own arrays in Keras's order: empty where it has none, or is no layer that Keras has too."""
+    """A module's arrays in Keras's order: empty where it has none, or is no layer that Keras has too.
+
+    Those of a model are its layers', one after the other.
+    """
+    if isinstance(module, (Sequential, Functional)):
+        layers = keras_layers(module)
+        return [slot for place, spec, child in layers for slot in inside(place, slots(child, Origin.of(spec)))]
+    if isinstance(module, TimeDistributed):
+        return inside("layer", slots(module.layer, origin.inner[0] if origin.inner else Origin()))
+    if hasattr(module, custom.STANDS_FOR):
+        return custom.own_slots(module, _known_slots)
+    return _known_slots(module, origin)
+
+
+def is_made_of_layers(module: nn.Module) -> bool:
+    """Whether a module's arrays are those of layers inside of it."""
+    return isinstance(module, (Sequential, Functional, TimeDistributed))
+
+
+def keras_layers(model: Model) -> list[tuple[str, LayerSpec, nn.Module]]:
+    """The layers of a model that was read: their places in newer files, what they were made from, and the modules.
+
+    A part of a chain, `model[:2]`, has none: it is no model of Keras's any more.
+    """
+    if not hasattr(model, "keras"):
+        return []
+    layers = model.keras.layers
+    names = attribute_names([layer.name for layer in layers if layer.class_name != "InputLayer"])
+    places = numbered([layer.class_name for layer in layers])
+    return [
+        (f"layers/{place}", layer, getattr(model, names[layer.name]))
+        for place, layer in zip(places, layers, strict=True)
+        if layer.name in names
+    ]
+
+
+def _known_slots(module: nn.Module, origin: Origin = Origin()) -> list[Slot]:  # frozen
     if isinstance(module, _LOCALLY_CONNECTED):
         implementation = origin.implementation or module.implementation
         return _local(module, origin.data_format or module.data_format, implementation, origin)
