@@ -79,6 +79,7 @@ def _listed(value: object) -> object:
 Count: TypeAlias = Annotated[StrictInt, Field(ge=1, le=LARGEST)]
 Axis: TypeAlias = Annotated[StrictInt, Field(ge=-64, le=64)]
 Number: TypeAlias = Annotated[StrictFloat | StrictInt, Field(allow_inf_nan=False)]
+Rate: TypeAlias = Annotated[Number, Field(ge=0, le=1)]
 Counts: TypeAlias = Annotated[tuple[Count, ...], BeforeValidator(_listed)]
 Axes: TypeAlias = Annotated[tuple[Axis, ...], BeforeValidator(_listed)]
 DataFormat: TypeAlias = Literal["channels_last", "channels_first"]

@@ -22,6 +22,7 @@ from lc_triton.keras.saved import (
     merging,
     normalization,
     pooling,
+    recurrent,
     shaping,
     training,
     wrapping,
@@ -33,6 +34,7 @@ from lc_triton.keras.saved.spec import LayerSpec, ModelSpec, Path
 
 CLASSES: dict[str, type[Arguments]] = {
     **convolution.CLASSES,
+    **recurrent.CLASSES,
     **activation.CLASSES,
     **pooling.CLASSES,
     **normalization.CLASSES,

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field, StrictInt
 from torch import Tensor, nn
 
-from lc_triton.keras.saved.arguments import LARGEST, Arguments, DataFormat, Number, Place
+from lc_triton.keras.saved.arguments import LARGEST, Arguments, DataFormat, Place, Rate
 
 Size = Annotated[StrictInt, Field(ge=-1, le=LARGEST)]
 
@@ -154,9 +154,6 @@ class ZeroPaddingArguments(Arguments):
         ):
             raise ValueError(f"its padding {str(self.padding)[:80]} is not one pair of sizes for {ndim} axes")
         return tuple((low, high) for low, high in pairs)
-
-
-Rate = Annotated[Number, Field(ge=0, le=1)]
 
 
 class DropoutArguments(Arguments):

@@ -49,15 +49,15 @@ class Trained(nn.Module):
     def constrain_(self) -> None:
         """Project the weights that are trained onto their constraints, in place."""
         for slot, constraint in self._asked("constraint"):
-            if trains(self, slot.attribute):
-                write(self, {slot.attribute: self._projected(slot, constraint)})
+            if trains(slot.module, slot.attribute):
+                write(slot.module, {slot.attribute: self._projected(slot, constraint)})
 
     def check_constraints(self) -> None:
         """Refuse a constraint on a weight that is computed by what cannot give its projection, as `constrain_` does."""
         for slot, constraint in self._asked("constraint"):
-            if trains(self, slot.attribute) and not is_plain(self, slot.attribute):
-                check_writable(self, [slot.attribute])
-                check_writes(self, {slot.attribute: self._projected(slot, constraint)})
+            if trains(slot.module, slot.attribute) and not is_plain(slot.module, slot.attribute):
+                check_writable(slot.module, [slot.attribute])
+                check_writes(slot.module, {slot.attribute: self._projected(slot, constraint)})
 
     def _projected(self, slot: Slot, constraint: Any) -> Tensor:
         projected: Tensor = slot.from_keras(constraints.project(constraint, slot.to_keras(slot.tensor), _AXIS))
