@@ -7,14 +7,14 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from lc_triton.core.activations import Activation, parse_activation
 from lc_triton.core.names import ActivationArg
 from lc_triton.errors import UnknownNameError
 from lc_triton.keras import activations
-from lc_triton.keras.saved.arguments import Arguments, Axes, Axis, Number, Place, positive_axis
+from lc_triton.keras.saved.arguments import Arguments, Axes, Number, Place, positive_axis
 from lc_triton.keras.saved.slots import Slot, same_layout
 from lc_triton.keras.saved.training import Trained
 
@@ -34,17 +34,42 @@ def argument(identifier: Any, keras: int) -> ActivationArg:
     name = identifier
     if isinstance(name, dict) and name.get("class_name") == "function":
         name = name.get("config")
+    if isinstance(name, dict) and name.get("class_name") in CLASSES:
+        return _of_layer(name["class_name"], name.get("config"), keras)
     if name is None:
         return None
     if not isinstance(name, str):
         raise ValueError(f"its activation {str(identifier)[:80]} is no named function")
     if keras >= 3 and name in KERAS_3:
         return KERAS_3[name]
+    if keras < 3 and name == "leaky_relu":
+        return name, _slope(0.2, keras)
     try:
         activations.get(name)
     except UnknownNameError as error:
         raise ValueError(str(error)) from None
     return cast(ActivationArg, name)
+
+
+def _of_layer(class_name: str, config: Any, keras: int) -> ActivationArg:
+    """What a layer without weights computes, such as a LeakyReLU, given as the activation of another."""
+    if class_name == "PReLU":
+        raise ValueError("its activation PReLU has weights of its own, which can be read in a layer of its own only")
+    try:
+        layer = CLASSES[class_name].model_validate({"name": class_name, **(config if isinstance(config, dict) else {})})
+    except ValidationError as error:
+        raise ValueError(f"its activation {class_name}: {error.errors()[0]['msg']}") from None
+    module = layer.module(Place(class_name, (), keras))
+    if isinstance(module, nn.LeakyReLU):
+        return "leaky_relu", module.negative_slope
+    if isinstance(module, nn.ELU):
+        return "elu", module.alpha
+    return None if isinstance(module, nn.Identity) else module
+
+
+def _slope(slope: float, keras: int) -> float:
+    """A slope as TensorFlow's leaky_relu takes it: in float32, for float64 too."""
+    return torch.tensor(slope, dtype=torch.float32, device="cpu").item() if keras < 3 else slope
 
 
 def function(identifier: Any, keras: int) -> Function | None:
@@ -90,6 +115,22 @@ class Rectify(nn.Module):
         return f"slope={self.slope}, threshold={self.threshold}, ceiling={self.ceiling}"
 
 
+class Softmax(nn.Module):
+    """Softmax over several axes at once."""
+
+    def __init__(self, axes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.axes = axes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The softmax of x."""
+        return (x - x.logsumexp(self.axes, keepdim=True)).exp()
+
+    def extra_repr(self) -> str:
+        """The axes."""
+        return f"axes={self.axes}"
+
+
 class PReLU(Trained):
     """ReLU whose negative slopes are learned, one a site and channel but for shared axes."""
 
@@ -126,7 +167,10 @@ class ReLUArguments(Arguments):
 
     def module(self, place: Place) -> nn.Module:
         """See the base."""
-        return Rectify(float(self.negative_slope), float(self.threshold), self.max_value)
+        slope = float(self.negative_slope)
+        if not self.threshold and self.max_value is None:
+            slope = _slope(slope, place.keras)
+        return Rectify(slope, float(self.threshold), self.max_value)
 
 
 class LeakyReLUArguments(Arguments):
@@ -138,7 +182,7 @@ class LeakyReLUArguments(Arguments):
     def module(self, place: Place) -> nn.Module:
         """See the base."""
         slope = self.alpha if self.negative_slope is None else self.negative_slope
-        return nn.LeakyReLU(0.3 if slope is None else float(slope))
+        return nn.LeakyReLU(_slope(0.3 if slope is None else float(slope), place.keras))
 
 
 class PReLUArguments(Arguments):
@@ -177,11 +221,13 @@ class ThresholdedReLUArguments(Arguments):
 class SoftmaxArguments(Arguments):
     """`Softmax`."""
 
-    axis: Axis = -1
+    axis: Axes = (-1,)
 
     def module(self, place: Place) -> nn.Module:
         """See the base."""
-        return nn.Softmax(positive_axis(self.axis, len(place.shape) + 1))
+        # As the activation of another layer, it stands nowhere; its axes are checked when it is called.
+        axes = {positive_axis(axis, len(place.shape) + 1) for axis in self.axis} if place.shapes else set(self.axis)
+        return nn.Softmax(*axes) if len(axes) == 1 else Softmax(tuple(sorted(axes)))
 
 
 CLASSES: dict[str, type[Arguments]] = {

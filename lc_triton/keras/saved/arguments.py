@@ -55,7 +55,7 @@ class Place:
     @property
     def ndim(self) -> int:
         """The spatial axes in the name of the class: 2 for Conv2D."""
-        return int(self.class_name[-2])
+        return next(int(letter) for letter in self.class_name if letter.isdecimal())
 
     @property
     def shape(self) -> Shape:

@@ -1,8 +1,9 @@
-"""Layers with kernels: dense, convolutional, depthwise and locally connected."""
+"""Layers with kernels: dense, convolutional, depthwise, separable and locally connected."""
 
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -101,6 +102,24 @@ class Convolution(Trained):
         return f"{shape}, stride={self.stride}, padding={self.padding!r}, groups={self.groups}, {layout}"
 
 
+class SeparableConvolution(Trained):
+    """A depthwise convolution, then one with windows of size 1."""
+
+    def __init__(self, depthwise: Convolution, pointwise: Convolution) -> None:
+        super().__init__()
+        self.depthwise, self.pointwise = depthwise, pointwise
+
+    def slots(self) -> list[Slot]:
+        """See the base."""
+        kernel, *bias = self.pointwise.slots()
+        return [*self.depthwise.slots(), replace(kernel, name="pointwise_kernel"), *bias]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output for a batch x."""
+        y: Tensor = self.pointwise(self.depthwise(x))
+        return self.observed(y)
+
+
 class DenseArguments(Arguments):
     """`Dense`."""
 
@@ -124,9 +143,11 @@ class _ConvArguments(WindowArguments):
     activation: Any = None
     use_bias: bool = True
 
-    def _convolution(self, place: Place, filters: int, groups: int, *, depthwise: bool = False) -> nn.Module:
+    def _convolution(
+        self, place: Place, filters: int, groups: int, *, depthwise: bool = False, causal: bool = True
+    ) -> Convolution:
         ndim = place.ndim
-        allowed = ("valid", "same", "causal") if ndim == 1 and not depthwise else ("valid", "same")
+        allowed = ("valid", "same", "causal") if ndim == 1 and causal else ("valid", "same")
         if self.padding not in allowed:
             raise ValueError(f"its padding {self.padding[:80]!r} is none of {', '.join(allowed)}")
         _, channels = place.spatial(self.data_format)
@@ -149,7 +170,7 @@ class _ConvArguments(WindowArguments):
 
 
 class ConvArguments(_ConvArguments):
-    """`Conv1D` and `Conv2D`."""
+    """`Conv1D`, `Conv2D` and `Conv3D`."""
 
     filters: Count
 
@@ -166,7 +187,35 @@ class DepthwiseConvArguments(_ConvArguments):
     def module(self, place: Place) -> nn.Module:
         """See the base."""
         _, channels = place.spatial(self.data_format)
-        return self._convolution(place, channels * self.depth_multiplier, channels, depthwise=True)
+        return self._convolution(place, channels * self.depth_multiplier, channels, depthwise=True, causal=False)
+
+
+class SeparableConvArguments(_ConvArguments):
+    """`SeparableConv1D` and `SeparableConv2D`."""
+
+    filters: Count
+    depth_multiplier: Count = 1
+
+    def module(self, place: Place) -> nn.Module:
+        """See the base."""
+        ndim, (_, channels) = place.ndim, place.spatial(self.data_format)
+        middle = channels * self.depth_multiplier
+        first = self.model_copy(update={"activation": None, "use_bias": False})
+        depthwise = first._convolution(place, middle, channels, depthwise=True)
+        pointwise = Convolution(
+            middle,
+            self.filters,
+            (1,) * ndim,
+            stride=(1,) * ndim,
+            dilation=(1,) * ndim,
+            padding="valid",
+            groups=1,
+            channels_first=self.channels_first,
+            activation=function(self.activation, place.keras),
+            bias=self.use_bias,
+            dtype=self.variable_dtype,
+        )
+        return SeparableConvolution(depthwise, pointwise)
 
 
 class LocallyConnectedArguments(Arguments):
@@ -205,7 +254,10 @@ CLASSES: dict[str, type[Arguments]] = {
     "Dense": DenseArguments,
     "Conv1D": ConvArguments,
     "Conv2D": ConvArguments,
+    "Conv3D": ConvArguments,
     "DepthwiseConv1D": DepthwiseConvArguments,
     "DepthwiseConv2D": DepthwiseConvArguments,
+    "SeparableConv1D": SeparableConvArguments,
+    "SeparableConv2D": SeparableConvArguments,
     **dict.fromkeys(_LAYERS, LocallyConnectedArguments),
 }

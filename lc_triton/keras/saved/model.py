@@ -18,13 +18,19 @@ from lc_triton.keras.saved import (
     activation,
     convolution,
     custom,
+    embedding,
+    group_normalization,
     masks,
     merging,
+    noise,
     normalization,
     pooling,
+    preprocessing,
     recurrent,
+    resizing,
     shaping,
     training,
+    transposed,
     wrapping,
 )
 from lc_triton.keras.saved.arguments import LARGEST, Arguments, Place, Shape
@@ -34,11 +40,17 @@ from lc_triton.keras.saved.spec import LayerSpec, ModelSpec, Path
 
 CLASSES: dict[str, type[Arguments]] = {
     **convolution.CLASSES,
+    **transposed.CLASSES,
     **recurrent.CLASSES,
+    **embedding.CLASSES,
     **activation.CLASSES,
     **pooling.CLASSES,
     **normalization.CLASSES,
+    **group_normalization.CLASSES,
     **shaping.CLASSES,
+    **resizing.CLASSES,
+    **noise.CLASSES,
+    **preprocessing.CLASSES,
     **merging.CLASSES,
     **wrapping.CLASSES,
 }

@@ -84,8 +84,9 @@ class BatchRenormalization(BatchNormalization):
 
     def slots(self) -> list[Slot]:
         """See the base."""
-        moving = same_layout("moving_stddev", self, "running_stddev") + same_layout("renorm_mean", self, "renorm_mean")
-        return super().slots() + moving + same_layout("renorm_stddev", self, "renorm_stddev")
+        kept = {"moving_stddev": "running_stddev", "renorm_mean": "renorm_mean", "renorm_stddev": "renorm_stddev"}
+        moving = [slot for name, at in kept.items() for slot in same_layout(name, self, at, trained=False)]
+        return super().slots() + moving
 
     def forward(self, x: Tensor) -> Tensor:
         """The normalized batch x."""
@@ -203,6 +204,9 @@ class LayerNormalizationArguments(Arguments):
 
 
 CLASSES: dict[str, type[Arguments]] = {
-    "BatchNormalization": BatchNormalizationArguments,
+    # The names of TensorFlow 1 and 2 for the two kinds of it, which compute the same.
+    **dict.fromkeys(
+        ("BatchNormalization", "BatchNormalizationV1", "BatchNormalizationV2"), BatchNormalizationArguments
+    ),
     "LayerNormalization": LayerNormalizationArguments,
 }

@@ -1,4 +1,4 @@
-"""Pooling over windows and over everything, 1-D and 2-D, in either data format and with TensorFlow's padding."""
+"""Pooling over windows and over everything, in 1-D to 3-D, in either data format and with TensorFlow's padding."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from lc_triton.core.geometry import padding_pairs
 from lc_triton.keras.saved.arguments import Arguments, Counts, DataFormat, Place, WindowArguments, spread
 
-_MAX = {1: F.max_pool1d, 2: F.max_pool2d}
-_MEAN = {1: F.avg_pool1d, 2: F.avg_pool2d}
+_MAX = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+_MEAN = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
 class Pool(nn.Module):
@@ -67,7 +67,7 @@ class GlobalPool(nn.Module):
 
 
 class PoolArguments(WindowArguments):
-    """`MaxPooling1D`, `AveragePooling1D` and the same in 2-D."""
+    """`MaxPooling1D`, `AveragePooling1D` and the same in 2-D and 3-D."""
 
     pool_size: Counts
     strides: Counts | None = None
@@ -82,7 +82,7 @@ class PoolArguments(WindowArguments):
 
 
 class GlobalPoolArguments(Arguments):
-    """`GlobalMaxPooling1D`, `GlobalAveragePooling1D` and the same in 2-D."""
+    """`GlobalMaxPooling1D`, `GlobalAveragePooling1D` and the same in 2-D and 3-D."""
 
     data_format: DataFormat = "channels_last"
     keepdims: StrictBool = False
@@ -99,12 +99,8 @@ def _kind(place: Place) -> str:
 
 
 CLASSES: dict[str, type[Arguments]] = {
-    "MaxPooling1D": PoolArguments,
-    "MaxPooling2D": PoolArguments,
-    "AveragePooling1D": PoolArguments,
-    "AveragePooling2D": PoolArguments,
-    "GlobalMaxPooling1D": GlobalPoolArguments,
-    "GlobalMaxPooling2D": GlobalPoolArguments,
-    "GlobalAveragePooling1D": GlobalPoolArguments,
-    "GlobalAveragePooling2D": GlobalPoolArguments,
+    f"{scope}{kind}Pooling{ndim}D": arguments
+    for scope, arguments in (("", PoolArguments), ("Global", GlobalPoolArguments))
+    for kind in ("Max", "Average")
+    for ndim in (1, 2, 3)
 }

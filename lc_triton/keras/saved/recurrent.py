@@ -17,6 +17,7 @@ from lc_triton.keras.saved.slots import Convert, Slot, inside
 from lc_triton.keras.saved.training import Trained, asked
 
 Tensors = tuple[Tensor, ...]
+Mask = Tensor | None
 
 
 class Recurrent(Trained):
@@ -25,6 +26,7 @@ class Recurrent(Trained):
     The weights are torch's: `weight_ih` `(gates * units, channels)` and `weight_hh` `(gates * units, units)`.
     """
 
+    takes_mask = True
     gates = 1
     states = 1
     # Keras's number of each of torch's gates.
@@ -74,18 +76,20 @@ class Recurrent(Trained):
             found.append(Slot("bias", self, "bias", tuple(self.bias.shape), there, back))
         return inside("cell", found)
 
-    def forward(self, x: Tensor, *initial: Tensor, mask: Tensor | None = None) -> Tensor | Tensors:
+    def forward(self, x: Tensor, *initial: Tensor, mask: Mask | tuple[Mask, ...] = None) -> Tensor | Tensors:
         """The outputs for x `(batch, steps, channels)`.
 
         Args:
             x: with the steps first if the layer is time-major.
             initial: the states before the first step, zero if none is given.
-            mask: `(batch, steps)`, False at steps that are left out: there states stay what they are.
+            mask: `(batch, steps)`, False at steps that are left out: there states stay what they are. With states, a
+                tuple of which the first is this.
 
         Returns:
             The last step's output or, with `sequences`, every step's; then the last states, with `state`.
         """
         x = x.transpose(0, 1) if self.time_major else x
+        mask = mask[0] if isinstance(mask, tuple) else mask
         if self.backwards:
             x, mask = x.flip(1), None if mask is None else mask.flip(1)
         before = initial or tuple(x.new_zeros(x.shape[0], self.units) for _ in range(self.states))
@@ -98,6 +102,10 @@ class Recurrent(Trained):
         y = y.transpose(0, 1) if self.time_major and self.sequences else y
         y = self.observed(y)
         return (y, *after) if self.state else y
+
+    def output_mask(self, inputs: Tensors, masks: tuple[Mask, ...]) -> Mask:
+        """The mask of the outputs: that of the steps, where all are returned."""
+        return masks[0] if self.sequences else None
 
     def fused(self, x: Tensor, before: Tensors) -> tuple[Tensor, Tensors]:
         """All steps by torch's own operator, for the standard activations."""
@@ -249,6 +257,8 @@ class ResetFirstGRU(GRU):
 class Bidirectional(Trained):
     """A recurrent layer, and another that reads the steps from the last to the first; their outputs merged."""
 
+    takes_mask = True
+
     def __init__(self, forwards: Recurrent, backwards: Recurrent, merge: str | None) -> None:
         super().__init__()
         self.forward_layer, self.backward_layer, self.merge = forwards, backwards, merge
@@ -259,7 +269,11 @@ class Bidirectional(Trained):
             "backward_layer", self.backward_layer.slots()
         )
 
-    def forward(self, x: Tensor, *initial: Tensor, mask: Tensor | None = None) -> Tensor | Tensors:
+    def output_mask(self, inputs: Tensors, masks: tuple[Mask, ...]) -> Mask:
+        """The mask of the outputs: that of the steps, where all are returned."""
+        return masks[0] if self.forward_layer.sequences else None
+
+    def forward(self, x: Tensor, *initial: Tensor, mask: Mask | tuple[Mask, ...] = None) -> Tensor | Tensors:
         """The merged outputs; then the last states of both, if the layers return theirs."""
         half = len(initial) // 2
         there = _listed(self.forward_layer(x, *initial[:half], mask=mask))

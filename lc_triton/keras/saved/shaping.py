@@ -1,4 +1,4 @@
-"""Layers that move numbers without changing them, or drop some in training."""
+"""Layers that move, repeat or leave out numbers without changing them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field, StrictInt
 from torch import Tensor, nn
 
-from lc_triton.keras.saved.arguments import LARGEST, Arguments, DataFormat, Place, Rate
+from lc_triton.keras.saved.arguments import LARGEST, Arguments, Count, DataFormat, Place
 
 Size = Annotated[StrictInt, Field(ge=-1, le=LARGEST)]
 
@@ -78,18 +78,38 @@ class ZeroPadding(nn.Module):
         return str(self.pairs)
 
 
-class ChannelDropout(nn.Module):
-    """Whole channels become zero in training."""
+class Cropping(nn.Module):
+    """The spatial axes without their ends."""
 
-    def __init__(self, rate: float, ndim: int, *, channels_first: bool) -> None:
+    def __init__(self, pairs: tuple[tuple[int, int], ...], *, channels_first: bool) -> None:
         super().__init__()
-        self.drop = {1: nn.Dropout1d, 2: nn.Dropout2d}[ndim](rate)
-        self.channels_first = channels_first
+        self.pairs, self.first = pairs, 2 if channels_first else 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """The batch x with channels dropped."""
-        y: Tensor = self.drop(x) if self.channels_first else self.drop(x.movedim(-1, 1)).movedim(1, -1)
-        return y
+        """The cropped batch x."""
+        for axis, (low, high) in enumerate(self.pairs, self.first):
+            x = x.narrow(axis, low, x.shape[axis] - low - high)
+        return x
+
+    def extra_repr(self) -> str:
+        """The pairs."""
+        return str(self.pairs)
+
+
+class RepeatVector(nn.Module):
+    """Each sample's vector at a number of steps."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.n = n
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The batch x `(batch, channels)` as `(batch, n, channels)`."""
+        return x[:, None].expand(-1, self.n, -1)
+
+    def extra_repr(self) -> str:
+        """The number of steps."""
+        return str(self.n)
 
 
 class FlattenArguments(Arguments):
@@ -128,8 +148,28 @@ class PermuteArguments(Arguments):
         return Permute(self.dims)
 
 
+class RepeatVectorArguments(Arguments):
+    """`RepeatVector`."""
+
+    n: Count
+
+    def module(self, place: Place) -> nn.Module:
+        """See the base."""
+        if len(place.shape) != 1:
+            raise ValueError(f"it takes inputs with one axis beside the batch, and is given shape {place.shape}")
+        return RepeatVector(self.n)
+
+
+class IdentityArguments(Arguments):
+    """`Identity`."""
+
+    def module(self, place: Place) -> nn.Module:
+        """See the base."""
+        return nn.Identity()
+
+
 class ZeroPaddingArguments(Arguments):
-    """`ZeroPadding1D` and `ZeroPadding2D`."""
+    """`ZeroPadding1D`, `ZeroPadding2D` and `ZeroPadding3D`."""
 
     padding: Any
     data_format: DataFormat = "channels_last"
@@ -137,54 +177,48 @@ class ZeroPaddingArguments(Arguments):
     def module(self, place: Place) -> nn.Module:
         """See the base."""
         place.spatial(self.data_format)
-        return ZeroPadding(self._pairs(place.ndim), channels_first=self.data_format == "channels_first")
-
-    def _pairs(self, ndim: int) -> tuple[tuple[int, int], ...]:
-        """One (low, high) pair an axis, from an int, an int an axis, or, in 1-D, the pair alone."""
-        given = self.padding
-        if isinstance(given, list) and ndim == 1 and len(given) == 2 and not isinstance(given[0], list):
-            given = [given]
-        given = given if isinstance(given, list) else [given] * ndim
-        pairs = [side if isinstance(side, list) else [side, side] for side in given]
-        sides = [number for pair in pairs for number in pair]
-        if (
-            len(pairs) != ndim
-            or any(len(pair) != 2 for pair in pairs)
-            or any(type(n) is not int or not 0 <= n <= LARGEST for n in sides)
-        ):
-            raise ValueError(f"its padding {str(self.padding)[:80]} is not one pair of sizes for {ndim} axes")
-        return tuple((low, high) for low, high in pairs)
+        pairs = _pairs("padding", self.padding, place.ndim)
+        return ZeroPadding(pairs, channels_first=self.data_format == "channels_first")
 
 
-class DropoutArguments(Arguments):
-    """`Dropout`; one with a noise_shape drops numbers together and is no torch layer."""
+class CroppingArguments(Arguments):
+    """`Cropping1D`, `Cropping2D` and `Cropping3D`."""
 
-    rate: Rate
-
-    def module(self, place: Place) -> nn.Module:
-        """See the base."""
-        return nn.Dropout(float(self.rate))
-
-
-class SpatialDropoutArguments(Arguments):
-    """`SpatialDropout1D` and `SpatialDropout2D`."""
-
-    rate: Rate
+    cropping: Any
     data_format: DataFormat = "channels_last"
 
     def module(self, place: Place) -> nn.Module:
         """See the base."""
-        place.spatial(self.data_format)
-        return ChannelDropout(float(self.rate), place.ndim, channels_first=self.data_format == "channels_first")
+        sizes, _ = place.spatial(self.data_format)
+        pairs = _pairs("cropping", self.cropping, place.ndim)
+        if any(low + high >= size for (low, high), size in zip(pairs, sizes, strict=True)):
+            raise ValueError(f"cropping={pairs} leaves nothing of an input of sizes {sizes}")
+        return Cropping(pairs, channels_first=self.data_format == "channels_first")
+
+
+def _pairs(name: str, given: Any, ndim: int) -> tuple[tuple[int, int], ...]:
+    """One (low, high) pair an axis, from an int, an int an axis, or, in 1-D, the pair alone."""
+    value = given
+    if isinstance(value, list) and ndim == 1 and len(value) == 2 and not isinstance(value[0], list):
+        value = [value]
+    value = value if isinstance(value, list) else [value] * ndim
+    pairs = [side if isinstance(side, list) else [side, side] for side in value]
+    sides = [number for pair in pairs for number in pair]
+    if (
+        len(pairs) != ndim
+        or any(len(pair) != 2 for pair in pairs)
+        or any(type(n) is not int or not 0 <= n <= LARGEST for n in sides)
+    ):
+        raise ValueError(f"its {name} {str(given)[:80]} is not one pair of sizes for {ndim} axes")
+    return tuple((low, high) for low, high in pairs)
 
 
 CLASSES: dict[str, type[Arguments]] = {
     "Flatten": FlattenArguments,
     "Reshape": ReshapeArguments,
     "Permute": PermuteArguments,
-    "ZeroPadding1D": ZeroPaddingArguments,
-    "ZeroPadding2D": ZeroPaddingArguments,
-    "Dropout": DropoutArguments,
-    "SpatialDropout1D": SpatialDropoutArguments,
-    "SpatialDropout2D": SpatialDropoutArguments,
+    "RepeatVector": RepeatVectorArguments,
+    "Identity": IdentityArguments,
+    **{f"ZeroPadding{ndim}D": ZeroPaddingArguments for ndim in (1, 2, 3)},
+    **{f"Cropping{ndim}D": CroppingArguments for ndim in (1, 2, 3)},
 }

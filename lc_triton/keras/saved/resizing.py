@@ -1,0 +1,113 @@
+"""Images and sequences in other sizes: repeated, interpolated or cropped to the middle."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from pydantic import StrictBool
+from torch import Tensor, nn
+
+from lc_triton.keras.saved.arguments import Arguments, Count, Counts, DataFormat, Place, spread
+
+Interpolation = Literal["nearest", "bilinear"]
+
+
+class UpSampling(nn.Module):
+    """Sites repeated, or interpolated, a number of times along each spatial axis."""
+
+    def __init__(self, size: tuple[int, ...], interpolation: Interpolation, *, channels_first: bool) -> None:
+        super().__init__()
+        self.size, self.interpolation, self.channels_first = size, interpolation, channels_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The larger batch x."""
+        first = 2 if self.channels_first else 1
+        if self.interpolation == "nearest":
+            for axis, times in enumerate(self.size, first):
+                x = x.repeat_interleave(times, axis) if times > 1 else x
+            return x
+        sizes = [n * times for n, times in zip(x.shape[first : first + 2], self.size, strict=True)]
+        return interpolated(x, sizes, self.interpolation, channels_first=self.channels_first)
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"{self.size}, {self.interpolation!r}, channels_first={self.channels_first}"
+
+
+class Resizing(nn.Module):
+    """Images, with channels last, in another size.
+
+    With `crop`, the middle of the new shape is cut out first. With `keep`, images that are large enough are only cut.
+    """
+
+    def __init__(self, size: tuple[int, int], interpolation: Interpolation, *, crop: bool, keep: bool) -> None:
+        super().__init__()
+        self.size, self.interpolation, self.crop, self.keep = size, interpolation, crop, keep
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The batch x of images in the new size."""
+        (height, width), (rows, columns) = self.size, x.shape[1:3]
+        if self.keep and rows >= height and columns >= width:
+            return _middle(x, height, width)
+        if self.crop:
+            x = _middle(x, min(rows, columns * height // width), min(columns, rows * width // height))
+        return interpolated(x, [height, width], self.interpolation, channels_first=False)
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"{self.size}, {self.interpolation!r}, crop={self.crop}"
+
+
+def interpolated(x: Tensor, sizes: list[int], interpolation: Interpolation, *, channels_first: bool) -> Tensor:
+    """Images in other sizes, as TensorFlow's `image.resize`: pixels are areas, and nothing is smoothed."""
+    x = x if channels_first else x.movedim(-1, 1)
+    if interpolation == "nearest":
+        y = F.interpolate(x, sizes, mode="nearest-exact")
+    else:
+        y = F.interpolate(x, sizes, mode="bilinear", align_corners=False)
+    return y if channels_first else y.movedim(1, -1)
+
+
+def _middle(x: Tensor, height: int, width: int) -> Tensor:
+    return x.narrow(1, (x.shape[1] - height) // 2, height).narrow(2, (x.shape[2] - width) // 2, width)
+
+
+class UpSamplingArguments(Arguments):
+    """`UpSampling1D`, `UpSampling2D` and `UpSampling3D`."""
+
+    size: Counts
+    data_format: DataFormat = "channels_last"
+    interpolation: Interpolation = "nearest"
+
+    def module(self, place: Place) -> nn.Module:
+        """See the base."""
+        place.spatial(self.data_format)
+        if self.interpolation != "nearest" and place.ndim != 2:
+            raise ValueError(f"its interpolation {self.interpolation!r} is for images, and it is {place.ndim}-D")
+        size = spread("size", self.size, place.ndim)
+        return UpSampling(size, self.interpolation, channels_first=self.data_format == "channels_first")
+
+
+class ResizingArguments(Arguments):
+    """`Resizing` and `CenterCrop`."""
+
+    height: Count
+    width: Count
+    interpolation: Interpolation = "bilinear"
+    crop_to_aspect_ratio: StrictBool = False
+
+    def module(self, place: Place) -> nn.Module:
+        """See the base."""
+        if len(place.shape) != 3:
+            raise ValueError(f"it takes images with channels last, and is given shape {place.shape}")
+        keep = place.class_name == "CenterCrop"
+        crop = keep or self.crop_to_aspect_ratio
+        return Resizing((self.height, self.width), self.interpolation, crop=crop, keep=keep)
+
+
+CLASSES: dict[str, type[Arguments]] = {
+    **{f"UpSampling{ndim}D": UpSamplingArguments for ndim in (1, 2, 3)},
+    "Resizing": ResizingArguments,
+    "CenterCrop": ResizingArguments,
+}
