@@ -5,6 +5,9 @@ Layers in torch's convention, weights `(*out_spatial, *kernel_size, in_channels 
     LocalConvTranspose1d, LocalConvTranspose2d, LocalConvTranspose3d  their adjoints, as nn.ConvTranspose1d, 2d, 3d
     LazyLocalConv1d, ..., LazyLocalConvTranspose3d                    the same, with sizes taken from the first input
 
+Layers around them:
+    LocalLinear                                                       a linear map of its own at every position
+
 Layers with the arguments of Keras 2:
     LocallyConnected1D, LocallyConnected2D, LocallyConnected3D
     regularization_loss, apply_constraints, attach_constraints        penalties and constraints in a training loop
@@ -58,6 +61,7 @@ from lc_triton.layers import (
     LocalConvTranspose1d,
     LocalConvTranspose2d,
     LocalConvTranspose3d,
+    LocalLinear,
     LocallyConnected1D,
     LocallyConnected2D,
     LocallyConnected3D,
@@ -84,6 +88,7 @@ __all__ = [
     "LocalConvTranspose1d",
     "LocalConvTranspose2d",
     "LocalConvTranspose3d",
+    "LocalLinear",
     "LocallyConnected1D",
     "LocallyConnected2D",
     "LocallyConnected3D",

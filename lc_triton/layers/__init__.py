@@ -16,6 +16,7 @@ from lc_triton.layers.local_conv_transpose import (
     LocalConvTranspose2d,
     LocalConvTranspose3d,
 )
+from lc_triton.layers.local_linear import LocalLinear
 from lc_triton.layers.locally_connected import LocallyConnected1D, LocallyConnected2D, LocallyConnected3D
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "LocalConvTranspose1d",
     "LocalConvTranspose2d",
     "LocalConvTranspose3d",
+    "LocalLinear",
     "LocallyConnected1D",
     "LocallyConnected2D",
     "LocallyConnected3D",

@@ -39,7 +39,8 @@ class PlannedLayer(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
-    # What computes the output where ranks share the layer: see `lc_triton.parallel`.
+    # Whether ranks can share layers of this class, and what computes the output where they do: `lc_triton.parallel`.
+    _is_shareable: ClassVar[bool] = True
     _shared: Any = None
     # Whether the output has the memory format of the input, as those of torch's convolutions, or is channels last.
     _follows_input_format: bool = False

@@ -63,7 +63,7 @@ class _LayerParallel(ParallelStyle):
         raise NotImplementedError
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        if not isinstance(module, PlannedLayer):
+        if not isinstance(module, PlannedLayer) or not module._is_shareable:
             raise ArgumentTypeError(
                 name="module", value=module, allowed="a LocalConv1d, 2d, 3d or a LocallyConnected1D, 2D, 3D"
             )
