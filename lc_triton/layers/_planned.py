@@ -39,6 +39,8 @@ class PlannedLayer(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
+    # The parameters that `reset_parameters` draws.
+    _parameter_names: tuple[str, ...] = ("weight", "bias")
     # Whether ranks can share layers of this class, and what computes the output where they do: `lc_triton.parallel`.
     _is_shareable: ClassVar[bool] = True
     _shared: Any = None
@@ -122,7 +124,7 @@ class PlannedLayer(nn.Module):
         if self._shared is not None:
             self._shared.reset_parameters(self)
             return
-        names = [name for name in ("weight", "bias") if getattr(self, name) is not None]
+        names = [name for name in self._parameter_names if getattr(self, name) is not None]
         if all(is_lazy(getattr(self, name)) for name in names):
             return  # they are drawn at the first call
         if self._plan is None:
@@ -291,6 +293,13 @@ class PlannedLayer(nn.Module):
             if shape != then:
                 reason = f"{parameter} would need the shape {then} and has {shape}: make a new layer with it"
                 raise AttributeChangeError(name=name, layer=type(self).__name__, value=value, reason=reason)
+
+
+def refuse_proxy(layer: nn.Module, x: Any) -> None:
+    """Refuse a `torch.fx.Proxy` or the like, for a layer that computes tensors of its parameters at each call."""
+    if not isinstance(x, Tensor) and has_torch_function((x,)):
+        allowed = "a torch.Tensor: let the tracer keep the layer whole (torch.fx.Tracer.is_leaf_module)"
+        raise ArgumentTypeError(name=f"the input of a {type(layer).__name__}", value=x, allowed=allowed)
 
 
 def bias_shape(plan: Plan, kind: str | None) -> tuple[int, ...] | None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.overrides import has_torch_function
 
 from lc_triton.core.activations import ActivationArg, parse_activation
 from lc_triton.core.dtypes import check_floating
@@ -18,10 +17,10 @@ from lc_triton.core.parameters import trains
 from lc_triton.core.tracing import shape_of
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, ConversionError, RankError
 from lc_triton.layers import sharing
-from lc_triton.layers._planned import PlannedLayer
+from lc_triton.layers._planned import PlannedLayer, refuse_proxy
 from lc_triton.ops.checks import check_tensor
+from lc_triton.ops.linear import run_linear
 from lc_triton.ops.plan import Plan
-from lc_triton.ops.run import run
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -45,7 +44,8 @@ class LocalLinear(PlannedLayer):
         dtype: of the parameters, a floating-point dtype.
 
     Shapes:
-        x `(*, P, C)`, any leading dimensions; output `(*, P, F)`; weight `(P, C, F)`; bias `(P, F)`.
+        x `(*, P, C)`, any leading dimensions; output `(*, P, F)`, on a CPU in the memory order of torch.baddbmm;
+        weight `(P, C, F)`; bias `(P, F)`.
 
     Raises:
         LocalConvError: (also a ValueError or TypeError) naming the argument, its value and what is allowed.
@@ -84,11 +84,11 @@ class LocalLinear(PlannedLayer):
         super().__init__(activation, device=device)
         sizes = zip(self._sizes, (positions, in_features, out_features), strict=True)
         self.__dict__.update({name: check_int(name, value, 1) for name, value in sizes})
+        p, c, f = self.positions, self.in_features, self.out_features
         self._plan = self._plan_for(self._current_geometry())
-        shape = self.positions, self.in_features, self.out_features
-        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        drawn = nn.Parameter(torch.empty(shape[0], shape[2], device=device, dtype=dtype)) if bias else None
-        self.register_parameter("bias", drawn)
+        self._shapes = {"weight": torch.Size((p, c, f)), "bias": torch.Size((p, f)), "x": torch.Size((p, c))}
+        self.weight = nn.Parameter(torch.empty(p, c, f, device=device, dtype=dtype))
+        self.register_parameter("bias", nn.Parameter(torch.empty(p, f, device=device, dtype=dtype)) if bias else None)
         self.reset_parameters()
 
     def _current_geometry(self) -> Geometry:
@@ -102,13 +102,11 @@ class LocalLinear(PlannedLayer):
         return tuple(value) if several(value) else value
 
     def _check_parameters(self) -> None:
-        shapes: dict[str, tuple[int, ...]] = {"weight": (self.positions, self.in_features, self.out_features)}
-        if self.bias is not None:
-            shapes["bias"] = self.positions, self.out_features
-        for name, shape in shapes.items():
-            found = tuple(getattr(self, name).shape)
-            if found != shape:
-                raise ArgumentValueError(name=f"shape of the {name}", value=found, allowed=str(shape))
+        for name in ("weight", "bias"):
+            parameter, shape = getattr(self, name), self._shapes[name]
+            if parameter is not None and shape_of(parameter) != shape:
+                found = tuple(shape_of(parameter))
+                raise ArgumentValueError(name=f"shape of the {name}", value=found, allowed=str(tuple(shape)))
 
     def _draw(self, name: str, into: Tensor) -> None:
         # As nn.Linear does: uniform within 1 / sqrt(in_features).
@@ -117,26 +115,25 @@ class LocalLinear(PlannedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output for x."""
-        self._check_x(x)
-        weight, plan = self.weight, self._plan
+        weight, bias, plan = self.weight, self.bias, self._plan
         assert plan is not None
-        if shape_of(weight) != (self.positions, self.in_features, self.out_features):
+        if type(x) is not Tensor or x.shape[-2:] != self._shapes["x"]:
+            self._check_x(x)
+        if weight.shape != self._shapes["weight"] or (bias is not None and bias.shape != self._shapes["bias"]):
             self._check_parameters()
-        lead = x.shape[:-2]
-        y = run(x if x.ndim in (2, 3) else x.flatten(0, -3), weight.unsqueeze(1), self.bias, plan)
-        y = y if x.ndim in (2, 3) else y.unflatten(0, lead)
+        samples = x if x.ndim == 3 else x.unsqueeze(0) if x.ndim == 2 else x.flatten(0, -3)
+        y = run_linear(samples, weight, bias, plan)
+        if x.ndim != 3:
+            y = y.squeeze(0) if x.ndim == 2 else y.unflatten(0, x.shape[:-2])
         return self.activation(y) if isinstance(self.activation, nn.Module) else y
 
     def _check_x(self, x: Any) -> None:
-        if not isinstance(x, Tensor) and has_torch_function((x,)):
-            allowed = "a torch.Tensor: let the tracer keep the layer whole (torch.fx.Tracer.is_leaf_module)"
-            raise ArgumentTypeError(name="the input of a LocalLinear", value=x, allowed=allowed)
+        refuse_proxy(self, x)
         check_tensor("x", x)
-        wanted = self.positions, self.in_features
-        if x.ndim < 2 or shape_of(x)[-2:] != wanted:
-            allowed = f"the shape (*, positions, in_features) = (*, {wanted[0]}, {wanted[1]}) for this layer"
-            if x.ndim < 2:
-                raise RankError(name="x", allowed=allowed, shape=tuple(x.shape))
+        allowed = f"the shape (*, positions, in_features) = (*, {self.positions}, {self.in_features}) for this layer"
+        if x.ndim < 2:
+            raise RankError(name="x", allowed=allowed, shape=tuple(x.shape))
+        if shape_of(x)[-2:] != self._shapes["x"]:
             raise ArgumentValueError(name="x.shape", value=tuple(x.shape), allowed=allowed)
 
     @classmethod
