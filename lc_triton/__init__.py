@@ -17,6 +17,7 @@ The operator itself, a function of tensors:
 
 Around them:
     init              torch.nn.init for these weights, at each position
+    position_penalty  how much filters differ between positions, for a loss
     convert_convs     replaces convolutions of a model by layers that compute the same
     decompositions    for exported programs that run without this library: AOTInductor packages, ONNX
     backend           chooses the implementation by hand
@@ -68,6 +69,7 @@ from lc_triton.layers import (
 )
 from lc_triton.layers import init as init
 from lc_triton.layers.conversion import convert_convs
+from lc_triton.layers.penalties import position_penalty
 from lc_triton.ops.decompositions import decompositions
 from lc_triton.search import tuning
 
@@ -100,6 +102,7 @@ __all__ = [
     "decompositions",
     "local_conv",
     "local_conv_transpose",
+    "position_penalty",
     "precompile",
     "regularization_loss",
     "tuning",

@@ -30,7 +30,7 @@ ROWS = [
     ["ops.decompositions"],
     ["ops.operators"],
     ["ops.bound"],
-    ["ops.dispatch", "ops.vmap", "ops.checks"],
+    ["ops.dispatch", "ops.vmap", "ops.checks", "ops.position_penalty"],
     ["ops.plan"],
     ["simulator", "simulator.*"],
     ["launch", "launch.*", "_cpu", "_cpu.*", "ops.reference"],
