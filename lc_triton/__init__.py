@@ -6,6 +6,7 @@ Layers in torch's convention, weights `(*out_spatial, *kernel_size, in_channels 
     LazyLocalConv1d, ..., LazyLocalConvTranspose3d                    the same, with sizes taken from the first input
 
 Layers around them:
+    LowRankLocalConv1d, LowRankLocalConv2d, LowRankLocalConv3d        filters of each position mixed from a few
     LocalLinear                                                       a linear map of its own at every position
 
 Layers with the arguments of Keras 2:
@@ -66,6 +67,9 @@ from lc_triton.layers import (
     LocallyConnected1D,
     LocallyConnected2D,
     LocallyConnected3D,
+    LowRankLocalConv1d,
+    LowRankLocalConv2d,
+    LowRankLocalConv3d,
 )
 from lc_triton.layers import init as init
 from lc_triton.layers.conversion import convert_convs
@@ -94,6 +98,9 @@ __all__ = [
     "LocallyConnected1D",
     "LocallyConnected2D",
     "LocallyConnected3D",
+    "LowRankLocalConv1d",
+    "LowRankLocalConv2d",
+    "LowRankLocalConv3d",
     "__version__",
     "apply_constraints",
     "attach_constraints",

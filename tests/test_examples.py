@@ -11,7 +11,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 def test_every_example_has_a_test_and_a_place_in_the_guide():
     names = sorted(path.stem for path in EXAMPLES.glob("*.py"))
-    assert names == ["convert_keras", "share", "train"]
+    assert names == ["convert_keras", "low_rank", "share", "train"]
     page = (EXAMPLES.parent / "docs" / "examples.md").read_text()
     for name in names:
         assert f"examples/{name}.py" in page
@@ -22,6 +22,15 @@ def test_training_a_layer(capsys):
     errors = importlib.import_module("examples.train").main(steps=60)
     assert errors["locally connected"] < 0.02 < errors["convolution"]
     assert "convolution:" in capsys.readouterr().out
+
+
+def test_low_rank_on_digits(capsys):
+    pytest.importorskip("sklearn")
+    found = importlib.import_module("examples.low_rank").main(steps=60, seeds=(0,))
+    parameters = [found[name][0] for name in ("nn.Conv2d", "rank 2", "rank 4", "LocalConv2d")]
+    assert parameters == sorted(parameters)
+    assert min(accuracy for _, accuracy in found.values()) > 0.7
+    assert f"| LocalConv2d | {parameters[-1]:,} |" in capsys.readouterr().out
 
 
 @pytest.mark.subprocess

@@ -25,7 +25,7 @@ ROWS = [
     ["layers.conversion", "ahead", "ahead.*", "keras", "keras.layers", "keras.saved", "keras.saved.*"],
     ["layers", "layers.*"],
     ["search", "search.*", "functional"],
-    ["ops", "ops.run", "ops.linear"],
+    ["ops", "ops.run", "ops.linear", "ops.low_rank"],
     ["ops.autograd"],
     ["ops.decompositions"],
     ["ops.operators"],

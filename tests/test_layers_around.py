@@ -17,7 +17,15 @@ def linear(**kwargs):
     return lc_triton.LocalLinear(3, 2, 4, activation="tanh", **kwargs), (3, 2)
 
 
-LAYERS = {"LocalLinear": linear}
+def low_rank(**kwargs):
+    return lc_triton.LowRankLocalConv2d(2, 3, 2, (3, 4), 2, padding="same", activation="tanh", **kwargs), (2, 3, 4)
+
+
+def factored(**kwargs):
+    return lc_triton.LowRankLocalConv1d(2, 4, 2, 5, 2, groups=2, factored=True, activation="gelu", **kwargs), (2, 5)
+
+
+LAYERS = {"LocalLinear": linear, "LowRankLocalConv2d": low_rank, "LowRankLocalConv1d": factored}
 EACH = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
 
 

@@ -18,6 +18,7 @@ from lc_triton.layers.local_conv_transpose import (
 )
 from lc_triton.layers.local_linear import LocalLinear
 from lc_triton.layers.locally_connected import LocallyConnected1D, LocallyConnected2D, LocallyConnected3D
+from lc_triton.layers.low_rank import LowRankLocalConv1d, LowRankLocalConv2d, LowRankLocalConv3d
 
 __all__ = [
     "LazyLocalConv1d",
@@ -36,4 +37,7 @@ __all__ = [
     "LocallyConnected1D",
     "LocallyConnected2D",
     "LocallyConnected3D",
+    "LowRankLocalConv1d",
+    "LowRankLocalConv2d",
+    "LowRankLocalConv3d",
 ]
