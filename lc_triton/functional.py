@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from lc_triton.core.geometry import DATA_FORMATS, Geometry, Ints, as_index, check_name, spatial_dims
-from lc_triton.core.names import ActivationArg, DataFormat, PaddingArg
+from lc_triton.core.names import ActivationArg, DataFormat, PaddingArg, PaddingModeName
 from lc_triton.core.tracing import shape_of
 from lc_triton.errors import LocalConvError
 from lc_triton.ops.checks import check_tensor, split_shape
@@ -21,8 +21,8 @@ from lc_triton.ops.run import is_cacheable, run, run_cached
 
 __all__ = ["local_conv", "local_conv_transpose"]
 
-# The input's name in errors, and how many arguments are sizes, which may be sequences.
-OPERANDS, SIZES = {"conv": "x", "transpose": "y"}, {"conv": 3, "transpose": 5}
+# The input's name in errors, and how many arguments may be sequences.
+OPERANDS, SIZES = {"conv": "x", "transpose": "y"}, {"conv": 4, "transpose": 5}
 
 
 def local_conv(
@@ -34,7 +34,7 @@ def local_conv(
     padding: PaddingArg = 0,
     dilation: Ints = 1,
     groups: int = 1,
-    padding_mode: str = "zeros",
+    padding_mode: PaddingModeName | Sequence[PaddingModeName] = "zeros",
     activation: ActivationArg = None,
     data_format: DataFormat = "channels_first",
 ) -> Tensor:
@@ -53,7 +53,8 @@ def local_conv(
             (none), "same" (TensorFlow's SAME, any stride), "keras_same" (Keras 2's LocallyConnected) or "causal" (1-D).
         dilation: sites between the taps of a window, an int or one a dimension.
         groups: blocks the channels and filters are split into, each connected within itself.
-        padding_mode: what the padding holds: "zeros", "reflect", "replicate" or "circular".
+        padding_mode: what the padding holds: "zeros", "reflect", "replicate" or "circular", or one of these a
+            dimension: ("replicate", "circular") is (height, width).
         activation: None, a name (torch's names and constants; also "swish", "exponential", "hard_sigmoid"), a pair
             such as ("leaky_relu", 0.2), "softmax" or "log_softmax" (over the filters), or a callable run afterwards.
         data_format: "channels_first" or "channels_last".
@@ -88,8 +89,8 @@ def local_conv(
             data_format=data_format,
         )
         return found
-    sizes, others = (stride, padding, dilation), (groups, padding_mode)
-    return _run("conv", x, weight, bias, activation, data_format, sizes, others)
+    sizes = (stride, padding, dilation, padding_mode)
+    return _run("conv", x, weight, bias, activation, data_format, sizes, (groups,))
 
 
 def local_conv_transpose(
@@ -294,8 +295,8 @@ def _conv_plan(
     stride: Any,
     padding: Any,
     dilation: Any,
+    padding_mode: Any,
     groups: int,
-    padding_mode: str,
 ) -> Plan:
     geometry = Geometry.from_weight(
         weight_shape,
@@ -307,7 +308,7 @@ def _conv_plan(
         groups=groups,
         data_format=data_format,
     )
-    return Plan.make(geometry, padding_mode, _thaw(activation), data_format)
+    return Plan.make(geometry, _thaw(padding_mode), _thaw(activation), data_format)
 
 
 @lru_cache(maxsize=4096, typed=True)

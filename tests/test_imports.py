@@ -40,7 +40,7 @@ ROWS = [
     ["keras.layout", "keras.registry"],
     ["layers.sharing"],
     ["core", "core.tracing", "core.problem", "core.backend", "core.memory_format", "core.parameters", "core.dtypes"],
-    ["core.activations"],
+    ["core.activations", "core.padding_mode"],
     ["core.geometry"],
     ["core.names"],
     ["errors", "core.files", "_version", "_command"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, SupportsIndex, TypeAlias, TypeGuard
 
@@ -30,7 +30,6 @@ Padding: TypeAlias = str | int | Sequence[int] | Sequence[tuple[int, int]]
 Ints: TypeAlias = int | Sequence[int]
 
 PADDING_NAMES = ("valid", "same", "keras_same", "causal")
-PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 DATA_FORMATS = ("channels_first", "channels_last")
 
 # Of a size, a stride and the like: what the kernels keep in 32 bits.
@@ -420,17 +419,13 @@ class Geometry:
             out_channels=self.out_channels,
         )
 
-    def padded(self) -> Geometry:
-        """The same layer on an input that was padded beforehand."""
-        return Geometry(
-            in_spatial=tuple(size + sum(pad) for size, pad in zip(self.in_spatial, self.padding, strict=True)),
-            kernel=self.kernel,
-            stride=self.stride,
-            dilation=self.dilation,
-            padding=((0, 0),) * self.ndim,
-            groups=self.groups,
-            in_channels=self.in_channels,
-            out_channels=self.out_channels,
+    def padded(self, dims: Collection[int] | None = None) -> Geometry:
+        """The same layer on an input that was padded beforehand, in these dimensions or in all."""
+        pads = [pad if dims is None or d in dims else (0, 0) for d, pad in enumerate(self.padding)]
+        return replace(
+            self,
+            in_spatial=tuple(size + sum(pad) for size, pad in zip(self.in_spatial, pads, strict=True)),
+            padding=tuple((0, 0) if any(done) else pad for pad, done in zip(self.padding, pads, strict=True)),
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,11 +45,11 @@ if TYPE_CHECKING:
 BIAS_KINDS = ("position", "channel")
 
 
-def check_bias(value: object) -> str | None:
+def check_bias(value: object) -> BiasKind | None:
     """The kind of bias for an argument; None for no bias."""
     if isinstance(value, bool):
         return "position" if value else None
-    return check_name("bias", value, BIAS_KINDS)
+    return cast(BiasKind, check_name("bias", value, BIAS_KINDS))
 
 
 class ConvolutionLayer(PlannedLayer):
@@ -250,7 +250,7 @@ class ConvolutionLayer(PlannedLayer):
         Raises:
             ArgumentValueError: `tolerance` is no number of at least 0.
             ConversionError: positions differ by more, or the layer has something that torch's convolutions lack: a
-                fused activation, or padding that differs between two sides.
+                fused activation, or padding that differs between two sides, or in its mode between dimensions.
             NotBuiltError: a lazy layer that is not built yet.
 
         Source: the inverse of `from_conv`.
@@ -291,7 +291,7 @@ class ConvolutionLayer(PlannedLayer):
             bias=self.bias is not None,
             device=self.weight.device,
             dtype=self.weight.dtype,
-            **{self.own: getattr(self, self.own)},
+            **{self.own: self._own_of_convolution()},
         )
         weight = sharing.unspread(self.weight, self.ndim, tolerance)
         sharing.assign(conv.weight, weight, trains=trains(self, "weight"))
@@ -302,6 +302,10 @@ class ConvolutionLayer(PlannedLayer):
             sharing.assign(conv.bias, bias, trains=trains(self, "bias"))
         conv.train(self.training)
         return conv  # type: ignore[no-any-return]
+
+    def _own_of_convolution(self) -> Any:
+        """The subclass's argument for torch's convolution."""
+        return getattr(self, self.own)
 
     def _more_arguments(self) -> list[str]:
         """The arguments of the subclass that differ from their defaults."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from lc_triton.core.geometry import PADDING_MODES, Geometry, Ints, check_name
-from lc_triton.core.names import ActivationArg, BiasKind, PaddingArg
+from lc_triton.core.geometry import Geometry, Ints
+from lc_triton.core.names import ActivationArg, BiasKind, PaddingArg, PaddingModeName
+from lc_triton.core.padding_mode import PaddingMode, check_padding_mode
+from lc_triton.errors import ConversionError
 from lc_triton.layers._convolution import ConvolutionLayer, LazyConvolution
 from lc_triton.ops.plan import Plan
 
@@ -28,7 +31,7 @@ class _LocalConvNd(ConvolutionLayer):
     own = "padding_mode"
     _arguments = ConvolutionLayer._arguments | {"padding_mode"}
 
-    padding_mode: str
+    padding_mode: PaddingMode
 
     def __init__(
         self,
@@ -41,7 +44,7 @@ class _LocalConvNd(ConvolutionLayer):
         dilation: Ints = 1,
         groups: int = 1,
         bias: BiasKind | bool = "position",
-        padding_mode: str = "zeros",
+        padding_mode: PaddingModeName | Sequence[PaddingModeName] = "zeros",
         activation: ActivationArg = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
@@ -64,7 +67,7 @@ class _LocalConvNd(ConvolutionLayer):
 
     def _check_argument(self, name: str, value: Any) -> Any:
         if name == "padding_mode":
-            return check_name("padding_mode", value, PADDING_MODES)
+            return check_padding_mode(value, self.ndim)
         return super()._check_argument(name, value)
 
     def _geometry(self, input_size: tuple[int, ...], in_channels: int) -> Geometry:
@@ -81,6 +84,17 @@ class _LocalConvNd(ConvolutionLayer):
 
     def _make_plan(self, geometry: Geometry, activation: Any) -> Plan:
         return Plan.make(geometry, self.padding_mode, activation, "channels_first")
+
+    def _own_of_convolution(self) -> str:
+        modes = {m for m, pair in zip(self._modes(), self.geometry.padding, strict=True) if any(pair)}
+        if len(modes) > 1:
+            reason = "a convolution has one for all dimensions: pad the input before a layer without padding"
+            raise ConversionError(name=f"a layer with padding_mode={self.padding_mode!r}", reason=reason)
+        return modes.pop() if modes else self._modes()[0]
+
+    def _modes(self) -> tuple[str, ...]:
+        """The padding mode of each dimension."""
+        return (self.padding_mode,) * self.ndim if isinstance(self.padding_mode, str) else self.padding_mode
 
     def _more_arguments(self) -> list[str]:
         return [] if self.padding_mode == "zeros" else [f"padding_mode={self.padding_mode!r}"]
@@ -101,7 +115,7 @@ class LocalConv1d(_LocalConvNd):
         dilation: sites between the taps of a window.
         groups: blocks the channels and filters are split into.
         bias: "position" or True (one a position and filter), "channel" (one a filter) or False.
-        padding_mode: "zeros", "reflect", "replicate" or "circular".
+        padding_mode: "zeros", "reflect", "replicate" or "circular", or a sequence of one a dimension.
         activation: None, a name, a (name, constant) pair or a callable; see `lc_triton.local_conv`.
         device: of the parameters.
         dtype: of the parameters, a floating-point dtype.
@@ -141,7 +155,7 @@ class LocalConv2d(_LocalConvNd):
         dilation: sites between the taps of a window.
         groups: blocks the channels and filters are split into.
         bias: "position" or True (one a position and filter), "channel" (one a filter) or False.
-        padding_mode: "zeros", "reflect", "replicate" or "circular".
+        padding_mode: "zeros", "reflect", "replicate" or "circular", or a sequence of one a dimension.
         activation: None, a name, a (name, constant) pair or a callable; see `lc_triton.local_conv`.
         device: of the parameters.
         dtype: of the parameters, a floating-point dtype.
@@ -181,7 +195,7 @@ class LocalConv3d(_LocalConvNd):
         dilation: sites between the taps of a window.
         groups: blocks the channels and filters are split into.
         bias: "position" or True (one a position and filter), "channel" (one a filter) or False.
-        padding_mode: "zeros", "reflect", "replicate" or "circular".
+        padding_mode: "zeros", "reflect", "replicate" or "circular", or a sequence of one a dimension.
         activation: None, a name, a (name, constant) pair or a callable; see `lc_triton.local_conv`.
         device: of the parameters.
         dtype: of the parameters, a floating-point dtype.

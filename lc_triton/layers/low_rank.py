@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lc_triton.core.activations import ActivationArg
-from lc_triton.core.geometry import Geometry, Ints, Padding, check_int
+from lc_triton.core.geometry import Geometry, Ints, check_int
+from lc_triton.core.names import ActivationArg, BiasKind, PaddingArg, PaddingModeName
 from lc_triton.core.parameters import trains
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError
 from lc_triton.layers import sharing
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["LowRankLocalConv1d", "LowRankLocalConv2d", "LowRankLocalConv3d"]
+
+
+def _geometry_arguments(layer: _LocalConvNd) -> dict[str, Any]:
+    """The arguments by which another layer has the same windows, kind of bias and activation."""
+    names = ("stride", "padding", "dilation", "groups", "padding_mode", "activation")
+    return {"bias": layer.bias_kind or False, **{name: getattr(layer, name) for name in names}}
 
 
 class _LowRankNd(_LocalConvNd):
@@ -47,11 +54,11 @@ class _LowRankNd(_LocalConvNd):
         input_size: Ints,
         rank: int,
         stride: Ints = 1,
-        padding: Padding = 0,
+        padding: PaddingArg = 0,
         dilation: Ints = 1,
         groups: int = 1,
-        bias: str | bool = "position",
-        padding_mode: str = "zeros",
+        bias: BiasKind | bool = "position",
+        padding_mode: PaddingModeName | Sequence[PaddingModeName] = "zeros",
         activation: ActivationArg = None,
         factored: bool = False,
         device: Any = None,
@@ -178,7 +185,7 @@ class _LowRankNd(_LocalConvNd):
 
     @classmethod
     def from_conv(  # type: ignore[override]  # what a LocalConv needs not: the rank
-        cls, conv: nn.Module, input_size: Ints, rank: int, *, bias: str = "position", factored: bool = False
+        cls, conv: nn.Module, input_size: Ints, rank: int, *, bias: BiasKind = "position", factored: bool = False
     ) -> Self:
         """Make a layer that computes the same as a convolution of torch, and can then depart from it.
 
@@ -280,13 +287,7 @@ class _LowRankNd(_LocalConvNd):
             local.kernel_size,
             local.input_size,
             rank,
-            stride=local.stride,
-            padding=local.padding,
-            dilation=local.dilation,
-            groups=local.groups,
-            bias=local.bias_kind or False,
-            padding_mode=local.padding_mode,
-            activation=local.activation,
+            **_geometry_arguments(local),
             device=weight.device,
             dtype=weight.dtype,
         )
@@ -331,13 +332,7 @@ class _LowRankNd(_LocalConvNd):
             self.out_channels,
             self.kernel_size,
             self.input_size,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-            bias=self.bias_kind or False,
-            padding_mode=self.padding_mode,
-            activation=self.activation,
+            **_geometry_arguments(self),
             device=self.basis.device,
             dtype=self.basis.dtype,
         )

@@ -12,18 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lc_triton.core.activations import AFTER_KERNEL, LINEAR, Activation, parse_activation
-from lc_triton.core.geometry import DATA_FORMATS, PADDING_MODES, Geometry, check_name
+from lc_triton.core.geometry import DATA_FORMATS, Geometry, check_name
 from lc_triton.core.memory_format import MemoryFormat
+from lc_triton.core.padding_mode import PaddingMode, PadStep, check_padding_mode, split_padding
 from lc_triton.core.problem import Problem
-from lc_triton.errors import PaddingError
 
 
 @dataclass(frozen=True)
 class Plan:
     """Everything about a call but its tensors: made once for each shape, looked up afterwards.
 
-    `source` is the geometry of the arguments. `geometry` is that of the passes: with a padding mode other than zeros,
-    the input is padded by `pad` first. A transposed layer has the geometry of the layer whose adjoint it is.
+    `source` is the geometry of the arguments. `geometry` is that of the passes: in dimensions with a padding mode other
+    than zeros, the input is padded by the steps of `pad` first. A transposed layer has the geometry of the layer whose
+    adjoint it is.
     """
 
     source: Geometry
@@ -31,8 +32,8 @@ class Plan:
     activation: Activation
     after: Callable[[Tensor], Tensor] | str | None
     channels_first: bool
-    padding_mode: str
-    pad: tuple[int, ...]
+    padding_mode: PaddingMode
+    pad: tuple[PadStep, ...]
     transposed: bool = False
     # The geometry of the layer that this is one rank's part of.
     full_geometry: Geometry | None = None
@@ -80,36 +81,19 @@ class Plan:
     def make(
         cls,
         geometry: Geometry,
-        padding_mode: str = "zeros",
+        padding_mode: PaddingMode = "zeros",
         activation: Any = None,
         data_format: str = "channels_first",
         *,
         transposed: bool = False,
     ) -> Plan:
         """The plan for a geometry with zeros padding; padding_mode, activation and data_format are checked here."""
-        check_name("padding_mode", padding_mode, PADDING_MODES)
+        padding_mode = check_padding_mode(padding_mode, geometry.ndim)
         check_name("data_format", data_format, DATA_FORMATS)
         act = parse_activation(activation)
         fused, after = (act, None) if isinstance(act, Activation) else (LINEAR, act)
-        source = geometry
-        pad: tuple[int, ...] = ()
-        if padding_mode != "zeros" and any(map(any, geometry.padding)):
-            _check_padding_mode(geometry, padding_mode)
-            pad = tuple(side for pair in reversed(geometry.padding) for side in pair)
-            geometry = geometry.padded()
-        return cls(source, geometry, fused, after, data_format == "channels_first", padding_mode, pad, transposed)
-
-
-def _check_padding_mode(geometry: Geometry, mode: str) -> None:
-    """Torch pads by reflection at most size - 1, in a circle at most size."""
-    for size, pair in zip(geometry.in_spatial, geometry.padding, strict=True):
-        limit = {"reflect": size - 1, "circular": size, "replicate": None}[mode]
-        if limit is not None and max(pair) > limit:
-            raise PaddingError(
-                value=geometry.padding,
-                reason=f"is too wide for padding_mode={mode!r}: an input of size {size} allows at most {limit} a side; "
-                "pad less or use padding_mode='zeros'",
-            )
+        inner, pad = split_padding(geometry, padding_mode)
+        return cls(geometry, inner, fused, after, data_format == "channels_first", padding_mode, pad, transposed)
 
 
 def input_format_of(x: Tensor, plan: Plan) -> MemoryFormat:
@@ -147,4 +131,7 @@ def _problem(
 def _pad(x: Tensor, plan: Plan) -> Tensor:
     """Reflect, replicate and circular padding by torch's own function, which wants channels first."""
     last = x.ndim - 1
-    return F.pad(x.movedim(last, 1), plan.pad, mode=plan.padding_mode).movedim(1, last)
+    x = x.movedim(last, 1)
+    for mode, sides in plan.pad:
+        x = F.pad(x, sides, mode=mode)
+    return x.movedim(1, last)

@@ -170,7 +170,7 @@ CALLS = [
     (
         lambda: conv(padding_mode=0),
         E.ArgumentTypeError,
-        "padding_mode must be one of zeros, reflect, replicate, circular, got 0",
+        "padding_mode must be one of zeros, reflect, replicate, circular, or a sequence of one a dimension, got 0",
     ),
     (lambda: conv(activation="rleu"), E.UnknownNameError, "activation 'rleu' is not known (did you mean 'relu'?)"),
     (
@@ -246,7 +246,7 @@ def test_a_good_call_does_not_make_its_look_alike_good():
         ({"dilation": torch.tensor(1.0)}, "dilation must be an integer >= 1, got tensor(1.) of type Tensor"),
         ({"dilation": {1}}, "dilation must be an integer >= 1, got {1} of type set"),
         ({"padding": {1: 1}}, "padding must be an integer >= 0, got {1: 1} of type dict"),
-        ({"padding_mode": ["zeros"]}, "padding_mode must be one of zeros, reflect, replicate, circular, got ['zeros']"),
+        ({"padding_mode": [["zeros"]] * 2}, "padding_mode must be one of zeros, reflect, replicate, circular, got"),
         ({"data_format": ["channels_last"]}, "data_format must be one of channels_first, channels_last"),
         ({"activation": {"elu": 1}}, "activation must be None, a name, a (name, constant) pair or a callable, got {"),
         ({"activation": torch.nn.ReLU}, "activation must be None, a name, a (name, constant) pair or a callable, got"),

@@ -49,20 +49,24 @@ def canonical(call: Call, tensor: Tensor) -> Tensor:
 
 
 def padded(call: Call, x: Tensor) -> Tensor:
-    """A canonical x with what a padding mode other than zeros adds."""
-    mode = call.arguments.get("padding_mode", "zeros")
-    if mode == "zeros":
-        return x
-    sides = [side for pair in reversed(call.geometry.padding) for side in pair]
-    return F.pad(x.movedim(-1, 1), sides, mode=mode).movedim(1, -1) if any(sides) else x
+    """A canonical x with what its padding modes add, one dimension after the other."""
+    modes, ndim = call.arguments["padding_mode"], call.geometry.ndim
+    x = x.movedim(-1, 1)
+    for d, mode in enumerate((modes,) * ndim if isinstance(modes, str) else modes):
+        pairs = [pair if d == other else (0, 0) for other, pair in enumerate(call.geometry.padding)]
+        sides = [side for pair in reversed(pairs) for side in pair]
+        if any(sides):
+            x = F.pad(x, sides, mode="constant" if mode == "zeros" else mode)
+    return x.movedim(1, -1)
 
 
 def linear(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, act: Activation = LINEAR) -> Tensor:
     """The definition, of canonical tensors."""
     if call.transposed:
         return reference.transpose(x, weight, bias, call.geometry, act)
-    zeros = call.arguments["padding_mode"] == "zeros"
-    return reference.forward(padded(call, x), weight, bias, call.geometry if zeros else call.geometry.padded(), act)
+    if call.arguments["padding_mode"] == "zeros":
+        return reference.forward(x, weight, bias, call.geometry, act)
+    return reference.forward(padded(call, x), weight, bias, call.geometry.padded(), act)
 
 
 @dataclass

@@ -76,6 +76,7 @@ OTHERS = [
     *(int, torch.nn.ReLU, torch.nn.ReLU(), identity, torch.float32, torch.float64, torch.int8, torch.complex64, float),
     *(torch.device("cpu"), torch.device("meta"), slice(2), ...),
     *(("elu", 0.5), ("elu", -1.0), ("elu", 10**400), ("elu", True), ("elu", torch.tensor(1.0)), ["leaky_relu", 0]),
+    *(["zeros"], ("zeros", "circular"), ["replicate"] * 2, ("zeros", "reflect", "circular"), ["circular", None]),
     *(("gelu", "tanh"), ("gelu", np.array(["none", "tanh"])), ("relu", 1), ("tahn", 1.0), (1, 2), ("elu",)),
 ]
 HUGE = [LARGEST, 2**31, 2**40, 2**62, 2**63, 2**64, 10**30, -(2**70), 10**400, Index(2**70), [2**70], [2**62] * 2]
@@ -132,6 +133,17 @@ def name(value: object, allowed: Sequence[str]) -> str:
     if not isinstance(value, str) or value not in allowed:
         raise Refused
     return value
+
+
+def padding_mode(value: object, ndim: int) -> Any:
+    """What a padding mode means: one name, or one a dimension that are not all the same."""
+    modes = ["zeros", "reflect", "replicate", "circular"]
+    if not sequence(value):
+        return name(value, modes)
+    found = tuple(name(v, modes) for v in value)  # type: ignore[attr-defined]
+    if len(found) != ndim:
+        raise Refused
+    return found[0] if len(set(found)) == 1 else found
 
 
 def padding(value: Any, ndim: int) -> Any:

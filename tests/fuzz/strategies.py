@@ -235,12 +235,13 @@ def calls(draw: Any, ndim: int, limits: Limits | None = None) -> Call:
             arguments["output_size"] = draw(spelled(list(spatial)))
     else:
         limit = {"zeros": None, "replicate": None, "circular": 0, "reflect": -1}
-        modes = [
-            mode
-            for mode, less in limit.items()
-            if less is None or all(max(pair) <= n + less for pair, n in zip(geometry.padding, spatial, strict=True))
+        fitting = [
+            [mode for mode, less in limit.items() if less is None or max(pair) <= n + less]
+            for pair, n in zip(geometry.padding, spatial, strict=True)
         ]
-        arguments["padding_mode"] = draw(st.sampled_from(["zeros", *modes]))
+        modes = [mode for mode in limit if all(mode in of_dim for of_dim in fitting)]
+        mixed = st.tuples(*map(st.sampled_from, fitting))
+        arguments["padding_mode"] = draw(st.sampled_from(["zeros", *modes]) | mixed)
     arguments["activation"] = draw(st.sampled_from(ACTIVATIONS))
     arguments["data_format"] = draw(st.sampled_from(["channels_last", "channels_first"]))
     batch, bias = draw(st.sampled_from(limits.batch)), draw(st.sampled_from([None, "position", "channel"]))

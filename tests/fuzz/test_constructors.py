@@ -75,7 +75,7 @@ def test_functions(call, data):
         else:
             rules["output_size"] = lambda v: v if v is None else odd.integers(v, ndim)
     else:
-        rules["padding_mode"] = lambda v: odd.name(v, ["zeros", "reflect", "replicate", "circular"])
+        rules["padding_mode"] = lambda v: odd.padding_mode(v, ndim)
     arguments = odd.meant(rules, arguments)
     x, weight, bias = tensors["x"], tensors["weight"], tensors.get("bias")
     assert isinstance(x, torch.Tensor)
@@ -152,7 +152,7 @@ def test_layers(call, lazy, data):
     if call.transposed:
         rules["output_padding"] = lambda v: odd.integers(v, ndim, 0)
     else:
-        rules["padding_mode"] = lambda v: odd.name(v, ["zeros", "reflect", "replicate", "circular"])
+        rules["padding_mode"] = lambda v: odd.padding_mode(v, ndim)
     said = odd.meant(rules, arguments)
     for name, value in said.items():
         if name == "bias":

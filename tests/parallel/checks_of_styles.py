@@ -140,6 +140,7 @@ def check_formats_and_arguments(mesh, folder):
     for make, x in [
         (lambda: conv(2, 4, 3, (7, 5), activation="softmax"), one),
         (lambda: conv(2, 4, 3, (7, 5), padding=1, padding_mode="reflect"), one),
+        (lambda: conv(2, 4, 3, (7, 5), padding=1, padding_mode=("zeros", "circular")), one),
         (lambda: conv(2, 4, 3, (7, 5), padding=2, padding_mode="circular", stride=2), first(batch)),
         (lambda: conv(2, 4, 3, (7, 5), bias="channel"), first(batch)),
         (lambda: conv(2, 4, 3, (7, 5), bias=False, activation=nn.PReLU()), first(batch)),

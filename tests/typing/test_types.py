@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 
 import lc_triton
-from lc_triton.core import activations, backend, geometry, names
+from lc_triton.core import activations, backend, geometry, names, padding_mode
 from lc_triton.keras.activations import ACTIVATIONS
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +39,7 @@ def test_the_sample_marks_errors_for_both_checkers():
         (names.ActivationName, activations.NAMES),
         (names.KerasActivationName, ACTIVATIONS),
         (names.PaddingName, geometry.PADDING_NAMES),
+        (names.PaddingModeName, padding_mode.PADDING_MODES),
         (names.DataFormat, geometry.DATA_FORMATS),
         (names.BackendName, backend.BACKENDS),
     ],

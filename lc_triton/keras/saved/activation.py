@@ -43,7 +43,7 @@ def argument(identifier: Any, keras: int) -> ActivationArg:
     if keras >= 3 and name in KERAS_3:
         return KERAS_3[name]
     if keras < 3 and name == "leaky_relu":
-        return name, _slope(0.2, keras)
+        return "leaky_relu", _slope(0.2, keras)
     try:
         activations.get(name)
     except UnknownNameError as error:
