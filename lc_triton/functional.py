@@ -177,7 +177,8 @@ def call_of_plan(x: Any, weight: Tensor, bias: Tensor | None, plan: Plan) -> Any
     if plan.transposed:
         y = local_conv_transpose(x, weight, bias, output_size=geometry.in_spatial, **arguments)
     else:
-        y = local_conv(x, weight, bias, padding_mode=plan.padding_mode, **arguments)
+        arguments["padding_mode"] = plan.padding_mode
+        y = local_conv(x, weight, bias, **arguments)
     return after(y) if callable(after) else y
 
 
