@@ -24,6 +24,7 @@ Around them:
     backend           chooses the implementation by hand
     keras             Keras's arguments and files
     parallel          layers that many ranks share
+    FusedAdamW        torch's optimizer, which updates the weight of a layer in its backward; FusedSGD likewise
     precompile        compiles the kernels of a model without the GPU that will run it
     tuning            measures tiles at the first call of a layer on a GPU, instead of predicting them
     LocalConvError    the base of all errors; each is a ValueError or a TypeError as well
@@ -75,12 +76,15 @@ from lc_triton.layers import init as init
 from lc_triton.layers.conversion import convert_convs
 from lc_triton.layers.penalties import position_penalty
 from lc_triton.ops.decompositions import decompositions
+from lc_triton.optim import FusedAdamW, FusedSGD
 from lc_triton.search import tuning
 
 if TYPE_CHECKING:
     from lc_triton import parallel as parallel
 
 __all__ = [
+    "FusedAdamW",
+    "FusedSGD",
     "LazyLocalConv1d",
     "LazyLocalConv2d",
     "LazyLocalConv3d",

@@ -31,6 +31,7 @@ __all__ = [
     "MiscompiledError",
     "MissingPackageError",
     "NotBuiltError",
+    "OptimizerStepError",
     "OutputSizeError",
     "PaddingError",
     "ParallelError",
@@ -322,6 +323,12 @@ class WorkloadError(LocalConvError, ValueError):
     """A file of workloads that cannot be used."""
 
     template = "workload file {path}, line {line}: {reason}"
+
+
+class OptimizerStepError(LocalConvError, RuntimeError):
+    """A step that would update a weight twice, or by a wrong gradient."""
+
+    template = "{name} is not updated: {reason}"
 
 
 class MissingPackageError(LocalConvError, ImportError):

@@ -17,9 +17,10 @@ from torch import Tensor
 from lc_triton._cpu import depthwise, direct, matmul
 from lc_triton._cpu.direct import Direct, bind_forward
 from lc_triton.core.backend import autocast_enabled
+from lc_triton.core.fused import Update
 from lc_triton.core.problem import Problem
 
-__all__ = ["bind_forward", "forward", "input_grad", "weight_grad"]
+__all__ = ["bind_forward", "forward", "input_grad", "weight_grad", "weight_update"]
 
 
 def forward(
@@ -64,6 +65,12 @@ def weight_grad(
         if not with_bias:
             return dw, None
         return dw, g.sum(0, dtype=torch.promote_types(g.dtype, torch.float32)).to(dtype)
+
+
+def weight_update(x: Tensor, g: Tensor, problem: Problem, update: Update) -> None:
+    """Update the weight block by block, each right after its gradient, which is still in cache."""
+    with _plain(x):
+        _in_blocks(problem).weight_grad(x, g, update.weight, problem, update.apply_block)
 
 
 def _in_blocks(problem: Problem) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -20,6 +20,9 @@ from lc_triton.core.problem import Problem
 BLOCK_BYTES = 4 << 20
 # Bytes of a buffer that grows with the batch: what would take more goes through in parts of the batch.
 MOST_BYTES = 16 << 20
+
+# What is done with the weight gradients of a run of positions, instead of storing them.
+OnBlock = Callable[[slice, Tensor], None]
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

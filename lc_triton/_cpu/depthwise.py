@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lc_triton._cpu.bands import slice_positions, write_bands
-from lc_triton._cpu.blocks import Block, Layer, Outputs, Windows, compute_dtype, part_of, parts
+from lc_triton._cpu.blocks import Block, Layer, OnBlock, Outputs, Windows, compute_dtype, part_of, parts
 from lc_triton._cpu.workspace import buffers
 from lc_triton.core.problem import Problem
 
@@ -41,8 +41,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
                 outputs.store(part, block, out.flatten(1, 4))
 
 
-def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem) -> None:
-    """dw: each tap's sites times the gradients, summed over the batch."""
+def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem, on_block: OnBlock | None = None) -> None:
+    """dw: each tap's sites times the gradients, summed over the batch; or what `on_block` makes of it."""
     layer, dtype = Layer.of(problem), compute_dtype(x.dtype)
     channels, filters = layer.groups, layer.filters
     gradients = g.contiguous().view(len(g), -1, channels, filters)
@@ -62,7 +62,11 @@ def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem) -> None:
                         torch.sum(product, 0, out=total[tap])
                     else:
                         total[tap] += product.sum(0)
-            targets[block.span] = total.movedim(0, 4).flatten(0, 3)
+            made = total.movedim(0, 4).flatten(0, 3)
+            if on_block is None:
+                targets[block.span] = made
+            else:
+                on_block(block.span, made)
 
 
 def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, problem: Problem) -> None:

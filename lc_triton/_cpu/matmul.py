@@ -9,6 +9,7 @@ from lc_triton._cpu.bands import slice_positions, write_bands
 from lc_triton._cpu.blocks import (
     Block,
     Layer,
+    OnBlock,
     Outputs,
     Windows,
     compute_dtype,
@@ -93,8 +94,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
                 outputs.store(part, block, out.view(block.positions, groups, count, filters).permute(2, 0, 1, 3))
 
 
-def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem) -> None:
-    """dw, of the windows and the gradients of each block."""
+def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem, on_block: OnBlock | None = None) -> None:
+    """dw, of the windows and the gradients of each block, or what `on_block` makes of it; dw stays as it is then."""
     layer, dtype = Layer.of(problem), compute_dtype(x.dtype)
     groups, filters, window = layer.groups, layer.filters, layer.geo.window
     native = _native(x.dtype, dw.dtype) and len(parts(x.shape[0], groups * window * x.itemsize)) == 1
@@ -102,12 +103,16 @@ def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem) -> None:
     gradients = _gradients(layer, g, None if native else dtype)
     few = not native and few_filters(layer.tuning_filters, len(x))
     dw_positions = _single(dw.view(-1, window, groups, filters).transpose(1, 2), dtype)  # (P, G, D, F // G)
-    with buffers(x, dtype, 3) as (patches, converted, results):
+    with buffers(x, dtype, 4) as (patches, converted, results, gradient):
         x = layer.spatial(x)
         cut = parts(x.shape[0], groups * window * dtype.itemsize)
         windows = [_windows(layer, x, part, innermost=native) for part in cut]
-        for block in layer.blocks(_position_bytes(layer, cut[0].stop, dw, dtype)):
-            target = total = part_of(dw_positions, block.span)
+        own_bytes = 0 if on_block is None else groups * window * filters * dtype.itemsize
+        for block in layer.blocks(max(own_bytes, _position_bytes(layer, cut[0].stop, dw, dtype))):
+            if on_block is not None:
+                made = gradient.take(block.positions, window, groups, filters)
+                dw_positions = _single(made.transpose(1, 2), dtype)
+            target = total = dw_positions if on_block is not None else part_of(dw_positions, block.span)
             count = block.positions * groups
             if few:
                 total = results.take(count, filters, window).mT
@@ -119,6 +124,8 @@ def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem) -> None:
                 multiply(a, b, total, add=n > 0)
             if total is not target:
                 target.copy_(total.view(target.shape))
+            if on_block is not None:
+                on_block(block.span, made)
 
 
 def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, problem: Problem) -> None:

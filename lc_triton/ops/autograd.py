@@ -10,7 +10,7 @@ Its output is no view: a caller may change it in place, or free what it was comp
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, library
@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
 from torch.nn import Parameter
 
+from lc_triton.core import fused
 from lc_triton.core.problem import Problem
 from lc_triton.core.tracing import (
     has_dispatch_modes,
@@ -424,6 +425,8 @@ class LocalConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, node: BoundNode, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
         ctx.node = node
+        if fused.slots and ctx.needs_input_grad[2] and (slot := fused.slot_of(weight)) is not None:
+            slot.enter_graph()
         y, z = node.forward(x, weight, bias)
         if node.saves == "z":
             ctx.save_for_backward(x, weight, z)
@@ -435,6 +438,11 @@ class LocalConv(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_z: Tensor | None = None) -> Any:
         tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
+        if fused.slots and needed[1] and (slot := fused.slot_of(tensors[1])) is not None:
+            takes = slot.takes(ctx.next_functions[1][0])
+            if takes and grad is not None and grad_z is None:
+                return None, *_defer(ctx.node, tensors, grad, needed, slot)
+            needed = needed[0], takes is not None, needed[2]
         if grad is not None and grad_z is None:
             found = ctx.node.backward(tensors, grad, needed)
             if found is not None:
@@ -446,6 +454,36 @@ class LocalConv(torch.autograd.Function):
         args = node.problem, (x, weight, saved), ctx.node.bias_shape, needed, grad
         dx, dw, db = gradients_of_transpose(*args) if node.transposed else gradients(*args, grad_z)
         return None, None if dx is None else node.input_format.from_internal(dx), dw, db
+
+
+class WeightProduct(NamedTuple):
+    """The weight gradient of (x, g), still to be made."""
+
+    x: Tensor
+    g: Tensor
+    problem: Problem
+    dtype: torch.dtype
+
+    def gradient(self) -> Tensor:
+        """The gradient."""
+        return dispatch.weight_grad(self.x, self.g, self.problem, self.dtype, with_bias=False)[0]
+
+    def update(self, update: fused.Update) -> None:
+        """Update the weight by the gradient."""
+        dispatch.weight_update(self.x, self.g, self.problem, update)
+
+
+def _defer(node: BoundNode, tensors: Any, grad: Tensor, needed: tuple[bool, bool, bool], slot: fused.Slot) -> Any:
+    """dx and db, and nothing for the weight, whose gradient `slot` makes when nothing more reads the weight."""
+    (x, weight, saved), (problem, input_format, output_format, transposed) = tensors, node.arguments
+    x, grad, linear = input_format.to_internal(x), output_format.to_internal(grad), problem.linear()
+    if saved is not None and node.saves == "y":
+        saved = output_format.to_internal(saved)
+    dz = problem.activation.backward(dispatch.as_stored(grad), saved)
+    db = bound.bias_grad(dz, weight.dtype, node.bias_shape) if needed[2] and node.bias_shape is not None else None
+    dx = (forward(dz, weight, None, linear) if transposed else input_grad(dz, weight, linear)) if needed[0] else None
+    slot.defer(WeightProduct(*((dz, x) if transposed else (x, dz)), linear, weight.dtype))
+    return None if dx is None else input_format.from_internal(dx), None, db
 
 
 # `LocalConv.apply` without its look-up of the signature of forward: a third of a small layer's time.

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from lc_triton import _cpu
+from lc_triton.core.fused import Update
 from lc_triton.core.problem import Problem
 
 # The kernels are imported at their first call: `import triton` alone takes 0.25 s, and a CPU user never needs it.
@@ -72,6 +74,16 @@ def weight_grad(
         if db is not None:
             db.zero_()
     return dw, db
+
+
+def weight_update(x: Tensor, g: Tensor, problem: Problem, update: Update) -> None:
+    """Update a weight by the weight gradient of (x, g)."""
+    x, g, weight = as_stored(x), as_stored(g), update.weight
+    if problem.backend == "cpu" and x.shape[0]:
+        _cpu.weight_update(x, g, problem, update)
+    else:
+        update.apply(weight_grad(x, g, problem, weight.dtype, with_bias=False)[0])
+    increment_version(weight)
 
 
 def weight_grad_and_dz(

@@ -1,0 +1,125 @@
+"""Weights whose optimizer updates them where their gradient is made: the register of them, and what an update is.
+
+A layer's backward asks `slot_of` for its weight. Where there is a slot that takes the gradient, the backward hands over
+a `Deferred` product in its place, and autograd is given none.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Rule(Protocol):
+    """An optimizer's hyperparameters at one step: how a weight and its states follow from a gradient."""
+
+    @property
+    def name(self) -> str:
+        """The name that the kernels know it by."""
+
+    @property
+    def scalars(self) -> tuple[float, ...]:
+        """What the kernels compute with, in the order that they read."""
+
+    def apply(self, weight: Tensor, gradient: Tensor, states: tuple[Tensor, ...]) -> None:
+        """Update a weight and its states, or the same part of each, by torch's own operator."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """The update of a weight by its gradient.
+
+    Args:
+        rule: of the optimizer.
+        weight: `(*out_spatial, *kernel, C // groups, F)`, contiguous, as all other tensors here.
+        states: of the weight's shape, as many as the rule has.
+        added: a gradient of earlier micro-batches, which is a part of the sum; or None.
+    """
+
+    rule: Rule
+    weight: Tensor
+    states: tuple[Tensor, ...]
+    added: Tensor | None = None
+
+    def apply(self, gradient: Tensor) -> None:
+        """Update all of the weight; the gradient may change."""
+        self.apply_block(slice(0, None), gradient)
+
+    def apply_block(self, span: slice, gradient: Tensor) -> None:
+        """Update the weights of the positions of `span`, in row-major order, by their gradient, which may change."""
+        positions = gradient.numel() // self._position_weights
+        gradient = gradient.reshape(positions, self._position_weights)
+        if self.added is not None:
+            gradient += self._rows(self.added)[span]
+        self.rule.apply(
+            self._rows(self.weight)[span], gradient, tuple(self._rows(state)[span] for state in self.states)
+        )
+
+    @property
+    def _position_weights(self) -> int:
+        ndim = (self.weight.ndim - 2) // 2
+        return self.weight[(0,) * ndim].numel()
+
+    def _rows(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().view(-1, self._position_weights)
+
+
+class Deferred(Protocol):
+    """The product that a weight's gradient is, with its operands at hand."""
+
+    def gradient(self) -> Tensor:
+        """The gradient."""
+
+    def update(self, update: Update) -> None:
+        """Make the gradient and update the weight by it."""
+
+
+class Slot(Protocol):
+    """What the optimizer of a weight knows of the coming step."""
+
+    def enter_graph(self) -> None:
+        """Count a graph that uses the weight."""
+
+    def takes(self, accumulate: Any) -> bool | None:
+        """Whether the gradient that is about to be made is taken over; None where nobody wants it.
+
+        Args:
+            accumulate: the graph's node that would add the gradient to `.grad`.
+        """
+
+    def defer(self, product: Deferred) -> None:
+        """Take a gradient over."""
+
+
+# By the identity of the weight; empty where no such optimizer is alive, which callers look at first: it takes no call.
+slots: dict[int, tuple[weakref.ref[Tensor], weakref.ref[Any]]] = {}
+
+
+def register(weight: Tensor, slot: Slot) -> None:
+    """Let the backward of layers find a weight's slot for as long as both live; the last one that is registered."""
+    key = id(weight)
+
+    def forget(gone: Any) -> None:
+        known = slots.get(key)
+        if known is not None and gone in known:
+            del slots[key]
+
+    slots[key] = weakref.ref(weight, forget), weakref.ref(slot, forget)
+
+
+def slot_of(weight: Tensor) -> Slot | None:
+    """The slot of a weight, if an optimizer updates it in backward."""
+    known = slots.get(id(weight))
+    if known is None or known[0]() is not weight:
+        return None
+    slot: Slot | None = known[1]()
+    return slot
+
+
+def current_stream(tensor: Tensor) -> Any:
+    """The stream that work on a tensor is queued on; None on a CPU."""
+    return torch.cuda.current_stream(tensor.device) if tensor.device.type == "cuda" else None

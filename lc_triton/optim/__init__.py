@@ -1,0 +1,6 @@
+"""Optimizers whose update of a layer's weight is made where the weight's gradient is made."""
+
+from lc_triton.optim.adamw import FusedAdamW
+from lc_triton.optim.sgd import FusedSGD
+
+__all__ = ["FusedAdamW", "FusedSGD"]

@@ -1,0 +1,82 @@
+"""AdamW, with the update of a layer's weight made where its gradient is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lc_triton.core.fused import Rule
+from lc_triton.optim import rules
+from lc_triton.optim.fused import FusedOptimizer, number
+
+
+class FusedAdamW(FusedOptimizer, torch.optim.AdamW):
+    """`torch.optim.AdamW`, whose update of a layer's weight is a part of the layer's backward.
+
+    A weight's gradient is never stored: it is made, and the weight and its states are updated by it, in one pass over
+    their memory. `.grad` of such a weight is None after backward. `step()` ends the step, and updates all other
+    parameters by torch's own fused update.
+
+    Where a gradient must exist (hooks on the weight, `create_graph`, a retained graph, a weight that is used more than
+    once, a parametrization, DistributedDataParallel, a compiler), it is stored and updated by in `step()`, with one
+    warning that names the parameter and the reason. With `clip_norm` or a GradScaler all gradients are stored.
+
+    Args:
+        model_or_params: a module, or parameters or groups of them as of torch's optimizers.
+        lr, betas, eps, weight_decay: as of `torch.optim.AdamW`.
+        clip_norm: the largest norm of all gradients together, to which they are scaled in `step()`; None for no limit.
+        accumulate: the number of backwards whose gradients are added up for one step. All but the last one store them
+            in `.grad`; the last one updates.
+        maximize: whether to follow the gradient upwards.
+
+    Raises:
+        LocalConvError: (also a ValueError or TypeError) an argument out of range or of a wrong type.
+
+    Source: Loshchilov and Hutter, Decoupled Weight Decay Regularization (https://arxiv.org/abs/1711.05101).
+
+    Example:
+        >>> import torch, lc_triton
+        >>> layer = lc_triton.LocalConv2d(2, 4, 3, input_size=(6, 6))
+        >>> optimizer = lc_triton.FusedAdamW(layer, lr=0.01)
+        >>> before = layer.weight.detach().clone()
+        >>> layer(torch.randn(3, 2, 6, 6)).square().mean().backward()
+        >>> layer.weight.grad is None, bool((layer.weight != before).any())
+        (True, True)
+        >>> optimizer.step()
+        >>> optimizer.zero_grad()
+    """
+
+    def __init__(
+        self,
+        model_or_params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        clip_norm: float | None = None,
+        *,
+        accumulate: int = 1,
+        maximize: bool = False,
+    ) -> None:
+        own = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
+        super().__init__(model_or_params, clip_norm, accumulate, own)
+
+    def _rule(self, weight: Tensor, group: dict[str, Any], state: dict[str, Any]) -> tuple[Rule, tuple[Tensor, ...]]:
+        if not state:  # as torch makes it
+            device = weight.device if group["fused"] else "cpu"
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+            state["exp_avg"] = torch.zeros_like(weight, requires_grad=False)
+            state["exp_avg_sq"] = torch.zeros_like(weight, requires_grad=False)
+        rule = rules.AdamW(
+            lr=number(group["lr"]),
+            beta1=number(group["betas"][0]),
+            beta2=number(group["betas"][1]),
+            eps=group["eps"],
+            weight_decay=number(group["weight_decay"]),
+            maximize=group["maximize"],
+            count=self.count_step(state["step"]),
+            step=state["step"],
+        )
+        return rule, (state["exp_avg"], state["exp_avg_sq"])

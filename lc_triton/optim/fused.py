@@ -1,0 +1,282 @@
+"""What the fused optimizers share: the slots of their weights, and a step that ends what backward began."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from lc_triton.core import fused
+from lc_triton.core.fused import Rule, Update
+from lc_triton.core.geometry import check_int
+from lc_triton.errors import ArgumentTypeError, ArgumentValueError, OptimizerStepError
+from lc_triton.layers._planned import PlannedLayer
+from lc_triton.optim.slot import WeightSlot
+
+# The fewest dimensions of a layer's weight.
+LEAST_NDIM = 4
+# Where torch has fused updates of all parameters of a group.
+FUSED_DEVICES = "cpu", "cuda", "mps", "xpu"
+
+
+class FusedOptimizer(torch.optim.Optimizer):
+    """An optimizer of torch that updates the weights of layers in their backward; a base of the public classes.
+
+    All other parameters, and each gradient that is stored, are left to torch's own `step`.
+    """
+
+    def __init__(
+        self, model_or_params: Any, clip_norm: float | None, accumulate: int, hyperparameters: dict[str, Any]
+    ) -> None:
+        self.accumulate = check_int("accumulate", accumulate, 1)
+        if clip_norm is not None and not (_is_number(clip_norm) and clip_norm > 0):
+            raise ArgumentValueError(name="clip_norm", value=clip_norm, allowed="a positive number or None")
+        self.clip_norm = clip_norm
+        self._names: dict[int, str] = {}
+        self._known: set[int] = set()
+        self._slots: dict[int, WeightSlot] = {}
+        self._groups: dict[int, dict[str, Any]] = {}
+        self._counts: dict[int, tuple[Tensor, int, int]] = {}
+        self._warned: set[tuple[str, str]] = set()
+        self._is_paused = False
+        self._has_scaler: bool | None = None
+        params = self._params_of(model_or_params)
+        try:
+            super().__init__(params, **hyperparameters, fused=_can_fuse(params))  # type: ignore[call-arg]
+        except (TypeError, ValueError) as error:
+            raise ArgumentValueError(
+                name=f"the arguments of {type(self).__name__}", value=hyperparameters, allowed=f"valid: {error}"
+            ) from error
+
+    def _params_of(self, model_or_params: Any) -> list[Any]:
+        """The parameters, with the names that warnings call them by."""
+        if isinstance(model_or_params, nn.Module):
+            self._names = {id(p): name for name, p in model_or_params.named_parameters()}
+            for module in model_or_params.modules():
+                if isinstance(module, PlannedLayer):
+                    self._known |= {id(p) for name, p in module.named_parameters() if "bias" not in name}
+            return list(model_or_params.parameters())
+        if isinstance(model_or_params, Tensor) or not isinstance(model_or_params, Iterable):
+            allowed = "a module, or an iterable of parameters or of groups of them"
+            raise ArgumentTypeError(name="model_or_params", value=model_or_params, allowed=allowed)
+        return list(model_or_params)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, as in torch."""
+        super().add_param_group(param_group)
+        self._register()
+
+    def _register(self) -> None:
+        """Give each parameter that may be a layer's weight its slot, and find the groups."""
+        self._groups = {}
+        for number, group in enumerate(self.param_groups):
+            names = group.get("param_names", [])
+            for index, parameter in enumerate(group["params"]):
+                key = id(parameter)
+                self._groups[key] = group
+                if names:
+                    self._names[key] = names[index]
+                if key not in self._slots and (is_lazy(parameter) or parameter.ndim >= LEAST_NDIM):
+                    name = self._names.get(key, f"parameter {index} of group {number}")
+                    self._slots[key] = WeightSlot(parameter, name, self, key in self._known)
+                    fused.register(parameter, self._slots[key])
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let backward store all gradients in `.grad`, and change no parameter, inside the `with` block."""
+        before, self._is_paused = self._is_paused, True
+        try:
+            yield
+        finally:
+            self._is_paused = before
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """End the step that backward began, and update all parameters that have a `.grad`.
+
+        Args:
+            closure: computes the loss and its gradients, and returns it, as in torch.
+
+        Returns:
+            The closure's result, or None.
+
+        Raises:
+            OptimizerStepError: a weight was updated in backward, and then a gradient that is no part of that update
+                was stored.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        scaled = getattr(self, "found_inf", None) is not None
+        self._refuse_second_updates(scaled)
+        self._warn_of_stored()
+        if self.clip_norm is not None:
+            self._clip(self.clip_norm)
+        self._torch_step()
+        # A scaler that finds no support for it unscales before `step`, and leaves no trace: it is looked for again.
+        self._has_scaler = scaled if getattr(self, "_step_supports_amp_scaling", False) else None
+        for slot in self._slots.values():
+            slot.end_step()
+        return loss
+
+    def _torch_step(self) -> None:
+        """The update of torch's class. Torch runs the hooks of a step around `step` itself, once."""
+        step: Any = super().step
+        while getattr(step, "hooked", False):
+            step = step.__wrapped__.__get__(self)
+        step()
+
+    def _refuse_second_updates(self, scaled: bool) -> None:
+        updated = [slot for slot in self._slots.values() if slot.updated]
+        if scaled and updated:
+            self._has_scaler = True
+            reason = (
+                "a GradScaler appeared after backward had updated it by a scaled gradient; make the first scaled loss "
+                "before the first backward of this optimizer"
+            )
+            raise OptimizerStepError(name=updated[0].name, reason=reason)
+        for slot in updated:
+            if slot.weight.grad is not None:
+                reason = (
+                    "a backward updated it, and a later one stored another gradient of it: call step() after each "
+                    "backward, pass accumulate=n to add the gradients of n of them, or call zero_grad() before step() "
+                    "if that gradient was only to be looked at"
+                )
+                raise OptimizerStepError(name=slot.name, reason=reason)
+
+    def _warn_of_stored(self) -> None:
+        """Say once which weights of layers have a gradient that could not be taken over, and why."""
+        if self.stores_all():
+            return
+        found = defaultdict(list)
+        for slot in self._slots.values():
+            if slot.known and slot.weight.grad is not None and (slot.reason or self.accumulate == 1):
+                reason = slot.reason or "its gradient came by another way than the layer's own backward"
+                if (slot.name, reason) not in self._warned:
+                    self._warned.add((slot.name, reason))
+                    found[reason].append(slot.name)
+        for reason, names in found.items():
+            message = f"{type(self).__name__} stores the gradient of {', '.join(names)} and updates by it in step(): "
+            warnings.warn(message + reason, stacklevel=4)
+
+    def _clip(self, clip_norm: float) -> None:
+        """Scale all gradients so that their norm, with a GradScaler that of the unscaled ones, is at most clip_norm."""
+        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if not parameters:
+            return
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        scale = getattr(self, "grad_scale", None)
+        if scale is not None:
+            norm = norm / scale.to(norm.device)
+        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+
+    def stores_all(self) -> bool:
+        """Whether all gradients are stored for now, as is expected, so that no warning is due.
+
+        Whether a GradScaler scales the loss shows in `step` only: before the first one, any that is in use may.
+        """
+        if self._has_scaler is None:
+            self._has_scaler = _has_scaler()
+        return self._is_paused or self.clip_norm is not None or self._has_scaler
+
+    def obstacle(self, weight: Tensor) -> str | None:
+        """Why the weight's group or its states do not let a kernel update it."""
+        group = self._groups[id(weight)]
+        for option in ("amsgrad", "capturable", "differentiable"):
+            if group.get(option):
+                return f"its group has {option}=True"
+        states = [s for s in self.state.get(weight, {}).values() if isinstance(s, Tensor) and s.ndim]
+        if any(s.dtype != weight.dtype or s.device != weight.device or not s.is_contiguous() for s in states):
+            return "its states are of another dtype, device or layout"
+        return None
+
+    def update_of(self, weight: Tensor) -> Update:
+        """The update of the coming step, whose number is counted by this call."""
+        rule, states = self._rule(weight, self._groups[id(weight)], self.state[weight])
+        return Update(rule, weight, states, weight.grad)
+
+    def _rule(self, weight: Tensor, group: dict[str, Any], state: dict[str, Any]) -> tuple[Rule, tuple[Tensor, ...]]:
+        """The rule of the coming step and the states that it changes, which are made if they are not there."""
+        raise NotImplementedError
+
+    def count_step(self, step: Tensor) -> int:
+        """Add 1 to a state's number of steps, and return it without waiting for the device that holds it."""
+        kept, version, count = self._counts.get(id(step), (None, 0, 0))
+        if kept is not step or version != step._version:
+            count = int(step.item())
+        step += 1
+        self._counts[id(step)] = step, step._version, count + 1
+        return count + 1
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state of this class, or of torch's class whose update it makes."""
+        fused_of = [group["fused"] for group in self.param_groups]
+        saved = dict(state_dict)
+        if len(saved["param_groups"]) == len(fused_of):
+            groups = zip(saved["param_groups"], fused_of, strict=True)
+            saved["param_groups"] = [{**group, "fused": own, "foreach": None} for group, own in groups]
+        super().load_state_dict(saved)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {"accumulate": self.accumulate, "clip_norm": self.clip_norm}
+        params = [p for group in self.param_groups for p in group["params"]]
+        names = [self._names.get(id(p)) for p in params]
+        known = [id(p) in self._slots and self._slots[id(p)].known for p in params]
+        return {**super().__getstate__(), "_fused": (own, names, known)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        if "_fused" in state:  # a copy; else load_state_dict
+            own, names, known = state.pop("_fused")
+            params = [p for group in state["param_groups"] for p in group["params"]]
+            self.__dict__.update(own)
+            self._names = {id(p): n for p, n in zip(params, names, strict=True) if n is not None}
+            self._known = {id(p) for p, k in zip(params, known, strict=True) if k}
+            self._slots, self._groups, self._counts, self._warned = {}, {}, {}, set()
+            self._is_paused, self._has_scaler = False, None
+            self._step_supports_amp_scaling = all(group["fused"] for group in state["param_groups"])
+        super().__setstate__(state)
+        for slot in self._slots.values():
+            slot.end_step()
+        self._register()
+
+
+def number(value: Any) -> float:
+    """A hyperparameter, which torch lets be a tensor."""
+    return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _can_fuse(params: list[Any]) -> bool | None:
+    """Whether torch's fused update takes all of the parameters; None lets torch choose another."""
+    flat: list[Any] = []
+    for entry in params:
+        if isinstance(entry, dict):
+            inner = entry.get("params", [])
+            flat += [inner] if isinstance(inner, Tensor) else list(inner)
+        else:
+            flat.append(entry)
+    tensors = [entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry for entry in flat]
+    takes_all = all(
+        (type(t) in (Tensor, nn.Parameter) or is_lazy(t)) and t.is_floating_point() and t.device.type in FUSED_DEVICES
+        for t in tensors
+    )
+    return True if takes_all else None
+
+
+def _has_scaler() -> bool:
+    """Whether there is a GradScaler in this process that has scaled a loss."""
+    kinds = torch.amp.GradScaler
+    scalers = [found for found in gc.get_objects() if issubclass(type(found), kinds)]
+    return any(scaler.is_enabled() and scaler._scale is not None for scaler in scalers)

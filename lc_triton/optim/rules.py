@@ -1,0 +1,115 @@
+"""The optimizers as data: one class of hyperparameters each, as they are at one step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """AdamW with decoupled weight decay; its states are the means of the gradient and of its square.
+
+    Args:
+        lr, beta1, beta2, eps, weight_decay, maximize: as of `torch.optim.AdamW`.
+        count: the number of this step, from 1.
+        step: the same number as a tensor, which torch's operator reads.
+    """
+
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    maximize: bool
+    count: int
+    step: Tensor
+    name: str = "adamw"
+
+    @property
+    def scalars(self) -> tuple[float, ...]:
+        """The factors of g, w, g in m, v, g^2 in v and m; the square root of v's bias correction; eps."""
+        return (
+            -1.0 if self.maximize else 1.0,
+            1 - self.lr * self.weight_decay,
+            1 - self.beta1,
+            self.beta2,
+            1 - self.beta2,
+            self.lr / (1 - self.beta1**self.count),
+            math.sqrt(1 - self.beta2**self.count),
+            self.eps,
+        )
+
+    def apply(self, weight: Tensor, gradient: Tensor, states: tuple[Tensor, ...]) -> None:
+        """Update a weight and its states, or the same part of each, by torch's own operator."""
+        mean, square = states
+        torch._fused_adamw_(
+            [weight],
+            [gradient],
+            [mean],
+            [square],
+            [],
+            [self.step],
+            lr=self.lr,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            weight_decay=self.weight_decay,
+            eps=self.eps,
+            amsgrad=False,
+            maximize=self.maximize,
+        )
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Stochastic gradient descent; with momentum, its state is the momentum buffer.
+
+    Args:
+        lr, momentum, dampening, weight_decay, nesterov, maximize: as of `torch.optim.SGD`.
+        is_first: whether the momentum buffer holds nothing yet.
+    """
+
+    lr: float
+    momentum: float
+    dampening: float
+    weight_decay: float
+    nesterov: bool
+    maximize: bool
+    is_first: bool
+
+    @property
+    def name(self) -> str:
+        """The name that the kernels know it by."""
+        return "nesterov" if self.nesterov else "momentum" if self.momentum else "sgd"
+
+    @property
+    def scalars(self) -> tuple[float, ...]:
+        """The factors of g, w, the buffer, g in the buffer, the buffer in the step; lr."""
+        return (
+            -1.0 if self.maximize else 1.0,
+            self.weight_decay,
+            0.0 if self.is_first else self.momentum,
+            1.0 if self.is_first else 1 - self.dampening,
+            self.momentum,
+            self.lr,
+            0.0,
+            0.0,
+        )
+
+    def apply(self, weight: Tensor, gradient: Tensor, states: tuple[Tensor, ...]) -> None:
+        """Update a weight and its state, or the same part of each, by torch's own operator."""
+        torch._fused_sgd_(
+            [weight],
+            [gradient],
+            list(states),
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+            lr=self.lr,
+            dampening=self.dampening,
+            nesterov=self.nesterov,
+            maximize=self.maximize,
+            is_first_step=self.is_first and self.momentum != 0,
+        )

@@ -1,0 +1,102 @@
+"""Stochastic gradient descent, with the update of a layer's weight made where its gradient is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lc_triton.core.fused import Rule
+from lc_triton.optim import rules
+from lc_triton.optim.fused import FusedOptimizer, number
+
+
+class FusedSGD(FusedOptimizer, torch.optim.SGD):
+    """`torch.optim.SGD`, whose update of a layer's weight is a part of the layer's backward: see `FusedAdamW`.
+
+    Args:
+        model_or_params: a module, or parameters or groups of them as of torch's optimizers.
+        lr, momentum, dampening, weight_decay, nesterov: as of `torch.optim.SGD`.
+        clip_norm: the largest norm of all gradients together, to which they are scaled in `step()`; None for no limit.
+        accumulate: the number of backwards whose gradients are added up for one step.
+        maximize: whether to follow the gradient upwards.
+
+    Raises:
+        LocalConvError: (also a ValueError or TypeError) an argument out of range or of a wrong type.
+
+    Source: `torch.optim.SGD`.
+
+    Example:
+        >>> import torch, lc_triton
+        >>> layer = lc_triton.LocalConv2d(2, 4, 3, input_size=(6, 6))
+        >>> optimizer = lc_triton.FusedSGD(layer, lr=0.1, momentum=0.9)
+        >>> layer(torch.randn(3, 2, 6, 6)).square().mean().backward()
+        >>> layer.weight.grad is None, layer.bias.grad is None
+        (True, False)
+        >>> optimizer.step()
+        >>> optimizer.zero_grad()
+    """
+
+    def __init__(
+        self,
+        model_or_params: Any,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        clip_norm: float | None = None,
+        *,
+        accumulate: int = 1,
+        maximize: bool = False,
+    ) -> None:
+        own = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+        }
+        super().__init__(model_or_params, clip_norm, accumulate, own)
+
+    def _torch_step(self) -> None:
+        """Torch's update, which takes no group in which some momentum buffers are there and others are not."""
+        stored = [p for g in self.param_groups if g["momentum"] for p in g["params"] if p.grad is not None]
+        begun = [p for p in stored if self.state[p].get("momentum_buffer") is not None]
+        if len(begun) in (0, len(stored)):
+            super()._torch_step()
+            return
+        begun_grads = {p: p.grad for p in begun}
+        for p in begun:
+            p.grad = None
+        others = [p for g in self.param_groups for p in g["params"] if p.grad is not None]
+        super()._torch_step()
+        other_grads = {p: p.grad for p in others}
+        for p in others:
+            p.grad = None
+        for p, grad in begun_grads.items():
+            p.grad = grad
+        super()._torch_step()
+        for p, grad in other_grads.items():
+            p.grad = grad
+
+    def _rule(self, weight: Tensor, group: dict[str, Any], state: dict[str, Any]) -> tuple[Rule, tuple[Tensor, ...]]:
+        momentum = number(group["momentum"])
+        states: tuple[Tensor, ...] = ()
+        is_first = momentum != 0 and state.get("momentum_buffer") is None
+        if is_first:
+            state["momentum_buffer"] = torch.zeros_like(weight, requires_grad=False)
+        if momentum:
+            states = (state["momentum_buffer"],)
+        rule = rules.SGD(
+            lr=number(group["lr"]),
+            momentum=momentum,
+            dampening=number(group["dampening"]),
+            weight_decay=number(group["weight_decay"]),
+            nesterov=group["nesterov"],
+            maximize=group["maximize"],
+            is_first=is_first,
+        )
+        return rule, states

@@ -1,0 +1,175 @@
+"""One weight of an optimizer: whether its gradient may be taken over, and what of the coming step is done."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from lc_triton.core.fused import Deferred, Update, current_stream
+from lc_triton.core.tracing import is_observed
+
+_autograd: Any = torch._C._autograd
+# The dtypes whose updates torch's operators and the kernels make alike.
+UPDATED = torch.float32, torch.float64
+
+
+class Owner(Protocol):
+    """What a slot asks its optimizer."""
+
+    accumulate: int
+
+    def stores_all(self) -> bool:
+        """Whether all gradients are stored for now, as is expected, so that no warning is due."""
+
+    def obstacle(self, weight: Tensor) -> str | None:
+        """Why the weight's group or its states do not let a kernel update it."""
+
+    def update_of(self, weight: Tensor) -> Update:
+        """The update of the coming step, whose number is counted by this call."""
+
+
+class WeightSlot:
+    """A weight whose update is made where its gradient is.
+
+    A layer's backward hands its product over (`defer`) and gives autograd no gradient. The engine reaches the weight's
+    AccumulateGrad node when everything in this backward that uses the weight is done: the slot's hook there updates the
+    weight if this product is all that its gradient consists of, and otherwise stores the sum.
+
+    Args:
+        weight: a leaf.
+        name: what warnings call it.
+        owner: its optimizer.
+        known: whether it is known to be the weight of a layer of this library.
+    """
+
+    def __init__(self, weight: Tensor, name: str, owner: Owner, known: bool) -> None:
+        self.weight, self.name, self.known = weight, name, known
+        self.reason: str | None = None  # why its gradient was stored since the last step
+        self.updated = False
+        self._owner = weakref.ref(owner)
+        self._under_ddp = False
+        self._graphs = self._backwards = 0
+        self._task = -1  # the last backward that made a gradient of it
+        self._deferred: dict[int, list[tuple[Deferred, Any]]] = {}  # by backward
+        self._node: Any = None
+        self._hooks: tuple[Any, ...] = ()
+
+    def end_step(self) -> None:
+        """Begin anew: the coming step has been made."""
+        self.updated, self.reason = False, None
+        self._graphs = self._backwards = 0
+        self._deferred.clear()
+
+    def enter_graph(self) -> None:
+        """Count a graph that uses the weight."""
+        self.known = True
+        self._graphs += 1
+        self._under_ddp |= torch.nn.parallel.DistributedDataParallel._active_ddp_module is not None
+
+    def takes(self, accumulate: Any) -> bool | None:
+        """Whether the gradient that is about to be made is taken over; None where nobody wants it."""
+        keep = _autograd._get_current_graph_task_keep_graph()
+        if not keep:
+            self._graphs = max(0, self._graphs - 1)
+        try:
+            if not torch._C._will_engine_execute_node(accumulate):
+                return None
+        except RuntimeError:  # torch.autograd.grad asks for this gradient
+            return False
+        owner = self._owner()
+        if owner is None or owner.stores_all():
+            return False
+        task = torch._C._current_graph_task_id()
+        if task != self._task:
+            self._task, self._backwards = task, self._backwards + 1
+        if self._backwards < owner.accumulate:
+            return False
+        self._attach(accumulate)
+        reason = self._obstacle() or owner.obstacle(self.weight) or ("the graph is retained" if keep else None)
+        self.reason = reason or self.reason
+        return reason is None
+
+    def defer(self, product: Deferred) -> None:
+        """Take a gradient over."""
+        self._deferred.setdefault(self._task, []).append((product, current_stream(self.weight)))
+
+    def _attach(self, accumulate: Any) -> None:
+        """Hook the node that adds gradients to `.grad`; held, it stays the same in all graphs."""
+        if self._node is accumulate:
+            return
+        slot = weakref.ref(self)
+
+        def before(grads: Any) -> Any:
+            own = slot()
+            return None if own is None else own._accumulate(grads)
+
+        self._node = accumulate
+        self._hooks = accumulate.register_prehook(before), accumulate.register_hook(lambda *_: None)
+
+    def _obstacle(self) -> str | None:
+        """Why this gradient must exist."""
+        weight = self.weight
+        if torch.is_grad_enabled():
+            return "it is differentiated again (create_graph=True)"
+        of_weight = weight._backward_hooks, weight._post_accumulate_grad_hooks
+        if any(of_weight) or any(len(handle.hooks_dict_ref()) > 1 for handle in self._hooks):
+            return "it has hooks"
+        if self.updated:
+            return "it was updated by an earlier backward, after which there was no step()"
+        if self._under_ddp:
+            return "DistributedDataParallel averages its gradient over ranks"
+        if is_observed():
+            return "a compiler, tracer or dispatch mode sees its backward"
+        if type(weight) not in (Tensor, Parameter) or not weight.is_contiguous():
+            return "it is not a plain contiguous tensor"
+        if weight.dtype not in UPDATED:
+            return f"its dtype is {str(weight.dtype).removeprefix('torch.')}, not float32 or float64"
+        grad = weight.grad
+        if grad is not None and (type(grad) is not Tensor or not _is_alike(grad, weight)):
+            return "its .grad is of another layout"
+        return None
+
+    def _accumulate(self, grads: tuple[Tensor | None, ...]) -> Any:
+        """Update the weight, or store its gradient; called before AccumulateGrad, with what others gave."""
+        taken = self._deferred.pop(torch._C._current_graph_task_id(), [])
+        owner = self._owner()
+        if not taken or owner is None:
+            return None
+        others, weight = grads[0], self.weight
+        if len(taken) == 1 and others is None and self._graphs == 0:
+            update = owner.update_of(weight)
+            _on_stream(taken[0][1], weight, lambda: taken[0][0].update(update))
+            self.updated = True
+            weight.grad = None  # of earlier micro-batches, which is a part of the update
+            return None
+        self.reason = "its gradient has other parts: it is used more than once"
+        if self._graphs:
+            self.reason = "another graph that uses it waits for its backward: evaluate under torch.no_grad()"
+        gradients = [_on_stream(stream, weight, product.gradient) for product, stream in taken]
+        total = sum(gradients[1:], gradients[0])
+        if others is not None:
+            return (others + total,)
+        with torch.no_grad():
+            weight.grad = total if weight.grad is None else weight.grad.add_(total)
+        return None
+
+
+def _is_alike(tensor: Tensor, weight: Tensor) -> bool:
+    """Whether a tensor lies as the weight does."""
+    of_tensor = tensor.layout, tensor.dtype, tensor.device, tensor.shape
+    return of_tensor == (weight.layout, weight.dtype, weight.device, weight.shape) and tensor.is_contiguous()
+
+
+def _on_stream(stream: Any, weight: Tensor, run: Any) -> Any:
+    """Run on the stream of the layer's backward, for which the stream of the weight's gradient waits."""
+    current = current_stream(weight)
+    if stream == current:
+        return run()
+    with torch.cuda.stream(stream):
+        result = run()
+    current.wait_stream(stream)
+    return result

@@ -1,0 +1,306 @@
+"""Where a gradient must exist it is stored and updated by in step(), with one warning; no weight is updated twice."""
+
+import copy
+import gc
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+import lc_triton
+from lc_triton import FusedAdamW, LocalConv2d
+from lc_triton.errors import OptimizerStepError
+from tests.optim.networks import assert_same, batch, loss_of, pair, train, weights
+
+
+def plainly(net, x):
+    loss_of(net, x).backward()
+
+
+def with_penalty(net, x):
+    """Another use of each weight, by operations of torch."""
+    (loss_of(net, x) + 0.1 * sum(w.square().sum() for w in weights(net))).backward()
+
+
+def with_linear_penalty(net, x):
+    """A use that saves no weight, so that no version of one is compared."""
+    (loss_of(net, x) + 0.01 * sum(w.sum() for w in weights(net))).backward()
+
+
+def used_twice(net, x):
+    (loss_of(net, x) + loss_of(net, x.flip(0, 2))).backward()
+
+
+def of_two_graphs(net, x):
+    """Two graphs that are both built before the first backward."""
+    first, second = loss_of(net, x), loss_of(net, 2 * x)
+    first.backward()
+    second.backward()
+
+
+def retained(net, x):
+    loss = loss_of(net, x)
+    loss.backward(retain_graph=True)
+    loss.backward()
+
+
+def create_graph(net, x):
+    x = x.requires_grad_()
+    loss = loss_of(net, x)
+    (slope,) = torch.autograd.grad(loss, x, create_graph=True)
+    (loss + slope.square().sum()).backward()
+
+
+def create_graph_of_weights(net, x):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of a cycle
+        loss_of(net, x).backward(create_graph=True)
+    for p in net.parameters():
+        p.grad = p.grad.detach()
+
+
+def hooked(net, x):
+    handles = [w.register_hook(lambda g: 2 * g) for w in weights(net)]
+    loss_of(net, x).backward()
+    for handle in handles:
+        handle.remove()
+
+
+def triple(p):
+    p.grad.mul_(3)
+
+
+def with_hooks_after(net, x):
+    handles = [w.register_post_accumulate_grad_hook(triple) for w in weights(net)]
+    loss_of(net, x).backward()
+    for handle in handles:
+        handle.remove()
+
+
+def hooks_of_the_node(net, x):
+    """As older libraries for data-parallel training hook gradients."""
+    nodes = [torch.autograd.graph.get_gradient_edge(w).node for w in weights(net)]
+    hooks = [lambda *_, w=w: triple(w) for w in weights(net)]
+    handles = [node.register_hook(hook) for node, hook in zip(nodes, hooks, strict=True)]
+    loss_of(net, x).backward()
+    for handle in handles:
+        handle.remove()
+
+
+def checkpointed(net, x):
+    y = torch.utils.checkpoint.checkpoint(net, x, use_reentrant=False)
+    y.square().mean().backward()
+
+
+def checkpointed_by_a_node(net, x):
+    y = torch.utils.checkpoint.checkpoint(net, x.requires_grad_(), use_reentrant=True)
+    y.square().mean().backward()
+
+
+def with_saved_tensor_hooks(net, x):
+    with torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone):
+        loss = loss_of(net, x)
+    loss.backward()
+
+
+STORED = {
+    with_penalty: "used more than once",
+    with_linear_penalty: "used more than once",
+    used_twice: "used more than once",
+    of_two_graphs: None,  # the second backward updates by the sum
+    retained: None,
+    create_graph: "by another way|used more than once|differentiated again",
+    create_graph_of_weights: "differentiated again",
+    hooked: "it has hooks",
+    with_hooks_after: "it has hooks",
+    hooks_of_the_node: "it has hooks",
+    with_saved_tensor_hooks: "by another way",
+    checkpointed: "by another way",
+    checkpointed_by_a_node: None,  # whose recomputed layers are ordinary ones
+}
+
+
+@pytest.mark.parametrize("way", STORED, ids=lambda way: way.__name__)
+def test_the_numbers_are_torchs_and_the_reason_is_said(way):
+    """Steps of that kind among plain ones; float64 shows any difference in what is summed."""
+    (net, fused), (same, plain) = pair(dtype=torch.float64)
+    said = []
+    for step, kind in enumerate((plainly, way, way, plainly, way)):
+        for model, optimizer in ((net, fused), (same, plain)):
+            optimizer.zero_grad()
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                kind(model, batch(step, torch.float64))
+                optimizer.step()
+            said += [str(w.message) for w in caught if "FusedAdamW" in str(w.message)]
+    assert_same(net, same, 1e-10)
+    if STORED[way] is None:
+        assert said == []
+    else:
+        with pytest.warns(UserWarning, match=f"0.weight.*{STORED[way]}"):
+            warnings.warn(said[0], stacklevel=1)
+        assert len(said) <= 2  # of other reasons for other layers
+
+
+def test_graphs_that_are_never_differentiated():
+    """As of an evaluation that is not under no_grad: they may still ask for the weight as it was."""
+    (net, fused), (same, plain) = pair(dtype=torch.float64)
+    for model, optimizer in ((net, fused), (same, plain)):
+        kept = loss_of(model, batch(0, torch.float64))
+        loss_of(model, batch(1, torch.float64)).backward()
+        if model is net:
+            with pytest.warns(UserWarning, match=r"0\.weight, .*waits for its backward: evaluate under"):
+                optimizer.step()
+        else:
+            optimizer.step()
+    assert kept.requires_grad
+    assert_same(net, same, 1e-10)
+
+
+def test_a_gradient_that_is_asked_for_changes_nothing():
+    (net, fused), _ = pair()
+    before = [p.detach().clone() for p in net.parameters()]
+    x = batch(0).requires_grad_()
+    (of_x,) = torch.autograd.grad(loss_of(net, x), x)
+    of_weights = torch.autograd.grad(loss_of(net, x), weights(net))
+    loss_of(net, x).backward(inputs=[x])
+    assert torch.equal(x.grad, of_x)
+    assert all(g.shape == w.shape and g.abs().max() > 0 for g, w in zip(of_weights, weights(net), strict=True))
+    with fused.paused():
+        loss_of(net, x).backward()
+    torch.testing.assert_close([w.grad for w in weights(net)], list(of_weights))
+    assert all(torch.equal(p, q) for p, q in zip(before, net.parameters(), strict=True))
+
+
+def test_backward_into_chosen_parameters():
+    (net, fused), (same, plain) = pair(dtype=torch.float64)
+    for model, optimizer in ((net, fused), (same, plain)):
+        loss_of(model, batch(0, torch.float64)).backward(inputs=[model[0].weight, model[0].bias])
+        optimizer.step()
+    assert_same(net, same, 1e-10)
+    assert len(fused.state[net[2].weight]) == 0
+
+
+def test_a_second_backward_changes_nothing_and_the_step_refuses():
+    (net, fused), _ = pair()
+    loss_of(net, batch(0)).backward()
+    before = [w.detach().clone() for w in weights(net)]
+    loss_of(net, batch(1)).backward()
+    assert all(torch.equal(a, w) and w.grad is not None for a, w in zip(before, weights(net), strict=True))
+    bias = net[0].bias.detach().clone()
+    with pytest.raises(OptimizerStepError, match=r"0\.weight is not updated: a backward updated it"):
+        fused.step()
+    assert torch.equal(bias, net[0].bias)
+    fused.zero_grad()
+    fused.step()  # which ends the step of the first backward
+    assert all(torch.equal(a, w) for a, w in zip(before, weights(net), strict=True))
+    loss_of(net, batch(2)).backward()
+    assert not torch.equal(before[0], net[0].weight)
+
+
+def test_a_later_use_of_an_updated_weight_is_torchs_error():
+    """A graph whose weight was changed by hand is differentiated by nobody: the version of the weight says so."""
+    layer = LocalConv2d(1, 2, 2, input_size=3)
+    optimizer = FusedAdamW(layer)
+    other = layer.weight.square().sum()
+    version = layer.weight._version
+    layer(torch.ones(1, 1, 3, 3)).sum().backward()
+    assert layer.weight._version > version
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        other.backward()
+    optimizer.step()
+
+
+def test_a_scaler_that_comes_late_is_refused():
+    layer = LocalConv2d(1, 2, 2, input_size=3)
+    optimizer, x = FusedAdamW(layer), torch.ones(1, 1, 3, 3)
+    layer(x).sum().backward()
+    optimizer.step()
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(layer(x).sum()).backward()
+    with pytest.raises(OptimizerStepError, match="a GradScaler appeared"):
+        scaler.step(optimizer)
+
+
+def test_a_backward_that_fails_leaves_nothing_behind():
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise ValueError("no gradient")
+
+    (net, fused), (same, plain) = pair(dtype=torch.float64)
+    with pytest.raises(ValueError, match="no gradient"):
+        net[3](Fails.apply(net[:3](batch(0, torch.float64)))).sum().backward()
+    assert not torch.equal(net[3].weight, same[3].weight)  # which had its gradient
+    assert torch.equal(net[0].weight, same[0].weight)
+    with torch.no_grad():
+        same[3].load_state_dict(net[3].state_dict())
+        fused.zero_grad()
+        fused.step()
+        fused.state.clear()
+    for model, optimizer in ((net, fused), (same, plain)):
+        loss_of(model, batch(1, torch.float64)).backward()
+        optimizer.step()
+    assert_same(net, same, 1e-10)
+
+
+def test_parametrized_weights():
+    class Double(nn.Module):
+        def forward(self, w):
+            return 2 * w
+
+    (net, fused), (same, plain) = pair(dtype=torch.float64)
+    for model in (net, same):
+        parametrize.register_parametrization(model[0], "weight", Double())
+    with pytest.warns(UserWarning, match="by another way"):
+        train([(net, fused), (same, plain)], range(3))
+    assert_same(net, same, 1e-10)
+
+
+def test_amsgrad_of_a_loaded_state_is_right():
+    (net, fused), (same, _) = pair(dtype=torch.float64)
+    plain = torch.optim.AdamW(same.parameters(), lr=0.01, amsgrad=True)
+    loss_of(same, batch(0, torch.float64)).backward()
+    plain.step()
+    net.load_state_dict(same.state_dict())
+    fused.load_state_dict(copy.deepcopy(plain.state_dict()))
+    with pytest.warns(UserWarning, match="amsgrad=True"):
+        train([(net, fused), (same, plain)], [1])
+    assert_same(net, same, 1e-10)
+
+
+def test_16_bit_weights_are_left_to_torch():
+    layer = LocalConv2d(1, 2, 2, input_size=3, dtype=torch.bfloat16)
+    optimizer = FusedAdamW(layer)
+    layer(torch.ones(1, 1, 3, 3, dtype=torch.bfloat16)).sum().backward()
+    with pytest.warns(UserWarning, match=r"of weight and updates.*its dtype is bfloat16"):
+        optimizer.step()
+
+
+def test_distributed_data_parallel(tmp_path):
+    """Its reducer sums `.grad`: each gradient is stored."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        (net, fused), (same, plain) = pair(dtype=torch.float64)
+        wrapped = nn.parallel.DistributedDataParallel(net)
+        with pytest.warns(UserWarning, match="DistributedDataParallel averages"):
+            train([(wrapped, fused), (same, plain)], range(2))
+        assert all(w.grad is not None for w in weights(net))
+        assert_same(net, same, 1e-10)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_an_optimizer_that_is_gone_updates_nothing():
+    layer = LocalConv2d(1, 2, 2, input_size=3)
+    FusedAdamW(layer)
+    gc.collect()
+    layer(torch.ones(1, 1, 3, 3)).sum().backward()
+    assert layer.weight.grad is not None
+    assert lc_triton.core.fused.slot_of(layer.weight) is None

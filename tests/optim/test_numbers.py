@@ -1,0 +1,238 @@
+"""The fused optimizers against torch's: the same parameters after the same steps."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+import lc_triton
+from lc_triton import FusedAdamW, FusedSGD, LocalConv2d
+from tests.optim.networks import PAIRS, assert_same, batch, loss_of, network, pair, weights
+
+BOUND = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+@pytest.mark.parametrize("dtype", BOUND, ids=str)
+def test_fifty_steps_are_torchs(kind, dtype):
+    (net, fused), (same, plain) = pair(kind, dtype)
+    for step in range(50):
+        x = batch(step, dtype)
+        for model, optimizer in ((net, fused), (same, plain)):
+            optimizer.zero_grad()
+            loss_of(model, x).backward()
+            if optimizer is fused:
+                assert all(w.grad is None for w in weights(net))
+            optimizer.step()
+    assert_same(net, same, BOUND[dtype])
+
+
+def test_weights_change_in_backward_and_step_leaves_them():
+    net = network()
+    optimizer = FusedAdamW(net)
+    before = [w.detach().clone() for w in weights(net)]
+    loss_of(net, batch(0)).backward()
+    after = [w.detach().clone() for w in weights(net)]
+    assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    optimizer.step()
+    assert all(torch.equal(a, w) for a, w in zip(after, weights(net), strict=True))
+
+
+def test_a_large_layer_in_blocks(monkeypatch):
+    """Weights and windows of several blocks, with float32 weights of a bfloat16 input too."""
+    monkeypatch.setattr("lc_triton._cpu.blocks.BLOCK_BYTES", 4096)
+    for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        torch.manual_seed(0)
+        layer = LocalConv2d(3, 5, 3, input_size=(9, 8), padding=1)
+        same = copy.deepcopy(layer)
+        optimizers = FusedAdamW(layer, lr=0.01, eps=1e-3), torch.optim.AdamW(same.parameters(), lr=0.01, eps=1e-3)
+        for step in range(5):
+            x = torch.randn(6, 3, 9, 8, generator=torch.Generator().manual_seed(step))
+            for model, optimizer in zip((layer, same), optimizers, strict=True):
+                optimizer.zero_grad()
+                with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                    y = model(x)
+                y.float().square().mean().backward()
+                assert model is same or layer.weight.grad is None
+                optimizer.step()
+        assert_same(layer, same, bound)
+
+
+def test_groups_schedulers_and_frozen_layers():
+    (net, _), (same, _) = pair()
+    optimizers = []
+    for model, cls in ((net, FusedAdamW), (same, torch.optim.AdamW)):
+        model[1].requires_grad_(False)
+        head, rest = list(model[5].parameters()), [p for layer in model[:5] for p in layer.parameters()]
+        optimizer = cls([{"params": rest, "lr": 0.02, "weight_decay": 0.2}], lr=0.01)
+        optimizer.add_param_group({"params": head, "betas": (0.5, 0.9)})
+        optimizers.append((optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.5)))
+    frozen = net[1].weight.detach().clone()
+    for step in range(9):
+        if step == 6:
+            net[1].requires_grad_(True)
+            same[1].requires_grad_(True)
+        for model, (optimizer, scheduler) in zip((net, same), optimizers, strict=True):
+            optimizer.zero_grad(set_to_none=step % 2 == 0)
+            loss_of(model, batch(step)).backward()
+            optimizer.step()
+            scheduler.step()
+        assert torch.equal(frozen, net[1].weight) == (step < 6)
+    assert_same(net, same, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd, momentum"])
+@pytest.mark.parametrize("steps", [3, 4])
+def test_accumulated_gradients(kind, steps):
+    """Three backwards a step; with a fourth step that has one backward only, as the end of an epoch has."""
+    (net, fused), (same, plain) = pair(kind, torch.float64, accumulate=3)
+    for step in range(steps):
+        for part in range(3 if step < 3 else 1):
+            for model in (net, same):
+                loss_of(model, batch(3 * step + part, torch.float64)).backward()
+            assert all((w.grad is None) == (part == 2) for w in weights(net))
+        for optimizer in (fused, plain):
+            optimizer.step()
+            optimizer.zero_grad()
+    assert_same(net, same, 1e-10)
+
+
+def test_what_is_accumulated_while_paused_is_part_of_the_update():
+    (net, fused), (same, plain) = pair(dtype=torch.float64)
+    for step in range(3):
+        with fused.paused():
+            loss_of(net, batch(step, torch.float64)).backward()
+        assert all(w.grad is not None for w in weights(net))
+        loss_of(net, batch(step + 10, torch.float64)).backward()
+        loss_of(same, batch(step, torch.float64)).backward()
+        loss_of(same, batch(step + 10, torch.float64)).backward()
+        for optimizer in (fused, plain):
+            optimizer.step()
+            optimizer.zero_grad()
+    assert_same(net, same, 1e-10)
+
+
+def test_an_empty_batch_decays_weights_as_in_torch():
+    (net, fused), (same, plain) = pair(dtype=torch.float64)
+    for model, optimizer in ((net, fused), (same, plain)):
+        net_in = batch(0, torch.float64, size=0)
+        model[:4](net_in).sum().backward()
+        optimizer.step()
+    assert_same(net, same, 1e-12)
+
+
+@pytest.mark.parametrize("scale", [0.1, 100.0])
+def test_clip_norm_is_the_norm_of_all_gradients(scale):
+    (net, fused), (same, plain) = pair("sgd", torch.float64, clip_norm=0.05)
+    for step in range(5):
+        loss_of(net, scale * batch(step, torch.float64)).backward()
+        before = [w.detach().clone() for w in weights(net)]
+        assert all(torch.equal(a, w) for a, w in zip(before, weights(net), strict=True))
+        loss_of(same, scale * batch(step, torch.float64)).backward()
+        torch.nn.utils.clip_grad_norm_(same.parameters(), 0.05)
+        for optimizer in (fused, plain):
+            optimizer.step()
+            optimizer.zero_grad()
+    assert_same(net, same, 1e-10)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.01])
+def test_a_grad_scaler(clip_norm):
+    """The same numbers as with torch's optimizer, and a step with an infinite gradient is skipped to the bit."""
+    (net, fused), (same, plain) = pair(clip_norm=clip_norm)
+    scalers = [torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=2) for _ in range(2)]
+    for step in range(6):
+        for model, optimizer, scaler in zip((net, same), (fused, plain), scalers, strict=True):
+            before = [p.detach().clone() for p in model.parameters()]
+            optimizer.zero_grad()
+            scaler.scale(loss_of(model, batch(step)) * (float("inf") if step == 3 else 1)).backward()
+            if optimizer is plain and clip_norm is not None:
+                scaler.unscale_(plain)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+            scaler.step(optimizer)
+            scaler.update()
+            unchanged = [torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True)]
+            assert all(unchanged) if step == 3 else not any(unchanged)
+    assert scalers[0].get_scale() == scalers[1].get_scale()
+    assert_same(net, same, 1e-5)
+
+
+def test_a_closure():
+    (net, fused), (same, plain) = pair(dtype=torch.float64)
+    for step in range(3):
+        found = []
+        for model, optimizer in ((net, fused), (same, plain)):
+
+            def closure(model=model, optimizer=optimizer, step=step):
+                optimizer.zero_grad()
+                loss = loss_of(model, batch(step, torch.float64))
+                loss.backward()
+                return loss
+
+            found.append(optimizer.step(closure))
+        torch.testing.assert_close(*found, rtol=1e-12, atol=0)
+    assert_same(net, same, 1e-10)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd, momentum"])
+def test_state_travels_between_ours_and_torchs(kind):
+    """After three steps each optimizer goes on from the other's state; a copy and a pickle go on from their own."""
+    (net, fused), (same, plain) = pair(kind, torch.float64)
+    runs = [(net, fused), (same, plain)]
+    for step in range(6):
+        if step == 3:
+            ours, theirs = copy.deepcopy(fused.state_dict()), copy.deepcopy(plain.state_dict())
+            copied = pickle.loads(pickle.dumps(runs[0]))
+            fused.load_state_dict(theirs)
+            plain.load_state_dict(ours)
+            runs = [*runs, copied, copy.deepcopy(runs[0])]
+        for model, optimizer in runs:
+            optimizer.zero_grad()
+            loss_of(model, batch(step, torch.float64)).backward()
+            assert model is same or all(w.grad is None for w in weights(model))
+            optimizer.step()
+    for model, _ in runs:
+        assert_same(model, same, 1e-10)
+
+
+def test_hooks_of_a_step_run_once():
+    torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])  # which makes torch wrap its own step
+    layer = LocalConv2d(1, 2, 2, input_size=3)
+    optimizer, calls = FusedAdamW(layer), []
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+    layer(torch.ones(1, 1, 3, 3)).sum().backward()
+    optimizer.step()
+    assert calls == ["before", "after"]
+
+
+def test_lazy_layers():
+    layer = lc_triton.LazyLocalConv2d(2, 2)
+    optimizer = FusedAdamW(layer)
+    layer(torch.ones(1, 1, 3, 3)).sum().backward()
+    assert layer.weight.grad is None
+    optimizer.step()
+    assert optimizer.state[layer.weight]["step"] == 1
+
+
+@pytest.mark.parametrize("cls", [FusedAdamW, FusedSGD])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"model_or_params": 3}, "model_or_params must be a module"),
+        ({"model_or_params": torch.nn.Parameter(torch.ones(2))}, "model_or_params must be a module"),
+        ({"model_or_params": []}, "empty parameter list"),
+        ({"lr": -1.0}, "Invalid learning rate"),
+        ({"lr": "a"}, "not supported between"),
+        ({"weight_decay": -1.0}, "Invalid weight_decay"),
+        ({"clip_norm": 0.0}, "clip_norm must be a positive number or None, got 0.0"),
+        ({"clip_norm": float("nan")}, "clip_norm must be a positive number"),
+        ({"clip_norm": True}, "clip_norm must be a positive number"),
+        ({"accumulate": 0}, "accumulate must be an integer >= 1, got 0"),
+        ({"accumulate": 1.5}, "accumulate must be an integer >= 1, got 1.5"),
+    ],
+)
+def test_wrong_arguments(cls, arguments, said):
+    with pytest.raises(lc_triton.LocalConvError, match=said):
+        cls(**{"model_or_params": LocalConv2d(1, 1, 2, input_size=3), **arguments})
