@@ -7,6 +7,7 @@ Layers in torch's convention, weights `(*out_spatial, *kernel_size, in_channels 
 
 Layers around them:
     LowRankLocalConv1d, LowRankLocalConv2d, LowRankLocalConv3d        filters of each position mixed from a few
+    LocalGather                                                       positions that read any sites: a table
     LocalLinear                                                       a linear map of its own at every position
 
 Layers with the arguments of Keras 2:
@@ -64,6 +65,7 @@ from lc_triton.layers import (
     LocalConvTranspose1d,
     LocalConvTranspose2d,
     LocalConvTranspose3d,
+    LocalGather,
     LocalLinear,
     LocallyConnected1D,
     LocallyConnected2D,
@@ -98,6 +100,7 @@ __all__ = [
     "LocalConvTranspose1d",
     "LocalConvTranspose2d",
     "LocalConvTranspose3d",
+    "LocalGather",
     "LocalLinear",
     "LocallyConnected1D",
     "LocallyConnected2D",

@@ -11,7 +11,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 def test_every_example_has_a_test_and_a_place_in_the_guide():
     names = sorted(path.stem for path in EXAMPLES.glob("*.py"))
-    assert names == ["convert_keras", "low_rank", "share", "train"]
+    assert names == ["convert_keras", "genome", "low_rank", "share", "train"]
     page = (EXAMPLES.parent / "docs" / "examples.md").read_text()
     for name in names:
         assert f"examples/{name}.py" in page
@@ -24,6 +24,15 @@ def test_training_a_layer(capsys):
     assert "convolution:" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_a_network_of_a_genome(capsys):
+    found = importlib.import_module("examples.genome").main(steps=80)
+    assert found["genome"] > found["perceptron"]
+    assert found["causal genes found"] == 2
+    assert "the genes that matter most: [" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_low_rank_on_digits(capsys):
     pytest.importorskip("sklearn")
     found = importlib.import_module("examples.low_rank").main(steps=60, seeds=(0,))

@@ -31,7 +31,7 @@ ROWS = [
     ["ops.decompositions"],
     ["ops.operators"],
     ["ops.bound"],
-    ["ops.dispatch", "ops.vmap", "ops.checks", "ops.position_penalty"],
+    ["ops.dispatch", "ops.vmap", "ops.checks", "ops.position_penalty", "ops.gather"],
     ["ops.plan"],
     ["simulator", "simulator.*"],
     ["launch", "launch.*", "_cpu", "_cpu.*", "ops.reference"],

@@ -25,7 +25,13 @@ def factored(**kwargs):
     return lc_triton.LowRankLocalConv1d(2, 4, 2, 5, 2, groups=2, factored=True, activation="gelu", **kwargs), (2, 5)
 
 
+def gathered(**kwargs):
+    table = [[0, 2, -1], [4, 4, 1], [-1, -1, -1], [1, 2, 0]]
+    return lc_triton.LocalGather(6, table, 2, 3, activation="tanh", **kwargs), (6, 2)
+
+
 LAYERS = {"LocalLinear": linear, "LowRankLocalConv2d": low_rank, "LowRankLocalConv1d": factored}
+LAYERS["LocalGather"] = gathered
 EACH = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
 
 

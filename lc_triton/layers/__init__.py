@@ -16,6 +16,7 @@ from lc_triton.layers.local_conv_transpose import (
     LocalConvTranspose2d,
     LocalConvTranspose3d,
 )
+from lc_triton.layers.local_gather import LocalGather
 from lc_triton.layers.local_linear import LocalLinear
 from lc_triton.layers.locally_connected import LocallyConnected1D, LocallyConnected2D, LocallyConnected3D
 from lc_triton.layers.low_rank import LowRankLocalConv1d, LowRankLocalConv2d, LowRankLocalConv3d
@@ -33,6 +34,7 @@ __all__ = [
     "LocalConvTranspose1d",
     "LocalConvTranspose2d",
     "LocalConvTranspose3d",
+    "LocalGather",
     "LocalLinear",
     "LocallyConnected1D",
     "LocallyConnected2D",
