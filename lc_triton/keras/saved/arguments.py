@@ -106,8 +106,8 @@ class Arguments(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    # The arguments of a call, beside its inputs, that the module's `forward` takes.
-    call_arguments: ClassVar[frozenset[str]] = frozenset()
+    # The arguments of a call, beside its inputs, that the module's `forward` takes; None where it sees to that itself.
+    call_arguments: ClassVar[frozenset[str] | None] = frozenset()
 
     name: StrictStr
     trainable: StrictBool = True
@@ -127,11 +127,8 @@ class Arguments(BaseModel):
     @property
     def variable_dtype(self) -> torch.dtype:
         """The dtype of the layer's weights."""
-        name = self.dtype
-        if isinstance(name, dict):  # a policy
-            policy = name.get("config")
-            name = policy.get("name") if isinstance(policy, dict) else None
-        if not isinstance(name, str) or name not in DTYPES:
+        name = policy_name(self.dtype)
+        if name is None or name not in DTYPES:
             raise ValueError(f"its dtype {str(self.dtype)[:80]} is none of {', '.join(DTYPES)}")
         return DTYPES[name]
 
@@ -142,6 +139,14 @@ class Arguments(BaseModel):
             ValueError: what torch cannot do, or inputs that do not fit.
         """
         raise NotImplementedError
+
+
+def policy_name(dtype: object) -> str | None:
+    """The name in the `dtype` of a layer: that of a dtype, or of a policy."""
+    if isinstance(dtype, dict):
+        config = dtype.get("config")
+        dtype = config.get("name") if isinstance(config, dict) else None
+    return dtype if isinstance(dtype, str) else None
 
 
 class WindowArguments(Arguments):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import runpy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -15,7 +17,8 @@ from lc_triton.errors import ArgumentTypeError, ArgumentValueError, ConversionEr
 from lc_triton.keras.saved import masks
 from lc_triton.keras.saved.arguments import Shape
 from lc_triton.keras.saved.slots import Slot, same_layout
-from lc_triton.keras.saved.spec import LayerSpec, ModelSpec, Path
+from lc_triton.keras.saved.spec import LayerSpec, ModelSpec
+from lc_triton.keras.saved.spec import Path as Names
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,26 @@ def check(modules: object) -> dict[str, Factory]:
     return dict(modules)
 
 
+def from_file(path: Path) -> dict[str, Factory]:
+    """The factories that a Python file of the user's own assigns to `modules`; the file is run.
+
+    Raises:
+        ArgumentValueError: no such file, one that raises, or one without `modules`.
+    """
+    allowed = 'a Python file with modules = {"layer name or class name": lambda layer: module}'
+    if not path.is_file():
+        raise ArgumentValueError(name="--modules", value=str(path), allowed=f"{allowed}; it is no file")
+    try:
+        names = runpy.run_path(str(path))
+    except Exception as error:  # of the user's own code
+        raise ArgumentValueError(
+            name="--modules", value=str(path), allowed=f"{allowed} ({first_line(error)})"
+        ) from error
+    if "modules" not in names:
+        raise ArgumentValueError(name="--modules", value=str(path), allowed=f"{allowed}; it assigns no modules")
+    return check(names["modules"])
+
+
 def check_used(modules: Mapping[str, Factory], spec: ModelSpec) -> None:
     """Refuse a name that is no layer and no class of the model: it would be left out in silence."""
     known = {name for path, layer in spec.walk() for name in _names(path, layer)}
@@ -63,12 +86,12 @@ def check_used(modules: Mapping[str, Factory], spec: ModelSpec) -> None:
             raise ArgumentValueError(name="modules", value=name, allowed=f"names of layers or classes: {listed}")
 
 
-def find(modules: Mapping[str, Factory], path: Path, layer: LayerSpec) -> Factory | None:
+def find(modules: Mapping[str, Factory], path: Names, layer: LayerSpec) -> Factory | None:
     """The factory for a layer: by the path to it, by its name or by its class."""
     return next((modules[name] for name in _names(path, layer) if name in modules), None)
 
 
-def _names(path: Path, layer: LayerSpec) -> tuple[str, ...]:
+def _names(path: Names, layer: LayerSpec) -> tuple[str, ...]:
     registered = [f"{layer.package}>{layer.class_name}"] if layer.package else []
     return ("/".join(path), layer.name, *registered, layer.class_name)
 

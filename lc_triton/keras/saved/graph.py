@@ -36,6 +36,16 @@ class Step:
     outputs: int
 
 
+@dataclass(frozen=True)
+class Made:
+    """A call that was made once: the arguments that its layer takes, and how many outputs there were."""
+
+    ref: Ref
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: int
+
+
 class Sequential(nn.Sequential):
     """A chain of layers under their Keras names; `keras` is the configuration it was made from."""
 
@@ -68,24 +78,23 @@ class Functional(nn.Module):
     keras: ModelSpec
     takes_masks = True
 
-    def __init__(self, spec: ModelSpec, layers: Mapping[str, nn.Module], order: Sequence[tuple[Ref, int]]) -> None:
-        """Args: the layers by their Keras names, and their calls in an order that works with the outputs of each."""
+    def __init__(self, spec: ModelSpec, layers: Mapping[str, nn.Module], calls: Sequence[Made]) -> None:
+        """Args: the layers by their Keras names, and their calls, each after those it takes from."""
         super().__init__()
         self.keras = spec
         names = attribute_names(list(layers))
         for name, layer in layers.items():
             self.add_module(names[name], layer)
         places: dict[Ref, int] = {ref: i for i, ref in enumerate(spec.inputs)}
-        calls = {Ref(layer.name, i): call for layer in spec.layers for i, call in enumerate(layer.calls)}
         self._steps: list[Step] = []
-        for ref, outputs in order:
-            if ref not in places:
-                call = calls[ref]
-                kwargs = {name: placed(value, places) for name, value in call.kwargs.items()}
-                args = tuple(placed(arg, places) for arg in call.args)
-                self._steps.append(Step(names[ref.layer], args, kwargs, outputs))
-                start = len(places)
-                places |= {ref._replace(output=i): start + i for i in range(outputs)}
+        for call in calls:
+            kwargs = {name: placed(value, places) for name, value in call.kwargs.items()}
+            args = tuple(placed(arg, places) for arg in call.args)
+            self._steps.append(Step(names[call.ref.layer], args, kwargs, call.outputs))
+            start = len(places)
+            places |= {call.ref._replace(output=i): start + i for i in range(call.outputs)}
+        # Layers that Keras calls with training=False, pretrained ones, stay as they are in evaluation.
+        self._evaluated = [names[name] for name in evaluated(spec)]
         self._outputs = tuple(places[ref] for ref in spec.outputs)
         self._flat_outputs = tuple(places[ref] for ref in spec.flat_outputs)
         self.makes_mask = masking.makes_mask(self)
@@ -112,6 +121,13 @@ class Functional(nn.Module):
         outputs = self._packed(values)
         return outputs if masks is None else (outputs, tuple(found[i] for i in self._flat_outputs))
 
+    def train(self, mode: bool = True) -> Functional:
+        """Set the mode of all layers but those that Keras calls with `training=False`."""
+        super().train(mode)
+        for name in self._evaluated:
+            getattr(self, name).eval()
+        return self
+
     def _ordered(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """The inputs in Keras's order, also from a dictionary."""
         names = self.keras.input_keys or tuple(ref.layer for ref in self.keras.inputs)
@@ -132,6 +148,12 @@ class Functional(nn.Module):
 
 
 Model = Sequential | Functional
+
+
+def evaluated(spec: ModelSpec) -> list[str]:
+    """The layers all of whose calls are given `training=False`."""
+    layers = [layer for layer in spec.layers if layer.class_name != "InputLayer"]
+    return [layer.name for layer in layers if all(call.kwargs.get("training") is False for call in layer.calls)]
 
 
 def flat(output: Any, count: int | None = None) -> list[Any]:
@@ -194,7 +216,7 @@ def attribute_names(names: list[str]) -> dict[str, str]:
     return found
 
 
-_TAKEN = {*vars(nn.Module()), "keras", "_steps", "_outputs", "_flat_outputs", "training", "makes_mask"}
+_TAKEN = {*vars(nn.Module()), "keras", "_steps", "_outputs", "_flat_outputs", "_evaluated", "training", "makes_mask"}
 
 
 def containers(model: nn.Module) -> Iterator[Model]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -24,6 +24,7 @@ from lc_triton.keras.saved import (
     merging,
     noise,
     normalization,
+    operations,
     pooling,
     preprocessing,
     recurrent,
@@ -33,8 +34,18 @@ from lc_triton.keras.saved import (
     transposed,
     wrapping,
 )
-from lc_triton.keras.saved.arguments import LARGEST, Arguments, Place, Shape
-from lc_triton.keras.saved.graph import Functional, Masks, Model, Sequential, attribute_names, cast, cast_inputs, flat
+from lc_triton.keras.saved.arguments import DTYPES, LARGEST, Arguments, Place, Shape, policy_name
+from lc_triton.keras.saved.graph import (
+    Functional,
+    Made,
+    Masks,
+    Model,
+    Sequential,
+    attribute_names,
+    cast,
+    cast_inputs,
+    flat,
+)
 from lc_triton.keras.saved.references import Call, Constant, Ref
 from lc_triton.keras.saved.spec import LayerSpec, ModelSpec, Path
 
@@ -53,6 +64,7 @@ CLASSES: dict[str, type[Arguments]] = {
     **preprocessing.CLASSES,
     **merging.CLASSES,
     **wrapping.CLASSES,
+    **operations.CLASSES,
 }
 
 NONE = "this class has no counterpart here"
@@ -105,7 +117,7 @@ class _Builder:
     factories: Mapping[str, custom.Factory]
     makers: dict[Path, Maker] = field(default_factory=dict)
     layers: dict[Path, nn.Module] = field(default_factory=dict)
-    orders: dict[Path, list[tuple[Ref, int]]] = field(default_factory=dict)
+    calls: dict[Path, list[Made]] = field(default_factory=dict)
     made: list[tuple[Path, LayerSpec, nn.Module]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -139,25 +151,26 @@ class _Builder:
         by_name = {layer.name: layer for layer in spec.layers}
         values: dict[Ref, Any] = dict(zip(spec.inputs, inputs, strict=True))
         found: dict[Ref, masks.Mask] = dict(zip(spec.inputs, input_masks, strict=True))
-        order: list[tuple[Ref, int]] = []
+        calls: list[Made] = []
         for ref in _order(spec):
             layer = by_name[ref.layer]
             if layer.class_name == "InputLayer":
                 continue
             call, here = layer.calls[ref.call], _inside(path, layer.name)
             try:
+                call = self._taken(layer, call, found, here)
                 outputs, new = self._call(layer, call, values, found, here)
             except ConversionError:
                 raise
             except _FAILURES as error:
                 raise _refusal(self.spec, [(here, layer, str(error).partition("\n")[0])]) from error
-            order.append((ref, len(outputs)))
+            calls.append(Made(ref, call.args, dict(call.kwargs), len(outputs)))
             for i, output in enumerate(outputs):
                 values[ref._replace(output=i)] = output
                 found[ref._replace(output=i)] = new[i if len(new) > 1 else 0]
         for ref in spec.outputs:
             _look_up(ref, values)
-        self.orders.setdefault(path, order)
+        self.calls.setdefault(path, calls)
         return [values[ref] for ref in spec.flat_outputs], tuple(found[ref] for ref in spec.flat_outputs)
 
     def model(self, spec: ModelSpec, path: Path) -> Model:
@@ -165,7 +178,7 @@ class _Builder:
         names = [layer.name for layer in spec.layers if layer.class_name != "InputLayer"]
         layers = {name: self.layers[_inside(path, name)] for name in names}
         if not spec.sequential:
-            return Functional(spec, layers, self.orders[path]).eval()
+            return Functional(spec, layers, self.calls[path]).eval()
         attributes = attribute_names(names)
         chain = Sequential(OrderedDict((attributes[name], layer) for name, layer in layers.items()))
         chain.keras = spec
@@ -175,10 +188,9 @@ class _Builder:
         self, layer: LayerSpec, call: Call, values: Mapping[Ref, Any], found: Mapping[Ref, masks.Mask], path: Path
     ) -> tuple[list[Any], Masks]:
         """The outputs of a call, which makes the layer if it is the first, and their masks."""
-        args = tuple(arg.value if isinstance(arg, Constant) else _look_up(arg, values) for arg in call.args)
+        args = tuple(_looked_up(arg, values) for arg in call.args)
         kwargs = {name: _looked_up(value, values) for name, value in call.kwargs.items()}
         here = tuple(found.get(arg) if isinstance(arg, Ref) else None for arg in call.args)
-        self._check_arguments(layer, call, found, path)
         if layer.model is not None and path not in self.makers:
             outputs, new = self.run(layer.model, args, here, path)
             if path not in self.layers:
@@ -190,17 +202,25 @@ class _Builder:
         output, new = _output(module, tuple(cast(module, arg) for arg in args), kwargs, here)
         return flat(output), new
 
-    def _check_arguments(self, layer: LayerSpec, call: Call, found: Mapping[Ref, masks.Mask], path: Path) -> None:
-        """Refuse arguments of a call that the layer's module does not take."""
+    def _taken(self, layer: LayerSpec, call: Call, found: Mapping[Ref, masks.Mask], path: Path) -> Call:
+        """A call with the arguments that the layer's module takes.
+
+        Raises:
+            ValueError: others, unless they are None or False.
+        """
         maker = self.makers.get(path)
-        if layer.model is not None or isinstance(maker, Arguments):
-            taken = maker.call_arguments if isinstance(maker, Arguments) else frozenset()
-            for name, value in call.kwargs.items():
-                if name not in taken and value is not None and value is not False:
-                    raise ValueError(f"it is called with {name}={_shown(value)}")
-        for name, value in call.kwargs.items():
+        given = {name: value for name, value in call.kwargs.items() if name != "training" or value is True}
+        if maker is not None and not isinstance(maker, Arguments):
+            return replace(call, kwargs=given)  # a module of the user's own takes what it takes
+        known = maker.call_arguments if maker is not None else frozenset()
+        if known is None:
+            return replace(call, args=(call.first,), kwargs=given)
+        for name, value in given.items():
+            if name not in known and value is not None and value is not False:
+                raise ValueError(f"it is called with {name}={_shown(value)}")
             if name != "mask" and isinstance(value, Ref) and found.get(value) is not None:
                 raise ValueError(f"it is called with {name}={_shown(value)}, which has a mask")
+        return replace(call, kwargs={name: value for name, value in given.items() if name in known})
 
     def _make(self, layer: LayerSpec, args: tuple[Any, ...], kwargs: Mapping[str, Any], path: Path) -> nn.Module:
         """A layer for the inputs of its first call."""
@@ -224,7 +244,8 @@ class _Builder:
             module = _frozen(maker.module(place), layer)
         self.made.append((path, layer, module))
         masks.mark(module, layer.class_name)
-        if any(isinstance(a, Tensor) and a.is_floating_point() and a.dtype != maker.variable_dtype for a in args):
+        floats = [arg for arg in args if isinstance(arg, Tensor) and arg.is_floating_point()]
+        if maker.call_arguments is not None and any(arg.dtype != maker.variable_dtype for arg in floats):
             cast_inputs(module, maker.variable_dtype)
         return module
 
@@ -284,6 +305,17 @@ def _refusal(spec: ModelSpec, wrong: list[Wrong]) -> ConversionError:
     return ConversionError(name=f"model {spec.name!r}", reason=reasons)
 
 
+def input_dtypes(spec: ModelSpec) -> list[torch.dtype]:
+    """The dtypes that Keras casts the inputs of a model to."""
+    by_name = {layer.name: layer for layer in spec.layers}
+    return [_input_dtype(by_name[ref.layer]) for ref in spec.inputs]
+
+
+def _input_dtype(layer: LayerSpec) -> torch.dtype:
+    name = policy_name(layer.config.get("dtype")) or "float32"
+    return DTYPES.get(name) or operations.DTYPES.get(name, torch.float32)
+
+
 def _inputs(spec: ModelSpec) -> list[Tensor]:
     """Inputs of a model, without memory."""
     by_name = {layer.name: layer for layer in spec.layers}
@@ -299,17 +331,8 @@ def _input(layer: LayerSpec) -> Tensor:
     well_formed = all(size is None or (type(size) is int and 0 < size <= LARGEST) for size in sizes)
     if not well_formed or layer.config.get("sparse") or layer.config.get("ragged"):
         raise ConversionError(name="the model", reason=f"layer {layer.name!r} (InputLayer): {reason}")
-    dtype = _INPUT_DTYPES.get(str(layer.config.get("dtype") or "float32"), torch.float32)
+    dtype = _input_dtype(layer)
     return torch.empty(BATCH, *(OPEN_SIZE if s is None else s for s in sizes), dtype=dtype, device="meta")
-
-
-_INPUT_DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (
-        *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
-        *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
-    )
-}
 
 
 def _inside(path: Path, name: str) -> Path:
@@ -327,6 +350,8 @@ def _looked_up(value: Any, values: Mapping[Ref, Any]) -> Any:
     """Arguments of a call, their references replaced by tensors."""
     if isinstance(value, Ref):
         return _look_up(value, values)
+    if isinstance(value, Constant):
+        return value.value
     if isinstance(value, dict):
         return {key: _looked_up(entry, values) for key, entry in value.items()}
     return [_looked_up(entry, values) for entry in value] if isinstance(value, list) else value

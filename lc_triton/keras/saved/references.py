@@ -34,18 +34,18 @@ Keys: TypeAlias = tuple[str, ...] | None
 class Call:
     """One call of a layer.
 
-    `args` are the tensors of Keras's first argument, which is a list if `listed`, and a dictionary if it has `keys`.
-    `kwargs` are the other arguments: plain values of JSON, in which each tensor is its `Ref`.
+    `args` are the tensors of Keras's first argument, a dictionary if it has `keys`; `first` is that argument as it was,
+    tensors in lists of lists. `kwargs` are the other arguments, plain values of JSON in which each tensor is its `Ref`.
     """
 
-    args: tuple[Ref | Constant, ...] = ()
+    args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    listed: bool = False
+    first: Any = None
     keys: Keys = None
 
     def refs(self) -> Iterator[Ref]:
         """All tensors that the call takes."""
-        yield from (arg for arg in self.args if isinstance(arg, Ref))
+        yield from refs_in(self.args)
         yield from refs_in(dict(self.kwargs))
 
 
@@ -107,11 +107,21 @@ def _keras_2(node: object) -> Call:
         if len(items) == 4:
             given = as_mapping(items[3], "a call's arguments")
             kwargs |= {str(name): _argument(value) for name, value in given.items()}
-        args.append(Constant(items[2]) if items[0] == _CONSTANT else _ref(items))
-    # Layers of Keras have one tensor in a list of its own; operators of TensorFlow have it bare.
-    listed = bool(isinstance(node, (list, dict)) and not _is_entry(node))
+        args.append(_entry(items))
     keys = tuple(map(str, node)) if isinstance(node, dict) and len(node) == len(args) else None
-    return Call(tuple(args), kwargs, listed, keys)
+    return Call(tuple(args), kwargs, _nested(node), keys)
+
+
+def _nested(node: object) -> Any:
+    """The first argument of a call as it was."""
+    if isinstance(node, dict):
+        return {str(key): _nested(entry) for key, entry in node.items()}
+    items = as_list(node, "a reference to a layer")
+    return _entry(items) if items and isinstance(items[0], str) else [_nested(item) for item in items]
+
+
+def _entry(items: list[Any]) -> Ref | Constant:
+    return Constant(items[2]) if items[0] == _CONSTANT else _ref(items)
 
 
 def _entries(value: object, depth: int = 0) -> Iterator[list[Any]]:
@@ -127,10 +137,6 @@ def _entries(value: object, depth: int = 0) -> Iterator[list[Any]]:
         return
     for item in items:
         yield from _entries(item, depth + 1)
-
-
-def _is_entry(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], str)
 
 
 def _ref(items: list[Any]) -> Ref:
@@ -169,8 +175,7 @@ def _keras_3(node: dict[str, Any]) -> Call:
     args: list[Ref | Constant] = []
     for value in given:
         args += _tensors(value)
-    listed = len(given) == 1 and isinstance(given[0], list)
-    return Call(tuple(args), {str(name): _argument(value) for name, value in kwargs.items()}, listed)
+    return Call(tuple(args), {str(name): _argument(value) for name, value in kwargs.items()}, tuple(args))
 
 
 def _tensors(value: object) -> Iterator[Ref]:

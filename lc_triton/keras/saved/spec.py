@@ -261,7 +261,9 @@ def _numbered_from_zero(spec: ModelSpec) -> ModelSpec:
         return [moved(entry) for entry in value] if isinstance(value, list) else value
 
     def moved_call(call: Call) -> Call:
-        return replace(call, args=tuple(map(moved, call.args)), kwargs=moved(dict(call.kwargs)))
+        return replace(
+            call, args=tuple(map(moved, call.args)), kwargs=moved(dict(call.kwargs)), first=moved(call.first)
+        )
 
     layers = tuple(replace(layer, calls=tuple(map(moved_call, layer.calls))) for layer in spec.layers)
     return replace(spec, layers=layers, inputs=tuple(map(moved, spec.inputs)), outputs=tuple(map(moved, spec.outputs)))
