@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from lc_triton.errors import ConversionError
 from lc_triton.keras.saved import (
+    activated,
     activation,
+    attention,
     convolution,
     custom,
     embedding,
@@ -63,6 +65,7 @@ CLASSES: dict[str, type[Arguments]] = {
     **noise.CLASSES,
     **preprocessing.CLASSES,
     **merging.CLASSES,
+    **attention.CLASSES,
     **wrapping.CLASSES,
     **operations.CLASSES,
 }
@@ -240,9 +243,14 @@ class _Builder:
                 for (key, _), (inner_path, inner) in zip(layer.wrapped, layer.inside(path), strict=False)
             },
         )
+        maker, weighted = activated.split(maker)
         with torch.device("meta"):
-            module = _frozen(maker.module(place), layer)
-        self.made.append((path, layer, module))
+            module = maker.module(place)
+            self.made.append((path, layer, module))
+            if weighted is not None:
+                output, _ = _output(module, args, kwargs, (None,) * len(args))
+                module = activated.Activated(module, activated.activation(weighted, _shape(output)))
+        module = _frozen(module, layer)
         masks.mark(module, layer.class_name)
         floats = [arg for arg in args if isinstance(arg, Tensor) and arg.is_floating_point()]
         if maker.call_arguments is not None and any(arg.dtype != maker.variable_dtype for arg in floats):
@@ -267,7 +275,7 @@ class _Builder:
         for path, layer, module in self.made:
             found, unread = training.asked(layer.config)
             if isinstance(module, training.Trained):
-                module.asks = found
+                module.ask(found)
             elif not isinstance(module, convolution.LOCALLY_CONNECTED):
                 unread += [f"its {name}: this class has none here" for name in found]
             left_out += [f"layer {'/'.join(path)!r} ({layer.class_name}): {reason}" for reason in unread]
@@ -295,7 +303,7 @@ def _arguments(layer: LayerSpec, keras: int) -> Arguments:
         raise ValueError(where + first["msg"].removeprefix("Value error, ")) from None
     _ = found.variable_dtype  # which refuses dtypes that are none
     for name in ("activation", "recurrent_activation"):
-        if name in layer.config:
+        if name in layer.config and not (name == "activation" and activated.has_weights(found)):
             activation.function(layer.config[name], keras)
     return found
 

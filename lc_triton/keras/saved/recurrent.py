@@ -273,8 +273,18 @@ class Bidirectional(Trained):
         """The mask of the outputs: that of the steps, where all are returned."""
         return masks[0] if self.forward_layer.sequences else None
 
-    def forward(self, x: Tensor, *initial: Tensor, mask: Mask | tuple[Mask, ...] = None) -> Tensor | Tensors:
-        """The merged outputs; then the last states of both, if the layers return theirs."""
+    def forward(
+        self,
+        x: Tensor,
+        *initial: Tensor,
+        mask: Mask | tuple[Mask, ...] = None,
+        initial_state: None = None,
+        constants: None = None,
+    ) -> Tensor | Tensors:
+        """The merged outputs; then the last states of both, if the layers return theirs.
+
+        Keras writes `initial_state` and `constants` as None beside states that are inputs.
+        """
         half = len(initial) // 2
         there = _listed(self.forward_layer(x, *initial[:half], mask=mask))
         back = _listed(self.backward_layer(x, *initial[half:], mask=mask))

@@ -33,6 +33,10 @@ class Trained(nn.Module):
         """The arrays that Keras keeps for this layer, in Keras's order."""
         raise NotImplementedError
 
+    def ask(self, asks: Mapping[str, Any]) -> None:
+        """Take regularizers and constraints, by the names of the arguments they were."""
+        self.asks = asks
+
     def observed(self, y: Tensor) -> Tensor:
         """The output y, whose penalty is kept until it is asked for."""
         if "activity_regularizer" in self.asks:

@@ -11,6 +11,7 @@ from torch import nn
 from lc_triton.core.geometry import DATA_FORMATS
 from lc_triton.keras import layout
 from lc_triton.keras.saved import custom
+from lc_triton.keras.saved.activated import Activated
 from lc_triton.keras.saved.activation import PReLU
 from lc_triton.keras.saved.convolution import Convolution
 from lc_triton.keras.saved.graph import Functional, Model, Sequential, attribute_names
@@ -72,6 +73,8 @@ def slots(module: nn.Module, origin: Origin = Origin()) -> list[Slot]:  # frozen
     if isinstance(module, (Sequential, Functional)):
         layers = keras_layers(module)
         return [slot for place, spec, child in layers for slot in inside(place, slots(child, Origin.of(spec)))]
+    if isinstance(module, Activated):
+        return slots(module.layer, origin) + inside("activation", module.activation.slots())
     if isinstance(module, TimeDistributed):
         return inside("layer", slots(module.layer, origin.inner[0] if origin.inner else Origin()))
     if hasattr(module, custom.STANDS_FOR):
