@@ -30,6 +30,7 @@ __all__ = [
     "LostGPUError",
     "MiscompiledError",
     "MissingPackageError",
+    "MissingTritonError",
     "NotBuiltError",
     "OptimizerStepError",
     "OutputSizeError",
@@ -335,3 +336,14 @@ class MissingPackageError(LocalConvError, ImportError):
     """An optional package that a command needs and that is not installed."""
 
     template = '{what} needs {package}, which is not installed: pip install "lc-triton[{extra}]"'
+
+
+class MissingTritonError(MissingPackageError):
+    """Triton where it is not installed: no extra has it, for on Linux it comes with this library."""
+
+    template = "{what} needs triton, which is not installed and exists for Linux only: pip install {bound}"
+
+    @classmethod
+    def of(cls, what: str) -> MissingTritonError:
+        """Make the error for what needs triton."""
+        return cls(what=what, bound='"triton>=3.6,<3.10"')

@@ -10,7 +10,7 @@ from typing import Any
 
 from lc_triton.ahead.report import Precompiled
 from lc_triton.core.backend import compiling_ahead, interpreting
-from lc_triton.errors import MissingPackageError, PrecompileError
+from lc_triton.errors import MissingTritonError, PrecompileError
 from lc_triton.tiles.chooser import chooser
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.device import Device, assuming
@@ -27,13 +27,13 @@ def collecting(device: Device, folder: Path | None) -> Iterator[Precompiled]:
         folder: where the kernels go; None for the folder that Triton itself would use.
 
     Raises:
-        MissingPackageError: triton is not installed.
+        MissingTritonError: triton is not installed.
         PrecompileError: the kernels are interpreted, so that nothing is compiled.
     """
     import importlib.util
 
     if importlib.util.find_spec("triton") is None:
-        raise MissingPackageError(what="precompile", package="triton (Linux only)", extra="all")
+        raise MissingTritonError.of("precompile")
     if interpreting():
         reason = "TRITON_INTERPRET=1 interprets the kernels and compiles none: unset it"
         raise PrecompileError(name="kernels cannot be compiled ahead", reason=reason)

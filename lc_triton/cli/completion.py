@@ -35,4 +35,4 @@ def run(options: argparse.Namespace) -> None:
             for action in command._actions:
                 if action.type is Path:
                     action.complete = shtab.FILE
-    print(shtab.complete(parser, shell=options.shell))
+    print(shtab.complete(parser, options.shell))

@@ -137,10 +137,10 @@ def need_triton(command: str) -> None:
     """Refuse a command that compiles where Triton is not installed."""
     import importlib.util
 
-    from lc_triton.errors import MissingPackageError
+    from lc_triton.errors import MissingTritonError
 
     if importlib.util.find_spec("triton") is None:
-        raise MissingPackageError(what=command, package="triton (Linux only)", extra="all")
+        raise MissingTritonError.of(command)
 
 
 def check_words(arguments: Sequence[str], commands: Mapping[str, argparse.ArgumentParser]) -> None:
