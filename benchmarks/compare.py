@@ -107,8 +107,9 @@ def _tree(commit: str | None, folder: Path) -> Path:
     """A folder that holds lc_triton as it was at a commit; None is for the files here."""
     if commit is None:
         return ROOT
-    command = ["git", "archive", commit, "lc_triton", "autotune_configs"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    tree = ["git", "ls-tree", "--name-only", commit, "lc_triton", "autotune_configs"]  # older commits have two folders
+    parts = subprocess.run(tree, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    done = subprocess.run(["git", "archive", commit, *parts], cwd=ROOT, capture_output=True, check=True)
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
         archive.extractall(folder, filter="data")
     if not (folder / "lc_triton" / "workloads.json").exists():  # which older commits have among the benchmarks

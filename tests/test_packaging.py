@@ -1,11 +1,13 @@
 """What an installation holds: from the wheel, and from an editable one."""
 
+import ast
 import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email import message_from_string
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import lc_triton
+from lc_triton import errors
 
 ROOT = Path(__file__).parents[1]
 
@@ -80,9 +83,11 @@ def test_the_wheel_is_pure_and_whole(wheel):
     }
     assert ours <= set(names)
     assert {n.split("/")[0] for n in names} == {"lc_triton", f"lc_triton-{lc_triton.__version__}.dist-info"}
-    configs = {p.relative_to(ROOT).as_posix() for p in (ROOT / "autotune_configs").rglob("*") if p.is_file()}
+    configs = {
+        p.relative_to(ROOT).as_posix() for p in (ROOT / "lc_triton" / "autotune_configs").rglob("*") if p.is_file()
+    }
     assert configs
-    assert {f"lc_triton/{c}" for c in configs} <= set(names)
+    assert configs <= set(names)
 
 
 @pytest.mark.subprocess
@@ -96,14 +101,59 @@ def test_configurations_are_found_from_the_wheel(wheel, tmp_path):
 
 @pytest.mark.subprocess
 @pytest.mark.slow
-def test_configurations_are_found_from_an_editable_install(tmp_path):
+def test_an_editable_install_is_a_link_alone(tmp_path):
+    """It holds no file of the package, which would go on being found where the checkout was moved."""
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*install, "--target", tmp_path / "site", "--editable", ROOT], check=True)
-    assert not (tmp_path / "site" / "lc_triton" / "__init__.py").exists()  # a link to the checkout, no copy
+    assert not (tmp_path / "site" / "lc_triton").exists()
     (link,) = (tmp_path / "site").glob("*.pth")
     module, configs = shown(link.read_text().strip(), tmp_path)
     assert module == ROOT / "lc_triton" / "__init__.py"
-    assert configs == ROOT / "autotune_configs"
+    assert configs == ROOT / "lc_triton" / "autotune_configs"
+
+
+@pytest.mark.subprocess
+@pytest.mark.slow
+def test_files_are_found_beside_the_package_wherever_it_is_moved(tmp_path):
+    shutil.copytree(ROOT / "lc_triton", tmp_path / "moved" / "lc_triton", ignore=shutil.ignore_patterns("__pycache__"))
+    module, configs = shown(tmp_path / "moved", tmp_path)
+    assert module == tmp_path / "moved" / "lc_triton" / "__init__.py"
+    assert configs == tmp_path / "moved" / "lc_triton" / "autotune_configs"
+    assert configs.is_dir()
+
+
+@pytest.mark.subprocess
+@pytest.mark.slow
+def test_the_sdist_gives_the_same_wheel(wheel, tmp_path):
+    """And it holds what its tests and its documents need."""
+    build = "import sys; from hatchling import build; print(build.build_sdist(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", build, tmp_path], cwd=ROOT, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as content:
+        content.extractall(tmp_path, filter="data")
+    folder = tmp_path / archive.name.removesuffix(".tar.gz")
+    for name in ("tests/test_packaging.py", "docs/tuning.md", "benchmarks/__main__.py", "constraints.txt", "Makefile"):
+        assert (folder / name).is_file()
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
+    subprocess.run([*command, tmp_path, folder], check=True)
+    (built,) = tmp_path.glob("*.whl")
+    assert set(zipfile.ZipFile(built).namelist()) == set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_hints_name_extras_that_hold_what_they_say(metadata):
+    """Each MissingPackageError of the library, by its source."""
+    found = 0
+    for path in sorted((ROOT / "lc_triton").rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "MissingPackageError":
+                said = {k.arg: getattr(k.value, "value", None) for k in call.keywords}
+                assert said["extra"] in metadata.get_all("Provides-Extra"), f"{path}:{call.lineno}"
+                package = said["package"]  # None: a variable, of hdf5.py
+                held = requirements(metadata, said["extra"])
+                assert package is None or package.split()[0] in held, f"{path}:{call.lineno}"
+                found += 1
+    assert found >= 5
+    assert {"h5py", "pydantic"} <= requirements(metadata, "keras")  # what hdf5.py asks for
 
 
 def test_metadata(wheel, metadata):
@@ -111,7 +161,7 @@ def test_metadata(wheel, metadata):
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == "<3.14,>=3.10"
     assert requirements(metadata, None) == {"torch", "triton", "numpy", "filelock", "tqdm"}
-    assert "triton>=3.6; sys_platform == 'linux'" in metadata.get_all("Requires-Dist")
+    assert "triton<3.10,>=3.6; sys_platform == 'linux'" in metadata.get_all("Requires-Dist")
     assert set(metadata.get_all("Provides-Extra")) == {
         *("all", "bench", "cli", "demo", "dev", "docs", "keras", "keras3", "onnx")
     }
@@ -155,8 +205,7 @@ def test_every_dependency_is_pinned_for_the_tests(metadata):
 def test_the_wheel_is_the_same_to_the_bit_wherever_and_whenever_it_is_built(wheel, tmp_path):
     """From files of another age, in another folder, with other permissions and another locale."""
     copy = tmp_path / "elsewhere" / "project"
-    for name in ("lc_triton", "autotune_configs"):
-        shutil.copytree(ROOT / name, copy / name)
+    shutil.copytree(ROOT / "lc_triton", copy / "lc_triton")
     for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
         shutil.copy(ROOT / name, copy / name)
     for path in copy.rglob("*"):
@@ -176,7 +225,9 @@ def test_the_wheel_is_the_same_to_the_bit_wherever_and_whenever_it_is_built(whee
 def test_every_bound_is_justified(metadata):
     """A line of CONTRIBUTING.md a dependency, with the bound that pyproject.toml has."""
     text = (ROOT / "CONTRIBUTING.md").read_text().replace("_", "-")
-    rows = set(re.findall(r"^\| ([\w-]+>=[\d.]+) \|", text, re.MULTILINE))
+    rows = set(re.findall(r"^\| ([\w-]+>=[\d.,<]+) \|", text, re.MULTILINE))
     lines = [line.replace("_", "-") for line in metadata.get_all("Requires-Dist")]
-    assert rows == {bound.group() for line in lines if (bound := re.match(r"[\w-]+>=[\d.]+", line))}
+    found = [re.match(r"([\w-]+)([<>][\d.,<>=]+)", line) for line in lines]
+    assert rows == {f"{b[1]}{','.join(sorted(b[2].split(','), reverse=True))}" for b in found if b}
+    assert f'"{next(row for row in rows if row.startswith("triton"))}"' in str(errors.MissingTritonError.of("it"))
     assert f"| Python {metadata['Requires-Python']} |" in text

@@ -50,17 +50,10 @@ def shipped_workloads() -> Path:
 
 
 def shipped_configs() -> Path:
-    """The folder of shipped tiles: inside an installed package, at the repository's top level in a checkout.
-
-    Raises:
-        FileNotFoundError: neither is there, so the installation is not whole.
+    """The folder of shipped tiles.
 
     Example:
         >>> shipped_configs().name
         'autotune_configs'
     """
-    package = Path(__file__).parents[1]
-    for folder in (package / _NAME, package.parent / _NAME):
-        if folder.is_dir():
-            return folder
-    raise FileNotFoundError(f"no {_NAME} folder in {package} or beside it: install lc-triton again")
+    return Path(__file__).parents[1] / _NAME
