@@ -204,7 +204,7 @@ class WeightShapeError(LocalConvError, ValueError):
 
     template = (
         "weight.shape={shape} does not fit: for input size {in_spatial}, kernel {kernel}, stride {stride}, padding "
-        "{padding} and dilation {dilation} it must be {expected} = (*out_spatial, *kernel, C // groups, F)"
+        "{padding} and dilation {dilation} it must be {expected} = (*{leading}, *kernel, C // groups, F)"
     )
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from lc_triton.core.geometry import DATA_FORMATS, Geometry, Ints, as_index, check_name, spatial_dims
-from lc_triton.core.names import ActivationArg, DataFormat, PaddingArg, PaddingModeName
+from lc_triton.core.names import ActivationArg, DataFormat, PaddingArg, PaddingModeName, ShareArg
+from lc_triton.core.share import parse_share, share_of
 from lc_triton.core.tracing import shape_of
 from lc_triton.errors import LocalConvError
 from lc_triton.ops.checks import check_tensor, split_shape
@@ -22,7 +23,7 @@ from lc_triton.ops.run import is_cacheable, run, run_cached
 __all__ = ["local_conv", "local_conv_transpose"]
 
 # The input's name in errors, and how many arguments may be sequences.
-OPERANDS, SIZES = {"conv": "x", "transpose": "y"}, {"conv": 4, "transpose": 5}
+OPERANDS, SIZES = {"conv": "x", "transpose": "y"}, {"conv": 5, "transpose": 5}
 
 
 def local_conv(
@@ -37,6 +38,7 @@ def local_conv(
     padding_mode: PaddingModeName | Sequence[PaddingModeName] = "zeros",
     activation: ActivationArg = None,
     data_format: DataFormat = "channels_first",
+    share: ShareArg = None,
 ) -> Tensor:
     """Locally connected layer: a convolution whose every output position has filters of its own.
 
@@ -58,6 +60,9 @@ def local_conv(
         activation: None, a name (torch's names and constants; also "swish", "exponential", "hard_sigmoid"), a pair
             such as ("leaky_relu", 0.2), "softmax" or "log_softmax" (over the filters), or a callable run afterwards.
         data_format: "channels_first" or "channels_last".
+        share: positions with the same filters, for which the weight has one entry, `(*regions, *kernel, C // groups,
+            F)`: None, "rows" `(H_out, 1, ...)`, "columns" `(1, W_out, ...)`, "all" `(1, 1, ...)`, a block of positions
+            such as (4, 4), or a period such as ("tile", 2, 2). The bias stays one a position or one a channel.
 
     Returns:
         y, `(B, F, *out_spatial)` with channels-last strides, or `(B, *out_spatial, F)`; without B if x came without.
@@ -87,9 +92,10 @@ def local_conv(
             padding_mode=padding_mode,
             activation=activation,
             data_format=data_format,
+            share=share,
         )
         return found
-    sizes = (stride, padding, dilation, padding_mode)
+    sizes = (stride, padding, dilation, padding_mode, share)
     return _run("conv", x, weight, bias, activation, data_format, sizes, (groups,))
 
 
@@ -177,7 +183,7 @@ def call_of_plan(x: Any, weight: Tensor, bias: Tensor | None, plan: Plan) -> Any
     if plan.transposed:
         y = local_conv_transpose(x, weight, bias, output_size=geometry.in_spatial, **arguments)
     else:
-        arguments["padding_mode"] = plan.padding_mode
+        arguments |= {"padding_mode": plan.padding_mode, "share": share_of(geometry)}
         y = local_conv(x, weight, bias, **arguments)
     return after(y) if callable(after) else y
 
@@ -297,6 +303,7 @@ def _conv_plan(
     padding: Any,
     dilation: Any,
     padding_mode: Any,
+    share: Any,
     groups: int,
 ) -> Plan:
     geometry = Geometry.from_weight(
@@ -307,6 +314,7 @@ def _conv_plan(
         padding=_thaw(padding),
         dilation=_thaw(dilation),
         groups=groups,
+        regions=parse_share(_thaw(share), spatial_dims(weight_shape)),
         data_format=data_format,
     )
     return Plan.make(geometry, _thaw(padding_mode), _thaw(activation), data_format)

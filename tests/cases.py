@@ -13,6 +13,7 @@ from torch import Tensor
 import lc_triton
 from lc_triton.core.activations import LINEAR, Activation
 from lc_triton.core.geometry import Geometry
+from lc_triton.core.share import parse_share
 from lc_triton.ops import reference
 
 
@@ -28,6 +29,7 @@ class Case:
     dilation: Any = 1
     groups: int = 1
     batch: int = 2
+    share: Any = None
 
     @property
     def geometry(self) -> Geometry:
@@ -40,12 +42,14 @@ class Case:
             padding=self.padding,
             dilation=self.dilation,
             groups=self.groups,
+            regions=parse_share(self.share, len(self.in_spatial)),
         )
 
     @property
     def arguments(self) -> dict[str, Any]:
         """What local_conv is told beside the tensors."""
-        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+        names = "stride", "padding", "dilation", "groups", "share"
+        return {name: getattr(self, name) for name in names if name != "share" or self.share is not None}
 
 
 CASES = [
@@ -128,7 +132,7 @@ def peer(case: Case, t: Tensors) -> dict[str, Tensor]:
         patches = patches.unfold(dim + 1, geo.extent[dim], geo.stride[dim])[..., :: geo.dilation[dim]]
     patches = patches.movedim(geo.ndim + 1, -1)  # (B, *out_spatial, *kernel, C)
     patches = patches.reshape(case.batch, geo.positions, geo.taps, geo.groups, -1).permute(1, 3, 0, 2, 4).flatten(3)
-    weight = weight.reshape(geo.positions, geo.window, geo.groups, -1).transpose(1, 2)
+    weight = reference.unshared(weight, geo).reshape(geo.positions, geo.window, geo.groups, -1).transpose(1, 2)
     z = (patches @ weight).permute(2, 0, 1, 3)  # (B, P, G, F // G)
     y = z.reshape(case.batch, *geo.bias_shape) + bias
     return {"y": y.detach(), **dict(zip(("dx", "dw", "db"), torch.autograd.grad(y, leaves, t.g), strict=True))}

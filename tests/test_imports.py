@@ -41,7 +41,7 @@ ROWS = [
     ["keras.layout", "keras.registry"],
     ["layers.sharing"],
     ["core", "core.tracing", "core.problem", "core.backend", "core.memory_format", "core.parameters", "core.dtypes"],
-    ["core.activations", "core.padding_mode", "core.fused"],
+    ["core.activations", "core.padding_mode", "core.share", "core.fused"],
     ["core.geometry"],
     ["core.names"],
     ["errors", "core.files", "_version", "_command"],

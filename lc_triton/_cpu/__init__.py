@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lc_triton._cpu import depthwise, direct, matmul
+from lc_triton._cpu import depthwise, direct, matmul, shared
 from lc_triton._cpu.direct import Direct, bind_forward
 from lc_triton.core.backend import autocast_enabled
 from lc_triton.core.fused import Update
@@ -75,6 +75,8 @@ def weight_update(x: Tensor, g: Tensor, problem: Problem, update: Update) -> Non
 
 def _in_blocks(problem: Problem) -> Any:
     """The module whose passes work on blocks of positions."""
+    if problem.geometry.regions:
+        return shared
     return depthwise if problem.geometry.in_channels == problem.geometry.groups > 1 else matmul
 
 

@@ -20,7 +20,7 @@ from lc_triton.core.problem import Problem
 
 
 class Direct:
-    """A layer without groups, and where its windows lie in a contiguous padded x."""
+    """A layer without groups or shared filters, and where its windows lie in a contiguous padded x."""
 
     def __init__(self, problem: Problem) -> None:
         geo, geometry, tuning = Layer.of(problem).geo, problem.geometry, problem.tuning_geometry
@@ -53,7 +53,8 @@ class Direct:
     def of(cls, problem: Problem, x: Tensor, other: Tensor, *, input_grad: bool = False) -> Direct | None:
         """The layer of a problem, made once, if a pass of tensors like these is one block."""
         if "direct" not in problem.launches:
-            problem.launches["direct"] = cls(problem) if problem.geometry.groups == 1 else None
+            unshared = problem.geometry.groups == 1 and not problem.geometry.regions
+            problem.launches["direct"] = cls(problem) if unshared else None
         direct: Direct | None = problem.launches["direct"]
         if direct is None or x.dtype is not other.dtype or x.dtype is not compute_dtype(x.dtype):
             return None

@@ -28,6 +28,8 @@ from lc_triton.errors import (
 Pairs: TypeAlias = tuple[tuple[int, int], ...]
 Padding: TypeAlias = str | int | Sequence[int] | Sequence[tuple[int, int]]
 Ints: TypeAlias = int | Sequence[int]
+# Of each dimension (block, count): the region of a position p is p // block % count. None where nothing is shared.
+Regions: TypeAlias = tuple[tuple[int, int], ...]
 
 PADDING_NAMES = ("valid", "same", "keras_same", "causal")
 DATA_FORMATS = ("channels_first", "channels_last")
@@ -136,6 +138,9 @@ class Geometry:
     P output positions, T kernel taps, C input channels, F filters, D = T * C // G window length, G groups. A window
     tap t of position p reads the site `p * stride + t * dilation - padding_low`, dimension by dimension; outside the
     input it reads zero.
+
+    Positions of one region share their filters. `regions` has (block, period) for each dimension, a period of 0 for
+    none, and is kept as (block, count); it is empty where every position has filters of its own.
     """
 
     in_spatial: tuple[int, ...]
@@ -146,6 +151,7 @@ class Geometry:
     groups: int
     in_channels: int
     out_channels: int
+    regions: Regions = ()
 
     def __post_init__(self) -> None:
         for dim, (size, k, d, pad) in enumerate(
@@ -164,6 +170,7 @@ class Geometry:
         for name, value in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
             if value % self.groups:
                 raise GroupsError(name=name, value=value, groups=self.groups)
+        object.__setattr__(self, "regions", self._counted_regions())
         padded = (size + sum(pad) for size, pad in zip(self.in_spatial, self.padding, strict=True))
         sizes = {
             "an input with its padding": math.prod(padded) * self.in_channels,
@@ -186,8 +193,9 @@ class Geometry:
         padding: Padding = 0,
         dilation: Ints = 1,
         groups: int = 1,
+        regions: Regions = (),
     ) -> Geometry:
-        """The geometry of a layer for inputs of `in_spatial`, every argument checked."""
+        """The geometry of a layer for inputs of `in_spatial`, every argument checked but the parsed `regions`."""
         ndim = len(in_spatial)
         sizes = int_tuple("input_size", tuple(in_spatial), ndim)
         kernel = int_tuple("kernel_size", kernel, ndim)
@@ -203,6 +211,7 @@ class Geometry:
             groups=check_int("groups", groups, 1),
             in_channels=check_int("in_channels", in_channels, 1),
             out_channels=check_int("out_channels", out_channels, 1),
+            regions=regions,
         )
 
     @classmethod
@@ -216,9 +225,13 @@ class Geometry:
         padding: Padding = 0,
         dilation: Ints = 1,
         groups: int = 1,
+        regions: Regions = (),
         data_format: str = "channels_first",
     ) -> Geometry:
-        """The geometry a weight `(*out_spatial, *kernel, C // groups, F)` spells out for inputs of `in_spatial`."""
+        """The geometry a weight `(*out_spatial, *kernel, C // groups, F)` spells out for inputs of `in_spatial`.
+
+        With `regions`, the weight has one entry for each region instead of each position.
+        """
         shape, groups = _weight_shape(weight_shape, groups)
         ndim = spatial_dims(shape)
         _check_channels("x", shape[-2] * groups, in_channels, in_spatial, data_format)
@@ -231,6 +244,7 @@ class Geometry:
             padding=padding,
             dilation=dilation,
             groups=groups,
+            regions=regions,
         )
         geometry.check_weight(shape)
         return geometry
@@ -384,12 +398,40 @@ class Geometry:
                 padding=self.padding,
                 dilation=self.dilation,
                 expected=self.weight_shape,
+                leading="regions" if self.regions else "out_spatial",
             )
+
+    def _counted_regions(self) -> Regions:
+        """`regions` with the number of regions in each dimension; () where each position is one."""
+        found = []
+        for (block, period), size in zip(self.regions, self.out_spatial if self.regions else (), strict=True):
+            blocks = -(-size // block)
+            count = min(blocks, period) if period else blocks
+            found.append((1, 1) if count == 1 else (block, count))
+        return () if tuple(count for _, count in found) == self.out_spatial else tuple(found)
+
+    @cached_property
+    def region_counts(self) -> tuple[int, ...]:
+        """Regions per dimension, each of which has filters of its own: positions, where nothing is shared."""
+        return tuple(count for _, count in self.regions) or self.out_spatial
+
+    @cached_property
+    def region_sizes(self) -> tuple[int, ...]:
+        """Positions of the largest region, per dimension."""
+        pairs = self.regions or tuple((1, size) for size in self.out_spatial)
+        return tuple(
+            -(-size // (block * count)) * block for (block, count), size in zip(pairs, self.out_spatial, strict=True)
+        )
+
+    @cached_property
+    def filter_sets(self) -> int:
+        """How many regions have filters of their own; P where nothing is shared."""
+        return math.prod(self.region_counts)
 
     @cached_property
     def weight_shape(self) -> tuple[int, ...]:
-        """`(*out_spatial, *kernel, C // groups, F)`."""
-        return (*self.out_spatial, *self.kernel, self.in_channels // self.groups, self.out_channels)
+        """`(*out_spatial, *kernel, C // groups, F)`; with shared filters, `region_counts` instead of `out_spatial`."""
+        return (*self.region_counts, *self.kernel, self.in_channels // self.groups, self.out_channels)
 
     @cached_property
     def bias_shape(self) -> tuple[int, ...]:
@@ -398,12 +440,17 @@ class Geometry:
 
     @property
     def weight_numel(self) -> int:
-        """Numbers in the weight, P * D * F."""
+        """Numbers in the weight, P * D * F; with shared filters, one D * F for each region."""
+        return self.filter_sets * self.window * self.out_channels
+
+    @property
+    def products(self) -> int:
+        """Products of one sample, P * D * F."""
         return self.positions * self.window * self.out_channels
 
     def flops(self, batch: int) -> int:
         """Floating-point operations of one pass: `2 * B * P * D * F`."""
-        return 2 * batch * self.weight_numel
+        return 2 * batch * self.products
 
     def as_4d(self) -> Geometry:
         """The same layer with leading dimensions of size 1 up to four: the one form the kernels know."""
@@ -417,6 +464,7 @@ class Geometry:
             groups=self.groups,
             in_channels=self.in_channels,
             out_channels=self.out_channels,
+            regions=((1, 1),) * lead + self.regions if self.regions else (),
         )
 
     def padded(self, dims: Collection[int] | None = None) -> Geometry:

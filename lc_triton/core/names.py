@@ -64,6 +64,11 @@ KerasActivationArg: TypeAlias = "KerasActivationName | ActivationPair | Callable
 PaddingName: TypeAlias = Literal["valid", "same", "keras_same", "causal"]
 PaddingArg: TypeAlias = "PaddingName | int | Sequence[int] | Sequence[tuple[int, int]]"
 PaddingModeName: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
+ShareName: TypeAlias = Literal["rows", "columns", "all"]
+ShareTile: TypeAlias = (
+    "tuple[Literal['tile'], int] | tuple[Literal['tile'], int, int] | tuple[Literal['tile'], int, int, int]"
+)
+ShareArg: TypeAlias = "ShareName | ShareTile | int | Sequence[int] | None"
 DataFormat: TypeAlias = Literal["channels_first", "channels_last"]
 BiasKind: TypeAlias = Literal["position", "channel"]
 BackendName: TypeAlias = Literal["auto", "triton", "cpu", "reference"]

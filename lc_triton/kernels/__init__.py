@@ -28,6 +28,10 @@ TP = 4 positions:
 The band matrix is never built. The weight's load computes which tap connects k with n and masks where there is none,
 so every byte of the weights moves once. A 1 x 1 tile is the plain product of a window and its position's weights.
 
+Where positions share filters (SHAPE.shared), P of the weight counts regions. The passes that read the weight only take
+the region of each position for its address. The weight gradient has a kernel of its own, which sums over the positions
+of a region as it sums over samples.
+
 Every kernel has four stages. Tile: what its program owns. Addresses: the pointers that do not change in the loop.
 Loop: load, multiply, add. Epilogue: bias and activation, and the stores.
 """

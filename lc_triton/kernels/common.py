@@ -119,6 +119,33 @@ def decode_k(k, K0: tl.constexpr, K1: tl.constexpr, ROWS: tl.constexpr, COLS: tl
 
 
 @triton.jit
+def region_along(o, BLOCK: tl.constexpr, COUNT: tl.constexpr, SIZE: tl.constexpr):
+    """The region of each position o < SIZE along a dimension: o // BLOCK % COUNT."""
+    r = o
+    if COUNT == 1:
+        r = o * 0
+    elif COUNT < SIZE:
+        if BLOCK > 1:
+            r, _ = divide(r, BLOCK, SIZE)
+        if BLOCK * COUNT < SIZE:
+            _, r = divide(r, COUNT, SIZE)
+    return r
+
+
+@triton.jit
+def region_of(o0, o1, oh, ow, SHAPE: tl.constexpr):
+    """The region whose filters each position has, in row-major order; past the last position any number."""
+    N1: tl.constexpr = SHAPE.region_counts[1]
+    NH: tl.constexpr = SHAPE.region_counts[2]
+    NW: tl.constexpr = SHAPE.region_counts[3]
+    r0 = region_along(o0, SHAPE.region_blocks[0], SHAPE.region_counts[0], SHAPE.outputs[0])
+    r1 = region_along(o1, SHAPE.region_blocks[1], N1, SHAPE.outputs[1])
+    rh = region_along(oh, SHAPE.region_blocks[2], NH, SHAPE.outputs[2])
+    rw = region_along(ow, SHAPE.region_blocks[3], NW, SHAPE.outputs[3])
+    return ((r0 * N1 + r1) * NH + rh) * NW + rw
+
+
+@triton.jit
 def tap(d, K: tl.constexpr, DIL: tl.constexpr):
     """The tap that lies d sites after its window's first one, and whether there is such a tap."""
     t = d

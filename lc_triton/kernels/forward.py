@@ -3,13 +3,13 @@
 import triton
 import triton.language as tl
 
-from lc_triton.kernels.common import bias_and_activation, decode_k, site_is_read, tap, tile_offsets
+from lc_triton.kernels.common import bias_and_activation, decode_k, region_of, site_is_read, tap, tile_offsets
 
 
 @triton.jit(do_not_specialize=["B"])
 def forward_kernel(
     p_x,  # (B, I0, I1, IH, IW, C) with rows of sites dense; x_pitch holds the other strides, in sites
-    p_w,  # (P, T, C // G, F), or with TILE.descriptor a tensor descriptor of it as (P, T * C // G, F)
+    p_w,  # (P, T, C // G, F), or with TILE.descriptor a tensor descriptor of it as (P, T * C // G, F); see SHAPE.shared
     p_bias,  # (P, F) or (F)
     p_y,  # (B, P, F); of a split loop (SPLIT, B, P, F), the sums of its parts
     p_z,  # (B, P, F)
@@ -66,8 +66,11 @@ def forward_kernel(
     s1 = (o01 % O1) * SHAPE.stride[1] - SHAPE.pad[1]
     sh = oh0 * SH - SHAPE.pad[2]
     sw = ow0 * SW - SHAPE.pad[3]
+    region = position
+    if SHAPE.shared:
+        region = region_of(o01 // O1, o01 % O1, oh0 + jr, ow0 + jc, SHAPE)
     if not DESCRIPTOR:
-        p_w += position.to(tl.int64) * SHAPE.position_weights + f
+        p_w += region.to(tl.int64) * SHAPE.position_weights + f
     p_x += b.to(tl.int64) * x_pitch[0] * SHAPE.channels
 
     # Loop over the sites of the input footprint and their channels.
@@ -96,7 +99,10 @@ def forward_kernel(
         if OWN:  # k counts a position's weights as they lie
             b_w = tl.load(p_w[None, :] + k * F, mask=m_k & m_n[None, :], other=0.0)  # [BK, BN]
         elif DESCRIPTOR:  # one position: likewise, and past the weights' end a descriptor reads zeros
-            o_box = ((o01 * OH + oh0) * OW + ow0).to(tl.int32)
+            if SHAPE.shared:
+                o_box = region_of(o01 // O1, o01 % O1, oh0, ow0, SHAPE).to(tl.int32)
+            else:
+                o_box = ((o01 * OH + oh0) * OW + ow0).to(tl.int32)
             b_w = p_w.load([o_box, k0, group * FG + f0]).reshape(BK, BN)  # [BK, BN]
         else:  # the tap that connects site k with position n; zero where there is none
             kh, m_h = tap(dh[:, None] - (jr * SH)[None, :], KH, DH)

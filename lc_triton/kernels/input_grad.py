@@ -9,6 +9,7 @@ import triton.language as tl
 from lc_triton.kernels.common import (
     bias_and_activation,
     decode_k,
+    region_of,
     tap,
     tile_offsets,
     unbounded,
@@ -42,7 +43,7 @@ def window(k, s0, s1, sh, sw, first_h, first_w, SHAPE: tl.constexpr, TILE: tl.co
 @triton.jit(do_not_specialize=["B"])
 def input_grad_kernel(
     p_g,  # (B, O0, O1, OH, OW, F) with rows of positions dense; g_pitch holds the other strides, in positions
-    p_w,  # (P, T, C // G, F), or with TILE.descriptor a tensor descriptor of it
+    p_w,  # (P, T, C // G, F), or with TILE.descriptor a tensor descriptor of it; see SHAPE.shared
     p_bias,  # (sites, C) or (C)
     p_dx,  # (B, sites, C); of a split loop (SPLIT, B, sites, C), the sums of its parts
     B,
@@ -132,6 +133,8 @@ def input_grad_kernel(
             m_k = m_k & window_reads(sh - oh * SH, tl.minimum(IH - ih0, TQ), KH, DH, TQ)
             m_k = m_k & window_reads(sw - ow * SW, tl.minimum(IW - iw0, TP), KW, DW, TP)
         position = ((o0 * O1 + o1) * OH + oh) * OW + ow  # [BK], or [BN, BK]
+        if SHAPE.shared:  # of its filters
+            position = region_of(o0, o1, oh, ow, SHAPE)
         o_k = o0 * g_pitch[1] + o1 * g_pitch[2] + oh * g_pitch[3] + ow
         o_k = o_k * F + f
 
@@ -144,7 +147,10 @@ def input_grad_kernel(
             kh, m_h = tap(sh - qh * SH, KH, DH)
             kw, m_w = tap(sw - qw * SW, KW, DW)
             # A window that is not there lies past the last position, where a descriptor reads zeros.
-            q = tl.where(m_q & m_h & m_w, ((q0 * O1 + q1) * OH + qh) * OW + qw, O0 * O1 * OH * OW)
+            if SHAPE.shared:
+                q = tl.where(m_q & m_h & m_w, region_of(q0, q1, qh, qw, SHAPE), SHAPE.regions)
+            else:
+                q = tl.where(m_q & m_h & m_w, ((q0 * O1 + q1) * OH + qh) * OW + qw, O0 * O1 * OH * OW)
             t = (((d0 * K1 + d1) * KH + kh) * KW + kw).to(tl.int32)
             b_w = p_w.load([q.to(tl.int32), t, c0, group * FG + f0]).reshape(BN, BK)  # [BN, BK]
         else:  # the tap that connects window k with site n; zero where there is none

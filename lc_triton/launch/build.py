@@ -17,7 +17,7 @@ from lc_triton.launch.absent import compile_call
 from lc_triton.launch.access_lines import Place, argument_lines
 from lc_triton.launch.disassembly import read_binary
 from lc_triton.launch.layout import PLAIN, Epilogue, Upstream, dense_rows, shape_of, tile_of
-from lc_triton.launch.passes import COMBINED, KERNELS, SECOND_PASS, operand, parts_of
+from lc_triton.launch.passes import COMBINED, SECOND_PASS, kernel_of, operand, parts_of
 from lc_triton.tiles.config import Pass, TileConfig
 
 
@@ -64,7 +64,7 @@ def build(
     """
     given: dict[str, Any] = {"dtype": dtype, "weight_dtype": weight_dtype, "bias": bias, "store_z": store_z}
     args = call_args(pass_name, problem, config, **given, wide=wide, batch=batch)
-    return compile_call(KERNELS[pass_name], config, arch, *args)
+    return compile_call(kernel_of(pass_name, problem.geometry), config, arch, *args)
 
 
 def call_args(
@@ -92,6 +92,9 @@ def call_args(
     }
     split = config.split > 1  # it writes sums of parts, and `build_combine` has the rest
     common = (shape_of(geo, wide), tile_of(pass_name, geo, config, problem.precision))
+    if pass_name == "weight_grad" and geo.regions:
+        dw = parts_of(weight, config) if split else weight
+        return [x, y, dw, batch, dense_rows(x)[1], dense_rows(y)[1], *common]
     if pass_name == "weight_grad":
         db = None if bias == "none" else _empty(geo.bias_shape, weight_dtype)
         saved = None if act is LINEAR else y

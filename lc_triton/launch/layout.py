@@ -24,7 +24,10 @@ Four = tuple[int, ...]
 class Shape(NamedTuple):
     """A layer in four spatial dimensions; `wide` where a position, or an offset inside one sample, needs 64 bits.
 
-    `group_channels` and `group_filters` are those of one group, `position_weights` the weights of one position.
+    `group_channels` and `group_filters` are those of one group, `position_weights` the weights of one position. Where
+    positions share filters (`shared`), the weight has one entry for each of `regions`: `region_counts` along each
+    dimension, of `region_sizes` positions at most, that are runs of `region_blocks` positions. `padded`: whether some
+    window may read a site outside the input.
     """
 
     channels: int
@@ -44,6 +47,12 @@ class Shape(NamedTuple):
     weight_numel: int
     lead: bool
     wide: bool
+    padded: bool
+    shared: bool
+    regions: int
+    region_counts: Four
+    region_sizes: Four
+    region_blocks: Four
 
 
 class Tile(NamedTuple):
@@ -127,6 +136,12 @@ def shape_of(geometry: Geometry, wide: bool) -> Shape:
         weight_numel=geo.weight_numel,
         lead=any(n > 1 for n in leading),
         wide=wide or max(geo.sites, geo.positions) >= _COUNTED,
+        padded=any(map(any, geo.padding)),
+        shared=bool(geo.regions),
+        regions=geo.filter_sets,
+        region_counts=geo.region_counts,
+        region_sizes=geo.region_sizes,
+        region_blocks=tuple(block for block, _ in geo.regions) or (1,) * 4,
     )
 
 

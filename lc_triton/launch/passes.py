@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -10,11 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
-from lc_triton.errors import MiscompiledError
+from lc_triton.errors import ArgumentValueError, MiscompiledError
 from lc_triton.kernels.combine import combine_kernel
 from lc_triton.kernels.forward import forward_kernel
 from lc_triton.kernels.input_grad import input_grad_kernel
+from lc_triton.kernels.shared_weight_grad import shared_weight_grad_kernel
 from lc_triton.kernels.weight_grad import weight_grad_kernel
 from lc_triton.launch.launcher import Launch, Launches, prepare
 from lc_triton.launch.layout import (
@@ -37,13 +40,22 @@ from lc_triton.tiles.config import Pass, TileConfig
 from lc_triton.tiles.device import of_gpu
 from lc_triton.tiles.footprint import programs
 from lc_triton.tiles.key import bucket
+from lc_triton.tiles.space import fits_regions
 from lc_triton.tiles.task import Task
 
 KERNELS = {"forward": forward_kernel, "input_grad": input_grad_kernel, "weight_grad": weight_grad_kernel}
 
+
+def kernel_of(pass_name: Pass, geometry: Geometry) -> Any:
+    """The kernel of a pass; the weight gradient of shared filters has one of its own."""
+    return shared_weight_grad_kernel if pass_name == "weight_grad" and geometry.regions else KERNELS[pass_name]
+
+
 # Numbers that a program of the second pass adds up, and its warps.
 COMBINED = 1024
 SECOND_PASS = TileConfig(dot=False)
+# Pairs of a sample and a position that 32 bits count, those of a block that reaches past the end too.
+MOST_ROWS = 2**31 - 2**16
 # Tiles that are tried in place of one that Triton compiles wrongly.
 MOST_TRIED = 16
 
@@ -69,6 +81,9 @@ class LaunchPlan(NamedTuple):
     def make(cls, pass_name: Pass, problem: Problem, config: TileConfig) -> LaunchPlan:
         """The plan for a tile."""
         geometry = problem.geometry
+        if pass_name == "weight_grad" and geometry.regions and not fits_regions(config):
+            allowed = "of one position, with tl.dot and no stream or descriptor, where positions share filters"
+            raise ArgumentValueError(name="TileConfig", value=config, allowed=allowed)
         return cls(config, shape_of(geometry, False), tile_of(pass_name, geometry, config, problem.precision), {})
 
 
@@ -145,11 +160,14 @@ def bind_weight_grad(
     config: TileConfig | None = None,
 ) -> BoundPass:
     """`weight_grad` with everything decided but the pointers: it is called with (x, g, saved, dw, db, dz)."""
-    return _with_sound_tile(_bind_weight_grad, "weight_grad", problem, x, dw, config, x, g, saved, dw, db, dz)
+    bind = _bind_shared_weight_grad if problem.geometry.regions else _bind_weight_grad
+    return _with_sound_tile(bind, "weight_grad", problem, x, dw, config, x, g, saved, dw, db, dz)
 
 
 def fuses_activation_grad(x: Tensor, dw: Tensor, problem: Problem) -> bool:
     """Whether `weight_grad` should be given the gradient of y, from behind the activation, rather than of z."""
+    if problem.geometry.regions:
+        return False
     return _plan_for("weight_grad", problem, x, dw, None).fuses_activation_grad
 
 
@@ -246,7 +264,7 @@ def _bind_weight_grad(
     dw_parts, db_parts = parts_of(dw, config, "meta"), None if db is None else parts_of(db, config, "meta")
     into = operand(pass_name, dw, problem, config) if dw_parts is None else dw_parts
     tensors = x_rows, g_rows, dense, into, db_parts if split else db, dz
-    launch = prepare(plan.launches, KERNELS[pass_name], grid, config, tensors, constants, device)
+    launch = prepare(plan.launches, weight_grad_kernel, grid, config, tensors, constants, device)
     if x_rows is x and g_rows is g and dense is saved and into is dw:
         return launch
     seconds = [
@@ -270,6 +288,43 @@ def _bind_weight_grad(
     return call
 
 
+def _bind_shared_weight_grad(
+    plan: LaunchPlan,
+    pass_name: Pass,
+    problem: Problem,
+    x: Tensor,
+    g: Tensor,
+    saved: Tensor | None,
+    dw: Tensor,
+    db: Tensor | None,
+    dz: Tensor | None,
+) -> BoundPass:
+    """The weight gradient of shared filters with the tile of a plan. The bias gradient, one a position, is torch's."""
+    assert saved is None
+    assert dz is None
+    config, device, geo = plan.config, x.device, problem.geometry
+    x_rows, x_pitch = rows_like(x)
+    g_rows, g_pitch = rows_like(g)
+    rows = len(x) * math.prod(geo.region_sizes)
+    shape = shape_of(geo, True) if is_wide(x, g) or rows >= MOST_ROWS else plan.narrow
+    grid = programs(pass_name, geo.as_4d(), len(x), config)
+    dw_parts = parts_of(dw, config, "meta")
+    tensors = x_rows, g_rows, dw if dw_parts is None else dw_parts
+    constants = len(x), x_pitch, g_pitch, shape, plan.tile
+    launch = prepare(plan.launches, shared_weight_grad_kernel, grid, config, tensors, constants, device)
+    second = None if dw_parts is None else _prepare_combine(plan.launches, dw_parts, None, dw, None, 1, PLAIN, device)
+
+    def call(x: Tensor, g: Tensor, saved: None, dw: Tensor, db: Tensor | None, dz: None) -> None:
+        parts = parts_of(dw, config)
+        launch(dense_rows(x)[0], dense_rows(g)[0], dw if parts is None else parts)
+        if second is not None:
+            second(parts, None, dw, None)
+        if db is not None:
+            db.copy_(g.sum(0, dtype=torch.promote_types(g.dtype, torch.float32)))
+
+    return call
+
+
 def _like(tensor: Tensor) -> Tensor:
     """A contiguous tensor of the same shape without memory."""
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
@@ -289,9 +344,9 @@ def operand(pass_name: Pass, weight: Tensor, problem: Problem, config: TileConfi
     geo = problem.geometry
     channels, filters = geo.in_channels // geo.groups, geo.out_channels
     if pass_name == "input_grad":
-        weight = weight.view(geo.positions, geo.taps, channels, filters)
+        weight = weight.view(geo.filter_sets, geo.taps, channels, filters)
         return TensorDescriptor.from_tensor(weight, [1, 1, config.block_f, config.block_k])
-    weight = weight.view(geo.positions, geo.taps * channels, filters)
+    weight = weight.view(geo.filter_sets, geo.taps * channels, filters)
     return TensorDescriptor.from_tensor(weight, [1, config.block_k, config.block_f])
 
 

@@ -494,8 +494,8 @@ _apply_node: Any = super(torch.autograd.Function, LocalConv).apply
 
 
 def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, weight, bias, *layer, store_z = inputs
-    problem = operators.problem_from_args(layer)
+    x, weight, bias, *layer = inputs
+    problem, store_z = operators.problem_from_args(layer, 1)
     saves, (y, z) = problem.activation.saves, output
     ctx.stored = saves != "z" or store_z
     saved = (z if store_z else bias) if saves == "z" else y if saves == "y" else None
@@ -504,7 +504,7 @@ def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _setup_input_grad(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     g, weight, bias, *layer = inputs
-    problem = operators.problem_from_args(layer)
+    (problem,) = operators.problem_from_args(layer)
     saves = problem.activation.saves
     ctx.stored = saves != "z"
     saved = bias if saves == "z" else output if saves == "y" else None
@@ -512,8 +512,8 @@ def _setup_input_grad(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _setup_weight_grad(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, g, *layer, _, _ = inputs
-    ctx.problem = operators.problem_from_args(layer)
+    x, g, *layer = inputs
+    ctx.problem, _, _ = operators.problem_from_args(layer, 2)
     ctx.save_for_backward(x, g)
 
 

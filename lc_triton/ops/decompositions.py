@@ -58,7 +58,8 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """As `dispatch.forward`, in torch's own operators."""
     geo, dtype = problem.geometry, product_dtype(x, weight.dtype)
-    z = torch.bmm(_patches(x.to(dtype), geo), _filters(weight.to(dtype), geo))
+    patches = _by_region(_patches(x.to(dtype), geo), geo)
+    z = _by_position(torch.bmm(patches, _filters(weight.to(dtype), geo)), geo, x.shape[0])
     z = z.unflatten(0, (geo.positions, geo.groups)).permute(2, 0, 1, 3)
     # Contiguous as the operator's own result, for views of it may follow. The batch is x's size: where it is -1, ONNX's
     # exporter by TorchScript writes the size of the example.
@@ -71,7 +72,8 @@ def forward(
 def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
     """As `dispatch.input_grad`, in torch's own operators."""
     geo, dtype = problem.geometry, product_dtype(g, weight.dtype)
-    given = torch.bmm(_gradients(g.to(dtype), geo), _filters(weight.to(dtype), geo).transpose(1, 2))
+    gradients = _by_region(_gradients(g.to(dtype), geo), geo)
+    given = _by_position(torch.bmm(gradients, _filters(weight.to(dtype), geo).transpose(1, 2)), geo, g.shape[0])
     dx = _laid_over(given.to(compute_dtype(g.dtype)), geo)
     if bias is not None:
         dx = dx + bias
@@ -83,8 +85,9 @@ def weight_grad(
 ) -> tuple[Tensor, Tensor | None]:
     """As `dispatch.weight_grad`, in torch's own operators."""
     geo, of_products = problem.geometry, product_dtype(x, dtype)
-    dw = torch.bmm(_patches(x.to(of_products), geo).transpose(1, 2), _gradients(g.to(of_products), geo))
-    dw = dw.unflatten(0, (geo.positions, geo.groups)).transpose(1, 2).contiguous().view(geo.weight_shape)
+    patches = _by_region(_patches(x.to(of_products), geo), geo)
+    dw = torch.bmm(patches.transpose(1, 2), _by_region(_gradients(g.to(of_products), geo), geo))
+    dw = dw.unflatten(0, (geo.filter_sets, geo.groups)).transpose(1, 2).contiguous().view(geo.weight_shape)
     return dw.to(dtype), g.to(compute_dtype(g.dtype)).sum(0).to(dtype) if with_bias else None
 
 
@@ -100,18 +103,18 @@ def product_dtype(x: Tensor, weight_dtype: torch.dtype) -> torch.dtype:
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) -> tuple[Tensor, Tensor]:
-    *layer_, store_z = layer
-    y, z = forward(x, weight, bias, problem_from_args(layer_), store_z=store_z)
+    problem, store_z = problem_from_args(layer, 1)
+    y, z = forward(x, weight, bias, problem, store_z=store_z)
     return y, x.new_empty(0) if z is None else z
 
 
 def _input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) -> Tensor:
-    return input_grad(g, weight, bias, problem_from_args(layer))
+    return input_grad(g, weight, bias, problem_from_args(layer)[0])
 
 
 def _weight_grad(x: Tensor, g: Tensor, *layer: Any) -> tuple[Tensor, Tensor]:
-    *layer_, dtype, with_bias = layer
-    dw, db = weight_grad(x, g, problem_from_args(layer_), dtype, with_bias=with_bias)
+    problem, dtype, with_bias = problem_from_args(layer, 2)
+    dw, db = weight_grad(x, g, problem, dtype, with_bias=with_bias)
     return dw, g.new_empty(0, dtype=dtype) if db is None else db
 
 
@@ -166,14 +169,48 @@ def _pad_behind(x: Tensor, dim: int, size: int) -> Tensor:
 
 
 def _filters(weight: Tensor, geo: Geometry) -> Tensor:
-    """A weight as `(P * G, D, F // G)`, a view without groups."""
-    return weight.reshape(geo.positions, geo.window, geo.groups, -1).transpose(1, 2).flatten(0, 1)
+    """A weight as `(P * G, D, F // G)`, a view without groups; shared filters have regions instead of positions."""
+    return weight.reshape(geo.filter_sets, geo.window, geo.groups, -1).transpose(1, 2).flatten(0, 1)
 
 
 def _gradients(g: Tensor, geo: Geometry) -> Tensor:
     """g as `(P * G, B, F // G)`."""
     filters = geo.out_channels // geo.groups
     return g.reshape(g.shape[0], geo.positions, geo.groups, filters).permute(1, 2, 0, 3).flatten(0, 1)
+
+
+# Where positions share filters, those of a region are rows of one matrix, beside the samples.
+
+
+def _by_region(matrices: Tensor, geo: Geometry) -> Tensor:
+    """Matrices `(P * G, B, N)` as `(R * G, I * B, N)`: R regions of I positions, zeros where one has fewer."""
+    if not geo.regions:
+        return matrices
+    n = geo.ndim
+    x: Tensor = matrices.unflatten(0, (*geo.out_spatial, geo.groups))
+    for d, ((block, count), own) in enumerate(zip(geo.regions, geo.region_sizes, strict=True)):
+        x = _pad_behind(x, 3 * d, count * own - geo.out_spatial[d])
+        x = x.unflatten(3 * d, (own // block, count, block))  # p = (turn * count + region) * block + place
+    # (turn, region, place) of each dimension, then G, B and N.
+    inner = [i for d in range(n) for i in (3 * d, 3 * d + 2)]
+    x = x.permute(*(3 * d + 1 for d in range(n)), 3 * n, *inner, 3 * n + 1, 3 * n + 2)
+    return x.flatten(n + 1, 3 * n + 1).flatten(0, n)
+
+
+def _by_position(matrices: Tensor, geo: Geometry, batch: int) -> Tensor:
+    """The inverse of `_by_region`."""
+    if not geo.regions:
+        return matrices
+    n = geo.ndim
+    inner = [
+        size for (block, _), own in zip(geo.regions, geo.region_sizes, strict=True) for size in (own // block, block)
+    ]
+    x: Tensor = matrices.unflatten(0, (*geo.region_counts, geo.groups)).unflatten(n + 1, (*inner, batch))
+    order = [i for d in range(n) for i in (n + 1 + 2 * d, d, n + 2 + 2 * d)]
+    x = x.permute(*order, n, 3 * n + 1, 3 * n + 2)
+    for d in range(n):
+        x = x.flatten(d, d + 2).narrow(d, 0, geo.out_spatial[d])
+    return x.flatten(0, n)
 
 
 # What ONNX's exporter looks up. Compilers take their own list and keep the operators; shape propagation with sizes that

@@ -5,7 +5,6 @@ Their schemas spell a problem out in integers and names. The functions here have
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -26,11 +25,16 @@ _LAYER = (
     "int[] in_spatial, int[] kernel, int[] stride, int[] dilation, int[] padding, int groups, int in_channels, "
     "int out_channels, str activation, float constant, str backend, str precision"
 )
+# Last, and with a default, so that a program that was saved without it runs.
+_REGIONS = "int[] regions=[]"
 SCHEMAS = {
-    "forward": f"(Tensor x, Tensor weight, Tensor? bias, {_LAYER}, bool store_z) -> (Tensor, Tensor)",
-    "input_grad": f"(Tensor g, Tensor weight, Tensor? bias, {_LAYER}) -> Tensor",
-    "weight_grad": f"(Tensor x, Tensor g, {_LAYER}, ScalarType dtype, bool with_bias) -> (Tensor, Tensor)",
+    "forward": f"(Tensor x, Tensor weight, Tensor? bias, {_LAYER}, bool store_z, {_REGIONS}) -> (Tensor, Tensor)",
+    "input_grad": f"(Tensor g, Tensor weight, Tensor? bias, {_LAYER}, {_REGIONS}) -> Tensor",
+    "weight_grad": (
+        f"(Tensor x, Tensor g, {_LAYER}, ScalarType dtype, bool with_bias, {_REGIONS}) -> (Tensor, Tensor)"
+    ),
 }
+_LAYER_ARGS = _LAYER.count(",") + 1
 for _name, _schema in SCHEMAS.items():
     library.define(f"lc_triton::{_name}", _schema)
 
@@ -38,7 +42,7 @@ LayerArgs = tuple[Any, ...]
 
 
 def problem_to_args(problem: Problem) -> LayerArgs:
-    """The arguments of an operator that describe a problem."""
+    """The arguments of an operator that describe a problem, but the last one."""
     geo, act = problem.geometry, problem.activation
     padding = [side for pair in geo.padding for side in pair]
     sizes = [list(v) for v in (geo.in_spatial, geo.kernel, geo.stride, geo.dilation)]
@@ -46,9 +50,20 @@ def problem_to_args(problem: Problem) -> LayerArgs:
     return (*sizes, padding, *channels, act.name, act.constant, problem.backend, problem.precision)
 
 
-def problem_from_args(layer: Sequence[Any]) -> Problem:
-    """The inverse of `problem_to_args`; the same object for the same arguments."""
-    return _problem(*(tuple(v) if isinstance(v, (list, tuple)) else v for v in layer))
+def regions_to_arg(problem: Problem) -> list[int]:
+    """The last argument of an operator: the regions of a problem."""
+    return [number for pair in problem.geometry.regions for number in pair]
+
+
+def problem_from_args(layer: Sequence[Any], more: int = 0) -> tuple[Any, ...]:
+    """The inverse of both, for the arguments behind the tensors, `more` of which describe no problem: these come next.
+
+    The problem is the same object for the same arguments. Torch leaves out a last argument that has its default.
+    """
+    described, rest = layer[:_LAYER_ARGS], layer[_LAYER_ARGS:]
+    regions = rest[more] if len(rest) > more else ()
+    problem = _problem(*(tuple(v) if isinstance(v, (list, tuple)) else v for v in (*described, regions)))
+    return problem, *rest[:more]
 
 
 @lru_cache(maxsize=4096)
@@ -65,9 +80,11 @@ def _problem(
     constant: float,
     backend: str,
     precision: str,
+    regions: tuple[int, ...],
 ) -> Problem:
     pairs = tuple(zip(padding[::2], padding[1::2], strict=True))
-    geometry = Geometry(in_spatial, kernel, stride, dilation, pairs, groups, in_channels, out_channels)
+    shared = tuple(zip(regions[::2], regions[1::2], strict=True))
+    geometry = Geometry(in_spatial, kernel, stride, dilation, pairs, groups, in_channels, out_channels, shared)
     return Problem(geometry, Activation(activation, constant), backend, precision)
 
 
@@ -76,14 +93,14 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """As `dispatch.forward`."""
     _tell_counters()
-    y, z = torch.ops.lc_triton.forward(x, weight, bias, *problem_to_args(problem), store_z)
+    y, z = torch.ops.lc_triton.forward(x, weight, bias, *problem_to_args(problem), store_z, regions_to_arg(problem))
     return y, z if store_z else None
 
 
 def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
     """As `dispatch.input_grad`."""
     _tell_counters()
-    dx: Tensor = torch.ops.lc_triton.input_grad(g, weight, bias, *problem_to_args(problem))
+    dx: Tensor = torch.ops.lc_triton.input_grad(g, weight, bias, *problem_to_args(problem), regions_to_arg(problem))
     return dx
 
 
@@ -92,7 +109,8 @@ def weight_grad(
 ) -> tuple[Tensor, Tensor | None]:
     """As `dispatch.weight_grad`."""
     _tell_counters()
-    dw, db = torch.ops.lc_triton.weight_grad(x, g, *problem_to_args(problem), dtype, with_bias)
+    layer = *problem_to_args(problem), dtype, with_bias, regions_to_arg(problem)
+    dw, db = torch.ops.lc_triton.weight_grad(x, g, *layer)
     return dw, db if with_bias else None
 
 
@@ -120,8 +138,7 @@ def _check_parameters(
 
 
 def _run_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) -> tuple[Tensor, Tensor]:
-    *layer_, store_z = layer
-    problem = problem_from_args(layer_)
+    problem, store_z = problem_from_args(layer, 1)
     geo = problem.geometry
     _check_sites("x", x, geo.in_spatial, geo.in_channels)
     _check_parameters("x", x, weight, bias, geo, geo.bias_shape)
@@ -130,7 +147,7 @@ def _run_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) ->
 
 
 def _run_input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) -> Tensor:
-    problem = problem_from_args(layer)
+    (problem,) = problem_from_args(layer)
     geo = problem.geometry
     _check_sites("g", g, geo.out_spatial, geo.out_channels)
     _check_parameters("g", g, weight, bias, geo, (*geo.in_spatial, geo.in_channels))
@@ -138,8 +155,7 @@ def _run_input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any)
 
 
 def _run_weight_grad(x: Tensor, g: Tensor, *layer: Any) -> tuple[Tensor, Tensor]:
-    *layer_, dtype, with_bias = layer
-    problem = problem_from_args(layer_)
+    problem, dtype, with_bias = problem_from_args(layer, 2)
     geo = problem.geometry
     _check_sites("x", x, geo.in_spatial, geo.in_channels)
     _check_shape("g", g, (*x.shape[:1], *geo.out_spatial, geo.out_channels))
@@ -149,21 +165,21 @@ def _run_weight_grad(x: Tensor, g: Tensor, *layer: Any) -> tuple[Tensor, Tensor]
 
 def fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) -> tuple[Tensor, Tensor]:
     """Empty results of `forward`, by which compilers and exporters know their shapes."""
-    *layer_, store_z = layer
-    y = x.new_empty((x.shape[0], *problem_from_args(layer_).geometry.bias_shape))
+    problem, store_z = problem_from_args(layer, 1)
+    y = x.new_empty((x.shape[0], *problem.geometry.bias_shape))
     return y, torch.empty_like(y) if store_z else x.new_empty(0)
 
 
 def fake_input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) -> Tensor:
     """An empty result of `input_grad`."""
-    geo = problem_from_args(layer).geometry
+    geo = problem_from_args(layer)[0].geometry
     return g.new_empty((g.shape[0], *geo.in_spatial, geo.in_channels))
 
 
 def fake_weight_grad(x: Tensor, g: Tensor, *layer: Any) -> tuple[Tensor, Tensor]:
     """Empty results of `weight_grad`."""
-    *layer_, dtype, with_bias = layer
-    geo = problem_from_args(layer_).geometry
+    problem, dtype, with_bias = problem_from_args(layer, 2)
+    geo = problem.geometry
     return x.new_empty(geo.weight_shape, dtype=dtype), x.new_empty(geo.bias_shape if with_bias else 0, dtype=dtype)
 
 
@@ -176,19 +192,20 @@ for _name, _run, _fake in (
     library.register_fake(f"lc_triton::{_name}", _fake)
 
 
-def _flops_of_a_gather(x_shape: Any, weight_shape: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """2 B P D F."""
-    return 2 * int(x_shape[0]) * int(math.prod(weight_shape))
+def _flops(tensors: int, more: int) -> Callable[..., int]:
+    """2 B P D F, of an operator with so many tensors and arguments that describe no problem."""
 
+    def formula(x_shape: Any, *args: Any, out_shape: Any = None, **_: Any) -> int:
+        problem: Problem = problem_from_args(args[tensors - 1 :], more)[0]
+        return problem.geometry.flops(int(x_shape[0]))
 
-def _flops_of_weight_grad(x_shape: Any, g_shape: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    return 2 * int(x_shape[0]) * int(math.prod(out_shape[0]))
+    return formula
 
 
 FLOPS: dict[str, Callable[..., int]] = {
-    "forward": _flops_of_a_gather,
-    "input_grad": _flops_of_a_gather,
-    "weight_grad": _flops_of_weight_grad,
+    "forward": _flops(tensors=3, more=1),
+    "input_grad": _flops(tensors=3, more=0),
+    "weight_grad": _flops(tensors=2, more=2),
 }
 
 

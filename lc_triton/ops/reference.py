@@ -23,9 +23,9 @@ def forward(
 
     Args:
         x: input, `(B, *in_spatial, C)`.
-        weight: `(*out_spatial, *kernel, C // groups, F)`.
+        weight: `(*out_spatial, *kernel, C // groups, F)`, or where positions share filters `(*regions, ...)`.
         bias: `(*out_spatial, F)`, `(F,)` or None.
-        geometry: sizes, stride, padding, dilation and groups.
+        geometry: sizes, stride, padding, dilation, groups and regions.
         activation: applied last.
 
     Returns:
@@ -36,7 +36,8 @@ def forward(
     geo = geometry
     batch, groups = x.shape[0], geo.groups
     filters = geo.out_channels // groups
-    per_position = weight.reshape(*geo.out_spatial, geo.taps, geo.in_channels // groups, groups, filters).to(x.dtype)
+    per_position = unshared(weight, geo).to(x.dtype)
+    per_position = per_position.reshape(*geo.out_spatial, geo.taps, geo.in_channels // groups, groups, filters)
     z = x.new_zeros(batch, *geo.out_spatial, groups, filters)
     for t, tap in enumerate(itertools.product(*(range(k) for k in geo.kernel))):
         sites = x
@@ -54,6 +55,23 @@ def forward(
         )
     z = z.reshape(batch, *geo.out_spatial, geo.out_channels)
     return activation(z if bias is None else z + bias.to(x.dtype))
+
+
+def unshared(weight: Tensor, geometry: Geometry) -> Tensor:
+    """The weight with an entry for each position, `(*out_spatial, *kernel, C // groups, F)`.
+
+    Args:
+        weight: `(*regions, *kernel, C // groups, F)`; the region of a position p is `p // block % count`, dimension by
+            dimension.
+        geometry: of the layer.
+
+    Source: Gregor and LeCun, "Emergence of complex-like cells in a temporal product network with local receptive
+        fields", 2010, for tiled convolutions; a convolution is one region of all positions.
+    """
+    for dim, (block, count) in enumerate(geometry.regions):
+        region = torch.arange(geometry.out_spatial[dim], device=weight.device) // block % count
+        weight = weight.index_select(dim, region)
+    return weight
 
 
 def transpose(
@@ -75,7 +93,8 @@ def transpose(
     """
     geo = geometry
     batch, groups, channels = y.shape[0], geo.groups, geo.in_channels // geo.groups
-    per_position = weight.reshape(geo.positions, geo.taps, channels, groups, geo.out_channels // groups).to(y.dtype)
+    per_position = unshared(weight, geo).to(y.dtype)
+    per_position = per_position.reshape(geo.positions, geo.taps, channels, groups, geo.out_channels // groups)
     filters = y.reshape(batch, geo.positions, groups, geo.out_channels // groups)
     z = y.new_zeros(batch, geo.sites, geo.in_channels)
     for t, tap in enumerate(itertools.product(*(range(k) for k in geo.kernel))):

@@ -61,7 +61,9 @@ class Ensemble:
 
     def _geometry(self, geo: Geometry) -> Geometry:
         if self._full:
-            return replace(geo, in_spatial=(self.size * geo.in_spatial[0], *geo.in_spatial[1:]))
+            rows = self.size * geo.in_spatial[0]
+            regions = ((1, rows), *geo.regions[1:]) if geo.regions else ()
+            return replace(geo, in_spatial=(rows, *geo.in_spatial[1:]), regions=regions)
         return replace(
             geo,
             in_spatial=(self.size, *geo.in_spatial),
@@ -69,6 +71,7 @@ class Ensemble:
             stride=(1, *geo.stride),
             dilation=(1, *geo.dilation),
             padding=((0, 0), *geo.padding),
+            regions=((1, self.size), *geo.regions) if geo.regions else (),
         )
 
     def sites(self, x: Tensor, dim: int | None) -> Tensor:
@@ -77,7 +80,7 @@ class Ensemble:
         return x.flatten(1, 2) if self._full else x
 
     def weights(self, weight: Tensor, dim: int | None) -> Tensor:
-        """Weights of all, `(V, *out_spatial, 1, *kernel, C // groups, F)`."""
+        """Weights of all, `(V, *out_spatial, 1, *kernel, C // groups, F)`; shared filters have regions there."""
         weight = _beside(weight, dim, self.size, 0)
         return weight.flatten(0, 1) if self._full else weight.unsqueeze(1 + self.member.geometry.ndim)
 

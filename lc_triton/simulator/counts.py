@@ -43,6 +43,7 @@ class Counts:
 
 def counts_of(task: Task, config: TileConfig) -> Counts:
     """Count the launch of a kernel with a tile."""
+    moved, task = _moved(task, config), task.joined
     geo, pass_name = task.geo, task.pass_name
     steps = -(-loop_steps(pass_name, geo, task.batch, config) // config.split)
     if config.stream > 1:  # the last of a tile's programs may have fewer blocks of k, so this is their mean
@@ -51,7 +52,7 @@ def counts_of(task: Task, config: TileConfig) -> Counts:
         programs=programs(pass_name, geo, task.batch, config),
         steps=steps,
         blocks=chunks(geo, config) if pass_name == "weight_grad" else 1,
-        moved=_moved(task, config),
+        moved=moved,
         second_launch_bytes=0 if config.split == 1 else _second_launch_bytes(task, config),
     )
 
@@ -61,6 +62,8 @@ def _moved(task: Task, config: TileConfig) -> dict[str, Bytes]:
     x_bytes = task.batch * geo.sites * geo.in_channels * s
     y_bytes = task.batch * geo.positions * geo.out_channels * s
     weight_bytes = geo.weight_numel * task.weight_itemsize
+    task = task.joined
+    geo = task.geo
     if task.pass_name == "weight_grad":
         count = chunks(geo, config)
         tiles = tile_count(task.pass_name, geo, config)
@@ -78,7 +81,7 @@ def _moved(task: Task, config: TileConfig) -> dict[str, Bytes]:
     written = result if config.split == 1 else config.split * result // s * _PART_BYTES
     batch_blocks = -(-task.batch // config.block_b)
     return {
-        "w": Bytes(batch_blocks * weight_bytes, weight_bytes),
+        "w": Bytes(batch_blocks * geo.products * task.weight_itemsize, weight_bytes),
         "x": Bytes(_gathered(task, config), read),
         "out": Bytes(written, written),
     }

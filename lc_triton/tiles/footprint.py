@@ -44,6 +44,8 @@ def tile_count(pass_name: Pass, geometry: Geometry, config: TileConfig) -> int:
     spatial, channels = geometry.out_spatial, geometry.out_channels
     if pass_name == "input_grad":
         spatial, channels = geometry.in_spatial, geometry.in_channels
+    elif pass_name == "weight_grad":
+        spatial = geometry.region_counts
     positions = spatial[0] * spatial[1] * -(-spatial[2] // config.rows) * -(-spatial[3] // config.cols)
     groups = geometry.groups if config.dot else 1
     return positions * groups * -(-(channels // groups) // config.block_f)
@@ -67,6 +69,11 @@ def chunks(geometry: Geometry, config: TileConfig) -> int:
     return -(-k_blocks("weight_grad", geometry, config) // config.stream)
 
 
+def rows_of_weight_grad(geometry: Geometry, batch: int) -> int:
+    """What a program of the weight gradient sums over: samples, or pairs of a sample and a position of a region."""
+    return batch * math.prod(geometry.region_sizes) if geometry.regions else batch
+
+
 def loop_steps(pass_name: Pass, geometry: Geometry, batch: int, config: TileConfig) -> int:
     """How many steps the loop of a program without split has: blocks of k, or of the weight gradient of the batch.
 
@@ -75,7 +82,7 @@ def loop_steps(pass_name: Pass, geometry: Geometry, batch: int, config: TileConf
     if pass_name == "weight_grad" and config.stream > 1:
         return min(config.stream, k_blocks(pass_name, geometry, config))
     if pass_name == "weight_grad":
-        return -(-batch // config.block_b)
+        return -(-rows_of_weight_grad(geometry, batch) // config.block_b)
     return k_blocks(pass_name, geometry, config)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from lc_triton.core.geometry import check_int
+from lc_triton.core.geometry import Regions, check_int
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -22,6 +22,7 @@ class ProblemKey:
         positions: P.
         kernel, stride, dilation: of four spatial dimensions, the leading ones 1.
         channels, filters, groups: C, F, G.
+        regions: (block, count) of each dimension where positions share filters, else ().
     """
 
     dtype: str
@@ -35,6 +36,7 @@ class ProblemKey:
     channels: int
     filters: int
     groups: int
+    regions: Regions = ()
 
     def at(self, batch: int) -> ProblemKey:
         """The same layer at another batch."""
@@ -42,7 +44,8 @@ class ProblemKey:
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        fields = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        return fields | {"regions": [list(pair) for pair in self.regions]} if self.regions else _without_regions(fields)
 
     @classmethod
     def from_json(cls, value: Any) -> ProblemKey:
@@ -52,6 +55,8 @@ class ProblemKey:
             LocalConvError: a field that is missing, unknown or of a wrong type.
         """
         known = {f.name for f in fields(cls)}
+        if isinstance(value, dict):
+            value = {"regions": [], **value}  # which keys of filters that are not shared do not have
         if not isinstance(value, dict) or value.keys() != known:
             raise ArgumentTypeError(name="problem", value=value, allowed=f"an object of {', '.join(sorted(known))}")
         for name in ("kernel", "stride", "dilation"):
@@ -61,11 +66,23 @@ class ProblemKey:
                 check_int(name, v, 1)
         for name in ("batch", "positions", "channels", "filters", "groups"):
             check_int(name, value[name], 1)
+        pairs = value["regions"]
+        if not isinstance(pairs, list) or len(pairs) not in (0, 4) or any(len(_list(pair)) != 2 for pair in pairs):
+            raise ArgumentTypeError(name="regions", value=pairs, allowed="four pairs of integers, or none")
+        regions = tuple((check_int("regions", block, 1), check_int("regions", count, 1)) for block, count in pairs)
         for name, allowed in (("dtype", DTYPES), ("weight_dtype", DTYPES), ("precision", ("ieee", "tf32"))):
             if value[name] not in allowed:
                 raise ArgumentValueError(name=name, value=value[name], allowed=f"one of {', '.join(allowed)}")
         arguments: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
-        return cls(**arguments)
+        return cls(**arguments | {"regions": regions})
+
+
+def _without_regions(value: dict[str, Any]) -> dict[str, Any]:
+    return {name: v for name, v in value.items() if name != "regions"}
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def bucket(batch: int) -> int:

@@ -93,6 +93,7 @@ class RooflineTerms(NamedTuple):
 
 def roofline_terms(task: Task, device: Device, config: TileConfig) -> RooflineTerms:
     """The three roofline terms of a candidate."""
+    task = task.joined
     geo, pass_name, batch = task.geo, task.pass_name, task.batch
     tiles = tile_count(pass_name, geo, config)
     steps = k_blocks(pass_name, geo, config)
@@ -102,7 +103,7 @@ def roofline_terms(task: Task, device: Device, config: TileConfig) -> RooflineTe
     if pass_name == "weight_grad":
         l2 += tiles * batch * _upstream_bytes(task, config)
     else:
-        l2 += n_b * geo.weight_numel * task.weight_itemsize
+        l2 += n_b * geo.products * task.weight_itemsize  # shared filters are read at each position
     return RooflineTerms(
         memory_bytes=task.least_bytes,
         l2_bytes=l2,
@@ -144,6 +145,7 @@ def program_l2_bytes(task: Task, config: TileConfig) -> float:
 
     Of the weight gradient, the mean over a tile's programs.
     """
+    task = task.joined
     gathered = _gathered_bytes(task, config)
     if task.pass_name == "weight_grad":
         of_tile = task.batch / config.split * (gathered + _upstream_bytes(task, config))
@@ -164,6 +166,7 @@ def program_weight_bytes(task: Task, config: TileConfig) -> float:
 
 def predict(task: Task, device: Device, config: TileConfig) -> float:
     """The predicted seconds of a candidate."""
+    task = task.joined
     terms = roofline_terms(task, device, config)
     count = programs(task.pass_name, task.geo, task.batch, config)
     slots = device.multiprocessors * resident(task, device, config)
@@ -259,6 +262,8 @@ def fuses_activation_grad(task: Task, device: Device, config: TileConfig) -> boo
     That saves a launch that reads g and y and writes dz. But then each block of k reads y beside g, and the product's
     second operand goes through registers: a product that is bound by arithmetic stays as it is.
     """
+    if task.joined is not task:  # whose kernel has no such derivative
+        return False
     if task.pass_name != "weight_grad" or not has_room_for_activation_grad(task, device, config):
         return False
     if overwrites_operand(task, device, config, activation_grad=True):

@@ -45,6 +45,8 @@ MAX_SPLIT = 32
 
 def candidates(task: Task, device: Device) -> list[TileConfig]:
     """Tiles that are legal for the problem, fit the device's shared memory and registers, and fill it."""
+    if task.joined is not task:
+        return [config for config in candidates(task.joined, device) if fits_regions(config)]
     found = dict.fromkeys(
         config
         for unsplit in _unsplit(task, device)
@@ -75,6 +77,8 @@ def descriptor_fits(task: Task, device: Device, config: TileConfig) -> bool:
     The device must be NVIDIA's of compute capability 9.0 or more; rows of the box are whole multiples of 16 bytes, and
     no box writes into another group's filters, or of the input gradient, reads across positions.
     """
+    if task.joined is not task:
+        return False
     if not (config.dot and config.rows * config.cols == 1 and isinstance(device.arch, int) and device.arch >= 90):
         return False
     filters, per_group = task.geo.out_channels, task.geo.out_channels // task.geo.groups
@@ -86,6 +90,11 @@ def descriptor_fits(task: Task, device: Device, config: TileConfig) -> bool:
     if task.pass_name == "weight_grad":
         return config.split == 1 and (task.geo.groups == 1 or per_group % config.block_f == 0)
     return True
+
+
+def fits_regions(config: TileConfig) -> bool:
+    """Whether a tile is one for the weight gradient of shared filters: its programs own filters of one region."""
+    return config.dot and config.rows * config.cols == 1 and config.stream == 1 and not config.descriptor
 
 
 def overwrites_operand(task: Task, device: Device, config: TileConfig, *, activation_grad: bool = False) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,8 +10,11 @@ from lc_triton.core.geometry import Geometry, check_name
 from lc_triton.core.problem import Problem
 from lc_triton.errors import ArgumentValueError
 from lc_triton.tiles.config import Pass
+from lc_triton.tiles.footprint import rows_of_weight_grad
 from lc_triton.tiles.key import DTYPES, ProblemKey, bucket
 
+# Rows of the smallest product by tl.dot.
+LEAST_ROWS = 16
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
@@ -82,6 +85,33 @@ class Task:
             channels=geo.in_channels,
             filters=geo.out_channels,
             groups=geo.groups,
+            regions=geo.regions,
+        )
+
+    @cached_property
+    def joined(self) -> Task:
+        """The task whose programs do the same: a weight gradient of shared filters as one of filters that are not.
+
+        The positions of a region join the batch; each group of a region is a position of its own, whose window overlaps
+        no other. Other tasks are their own.
+        """
+        geo = self.geo
+        if self.pass_name != "weight_grad" or not geo.regions:
+            return self
+        counts = (geo.region_counts[0] * geo.groups, *geo.region_counts[1:])
+        geometry = replace(
+            geo,
+            in_spatial=tuple(n * extent for n, extent in zip(counts, geo.extent, strict=True)),
+            stride=geo.extent,
+            padding=((0, 0),) * 4,
+            groups=1,
+            in_channels=geo.in_channels // geo.groups,
+            out_channels=geo.out_channels // geo.groups,
+            regions=(),
+        )
+        rows = max(LEAST_ROWS, rows_of_weight_grad(geo, self.batch))
+        return _JoinedTask(
+            self.pass_name, geometry, rows, self.dtype, self.weight_dtype, self.precision, self.least_bytes
         )
 
     @property
@@ -105,6 +135,17 @@ class Task:
     def flops(self) -> int:
         """Operations of the products, each made once; the same for every pass."""
         return self.geometry.flops(self.batch)
+
+
+@dataclass(frozen=True)
+class _JoinedTask(Task):
+    """As `Task.joined` makes it: what is moved is what the layer has."""
+
+    own_bytes: int = 0
+
+    @property
+    def least_bytes(self) -> int:
+        return self.own_bytes
 
 
 def types_of(name: str) -> tuple[str, str, str]:
