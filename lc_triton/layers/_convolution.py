@@ -23,7 +23,7 @@ from lc_triton.core.geometry import (
     int_tuple,
     several,
 )
-from lc_triton.core.names import ActivationArg, BiasKind
+from lc_triton.core.names import ActivationArg, BiasKind, ShareArg
 from lc_triton.core.parameters import trains
 from lc_triton.core.tracing import shape_of
 from lc_triton.errors import (
@@ -55,13 +55,13 @@ def check_bias(value: object) -> BiasKind | None:
 class ConvolutionLayer(PlannedLayer):
     """A layer with a kernel, stride, padding, dilation and groups.
 
-    `in_channels` and `input_size` are None until a lazy one is built. A subclass names its own argument and passes its
-    value as `own`.
+    `in_channels` and `input_size` are None until a lazy one is built. A subclass passes its own arguments as `own`, and
+    names the one that torch's convolution has.
     """
 
     ndim: ClassVar[int]
     convolution: ClassVar[type[nn.Module]]  # torch's layer with the same arguments and shared filters
-    own: ClassVar[str]  # the argument that layers of this kind alone have
+    own: ClassVar[str]  # the argument that layers of this kind, and torch's convolution, alone have
 
     _SIZES_OF_INPUT: ClassVar[tuple[str, ...]] = ("in_channels", "input_size")
     _COUNTS: ClassVar[tuple[str, ...]] = ("in_channels", "out_channels", "groups")
@@ -88,7 +88,7 @@ class ConvolutionLayer(PlannedLayer):
         padding: Padding,
         dilation: Ints,
         groups: int,
-        own: Any,
+        own: dict[str, Any],
         bias: str | bool,
         activation: ActivationArg,
         device: Any,
@@ -107,7 +107,7 @@ class ConvolutionLayer(PlannedLayer):
             "padding": padding,
             "dilation": dilation,
             "groups": groups,
-            self.own: own,
+            **own,
         }
         for name, value in arguments.items():
             setattr(self, name, value)  # which checks it
@@ -181,7 +181,9 @@ class ConvolutionLayer(PlannedLayer):
         nn.init.uniform_(into, -bound, bound)
 
     @classmethod
-    def from_conv(cls, conv: nn.Module, input_size: Ints, *, bias: BiasKind = "position") -> Self:
+    def from_conv(
+        cls, conv: nn.Module, input_size: Ints, *, bias: BiasKind = "position", share: ShareArg = None
+    ) -> Self:
         """Make a layer that computes the same as a convolution of torch; its positions can then be trained apart.
 
         Args:
@@ -189,6 +191,7 @@ class ConvolutionLayer(PlannedLayer):
             input_size: spatial size of the input, an int or one a dimension.
             bias: "position" for a bias of its own at every position, "channel" for one a filter, as in conv. Without
                 effect if conv has no bias.
+            share: positions that keep sharing their filters, as in `local_conv`; not for transposed layers.
 
         Returns:
             The layer, on conv's device and in its dtype, with the requires_grad of conv's parameters. Hooks, buffers
@@ -208,6 +211,12 @@ class ConvolutionLayer(PlannedLayer):
             True
         """
         found: Any = conv
+        own = {cls.own: getattr(found, cls.own, None)}
+        if share is not None:
+            if "share" not in cls._arguments:
+                allowed = "None: a transposed layer has filters of its own at every input site"
+                raise ArgumentValueError(name="share", value=share, allowed=allowed)
+            own["share"] = share
         if not isinstance(conv, cls.convolution) or is_lazy(found.weight):
             raise ArgumentTypeError(
                 name="conv", value=conv, allowed=f"a torch.nn.{cls.convolution.__name__} that has its weight"
@@ -229,7 +238,7 @@ class ConvolutionLayer(PlannedLayer):
             bias=False if found.bias is None else bias_kind,
             device=found.weight.device,
             dtype=found.weight.dtype,
-            **{cls.own: getattr(found, cls.own)},
+            **own,
         )
         weight = sharing.spread(found.weight, layer.weight.shape[: cls.ndim])
         sharing.assign(layer.weight, weight, trains=trains(conv, "weight"))

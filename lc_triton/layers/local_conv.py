@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from lc_triton.core.geometry import Geometry, Ints
-from lc_triton.core.names import ActivationArg, BiasKind, PaddingArg, PaddingModeName
+from lc_triton.core.names import ActivationArg, BiasKind, PaddingArg, PaddingModeName, ShareArg
 from lc_triton.core.padding_mode import PaddingMode, check_padding_mode
-from lc_triton.errors import ConversionError
+from lc_triton.core.parameters import trains
+from lc_triton.core.share import Share, check_share, regions_of
+from lc_triton.errors import ConversionError, NotBuiltError
+from lc_triton.layers import sharing
 from lc_triton.layers._convolution import ConvolutionLayer, LazyConvolution
 from lc_triton.ops.plan import Plan
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "LazyLocalConv1d",
@@ -29,9 +36,10 @@ class _LocalConvNd(ConvolutionLayer):
     """The base of the layers of all dimensions."""
 
     own = "padding_mode"
-    _arguments = ConvolutionLayer._arguments | {"padding_mode"}
+    _arguments = ConvolutionLayer._arguments | {"padding_mode", "share"}
 
     padding_mode: PaddingMode
+    share: Share = None
 
     def __init__(
         self,
@@ -48,6 +56,8 @@ class _LocalConvNd(ConvolutionLayer):
         activation: ActivationArg = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        *,
+        share: ShareArg = None,
     ) -> None:
         super().__init__(
             in_channels,
@@ -58,7 +68,7 @@ class _LocalConvNd(ConvolutionLayer):
             padding=padding,
             dilation=dilation,
             groups=groups,
-            own=padding_mode,
+            own={"padding_mode": padding_mode, "share": share},
             bias=bias,
             activation=activation,
             device=device,
@@ -68,6 +78,8 @@ class _LocalConvNd(ConvolutionLayer):
     def _check_argument(self, name: str, value: Any) -> Any:
         if name == "padding_mode":
             return check_padding_mode(value, self.ndim)
+        if name == "share":
+            return check_share(value, self.ndim)
         return super()._check_argument(name, value)
 
     def _geometry(self, input_size: tuple[int, ...], in_channels: int) -> Geometry:
@@ -80,6 +92,7 @@ class _LocalConvNd(ConvolutionLayer):
             padding=self.padding,
             dilation=self.dilation,
             groups=self.groups,
+            regions=regions_of(self.share, self.ndim),
         )
 
     def _make_plan(self, geometry: Geometry, activation: Any) -> Plan:
@@ -97,7 +110,55 @@ class _LocalConvNd(ConvolutionLayer):
         return (self.padding_mode,) * self.ndim if isinstance(self.padding_mode, str) else self.padding_mode
 
     def _more_arguments(self) -> list[str]:
-        return [] if self.padding_mode == "zeros" else [f"padding_mode={self.padding_mode!r}"]
+        others = (("padding_mode", "zeros"), ("share", None))
+        return [f"{name}={value!r}" for name, usual in others if (value := getattr(self, name)) != usual]
+
+    def with_share(self, share: ShareArg, tolerance: float = 0.0) -> Self:
+        """Make a layer that computes the same, with filters that other positions share.
+
+        Args:
+            share: as in `local_conv`; None gives every position filters of its own, equal at first where they were
+                shared.
+            tolerance: by how much a weight may differ between positions that are to share it; the result is the middle
+                of its values.
+
+        Returns:
+            The layer, with copies of the parameters and of an activation that is a module.
+
+        Raises:
+            LocalConvError: (also a ValueError or TypeError) an argument of a wrong type or value.
+            ConversionError: positions that are to share filters differ by more.
+            NotBuiltError: a lazy layer that is not built yet.
+
+        Source: relaxing the symmetry of a trained convolution, as in Elsayed et al., "Revisiting spatial invariance
+            with low-rank local connectivity", ICML 2020.
+
+        Example:
+            >>> import torch, lc_triton
+            >>> layer, x = lc_triton.LocalConv2d(3, 8, 3, input_size=6, share="rows"), torch.randn(2, 3, 6, 6)
+            >>> apart = layer.with_share(None)
+            >>> layer.weight.shape, apart.weight.shape, torch.allclose(layer(x), apart(x), atol=1e-6)
+            (torch.Size([4, 1, 3, 3, 3, 8]), torch.Size([4, 4, 3, 3, 3, 8]), True)
+            >>> torch.equal(apart.with_share("rows").weight, layer.weight)
+            True
+        """
+        self._check_unshared("with_share")
+        if self._plan is None:
+            raise NotBuiltError(name=type(self).__name__, remedy="call it with an input first")
+        self._check_parameters()
+        names = "in_channels", "out_channels", "kernel_size", "input_size", "stride", "padding", "dilation", "groups"
+        arguments: dict[str, Any] = {name: getattr(self, name) for name in (*names, "padding_mode", "activation")}
+        if isinstance(self.activation, nn.Module):
+            arguments["activation"] = copy.deepcopy(self.activation)
+        arguments |= {"bias": self.bias_kind or False, "device": self.weight.device, "dtype": self.weight.dtype}
+        layer: Self = type(self)(**arguments, share=share)
+        weight = sharing.regroup(self.weight, self.geometry, layer.geometry, tolerance)
+        sharing.assign(layer.weight, weight, trains=trains(self, "weight"))
+        if self.bias is not None and layer.bias is not None:
+            sharing.assign(layer.bias, self.bias, trains=trains(self, "bias"))
+        layer._follows_input_format = self._follows_input_format
+        layer.train(self.training)
+        return layer
 
 
 class LocalConv1d(_LocalConvNd):
@@ -119,10 +180,13 @@ class LocalConv1d(_LocalConvNd):
         activation: None, a name, a (name, constant) pair or a callable; see `lc_triton.local_conv`.
         device: of the parameters.
         dtype: of the parameters, a floating-point dtype.
+        share: positions with the same filters: None, "rows", "columns", "all", a block such as 4 or a period such as
+            ("tile", 2), the last two with one number or one a dimension; see `lc_triton.local_conv`.
 
     Shapes:
         x `(B, C, L)` or `(C, L)`; output `(B, F, L_out)`, with channels-last strides;
-        weight `(*output_size, *kernel_size, C // groups, F)`; bias `(*output_size, F)` or `(F,)`.
+        weight `(*output_size, *kernel_size, C // groups, F)`, with `share` regions instead of output_size;
+        bias `(*output_size, F)` or `(F,)`.
 
     Raises:
         LocalConvError: (also a ValueError or TypeError) naming the argument, its value and what is allowed.
@@ -159,10 +223,13 @@ class LocalConv2d(_LocalConvNd):
         activation: None, a name, a (name, constant) pair or a callable; see `lc_triton.local_conv`.
         device: of the parameters.
         dtype: of the parameters, a floating-point dtype.
+        share: positions with the same filters: None, "rows", "columns", "all", a block such as 4 or a period such as
+            ("tile", 2), the last two with one number or one a dimension; see `lc_triton.local_conv`.
 
     Shapes:
         x `(B, C, H, W)` or `(C, H, W)`; output `(B, F, H_out, W_out)`, with channels-last strides;
-        weight `(*output_size, *kernel_size, C // groups, F)`; bias `(*output_size, F)` or `(F,)`.
+        weight `(*output_size, *kernel_size, C // groups, F)`, with `share` regions instead of output_size;
+        bias `(*output_size, F)` or `(F,)`.
 
     Raises:
         LocalConvError: (also a ValueError or TypeError) naming the argument, its value and what is allowed.
@@ -199,10 +266,13 @@ class LocalConv3d(_LocalConvNd):
         activation: None, a name, a (name, constant) pair or a callable; see `lc_triton.local_conv`.
         device: of the parameters.
         dtype: of the parameters, a floating-point dtype.
+        share: positions with the same filters: None, "rows", "columns", "all", a block such as 4 or a period such as
+            ("tile", 2), the last two with one number or one a dimension; see `lc_triton.local_conv`.
 
     Shapes:
         x `(B, C, D, H, W)` or `(C, D, H, W)`; output `(B, F, D_out, H_out, W_out)`, with channels-last strides;
-        weight `(*output_size, *kernel_size, C // groups, F)`; bias `(*output_size, F)` or `(F,)`.
+        weight `(*output_size, *kernel_size, C // groups, F)`, with `share` regions instead of output_size;
+        bias `(*output_size, F)` or `(F,)`.
 
     Raises:
         LocalConvError: (also a ValueError or TypeError) naming the argument, its value and what is allowed.

@@ -55,7 +55,7 @@ class _LocalConvTransposeNd(ConvolutionLayer):
             padding=padding,
             dilation=dilation,
             groups=groups,
-            own=output_padding,
+            own={"output_padding": output_padding},
             bias=bias,
             activation=activation,
             device=device,

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lc_triton.core.geometry import Geometry, Ints, check_int
-from lc_triton.core.names import ActivationArg, BiasKind, PaddingArg, PaddingModeName
+from lc_triton.core.names import ActivationArg, BiasKind, PaddingArg, PaddingModeName, ShareArg
 from lc_triton.core.parameters import trains
-from lc_triton.errors import ArgumentTypeError, ArgumentValueError
+from lc_triton.errors import ArgumentTypeError, ArgumentValueError, ConversionError
 from lc_triton.layers import sharing
 from lc_triton.layers._convolution import check_bias
 from lc_triton.layers._planned import refuse_proxy
@@ -160,6 +160,17 @@ class _LowRankNd(_LocalConvNd):
             return whole
         return self.bias
 
+    def _check_argument(self, name: str, value: Any) -> Any:
+        if name == "share" and value is not None:
+            allowed = "None: positions of this layer share a basis of filters, and mix it by themselves"
+            raise ArgumentValueError(name="share", value=value, allowed=allowed)
+        return super()._check_argument(name, value)
+
+    def with_share(self, share: ShareArg, tolerance: float = 0.0) -> Self:
+        """Refused: positions share a basis of filters; `to_local().with_share(share, tolerance)` has regions."""
+        name = f"a {type(self).__name__}"
+        raise ConversionError(name=name, reason="its positions share a basis: use to_local().with_share(...)")
+
     @property
     def bias_kind(self) -> str | None:
         """What the bias is: "position", "channel" or None."""
@@ -278,6 +289,7 @@ class _LowRankNd(_LocalConvNd):
         if type(local) is not cls.local or local._plan is None:
             raise ArgumentTypeError(name="local", value=local, allowed=f"a {cls.local.__name__} that has its weight")
         local._check_unshared("from_local")
+        local = local if local.share is None else local.with_share(None)
         weight = local.weight.detach()
         assert local.in_channels is not None
         assert local.input_size is not None

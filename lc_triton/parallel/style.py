@@ -104,6 +104,10 @@ class _LayerParallel(ParallelStyle):
                 refuse(f"{name}={layout} is not possible: this layer is split along {self.along}, Shard({positive})")
         if plan.pad and isinstance(self.input_layouts, Shard) and self.along != "the filters":
             refuse(f"padding_mode={plan.padding_mode!r} needs the whole input on every rank: input_layouts=Replicate()")
+        if plan.geometry.regions and self.along == "the rows":
+            refuse(
+                "positions of several ranks share filters (share=...): use FilterParallel, or with_share(None) first"
+            )
         for name in ("kernel_regularizer", "bias_regularizer", "kernel_constraint", "bias_constraint"):
             if getattr(module, name, None) is not None:
                 refuse(f"{name} needs the whole weight on every rank")
