@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import warnings
 from pathlib import Path
 
 from lc_triton.cli.options import Commands
@@ -27,13 +29,29 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--tolerance", type=float, metavar="REL", help="how far, over the largest y (default: by the model's dtype)"
     )
+    parser.add_argument(
+        "--modules",
+        type=Path,
+        metavar="FILE.py",
+        help='Python of yours with modules = {"layer name or class name": factory}, for Lambda and custom layers',
+    )
     parser.set_defaults(call=run, after_interrupt="; nothing was written")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
+    from lc_triton.keras.saved.extra import check_extra
+
+    check_extra("lc-triton convert")
     from lc_triton.keras.saved.convert import convert
 
-    report = convert(options.model, options.out, options.config, options.check, options.tolerance)
+    with warnings.catch_warnings():
+        warnings.showwarning = _print_warning
+        report = convert(options.model, options.out, options.config, options.check, options.tolerance, options.modules)
     print(report.to_text())
     return 0 if report.agrees else 1
+
+
+def _print_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Print what a warning says, without the place in the code that it is from."""
+    print(f"lc-triton: warning: {str(message).removeprefix('lc_triton: ')}", file=sys.stderr)

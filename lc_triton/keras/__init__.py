@@ -18,6 +18,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from lc_triton.keras.saved.extra import check_extra
+
 if TYPE_CHECKING:
     from lc_triton.keras.saved.checkpoint import save_model
     from lc_triton.keras.saved.load import load_model
@@ -35,4 +37,5 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("lc_triton.keras.layers")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    check_extra(f"lc_triton.keras.{name}")
     return getattr(importlib.import_module(f"lc_triton.keras.saved.{_HOMES[name]}"), name)

@@ -106,7 +106,7 @@ def _of_tensorflow(path: Path) -> str:
 def _given(config: str | Path) -> str:
     if isinstance(config, Path) or not config.lstrip().startswith("{"):
         try:
-            return Path(config).read_text()
+            return Path(config).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise KerasFileError(path=config, reason=str(error)) from error
     return config

@@ -47,8 +47,9 @@ class Report:
                     f"compared as {dtype}: Keras computes so under {self.found.policy}, and here it is float32"
                 )
         if self.agrees:
-            modules = "" if self.modules is None else f", modules=the modules of {self.modules.name}"
-            lines.append(f'Written to {self.out}: lc_triton.keras.load_model("{self.out}"{modules}) reads it.')
+            given = "" if self.modules is None else ", modules=modules"
+            whose = "" if self.modules is None else f", with the modules of {self.modules.name}"
+            lines.append(f'Written to {self.out}: lc_triton.keras.load_model("{self.out}"{given}) reads it{whose}.')
         else:
             lines.append("Nothing was written: the outputs are not those of Keras.")
         return "\n".join(lines)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import runpy
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -84,6 +85,26 @@ def check_used(modules: Mapping[str, Factory], spec: ModelSpec) -> None:
             present = sorted({f"{'/'.join(path)} ({layer.class_name})" for path, layer in spec.walk()})
             listed = ", ".join(present[:20]) + (", ..." if len(present) > 20 else "")
             raise ArgumentValueError(name="modules", value=name, allowed=f"names of layers or classes: {listed}")
+
+
+# How many layers the line has that tells a user how to replace them.
+_MOST_IN_HINT = 4
+
+
+def hint(spec: ModelSpec, layers: list[tuple[Names, LayerSpec]], known: Container[str]) -> str:
+    """The line to write for layers that cannot be read; those of classes that are known here go by their names."""
+    count = Counter(layer.name for _, layer in spec.walk())
+    keys = []
+    for path, layer in layers:
+        own = layer.class_name not in known and layer.class_name != "Lambda"
+        name = layer.name if count[layer.name] == 1 else "/".join(path)
+        keys.append(layer.class_name if own else name)
+    entries = [f'"{key}": lambda layer: MyModule()' for key in dict.fromkeys(keys)]
+    entries = entries[:_MOST_IN_HINT] + ["..."] * (len(entries) > _MOST_IN_HINT)
+    return (
+        f". A torch module of yours can take a layer's place: load_model(path, modules={{{', '.join(entries)}}}), or "
+        "lc-triton convert --modules FILE.py, a file that assigns these modules"
+    )
 
 
 def find(modules: Mapping[str, Factory], path: Names, layer: LayerSpec) -> Factory | None:

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lc_triton.errors import KerasFileError, MissingPackageError
+from lc_triton.errors import KerasFileError
+from lc_triton.keras.saved.extra import check_extra
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 
@@ -86,7 +87,7 @@ class Contents:
 @contextmanager
 def opened(file: Path, path: Path) -> Iterator[Contents]:
     """What is in a file, while its arrays can be read; `path` is its name in messages."""
-    _need("h5py", "reading Keras's files")
+    check_extra("reading Keras's files")
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(Path(__file__).with_name("index.py")), str(file), folder, str(MOST_EXPANSION)]
         seconds = SECONDS + file.stat().st_size / BYTES_A_SECOND
@@ -121,14 +122,7 @@ def _array(found: dict[str, Any], name: str, file: Path, folder: Path) -> Array:
 
 def import_h5py(what: str) -> Any:
     """The h5py module, for writing."""
-    _need("h5py", what)
+    check_extra(what)
     import h5py
 
     return h5py
-
-
-def _need(package: str, what: str) -> None:
-    import importlib.util
-
-    if importlib.util.find_spec(package) is None:
-        raise MissingPackageError(what=what, package=package, extra="keras")

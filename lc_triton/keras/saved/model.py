@@ -128,7 +128,9 @@ class _Builder:
         for layer in self.spec.layers:
             self._check(layer, (layer.name,), wrong)
         if wrong:
-            raise _refusal(self.spec, wrong)
+            raise _refusal(
+                self.spec, wrong, custom.hint(self.spec, [(path, layer) for path, layer, _ in wrong], CLASSES)
+            )
 
     def _check(self, layer: LayerSpec, path: Path, wrong: list[Wrong]) -> None:
         """Find what a layer and the layers inside of it are made from, or why they cannot be."""
@@ -303,14 +305,23 @@ def _arguments(layer: LayerSpec, keras: int) -> Arguments:
         raise ValueError(where + first["msg"].removeprefix("Value error, ")) from None
     _ = found.variable_dtype  # which refuses dtypes that are none
     for name in ("activation", "recurrent_activation"):
+        if _is_code(layer.config.get(name)):
+            raise ValueError(f"its {name} is Python code, and no code of a file is run")
         if name in layer.config and not (name == "activation" and activated.has_weights(found)):
             activation.function(layer.config[name], keras)
     return found
 
 
-def _refusal(spec: ModelSpec, wrong: list[Wrong]) -> ConversionError:
+def _is_code(function: object) -> bool:
+    """Whether a function is written as the bytes of a Python function."""
+    return isinstance(function, list) or (
+        isinstance(function, dict) and (function.get("class_name") == "__lambda__" or set(function) == {"value"})
+    )
+
+
+def _refusal(spec: ModelSpec, wrong: list[Wrong], hint: str = "") -> ConversionError:
     reasons = "; ".join(f"layer {'/'.join(path)!r} ({layer.class_name}): {reason}" for path, layer, reason in wrong)
-    return ConversionError(name=f"model {spec.name!r}", reason=reasons)
+    return ConversionError(name=f"model {spec.name!r}", reason=reasons + hint)
 
 
 def input_dtypes(spec: ModelSpec) -> list[torch.dtype]:
