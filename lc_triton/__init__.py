@@ -21,6 +21,7 @@ Around them:
     init              torch.nn.init for these weights, at each position
     position_penalty  how much filters differ between positions, for a loss
     convert_convs     replaces convolutions of a model by layers that compute the same
+    convert_weights   weights of flax, JAX, darknet and others in this library's order
     decompositions    for exported programs that run without this library: AOTInductor packages, ONNX
     backend           chooses the implementation by hand
     keras             Keras's arguments and files
@@ -76,6 +77,7 @@ from lc_triton.layers import (
 )
 from lc_triton.layers import init as init
 from lc_triton.layers.conversion import convert_convs
+from lc_triton.layers.other_layouts import convert_weights
 from lc_triton.layers.penalties import position_penalty
 from lc_triton.ops.decompositions import decompositions
 from lc_triton.optim import FusedAdamW, FusedSGD
@@ -113,6 +115,7 @@ __all__ = [
     "attach_constraints",
     "backend",
     "convert_convs",
+    "convert_weights",
     "decompositions",
     "local_conv",
     "local_conv_transpose",
