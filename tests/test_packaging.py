@@ -160,7 +160,7 @@ def test_metadata(wheel, metadata):
     assert metadata["Name"] == "lc-triton"
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == "<3.14,>=3.10"
-    assert requirements(metadata, None) == {"torch", "triton", "numpy", "filelock", "tqdm"}
+    assert requirements(metadata, None) == {"torch", "triton", "numpy", "filelock", "platformdirs", "tqdm"}
     assert "triton<3.10,>=3.6; sys_platform == 'linux'" in metadata.get_all("Requires-Dist")
     assert set(metadata.get_all("Provides-Extra")) == {
         *("all", "bench", "cli", "demo", "dev", "docs", "keras", "keras3", "onnx")

@@ -20,15 +20,15 @@ def user_configs() -> Path:
         >>> user_configs().is_absolute()
         True
     """
-    chosen, cache = environment("LC_TRITON_CONFIG_DIR", ""), environment("XDG_CACHE_HOME", "")
-    if not Path(cache).is_absolute():  # the XDG Base Directory Specification: a relative path is to be ignored
-        cache = "~/.cache"
-    folder = Path(chosen or Path(cache) / "lc_triton" / _NAME)
+    import platformdirs  # not above: only what chooses tiles needs it
+
+    chosen = environment("LC_TRITON_CONFIG_DIR", "")
     try:
-        return folder.expanduser().absolute()
+        folder = Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("lc_triton", False) / _NAME
     except RuntimeError as error:
         reason = "this user has no home folder, so LC_TRITON_CONFIG_DIR must name one for your tiles"
-        raise ConfigFileError(path=folder, reason=reason) from error
+        raise ConfigFileError(path=chosen or f"lc_triton/{_NAME}", reason=reason) from error
+    return folder.absolute()
 
 
 def known_user_configs() -> Path | None:
