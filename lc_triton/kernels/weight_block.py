@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from lc_triton.kernels.common import activation_backward, decode_k, site_is_read, tap
+from lc_triton.kernels.update import update_weights
 
 
 @triton.jit
@@ -125,11 +126,34 @@ def site_of(o01, t0, t1, ih, iw, x_pitch, SHAPE: tl.constexpr):
 
 @triton.jit
 def store_block(
-    acc, p_dw, block, k, t, dh, dw, c, jr, jc, position, box, f0, f, group, m_n, SHAPE: tl.constexpr, TILE: tl.constexpr
+    acc,
+    p_dw,
+    p_m,
+    p_v,
+    p_added,
+    p_scalars,
+    block,
+    k,
+    t,
+    dh,
+    dw,
+    c,
+    jr,
+    jc,
+    position,
+    box,
+    f0,
+    f,
+    group,
+    m_n,
+    SHAPE: tl.constexpr,
+    TILE: tl.constexpr,
+    UPDATE: tl.constexpr,
 ):
     """Store the band of the product acc [BK, BN]; `box` is the position of a tile that has one, in row-major order.
 
-    Taps on the padding store zeros: the mask of what is read has no part in this one.
+    With UPDATE, p_dw is the weight, and is updated by the product. Taps on the padding store zeros: the mask of what is
+    read has no part in this one.
     """
     C: tl.constexpr = SHAPE.group_channels
     F: tl.constexpr = SHAPE.filters
@@ -140,7 +164,9 @@ def store_block(
     BN: tl.constexpr = TILE.block_n
     KT: tl.constexpr = TILE.k_total
     DESCRIPTOR: tl.constexpr = TILE.descriptor
+    RULE: tl.constexpr = UPDATE.rule
     if DESCRIPTOR:  # one position: k counts its weights as they lie, and a descriptor stores nothing past their end
+        tl.static_assert(RULE == "none", "a descriptor stores, and loads nothing")
         b_dw = acc.to(p_dw.dtype).reshape(1, BK, BN)
         p_dw.store([box.to(tl.int32), block * BK, group * FG + f0], b_dw)  # [1, BK, BN]
     else:
@@ -148,5 +174,9 @@ def store_block(
         kw, m_w = tap(dw[:, None] - (jc * SHAPE.stride[3])[None, :], KW, SHAPE.dilation[3])
         o_w = ((((t * KH)[:, None] + kh) * KW + kw) * C + c[:, None]) * F
         m_dw = m_h & m_w & (k < KT)[:, None] & m_n[None, :]
-        p_dw += position.to(tl.int64) * SHAPE.position_weights + f
-        tl.store(p_dw[None, :] + o_w, acc.to(p_dw.dtype.element_ty), mask=m_dw)  # [BK, BN]
+        if RULE == "none":
+            p_dw += position.to(tl.int64) * SHAPE.position_weights + f
+            tl.store(p_dw[None, :] + o_w, acc.to(p_dw.dtype.element_ty), mask=m_dw)  # [BK, BN]
+        else:
+            o_w = (position.to(tl.int64) * SHAPE.position_weights + f)[None, :] + o_w
+            update_weights(acc, p_dw, p_m, p_v, p_added, p_scalars, o_w, m_dw, UPDATE)

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from lc_triton.kernels.common import tile_offsets
+from lc_triton.kernels.update import update_weights
 from lc_triton.kernels.weight_block import decode_block, decode_index, load_dz, store_block, store_dz, sum_bias
 
 
@@ -13,19 +14,25 @@ def weight_grad_kernel(
     p_g,  # (B, O0, O1, OH, OW, F) likewise, in positions
     p_saved,  # (B, P, F), y or z, where g is the gradient of y
     p_dw,  # (P, T, C // G, F), or with TILE.descriptor a tensor descriptor of it as (P, T * C // G, F)
+    # With UPDATE, the weight itself.
     p_db,  # (P, F); both of a split batch with SPLIT in front, the sums of its parts
     p_dz,  # (B, P, F), the gradient of z, for the input gradient
+    p_m,  # (P, T, C // G, F), the states of the weight's optimizer
+    p_v,  # (P, T, C // G, F)
+    p_added,  # (P, T, C // G, F), a gradient that is a part of the sum
+    p_scalars,  # (8), the optimizer's hyperparameters
     B,
     x_pitch,
     g_pitch,
     SHAPE: tl.constexpr,
     TILE: tl.constexpr,
     UPSTREAM: tl.constexpr,
+    UPDATE: tl.constexpr,
 ):
     """dw = x^T . dz for TQ x TP positions, FT filters and one block of k, or STREAM of them, a program.
 
     The batch is summed inside. Only the band of the (BK x BN) product is stored: each (position, tap, channel, filter)
-    lies in exactly one program.
+    lies in exactly one program. With UPDATE, that program updates the weight by it instead of storing it.
     """
     C: tl.constexpr = SHAPE.group_channels
     F: tl.constexpr = SHAPE.filters
@@ -44,6 +51,7 @@ def weight_grad_kernel(
     SWAP: tl.constexpr = TILE.swap
     PRECISION: tl.constexpr = TILE.precision
     WITH_BIAS: tl.constexpr = UPSTREAM.with_bias
+    RULE: tl.constexpr = UPDATE.rule
     ACC: tl.constexpr = tl.float64 if p_x.dtype.element_ty == tl.float64 else tl.float32
 
     # Tile. The blocks of k of one tile run side by side: they share its g.
@@ -85,7 +93,31 @@ def weight_grad_kernel(
                 acc = tl.trans(tl.dot(tl.trans(b_g), b_x, input_precision=PRECISION, out_dtype=ACC))
             else:
                 acc = tl.dot(tl.trans(b_x), b_g, input_precision=PRECISION, out_dtype=ACC)
-            store_block(acc, p_dw, block, k, t, dh, dw, c, jr, jc, position, box, f0, f, group, m_n, SHAPE, TILE)
+            store_block(
+                acc,
+                p_dw,
+                p_m,
+                p_v,
+                p_added,
+                p_scalars,
+                block,
+                k,
+                t,
+                dh,
+                dw,
+                c,
+                jr,
+                jc,
+                position,
+                box,
+                f0,
+                f,
+                group,
+                m_n,
+                SHAPE,
+                TILE,
+                UPDATE,
+            )
     elif OWN:
         # Loop over the batch, with the indices of a window unrolled: each has a sum of its own. Where a window is one
         # block, the bias gradient is summed on the way.
@@ -114,11 +146,18 @@ def weight_grad_kernel(
         # Epilogue: the sums over the samples of a block.
         if WITH_BIAS and KB == 1:
             tl.store(p_db + o_s, tl.sum(b_db, 0).to(p_db.dtype.element_ty), mask=m_n)  # [BN]
-        p_dw += position.to(tl.int64) * SHAPE.position_weights + f
-        for i in tl.static_range(TAKEN):
-            k = chunk * BK + i
-            b_dw = tl.sum(acc[i], 0).to(p_dw.dtype.element_ty)
-            tl.store(p_dw + k * F, b_dw, mask=m_n & (k < TILE.k_total))  # [BN]
+        if RULE == "none":
+            p_dw += position.to(tl.int64) * SHAPE.position_weights + f
+            for i in tl.static_range(TAKEN):
+                k = chunk * BK + i
+                b_dw = tl.sum(acc[i], 0).to(p_dw.dtype.element_ty)
+                tl.store(p_dw + k * F, b_dw, mask=m_n & (k < TILE.k_total))  # [BN]
+        else:
+            o_w = position.to(tl.int64) * SHAPE.position_weights + f
+            for i in tl.static_range(TAKEN):
+                k = chunk * BK + i
+                m_w = m_n & (k < TILE.k_total)
+                update_weights(tl.sum(acc[i], 0), p_dw, p_m, p_v, p_added, p_scalars, o_w + k * F, m_w, UPDATE)  # [BN]
     else:
         # Loop over the batch, first for the bias gradient, then for the product. One loop for both would take g out of
         # the matmul's pipeline; in the other order the addresses would stay in registers during the product, and a
@@ -152,4 +191,28 @@ def weight_grad_kernel(
             acc = tl.sum(acc, 0)
         elif SWAP:
             acc = tl.trans(acc)
-        store_block(acc, p_dw, chunk, k, t, dh, dw, c, jr, jc, position, box, f0, f, group, m_n, SHAPE, TILE)
+        store_block(
+            acc,
+            p_dw,
+            p_m,
+            p_v,
+            p_added,
+            p_scalars,
+            chunk,
+            k,
+            t,
+            dh,
+            dw,
+            c,
+            jr,
+            jc,
+            position,
+            box,
+            f0,
+            f,
+            group,
+            m_n,
+            SHAPE,
+            TILE,
+            UPDATE,
+        )

@@ -11,6 +11,7 @@ from lc_triton.launch.passes import (
     input_grad,
     weight_grad,
 )
+from lc_triton.launch.update import weight_update
 
 __all__ = [
     "BoundPass",
@@ -22,4 +23,5 @@ __all__ = [
     "input_grad",
     "reads_memory_alone",
     "weight_grad",
+    "weight_update",
 ]

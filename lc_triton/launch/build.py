@@ -16,7 +16,17 @@ from lc_triton.kernels.combine import combine_kernel
 from lc_triton.launch.absent import compile_call
 from lc_triton.launch.access_lines import Place, argument_lines
 from lc_triton.launch.disassembly import read_binary
-from lc_triton.launch.layout import PLAIN, Epilogue, Upstream, dense_rows, shape_of, tile_of
+from lc_triton.launch.layout import (
+    NO_POINTERS,
+    PLAIN,
+    STORED,
+    Epilogue,
+    Upstream,
+    WeightUpdate,
+    dense_rows,
+    shape_of,
+    tile_of,
+)
 from lc_triton.launch.passes import COMBINED, SECOND_PASS, kernel_of, operand, parts_of
 from lc_triton.tiles.config import Pass, TileConfig
 
@@ -57,13 +67,14 @@ def build(
     store_z: bool = False,
     wide: bool = False,
     batch: int = 64,
+    update: WeightUpdate = STORED,
 ) -> Any:
     """The kernel of one pass compiled by Triton for `arch` (80, 90, 100, ... or "gfx942"); no GPU is needed.
 
     Another batch gives the same kernel, but for batch 1, whose pitch is 0.
     """
     given: dict[str, Any] = {"dtype": dtype, "weight_dtype": weight_dtype, "bias": bias, "store_z": store_z}
-    args = call_args(pass_name, problem, config, **given, wide=wide, batch=batch)
+    args = call_args(pass_name, problem, config, **given, wide=wide, batch=batch, update=update)
     return compile_call(kernel_of(pass_name, problem.geometry), config, arch, *args)
 
 
@@ -78,8 +89,12 @@ def call_args(
     store_z: bool = False,
     wide: bool = False,
     batch: int = 64,
+    update: WeightUpdate = STORED,
 ) -> list[Any]:
-    """All arguments of the kernel of one pass, as of a launch on dense tensors; the tensors have no memory."""
+    """All arguments of the kernel of one pass, as of a launch on dense tensors; the tensors have no memory.
+
+    A weight gradient that updates the weight takes dz, and makes no bias gradient.
+    """
     geo, act = problem.geometry, problem.activation
     weight_dtype = weight_dtype or dtype
     x = _empty((batch, *geo.in_spatial, geo.in_channels), dtype)
@@ -95,13 +110,18 @@ def call_args(
     if pass_name == "weight_grad" and geo.regions:
         dw = parts_of(weight, config) if split else weight
         return [x, y, dw, batch, dense_rows(x)[1], dense_rows(y)[1], *common]
+    if update is not STORED and not split:
+        pitches = dense_rows(x)[1], dense_rows(y)[1]
+        pointers = update_pointers(weight, update)
+        return [x, y, None, weight, None, None, *pointers, batch, *pitches, *common, Upstream(False), update]
     if pass_name == "weight_grad":
         db = None if bias == "none" else _empty(geo.bias_shape, weight_dtype)
         saved = None if act is LINEAR else y
         upstream = Upstream(bias != "none", act.name, act.constant, store_dz=act is not LINEAR)
         dw = parts_of(weight, config) if split else operand(pass_name, weight, problem, config)
         db = parts_of(db, config) if split and db is not None else db
-        return [x, y, saved, dw, db, saved, batch, dense_rows(x)[1], dense_rows(y)[1], *common, upstream]
+        pitches = dense_rows(x)[1], dense_rows(y)[1]
+        return [x, y, saved, dw, db, saved, *NO_POINTERS, batch, *pitches, *common, upstream, STORED]
     epilogue = PLAIN if split else Epilogue(bias, act.name, act.constant, store_z)
     p_bias = biases[epilogue.bias]
     weight = operand(pass_name, weight, problem, config)
@@ -109,6 +129,13 @@ def call_args(
         return [y, weight, p_bias, parts_of(x, config) if split else x, batch, dense_rows(y)[1], *common, epilogue]
     z = y if epilogue.store_z else None
     return [x, weight, p_bias, parts_of(y, config) if split else y, z, batch, dense_rows(x)[1], *common, epilogue]
+
+
+def update_pointers(weight: Tensor, update: WeightUpdate) -> list[Tensor | None]:
+    """The states, the added gradient and the hyperparameters of an update."""
+    states = {"adamw": 2, "momentum": 1, "nesterov": 1, "sgd": 0}[update.rule]
+    wanted = states > 0, states > 1, update.with_added
+    return [*(weight if there else None for there in wanted), _empty((8,), weight.dtype)]
 
 
 def build_combine(

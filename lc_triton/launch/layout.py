@@ -104,6 +104,19 @@ class Upstream(NamedTuple):
     store_dz: bool = False
 
 
+class WeightUpdate(NamedTuple):
+    """What the weight gradient does with its sums: store them for the rule "none", else update the weight by them.
+
+    The other rules are those of `lc_triton.optim.rules`; `with_added`: whether a gradient is added to the sums.
+    """
+
+    rule: str = "none"
+    with_added: bool = False
+
+
+STORED = WeightUpdate()
+# The pointers of an update, of the states to the scalars, where there is none.
+NO_POINTERS = (None,) * 4
 PLAIN = Epilogue("none", "linear", 0.0, False)
 
 

@@ -21,7 +21,9 @@ from lc_triton.kernels.shared_weight_grad import shared_weight_grad_kernel
 from lc_triton.kernels.weight_grad import weight_grad_kernel
 from lc_triton.launch.launcher import Launch, Launches, prepare
 from lc_triton.launch.layout import (
+    NO_POINTERS,
     PLAIN,
+    STORED,
     Epilogue,
     Pitch,
     Shape,
@@ -259,7 +261,7 @@ def _bind_weight_grad(
         upstream = Upstream(db is not None, act.name, act.constant, dz is not None)
     shape = shape_of(problem.geometry, True) if is_wide(x, g) else plan.narrow
     grid = programs(pass_name, problem.geometry.as_4d(), x.shape[0], config)
-    constants = x.shape[0], x_pitch, g_pitch, shape, plan.tile, upstream
+    constants = *NO_POINTERS, x.shape[0], x_pitch, g_pitch, shape, plan.tile, upstream, STORED
     split = config.split > 1
     dw_parts, db_parts = parts_of(dw, config, "meta"), None if db is None else parts_of(db, config, "meta")
     into = operand(pass_name, dw, problem, config) if dw_parts is None else dw_parts

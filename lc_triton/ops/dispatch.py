@@ -79,8 +79,13 @@ def weight_grad(
 def weight_update(x: Tensor, g: Tensor, problem: Problem, update: Update) -> None:
     """Update a weight by the weight gradient of (x, g)."""
     x, g, weight = as_stored(x), as_stored(g), update.weight
-    if problem.backend == "cpu" and x.shape[0]:
+    fused = x.shape[0] and not problem.geometry.regions  # shared filters are few: their gradient costs little to store
+    if problem.backend == "cpu" and fused:
         _cpu.weight_update(x, g, problem, update)
+    elif problem.backend == "triton" and fused:
+        from lc_triton import launch
+
+        launch.weight_update(x, g, update, problem)
     else:
         update.apply(weight_grad(x, g, problem, weight.dtype, with_bias=False)[0])
     increment_version(weight)

@@ -161,7 +161,7 @@ def program_weight_bytes(task: Task, config: TileConfig) -> float:
         connections = geo.taps * geo.out_channels / geo.groups / math.prod(geo.stride)
     if task.pass_name == "weight_grad":
         parts = chunks(geo, config)
-    return config.block_n * connections * task.weight_itemsize / parts
+    return config.block_n * connections * task.weight_itemsize * task.weight_accesses / parts
 
 
 def predict(task: Task, device: Device, config: TileConfig) -> float:
@@ -200,7 +200,7 @@ def _issue_seconds(task: Task, device: Device, config: TileConfig, count: int, s
     if is_thin(task):  # number by number
         loaded = config.block_b * config.block_k
     stores = steps if config.stream > 1 else 1
-    results = product(task, config) / threads * stores
+    results = product(task, config) / threads * stores * task.weight_accesses
     instructions = (
         (PROGRAM_INSTRUCTIONS if config.dot else PROGRAM_INSTRUCTIONS / 4)
         + steps * (STEP_INSTRUCTIONS + COPY_INSTRUCTIONS * loaded / threads)

@@ -28,6 +28,10 @@ MAX_PRODUCTS = 4096
 NUMBERS_OF_A_THREAD, SUMS_OF_A_THREAD, MAX_UNROLLED = 8, 72, 16
 # How deep a product without tensor cores may be: it is unrolled, and ptxas spills here and there at twice this.
 MAX_VECTOR_DEPTH = 16
+# Weights that a thread updates at once: nothing spills up to here. Where blocks of k stream, each takes so many
+# registers beside those of the loop, for its states and their addresses. Half as many fit before Hopper, whose operands
+# are in registers as well. Read off compiled kernels: 222 registers for 32 weights, 128 for 16.
+MAX_UPDATED, REGISTERS_OF_UPDATE = 32, 5
 # An asynchronous copy moves so many bytes at once.
 COPY_BYTES = 16
 # Numbers of a product that one warp can hold.
@@ -51,6 +55,7 @@ def candidates(task: Task, device: Device) -> list[TileConfig]:
         config
         for unsplit in _unsplit(task, device)
         for config in (*_splits(task, device, unsplit), *_streams(task, device, unsplit))
+        if task.states is None or updates_fit(task, device, config)
     )
     count = {config: programs(task.pass_name, task.geo, task.batch, config) for config in found}
     # A tile that leaves three quarters of the device idle cannot be the fastest where another does not.
@@ -122,7 +127,8 @@ def resident(task: Task, device: Device, config: TileConfig) -> int:
     """How many programs of a tile one multiprocessor is planned to hold, by shared memory, registers and warps."""
     few = task.pass_name == "weight_grad" and not is_thin(task)
     of_thread = REGISTERS_OF_WEIGHT_GRAD if few else REGISTERS_OF_A_THREAD
-    registers = product(task, config) + of_thread * device.lanes * config.num_warps
+    of_product = REGISTERS_OF_UPDATE if task.states is not None and config.stream > 1 else 1
+    registers = of_product * product(task, config) + of_thread * device.lanes * config.num_warps
     by_shared = device.shared_bytes // shared_bytes(task, config) if config.dot else device.warps
     return max(1, min(by_shared, device.registers // registers, device.warps // config.num_warps))
 
@@ -162,6 +168,12 @@ def product(task: Task, config: TileConfig) -> int:
     """Numbers that a program's accumulator holds."""
     rows = config.block_k if task.pass_name == "weight_grad" else config.block_b
     return rows * config.block_n if config.dot else config.block_b * config.block_k * config.block_n
+
+
+def updates_fit(task: Task, device: Device, config: TileConfig) -> bool:
+    """Whether a thread has registers for the update of all weights whose gradients it holds."""
+    most = MAX_UPDATED // 2 if config.stream > 1 and _before_hopper(device) else MAX_UPDATED
+    return product(task, config) <= most * device.lanes * config.num_warps
 
 
 def uses_all(task: Task, device: Device, config: TileConfig) -> bool:

@@ -141,11 +141,9 @@ def kernel_hash(pass_name: Pass) -> str:
     The source is the pass's kernel, the second launch of a split loop, and the functions that both call.
     """
     digest = hashlib.sha256()
-    own = (
-        ("weight_grad.py", "weight_block.py", "shared_weight_grad.py")
-        if pass_name == "weight_grad"
-        else (f"{pass_name}.py",)
-    )
+    own = [f"{pass_name}.py"]
+    if pass_name == "weight_grad":
+        own += ["weight_block.py", "shared_weight_grad.py", "update.py"]
     for name in ("common.py", "combine.py", *own):
         digest.update((KERNELS / name).read_bytes())
     return digest.hexdigest()[:12]

@@ -28,6 +28,8 @@ class Task:
         batch: B.
         dtype, weight_dtype: of x and of the weight, torch's names.
         precision: of float32 products, "ieee" or "tf32".
+        states: None where the result is stored; of a weight gradient that updates the weight instead, how many states
+            the weight's optimizer has.
     """
 
     pass_name: Pass
@@ -36,6 +38,7 @@ class Task:
     dtype: str
     weight_dtype: str
     precision: str = "ieee"
+    states: int | None = None
 
     @classmethod
     def of(cls, pass_name: Pass, problem: Problem, batch: int, dtype: str, weight_dtype: str) -> Task:
@@ -51,6 +54,7 @@ class Task:
             "dtype": self.dtype,
             "weight_dtype": self.weight_dtype,
             "precision": self.precision,
+            **({} if self.states is None else {"states": self.states}),
         }
 
     @classmethod
@@ -126,10 +130,18 @@ class Task:
 
     @property
     def least_bytes(self) -> int:
-        """Bytes of input, output and weight, each moved once; the same for every pass."""
+        """Bytes of input, output and weight, each moved once; the same for every pass.
+
+        An update reads and writes the weight and each of its states.
+        """
         geo = self.geometry
         activations = self.batch * (geo.sites * geo.in_channels + geo.positions * geo.out_channels)
-        return activations * self.itemsize + geo.weight_numel * self.weight_itemsize
+        return activations * self.itemsize + geo.weight_numel * self.weight_itemsize * self.weight_accesses
+
+    @property
+    def weight_accesses(self) -> int:
+        """How often each weight, or a number as large, is moved."""
+        return 1 if self.states is None else 2 + 2 * self.states
 
     @property
     def flops(self) -> int:

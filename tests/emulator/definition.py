@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lc_triton.core.activations import LINEAR, Activation
+from lc_triton.core.fused import Update
 from lc_triton.core.geometry import Geometry
 from lc_triton.ops import reference
 
@@ -105,6 +106,25 @@ class Definition:
             "dw": Wanted(dw, self._of_sum(size, batch) + extra * size),
             "db": Wanted(dz.sum(0), bias_size * (4 * batch**0.5 * self.unit + extra)),
         }
+
+    def weight_update(self, x: Tensor, dz: Tensor, update: Update) -> dict[str, Wanted]:
+        """The weight and the states after an update by the gradient of (x, dz); `update` stays as it is."""
+        dw = self.weight_grad(x, dz)["dw"]
+
+        def after(gradient: Tensor) -> list[Tensor]:
+            exact = [t.double().clone() for t in (update.weight, *update.states)]
+            added = None if update.added is None else update.added.double()
+            Update(update.rule, exact[0], tuple(exact[1:]), added).apply(gradient.clone())
+            return exact
+
+        right, *off = after(dw.exact), after(dw.exact + dw.error), after(dw.exact - dw.error)
+        size = [t.double().abs() for t in (update.weight, *update.states)]
+        error = [
+            sum((o[i] - right[i]).abs() for o in off) + 16 * self.unit * (right[i].abs() + size[i] + dw.exact.abs())
+            for i in range(len(right))
+        ]
+        names = "weight", "first", "second"
+        return {name: Wanted(*both) for name, *both in zip(names, right, error, strict=False)}
 
     def _of_sum(self, size: Tensor, terms: int, rounds_weight: bool = False) -> Tensor:
         """The error of a sum of so many products whose magnitudes sum up to `size`."""

@@ -24,8 +24,10 @@ NUMPY_TYPES = {
     "i1": "i1", "i8": "i1", "i16": "i2", "i32": "i4", "i64": "i8", "u1": "u1", "u8": "u1", "u16": "u2", "u32": "u4",
     "u64": "u8", "fp32": "f4", "f32": "f4", "fp64": "f8",
 }  # fmt: skip
-# What kernels only read, by the names of their arguments; all else they only write.
-READ_ONLY = ("p_x", "p_w", "p_bias", "p_g", "p_saved", "p_parts")
+# What kernels only read, by the names of their arguments; all else they only write. A kernel that has the last one
+# updates a weight and its states: it reads and writes them.
+READ_ONLY = ("p_x", "p_w", "p_bias", "p_g", "p_saved", "p_parts", "p_added", "p_scalars")
+UPDATED = ("p_dw", "p_w", "p_m", "p_v")
 Parameter = tuple[str, Any, Any]  # name, Triton's type, value
 
 _active: list[EmulatedGPU] = []
@@ -89,6 +91,7 @@ class Parameters:
         self._bytes = bytearray(self._params[-1].offset + self._params[-1].size if self._params else 0)
         self._put_count = 0
         metadata = iter(descriptors)
+        self._updated = UPDATED if READ_ONLY[-1] in [name for name, _, _ in parameters] else ()
         for name, kind, arg in parameters:
             if str(kind).startswith("tensordesc"):
                 self._put_descriptor(name, arg, next(metadata))
@@ -139,10 +142,11 @@ class Parameters:
             self._put(np.int64(stride).tobytes())
 
     def _add_tensor(self, name: str, tensor: Tensor) -> None:
-        storage, reads = tensor.untyped_storage(), name in READ_ONLY
+        storage, both = tensor.untyped_storage(), name in self._updated
+        reads = both or name in READ_ONLY
         buffer = self.buffers.setdefault(storage.data_ptr(), Buffer(name, storage.data_ptr(), storage.nbytes()))
         buffer.names.add(name)
-        buffer.allow(tensor, read=reads, write=not reads)
+        buffer.allow(tensor, read=reads, write=both or not reads)
         if not reads and self._fill:
             tensor.fill_(float("nan"))
 

@@ -13,7 +13,9 @@ from triton.runtime.errors import OutOfResources
 
 from lc_triton import launch
 from lc_triton.core.activations import LINEAR, Activation, parse_activation
+from lc_triton.core.fused import Rule, Update
 from lc_triton.core.problem import Problem
+from lc_triton.optim import rules
 from tests.cases import tensors
 from tests.emulator.definition import Definition, Wanted
 from tests.emulator.driver import Watch, emulated_gpu, sample
@@ -127,7 +129,10 @@ class _Run:
         self.compare("input_grad_kernel", self.definition.input_grad(t.g, t.weight, bias), dx=dx)
 
     def weight_grad(self) -> None:
-        """The gradients of weight and bias, from that of z or, through the activation, of y."""
+        """The gradients of weight and bias, from that of z or, through the activation, of y; or the update."""
+        if self.job.rule:
+            self.weight_update()
+            return
         t, config, kernel = self.tensors, self.job.configs[2], "weight_grad_kernel"
         dw = torch.zeros_like(t.weight)
         db = None if self.job.bias == "none" else torch.zeros_like(t.bias)
@@ -146,3 +151,28 @@ class _Run:
         self.compare(kernel, wanted, dw=dw)
         if db is not None and not (self.job.most and bool(db.isnan().all())):
             self.compare(kernel, wanted, db=db)
+
+    def weight_update(self) -> None:
+        """The update of the weight and of the optimizer's states by the weight gradient."""
+        t, rule = self.tensors, RULES[self.job.rule]
+        gen = torch.Generator().manual_seed(7)
+        states = tuple(
+            torch.rand(t.weight.shape, generator=gen, dtype=torch.float64).add(0.5).to(t.weight.dtype)
+            for _ in range(STATES[self.job.rule])
+        )
+        added = states[0].clone() if self.job.seed % 2 and states else None
+        wanted = self.definition.weight_update(t.x, t.g, Update(rule, t.weight, states, added))
+        update = Update(rule, t.weight.clone(), tuple(s.clone() for s in states), added)
+        launch.weight_update(t.x, t.g, update, self.problem.linear(), self.job.configs[2])
+        got = dict(zip(("first", "second"), update.states, strict=False))
+        self.compare("weight_grad_kernel", wanted, weight=update.weight, **got)
+
+
+# An optimizer's rule at its third step, and how many states it has.
+RULES: dict[str, Rule] = {
+    "adamw": rules.AdamW(0.01, 0.9, 0.99, 1e-8, 0.1, False, 3, torch.tensor(3.0)),
+    "sgd": rules.SGD(0.1, 0.0, 0.0, 0.01, False, True, False),
+    "momentum": rules.SGD(0.1, 0.9, 0.5, 0.01, False, False, False),
+    "nesterov": rules.SGD(0.1, 0.9, 0.0, 0.01, True, False, False),
+}
+STATES = {"adamw": 2, "sgd": 0, "momentum": 1, "nesterov": 1}

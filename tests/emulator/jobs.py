@@ -45,7 +45,7 @@ TYPES = {
 }
 DEVICE_OF = {80: "a100", 90: "h100"}
 ARCHS = tuple(DEVICE_OF)
-PARTS = ("boxes", "wide", "cases", "model")
+PARTS = ("boxes", "wide", "cases", "updates", "model")
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Job:
         view: how x and g lie in memory: a key of `VIEWS`.
         most: programs of one launch; others are left out. 0: all run.
         seed: of the tensors, and of which programs run.
+        rule: of an optimizer, by which the weight gradient updates the weight; "" where it is stored.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Job:
     view: str = ""
     most: int = 0
     seed: int = 0
+    rule: str = ""
 
     def __str__(self) -> str:
         return f"{self.name} {self.types} sm_{self.arch}"
@@ -190,7 +192,7 @@ def jobs(
     archs: tuple[int, ...] = ARCHS, types: tuple[str, ...] = tuple(TYPES), parts: tuple[str, ...] = PARTS
 ) -> list[Job]:
     """All jobs of some architectures, types and parts; in an order that mixes them, so that a beginning says much."""
-    makers = {"boxes": _boxes, "wide": _wide, "cases": _cases, "model": _of_workloads}
+    makers = {"boxes": _boxes, "wide": _wide, "cases": _cases, "updates": _updates, "model": _of_workloads}
     found = [job for part in parts for arch in archs for name in types for job in makers[part](arch, name)]
     random.Random(0).shuffle(found)
     return found
@@ -251,6 +253,30 @@ def _cases(arch: int, types: str) -> Iterator[Job]:
                 seed=count,
                 most=0 if count % 5 == 0 else 64,
             )
+
+
+# Layers whose weights are updated, and tiles for it.
+UPDATED = [case for case in CASES if case.name in ("1d", "2d_asymmetric", "2d_groups", "3d")]
+UPDATE_TILES: dict[str, dict[str, Any]] = {
+    **{name: FORCED[name] for name in ("1x1", "2x2", "2x4 swap", "1x2 reduce", "1x2 split", "1x1 reduce split")},
+    "1x2 stream": {"rows": 1, "cols": 2, "stream": 2},
+    "1x1 wide stream": {"rows": 1, "cols": 1, "block_b": 64, "block_k": 32, "stream": 4},
+}
+
+
+def _updates(arch: int, types: str) -> Iterator[Job]:
+    """Weights that an optimizer updates, of 32 bits or more; every second layer with a tile, others for each type."""
+    count = list(TYPES).index(types) + arch // 10
+    if TYPES[types].weight.itemsize < 4:
+        return
+    rules = "adamw", "nesterov", "adamw", "momentum", "adamw", "sgd"
+    for i, case in enumerate(UPDATED):
+        for j, (name, given) in enumerate(UPDATE_TILES.items()):
+            if (i + j + count) % 2:
+                continue
+            configs = None, None, tile(case.geometry.out_channels, **given)
+            rule = rules[(i + j) % len(rules)]
+            yield Job(f"updates/{case.name} {name}", case, types, arch, configs, seed=i + j, rule=rule)
 
 
 def scaled(geo: Geometry, rows: int, cols: int) -> Case:

@@ -29,9 +29,14 @@ QUICK = {
     ("cases/3d_stride_same 2x2", "tf32", 90),
     ("cases/2d_whole_input 2x2", "bf16/fp32", 90),
     ("cases/2d_depthwise_multiplier 1x2 reduce", "fp64", 90),
+    ("updates/1d 1x2 split", "fp32", 80),
+    ("updates/2d_asymmetric 1x2 stream", "bf16/fp32", 90),
+    ("updates/2d_groups 1x2 reduce", "fp64", 90),
 }
 
-FIXED = jobs(parts=("boxes", "wide", "cases"))  # without those whose tiles the model picks, which takes a while
+FIXED = jobs(
+    parts=("boxes", "wide", "cases", "updates")
+)  # without those whose tiles the model picks, which takes a while
 
 
 @pytest.fixture(autouse=True)

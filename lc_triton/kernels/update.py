@@ -1,0 +1,69 @@
+"""An optimizer's update of the weights: the epilogue of the weight gradient, or of the second pass of a split loop."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def update_weights(b_g, p_w, p_m, p_v, p_added, p_scalars, o, m, UPDATE: tl.constexpr):
+    """Update the weights at offsets o by their gradients b_g, both of any shape; m masks.
+
+    The rules and the order of their scalars are those of lc_triton.optim.rules. p_m and p_v are the states, p_added a
+    gradient that is a part of the sum.
+    """
+    RULE: tl.constexpr = UPDATE.rule  # triton 3.6 compares no field of a tuple
+    WITH_ADDED: tl.constexpr = UPDATE.with_added
+    ACC: tl.constexpr = b_g.dtype
+    if WITH_ADDED:
+        b_g += tl.load(p_added + o, mask=m, other=0.0).to(ACC)
+    b_g *= tl.load(p_scalars).to(ACC)
+    b_w = tl.load(p_w + o, mask=m, other=0.0).to(ACC)
+    if RULE == "adamw":
+        b_m = tl.load(p_m + o, mask=m, other=0.0).to(ACC)
+        b_v = tl.load(p_v + o, mask=m, other=0.0).to(ACC)
+        b_m += (b_g - b_m) * tl.load(p_scalars + 2).to(ACC)
+        b_v = b_v * tl.load(p_scalars + 3).to(ACC) + b_g * b_g * tl.load(p_scalars + 4).to(ACC)
+        tl.store(p_m + o, b_m.to(p_m.dtype.element_ty), mask=m)
+        tl.store(p_v + o, b_v.to(p_v.dtype.element_ty), mask=m)
+        b_d = tl.sqrt(b_v) / tl.load(p_scalars + 6).to(ACC) + tl.load(p_scalars + 7).to(ACC)
+        b_w = b_w * tl.load(p_scalars + 1).to(ACC) - tl.load(p_scalars + 5).to(ACC) * b_m / b_d
+    else:
+        tl.static_assert(RULE == "sgd" or RULE == "momentum" or RULE == "nesterov", "a rule the kernels do not know")
+        b_g += b_w * tl.load(p_scalars + 1).to(ACC)
+        if RULE != "sgd":
+            b_m = tl.load(p_m + o, mask=m, other=0.0).to(ACC)
+            b_m = b_m * tl.load(p_scalars + 2).to(ACC) + b_g * tl.load(p_scalars + 3).to(ACC)
+            tl.store(p_m + o, b_m.to(p_m.dtype.element_ty), mask=m)
+            if RULE == "nesterov":
+                b_g += b_m * tl.load(p_scalars + 4).to(ACC)
+            else:
+                b_g = b_m
+        b_w -= b_g * tl.load(p_scalars + 5).to(ACC)
+    tl.store(p_w + o, b_w.to(p_w.dtype.element_ty), mask=m)
+
+
+@triton.jit
+def combine_update_kernel(
+    p_parts,  # (SPLIT, N)
+    p_w,  # (N), the weight
+    p_m,  # (N), its states
+    p_v,  # (N)
+    p_added,  # (N), a gradient that is a part of the sum
+    p_scalars,  # (8)
+    N: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BN: tl.constexpr,
+    UPDATE: tl.constexpr,
+):
+    """Update BN weights a program by the gradient parts[0] + parts[1] + ..."""
+    # Tile.
+    n = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
+    m_n = n < N
+
+    # Loop over the parts.
+    b_g = tl.load(p_parts + n, mask=m_n, other=0.0)  # [BN]
+    for s in tl.static_range(1, SPLIT):
+        b_g += tl.load(p_parts + s * N + n, mask=m_n, other=0.0)  # [BN]
+
+    # Epilogue.
+    update_weights(b_g, p_w, p_m, p_v, p_added, p_scalars, n, m_n, UPDATE)

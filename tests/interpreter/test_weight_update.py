@@ -1,0 +1,102 @@
+"""The weight gradient that updates the weight, interpreted: against the definition and torch's optimizers."""
+
+import copy
+
+import pytest
+import torch
+
+import lc_triton
+from lc_triton import launch
+from lc_triton.core.fused import Update
+from lc_triton.core.problem import Problem
+from lc_triton.optim import rules
+from lc_triton.tiles.config import TileConfig
+from tests.cases import CASES, assert_close, expected, tensors
+
+TILES = {
+    "1x1": TileConfig(1, 1, 16, 16, 16),
+    "2x2": TileConfig(2, 2, 16, 16, 32),
+    "2x4_swapped": TileConfig(2, 4, 16, 16, 16, swap=True),
+    "streamed": TileConfig(1, 2, 16, 16, 16, stream=2),
+    "split": TileConfig(1, 2, 16, 16, 16, split=2),
+    "reduced": TileConfig(1, 1, 16, 2, 16, dot=False),
+    "own_windows": TileConfig(1, 2, 16, 4, 4, dot=False),
+}
+STEP = torch.tensor(3.0)
+RULES = {
+    "adamw": (rules.AdamW(0.01, 0.9, 0.99, 1e-8, 0.1, False, 3, STEP), 2),
+    "maximize": (rules.AdamW(0.01, 0.8, 0.9, 1e-3, 0.0, True, 3, STEP), 2),
+    "sgd": (rules.SGD(0.1, 0.0, 0.0, 0.01, False, False, False), 0),
+    "momentum": (rules.SGD(0.1, 0.9, 0.5, 0.01, False, True, False), 1),
+    "momentum, first": (rules.SGD(0.1, 0.9, 0.5, 0.0, False, False, True), 1),
+    "nesterov": (rules.SGD(0.1, 0.9, 0.0, 0.01, True, False, False), 1),
+}
+
+
+def case_of(name):
+    return next(case for case in CASES if case.name == name)
+
+
+def hold(case, tile, rule, *, added=False):
+    """Update by the kernel and by torch's operator of the definition's gradient; compare weights and states."""
+    (rule, count), t = RULES[rule], tensors(case)
+    gen = torch.Generator().manual_seed(1)
+    states = [torch.rand(t.weight.shape, generator=gen, dtype=t.weight.dtype) for _ in range(count)]
+    if rule.name in ("momentum", "nesterov") and rule.is_first:
+        states[0].zero_()
+    more = torch.rand(t.weight.shape, generator=gen, dtype=t.weight.dtype) if added else None
+    want = t.weight.clone(), *(s.clone() for s in states)
+    gradient = expected(case, t)["dw"].to(t.weight.dtype)
+    rule.apply(want[0], gradient + more if added else gradient, want[1:])
+    weight = t.weight.clone()
+    launch.weight_update(
+        t.x, t.g, Update(rule, weight, tuple(states), more), Problem(case.geometry, backend="triton"), tile
+    )
+    for name, got, right in zip(("weight", "first", "second"), (weight, *states), want, strict=False):
+        assert_close(got, right, 1e-10, name)
+
+
+@pytest.mark.parametrize(
+    ("case", "tile"),
+    [
+        pytest.param("2d_asymmetric", "1x1", marks=pytest.mark.nightly),
+        ("2d_asymmetric", "2x2"),
+        pytest.param("2d_asymmetric", "streamed", marks=pytest.mark.slow),
+        ("2d_dilated_stride_gcd", "2x4_swapped"),
+        pytest.param("2d_asymmetric", "split", marks=pytest.mark.slow),
+        ("1d", "reduced"),
+        ("2d_groups", "2x2"),
+        pytest.param("2d_groups", "own_windows", marks=pytest.mark.slow),
+        ("3d", "2x2"),
+    ],
+)
+def test_adamw_with_every_kind_of_tile(case, tile):
+    hold(case_of(case), TILES[tile], "adamw")
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("tile", ["2x2", "split"])
+def test_every_rule(rule, tile):
+    hold(case_of("1d"), TILES[tile], rule, added=tile == "2x2")
+
+
+@pytest.mark.slow
+def test_training_with_the_kernels():
+    """Layers on the Triton backend, with tiles of the model, beside torch's optimizer and the CPU path."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        lc_triton.LocalConv2d(3, 16, 2, input_size=(3, 3), activation="relu"),
+        lc_triton.LocalConvTranspose2d(16, 2, 2, input_size=(2, 2), bias=False),
+    )
+    same = copy.deepcopy(net)
+    fused, plain = lc_triton.FusedAdamW(net, lr=0.01), torch.optim.AdamW(same.parameters(), lr=0.01)
+    for step in range(2):
+        x = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(step))
+        for model, optimizer, backend in ((net, fused, "triton"), (same, plain, "cpu")):
+            optimizer.zero_grad()
+            with lc_triton.backend(backend):
+                model(x).square().mean().backward()
+            assert model is same or all(layer.weight.grad is None for layer in net)
+            optimizer.step()
+    for p, q in zip(net.parameters(), same.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-5 * q.abs().max().item())

@@ -1,0 +1,74 @@
+"""The weight gradient that updates the weight, compiled to machine code: no spills, and whole accesses."""
+
+import pytest
+import torch
+
+from lc_triton.core.problem import Problem
+from lc_triton.kernels.update import combine_update_kernel
+from lc_triton.launch.absent import compile_call
+from lc_triton.launch.build import build, machine_code, update_pointers
+from lc_triton.launch.layout import WeightUpdate
+from lc_triton.launch.passes import COMBINED, SECOND_PASS
+from lc_triton.tiles.device import DEVICES
+from lc_triton.tiles.model import choose, ranked
+from lc_triton.tiles.space import MAX_UPDATED, product
+from lc_triton.tiles.task import Task
+from tests.machine.test_machine_code import geometry_of
+
+pytestmark = [pytest.mark.compile, pytest.mark.slow]
+NIGHTLY = {"marks": pytest.mark.nightly}
+
+
+def task_of(name, batch, dtype, states=2):
+    return Task("weight_grad", geometry_of(name), batch, dtype, "float32", states=states)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "dtype", "device"),
+    [
+        ("deepface_l4", 32, "bfloat16", "h100"),  # streamed
+        ("lrlc_l2", 32, "bfloat16", "a100"),
+        pytest.param("grouped_28", 256, "bfloat16", "h100", **NIGHTLY),
+        pytest.param("yolov1_local", 64, "float32", "a100", **NIGHTLY),
+        pytest.param("yolov1_local", 64, "bfloat16", "h100", **NIGHTLY),
+        pytest.param("lrlc_l2", 512, "bfloat16", "a100", **NIGHTLY),
+        pytest.param("deepface_l4", 128, "bfloat16", "b200", **NIGHTLY),
+        pytest.param("genome_1d", 32, "float32", "h100", **NIGHTLY),
+    ],
+)
+def test_an_update_spills_nothing_and_moves_whole_accesses(name, batch, dtype, device):
+    gpu, task = DEVICES[device], task_of(name, batch, dtype)
+    config = choose(task, gpu)
+    assert product(task, config) <= MAX_UPDATED * gpu.lanes * config.num_warps
+    problem, types = Problem(task.geometry, backend="triton"), {"dtype": getattr(torch, dtype), "batch": batch}
+    update = WeightUpdate("adamw", with_added=name == "lrlc_l2")
+    code = machine_code(
+        "weight_grad",
+        build("weight_grad", problem, config, gpu.arch, **types, weight_dtype=torch.float32, update=update),
+    )
+    assert code.spills == 0, (config, code)
+    assert code.weight_bits == 128, (config, code)
+    assert (code.mma + code.wgmma > 0) == (dtype == "bfloat16")
+    if device == "h100":
+        assert code.mma == 0
+
+
+def test_the_second_pass_of_a_split_loop():
+    weight = torch.empty((4, 8, 64), device="meta")
+    update = WeightUpdate("adamw", True)
+    parts = torch.empty((2, *weight.shape), device="meta")
+    args = [parts, weight, *update_pointers(weight, update), weight.numel(), 2, COMBINED, update]
+    code = machine_code("forward", compile_call(combine_update_kernel, SECOND_PASS, 90, *args))
+    assert code.spills == 0
+    assert code.load_bits == code.weight_bits == 128
+
+
+def test_the_model_counts_what_an_update_moves():
+    """Weight, and both states, are read and written: six accesses for one."""
+    stored, updated = task_of("deepface_l4", 32, "bfloat16", None), task_of("deepface_l4", 32, "bfloat16")
+    weights = 4 * stored.geometry.weight_numel
+    assert updated.least_bytes - stored.least_bytes == 5 * weights
+    assert Task.from_json(updated.to_json()) == updated
+    gpu = DEVICES["h200"]
+    assert ranked(updated, gpu)[0][0] > ranked(stored, gpu)[0][0]
+    assert all(product(updated, c) <= MAX_UPDATED * gpu.lanes * c.num_warps for _, c in ranked(updated, gpu))
