@@ -28,6 +28,21 @@ def test_fifty_steps_are_torchs(kind, dtype):
     assert_same(net, same, BOUND[dtype])
 
 
+@pytest.mark.parametrize("share", ["rows", "all", (2, 2), ("tile", 2, 2)], ids=str)
+def test_filters_that_positions_share_are_updated_as_torch_does(share):
+    torch.manual_seed(0)
+    layer = LocalConv2d(3, 4, 3, input_size=8, share=share, dtype=torch.float64)
+    same = copy.deepcopy(layer)
+    fused, plain = FusedAdamW(layer, lr=0.01), torch.optim.AdamW(same.parameters(), lr=0.01)
+    for step in range(5):
+        x = torch.randn(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+        for model, optimizer in ((layer, fused), (same, plain)):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+    assert_same(layer, same, BOUND[torch.float64])
+
+
 def test_weights_change_in_backward_and_step_leaves_them():
     net = network()
     optimizer = FusedAdamW(net)
