@@ -4,14 +4,20 @@ import importlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from lc_triton.errors import LocalConvError
+
+KERAS = Path(__file__).parent / "keras" / "saved"
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def test_every_example_has_a_test_and_a_place_in_the_guide():
     names = sorted(path.stem for path in EXAMPLES.glob("*.py"))
-    assert names == ["convert_keras", "genome", "low_rank", "share", "train"]
+    assert names == ["convert_keras", "deepface", "genome", "low_rank", "share", "train"]
     page = (EXAMPLES.parent / "docs" / "examples.md").read_text()
     for name in names:
         assert f"examples/{name}.py" in page
@@ -47,6 +53,55 @@ def test_converting_a_keras_model(capsys):
     pytest.importorskip("h5py")
     assert importlib.import_module("examples.convert_keras").main() < 1e-6
     assert "(local): LocallyConnected2D(4" in capsys.readouterr().out
+
+
+@pytest.fixture
+def face_weights(tmp_path):
+    """A file of weights alone, as `model.save_weights("faces.h5")` of Keras 2 writes one, of a small DeepFace."""
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "faces.h5"
+    with h5py.File(KERAS / "deepface.h5") as whole, h5py.File(path, "w") as alone:
+        for name, value in whole["model_weights"].attrs.items():
+            alone.attrs[name] = value
+        for name in whole["model_weights"]:
+            whole.copy(f"model_weights/{name}", alone)
+    return path
+
+
+SMALL_FACES = {"classes": 8, "size": 52, "channels": (4,) * 5, "kernels": (11, 9, 5, 3, 3), "units": 16}
+
+
+@pytest.mark.subprocess
+def test_faces_are_described_with_published_weights(face_weights, tmp_path, monkeypatch, capsys):
+    deepface = importlib.import_module("examples.deepface")
+    model = deepface.load(face_weights, deepface.DeepFace(**SMALL_FACES))
+    assert "7 layer(s) matched" in capsys.readouterr().out
+    data = np.load(KERAS / "outputs.npz")
+    x, want = (torch.from_numpy(data[f"deepface/{letter}0"]) for letter in "xy")
+    with torch.no_grad():
+        got = model(x.movedim(-1, 1)).softmax(-1)
+    assert (got - want).abs().max() <= 1e-6 * want.abs().max()
+    monkeypatch.setattr(deepface, "DeepFace", lambda classes: type(model)(**{**SMALL_FACES, "classes": classes}))
+    deepface.main([str(face_weights), "--classes", "8", "--out", str(tmp_path / "faces.pt")])
+    assert "descriptions of two images: (2, 16)" in capsys.readouterr().out
+    model.load_state_dict(torch.load(tmp_path / "faces.pt", weights_only=True))
+
+
+@pytest.mark.subprocess
+def test_weights_of_other_faces_are_refused(face_weights):
+    deepface = importlib.import_module("examples.deepface")
+    with pytest.raises(LocalConvError, match=r"kernel of layer 'F8' has shape \(16, 8\) in the file, not \(16, 9\)"):
+        deepface.load(face_weights, deepface.DeepFace(**{**SMALL_FACES, "classes": 9}))
+
+
+@pytest.mark.parametrize("size", [7, 8])
+def test_its_pooling_is_that_of_tensorflow(size):
+    deepface = importlib.import_module("examples.deepface")
+    model = deepface.DeepFace(classes=2, size=size, channels=(1,) * 5, kernels=(1,) * 5, units=2)
+    x = torch.randn(1, 1, size, size)
+    low, high = (1, 1) if size % 2 else (0, 1)
+    padded = nn.functional.pad(x, (low, high, low, high), value=-torch.inf)
+    assert torch.equal(model.M2(x), nn.functional.max_pool2d(padded, 3, 2))
 
 
 @pytest.mark.slow
