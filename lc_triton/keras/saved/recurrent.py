@@ -393,6 +393,28 @@ class RecurrentArguments(Arguments):
         return layer
 
 
+class CellArguments(Arguments):
+    """`RNN`, of a cell that has a layer of its own."""
+
+    cell: dict[str, Any]
+
+    def module(self, place: Place) -> nn.Module:
+        """See the base."""
+        name, config = str(self.cell.get("class_name")), self.cell.get("config")
+        layer = name.removesuffix("Cell")
+        if layer not in ("SimpleRNN", "LSTM", "GRU") or layer == name or not isinstance(config, dict):
+            raise ValueError(f"its cell is a {name[:80]}, where SimpleRNNCell, LSTMCell and GRUCell can be read")
+        found, unread = asked(config)
+        if found or unread:
+            raise ValueError(f"its cell has {', '.join(found) or unread[0]}, which can be read of a {layer} layer only")
+        given = {**(self.model_extra or {}), **config, "name": self.name, "trainable": self.trainable}
+        arguments = RecurrentArguments.model_validate(given)
+        return arguments.module(Place(layer, place.shapes, place.keras))
+
+    def _knows(self, name: str) -> bool:
+        return name in RecurrentArguments.model_fields or super()._knows(name)
+
+
 class BidirectionalArguments(Arguments):
     """`Bidirectional`."""
 
@@ -411,7 +433,7 @@ class BidirectionalArguments(Arguments):
 
     def _inner(self, place: Place, layer: dict[str, Any], half: int, **changes: bool) -> Recurrent:
         name, config = layer.get("class_name"), layer.get("config")
-        if name not in CLASSES or name == "Bidirectional" or not isinstance(config, dict):
+        if name not in CLASSES or CLASSES[name] is not RecurrentArguments or not isinstance(config, dict):
             raise ValueError(f"its layer is a {str(name)[:80]}, where SimpleRNN, LSTM and GRU can be read")
         arguments = RecurrentArguments.model_validate({"name": self.name, **config})
         if arguments.variable_dtype != self.variable_dtype:
@@ -431,5 +453,6 @@ CLASSES: dict[str, type[Arguments]] = {
     "SimpleRNN": RecurrentArguments,
     "LSTM": RecurrentArguments,
     "GRU": RecurrentArguments,
+    "RNN": CellArguments,
     "Bidirectional": BidirectionalArguments,
 }

@@ -1,0 +1,277 @@
+"""Every class of layers that can be read, against tf_keras's outputs and its training step, in float32 and float64."""
+
+import json
+import zipfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import lc_triton
+from lc_triton.errors import ConversionError
+from lc_triton.keras import load_model, save_model, save_weights
+from lc_triton.keras.saved.model import CLASSES
+
+pytestmark = pytest.mark.subprocess
+
+ARCHIVE = Path(__file__).parent / "saved" / "layers.zip"
+MODELS = ("recurrent", "windows_channels_last", "windows_channels_first", "scaled", "attending")
+# The float32 outputs of the same models are compared on their way back.
+NAMES = [
+    *(pytest.param(name, marks=pytest.mark.nightly) for name in MODELS),
+    *(f"{name}_float64" for name in MODELS),
+]
+RATE = 0.05  # of the training step in saved/make_layers.py
+TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
+# TensorFlow interpolates in float32 only.
+SINGLE = ("UpSampling2D", "RandomCrop", "CenterCrop", "Resizing")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    where = tmp_path_factory.mktemp("layers")
+    with zipfile.ZipFile(ARCHIVE) as archive:
+        archive.extractall(where)
+    return where
+
+
+class Golden:
+    """What tf_keras made of a model's inputs."""
+
+    def __init__(self, folder, name):
+        self.first = "channels_first" in name  # computed with channels last, as TensorFlow can
+        data, self.key = np.load(folder / "outputs.npz"), name.replace("channels_first", "channels_last")
+        self.inputs, self.outputs = self._numbered(data, "x"), self._numbered(data, "y")
+        self.loss = float(data[f"{self.key}/loss"])
+        config = json.loads((folder / f"{name}.json").read_text())["config"]
+        kinds = {layer["name"]: layer["class_name"] for layer in config["layers"]}
+        self.kinds = [kinds[output[0]] for output in config["output_layers"]]
+
+    def _numbered(self, data, letter):
+        found = []
+        while f"{self.key}/{letter}{len(found)}" in data:
+            array = torch.from_numpy(data[f"{self.key}/{letter}{len(found)}"])
+            found.append(array.movedim(-1, 1) if self.first else array)
+        return found
+
+    def check(self, outputs):
+        assert len(outputs) == len(self.outputs) == len(self.kinds)
+        for got, want, kind in zip(outputs, self.outputs, self.kinds, strict=True):
+            assert got.shape == want.shape, kind
+            error = (got.double() - want.double()).abs().max() / want.double().abs().max()
+            assert error <= (1e-6 if kind in SINGLE else TOLERANCE[got.dtype]), (kind, error)
+
+
+def read(folder, name, kind="h5"):
+    config = folder / f"{name}.json" if kind.endswith("weights.h5") else None
+    return load_model(folder / f"{name}.{kind}", config=config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_outputs_and_a_training_step_are_those_of_keras(folder, name):
+    golden, model = Golden(folder, name), read(folder, name)
+    outputs = model(*golden.inputs)
+    golden.check(outputs)
+    loss = sum(y.square().mean() for y in outputs) + lc_triton.regularization_loss(model)
+    exact = model.state_dict()[next(iter(model.state_dict()))].dtype == torch.float64
+    # In float64, of interpolated images, which TensorFlow has in float32.
+    assert abs(loss.item() / golden.loss - 1) < (1e-8 if exact else 1e-6)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], RATE)
+    lc_triton.attach_constraints(model, optimizer)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    loss.backward()
+    optimizer.step()
+    last = name.replace("channels_first", "channels_last")
+    want = load_model(folder / f"{last}.after.weights.h5", config=folder / f"{last}.json").state_dict()
+    for (key, value), wanted in zip(model.state_dict().items(), want.values(), strict=True):
+        scale = wanted.abs().max().clamp(min=1) if wanted.is_floating_point() else 1
+        assert (value - wanted).abs().max() <= (1e-11 if exact else 2e-6) * scale, key
+    still = {key for key, p in model.named_parameters() if p.requires_grad and torch.equal(before[key], p)}
+    assert all(key.endswith("key.bias") for key in still), still  # which a softmax takes away again
+    assert all(torch.equal(before[key], p) for key, p in model.named_parameters() if not p.requires_grad)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_models_go_back_and_into_files_of_torch(folder, name, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    golden, model = Golden(folder, name), read(folder, name, "weights.h5")
+    save_model(model, tmp_path / "model.pt")
+    with torch.no_grad():
+        golden.check(load_model(tmp_path / "model.pt")(*golden.inputs))
+    save_weights(model, tmp_path / "back.weights.h5")
+    with h5py.File(folder / f"{name}.weights.h5") as want, h5py.File(tmp_path / "back.weights.h5") as got:
+        assert arrays(got).keys() == arrays(want).keys()
+        for place, value in arrays(want).items():
+            assert np.array_equal(arrays(got)[place], value), place
+
+
+def arrays(file):
+    found = {}
+    file["layers"].visititems(lambda at, item: found.update({at: item[()]}) if hasattr(item, "shape") else None)
+    return found
+
+
+def layers_of(config):
+    for layer in config["layers"]:
+        yield layer["class_name"]
+        yield from (value["class_name"] for value in layer["config"].values() if is_layer(value))
+
+
+def is_layer(value):
+    return isinstance(value, dict) and value.get("class_name") in CLASSES
+
+
+@cache
+def classes_here():
+    """The classes in the files that are compared with tf_keras's outputs."""
+    found = set()
+    with zipfile.ZipFile(ARCHIVE) as archive:
+        for name in archive.namelist():
+            if name.endswith(".json"):
+                found |= set(layers_of(json.loads(archive.read(name))["config"]))
+    for path in ARCHIVE.parent.glob("*.json"):
+        content = json.loads(path.read_text())
+        if "config" in content:
+            found |= set(layers_of(content["config"]))
+    return found
+
+
+def test_recurrent_layers_handle_dropout_in_training(folder):
+    golden, model = Golden(folder, "recurrent"), read(folder, "recurrent")
+    torch.manual_seed(0)
+    first, second = model.train()(*golden.inputs), model(*golden.inputs)
+    names = [ref.layer for ref in model.keras.outputs]
+    differ = {name for name, a, b in zip(names, first, second, strict=True) if not torch.equal(a, b)}
+    layers = {s.name: s.config for s in model.keras.layers}
+    drops = {n for n in names if layers[n].get("dropout") or layers[n].get("recurrent_dropout")}
+    assert differ == drops
+    assert len(drops) >= 3
+    for name, y in zip(names, first, strict=True):
+        assert y.isfinite().all(), name
+
+
+def test_the_mean_of_dropped_inputs_is_what_it_was():
+    """A linear recurrent layer of one step computes its mean in training, for each way of dropping numbers."""
+    from lc_triton.keras.saved.arguments import Place
+    from lc_triton.keras.saved.recurrent import RecurrentArguments
+
+    for implementation in (1, 2):
+        given = {"activation": "linear", "units": 2, "dropout": 0.4, "recurrent_dropout": 0.3}
+        arguments = RecurrentArguments(name="rnn", **given, implementation=implementation, use_bias=False)
+        layer = arguments.module(Place("SimpleRNN", ((1, 3),)))
+        torch.manual_seed(1)
+        for parameter in layer.parameters():
+            nn.init.normal_(parameter)
+        x, state = torch.randn(1, 1, 3).expand(20000, -1, -1), torch.randn(1, 2).expand(20000, -1)
+        want = layer.eval()(x[:1], state[:1])
+        got = layer.train()(x, state)
+        assert got.std(0).min() > 0.3
+        assert (got.mean(0) - want[0]).abs().max() < 0.06
+
+
+def test_noise_is_added_in_training_only():
+    x = torch.ones(400, 300)
+    torch.manual_seed(0)
+    made = {
+        name: CLASSES[name](name=name, **given).module(place(name, (300,)))
+        for name, given in (
+            ("GaussianNoise", {"stddev": 0.5}),
+            ("GaussianDropout", {"rate": 0.2}),
+            ("AlphaDropout", {"rate": 0.2}),
+        )
+    }
+    for name, layer in made.items():
+        assert torch.equal(layer.eval()(x), x), name
+        y = layer.train()(x)
+        assert not torch.equal(y, x), name
+    assert abs(made["GaussianNoise"](x).std() - 0.5) < 0.01
+    assert abs(made["GaussianNoise"](x).mean() - 1) < 0.01
+    assert abs(made["GaussianDropout"](x).std() - 0.5) < 0.01  # sqrt(0.2 / 0.8)
+    normal = torch.randn(400, 300)
+    assert abs(made["AlphaDropout"](normal).mean()) < 0.02
+    assert abs(made["AlphaDropout"](normal).std() - 1) < 0.02
+
+
+def place(class_name, *shapes):
+    from lc_triton.keras.saved.arguments import Place
+
+    return Place(class_name, shapes)
+
+
+@pytest.mark.parametrize(
+    ("class_name", "given", "shape", "zero_axes"),
+    [
+        ("SpatialDropout1D", {"rate": 0.5}, (6, 4), (1,)),
+        ("SpatialDropout2D", {"rate": 0.5, "data_format": "channels_first"}, (4, 5, 6), (2, 3)),
+        ("SpatialDropout3D", {"rate": 0.5}, (3, 5, 6, 4), (1, 2, 3)),
+        ("Dropout", {"rate": 0.5, "noise_shape": [None, 1, 4]}, (6, 4), (1,)),
+    ],
+)
+def test_whole_channels_are_dropped(class_name, given, shape, zero_axes):
+    layer = CLASSES[class_name](name="drop", **given).module(place(class_name, shape))
+    x = torch.ones(50, *shape)
+    assert torch.equal(layer.eval()(x), x)
+    torch.manual_seed(0)
+    y = layer.train()(x)
+    assert set(y.unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(y.amax(zero_axes), y.amin(zero_axes))  # a channel has one fate
+    assert 0.3 < (y == 0).float().mean() < 0.7
+
+
+def test_random_images_are_refused_in_training_by_name(folder):
+    golden, model = Golden(folder, "scaled"), read(folder, "scaled")
+    with pytest.raises(ConversionError) as raised:
+        model.train()(*golden.inputs)
+    assert str(raised.value).startswith("layer 'random_")
+    assert "changes images at random in training" in str(raised.value)
+    for name in [s.name for s in model.keras.layers if s.class_name.startswith("Random")]:
+        getattr(model, name).eval()
+    model(*golden.inputs)
+
+
+# TimeDistributed is in other files. The outputs of RandomHeight and RandomWidth have no shape that a layer could be
+# made for. tf_keras writes BatchNormalization for its V1 and V2, and has no LocallyConnected3D.
+NOT_TRIED = {
+    *("BatchNormalizationV1", "BatchNormalizationV2", "LocallyConnected3D", "TimeDistributed"),
+    *("RandomHeight", "RandomWidth"),
+}
+
+
+def test_every_class_is_compared_with_keras():
+    missing = set(CLASSES) - classes_here() - NOT_TRIED
+    assert not missing, missing
+
+
+@pytest.mark.parametrize(
+    ("class_name", "given", "shapes", "message"),
+    [
+        ("LSTM", {"units": 2}, [(5,)], "it takes inputs of steps and channels"),
+        ("LSTM", {"units": 2, "stateful": True}, [(5, 3)], "stateful=True keeps states"),
+        ("LSTM", {"units": 2}, [(5, 3), (2,)], "it takes one input and 2 state(s), and is given 2 tensors"),
+        ("Bidirectional", {"layer": {"class_name": "Dense", "config": {}}}, [(5, 3)], "its layer is a Dense"),
+        ("Cropping2D", {"cropping": [[3, 3], [0, 0]]}, [(6, 5, 2)], "leaves nothing of an input"),
+        ("Cropping1D", {"cropping": -1}, [(6, 2)], "is not one pair of sizes"),
+        ("Conv2DTranspose", {"filters": 2, "kernel_size": 3, "padding": "causal"}, [(5, 5, 2)], "none of valid, same"),
+        ("Conv1DTranspose", {"filters": 2, "kernel_size": 3, "output_padding": 1}, [(5, 2)], "below the strides (1,)"),
+        ("GroupNormalization", {"groups": 3}, [(5, 5, 4)], "4 channels cannot be split into 3 groups"),
+        ("Subtract", {}, [(3,), (3,), (3,)], "it takes two inputs, and is given 3"),
+        ("Dot", {"axes": 1}, [(3,)], "it takes two inputs and one or two axes"),
+        ("RepeatVector", {"n": 2}, [(3, 3)], "it takes inputs with one axis"),
+        ("UpSampling3D", {"size": 2, "interpolation": "bilinear"}, [(2, 2, 2, 1)], "is for images, and it is 3-D"),
+        ("Rescaling", {"scale": "x"}, [(3,)], "its scale x is no number"),
+        ("Normalization", {"mean": [1.0, 2.0], "variance": 1.0}, [(3,)], "neither a finite number nor a list of 3"),
+        ("MultiHeadAttention", {"num_heads": 2, "key_dim": 3}, [(4, 3)], "it takes a query, a value"),
+        ("Attention", {}, [(4, 3)], "it takes a query, a value"),
+        ("Dropout", {"rate": 0.5, "noise_shape": [None, 2]}, [(3,)], "has no size, 1 or None for each axis"),
+        ("RandomCrop", {"height": 0, "width": 2}, [(4, 4, 3)], "is no height and width"),
+    ],
+)
+def test_what_cannot_be_is_refused(class_name, given, shapes, message):
+    with pytest.raises(ValueError, match=r"(?s).") as raised:
+        CLASSES[class_name](name="layer", **given).module(place(class_name, *shapes))
+    assert message in str(raised.value)
