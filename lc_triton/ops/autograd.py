@@ -498,6 +498,7 @@ def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     problem, store_z = operators.problem_from_args(layer, 1)
     saves, (y, z) = problem.activation.saves, output
     ctx.stored = saves != "z" or store_z
+    ctx.set_materialize_grads(False)  # zeros for a z that nothing uses would be a plain tensor beside DTensors
     saved = (z if store_z else bias) if saves == "z" else y if saves == "y" else None
     _keep_for_backward(ctx, (x, weight, bias, problem), saved)
 

@@ -92,14 +92,14 @@ def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, *, store_z: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """As `dispatch.forward`."""
-    _tell_counters()
+    _tell_torch()
     y, z = torch.ops.lc_triton.forward(x, weight, bias, *problem_to_args(problem), store_z, regions_to_arg(problem))
     return y, z if store_z else None
 
 
 def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
     """As `dispatch.input_grad`."""
-    _tell_counters()
+    _tell_torch()
     dx: Tensor = torch.ops.lc_triton.input_grad(g, weight, bias, *problem_to_args(problem), regions_to_arg(problem))
     return dx
 
@@ -108,7 +108,7 @@ def weight_grad(
     x: Tensor, g: Tensor, problem: Problem, dtype: torch.dtype, *, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
     """As `dispatch.weight_grad`."""
-    _tell_counters()
+    _tell_torch()
     layer = *problem_to_args(problem), dtype, with_bias, regions_to_arg(problem)
     dw, db = torch.ops.lc_triton.weight_grad(x, g, *layer)
     return dw, db if with_bias else None
@@ -209,10 +209,24 @@ FLOPS: dict[str, Callable[..., int]] = {
 }
 
 
+def _tell_torch() -> None:
+    """Teach those parts of torch the operators that a program has imported."""
+    if not torch.compiler.is_compiling():
+        _tell_counters()
+        if "torch.distributed.tensor" in sys.modules and not _registered:
+            from lc_triton.ops import sharding
+
+            sharding.register(problem_from_args)
+            _registered.append(True)
+
+
+_registered: list[bool] = []
+
+
 def _tell_counters() -> None:
     """Teach torch's FLOP counter the operators, where a program has one: to import it would import triton."""
     counters: Any = sys.modules.get("torch.utils.flop_counter")
-    if torch.compiler.is_compiling() or counters is None:
+    if counters is None:
         return
     for name, formula in FLOPS.items():
         operator = getattr(torch.ops.lc_triton, name)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from lc_triton.core.geometry import Geometry, check_int, check_name
-from lc_triton.parallel.ranges import by_filters, by_rows, overlap
+from lc_triton.core.ranges import by_filters, by_rows, overlap
 
 KINDS = ("data", "sharded data", "positions", "filters")
 

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lc_triton.parallel.ranges import overlap
+from lc_triton.core.ranges import overlap
 
 # torch 2.13 renamed it and warns of the old name; the old one may go when 2.12 does.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor

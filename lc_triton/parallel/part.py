@@ -10,10 +10,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lc_triton.core.geometry import Geometry
+from lc_triton.core.ranges import by_filters, by_rows, slab
 from lc_triton.ops.plan import Plan
 from lc_triton.ops.run import run
 from lc_triton.parallel.exchange import Axis
-from lc_triton.parallel.ranges import by_filters, by_rows, slab
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from torch.distributed.tensor.parallel import parallelize_module
 
 import lc_triton
 from lc_triton import errors
+from lc_triton.core.ranges import by_filters
 from lc_triton.parallel import FilterParallel, PositionParallel
-from lc_triton.parallel.ranges import by_filters
 from tests.cases import CASES, Case, assert_close, expected, tensors
 from tests.parallel import ranks
 from tests.parallel.networks import data, full, network, shared

@@ -12,8 +12,8 @@ from torch.nn.utils import parametrize, prune
 import lc_triton
 from lc_triton import errors as E
 from lc_triton.core.geometry import Geometry
+from lc_triton.core.ranges import by_filters, by_rows, chunks, slab
 from lc_triton.parallel import FilterParallel, PositionParallel, cost
-from lc_triton.parallel.ranges import by_filters, by_rows, chunks, slab
 from tests.cases import CASES, IDS
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")

@@ -20,7 +20,7 @@ class Shares(NamedTuple):
 def by_rows(geometry: Geometry, ranks: int) -> Shares:
     """The output's rows, its first dimension, over ranks."""
     rows = chunks(geometry.out_spatial[0], ranks)
-    return Shares(rows, chunks(geometry.in_spatial[0], ranks), tuple(_rows_read(geometry, own) for own in rows))
+    return Shares(rows, chunks(geometry.in_spatial[0], ranks), tuple(rows_read(geometry, own) for own in rows))
 
 
 def by_filters(geometry: Geometry, ranks: int) -> Shares:
@@ -57,7 +57,7 @@ def slab(geometry: Geometry, rows: range) -> Geometry:
     of so many rows of zeros instead.
     """
     first, last = _span(geometry, rows)
-    read = _rows_read(geometry, rows)
+    read = rows_read(geometry, rows)
     size, pair = (len(read), (read.start - first, last - read.stop)) if read else (last - first, (0, 0))
     return replace(
         geometry,
@@ -72,7 +72,7 @@ def _span(geometry: Geometry, rows: range) -> tuple[int, int]:
     return rows.start * step - low, (rows.stop - 1) * step - low + geometry.extent[0]
 
 
-def _rows_read(geometry: Geometry, rows: range) -> range:
+def rows_read(geometry: Geometry, rows: range) -> range:
     """The input rows that some output rows read: none if they read padding only, or if there are none."""
     return overlap(range(*_span(geometry, rows)), range(geometry.in_spatial[0])) if rows else range(0)
 
