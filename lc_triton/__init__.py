@@ -20,6 +20,7 @@ The operator itself, a function of tensors:
 Around them:
     init              torch.nn.init for these weights, at each position
     position_penalty  how much filters differ between positions, for a loss
+    quantize_weights  weights of 8 or 4 bits, for inference
     convert_convs     replaces convolutions of a model by layers that compute the same
     convert_weights   weights of flax, JAX, darknet and others in this library's order
     decompositions    for exported programs that run without this library: AOTInductor packages, ONNX
@@ -79,6 +80,7 @@ from lc_triton.layers import init as init
 from lc_triton.layers.conversion import convert_convs
 from lc_triton.layers.other_layouts import convert_weights
 from lc_triton.layers.penalties import position_penalty
+from lc_triton.layers.quantization import quantize_weights
 from lc_triton.ops.decompositions import decompositions
 from lc_triton.optim import FusedAdamW, FusedSGD
 from lc_triton.search import tuning
@@ -121,6 +123,7 @@ __all__ = [
     "local_conv_transpose",
     "position_penalty",
     "precompile",
+    "quantize_weights",
     "regularization_loss",
     "tuning",
 ]

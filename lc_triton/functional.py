@@ -18,6 +18,7 @@ from lc_triton.core.tracing import shape_of
 from lc_triton.errors import LocalConvError
 from lc_triton.ops.checks import check_tensor, split_shape
 from lc_triton.ops.plan import Plan
+from lc_triton.ops.quantized import check_quantized, run_quantized
 from lc_triton.ops.run import is_cacheable, run, run_cached
 
 __all__ = ["local_conv", "local_conv_transpose"]
@@ -39,6 +40,7 @@ def local_conv(
     activation: ActivationArg = None,
     data_format: DataFormat = "channels_first",
     share: ShareArg = None,
+    weight_scale: Tensor | None = None,
 ) -> Tensor:
     """Locally connected layer: a convolution whose every output position has filters of its own.
 
@@ -63,6 +65,9 @@ def local_conv(
         share: positions with the same filters, for which the weight has one entry, `(*regions, *kernel, C // groups,
             F)`: None, "rows" `(H_out, 1, ...)`, "columns" `(1, W_out, ...)`, "all" `(1, 1, ...)`, a block of positions
             such as (4, 4), or a period such as ("tile", 2, 2). The bias stays one a position or one a channel.
+        weight_scale: for a weight of 8 or 4 bits, as `lc_triton.quantize_weights` makes them: float32, `(*out_spatial,
+            F)` for int8 and float8_e4m3fn, `(*out_spatial, ceil(D / 32), F)` for uint8 that holds two filters of 4 bits
+            a byte. The sums are scaled before the bias, of any dtype; no gradient goes to the weight.
 
     Returns:
         y, `(B, F, *out_spatial)` with channels-last strides, or `(B, *out_spatial, F)`; without B if x came without.
@@ -78,10 +83,10 @@ def local_conv(
         >>> lc_triton.local_conv(x, weight, activation="relu").shape
         torch.Size([8, 64, 30, 30])
     """
-    if not torch.compiler.is_compiling() and has_torch_function((x, weight, bias)):
+    if not torch.compiler.is_compiling() and has_torch_function((x, weight, bias, weight_scale)):
         found: Tensor = handle_torch_function(
             local_conv,
-            (x, weight, bias),
+            (x, weight, bias, weight_scale),
             x,
             weight,
             bias,
@@ -93,9 +98,12 @@ def local_conv(
             activation=activation,
             data_format=data_format,
             share=share,
+            weight_scale=weight_scale,
         )
         return found
     sizes = (stride, padding, dilation, padding_mode, share)
+    if weight_scale is not None:
+        return _run_quantized(x, weight, bias, weight_scale, activation, data_format, sizes, (groups,))
     return _run("conv", x, weight, bias, activation, data_format, sizes, (groups,))
 
 
@@ -211,6 +219,24 @@ def _run(
     return y if after is None else after(y)
 
 
+def _run_quantized(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor,
+    activation: ActivationArg,
+    data_format: str,
+    sizes: tuple[Any, ...],
+    others: tuple[Any, ...],
+) -> Tensor:
+    """As `_run`, for a weight of 8 or 4 bits."""
+    check_tensor("x", x)
+    shape = check_quantized(weight, scale)
+    return run_quantized(
+        x, weight, scale, bias, _plan_of_tensors("conv", x, shape, data_format, activation, sizes, others)
+    )
+
+
 @lru_cache(maxsize=4096, typed=True)
 def _plan_of_shapes(
     kind: str, shape: tuple[int, ...], weight_shape: tuple[int, ...], data_format: str, activation: Any, *more: Any
@@ -227,17 +253,18 @@ def _plan_of_shapes(
 def _plan_of_tensors(
     kind: str,
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | tuple[int, ...],
     data_format: str,
     activation: Any,
     sizes: tuple[Any, ...],
     others: tuple[Any, ...],
 ) -> Plan:
-    """The plan for any arguments, and for tensors that may belong to a compiler or a tracer."""
+    """The plan for any arguments, and for tensors that may belong to a compiler or a tracer; a weight, or its shape."""
     name = OPERANDS[kind]
     check_tensor(name, x)
-    check_tensor("weight", weight)
-    weight_shape = shape_of(weight)
+    if not isinstance(weight, tuple):
+        check_tensor("weight", weight)
+    weight_shape = weight if isinstance(weight, tuple) else shape_of(weight)
     ndim = spatial_dims(weight_shape)
     check_name("data_format", data_format, DATA_FORMATS)
     spatial, channels = split_shape(shape_of(x), ndim, data_format, name)

@@ -72,3 +72,4 @@ ShareArg: TypeAlias = "ShareName | ShareTile | int | Sequence[int] | None"
 DataFormat: TypeAlias = Literal["channels_first", "channels_last"]
 BiasKind: TypeAlias = Literal["position", "channel"]
 BackendName: TypeAlias = Literal["auto", "triton", "cpu", "reference"]
+QuantizedName: TypeAlias = Literal["int8", "float8_e4m3", "int4"]

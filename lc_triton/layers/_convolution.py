@@ -338,6 +338,8 @@ class ConvolutionLayer(PlannedLayer):
         if self.bias_kind != "position":
             parts.append(f"bias={self.bias_kind or False!r}")
         parts += self._more_arguments()
+        if "weight_scale" in self._buffers:
+            parts.append(f"weight={str(self.weight.dtype).removeprefix('torch.')}")
         if self.activation is not None and not isinstance(self.activation, nn.Module):
             parts.append(f"activation={self.activation!r}")
         return ", ".join(parts)

@@ -19,6 +19,7 @@ from lc_triton.errors import (
     ArgumentTypeError,
     ArgumentValueError,
     AttributeChangeError,
+    ConversionError,
     NotBuiltError,
     ParallelError,
     ScriptError,
@@ -26,7 +27,12 @@ from lc_triton.errors import (
 from lc_triton.functional import call_of_plan
 from lc_triton.ops.checks import check_device, check_tensor
 from lc_triton.ops.plan import Plan
+from lc_triton.ops.quantized import run_quantized
 from lc_triton.ops.run import run
+
+# Integers that stand for the numbers of a quantized layer where torch would convert these.
+BYTES = {torch.float8_e4m3fn: torch.uint8, torch.float32: torch.int32}
+FLOAT8 = (torch.float8_e4m3fn,)
 
 
 class PlannedLayer(nn.Module):
@@ -39,10 +45,13 @@ class PlannedLayer(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
+    weight_scale: Tensor  # of a quantized layer
     # The parameters that `reset_parameters` draws.
     _parameter_names: tuple[str, ...] = ("weight", "bias")
     # Whether ranks can share layers of this class, and what computes the output where they do: `lc_triton.parallel`.
     _is_shareable: ClassVar[bool] = True
+    # Whether `quantize_weights` changes layers of this class.
+    _is_quantizable: ClassVar[bool] = False
     _shared: Any = None
     # Whether the output has the memory format of the input, as those of torch's convolutions, or is channels last.
     _follows_input_format: bool = False
@@ -121,6 +130,7 @@ class PlannedLayer(nn.Module):
                 or a shape that does not fit, or was loaded into a layer that knows no input size yet; nothing is drawn
                 then.
         """
+        self._check_unquantized("reset_parameters")
         if self._shared is not None:
             self._shared.reset_parameters(self)
             return
@@ -146,6 +156,9 @@ class PlannedLayer(nn.Module):
 
         def in_order(tensor: Tensor) -> Tensor:
             # Of these ranks torch takes a tensor for a convolution's weight: it is shown one dimension instead.
+            if self._buffers and (tensor.dtype in FLOAT8 or tensor is self._buffers.get("weight_scale")):
+                # Of a quantized layer: it moves to devices, and keeps its dtype.
+                return fn(tensor.view(BYTES[tensor.dtype])).view(tensor.dtype)
             plain = type(tensor) in (Tensor, nn.Parameter) and tensor.ndim in (4, 5) and tensor.is_contiguous()
             return fn(tensor.flatten()).view(tensor.shape) if plain else fn(tensor)
 
@@ -173,7 +186,7 @@ class PlannedLayer(nn.Module):
         return self._make_plan(geometry, None if isinstance(self.activation, nn.Module) else self.activation)
 
     def _check_unshared(self, method: str) -> None:
-        """Refuse what needs the whole weight where ranks share the layer."""
+        """Refuse what needs the whole weight where ranks share the layer, or where it is quantized."""
         if self._shared is not None:
             reason = (
                 "ranks share this layer, and none has its whole weight: read and write it with "
@@ -181,6 +194,13 @@ class PlannedLayer(nn.Module):
                 "StateDictOptions(full_state_dict=True)"
             )
             raise ParallelError(style=method, reason=reason)
+        self._check_unquantized(method)
+
+    def _check_unquantized(self, method: str) -> None:
+        """Refuse what needs the weight's own numbers where it has 8 or 4 bits."""
+        if "weight_scale" in self._buffers:
+            reason = f"{method} needs the weight that quantize_weights rounded: call it on the layer before"
+            raise ConversionError(name="a quantized layer", reason=reason)
 
     def _build_for(self, x: Tensor) -> None:
         """Build for an input; parameters loaded from a state dict are kept if they fit.
@@ -210,14 +230,17 @@ class PlannedLayer(nn.Module):
                 raise ParallelError(style="torch.jit.trace", reason=reason)
             y = self._shared(self, x)
         else:
-            weight = self.weight
+            weight, is_quantized = self.weight, "weight_scale" in self._buffers
             if type(weight) is nn.Parameter:
                 if not weight.is_contiguous():
                     self._warn_of_strides(weight)
-            elif is_lazy(weight):
+            elif not is_quantized and is_lazy(weight):
                 self._build_for(x)
                 weight = self.weight
-            y = run(x, weight, self.bias, self._plan)
+            if is_quantized:
+                y = run_quantized(x, weight, self.weight_scale, self.bias, self._plan)
+            else:
+                y = run(x, weight, self.bias, self._plan)
         if self._follows_input_format and not is_channels_last(x):
             y = y.contiguous()
         return self.activation(y) if isinstance(self.activation, nn.Module) else y

@@ -35,6 +35,7 @@ __all__ = [
 class _LocalConvNd(ConvolutionLayer):
     """The base of the layers of all dimensions."""
 
+    _is_quantizable = True
     own = "padding_mode"
     _arguments = ConvolutionLayer._arguments | {"padding_mode", "share"}
 

@@ -93,6 +93,8 @@ _LOOKED_UP: dict[str, Any] = {
 class _LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
     """What the layers of all dimensions share; built by `input_shape`, by `build` or by the first call."""
 
+    _is_quantizable = True
+
     cls_to_become = None  # a built layer stays what it is
     _arguments = KerasWeights._arguments.union(_TAKEN, _LOOKED_UP, ["name"])
     _fixed = KerasWeights._fixed | {"use_bias", "built", "input_shape", "output_shape", "ndim"}

@@ -39,6 +39,7 @@ class _LowRankNd(_LocalConvNd):
 
     _fixed = _LocalConvNd._fixed.union(("rank", "factored", "local", "weight"))
     _is_shareable = False
+    _is_quantizable = False
 
     rank: int
     factored: bool

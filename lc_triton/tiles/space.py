@@ -88,7 +88,7 @@ def descriptor_fits(task: Task, device: Device, config: TileConfig) -> bool:
         return False
     filters, per_group = task.geo.out_channels, task.geo.out_channels // task.geo.groups
     inner = config.block_k if task.pass_name == "input_grad" else config.block_f
-    if task.weight_itemsize == 8 or filters * task.weight_itemsize % 16 or inner * task.weight_itemsize < 16:
+    if task.weight_itemsize in (1, 8) or filters * task.weight_itemsize % 16 or inner * task.weight_itemsize < 16:
         return False
     if task.pass_name == "input_grad":
         return per_group % config.block_k == 0

@@ -15,7 +15,7 @@ from lc_triton.tiles.key import DTYPES, ProblemKey, bucket
 
 # Rows of the smallest product by tl.dot.
 LEAST_ROWS = 16
-ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int8": 1, "float8_e4m3fn": 1}
 
 
 @dataclass(frozen=True)

@@ -223,3 +223,21 @@ def test_kernels_with_64_bit_offsets_compile(config, pass_name, device):
             config = replace(config, split=1)
         code = built(pass_name, SMALL, 32, DEVICES[device], dtype, config=config, wide=True)
         assert (code.boxes > 0) is config.descriptor
+
+
+EIGHT_BITS = [
+    ("a100", "int8", torch.float16),
+    ("h100", "int8", torch.bfloat16),
+    ("h100", "float8_e4m3fn", torch.bfloat16),
+    pytest.param("h100", "float8_e4m3fn", torch.float16, **NIGHTLY),
+    pytest.param("b200", "float8_e4m3fn", torch.bfloat16, **NIGHTLY),
+]
+
+
+@pytest.mark.parametrize(("device", "kind", "dtype"), EIGHT_BITS)
+@pytest.mark.parametrize("pass_name", ["forward", "input_grad"])
+def test_weights_of_8_bits_are_loaded_wide_and_multiplied_by_matrix_instructions(pass_name, device, kind, dtype):
+    given = {"weight_dtype": getattr(torch, kind), "bias": "none"}
+    code = built(pass_name, geometry_of("lrlc_l2"), 32, DEVICES[device], dtype, **given)
+    assert code.mma + code.wgmma > 0
+    assert code.weight_bits >= 64

@@ -12,6 +12,7 @@ import pytest
 import lc_triton
 from lc_triton.core import activations, backend, geometry, names, padding_mode, share
 from lc_triton.keras.activations import ACTIVATIONS
+from lc_triton.ops import quantized
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = "tests/typing/user_code.py"
@@ -43,6 +44,7 @@ def test_the_sample_marks_errors_for_both_checkers():
         (names.DataFormat, geometry.DATA_FORMATS),
         (names.ShareName, share.SHARE_NAMES),
         (names.BackendName, backend.BACKENDS),
+        (names.QuantizedName, quantized.KINDS),
     ],
 )
 def test_types_have_the_names_that_run(alias, known):

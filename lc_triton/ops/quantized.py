@@ -1,0 +1,214 @@
+"""Weights of 8 and 4 bits: what they are made of a weight, and the layer that reads them.
+
+8 bits have a scale of each position and filter: a pass reads the numbers as they are, and the sums are scaled beside
+the bias. 4 bits have a scale every 32 entries of a window, and become 32 bits before the pass.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lc_triton import _cpu
+from lc_triton.core.backend import autocast_enabled, resolve
+from lc_triton.core.dtypes import HALF
+from lc_triton.core.geometry import spatial_dims
+from lc_triton.core.problem import Problem
+from lc_triton.core.tracing import is_observed
+from lc_triton.errors import ArgumentTypeError, ArgumentValueError, DeviceMismatchError, DtypeError, RankError
+from lc_triton.ops.checks import check_input, check_tensor
+from lc_triton.ops.plan import Plan, from_internal, input_format_of, problem_of, to_internal
+from lc_triton.ops.run import precision_of, run
+
+# The dtype that holds the numbers of each kind: two filters of 4 bits are a byte.
+KINDS = {"int8": torch.int8, "float8_e4m3": torch.float8_e4m3fn, "int4": torch.uint8}
+LARGEST = {"int8": 127.0, "float8_e4m3": 448.0, "int4": 7.0}
+# Entries of a window that share a scale of 4 bits.
+ENTRIES = 32
+
+
+def quantize(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """The numbers and the float32 scales of a weight `(*out_spatial, *kernel, C // groups, F)`.
+
+    Returns:
+        8 bits: numbers of the weight's shape, scales `(*out_spatial, F)`. int4: `(..., ceil(F / 2))` bytes, whose low
+        four bits are the filter of even number plus 8, and scales `(*out_spatial, ceil(D / 32), F)`.
+    """
+    ndim = spatial_dims(weight.shape)
+    w = weight.detach().to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
+    w = w.flatten(ndim, -2)  # (*out_spatial, D, F)
+    if kind == "int4":
+        w = F.pad(w, (0, 0, 0, -w.shape[-2] % ENTRIES)).unflatten(-2, (-1, ENTRIES))
+    largest = w.abs().amax(-2, keepdim=True)
+    scale = torch.where(largest > 0, largest / LARGEST[kind], 1).float()
+    numbers = w / scale
+    if kind == "float8_e4m3":
+        numbers = numbers.clamp(-LARGEST[kind], LARGEST[kind]).to(KINDS[kind])
+    else:
+        numbers = numbers.round().clamp(-LARGEST[kind], LARGEST[kind]).to(torch.int8)
+    scale = scale.squeeze(-2).contiguous()
+    if kind != "int4":
+        return numbers.reshape(weight.shape).contiguous(), scale
+    entries, filters = math.prod(weight.shape[ndim:-1]), weight.shape[-1]
+    nibbles = (numbers.flatten(-3, -2)[..., :entries, :] + 8).to(torch.uint8)
+    nibbles = F.pad(nibbles, (0, filters % 2), value=8)
+    packed = nibbles[..., ::2] | (nibbles[..., 1::2] << 4)
+    return packed.reshape(*weight.shape[:-1], -1).contiguous(), scale
+
+
+def dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The weight `(*out_spatial, *kernel, C // groups, F)` that numbers and scales stand for."""
+    shape = weight_shape(weight, scale)
+    ndim = spatial_dims(shape)
+    if weight.dtype != torch.uint8:
+        return weight.to(dtype) * scale.to(dtype).view(*shape[:ndim], *[1] * (len(shape) - ndim - 1), shape[-1])
+    both = torch.stack([weight & 15, weight >> 4], -1).flatten(-2)[..., : shape[-1]]
+    numbers = (both.to(dtype) - 8).flatten(ndim, -2)
+    numbers = numbers * scale.to(dtype).repeat_interleave(ENTRIES, -2)[..., : numbers.shape[-2], :]
+    return numbers.reshape(shape)
+
+
+def weight_shape(weight: Tensor, scale: Tensor) -> tuple[int, ...]:
+    """The shape of the weight that numbers and scales stand for."""
+    return tuple(weight.shape) if weight.dtype != torch.uint8 else (*weight.shape[:-1], scale.shape[-1])
+
+
+def check_quantized(weight: object, scale: object) -> tuple[int, ...]:
+    """Refuse numbers and scales that do not belong together; the shape of the weight that they stand for."""
+    for name, value in (("weight", weight), ("weight_scale", scale)):
+        if not isinstance(value, Tensor) or value.layout is not torch.strided:
+            raise ArgumentTypeError(name=name, value=value, allowed="a dense torch.Tensor")
+    assert isinstance(weight, Tensor)
+    assert isinstance(scale, Tensor)
+    if weight.dtype not in KINDS.values():
+        allowed = "with weight_scale it must be int8, float8_e4m3fn, or uint8 that holds two of 4 bits"
+        raise DtypeError(name="weight", value=str(weight.dtype).removeprefix("torch."), allowed=allowed)
+    if scale.dtype != torch.float32:
+        allowed = "it must be float32: convert it with .to(dtype)"
+        raise DtypeError(name="weight_scale", value=str(scale.dtype).removeprefix("torch."), allowed=allowed)
+    ndim = spatial_dims(weight.shape)
+    if not scale.ndim:
+        raise RankError(name="weight_scale", allowed="the shape (*out_spatial, F)", shape=())
+    shape = weight_shape(weight, scale)
+    wanted = (*shape[:ndim], shape[-1])
+    if weight.dtype == torch.uint8:
+        wanted = (*shape[:ndim], -(-math.prod(shape[ndim:-1]) // ENTRIES), shape[-1])
+        if -(-shape[-1] // 2) != weight.shape[-1]:
+            allowed = f"{weight.shape[-1] * 2} or one less for the {weight.shape[-1]} pairs of filters of weight"
+            raise ArgumentValueError(name="weight_scale.shape[-1]", value=shape[-1], allowed=allowed)
+    if tuple(scale.shape) != wanted:
+        raise ArgumentValueError(name="weight_scale.shape", value=tuple(scale.shape), allowed=str(wanted))
+    return shape
+
+
+def run_quantized(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
+    """The layer of a plan for a weight of 8 or 4 bits, differentiable in x and in the bias any number of times."""
+    shape = check_quantized(weight, scale)
+    plan.geometry.check_weight(shape)
+    check_input(x, plan)
+    _check_bias(bias, plan)
+    _check_devices(x, weight, scale, bias)
+    if autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    backend = resolve(x.device.type)
+    if plan.geometry.regions or not _reads_numbers(x, weight, backend):  # shared filters are few: widened at once
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        return run(x, dequantize(weight, scale, dtype), None if bias is None else bias.to(dtype), plan)
+    problem = problem_of(plan, backend, precision_of(x.dtype)).linear()
+    sums = _Product.apply(to_internal(x, plan), weight, problem)  # type: ignore[no-untyped-call]
+    z = sums * scale
+    if bias is not None:
+        z = z + bias.to(z.dtype)
+    y = plan.activation(z).to(x.dtype)
+    return from_internal(y, plan, batched=input_format_of(x, plan).batched)
+
+
+def _check_bias(bias: Tensor | None, plan: Plan) -> None:
+    if bias is not None:
+        check_tensor("bias", bias)
+        if tuple(bias.shape) not in plan.bias_shapes:
+            allowed = " or ".join(map(str, plan.bias_shapes))
+            raise ArgumentValueError(name="bias.shape", value=tuple(bias.shape), allowed=allowed)
+
+
+def _check_devices(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+    named = {"x": x, "weight": weight, "weight_scale": scale, "bias": bias}
+    devices = {name: tensor.device for name, tensor in named.items() if tensor is not None}
+    if len(set(devices.values())) > 1:
+        raise DeviceMismatchError(devices=", ".join(f"{name} on {device}" for name, device in devices.items()))
+
+
+def _reads_numbers(x: Tensor, weight: Tensor, backend: str) -> bool:
+    """Whether a pass takes the numbers as they are: those of 8 bits, where nothing records or transforms the call.
+
+    GPUs before compute capability 8.9 have no instructions for float8.
+    """
+    if weight.dtype == torch.uint8 or backend == "reference" or is_observed():
+        return False
+    if not all(type(t) in (Tensor, torch.nn.Parameter) for t in (x, weight)) or x.is_neg():
+        return False
+    if weight.dtype == torch.float8_e4m3fn and x.device.type == "cuda":
+        return torch.cuda.get_device_capability(x.device) >= (8, 9)
+    return True
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class _Product(torch.autograd.Function):
+    """The sums of a layer, not scaled yet, in float32: float16 does not hold those of numbers of 8 bits."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, problem: Problem) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.problem, ctx.dtype = problem, x.dtype
+        if problem.backend == "cpu":
+            return _cpu.forward(x.to(_wide(x.dtype)), weight, None, problem, store_z=False)[0]
+        from lc_triton import launch
+
+        shape = (x.shape[0], *problem.geometry.bias_shape)
+        y = torch.empty(shape, dtype=_wide(x.dtype), device=x.device)
+        if y.numel():
+            launch.forward(x, weight, None, y, None, problem)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        dx: Tensor = _Adjoint.apply(grad, weight, ctx.problem, ctx.dtype)  # type: ignore[no-untyped-call]
+        return dx.to(ctx.dtype), None, None
+
+
+class _Adjoint(torch.autograd.Function):
+    """The input gradient of the sums, in the dtype of the gradient; products are those of x's dtype."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, weight: Tensor, problem: Problem, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.problem, ctx.dtype = problem, dtype
+        if problem.backend == "cpu":
+            return _cpu.input_grad(grad, weight, None, problem)
+        from lc_triton import launch
+
+        geo = problem.geometry
+        dx = torch.empty((grad.shape[0], *geo.in_spatial, geo.in_channels), dtype=grad.dtype, device=grad.device)
+        if not dx.numel():
+            return dx
+        if dtype not in HALF:
+            launch.input_grad(grad, weight, None, dx, problem)
+            return dx
+        # Scales are small numbers: float16 would lose the gradients that they multiply, without a common factor.
+        peak = grad.abs().amax().clamp(min=torch.finfo(grad.dtype).tiny)
+        launch.input_grad((grad / peak).to(dtype), weight, None, dx, problem)
+        return dx * peak
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (weight,) = ctx.saved_tensors
+        sums: Tensor = _Product.apply(grad, weight, ctx.problem)  # type: ignore[no-untyped-call]
+        return sums, None, None, None
