@@ -133,7 +133,7 @@ def __getattr__(name: str) -> Any:
     if name == "parallel":  # imported when first asked for: torch.distributed.tensor takes a second
         import importlib
 
-        return importlib.import_module("lc_triton.parallel")
+        return importlib.import_module(".parallel", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

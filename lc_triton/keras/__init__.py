@@ -34,8 +34,8 @@ _HOMES = {"load_model": "load", "load_weights": "transfer", "save_model": "check
 
 def __getattr__(name: str) -> Any:
     if name == "layers":
-        return importlib.import_module("lc_triton.keras.layers")
+        return importlib.import_module(".layers", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     check_extra(f"lc_triton.keras.{name}")
-    return getattr(importlib.import_module(f"lc_triton.keras.saved.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f".saved.{_HOMES[name]}", __name__), name)

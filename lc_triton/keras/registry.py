@@ -39,7 +39,7 @@ def serialize(kind: str, value: Any) -> dict[str, Any] | None:
     """The configuration `lookup` turns back into `value`; only our own objects have one."""
     if value is None:
         return None
-    if not type(value).__module__.startswith("lc_triton.keras."):
+    if not type(value).__module__.startswith(f"{__package__}."):
         allowed = f"a named {kind.split('_')[-1]} to be written into a configuration"
         raise ArgumentTypeError(name=kind, value=value, allowed=allowed)
     config = dataclasses.asdict(value)

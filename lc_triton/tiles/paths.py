@@ -20,15 +20,21 @@ def user_configs() -> Path:
         >>> user_configs().is_absolute()
         True
     """
-    import platformdirs  # not above: only what chooses tiles needs it
-
     chosen = environment("LC_TRITON_CONFIG_DIR", "")
     try:
-        folder = Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("lc_triton", False) / _NAME
+        return (Path(chosen).expanduser() if chosen else _cache() / _NAME).absolute()
     except RuntimeError as error:
         reason = "this user has no home folder, so LC_TRITON_CONFIG_DIR must name one for your tiles"
         raise ConfigFileError(path=chosen or f"lc_triton/{_NAME}", reason=reason) from error
-    return folder.absolute()
+
+
+def _cache() -> Path:
+    try:
+        import platformdirs  # not above: only what chooses tiles needs it
+    except ImportError as error:  # of a copy that was not installed, as Hugging Face's kernels loads them
+        reason = "platformdirs is not installed, so LC_TRITON_CONFIG_DIR must name a folder for your tiles"
+        raise ConfigFileError(path=f"lc_triton/{_NAME}", reason=reason) from error
+    return platformdirs.user_cache_path("lc_triton", False)
 
 
 def known_user_configs() -> Path | None:
