@@ -36,6 +36,18 @@ def by_hand(weight, scale):
 
 
 @EACH
+@pytest.mark.parametrize("share", ["rows", (2, 2), ("tile", 2, 2)], ids=str)
+def test_shared_filters_have_a_scale_a_region(kind, share):
+    torch.manual_seed(0)
+    layer = lc_triton.LocalConv2d(2, 3, 2, input_size=6, share=share, dtype=torch.float64)
+    numbers, scale = quantize(layer.weight, kind)
+    x = torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    want = lc_triton.local_conv(x, dequantize(numbers, scale, torch.float64), layer.bias, share=share)
+    lc_triton.quantize_weights(layer, kind)
+    assert_close(layer(x), want.detach(), 1e-12)
+
+
+@EACH
 def test_numbers_are_the_nearest_of_their_scale(kind):
     torch.manual_seed(0)
     weight = torch.randn(3, 5, 8, 5)
