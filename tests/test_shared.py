@@ -94,6 +94,16 @@ def test_accuracy_beside_torchs_own_matmul(name, dtype):
             assert_as_good(got[key], want[key], torchs[key], factor, key)
 
 
+@pytest.mark.parametrize("activation", ["gelu", "mish", "hardswish", "silu", "softmax"])
+def test_activations(activation):
+    """Some of torch's take twelve dimensions at most, fewer than a box of positions has."""
+    t = tensors(BY_NAME["block"], torch.float32)
+    arguments = {**BY_NAME["block"].arguments, "data_format": "channels_last", "activation": activation}
+    with lc_triton.backend("reference"):
+        want = lc_triton.local_conv(t.x, t.weight, t.bias, **arguments)
+    assert_close(lc_triton.local_conv(t.x, t.weight, t.bias, **arguments), want.double(), 1e-6)
+
+
 def test_float32_weights_beside_a_16_bit_input():
     t = tensors(BY_NAME["block"], torch.bfloat16, weight_dtype=torch.float32)
     got, want = run(BY_NAME["block"], t), expected(BY_NAME["block"], t)

@@ -162,7 +162,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
                     sums += bias if bias.ndim == 11 else box.rows(box.at(bias, 0))
                 if z is not None:
                     own[1].copy_(sums)
-                own[0].copy_(problem.activation(sums))
+                activated = problem.activation(out)  # of three dimensions: some of torch's take twelve at most
+                own[0].copy_(activated.view(own[0].shape))
 
 
 def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem) -> None:

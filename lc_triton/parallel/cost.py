@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lc_triton.core.geometry import Geometry, check_int, check_name
 from lc_triton.core.ranges import by_filters, by_rows, overlap
+from lc_triton.errors import ParallelError
 
 KINDS = ("data", "sharded data", "positions", "filters")
 
@@ -71,7 +72,8 @@ def cost(
     twice that, an exchange as what is sent. A channel bias is not counted.
 
     Raises:
-        LocalConvError: a kind that is not known, or a number below 1.
+        LocalConvError: a kind that is not known, a number below 1, or "positions" of a layer whose positions share
+            filters.
 
     Example:
         >>> from lc_triton.core.geometry import Geometry
@@ -94,6 +96,8 @@ def cost(
         own = -(-numbers // ranks)
         return Cost(own * a_weight, 2 * numbers * weight_itemsize, activations, a_pass, 2 * a_pass)
 
+    if kind == "positions" and geometry.regions:
+        raise ParallelError(style=kind, reason="positions of several ranks share filters: take filters, or no share")
     by, size, whole = by_rows, geometry.in_spatial[0], geometry.out_spatial[0]
     if kind == "filters":
         by, size, whole = by_filters, geometry.in_channels, geometry.out_channels

@@ -112,7 +112,7 @@ def compile_and_simulate(task: Task, device: Device, config: TileConfig) -> floa
     """
     from lc_triton.launch.build import build
     from lc_triton.launch.disassembly import disassemble
-    from lc_triton.launch.passes import KERNELS
+    from lc_triton.launch.passes import kernel_of
 
     problem = Problem(task.geometry, backend="triton", precision=task.precision)
     dtype, weight_dtype = getattr(torch, task.dtype), getattr(torch, task.weight_dtype)
@@ -121,7 +121,7 @@ def compile_and_simulate(task: Task, device: Device, config: TileConfig) -> floa
             task.pass_name, problem, config, device.arch, dtype=dtype, weight_dtype=weight_dtype, batch=task.batch
         )
     finally:
-        KERNELS[task.pass_name].device_caches.clear()  # thousands of kernels would not fit in memory
+        kernel_of(task.pass_name, task.geometry).device_caches.clear()  # thousands of kernels would not fit in memory
     code = disassemble(compiled)
     check_suitable(compiled.asm["ptx"], code, device)
     return simulate(task, config, code, constants_of(device)).microseconds

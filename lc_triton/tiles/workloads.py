@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lc_triton.core.geometry import Geometry, check_int
+from lc_triton.core.share import parse_share
 from lc_triton.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -53,6 +54,7 @@ class _Fields:
     padding: Any = 0
     dilation: Any = 1
     groups: int = 1
+    share: Any = None
     source: str = ""
 
 
@@ -165,7 +167,14 @@ def tasks(
 
 
 # Fields of a file, by the arguments that the checks of a geometry name.
-_RENAMED = {"kernel_size": "kernel", "out_channels": "filters", "in_channels": "input", "input_size": "input"}
+_RENAMED = {
+    "kernel_size": "kernel",
+    "out_channels": "filters",
+    "in_channels": "input",
+    "input_size": "input",
+    "a period in share": "share",
+    "the first entry of share": "share",
+}
 
 
 def _field_of(error: LocalConvError) -> str:
@@ -201,6 +210,7 @@ def _workload(entry: _Fields) -> Workload:
         padding=entry.padding,
         dilation=entry.dilation,
         groups=entry.groups,
+        regions=parse_share(entry.share, len(spatial)),
     )
     return Workload(entry.name, geometry, tuple(check_int("batches", b, 1) for b in entry.batches), entry.source)
 

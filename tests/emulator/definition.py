@@ -11,6 +11,7 @@ from lc_triton.core.activations import LINEAR, Activation
 from lc_triton.core.fused import Update
 from lc_triton.core.geometry import Geometry
 from lc_triton.ops import reference
+from lc_triton.tiles.footprint import rows_of_weight_grad
 
 # Half the distance from 1 to the next larger number, and half the distance from 0 to the least.
 UNIT = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
@@ -102,8 +103,9 @@ class Definition:
         (size,) = torch.autograd.grad(reference.forward(x.abs(), leaf, None, self.geo), leaf, dz.abs())
         extra = 2 * UNIT[self.dtype] if rounded_apart else 0.0
         batch, bias_size = x.shape[0], dz.abs().sum(0)
+        rows = rows_of_weight_grad(self.geo, batch)
         return {
-            "dw": Wanted(dw, self._of_sum(size, batch) + extra * size),
+            "dw": Wanted(dw, self._of_sum(size, rows) + extra * size),
             "db": Wanted(dz.sum(0), bias_size * (4 * batch**0.5 * self.unit + extra)),
         }
 

@@ -18,6 +18,7 @@ from lc_triton.tiles.model import choose
 from lc_triton.tiles.space import descriptor_fits, shared_bytes
 from lc_triton.tiles.task import Task
 from tests.cases import CASES, Case
+from tests.shared_cases import SHARED
 
 
 class Types(NamedTuple):
@@ -45,7 +46,7 @@ TYPES = {
 }
 DEVICE_OF = {80: "a100", 90: "h100"}
 ARCHS = tuple(DEVICE_OF)
-PARTS = ("boxes", "wide", "cases", "updates", "model")
+PARTS = ("boxes", "wide", "cases", "shared", "updates", "model")
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,14 @@ FORCED: dict[str, dict[str, Any]] = {
     "2x1 8 warps": {"rows": 2, "cols": 1, "block_b": 64, "num_warps": 8},
     "1x1 reduce split": {"rows": 1, "cols": 1, "dot": False, "split": 2, "num_warps": 1},
 }
+# Tiles for the weight gradient of shared filters: one region a program.
+REGION_TILES = {
+    "16": TileConfig(1, 1, 16, 16, 16),
+    "16 swap": TileConfig(1, 1, 16, 32, 32, swap=True),
+    "16 split": TileConfig(1, 1, 16, 16, 32, split=4, num_warps=2),
+    "64": TileConfig(1, 1, 64, 32, 64),
+    "64 swap": TileConfig(1, 1, 64, 64, 16, swap=True, num_stages=2),
+}
 # Layers whose weights a descriptor can move.
 BOXES = [
     Case("boxes", (5, 4), 3, 16, 3, stride=(2, 1), padding=1),
@@ -192,7 +201,14 @@ def jobs(
     archs: tuple[int, ...] = ARCHS, types: tuple[str, ...] = tuple(TYPES), parts: tuple[str, ...] = PARTS
 ) -> list[Job]:
     """All jobs of some architectures, types and parts; in an order that mixes them, so that a beginning says much."""
-    makers = {"boxes": _boxes, "wide": _wide, "cases": _cases, "updates": _updates, "model": _of_workloads}
+    makers = {
+        "boxes": _boxes,
+        "wide": _wide,
+        "cases": _cases,
+        "shared": _shared,
+        "updates": _updates,
+        "model": _of_workloads,
+    }
     found = [job for part in parts for arch in archs for name in types for job in makers[part](arch, name)]
     random.Random(0).shuffle(found)
     return found
@@ -252,6 +268,28 @@ def _cases(arch: int, types: str) -> Iterator[Job]:
                 view=list(VIEWS)[count % len(VIEWS)],
                 seed=count,
                 most=0 if count % 5 == 0 else 64,
+            )
+
+
+def _shared(arch: int, types: str) -> Iterator[Job]:
+    """Layers whose positions share filters: some small tiles for each, other ones for each type."""
+    count = list(TYPES).index(types) + 3 * arch
+    for case in SHARED:
+        for name in (list(FORCED)[count % len(FORCED)], list(FORCED)[(count + 4) % len(FORCED)]):
+            count += 1
+            geo = case.geometry
+            region, config = list(REGION_TILES.items())[count % len(REGION_TILES)]
+            yield Job(
+                f"shared/{case.name} {name}, region {region}",
+                case,
+                types,
+                arch,
+                (tile(geo.out_channels, **FORCED[name]), tile(geo.in_channels, **FORCED[name]), config),
+                act=ACTS[count % len(ACTS)],
+                transposed_bias=("none", "channel", "position")[count % 3],
+                bias=("position", "channel", "none")[count // 2 % 3],
+                view=list(VIEWS)[count % len(VIEWS)],
+                seed=count,
             )
 
 

@@ -32,11 +32,11 @@ QUICK = {
     ("updates/1d 1x2 split", "fp32", 80),
     ("updates/2d_asymmetric 1x2 stream", "bf16/fp32", 90),
     ("updates/2d_groups 1x2 reduce", "fp64", 90),
+    ("shared/rows 1x4 2 warps, region 16 swap", "fp16/fp32", 90),
+    ("shared/block 1x2 reduce, region 64", "tf32", 80),
 }
 
-FIXED = jobs(
-    parts=("boxes", "wide", "cases", "updates")
-)  # without those whose tiles the model picks, which takes a while
+FIXED = jobs(parts=("boxes", "wide", "cases", "shared", "updates"))  # the model takes a while to pick tiles
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ SMALL = Limits(
     groups=2,
     batch=(2, 1, None),
     dtypes=((torch.float32, torch.float32), (torch.float64, torch.float64)),
+    shares=False,  # tests/test_shared.py has the wrong values of share
 )
 any_call = st.integers(1, 3).flatmap(lambda ndim: calls(ndim, SMALL))
 

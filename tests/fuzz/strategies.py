@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lc_triton.core.activations import FUSED_NAMES
 from lc_triton.core.geometry import Geometry
+from lc_triton.core.share import parse_share
 
 # A list that begins with what is plain: a failing case shrinks towards it.
 DTYPES = [
@@ -47,6 +48,7 @@ class Limits:
     groups: int = 4
     batch: tuple[int | None, ...] = (2, 1, 3, 0, 5, None)
     dtypes: tuple[tuple[torch.dtype, torch.dtype], ...] = tuple(DTYPES)
+    shares: bool = True  # whether positions may share filters
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,19 @@ def spelled(draw: Any, values: list[Any]) -> Any:
 
 
 @st.composite
+def shared(draw: Any, ndim: int) -> Any:
+    """Which positions share their filters; mostly none do."""
+    names = ["all", "rows", "columns"] if ndim > 1 else ["all"]
+    kind = draw(st.sampled_from([None] * 4 + [*names, "block", "tile"]))
+    if kind not in ("block", "tile"):
+        return kind
+    sizes = draw(spelled([draw(st.integers(1, 4)) for _ in range(ndim)]))
+    if kind == "block":
+        return sizes
+    return ("tile", *([sizes] if isinstance(sizes, int) else sizes))
+
+
+@st.composite
 def calls(draw: Any, ndim: int, limits: Limits | None = None) -> Call:
     """Any call that the operators take."""
     limits = limits or Limits()
@@ -227,7 +242,10 @@ def calls(draw: Any, ndim: int, limits: Limits | None = None) -> Call:
     elif padding == "valid" and transposed:
         arguments["padding"] = 0
     spatial, kernel = tuple(axis.size for axis in dims), tuple(axis.kernel for axis in dims)
-    geometry = Geometry.make(spatial, channels, filters, kernel, **arguments)
+    share = draw(shared(ndim)) if limits.shares and not transposed else None
+    geometry = Geometry.make(spatial, channels, filters, kernel, **arguments, regions=parse_share(share, ndim))
+    if share is not None:
+        arguments["share"] = share
     if transposed:
         if draw(st.booleans()):
             arguments["output_padding"] = draw(spelled([axis.slack for axis in dims]))

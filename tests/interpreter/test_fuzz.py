@@ -43,6 +43,8 @@ class Tiles:
     def __call__(self, task, gpu):
         channels = task.geo.in_channels if task.pass_name == "input_grad" else task.geo.out_channels
         block = 1 << (channels - 1).bit_length()
+        if task.pass_name == "weight_grad" and task.geo.regions:
+            return TileConfig(1, 1, 16, 16, 16, swap=self.swap, split=self.split)
         if not self.dot:
             return TileConfig(self.rows, self.cols, block, 4, 16, dot=False, split=self.split)
         block = max(block, -(-16 // (self.rows * self.cols)))

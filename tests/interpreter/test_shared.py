@@ -9,6 +9,7 @@ import lc_triton
 from lc_triton import launch
 from lc_triton.core.problem import Problem
 from lc_triton.errors import ArgumentValueError
+from lc_triton.launch import passes as launched
 from lc_triton.tiles.config import TileConfig
 from tests.cases import assert_close, check, expected, tensors
 from tests.interpreter.test_passes import NAN, tile
@@ -117,3 +118,10 @@ def test_tiles_that_own_no_region_are_refused(config):
     t = tensors(case)
     with pytest.raises(ArgumentValueError, match=r"of one position, with tl\.dot and no stream or descriptor"):
         passes(case, t, lambda n: tile(1, 1, n), config)
+
+
+def test_rows_that_64_bits_count(monkeypatch):
+    case = next(c for c in SHARED if c.name == "1d_tile")
+    t = tensors(case)
+    monkeypatch.setattr(launched, "MOST_ROWS", 1)
+    check(passes(case, t, lambda n: tile(1, 1, n), REGION_TILES["split"]), expected(case, t))

@@ -30,6 +30,7 @@ from lc_triton.tiles.task import Task, types_of
 from tests.machine.in_flight import overwritten
 
 FILE = Path(__file__).with_name("gate.json")
+SHARED = Path(__file__).with_name("shared_workloads.json")
 DEVICE_NAMES = ("a100", "h100", "h200", "b200")  # the H200 computes as the H100 does, but its memory is faster
 DTYPES = ("bfloat16", "float16", "float32", "bfloat16/float32")  # the last is x/weight, as under autocast
 MAX_WEIGHT_TRAFFIC = 1.15
@@ -65,7 +66,7 @@ class Row:
 
 @cache
 def layers() -> dict[str, workloads.Workload]:
-    return workloads.read(paths.shipped_workloads())
+    return workloads.read(paths.shipped_workloads()) | workloads.read(SHARED)
 
 
 def rows(*dtypes: str) -> list[Row]:

@@ -15,11 +15,13 @@ from triton.compiler.compiler import make_backend
 
 from lc_triton.core.activations import FUSED_NAMES
 from lc_triton.kernels.combine import combine_kernel
+from lc_triton.kernels.shared_weight_grad import shared_weight_grad_kernel
 from lc_triton.launch.absent import absent_gpu
 from lc_triton.launch.passes import KERNELS
 from lc_triton.ops import run
 from tests import cases
 from tests.cases import CASES, tensors
+from tests.shared_cases import SHARED
 
 pytestmark = pytest.mark.compile
 
@@ -54,7 +56,7 @@ def made(monkeypatch):
 
     monkeypatch.setattr(run, "resolve", lambda device_type: "triton")
     monkeypatch.setattr(triton.compiler, "compile", to_first_ir)
-    for kernel in (*KERNELS.values(), combine_kernel):
+    for kernel in (*KERNELS.values(), shared_weight_grad_kernel, combine_kernel):
         monkeypatch.setattr(kernel, "compile", to_first_ir, raising=False)  # where the JIT keeps it
     with absent_gpu() as gpu:
         gpu.get_current_device = lambda: f"stops at the IR of {id(names)}"  # whose kernels the JIT keeps apart
@@ -71,6 +73,20 @@ def drive(some, batch, dtype, weight_dtype=None, **arguments):
 def test_a_few_cases(made):
     drive([case for case in CASES if case.name in ("2d_groups", "1d_one")], 1, torch.float32)
     assert set(made) >= {"forward_kernel", "input_grad_kernel", "weight_grad_kernel"}
+
+
+def test_shared_filters(made):
+    drive([case for case in SHARED if case.name == "1d_tile"], 1, torch.float32)
+    assert set(made) >= {"forward_kernel", "shared_weight_grad_kernel"}
+    assert "weight_grad_kernel" not in made
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_all_shared_filters(made, dtype):
+    for batch in (1, 2, 33):
+        drive(SHARED, batch, dtype)
+    assert len(made) > 3 * len(SHARED)
 
 
 @pytest.mark.nightly

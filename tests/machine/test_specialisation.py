@@ -8,7 +8,9 @@ from triton.compiler.compiler import make_backend
 from lc_triton import launch
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
+from lc_triton.core.share import parse_share
 from lc_triton.kernels.combine import combine_kernel
+from lc_triton.kernels.shared_weight_grad import shared_weight_grad_kernel
 from lc_triton.launch import passes
 from lc_triton.launch.absent import compile_call
 from lc_triton.launch.build import call_args, combine_call_args
@@ -21,6 +23,9 @@ LAYERS = {
     "2d": Problem(Geometry.make((6, 6), 8, 16, 3), backend="triton"),
     "3d": Problem(Geometry.make((5, 6, 6), 8, 8, 3, stride=2, padding=1, groups=2), backend="triton"),
 }
+SHARED = Problem(
+    Geometry.make((5, 6, 6), 8, 8, 3, padding=1, groups=2, regions=parse_share((2, 1, 3), 3)), backend="triton"
+)
 TILES = {
     "dot": TileConfig(1, 1, 16, 16, 16),
     "band": TileConfig(2, 2, 16, 16, 16, swap=True),
@@ -46,7 +51,7 @@ def first_ir(src, target=None, options=None, _env_vars=None):
 def only_the_first_ir(monkeypatch):
     import triton.compiler
 
-    kernels = [*KERNELS.values(), combine_kernel]
+    kernels = [*KERNELS.values(), shared_weight_grad_kernel, combine_kernel]
     monkeypatch.setattr(triton.compiler, "compile", first_ir)
     for kernel in kernels:
         monkeypatch.setattr(kernel, "device_caches", type(kernel.device_caches)(kernel.create_binder))
@@ -100,6 +105,19 @@ def test_integers_may_have_every_value(kernel, tile, layer):
     if (layer, tile) == ("2d", "dot"):
         for place in places:
             compile_call(function, TILES[tile], 90, *replaced(args, [place], 1))
+
+
+@pytest.mark.parametrize("pass_name", KERNELS)
+@pytest.mark.parametrize("wide", [False, True])
+def test_integers_beside_shared_filters(pass_name, wide):
+    function, config = passes.kernel_of(pass_name, SHARED.geometry), TILES["split"]
+    args = call_args(pass_name, SHARED, config, wide=wide)
+    places = list(integers(function, args))
+    assert len(places) == (9 if pass_name == "weight_grad" else 5)
+    for value in VALUES:
+        compile_call(function, config, 90, *replaced(args, places, value))
+    for place in places:
+        compile_call(function, config, 90, *replaced(args, [place], 1))
 
 
 @pytest.mark.parametrize("batch", [1, 2])

@@ -12,6 +12,7 @@ from lc_triton.parallel import FilterParallel, PositionParallel
 from tests.cases import CASES, Case, assert_close, expected, tensors
 from tests.parallel import ranks
 from tests.parallel.networks import data, full, network, shared
+from tests.shared_cases import SHARED
 
 LAYERS = {1: lc_triton.LocalConv1d, 2: lc_triton.LocalConv2d, 3: lc_triton.LocalConv3d}
 
@@ -72,7 +73,7 @@ def check_filters_of_every_geometry(mesh, folder):
             return False
 
     in_groups = Case("in_groups", (4, 5), 4, 8, 3, groups=2), Case("whole_groups", (4, 5), 4, 8, 3, groups=4)
-    geometries(mesh, [*in_groups, *filter(fits, CASES[::3])], FilterParallel, 1, -1)
+    geometries(mesh, [*in_groups, *filter(fits, CASES[::3]), *filter(fits, SHARED[::5])], FilterParallel, 1, -1)
 
 
 def penalized(net, x):

@@ -13,6 +13,7 @@ import lc_triton
 from lc_triton import errors as E
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.ranges import by_filters, by_rows, chunks, slab
+from lc_triton.core.share import parse_share
 from lc_triton.parallel import FilterParallel, PositionParallel, cost
 from tests.cases import CASES, IDS
 
@@ -62,6 +63,12 @@ APPLIED = [
         ROWS,
         E.ParallelError,
         "padding_mode='reflect' needs the whole input on every rank: input_layouts=Replicate()",
+    ),
+    (
+        lambda: conv(share="rows"),
+        {},
+        E.ParallelError,
+        "positions of several ranks share filters (share=...)",
     ),
     (lambda: keras(kernel_regularizer="l2"), {}, E.ParallelError, "kernel_regularizer needs the whole weight on every"),
     (
@@ -209,3 +216,11 @@ def test_costs_of_nonsense(arguments, message):
     kind, batch, ranks = arguments
     with pytest.raises(E.LocalConvError, match=message):
         cost(kind, Geometry.make((5,), 2, 2, 3), batch, ranks)
+
+
+def test_no_cost_of_positions_that_share_filters():
+    geometry = Geometry.make((5, 5), 2, 2, 3, regions=parse_share("rows", 2))
+    with pytest.raises(E.ParallelError, match="positions of several ranks share filters"):
+        cost("positions", geometry, 4, 2)
+    apart = Geometry.make((5, 5), 2, 2, 3)
+    assert cost("filters", geometry, 4, 2).weights < cost("filters", apart, 4, 2).weights
