@@ -198,9 +198,7 @@ def cast_inputs(layer: nn.Module, dtype: torch.dtype) -> None:
 def cast(layer: nn.Module, value: Any) -> Any:
     """What a layer is given for an input."""
     dtype = getattr(layer, _CAST, None)
-    if dtype is None or not isinstance(value, Tensor) or not value.is_floating_point():
-        return value
-    return value.to(dtype)
+    return value.to(dtype) if dtype is not None and isinstance(value, Tensor) else value
 
 
 def attribute_names(names: list[str]) -> dict[str, str]:

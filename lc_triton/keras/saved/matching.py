@@ -47,12 +47,15 @@ def targets(
     _check(mapping, known, model, modules, path)
     matched: dict[str, tuple[str, Arrays]] = {}
     unexpected: list[str] = []
-    taken = {module for module in mapping.values() if module in modules}
+    # A module of a layer's whole name is that layer's, whichever other layer has the last part of the name.
+    whole = {name: name.replace("/", ".") for name in known if name not in mapping}
+    taken = {module for module in (*mapping.values(), *whole.values()) if module in modules}
 
     def match(name: str, arrays: Arrays, within: str) -> bool:
         module = mapping.get(name) if mapping.get(name) in modules else None
         if module is None and name not in mapping:
-            module = _named(name, [m for m in modules if m not in taken and m.startswith(within)])
+            free = [m for m in modules if m not in taken and m.startswith(within)]
+            module = whole[name] if whole[name] in modules else _by_last_part(name, free)
         if module is None:
             return False
         taken.add(module)
@@ -81,11 +84,9 @@ def _check(
             raise ConversionError(name=str(path), reason=reason)
 
 
-def _named(layer: str, modules: list[str]) -> str | None:
-    """The module of a layer's name: its whole name, or its last part if only one has it."""
-    whole, last = layer.replace("/", "."), layer.rpartition("/")[2]
-    if whole in modules:
-        return whole
+def _by_last_part(layer: str, modules: list[str]) -> str | None:
+    """The module whose name ends in a layer's, if only one's does."""
+    last = layer.rpartition("/")[2]
     ends = [name for name in modules if name.rpartition(".")[2] == last]
     return ends[0] if len(ends) == 1 else None
 
@@ -104,14 +105,16 @@ def _place(layer: str, array: Array, spec: LayerSpec | None) -> tuple[str, str |
     if array.part is None:  # the variable has the name of the layer that made it, whatever that is inside of
         owner = array.variable.removeprefix(f"{layer}/").rpartition("/")[0].partition("/")[0]
         return (f"{layer}/{owner}" if owner and owner != layer else layer), None
-    part, name = array.part.removeprefix("layer/") if "layer/layers/" in array.part else array.part, layer
-    while part.startswith("layers/"):
+    part, name = array.part, layer
+    while part.startswith(("layers/", "layer/layers/")):
+        if part.startswith("layer/"):  # a wrapper around a model
+            part = part.removeprefix("layer/")
+            spec = spec.wrapped[0][1] if spec is not None and spec.wrapped else None
         place, _, part = part.removeprefix("layers/").partition("/")
         inner = spec.model.layers if spec is not None and spec.model is not None else ()
         at = dict(zip(numbered([one.class_name for one in inner]), inner, strict=True))
         spec = at.get(place)
         name += f"/{place if spec is None else spec.name}"
-        part = part.removeprefix("layer/") if part.startswith("layer/layers/") else part
     return name, part
 
 

@@ -10,6 +10,7 @@ from pydantic import StrictBool
 from torch import Tensor, nn
 
 from lc_triton.keras.saved.arguments import Arguments, Axes, Axis, Place, positive_axis
+from lc_triton.keras.saved.masks import Mask
 
 
 class Merge(nn.Module):
@@ -23,6 +24,10 @@ class Merge(nn.Module):
         """The combination of the inputs; one with fewer axes gets them after the batch, as in Keras."""
         ndim = max(x.ndim for x in inputs)
         return reduce(self.function, (_widened(x, ndim) for x in inputs))
+
+    def output_mask(self, inputs: tuple[Tensor, ...], masks: tuple[Mask, ...]) -> Mask:
+        """What all masks leave: an input without one leaves all."""
+        return _all(masks)
 
     def extra_repr(self) -> str:
         """The function."""
@@ -70,6 +75,11 @@ def _widened(x: Tensor, ndim: int) -> Tensor:
     return x.reshape(x.shape[0], *(1 for _ in range(ndim - x.ndim)), *x.shape[1:])
 
 
+def _all(masks: tuple[Mask, ...]) -> Mask:
+    found = [mask for mask in masks if mask is not None]
+    return reduce(torch.logical_and, found) if found else None
+
+
 def _rows(x: Tensor) -> Tensor:
     return x.flatten(1, -2) if x.ndim > 2 else x[:, None]
 
@@ -84,6 +94,18 @@ class Concatenate(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         """The inputs in one tensor."""
         return torch.cat(inputs, self.axis)
+
+    def output_mask(self, inputs: tuple[Tensor, ...], masks: tuple[Mask, ...]) -> Mask:
+        """The masks one after the other if steps are, else what all of them leave."""
+        if self.axis != 1 or all(mask is None for mask in masks):
+            return _all(masks)
+        return torch.cat(
+            [
+                torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
+                for x, mask in zip(inputs, masks, strict=True)
+            ],
+            1,
+        )
 
     def extra_repr(self) -> str:
         """The axis."""

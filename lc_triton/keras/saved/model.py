@@ -84,6 +84,8 @@ Maker: TypeAlias = Arguments | custom.Factory
 Wrong: TypeAlias = tuple[Path, LayerSpec, str]
 
 
+_CAST_INTEGERS = ("Dense", "Rescaling", "Normalization")
+
 # What layers raise that cannot be made, or cannot be called on what they are given.
 _FAILURES = (ValueError, RuntimeError, IndexError, TypeError, OverflowError, NotImplementedError)
 
@@ -254,8 +256,10 @@ class _Builder:
                 module = activated.Activated(module, activated.activation(weighted, _shape(output)))
         module = _frozen(module, layer)
         masks.mark(module, layer.class_name)
-        floats = [arg for arg in args if isinstance(arg, Tensor) and arg.is_floating_point()]
-        if maker.call_arguments is not None and any(arg.dtype != maker.variable_dtype for arg in floats):
+        # Keras casts numbers that are not whole, and layers with arithmetic of their own whole ones too.
+        given = [arg for arg in args if isinstance(arg, Tensor)]
+        casts = [arg for arg in given if arg.is_floating_point() or layer.class_name in _CAST_INTEGERS]
+        if maker.call_arguments is not None and any(arg.dtype != maker.variable_dtype for arg in casts):
             cast_inputs(module, maker.variable_dtype)
         return module
 

@@ -51,12 +51,26 @@ class BatchNormalization(Trained):
 
     def forward(self, x: Tensor) -> Tensor:
         """The normalized batch x."""
-        x = x.movedim(self.axis, 1)
+        axis, x = self.axis, x.movedim(self.axis, 1)
         learning = self.training and not self.frozen  # in Keras a frozen layer keeps its statistics in training too
-        y = F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, learning, self.momentum, self.eps
-        )
-        return self.observed(y.movedim(1, self.axis))
+        # TensorFlow's kernel for images divides by one less than the count for the moving variance, as torch does.
+        # Keras's own code for all else divides by the count.
+        fused = x.ndim in (4, 5) and axis in (1, x.ndim - 1) and self.running_var.dtype != torch.float64
+        if learning and not fused:
+            y = F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+            self._move(x.detach())
+        else:
+            y = F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, learning, self.momentum, self.eps
+            )
+        return self.observed(y.movedim(1, axis))
+
+    def _move(self, x: Tensor) -> None:
+        """Move the statistics towards those of a batch x, whose channels are its second axis."""
+        numbers = x.to(self.running_mean.dtype)
+        variance, mean = torch.var_mean(numbers, [axis for axis in range(x.ndim) if axis != 1], correction=0)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance, self.momentum)
 
     def extra_repr(self) -> str:
         """The arguments."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lc_triton.core.geometry import padding_pairs
 from lc_triton.keras.saved.arguments import Arguments, Counts, DataFormat, Place, WindowArguments, spread
+from lc_triton.keras.saved.masks import Mask
 
 _MAX = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _MEAN = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -55,9 +56,13 @@ class GlobalPool(nn.Module):
     def __init__(self, kind: str, axes: tuple[int, ...], *, keepdims: bool) -> None:
         super().__init__()
         self.kind, self.axes, self.keepdims = kind, axes, keepdims
+        self.takes_mask = kind == "mean" and len(axes) == 1
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The pooled batch x."""
+    def forward(self, x: Tensor, mask: Mask = None) -> Tensor:
+        """The pooled batch x, of the steps that a mask leaves."""
+        if mask is not None:
+            kept = mask.to(x.dtype).unsqueeze(3 - self.axes[0])
+            return (x * kept).sum(self.axes, self.keepdims) / kept.sum(self.axes, self.keepdims)
         over = torch.amax if self.kind == "max" else torch.mean
         return over(x, self.axes, self.keepdims)
 

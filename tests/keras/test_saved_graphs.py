@@ -1,0 +1,313 @@
+"""Models inside models, wrappers, masks, operators and dictionaries that tf_keras saved, beside its own outputs."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import lc_triton
+from lc_triton.errors import ArgumentTypeError, ArgumentValueError, ConversionError, KerasFileError
+from lc_triton.keras import load_model, load_weights, save_model, save_weights
+from lc_triton.keras.saved.operations import FUNCTIONS, find
+
+pytestmark = pytest.mark.subprocess
+
+ARCHIVE = Path(__file__).parent / "saved" / "graphs.zip"
+RATE = 0.05  # of the training step in saved/make_graphs.py
+TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    where = tmp_path_factory.mktemp("graphs")
+    with zipfile.ZipFile(ARCHIVE) as archive:
+        archive.extractall(where)
+    return where
+
+
+def golden(folder, name, letter):
+    data, found = np.load(folder / "outputs.npz"), []
+    while f"{name}/{letter}{len(found)}" in data:
+        found.append(torch.from_numpy(data[f"{name}/{letter}{len(found)}"]))
+    return found
+
+
+def listed(outputs):
+    if isinstance(outputs, dict):
+        return list(outputs.values())
+    return list(outputs) if isinstance(outputs, tuple) else [outputs]
+
+
+def check(folder, name, outputs, tolerance=None):
+    wanted = golden(folder, name, "y")
+    assert len(outputs) == len(wanted) > 0
+    for i, (got, want) in enumerate(zip(outputs, wanted, strict=True)):
+        assert got.shape == want.shape, i
+        assert got.dtype == want.dtype, i
+        error = (got.double() - want.double()).abs().max() / want.double().abs().max().clamp(min=1e-3)
+        assert error <= (tolerance or TOLERANCE[want.dtype]), (i, f"{error:.1e}")
+
+
+def outputs_of(model, folder, name):
+    with torch.no_grad():
+        return listed(model(*golden(folder, name, "x")))
+
+
+@pytest.mark.parametrize("kind", ["h5", "keras", "weights.h5"])
+@pytest.mark.parametrize("name", ["nested", "masked"])
+def test_models_inside_models(name, kind, folder):
+    config = folder / f"{name}.json" if kind == "weights.h5" else None
+    model = load_model(folder / f"{name}.{kind}", config=config)
+    check(folder, name, outputs_of(model, folder, name))
+
+
+@pytest.mark.parametrize("name", ["operators", "keyed", "dtypes", "mixed"])
+def test_operators_dictionaries_and_dtypes(name, folder):
+    tolerance = {"mixed": 5e-3, "dtypes": 1e-6}.get(name)
+    check(folder, name, outputs_of(load_model(folder / f"{name}.h5"), folder, name), tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nested", "masked", "operators", "keyed"])
+def test_they_survive_a_file_of_torch_and_one_of_keras(name, folder, tmp_path):
+    model = load_model(folder / f"{name}.h5")
+    save_model(model, tmp_path / "model.pt")
+    check(folder, name, outputs_of(load_model(tmp_path / "model.pt"), folder, name))
+    if name != "operators":
+        save_weights(model, tmp_path / "back.weights.h5")
+        assert arrays_in(tmp_path / "back.weights.h5") == arrays_in(folder / f"{name}.weights.h5")
+
+
+def arrays_in(path):
+    import h5py
+
+    found = {}
+    with h5py.File(path) as file:
+        file["layers"].visititems(
+            lambda place, item: found.update({place: item[()].tolist()}) if isinstance(item, h5py.Dataset) else None
+        )
+    return found
+
+
+@pytest.mark.slow
+def test_a_training_step_of_models_inside_models(folder, tmp_path):
+    model = load_model(folder / "nested.h5").train()
+    assert not model.frozen.training  # called with training=False
+    assert model.base.training
+    assert [p.requires_grad for p in model.base.parameters()] == [True, True, False, False, False, False]
+    outputs = listed(model(*golden(folder, "nested", "x")))
+    loss = sum(y.square().mean() for y in outputs) + lc_triton.regularization_loss(model)
+    want = float(np.load(folder / "outputs.npz")["nested/loss"])
+    assert abs(loss.item() - want) <= 1e-5 * want
+    loss.backward()
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], RATE).step()
+    save_weights(model, tmp_path / "after.weights.h5")
+    got, want = arrays_in(tmp_path / "after.weights.h5"), arrays_in(folder / "nested.after.weights.h5")
+    assert got.keys() == want.keys()
+    for place, numbers in want.items():
+        np.testing.assert_allclose(got[place], numbers, rtol=2e-5, atol=2e-6, err_msg=place)
+
+
+def test_a_mask_ends_at_a_locally_connected_layer(folder):
+    """Keras warns of it nowhere: what follows the layer sees every step."""
+    model = load_model(folder / "masked.h5")
+    x = golden(folder, "masked", "x")[0]
+    steps = model.masking.output_mask((x,), (None,))
+    assert steps.tolist() == [[True] * 6, [True] * 4 + [False] * 2, [True] * 6]
+    outputs, masks = model(*golden(folder, "masked", "x"), masks=(None,) * 3)
+    assert torch.equal(masks[0], steps)
+    assert masks[5] is None
+    assert masks[7] is None
+    check(folder, "masked", list(outputs))
+
+
+def test_inputs_are_given_in_order_or_by_name(folder):
+    model = load_model(folder / "keyed.h5")
+    x = dict(zip(["p", "q"], golden(folder, "keyed", "x"), strict=True))
+    outputs = model({"q": x["q"], "p": x["p"]})
+    assert list(outputs) == ["second", "first"]
+    check(folder, "keyed", list(outputs.values()))
+    with pytest.raises(TypeError, match=r"keyed takes 2 input\(s\) \(p, q\), got 1"):
+        model({"q": x["q"]})
+
+
+def changed(folder, name, change):
+    config = json.loads((folder / f"{name}.json").read_text())
+    change({layer["config"]["name"]: layer for layer in config["config"]["layers"]})
+    return config
+
+
+def refused(folder, name, change):
+    with pytest.raises((ConversionError, KerasFileError)) as raised:
+        load_model(folder / f"{name}.weights.h5", config=changed(folder, name, change))
+    return str(raised.value)
+
+
+def test_layers_inside_models_and_wrappers_are_named_all_at_once(folder):
+    def change(layers):
+        layers["encoder"]["config"]["layers"][1]["class_name"] = "Mine"
+        layers["steps"]["config"]["layer"]["config"]["layers"][2]["config"]["activation"] = "my_function"
+        layers["base"]["config"]["layers"][1]["config"]["invented"] = 7
+
+    message = refused(folder, "nested", change)
+    assert "layer 'encoder/local' (Mine): this class has no counterpart here" in message
+    assert "layer 'steps/step/each' (LocallyConnected1D): activation 'my_function' is not known" in message
+    assert "invented=7 is not known" in message
+    for entry in ('{"Mine": lambda layer: MyModule()', '"each": lambda layer: MyModule()', "--modules FILE.py"):
+        assert entry in message
+
+
+@pytest.mark.parametrize(
+    ("layer", "node", "message"),
+    [
+        ("own", ["encoder", 7, 0, {}], "call 7 of layer 'encoder' is used, which is called 2 time(s)"),
+        ("own", ["nobody", 0, 0, {}], "layer 'nobody' is used, which does not exist"),
+        ("own", ["two", 1, 9, {}], "output 9 of layer 'two' is used, which has none of that number"),
+        ("two", ["encoder", 1, 0, {}], "it takes 2 input(s)"),
+        ("own", ["encoder", 1, 0, {"mask": ["x", 0, 0]}], "it is called with mask=the output of 'x'"),
+        ("frozen", ["encoder", 2, 0, {"training": True}], "it is called with training=True"),
+    ],
+)
+def test_calls_that_cannot_be_are_named(layer, node, message, folder):
+    assert message in refused(folder, "nested", lambda layers: layers[layer].update(inbound_nodes=[[node]]))
+
+
+def test_a_function_without_counterpart_is_named(folder):
+    def change(layers):
+        inner = layers["head"]["config"]["layers"]
+        next(s for s in inner if s["class_name"] == "TFOpLambda")["config"]["function"] = "py_function"
+
+    message = refused(folder, "keyed", change)
+    assert "TensorFlow's function py_function has no counterpart here" in message
+    with pytest.raises(ValueError, match="has no counterpart here"):
+        find("strings.split_all")
+    assert find("compat.v1.nn.relu") is FUNCTIONS["relu"]
+
+
+class Scale(nn.Module):
+    """The module for Keras's `Scale` in saved/make_graphs.py: its trained weight first, then the other."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("offset", torch.zeros(channels))
+
+    def forward(self, x):
+        return x * self.scale + self.offset
+
+
+class Block(nn.Module):
+    def __init__(self, channels, units):
+        super().__init__()
+        self.up, self.down = nn.Linear(channels, units), nn.Linear(units, 3)
+        self.register_buffer("constant", torch.tensor(2.0), persistent=False)
+
+    def forward(self, x, factor):
+        return factor * self.down(self.up(x).relu()) * self.constant / 2
+
+
+MODULES = {
+    "Scale": lambda layer: Scale(layer.input_shapes[0][-1]),
+    "Block": lambda layer: Block(layer.input_shapes[0][-1], layer.config["units"]),
+    "inner/double": lambda layer: lambda x: x * 2 + 1,
+    "difference": lambda layer: torch.sub,
+    "quarter": lambda layer: lambda x: x / 4,
+    "sine": lambda layer: torch.sin,
+}
+
+
+@pytest.mark.parametrize("kind", ["h5", "weights.h5"])
+def test_modules_of_ones_own_stand_for_layers(kind, folder, tmp_path):
+    config = folder / "custom.json" if kind == "weights.h5" else None
+    model = load_model(folder / f"custom.{kind}", config=config, modules=MODULES)
+    assert isinstance(model.scale, Scale)
+    check(folder, "custom", outputs_of(model, folder, "custom"))
+    save_model(model, tmp_path / "model.pt")
+    check(folder, "custom", outputs_of(load_model(tmp_path / "model.pt", modules=MODULES), folder, "custom"))
+    with pytest.raises(ConversionError, match=r"layer 'scale' \(Scale\): this class has no counterpart here"):
+        load_model(tmp_path / "model.pt")
+    save_weights(model, tmp_path / "back.weights.h5")
+    again = load_model(tmp_path / "back.weights.h5", config=folder / "custom.json", modules=MODULES)
+    check(folder, "custom", outputs_of(again, folder, "custom"))
+
+
+def test_the_error_has_the_line_to_write(folder):
+    with pytest.raises(ConversionError) as raised:
+        load_model(folder / "custom.h5")
+    message = str(raised.value)
+    assert "layer 'inner/double' (Lambda): it is Python code, and no code of a file is run" in message
+    assert "layer 'steps/quarter' (Lambda)" in message
+    assert "layer 'sine' (Activation): its activation is Python code, and no code of a file is run" in message
+    line = message[message.index("modules={") + 8 : message.index("}), or") + 1].replace(", ...", "")
+    made = eval(line, {"MyModule": nn.Identity})
+    assert set(made) == {"double", "Scale", "Block", "sine"}
+
+
+@pytest.mark.parametrize(
+    ("modules", "error", "message"),
+    [
+        ([nn.Identity()], ArgumentTypeError, "modules must be"),
+        ({"scale": nn.Identity()}, ArgumentTypeError, "lambda layer: module"),
+        ({**MODULES, "scael": MODULES["Scale"]}, ArgumentValueError, "got 'scael'"),
+        ({**MODULES, "Scale": lambda layer: 3}, ConversionError, "made a int, no torch module"),
+        ({**MODULES, "Scale": lambda layer: 1 / 0}, ConversionError, "raised ZeroDivisionError"),
+        ({**MODULES, "sine": lambda layer: lambda x: x @ x}, ConversionError, "failed on zeros of the shapes"),
+        ({**MODULES, "sine": lambda layer: lambda x: "sine"}, ConversionError, "returned str, no tensor"),
+        ({**MODULES, "Scale": lambda layer: Scale(2)}, ConversionError, "failed on zeros of the shapes"),
+        ({**MODULES, "Scale": lambda layer: nn.Identity()}, KerasFileError, "the file has arrays for 'scale'"),
+    ],
+)
+def test_modules_that_do_not_fit_are_named(modules, error, message, folder):
+    with pytest.raises(error, match=r".*") as raised:
+        load_model(folder / "custom.h5", modules=modules)
+    assert message in str(raised.value)
+
+
+class Own(nn.Module):
+    """A net of a user's own with the weights of the nested Keras model."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.ModuleDict(
+            {"local": lc_triton.LocalConv1d(4, 3, 2, input_size=6), "norm": nn.BatchNorm1d(3), "dense": nn.Linear(3, 3)}
+        )
+        self.head = nn.ModuleDict(
+            {"own_dense": nn.Linear(3, 3), "own_local": lc_triton.LocalConv1d(3, 2, 2, input_size=5)}
+        )
+        self.each = lc_triton.LocalConv1d(1, 2, 2, input_size=4)
+
+
+@pytest.mark.parametrize("kind", ["h5", "keras", "weights.h5"])
+def test_weights_of_models_inside_models_go_into_a_net_of_ones_own(kind, folder):
+    own, want = Own(), load_model(folder / "nested.h5")
+    config = folder / "nested.json" if kind == "weights.h5" else None
+    mapping = {"own": "head"} if kind != "keras" else {"own/own_dense": "head.own_dense"}
+    mapping |= {"steps": "each"} if kind == "h5" else {"steps/each": "each"}
+    report = load_weights(own, folder / f"nested.{kind}", mapping, strict=False, config=config)
+    assert report.missing == report.misshapen == ()
+    assert torch.equal(own.encoder["local"].weight, want.encoder.local.weight)
+    assert torch.equal(own.encoder["norm"].running_var, want.encoder.norm.running_var)
+    assert torch.equal(own.head["own_dense"].weight, want.own.own_dense.weight)
+    assert torch.equal(own.head["own_local"].bias, want.own.own_local.bias)
+    assert torch.equal(own.each.weight, want.steps.layer.each.weight)
+
+
+def test_weights_need_no_configuration_that_can_be_read(folder, tmp_path):
+    """Neither Lambda nor a class of one's own keeps arrays from being read, nor a model of a class of one's own."""
+    import h5py
+
+    path = tmp_path / "model.h5"
+    path.write_bytes((folder / "custom.h5").read_bytes())
+    with h5py.File(path, "a") as file:
+        text = file.attrs["model_config"]
+        file.attrs["model_config"] = text.replace('"class_name": "Functional"', '"class_name": "Mine"')
+    with pytest.raises(KerasFileError, match="a model of the class Mine, which only its code describes"):
+        load_model(path)
+    net = nn.ModuleDict({"dense": nn.Linear(3, 3), "locally_connected1d": lc_triton.LocalConv1d(4, 3, 2, input_size=6)})
+    report = load_weights(net, path, strict=False)
+    assert report.missing == ()
+    assert torch.equal(net["dense"].weight, load_model(folder / "custom.h5", modules=MODULES).inner.dense.weight)
