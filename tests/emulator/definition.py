@@ -31,14 +31,17 @@ class Wanted:
     exact: Tensor
     error: Tensor
 
+    def rounded_error(self, dtype: torch.dtype) -> Tensor:
+        """How far each may be after it is rounded to a type."""
+        return self.error + UNIT[dtype] * (self.exact.abs() + self.error) * 1.001 + TINY[dtype]
+
     def mismatch(self, name: str, got: Tensor, sampled: bool = False) -> tuple[str, int]:
         """What is wrong with a result, "" if nothing is; and how many numbers were compared.
 
         With `sampled`, programs were left out, and what they would have written is NaN.
         """
-        unit, value = UNIT[got.dtype], got.double()
+        value, allowed = got.double(), self.rounded_error(got.dtype)
         known = ~value.isnan() if sampled else torch.ones_like(value, dtype=torch.bool)
-        allowed = self.error + unit * (self.exact.abs() + self.error) * 1.001 + TINY[got.dtype]
         wrong = known & ~((value - self.exact).abs() <= allowed)
         if got.dtype == torch.float16:
             wrong &= ~((self.exact.abs() + allowed >= LARGEST_FLOAT16) & value.isinf())
@@ -95,18 +98,20 @@ class Definition:
         dz = g.double() * self.activation.derivative(saved.double())
         return {"dz": Wanted(dz, self.unit * ACTIVATION_UNITS * (dz.abs() + g.double().abs()))}
 
-    def weight_grad(self, x: Tensor, dz: Tensor, rounded_apart: bool = False) -> dict[str, Wanted]:
-        """The gradients dw and db from dz, which with `rounded_apart` may be rounded otherwise than the kernel's."""
+    def weight_grad(self, x: Tensor, dz: Tensor, dz_error: Tensor | None = None) -> dict[str, Wanted]:
+        """The gradients dw and db from dz, from which the kernel's may be `dz_error` apart."""
         x, dz = x.double(), dz.double()
+        error = torch.zeros_like(dz) if dz_error is None else dz_error
         leaf = x.new_zeros(self.geo.weight_shape).requires_grad_()
-        (dw,) = torch.autograd.grad(reference.forward(x, leaf, None, self.geo), leaf, dz)
-        (size,) = torch.autograd.grad(reference.forward(x.abs(), leaf, None, self.geo), leaf, dz.abs())
-        extra = 2 * UNIT[self.dtype] if rounded_apart else 0.0
-        batch, bias_size = x.shape[0], dz.abs().sum(0)
-        rows = rows_of_weight_grad(self.geo, batch)
+
+        def summed(x: Tensor, dz: Tensor) -> Tensor:
+            return torch.autograd.grad(reference.forward(x, leaf, None, self.geo), leaf, dz)[0]
+
+        of_sum = self._of_sum(summed(x.abs(), dz.abs()), rows_of_weight_grad(self.geo, len(x)))
+        of_bias = 4 * len(x) ** 0.5 * self.unit * dz.abs().sum(0)
         return {
-            "dw": Wanted(dw, self._of_sum(size, rows) + extra * size),
-            "db": Wanted(dz.sum(0), bias_size * (4 * batch**0.5 * self.unit + extra)),
+            "dw": Wanted(summed(x, dz), of_sum + summed(x.abs(), error)),
+            "db": Wanted(dz.sum(0), of_bias + error.sum(0)),
         }
 
     def weight_update(self, x: Tensor, dz: Tensor, update: Update) -> dict[str, Wanted]:
