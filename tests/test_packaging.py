@@ -163,7 +163,7 @@ def test_metadata(wheel, metadata):
     assert requirements(metadata, None) == {"torch", "triton", "numpy", "filelock", "platformdirs", "tqdm"}
     assert "triton<3.10,>=3.6; sys_platform == 'linux'" in metadata.get_all("Requires-Dist")
     assert set(metadata.get_all("Provides-Extra")) == {
-        *("all", "bench", "cli", "demo", "dev", "docs", "keras", "keras3", "onnx")
+        *("all", "bench", "cli", "demo", "dev", "docs", "ecosystem", "keras", "keras3", "onnx")
     }
     parts = [requirements(metadata, extra) for extra in ("demo", "keras", "dev")]
     assert all(parts)
@@ -172,6 +172,8 @@ def test_metadata(wheel, metadata):
     assert {"shtab"} == requirements(metadata, "cli") <= requirements(metadata, "dev")
     assert {"keras"} == requirements(metadata, "keras3") <= requirements(metadata, "dev")
     assert not requirements(metadata, "all") & {"tensorflow", "tf-keras", "jax", "flax", "mkdocs", "nbconvert"}
+    assert "peft" in requirements(metadata, "ecosystem")
+    assert not requirements(metadata, "all") & requirements(metadata, "ecosystem")
     points = zipfile.ZipFile(wheel).read(f"lc_triton-{lc_triton.__version__}.dist-info/entry_points.txt").decode()
     assert "lc-triton = lc_triton.cli:main" in points
 
@@ -195,7 +197,7 @@ def test_the_citation_has_the_packages_version(metadata):
 def test_every_dependency_is_pinned_for_the_tests(metadata):
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.split("==")[0] for line in lines if "==" in line}
-    for extra in (None, "cli", "demo", "docs", "keras", "keras3", "onnx", "dev"):
+    for extra in (None, "cli", "demo", "docs", "ecosystem", "keras", "keras3", "onnx", "dev"):
         assert requirements(metadata, extra) <= pinned
     assert {"torch==2.13.0", "triton==3.7.1"} <= set(lines)
 
