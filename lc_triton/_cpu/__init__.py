@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lc_triton._cpu import depthwise, direct, matmul, shared
+from lc_triton._cpu.blocks import is_single
 from lc_triton._cpu.direct import Direct, bind_forward
 from lc_triton.core.backend import autocast_enabled
 from lc_triton.core.fused import Update
@@ -77,7 +78,8 @@ def _in_blocks(problem: Problem) -> Any:
     """The module whose passes work on blocks of positions."""
     if problem.geometry.regions:
         return shared
-    return depthwise if problem.geometry.in_channels == problem.geometry.groups > 1 else matmul
+    is_depthwise = problem.geometry.in_channels == problem.geometry.groups > 1 or is_single(problem.tuning_geometry)
+    return depthwise if is_depthwise else matmul
 
 
 @contextmanager

@@ -1,8 +1,12 @@
-"""The passes of a depthwise layer, whose groups have one channel each: products of numbers, tap after tap."""
+"""The passes of a depthwise layer, whose groups have one channel each: products of numbers, tap after tap.
+
+A layer of one channel and one filter is one too, such as each sample's kernel in kernel prediction.
+"""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 
 import torch
@@ -10,8 +14,33 @@ from torch import Tensor
 
 from lc_triton._cpu.bands import slice_positions, write_bands
 from lc_triton._cpu.blocks import Block, Layer, OnBlock, Outputs, Windows, compute_dtype, part_of, parts
-from lc_triton._cpu.workspace import buffers
+from lc_triton._cpu.workspace import Buffer, buffers
 from lc_triton.core.problem import Problem
+
+# Numbers of a position at one tap below which a block's weights are copied tap by tap first: read in place, they are a
+# window apart.
+RUN = 8
+
+
+class _Factors:
+    """The weights of a block's positions at each tap, `(*positions, C, F // G)`, in a dtype."""
+
+    def __init__(self, weights: Tensor, block: Block, buffer: Buffer) -> None:
+        self.block, self.buffer = block, buffer
+        self.weights = weights[block.span].transpose(0, 1)  # (T, positions, C, F // G)
+        self.by_tap = math.prod(weights.shape[2:]) < RUN
+        if self.by_tap:
+            self.weights = buffer.take(*self.weights.shape).copy_(self.weights)
+
+    def at(self, tap: int) -> Tensor:
+        """Those of a tap."""
+        found = self.weights[tap].unflatten(0, self.block.shape)
+        return found if self.by_tap else self.buffer.cast(found)
+
+    @staticmethod
+    def numbers(layer: Layer) -> int:
+        """Of a position, in the buffer."""
+        return layer.geo.taps if layer.groups * layer.filters < RUN else 1
 
 
 def _taps(layer: Layer, windows: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -30,14 +59,14 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
         x = layer.spatial(x)
         for part in parts(len(x), channels * filters * dtype.itemsize):
             windows, batch = Windows(layer, x[part]), part.stop - part.start
-            for block in layer.blocks(batch * channels * filters * dtype.itemsize):
+            for block in layer.blocks(max(batch, _Factors.numbers(layer)) * channels * filters * dtype.itemsize):
+                own = _Factors(weights, block, factors)
                 out = results.take(batch, *block.shape, channels, filters)
                 for tap, at in _taps(layer, windows.of(block)):
-                    factor = factors.cast(weights[block.span, tap].unflatten(0, block.shape))
                     if tap == 0:
-                        torch.mul(sites.cast(at), factor, out=out)
+                        torch.mul(sites.cast(at), own.at(tap), out=out)
                     else:
-                        out.addcmul_(sites.cast(at), factor)
+                        out.addcmul_(sites.cast(at), own.at(tap))
                 outputs.store(part, block, out.flatten(1, 4))
 
 
@@ -83,8 +112,9 @@ def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, probl
             def sites_of(band: Block, sizes: tuple[int, ...], own: Tensor = own, batch: int = batch) -> Tensor:
                 sites = totals.take(batch, *sizes, channels).zero_()
                 gradient = left.cast(own[:, band.span]).unflatten(1, band.shape)
+                factors = _Factors(weights, band, right)
                 for tap, at in enumerate(itertools.product(*map(range, geo.kernel))):
-                    factor = right.cast(weights[band.span, tap]).unflatten(0, band.shape)
+                    factor = factors.at(tap)
                     cuts = zip(at, geo.dilation, band.shape, geo.stride, strict=True)
                     read = slice(None), *(slice(k * d, k * d + (n - 1) * s + 1, s) for k, d, n, s in cuts)
                     target = sites[read]
@@ -92,5 +122,5 @@ def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, probl
                         target.addcmul_(gradient[..., f], factor[..., f])
                 return sites
 
-            position_bytes = batch * channels * filters * dtype.itemsize
+            position_bytes = max(batch, _Factors.numbers(layer)) * channels * filters * dtype.itemsize
             write_bands(layer, position_bytes, sites_of, carried, bias, part_of(dx, part), problem.activation)
