@@ -128,11 +128,26 @@ class FusedOptimizer(torch.optim.Optimizer):
         return loss
 
     def _torch_step(self) -> None:
-        """The update of torch's class. Torch runs the hooks of a step around `step` itself, once."""
+        """The update of torch's class. Torch runs the hooks of a step around `step` itself, once.
+
+        Torch's fused update goes through memory number by number (torch 2.13): where a parameter and its gradient do
+        not lie alike, without gaps, it is wrong, and another one is taken.
+        """
         step: Any = super().step
         while getattr(step, "hooked", False):
             step = step.__wrapped__.__get__(self)
-        step()
+        unlike = [g for g in self.param_groups if g["fused"] and not all(map(_lies_as_its_gradient, g["params"]))]
+        if unlike and getattr(self, "found_inf", None) is not None:
+            reason = "with a GradScaler, parameters must lie in memory without gaps: make it contiguous"
+            shape = next(tuple(p.shape) for p in unlike[0]["params"] if not _lies_as_its_gradient(p))
+            raise OptimizerStepError(name=f"a parameter of shape {shape}", reason=reason)
+        for group in unlike:
+            group["fused"] = False
+        try:
+            step()
+        finally:
+            for group in unlike:
+                group["fused"] = True
 
     def _refuse_second_updates(self, scaled: bool) -> None:
         updated = [slot for slot in self._slots.values() if slot.updated]
@@ -249,6 +264,17 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._register()
 
 
+def _lies_as_its_gradient(parameter: Tensor) -> bool:
+    """Whether a parameter and its gradient lie in the same way, without gaps, and are what is in memory."""
+    grad = parameter.grad
+    if grad is None:
+        return True
+    if parameter.is_neg() or grad.is_neg() or not torch.ops.aten.is_non_overlapping_and_dense(parameter):
+        return False
+    steps = zip(parameter.shape, parameter.stride(), grad.stride(), strict=True)
+    return all(size == 1 or step == other for size, step, other in steps)
+
+
 def number(value: Any) -> float:
     """A hyperparameter, which torch lets be a tensor."""
     return float(value)
@@ -277,6 +303,7 @@ def _can_fuse(params: list[Any]) -> bool | None:
 
 def _has_scaler() -> bool:
     """Whether there is a GradScaler in this process that has scaled a loss."""
-    kinds = torch.amp.GradScaler
-    scalers = [found for found in gc.get_objects() if issubclass(type(found), kinds)]
+    objects = gc.get_objects()
+    kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, torch.amp.GradScaler)}
+    scalers = [found for found in objects if type(found) in kinds] if kinds else []
     return any(scaler.is_enabled() and scaler._scale is not None for scaler in scalers)

@@ -124,7 +124,7 @@ class WeightSlot:
             return "DistributedDataParallel averages its gradient over ranks"
         if is_observed():
             return "a compiler, tracer or dispatch mode sees its backward"
-        if type(weight) not in (Tensor, Parameter) or not weight.is_contiguous():
+        if type(weight) not in (Tensor, Parameter) or not weight.is_contiguous() or weight.is_neg():
             return "it is not a plain contiguous tensor"
         if weight.dtype not in UPDATED:
             return f"its dtype is {str(weight.dtype).removeprefix('torch.')}, not float32 or float64"

@@ -2,7 +2,8 @@
 
     python -m tests.fuzz.states --cases 2000 --seed 0
 
-A case is a layer of any class, up to six changes of its state, an input and a way to call it. Right is what
+A case is a layer of any class, up to six changes of its state, an input and a way to call it, and a step of a fused
+optimizer. Right is what
 `lc_triton.ops.reference` computes in float64 for the layer's weight, bias and shown arguments; or a LocalConvError, or
 torch's own error for a change or a call that it does not make (`TORCH_REFUSES`). All else is a finding.
 """
@@ -24,7 +25,7 @@ from torch import Tensor
 from torch.autograd import graph
 from torch.nn.utils import parametrize
 
-from lc_triton import LocalConvError
+from lc_triton import FusedSGD, LocalConvError
 from tests.fuzz import state_layers
 from tests.fuzz.state_changes import CHANGES
 
@@ -50,7 +51,8 @@ TORCH_REFUSES = [  # where, and what torch says
     (r"call inference_mode", r"Inference tensors cannot be saved"),
     (r"call ensemble", r"at least one Tensor to vmap over|must override the setup_context|autocast::prioritize"),
     (r"call vmap", r"must override the setup_context"),
-    (r"call|program|forward", r"as parameter '\w+' \(torch.nn.Parameter or None"),  # a pruned weight was assigned
+    (r"step", r"refers to a single memory location"),  # an expanded parameter
+    (r"call|program|forward|step", r"as parameter '\w+' \(torch.nn.Parameter or None"),  # a pruned weight was assigned
     (r"copy", r"parametrized modules is only supported through state_dict"),
     (r"program", r"backward hooks assigned|Guard failed|Only Tensors created explicitly"),
     (r"convert a net", r"Kernel size can't be greater|size should be less|causes wrapping"),
@@ -119,6 +121,53 @@ class Case:
                     self.compare(program, arguments, self.like(x), "none", cached=False)
                 except Exception as error:
                     self.judge("program", error)
+        try:
+            self.train()
+        except Exception as error:
+            self.judge("step", error)
+
+    def train(self) -> None:
+        """A step of a fused optimizer is that of its gradients, however these are made."""
+        layer, x = self.layer, self.input()
+        leaves = {name: p for name, p in layer.named_parameters() if p.requires_grad}
+        if not leaves or state_layers.changes_itself(layer) or layer.weight.dtype.itemsize < 4:
+            return
+        way = self.pick("once", "twice", "paused first", "retained", "penalised", "two graphs", "asked for", "hooked")
+        self.log.append(f"step, {way}: x {tuple(x.shape)} {x.stride()} {x.dtype}")
+        x.requires_grad_(x.is_floating_point() and self.pick(True, False))
+        count = 2 if way in ("twice", "two graphs") else 1
+        optimizer = FusedSGD(layer, lr=0.5, weight_decay=0.1, accumulate=self.pick(1, count))
+        if way == "twice":
+            optimizer.accumulate = 2
+
+        def loss() -> Tensor:
+            y = layer(x)
+            total = (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)).sum()
+            return total + sum(0.1 * p.sum() for p in leaves.values()) if way == "penalised" else total
+
+        factor = {"twice": 2, "paused first": 2, "retained": 2, "two graphs": 2, "hooked": 3}.get(way, 1)
+        asked = torch.autograd.grad(loss(), list(leaves.values()), allow_unused=True)
+        gradients = dict(zip(leaves, asked, strict=True))
+        before = {name: p.detach().clone() for name, p in leaves.items()}
+        hooks = [p.register_hook(lambda g: 3 * g) for p in leaves.values()] if way == "hooked" else []
+        if way == "asked for":
+            torch.autograd.grad(loss(), list(leaves.values()), allow_unused=True)
+        if way == "paused first":
+            with optimizer.paused():
+                loss().backward()
+        losses = [loss(), loss()] if way == "two graphs" else [loss()]
+        for total in losses:
+            total.backward(retain_graph=way == "retained")
+        if way in ("twice", "retained"):
+            (loss() if way == "twice" else losses[0]).backward()
+        optimizer.step()
+        for hook in hooks:
+            hook.remove()
+        eps = max(torch.finfo(t.dtype).eps for t in (x, layer.weight))
+        for name, p in leaves.items():
+            g = gradients[name]
+            want = before[name] if g is None else 0.95 * before[name] - 0.5 * factor * g
+            close(f"{name} after a step", p, want, 4 * eps)
 
     def judge(self, where: str, error: Exception) -> None:
         """Raise what is a finding."""

@@ -275,6 +275,23 @@ def test_amsgrad_of_a_loaded_state_is_right():
     assert_same(net, same, 1e-10)
 
 
+def test_parameters_with_gaps_in_memory():
+    """Which torch's fused update takes for dense ones: tests.fuzz.states found it."""
+    layers = [LocalConv2d(1, 2, 2, input_size=3, dtype=torch.float64) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    for layer in layers:
+        layer.weight = nn.Parameter(torch.stack([layer.weight.detach()] * 2, -1)[..., 0])
+        layer.bias = nn.Parameter(torch.stack([layer.bias.detach()] * 2, -1)[..., 0])
+    runs = [(layers[0], FusedAdamW(layers[0])), (layers[1], torch.optim.AdamW(layers[1].parameters(), lr=1e-3))]
+    x = torch.rand(2, 1, 3, 3, dtype=torch.float64)
+    for layer, optimizer in runs:
+        layer(x).square().sum().backward()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            optimizer.step()
+    assert_same(*layers, 1e-10)
+
+
 def test_16_bit_weights_are_left_to_torch():
     layer = LocalConv2d(1, 2, 2, input_size=3, dtype=torch.bfloat16)
     optimizer = FusedAdamW(layer)
