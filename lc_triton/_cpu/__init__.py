@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from lc_triton._cpu import depthwise, direct, matmul, shared
-from lc_triton._cpu.blocks import is_single
+from lc_triton._cpu.blocks import OnBlock, is_single
 from lc_triton._cpu.direct import Direct, bind_forward
 from lc_triton.core.backend import autocast_enabled
-from lc_triton.core.fused import Update
 from lc_triton.core.problem import Problem
 
-__all__ = ["bind_forward", "forward", "input_grad", "weight_grad", "weight_update"]
+__all__ = ["bind_forward", "forward", "input_grad", "weight_grad", "weight_grad_blocks"]
 
 
 def forward(
@@ -68,10 +67,10 @@ def weight_grad(
         return dw, g.sum(0, dtype=torch.promote_types(g.dtype, torch.float32)).to(dtype)
 
 
-def weight_update(x: Tensor, g: Tensor, problem: Problem, update: Update) -> None:
-    """Update the weight block by block, each right after its gradient, which is still in cache."""
+def weight_grad_blocks(x: Tensor, g: Tensor, problem: Problem, weight: Tensor, on_block: OnBlock) -> None:
+    """Give `on_block` the weight gradient block by block, each while it is in cache; the weight shows its dtype."""
     with _plain(x):
-        _in_blocks(problem).weight_grad(x, g, update.weight, problem, update.apply_block)
+        _in_blocks(problem).weight_grad(x, g, weight, problem, on_block)
 
 
 def _in_blocks(problem: Problem) -> Any:

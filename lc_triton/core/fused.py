@@ -38,12 +38,14 @@ class Update:
         weight: `(*out_spatial, *kernel, C // groups, F)`, contiguous, as all other tensors here.
         states: of the weight's shape, as many as the rule has.
         added: a gradient of earlier micro-batches, which is a part of the sum; or None.
+        scale: a scalar that the gradient is multiplied by; or None.
     """
 
     rule: Rule
     weight: Tensor
     states: tuple[Tensor, ...]
     added: Tensor | None = None
+    scale: Tensor | None = None
 
     def apply(self, gradient: Tensor) -> None:
         """Update all of the weight; the gradient may change."""
@@ -55,6 +57,8 @@ class Update:
         gradient = gradient.reshape(positions, self._position_weights)
         if self.added is not None:
             gradient += self._rows(self.added)[span]
+        if self.scale is not None:
+            gradient *= self.scale
         self.rule.apply(
             self._rows(self.weight)[span], gradient, tuple(self._rows(state)[span] for state in self.states)
         )
@@ -74,8 +78,14 @@ class Deferred(Protocol):
     def gradient(self) -> Tensor:
         """The gradient."""
 
+    def square_sum(self) -> Tensor:
+        """The sum of the squares of the gradient, which is not kept: a float64 scalar."""
+
     def update(self, update: Update) -> None:
         """Make the gradient and update the weight by it."""
+
+    def versions(self) -> tuple[int, ...]:
+        """Of the operands: how often each was changed in place."""
 
 
 class Slot(Protocol):

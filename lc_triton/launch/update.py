@@ -110,4 +110,8 @@ def scalars_of(update: Update, weight: Tensor) -> Tensor:
         _kept[key] = kept
         while len(_kept) > MOST_KEPT:
             _kept.popitem(last=False)
-    return kept
+    if update.scale is None:
+        return kept
+    scaled = kept.clone()
+    scaled[0] *= update.scale  # the factor of the gradient, in every rule
+    return scaled

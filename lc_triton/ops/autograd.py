@@ -462,15 +462,23 @@ class WeightProduct(NamedTuple):
     x: Tensor
     g: Tensor
     problem: Problem
-    dtype: torch.dtype
+    weight: Tensor
 
     def gradient(self) -> Tensor:
         """The gradient."""
-        return dispatch.weight_grad(self.x, self.g, self.problem, self.dtype, with_bias=False)[0]
+        return dispatch.weight_grad(self.x, self.g, self.problem, self.weight.dtype, with_bias=False)[0]
+
+    def square_sum(self) -> Tensor:
+        """The sum of the squares of the gradient, which is not kept: a float64 scalar."""
+        return dispatch.weight_grad_square_sum(self.x, self.g, self.problem, self.weight)
 
     def update(self, update: fused.Update) -> None:
         """Update the weight by the gradient."""
         dispatch.weight_update(self.x, self.g, self.problem, update)
+
+    def versions(self) -> tuple[int, ...]:
+        """Of the operands: how often each was changed in place."""
+        return self.x._version, self.g._version
 
 
 def _defer(node: BoundNode, tensors: Any, grad: Tensor, needed: tuple[bool, bool, bool], slot: fused.Slot) -> Any:
@@ -482,7 +490,7 @@ def _defer(node: BoundNode, tensors: Any, grad: Tensor, needed: tuple[bool, bool
     dz = problem.activation.backward(dispatch.as_stored(grad), saved)
     db = bound.bias_grad(dz, weight.dtype, node.bias_shape) if needed[2] and node.bias_shape is not None else None
     dx = (forward(dz, weight, None, linear) if transposed else input_grad(dz, weight, linear)) if needed[0] else None
-    slot.defer(WeightProduct(*((dz, x) if transposed else (x, dz)), linear, weight.dtype))
+    slot.defer(WeightProduct(*((dz, x) if transposed else (x, dz)), linear, weight))
     return None if dx is None else input_format.from_internal(dx), None, db
 
 

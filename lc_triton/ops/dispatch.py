@@ -79,9 +79,9 @@ def weight_grad(
 def weight_update(x: Tensor, g: Tensor, problem: Problem, update: Update) -> None:
     """Update a weight by the weight gradient of (x, g)."""
     x, g, weight = as_stored(x), as_stored(g), update.weight
-    fused = x.shape[0] and not problem.geometry.regions  # shared filters are few: their gradient costs little to store
+    fused = _is_fused(x, problem)
     if problem.backend == "cpu" and fused:
-        _cpu.weight_update(x, g, problem, update)
+        _cpu.weight_grad_blocks(x, g, problem, weight, update.apply_block)
     elif problem.backend == "triton" and fused:
         from lc_triton import launch
 
@@ -89,6 +89,28 @@ def weight_update(x: Tensor, g: Tensor, problem: Problem, update: Update) -> Non
     else:
         update.apply(weight_grad(x, g, problem, weight.dtype, with_bias=False)[0])
     increment_version(weight)
+
+
+def _is_fused(x: Tensor, problem: Problem) -> bool:
+    """Whether the weight gradient need not be stored; filters that positions share are few, and theirs is."""
+    return bool(x.shape[0]) and not problem.geometry.regions
+
+
+def weight_grad_square_sum(x: Tensor, g: Tensor, problem: Problem, weight: Tensor) -> Tensor:
+    """The sum of the squares of the weight gradient of (x, g): a float64 scalar. The weight shows its shape."""
+    x, g = as_stored(x), as_stored(g)
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
+
+    def add(_: slice, gradient: Tensor) -> None:
+        # Of rows first: on a CPU torch adds the numbers of one norm in float32 one by one.
+        rows = torch.linalg.vector_norm(gradient.flatten(0, -2), dim=-1)
+        total.add_(rows.to(torch.float64).square_().sum())
+
+    if problem.backend == "cpu" and _is_fused(x, problem):
+        _cpu.weight_grad_blocks(x, g, problem, weight, add)
+    else:
+        add(slice(0, None), weight_grad(x, g, problem, weight.dtype, with_bias=False)[0])
+    return total
 
 
 def weight_grad_and_dz(

@@ -21,7 +21,8 @@ class FusedAdamW(FusedOptimizer, torch.optim.AdamW):
 
     Where a gradient must exist (hooks on the weight, `create_graph`, a retained graph, a weight that is used more than
     once, a parametrization, DistributedDataParallel, a compiler), it is stored and updated by in `step()`, with one
-    warning that names the parameter and the reason. With `clip_norm` or a GradScaler all gradients are stored.
+    warning that names the parameter and the reason. With a GradScaler all gradients are stored. With `clip_norm`,
+    nothing changes before `step()`, which makes each gradient twice: for the norm of all, and for the update.
 
     Args:
         model_or_params: a module, or parameters or groups of them as of torch's optimizers.

@@ -117,6 +117,9 @@ class FusedOptimizer(torch.optim.Optimizer):
                 loss = closure()
         scaled = getattr(self, "found_inf", None) is not None
         self._refuse_second_updates(scaled)
+        for slot in self._slots.values():
+            if slot.kept is not None and (scaled or slot.weight.grad is not None):
+                slot.store()
         self._warn_of_stored()
         if self.clip_norm is not None:
             self._clip(self.clip_norm)
@@ -183,15 +186,28 @@ class FusedOptimizer(torch.optim.Optimizer):
             warnings.warn(message + reason, stacklevel=4)
 
     def _clip(self, clip_norm: float) -> None:
-        """Scale all gradients so that their norm, with a GradScaler that of the unscaled ones, is at most clip_norm."""
-        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if not parameters:
+        """Scale all gradients so that their norm, with a GradScaler that of the unscaled ones, is at most clip_norm.
+
+        Weights whose gradient is kept are updated here.
+        """
+        kept = [slot for slot in self._slots.values() if slot.kept is not None]
+        stored = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if not kept and not stored:
             return
-        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        norms = [slot.square_sum().sqrt() for slot in kept]
+        if stored:
+            norms.append(nn.utils.get_total_norm([p.grad for p in stored]))
+        device = norms[0].device
+        dtype = torch.promote_types(norms[-1].dtype, torch.float32)
+        norm = torch.linalg.vector_norm(torch.stack([n.to(device, torch.float64) for n in norms])).to(dtype)
         scale = getattr(self, "grad_scale", None)
         if scale is not None:
             norm = norm / scale.to(norm.device)
-        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+        if stored:
+            nn.utils.clip_grads_with_norm_(stored, clip_norm, norm)
+        factor = (clip_norm / (norm.to(torch.float64) + 1e-6)).clamp(max=1.0)  # as torch has it
+        for slot in kept:
+            slot.update_kept(factor.to(slot.weight.device, slot.weight.dtype))
 
     def stores_all(self) -> bool:
         """Whether all gradients are stored for now, as is expected, so that no warning is due.
@@ -200,7 +216,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         """
         if self._has_scaler is None:
             self._has_scaler = _has_scaler()
-        return self._is_paused or self.clip_norm is not None or self._has_scaler
+        return self._is_paused or self._has_scaler
 
     def obstacle(self, weight: Tensor) -> str | None:
         """Why the weight's group or its states do not let a kernel update it."""
@@ -213,10 +229,16 @@ class FusedOptimizer(torch.optim.Optimizer):
             return "its states are of another dtype, device or layout"
         return None
 
-    def update_of(self, weight: Tensor) -> Update:
+    def update_of(self, weight: Tensor, scale: Tensor | None = None) -> Update:
         """The update of the coming step, whose number is counted by this call."""
         rule, states = self._rule(weight, self._groups[id(weight)], self.state[weight])
-        return Update(rule, weight, states, weight.grad)
+        return Update(rule, weight, states, weight.grad, scale)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop all gradients, as in torch, those too that wait for `step` because of `clip_norm`."""
+        super().zero_grad(set_to_none)
+        for slot in self._slots.values():
+            slot.kept = None
 
     def _rule(self, weight: Tensor, group: dict[str, Any], state: dict[str, Any]) -> tuple[Rule, tuple[Tensor, ...]]:
         """The rule of the coming step and the states that it changes, which are made if they are not there."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch.nn import Parameter
 
 from lc_triton.core.fused import Deferred, Update, current_stream
 from lc_triton.core.tracing import is_observed
+from lc_triton.errors import OptimizerStepError
 
 _autograd: Any = torch._C._autograd
 # The dtypes whose updates torch's operators and the kernels make alike.
@@ -21,6 +22,7 @@ class Owner(Protocol):
     """What a slot asks its optimizer."""
 
     accumulate: int
+    clip_norm: float | None
 
     def stores_all(self) -> bool:
         """Whether all gradients are stored for now, as is expected, so that no warning is due."""
@@ -28,8 +30,16 @@ class Owner(Protocol):
     def obstacle(self, weight: Tensor) -> str | None:
         """Why the weight's group or its states do not let a kernel update it."""
 
-    def update_of(self, weight: Tensor) -> Update:
+    def update_of(self, weight: Tensor, scale: Tensor | None = None) -> Update:
         """The update of the coming step, whose number is counted by this call."""
+
+
+class Kept(NamedTuple):
+    """A gradient that waits for `step()`: its product, the stream it belongs to, and the versions of its operands."""
+
+    product: Deferred
+    stream: Any
+    versions: tuple[int, ...]
 
 
 class WeightSlot:
@@ -50,6 +60,7 @@ class WeightSlot:
         self.weight, self.name, self.known = weight, name, known
         self.reason: str | None = None  # why its gradient was stored since the last step
         self.updated = False
+        self.kept: Kept | None = None
         self._owner = weakref.ref(owner)
         self._under_ddp = False
         self._graphs = self._backwards = 0
@@ -63,6 +74,7 @@ class WeightSlot:
         self.updated, self.reason = False, None
         self._graphs = self._backwards = 0
         self._deferred.clear()
+        self.kept = None
 
     def enter_graph(self) -> None:
         """Count a graph that uses the weight."""
@@ -97,6 +109,33 @@ class WeightSlot:
         """Take a gradient over."""
         self._deferred.setdefault(self._task, []).append((product, current_stream(self.weight)))
 
+    def square_sum(self) -> Tensor:
+        """The sum of the squares of the gradient that is kept."""
+        assert self.kept is not None
+        if self.kept.product.versions() != self.kept.versions:
+            reason = (
+                "the layer's input or its gradient was changed in place between backward and step(), which reads it"
+            )
+            raise OptimizerStepError(name=self.name, reason=reason)
+        total: Tensor = _on_stream(self.kept.stream, self.weight, self.kept.product.square_sum)
+        return total
+
+    def store(self) -> None:
+        """Add the gradient that is kept, if there is one, to `.grad`."""
+        if self.kept is not None:
+            gradient = _on_stream(self.kept.stream, self.weight, self.kept.product.gradient)
+            self.weight.grad = gradient if self.weight.grad is None else self.weight.grad.add_(gradient)
+            self.kept = None
+
+    def update_kept(self, scale: Tensor) -> None:
+        """Update the weight by the gradient that is kept, times `scale`."""
+        owner = self._owner()
+        assert self.kept is not None
+        assert owner is not None
+        update, product = owner.update_of(self.weight, scale), self.kept.product
+        _on_stream(self.kept.stream, self.weight, lambda: product.update(update))
+        self.kept = None
+
     def _attach(self, accumulate: Any) -> None:
         """Hook the node that adds gradients to `.grad`; held, it stays the same in all graphs."""
         if self._node is accumulate:
@@ -118,6 +157,8 @@ class WeightSlot:
         of_weight = weight._backward_hooks, weight._post_accumulate_grad_hooks
         if any(of_weight) or any(len(handle.hooks_dict_ref()) > 1 for handle in self._hooks):
             return "it has hooks"
+        if self.kept is not None:
+            return "an earlier backward made a gradient of it, after which there was no step()"
         if self.updated:
             return "it was updated by an earlier backward, after which there was no step()"
         if self._under_ddp:
@@ -141,6 +182,12 @@ class WeightSlot:
             return None
         others, weight = grads[0], self.weight
         if len(taken) == 1 and others is None and self._graphs == 0:
+            if owner.clip_norm is not None and weight.grad is None:
+                self.kept = Kept(*taken[0], taken[0][0].versions())
+                return None
+            if owner.clip_norm is not None:
+                weight.grad += _on_stream(taken[0][1], weight, taken[0][0].gradient)
+                return None
             update = owner.update_of(weight)
             _on_stream(taken[0][1], weight, lambda: taken[0][0].update(update))
             self.updated = True
@@ -169,6 +216,7 @@ def _on_stream(stream: Any, weight: Tensor, run: Any) -> Any:
     current = current_stream(weight)
     if stream == current:
         return run()
+    stream.wait_stream(current)  # where hyperparameters are made
     with torch.cuda.stream(stream):
         result = run()
     current.wait_stream(stream)

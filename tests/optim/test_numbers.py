@@ -8,6 +8,7 @@ import torch
 
 import lc_triton
 from lc_triton import FusedAdamW, FusedSGD, LocalConv2d
+from lc_triton.errors import OptimizerStepError
 from tests.optim.networks import PAIRS, assert_same, batch, loss_of, network, pair, weights
 
 BOUND = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -137,19 +138,45 @@ def test_an_empty_batch_decays_weights_as_in_torch():
     assert_same(net, same, 1e-12)
 
 
+@pytest.mark.parametrize("kind", ["adamw", "sgd, nesterov"])
 @pytest.mark.parametrize("scale", [0.1, 100.0])
-def test_clip_norm_is_the_norm_of_all_gradients(scale):
-    (net, fused), (same, plain) = pair("sgd", torch.float64, clip_norm=0.05)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_clip_norm_is_the_norm_of_all_gradients(kind, scale, accumulate):
+    """Nothing changes before step(), and no gradient of a weight is stored; zero_grad() drops what waits."""
+    (net, fused), (same, plain) = pair(kind, torch.float64, clip_norm=0.05, accumulate=accumulate)
     for step in range(5):
-        loss_of(net, scale * batch(step, torch.float64)).backward()
         before = [w.detach().clone() for w in weights(net)]
+        if step == 2:
+            loss_of(net, batch(50, torch.float64)).backward()
+            fused.zero_grad()
+        for part in range(accumulate if step != 2 else 0):
+            for model in (net, same):
+                loss_of(model, scale * batch(10 * step + part, torch.float64)).backward()
         assert all(torch.equal(a, w) for a, w in zip(before, weights(net), strict=True))
-        loss_of(same, scale * batch(step, torch.float64)).backward()
+        assert all((w.grad is None) == (accumulate == 1 or step == 2) for w in weights(net))
         torch.nn.utils.clip_grad_norm_(same.parameters(), 0.05)
         for optimizer in (fused, plain):
             optimizer.step()
             optimizer.zero_grad()
     assert_same(net, same, 1e-10)
+
+
+def test_clip_norm_of_a_second_backward_and_of_changed_inputs():
+    (net, fused), (same, plain) = pair(dtype=torch.float64, clip_norm=0.05)
+    for step in range(2):
+        for model in (net, same):
+            loss_of(model, batch(step, torch.float64)).backward()
+    torch.nn.utils.clip_grad_norm_(same.parameters(), 0.05)
+    plain.step()
+    with pytest.warns(UserWarning, match="an earlier backward made a gradient of it"):
+        fused.step()
+    assert_same(net, same, 1e-10)
+    fused.zero_grad()
+    x = batch(7, torch.float64)
+    loss_of(net, x).backward()
+    x += 1
+    with pytest.raises(OptimizerStepError, match=r"0\.weight is not updated: the layer's input .* changed in place"):
+        fused.step()
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.01])
