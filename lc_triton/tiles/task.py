@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -114,9 +114,8 @@ class Task:
             regions=(),
         )
         rows = max(LEAST_ROWS, rows_of_weight_grad(geo, self.batch))
-        return _JoinedTask(
-            self.pass_name, geometry, rows, self.dtype, self.weight_dtype, self.precision, self.least_bytes
-        )
+        known = {f.name: getattr(self, f.name) for f in fields(Task)}
+        return _JoinedTask(**known | {"geometry": geometry, "batch": rows, "own_bytes": self.least_bytes})
 
     @property
     def itemsize(self) -> int:
