@@ -318,6 +318,17 @@ class TestConversion:
         assert torch.equal(again.weight, conv.weight)
         assert torch.equal(again.bias, conv.bias)
 
+    def test_of_a_whole_model(self):
+        model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 3)).double()
+        x = torch.randn(2, 2, 6, 6, dtype=torch.float64)
+        want = model(x).detach()
+        lc_triton.convert_convs(model, x, share=(2, 2))
+        assert [tuple(model[i].weight.shape[:2]) for i in (0, 2)] == [(3, 3), (2, 2)]
+        assert_close(model(x), want, 1e-13)
+        transposed = nn.Sequential(nn.ConvTranspose2d(2, 3, 3))
+        with pytest.raises(E.ConversionError, match="a transposed layer has filters of its own at every input site"):
+            lc_triton.convert_convs(transposed, x.float(), share="all")
+
     @pytest.mark.parametrize("share", KINDS[:-1], ids=str)
     def test_to_filters_of_each_position_and_back(self, share):
         layer = lc_triton.LocalConv2d(2, 3, 3, (6, 7), padding=1, share=share, activation="tanh").double().eval()

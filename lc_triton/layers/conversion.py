@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lc_triton.core.names import BiasKind
+from lc_triton.core.names import BiasKind, ShareArg
 from lc_triton.errors import ArgumentTypeError, ConversionError, LocalConvError, first_line
 from lc_triton.layers import (
     LocalConv1d,
@@ -39,6 +39,7 @@ def convert_convs(
     filter: Callable[[str, nn.Module], bool] | None = None,
     *,
     bias: BiasKind = "position",
+    share: ShareArg = None,
 ) -> nn.Module:
     """Replace convolutions of a model, in place, by locally connected layers that compute the same.
 
@@ -54,6 +55,7 @@ def convert_convs(
             default all nn.Conv1d, 2d, 3d and nn.ConvTranspose1d, 2d, 3d are replaced. Modules of derived classes, such
             as a convolution with a parametrization, stay.
         bias: "position" for a bias of its own at every position, "channel" for one a filter, as in the convolution.
+        share: positions that keep sharing their filters, as in `local_conv`; leave out transposed convolutions then.
 
     Returns:
         The model; or the new layer, if the model itself is a convolution. Training mode and requires_grad of the
@@ -93,7 +95,7 @@ def convert_convs(
     chosen = {name: module for name, module in convs.items() if type(module) in LAYERS}
     left = [f"{name or 'the model'} ({type(module).__name__})" for name, module in convs.items() if name not in chosen]
     sizes = _sizes(model, example_input, chosen)
-    made = {module: _layer(name, module, sizes[name], bias) for name, module in chosen.items()}
+    made = {module: _layer(name, module, sizes[name], bias, share) for name, module in chosen.items()}
     _warn(
         f"left as they are, being of classes derived from torch's: {', '.join(left)}" if left else "",
         *(f"dropped of {name}: {', '.join(lost)}" for name, conv in chosen.items() if (lost := _lost(conv))),
@@ -106,9 +108,9 @@ def convert_convs(
     return made.get(model, model)
 
 
-def _layer(name: str, conv: nn.Module, size: tuple[int, ...], bias: str) -> nn.Module:
+def _layer(name: str, conv: nn.Module, size: tuple[int, ...], bias: str, share: ShareArg) -> nn.Module:
     try:
-        layer: Any = LAYERS[type(conv)].from_conv(conv, size, bias=bias)
+        layer: Any = LAYERS[type(conv)].from_conv(conv, size, bias=bias, share=share)
     except (TypeError, ValueError) as error:
         raise ConversionError(name=name, reason=str(error)) from error
     layer._follows_input_format = True
