@@ -113,6 +113,8 @@ def _attribute(c: Any) -> None:
         options += [("in_channels", c.rng.randint(1, 4)), ("input_size", c.ints(2, 6, n))]
         modes = ("padding_mode", c.pick("zeros", "reflect", "replicate", "circular"))
         options += [("output_padding", c.ints(0, 1, n)) if hasattr(layer, "output_padding") else modes] * 4
+        if hasattr(layer, "share"):
+            options += [("share", c.pick(None, "all", 2, ("tile", 2)))] * 2
     setattr(layer, *(option := c.pick(*options)))
     c.log[-1] += f" {option}"
 
@@ -133,7 +135,8 @@ def _round_trip(c: Any) -> None:
     else:
         kind = parametrize.type_before_parametrizations(c.layer)
         convolution = c.layer.to_conv(tolerance=1e9)
-        c.layer = kind.from_conv(convolution, c.layer.input_size, bias=c.pick("position", "channel"))
+        share = {"share": c.pick(None, "all", 2)} if hasattr(c.layer, "share") else {}
+        c.layer = kind.from_conv(convolution, c.layer.input_size, bias=c.pick("position", "channel"), **share)
 
 
 def _convert(c: Any) -> None:

@@ -17,6 +17,7 @@ from torch.nn.utils.prune import BasePruningMethod
 import lc_triton
 from lc_triton import LocalConvError
 from lc_triton.core.geometry import Geometry
+from lc_triton.core.share import parse_share
 from lc_triton.ops import reference
 
 ACTIVATIONS: dict[Any, Callable[[Tensor], Tensor]] = {
@@ -77,6 +78,7 @@ def _draw_layer(c: Any) -> tuple[Any, Tensor | None]:
         else:
             arguments["padding"] = c.pick("same", "keras_same", arguments["padding"], arguments["padding"])
             arguments["padding_mode"] = c.pick("zeros", "zeros", "reflect", "replicate", "circular")
+            arguments["share"] = c.pick(None, None, "all", 2, ("tile", 2))
         sizes = (channels, filters, kernel, size)
     whole = arguments | ({"input_shape": shape} if keras else {})
     c.log.append(f"{kind}{sizes} {whole}")
@@ -153,6 +155,8 @@ def shown(layer: Any) -> dict[str, Any]:
     }
     if transposed:
         sizes["output_padding"] = layer.output_padding
+    else:
+        sizes["regions"] = parse_share(getattr(layer, "share", None), layer.ndim)
     make = Geometry.make_transposed if transposed else Geometry.make
     return {
         "geometry": make(spatial, channels, filters, layer.kernel_size, **sizes),

@@ -23,6 +23,7 @@ from tests import cases
 from tests.cases import CASES, Case, tensors
 from tests.gpu import test_on_a_gpu as values
 from tests.gpu import test_tuning as tuning
+from tests.shared_cases import SHARED
 
 
 def step(case: Case, dtype: torch.dtype, weight_dtype: torch.dtype | None = None, **kwargs: object) -> None:
@@ -38,6 +39,9 @@ def calls(device: Device) -> Iterator[Callable[[], None]]:
                 yield partial(step, values.larger(case, batch), dtype)
         for dtype in (torch.float16, torch.bfloat16):
             yield partial(step, values.larger(case, 16), dtype, torch.float32)
+    for case in SHARED:
+        for dtype in values.DTYPES:
+            yield partial(step, values.larger(case, 33), dtype)
     plain = values.larger(next(case for case in CASES if case.name == "2d"), 32)
     for name in FUSED_NAMES:
         argument = ("gelu", "tanh") if name == "gelu_tanh" else name

@@ -7,6 +7,7 @@ import lc_triton
 from lc_triton.core.activations import FUSED_NAMES, parse_activation
 from tests import cases
 from tests.cases import CASES, IDS, assert_as_good, assert_close, expected, peer, tensors
+from tests.shared_cases import SHARED
 
 pytestmark = pytest.mark.gpu
 
@@ -55,6 +56,12 @@ def test_values(case, dtype, batch):
     theirs = peer(case, t)
     for name, factor in {"y": 2, "dx": 3, "dw": 3, "db": 3}.items():
         assert_as_good(got[name], want[name], theirs[name], factor, name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", SHARED, ids=lambda c: c.name)
+def test_filters_that_positions_share(case, dtype):
+    test_values(case, dtype, 33)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
