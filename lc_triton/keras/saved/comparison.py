@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lc_triton.errors import ArgumentValueError, first_line
 from lc_triton.keras.saved.arguments import policy_name
+from lc_triton.keras.saved.evaluation import input_dtypes
 from lc_triton.keras.saved.graph import Model
-from lc_triton.keras.saved.model import input_dtypes
 from lc_triton.keras.saved.references import Keys
 
 # Over the largest output. Keras and torch sum in other orders, and layers pass on what that makes of each.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -19,6 +20,15 @@ class Sizes:
 
     def __getitem__(self, index: int | slice) -> int | Sizes:
         return Sizes(self.sizes[index]) if isinstance(index, slice) else self.sizes[index]
+
+
+def constant(value: Any, like: Any) -> Any:
+    """A list of numbers as a tensor, like another operand; anything else as it is."""
+    if not isinstance(value, (list, tuple)):
+        if not isinstance(value, (Tensor, Sizes, int, float)):
+            raise ValueError(f"{str(value)[:80]} is given to it, which is no number")
+        return value
+    return torch.tensor(value, dtype=like.dtype, device=like.device) if isinstance(like, Tensor) else Sizes(value)
 
 
 def getitem(tensor: Any, slice_spec: Any) -> Any:

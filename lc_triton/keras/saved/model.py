@@ -3,40 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from lc_triton.errors import ConversionError
-from lc_triton.keras.saved import (
-    activated,
-    activation,
-    attention,
-    convolution,
-    custom,
-    embedding,
-    group_normalization,
-    masks,
-    merging,
-    noise,
-    normalization,
-    operations,
-    pooling,
-    preprocessing,
-    recurrent,
-    resizing,
-    shaping,
-    training,
-    transposed,
-    wrapping,
-)
-from lc_triton.keras.saved.arguments import DTYPES, LARGEST, Arguments, Place, Shape, policy_name
+from lc_triton.keras.saved import activated, convolution, custom, evaluation, masks, training
+from lc_triton.keras.saved.arguments import Arguments, Place, Shape
+from lc_triton.keras.saved.classes import CLASSES, checked_arguments
 from lc_triton.keras.saved.graph import (
     Functional,
     Made,
@@ -48,42 +27,15 @@ from lc_triton.keras.saved.graph import (
     cast_inputs,
     flat,
 )
-from lc_triton.keras.saved.references import Call, Constant, Ref
+from lc_triton.keras.saved.references import Call, Ref
 from lc_triton.keras.saved.spec import LayerSpec, ModelSpec, Path
-
-CLASSES: dict[str, type[Arguments]] = {
-    **convolution.CLASSES,
-    **transposed.CLASSES,
-    **recurrent.CLASSES,
-    **embedding.CLASSES,
-    **activation.CLASSES,
-    **pooling.CLASSES,
-    **normalization.CLASSES,
-    **group_normalization.CLASSES,
-    **shaping.CLASSES,
-    **resizing.CLASSES,
-    **noise.CLASSES,
-    **preprocessing.CLASSES,
-    **merging.CLASSES,
-    **attention.CLASSES,
-    **wrapping.CLASSES,
-    **operations.CLASSES,
-}
-
-NONE = "this class has no counterpart here"
-CODE = "it is Python code, and no code of a file is run"
-
-# Of a size left open (a sequence of any length, say) only its presence matters before there is an input.
-OPEN_SIZE = 5040
-# A batch of two: layers may not take the batch for an axis of one number.
-BATCH = 2
 
 # What a layer is made from: its checked arguments, or a factory of the user's.
 Maker: TypeAlias = Arguments | custom.Factory
 # A layer that cannot be converted: the path to it, what it is, and why.
 Wrong: TypeAlias = tuple[Path, LayerSpec, str]
 
-
+# Keras casts what comes to these from whole numbers, too.
 _CAST_INTEGERS = ("Dense", "Rescaling", "Normalization")
 
 # What layers raise that cannot be made, or cannot be called on what they are given.
@@ -107,7 +59,7 @@ def build(spec: ModelSpec, modules: custom.Modules | None = None) -> Built:
     factories = custom.check(modules)
     custom.check_used(factories, spec)
     builder = _Builder(spec, factories)
-    builder.run(spec, _inputs(spec), (None,) * len(spec.inputs), ())
+    builder.run(spec, evaluation.inputs(spec), (None,) * len(spec.inputs), ())
     model = builder.model(spec, ())
     builder.ask()
     names = attribute_names([layer.name for layer in spec.layers if layer.class_name != "InputLayer"])
@@ -146,7 +98,7 @@ class _Builder:
             self._check(inner, inner_path, wrong)
         if layer.model is None:
             try:
-                self.makers[path] = _arguments(layer, self.spec.keras)
+                self.makers[path] = checked_arguments(layer, self.spec.keras)
             except ValueError as error:
                 wrong.append((path, layer, str(error)))
 
@@ -159,7 +111,7 @@ class _Builder:
         values: dict[Ref, Any] = dict(zip(spec.inputs, inputs, strict=True))
         found: dict[Ref, masks.Mask] = dict(zip(spec.inputs, input_masks, strict=True))
         calls: list[Made] = []
-        for ref in _order(spec):
+        for ref in evaluation.order(spec):
             layer = by_name[ref.layer]
             if layer.class_name == "InputLayer":
                 continue
@@ -176,7 +128,7 @@ class _Builder:
                 values[ref._replace(output=i)] = output
                 found[ref._replace(output=i)] = new[i if len(new) > 1 else 0]
         for ref in spec.outputs:
-            _look_up(ref, values)
+            evaluation.look_up(ref, values)
         self.calls.setdefault(path, calls)
         return [values[ref] for ref in spec.flat_outputs], tuple(found[ref] for ref in spec.flat_outputs)
 
@@ -195,8 +147,8 @@ class _Builder:
         self, layer: LayerSpec, call: Call, values: Mapping[Ref, Any], found: Mapping[Ref, masks.Mask], path: Path
     ) -> tuple[list[Any], Masks]:
         """The outputs of a call, which makes the layer if it is the first, and their masks."""
-        args = tuple(_looked_up(arg, values) for arg in call.args)
-        kwargs = {name: _looked_up(value, values) for name, value in call.kwargs.items()}
+        args = tuple(evaluation.looked_up(arg, values) for arg in call.args)
+        kwargs = {name: evaluation.looked_up(value, values) for name, value in call.kwargs.items()}
         here = tuple(found.get(arg) if isinstance(arg, Ref) else None for arg in call.args)
         if layer.model is not None and path not in self.makers:
             outputs, new = self.run(layer.model, args, here, path)
@@ -206,7 +158,7 @@ class _Builder:
         if path not in self.layers:
             self.layers[path] = self._make(layer, args, kwargs, path)
         module = self.layers[path]
-        output, new = _output(module, tuple(cast(module, arg) for arg in args), kwargs, here)
+        output, new = evaluation.output(module, tuple(cast(module, arg) for arg in args), kwargs, here)
         return flat(output), new
 
     def _taken(self, layer: LayerSpec, call: Call, found: Mapping[Ref, masks.Mask], path: Path) -> Call:
@@ -232,7 +184,7 @@ class _Builder:
     def _make(self, layer: LayerSpec, args: tuple[Any, ...], kwargs: Mapping[str, Any], path: Path) -> nn.Module:
         """A layer for the inputs of its first call."""
         maker = self.makers[path]
-        shapes = tuple(_shape(arg) for arg in args)
+        shapes = tuple(evaluation.shape(arg) for arg in args)
         if not isinstance(maker, Arguments):
             told = custom.KerasLayer(layer.name, "/".join(path), layer.class_name, layer.config, shapes, _dtype(layer))
             return _frozen(custom.make(maker, told), layer)
@@ -241,7 +193,7 @@ class _Builder:
             shapes,
             self.spec.keras,
             layer.package,
-            {name: _shape(value) if isinstance(value, Tensor) else value for name, value in kwargs.items()},
+            {name: evaluation.shape(value) if isinstance(value, Tensor) else value for name, value in kwargs.items()},
             {
                 key: partial(self._make_inner, inner, inner_path, args)
                 for (key, _), (inner_path, inner) in zip(layer.wrapped, layer.inside(path), strict=False)
@@ -252,8 +204,8 @@ class _Builder:
             module = maker.module(place)
             self.made.append((path, layer, module))
             if weighted is not None:
-                output, _ = _output(module, args, kwargs, (None,) * len(args))
-                module = activated.Activated(module, activated.activation(weighted, _shape(output)))
+                output, _ = evaluation.output(module, args, kwargs, (None,) * len(args))
+                module = activated.Activated(module, activated.activation(weighted, evaluation.shape(output)))
         module = _frozen(module, layer)
         masks.mark(module, layer.class_name)
         # Keras casts numbers that are not whole, and layers with arithmetic of their own whole ones too.
@@ -266,7 +218,7 @@ class _Builder:
     def _make_inner(self, layer: LayerSpec, path: Path, args: tuple[Any, ...], shape: Shape) -> nn.Module:
         """A layer inside a wrapper, for an input of a shape."""
         dtype = next((arg.dtype for arg in args if isinstance(arg, Tensor)), torch.float32)
-        values = {Ref("", 0): torch.empty(BATCH, *shape, dtype=dtype, device="meta")}
+        values = {Ref("", 0): torch.empty(evaluation.BATCH, *shape, dtype=dtype, device="meta")}
         try:
             self._call(layer, Call((Ref("", 0),)), values, {}, path)
         except ConversionError:
@@ -290,104 +242,18 @@ class _Builder:
             warnings.warn(f"lc_triton: {message}", RuntimeWarning, stacklevel=4)
 
 
-def _arguments(layer: LayerSpec, keras: int) -> Arguments:
-    """A layer's checked arguments.
-
-    Raises:
-        ValueError: a class that has no counterpart, or arguments that have none.
-    """
-    kind = CLASSES.get(layer.class_name)
-    if layer.class_name == "Lambda":
-        raise ValueError(CODE)
-    if kind is None or layer.package not in (None, "keras", "lc_triton"):
-        raise ValueError(NONE)
-    try:
-        found = kind.model_validate(layer.config)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = "".join(f"{part}: " for part in first["loc"][:1])
-        raise ValueError(where + first["msg"].removeprefix("Value error, ")) from None
-    _ = found.variable_dtype  # which refuses dtypes that are none
-    for name in ("activation", "recurrent_activation"):
-        if _is_code(layer.config.get(name)):
-            raise ValueError(f"its {name} is Python code, and no code of a file is run")
-        if name in layer.config and not (name == "activation" and activated.has_weights(found)):
-            activation.function(layer.config[name], keras)
-    return found
-
-
-def _is_code(function: object) -> bool:
-    """Whether a function is written as the bytes of a Python function."""
-    return isinstance(function, list) or (
-        isinstance(function, dict) and (function.get("class_name") == "__lambda__" or set(function) == {"value"})
-    )
-
-
 def _refusal(spec: ModelSpec, wrong: list[Wrong], hint: str = "") -> ConversionError:
     reasons = "; ".join(f"layer {'/'.join(path)!r} ({layer.class_name}): {reason}" for path, layer, reason in wrong)
     return ConversionError(name=f"model {spec.name!r}", reason=reasons + hint)
-
-
-def input_dtypes(spec: ModelSpec) -> list[torch.dtype]:
-    """The dtypes that Keras casts the inputs of a model to."""
-    by_name = {layer.name: layer for layer in spec.layers}
-    return [_input_dtype(by_name[ref.layer]) for ref in spec.inputs]
-
-
-def _input_dtype(layer: LayerSpec) -> torch.dtype:
-    name = policy_name(layer.config.get("dtype")) or "float32"
-    return DTYPES.get(name) or operations.DTYPES.get(name, torch.float32)
-
-
-def _inputs(spec: ModelSpec) -> list[Tensor]:
-    """Inputs of a model, without memory."""
-    by_name = {layer.name: layer for layer in spec.layers}
-    return [_input(by_name[ref.layer]) for ref in spec.inputs]
-
-
-def _input(layer: LayerSpec) -> Tensor:
-    shape = layer.config.get("batch_input_shape") or layer.config.get("batch_shape")
-    reason = f"its shape {str(shape)[:80]} is no shape of a dense batch"
-    if shape is None:
-        reason = "no input shape is written in the model, which was never built: call it, or give it an Input, and save"
-    sizes = shape[1:] if isinstance(shape, list) else [0]
-    well_formed = all(size is None or (type(size) is int and 0 < size <= LARGEST) for size in sizes)
-    if not well_formed or layer.config.get("sparse") or layer.config.get("ragged"):
-        raise ConversionError(name="the model", reason=f"layer {layer.name!r} (InputLayer): {reason}")
-    dtype = _input_dtype(layer)
-    return torch.empty(BATCH, *(OPEN_SIZE if s is None else s for s in sizes), dtype=dtype, device="meta")
 
 
 def _inside(path: Path, name: str) -> Path:
     return (*path, name)
 
 
-def _look_up(ref: Ref, values: Mapping[Ref, Any]) -> Any:
-    """A tensor that a call takes."""
-    if ref not in values:
-        raise ValueError(f"output {ref.output} of layer {ref.layer[:80]!r} is used, which has none of that number")
-    return values[ref]
-
-
-def _looked_up(value: Any, values: Mapping[Ref, Any]) -> Any:
-    """Arguments of a call, their references replaced by tensors."""
-    if isinstance(value, Ref):
-        return _look_up(value, values)
-    if isinstance(value, Constant):
-        return value.value
-    if isinstance(value, dict):
-        return {key: _looked_up(entry, values) for key, entry in value.items()}
-    return [_looked_up(entry, values) for entry in value] if isinstance(value, list) else value
-
-
 def _shown(value: Any) -> str:
     """An argument of a call in a message."""
     return f"the output of {value.layer[:80]!r}" if isinstance(value, Ref) else str(value)[:80]
-
-
-def _shape(value: Any) -> Shape:
-    """The shape of an input without the batch."""
-    return tuple(value.shape[1:]) if isinstance(value, Tensor) else ()
 
 
 def _dtype(layer: LayerSpec) -> torch.dtype:
@@ -398,42 +264,3 @@ def _dtype(layer: LayerSpec) -> torch.dtype:
 def _frozen(module: nn.Module, layer: LayerSpec) -> nn.Module:
     """The module of a layer, frozen if the layer is."""
     return module.requires_grad_(False) if layer.config.get("trainable") is False else module
-
-
-def _output(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], here: Masks) -> tuple[Any, Masks]:
-    """What a module returns for inputs without memory."""
-    if isinstance(module, convolution.LOCALLY_CONNECTED) and len(args) == 1 and not kwargs:
-        sizes = module.compute_output_shape((None, *args[0].shape[1:]))[1:]
-        dtype = next(module.parameters()).dtype
-        return torch.empty(len(args[0]), *(s for s in sizes if s is not None), dtype=dtype, device="meta"), (None,)
-    if any(hasattr(inner, custom.STANDS_FOR) for inner in module.modules()):
-        return custom.output(module, args, kwargs, here)
-    with torch.no_grad(), torch.device("meta"):
-        return masks.call(module.eval(), args, kwargs, here)
-
-
-def _order(spec: ModelSpec) -> list[Ref]:
-    """All calls, each after those it takes from; a circle has no such order."""
-    sources = {
-        Ref(layer.name, i): {ref._replace(output=0) for ref in call.refs()}
-        for layer in spec.layers
-        for i, call in enumerate(layer.calls)
-    }
-    takers: dict[Ref, list[Ref]] = {ref: [] for ref in sources}
-    for ref, taken in sources.items():
-        for source in taken:
-            takers[source].append(ref)
-    missing = {ref: len(taken) for ref, taken in sources.items()}
-    ready = deque(ref for ref, count in missing.items() if not count)
-    order: list[Ref] = []
-    while ready:
-        ref = ready.popleft()
-        order.append(ref)
-        for taker in takers[ref]:
-            missing[taker] -= 1
-            if not missing[taker]:
-                ready.append(taker)
-    if len(order) < len(sources):
-        stuck = next(ref.layer for ref, count in missing.items() if count)
-        raise ConversionError(name=f"model {spec.name!r}", reason=f"layer {stuck!r} takes its own output")
-    return order

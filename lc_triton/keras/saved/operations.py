@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lc_triton.keras.saved import reshaping
 from lc_triton.keras.saved.arguments import Arguments, Place
-from lc_triton.keras.saved.indexing import Sizes, getitem
+from lc_triton.keras.saved.indexing import constant, getitem
 
 Axis: TypeAlias = int | list[int] | None
 Function: TypeAlias = Callable[..., Any]
@@ -74,18 +75,18 @@ def find(name: object) -> Function:
     return found
 
 
-def constant(value: Any, like: Any) -> Any:
-    """A list of numbers as a tensor, like another operand; anything else as it is."""
-    if not isinstance(value, (list, tuple)):
-        return value
-    return torch.tensor(value, dtype=like.dtype, device=like.device) if isinstance(like, Tensor) else Sizes(value)
-
-
 def _binary(function: Function) -> Function:
     def call(x: Any, y: Any) -> Any:
         return function(constant(x, y), constant(y, x))
 
     return call
+
+
+def _pow(x: Any, y: Any) -> Any:
+    x, y = constant(x, y), constant(y, x)
+    if not isinstance(x, Tensor) and not isinstance(y, Tensor):
+        raise ValueError("a power of two numbers is given to it, and no tensor")  # which may have millions of digits
+    return x**y
 
 
 def _extreme(pick: Function, bound: str) -> Function:
@@ -142,85 +143,6 @@ def _dtype(name: Any) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f"dtype {str(name)[:80]} is none of {', '.join(DTYPES)}")
     return DTYPES[name]
-
-
-def _reshape(tensor: Tensor, shape: Sequence[int] | Sizes) -> Tensor:
-    return tensor.reshape(tuple(shape))
-
-
-def _transpose(a: Tensor, perm: list[int] | None = None, conjugate: bool = False) -> Tensor:
-    return a.permute(list(range(a.ndim))[::-1] if perm is None else perm)
-
-
-def _expand_dims(input: Tensor, axis: int | None = None, dim: int | None = None) -> Tensor:
-    return input.unsqueeze(axis if dim is None and axis is not None else int(dim or 0))
-
-
-def _squeeze(input: Tensor, axis: Axis = None, squeeze_dims: Axis = None) -> Tensor:
-    axis = squeeze_dims if axis is None else axis
-    if axis is None:
-        return input.squeeze()
-    return input.squeeze(tuple(_axes(input, axis)))
-
-
-def _concat(values: list[Any], axis: int) -> Any:
-    if not any(isinstance(value, Tensor) for value in values):
-        return Sizes([size for value in values for size in value])
-    like = next(value for value in values if isinstance(value, Tensor))
-    return torch.cat([constant(value, like) for value in values], axis)
-
-
-def _stack(values: list[Any], axis: int = 0) -> Any:
-    if not any(isinstance(value, Tensor) for value in values):
-        return Sizes(values)
-    like = next(value for value in values if isinstance(value, Tensor))
-    return torch.stack([torch.as_tensor(constant(v, like), dtype=like.dtype, device=like.device) for v in values], axis)
-
-
-def _unstack(value: Any, num: int | None = None, axis: int = 0) -> Any:
-    return tuple(value) if isinstance(value, Sizes) else value.unbind(axis)
-
-
-def _split(value: Tensor, num_or_size_splits: Any, axis: int = 0, num: int | None = None) -> Any:
-    size, pieces = value.shape[axis], num_or_size_splits
-    if isinstance(pieces, int):
-        if pieces < 1 or size % pieces:
-            raise ValueError(f"{size} cannot be split into {pieces} equal parts")
-        pieces = [size // pieces] * pieces
-    pieces = [size - sum(n for n in pieces if n >= 0) if n < 0 else n for n in pieces]
-    return value.split(pieces, axis)
-
-
-def _tile(input: Tensor, multiples: Sequence[int]) -> Tensor:
-    return input.tile(tuple(multiples))
-
-
-def _pad(tensor: Tensor, paddings: list[list[int]], mode: str = "CONSTANT", constant_values: float = 0) -> Tensor:
-    sides = [side for pair in reversed(paddings) for side in pair]
-    if mode.upper() == "CONSTANT":
-        return F.pad(tensor, sides, value=constant_values)
-    if mode.upper() not in ("REFLECT", "SYMMETRIC"):
-        raise ValueError(f"padding mode {mode[:80]!r} has no counterpart here")
-    for axis, (low, high) in enumerate(paddings):  # of any number of axes, which torch does not pad so
-        edge, size = int(mode.upper() == "SYMMETRIC"), tensor.shape[axis]
-        if max(low, high) > size - 1 + edge:
-            raise ValueError(f"paddings {low} and {high} are more than {size} numbers have beside them")
-        below = [low - edge - i for i in range(low)]
-        above = [size - 2 + edge - i for i in range(high)]
-        index = torch.tensor([*below, *range(size), *above], device=tensor.device)
-        tensor = tensor.index_select(axis, index) if low or high else tensor
-    return tensor
-
-
-def _gather(
-    params: Tensor, indices: Any, axis: int | None = None, batch_dims: int = 0, validate_indices: Any = None
-) -> Tensor:
-    if batch_dims:
-        raise ValueError(f"batch_dims={batch_dims} has no counterpart here")
-    axis = (axis or 0) % params.ndim
-    index = torch.as_tensor(indices, device=params.device).long()
-    found = params.index_select(axis, index.flatten())
-    return found.reshape(*params.shape[:axis], *index.shape, *params.shape[axis + 1 :])
 
 
 def _matmul(
@@ -297,11 +219,6 @@ def _divide_no_nan(x: Any, y: Any) -> Any:
     return torch.where(y == 0, torch.zeros_like(x / y), x / y) if isinstance(y, Tensor) else x / y if y else x * 0
 
 
-def _slice(input_: Any, begin: list[int], size: list[int]) -> Any:
-    entries = [{"start": b, "stop": None if n == -1 else b + n} for b, n in zip(begin, size, strict=True)]
-    return getitem(input_, entries if isinstance(input_, Tensor) else entries[0])
-
-
 def _over_axis(function: Function) -> Function:
     def call(logits: Tensor, axis: int | None = None, dim: int | None = None) -> Tensor:
         axis = dim if axis is None else axis
@@ -313,26 +230,6 @@ def _over_axis(function: Function) -> Function:
 
 def _clip(t: Tensor, clip_value_min: Any, clip_value_max: Any) -> Tensor:
     return torch.clamp(t, constant(clip_value_min, t), constant(clip_value_max, t))
-
-
-def _space_to_depth(input: Tensor, block_size: int, data_format: str = "NHWC") -> Tensor:
-    _channels_last(data_format)
-    n, h, w, c = input.shape
-    b = block_size
-    return input.reshape(n, h // b, b, w // b, b, c).permute(0, 1, 3, 2, 4, 5).reshape(n, h // b, w // b, b * b * c)
-
-
-def _depth_to_space(input: Tensor, block_size: int, data_format: str = "NHWC") -> Tensor:
-    _channels_last(data_format)
-    n, h, w, c = input.shape
-    b = block_size
-    y = input.reshape(n, h, w, b, b, c // b**2).permute(0, 1, 3, 2, 4, 5)
-    return y.reshape(n, h * b, w * b, c // b**2)
-
-
-def _channels_last(data_format: str) -> None:
-    if data_format != "NHWC":
-        raise ValueError(f"data_format={data_format[:80]!r} has no counterpart here")
 
 
 def _local_response_normalization(
@@ -353,10 +250,6 @@ def _like(value: float) -> Function:
     return call
 
 
-def _shape_of(input: Tensor, out_type: Any = "int32") -> Sizes:
-    return Sizes(input.shape)
-
-
 FUNCTIONS: dict[str, Function] = {
     # Operators.
     "getitem": getitem,
@@ -369,7 +262,7 @@ FUNCTIONS: dict[str, Function] = {
     "floor_div": _binary(operator.floordiv),
     "floordiv": _binary(operator.floordiv),
     "floormod": _binary(operator.mod),
-    "pow": _binary(operator.pow),
+    "pow": _pow,
     "maximum": _extreme(torch.maximum, "min"),
     "minimum": _extreme(torch.minimum, "max"),
     "squared_difference": _binary(lambda x, y: (x - y) ** 2),
@@ -433,30 +326,9 @@ FUNCTIONS: dict[str, Function] = {
     "argmin": _arg(torch.argmin),
     "cumsum": _cumsum,
     "local_response_normalization": _local_response_normalization,
-    # Shapes.
-    "shape": _shape_of,
-    "slice": _slice,
-    "reshape": _reshape,
-    "batch_flatten": lambda x: x.flatten(1),
-    "transpose": _transpose,
-    "expand_dims": _expand_dims,
-    "squeeze": _squeeze,
-    "concat": _concat,
-    "stack": _stack,
-    "unstack": _unstack,
-    "split": _split,
-    "tile": _tile,
-    "pad": _pad,
-    "gather": _gather,
-    "reverse": lambda tensor, axis: tensor.flip(axis),
-    "roll": lambda input, shift, axis: input.roll(shift, axis),
-    "repeat": lambda input, repeats, axis=None: input.repeat_interleave(repeats, axis),
-    "flip_left_right": lambda image: image.flip(-2),
-    "flip_up_down": lambda image: image.flip(-3),
-    "space_to_depth": _space_to_depth,
-    "depth_to_space": _depth_to_space,
     "one_hot": _one_hot,
     "bias_add": _bias_add,
+    **reshaping.FUNCTIONS,
 }
 
 CLASSES: dict[str, type[Arguments]] = {"TFOpLambda": OperationArguments, "SlicingOpLambda": OperationArguments}
