@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,9 @@ TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, to
 
 # The dtypes in which Keras computes what has float32 weights.
 _MIXED = {"mixed_float16": torch.float16, "mixed_bfloat16": torch.bfloat16}
+
+# A file does not say in which order it has the entries of a dictionary: all orders of so many are tried.
+_MOST_PERMUTED = 3
 
 
 @dataclass(frozen=True)
@@ -46,15 +50,21 @@ def compare(model: Model, path: Path) -> Comparison:
     arrays = _arrays(path)
     dtype, policy = _precision(model)
     wanted = _ordered(arrays, "y", model.keras.output_keys, path)
-    errors = []
+    errors: list[float] = []
+    failure: ArgumentValueError | None = None
     for inputs in _ordered(arrays, "x", model.keras.input_keys, path):
-        outputs = _computed(model, inputs, path)
-        # A file need not say in which order it has the entries of a dictionary.
+        try:
+            outputs = _computed(model, inputs, path)
+        except ArgumentValueError as error:
+            failure = failure or error
+            continue
         fitting = [found for found in wanted if _shapes(found) == _shapes(outputs)]
         if not fitting:
             allowed = f"outputs of shape {', '.join(map(str, _shapes(outputs)))}"
-            raise ArgumentValueError(name="y in --check", value=_shapes(wanted[0]), allowed=allowed)
+            failure = ArgumentValueError(name="y in --check", value=_shapes(wanted[0]), allowed=allowed)
         errors += [_difference(outputs, found) for found in fitting]
+    if failure is not None and not errors:
+        raise failure
     return Comparison(min(errors), dtype, policy)
 
 
@@ -108,14 +118,15 @@ def _arrays(path: Path) -> dict[str, Tensor]:
 
 
 def _ordered(arrays: dict[str, Tensor], letter: str, keys: Keys, path: Path) -> list[list[Tensor]]:
-    """The arrays of one side in the order of the model, or in each order that they may have in the file."""
+    """The arrays of one side in the order of the model, or in each order that the entries of a dictionary may have."""
     if keys is not None and all(key in arrays for key in keys):
         return [[arrays[key] for key in keys]]
     found = _numbered(arrays, letter, path)
     if keys is None or len(found) != len(keys):
         return [found]
     by_key = dict(zip(sorted(keys), found, strict=True))
-    return [found, [by_key[key] for key in keys]]
+    few = len(keys) <= _MOST_PERMUTED
+    return list(map(list, permutations(found))) if few else [found, [by_key[key] for key in keys]]
 
 
 def _numbered(arrays: dict[str, Tensor], letter: str, path: Path) -> list[Tensor]:
