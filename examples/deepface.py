@@ -60,7 +60,7 @@ class DeepFace(nn.Module):
         self.L4 = lc_triton.LocalConv2d(c3, l4, kernels[2], input_size=size, activation="relu")
         self.L5 = lc_triton.LocalConv2d(l4, l5, kernels[3], self.L4.output_size, stride=2, activation="relu")
         self.L6 = lc_triton.LocalConv2d(l5, l6, kernels[4], self.L5.output_size, activation="relu")
-        self.F7 = nn.Linear(int(np.prod(self.L6.output_size)) * l6, units)
+        self.F7 = nn.Linear(int(np.prod(self.L6.output_size or ())) * l6, units)
         self.D0 = nn.Dropout(0.5)
         self.F8 = nn.Linear(units, classes)
 
@@ -129,7 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = load(given.weights, DeepFace(given.classes))
     with torch.no_grad():
         descriptions = model.describe(torch.rand(2, 3, model.size, model.size))
-    distance = torch.dist(*nn.functional.normalize(descriptions)).item()
+    first, second = nn.functional.normalize(descriptions)
+    distance = torch.dist(first, second).item()
     print(f"descriptions of two images: {tuple(descriptions.shape)}, {distance:.3f} apart")
     if given.out:
         torch.save(model.state_dict(), given.out)

@@ -46,7 +46,7 @@ def people(number: int, genes: tuple[Tensor, Tensor], generator: torch.Generator
     genotypes = torch.rand(number, VARIANTS, 2, generator=generator).lt(0.1).sum(-1).float() - 0.2
     indptr, _ = genes
     burdens = [genotypes[:, indptr[g] : indptr[g + 1]].mean(1) for g in CAUSAL]
-    liability = sum(burden / burden.std() for burden in burdens)
+    liability = torch.stack([burden / burden.std() for burden in burdens]).sum(0)
     return genotypes, (liability > 0).float()
 
 

@@ -21,8 +21,8 @@ Layer = Callable[[int, int, int], nn.Module]  # of channels, filters and the inp
 def layers() -> dict[str, Layer]:
     """What is compared, from all shared to nothing shared."""
 
-    def mixed(rank: int, **kwargs: bool) -> Layer:
-        return lambda c, f, size: lc_triton.LowRankLocalConv2d(c, f, 3, size, rank, padding=1, **kwargs)
+    def mixed(rank: int, factored: bool = False) -> Layer:
+        return lambda c, f, size: lc_triton.LowRankLocalConv2d(c, f, 3, size, rank, padding=1, factored=factored)
 
     return {
         "nn.Conv2d": lambda c, f, size: nn.Conv2d(c, f, 3, padding=1),
@@ -34,7 +34,7 @@ def layers() -> dict[str, Layer]:
     }
 
 
-def train(layer: Layer, digits: Digits, steps: int, seed: int) -> tuple[nn.Module, float]:
+def train(layer: Layer, digits: Digits, steps: int, seed: int) -> tuple[nn.Sequential, float]:
     """A small network with two such layers, and its accuracy on the held-out digits."""
     torch.manual_seed(seed)
     network = nn.Sequential(
