@@ -175,8 +175,11 @@ def _gpu_of(content: dict[str, Any]) -> str:
     import torch
 
     names: list[str] = list(content["devices"])
-    near = of_gpu(0).name if torch.cuda.is_available() else names[0]
-    return near if near in names else names[0]
+    if not torch.cuda.is_available():
+        return names[0]
+    here = of_gpu(0)
+    alike = (name for name in names if content["devices"][name]["device"]["arch"] == here.arch)
+    return here.name if here.name in names else next(alike, names[0])
 
 
 def _tiles(content: dict[str, Any], name: str) -> Iterator[str]:

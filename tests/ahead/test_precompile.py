@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from lc_triton.ahead import manifest
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, PrecompileError, UnknownNameError
 from lc_triton.tiles import paths, store
 from lc_triton.tiles.config import PASSES
-from lc_triton.tiles.device import of_gpu
+from lc_triton.tiles.device import by_name, of_gpu
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +101,15 @@ def test_the_passes_that_are_asked_for(faces, tmp_path):
     assert cli.main(["precompile", *layer, "--faces", *faces, "--out", str(tmp_path)]) == 0
     (made,) = manifest.read(tmp_path)["devices"].values()
     assert {task["face"] for task, _ in made["tiles"]} == set(faces)
+
+
+def test_a_folder_for_several_gpus_is_compared_by_the_nearest(monkeypatch):
+    """By its name, else by its architecture: an H100 PCIe beside an A100's and an H100's kernels is an H100."""
+    devices = {name: {"device": asdict(by_name(name))} for name in ("a100", "h100")}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for found, near in (("a100", "a100"), ("h200", "h100"), ("b200", "a100")):
+        monkeypatch.setattr(manifest, "of_gpu", lambda index, found=found: by_name(found))
+        assert manifest._gpu_of({"devices": devices}) == near
 
 
 @pytest.fixture(scope="module")
