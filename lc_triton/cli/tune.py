@@ -98,6 +98,10 @@ def run(options: argparse.Namespace) -> int:
                 report=report,
                 log=options.timings,
             )
+    except KeyboardInterrupt:
+        if not report.measured:
+            options.after_interrupt = "; nothing was measured"
+        raise
     except LostGPUError as lost:
         left = options.budget - (time.monotonic() - start)
         if not options.is_process or left <= 0:
@@ -138,7 +142,9 @@ def _tune_offline(options: argparse.Namespace) -> int:
     try:
         report = tune_offline(tasks, device, file_of, options.budget, jobs=jobs, resume=options.resume)
     except KeyboardInterrupt:
-        print(f"\nlc-triton: interrupted; what was simulated is in {out}, and --resume goes on", file=sys.stderr)
+        files = {file_of(task.pass_name) for task in tasks.values()}
+        found = f"what was simulated is in {out}, and --resume goes on" if any(map(Path.exists, files)) else "no result"
+        print(f"\nlc-triton: interrupted; {found}", file=sys.stderr)
         return 130
     print(report.to_text())
     if report.simulated:

@@ -135,6 +135,16 @@ def test_all_times_on_file(gpu, tmp_path, capsys):
     assert "cannot be written" in capsys.readouterr().err
 
 
+def test_an_interruption_before_anything_was_measured(monkeypatch, gpu, capsys, tmp_path):
+    def stop(task, gpu):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuner, "gpu_bench", stop)
+    assert cli.main(["tune", *SHAPE]) == 130
+    assert capsys.readouterr().err.endswith("lc-triton: interrupted; nothing was measured\n")
+    assert not (tmp_path / "user").exists() or not list((tmp_path / "user").rglob("*.json"))
+
+
 def test_no_tile_works(monkeypatch, gpu, capsys):
     monkeypatch.setattr(tuner, "gpu_bench", lambda task, gpu: FakeBench(lambda _: "no memory"))
     assert cli.main(["tune", *SHAPE, "--faces", "forward"]) == 1
