@@ -11,7 +11,7 @@ from lc_triton.core.problem import Problem
 from lc_triton.errors import ArgumentValueError
 from lc_triton.launch import passes as launched
 from lc_triton.tiles.config import TileConfig
-from tests.cases import assert_close, check, expected, tensors
+from tests.cases import Case, assert_close, check, expected, tensors
 from tests.interpreter.test_passes import NAN, tile
 from tests.shared_cases import SHARED
 
@@ -40,7 +40,7 @@ GATHER_TILES = {
 }
 
 
-FEW = ("rows", "all_groups", "1d_tile")  # the others show no other code of a kernel, but other numbers
+FEW = ("rows", "1d_tile")  # the others show no other code of a kernel, but other numbers
 
 
 @pytest.mark.parametrize(
@@ -59,9 +59,13 @@ def test_values(case, region, gather):
     check(got, expected(case, t))
 
 
-@pytest.mark.parametrize("name", ["1d_block", pytest.param("block", marks=pytest.mark.nightly)])
-def test_a_layer_with_the_models_tiles_and_two_orders(name):
-    case = next(c for c in SHARED if c.name == name)
+FEW_POSITIONS = Case("few_positions", (4,), 1, 2, 2, share=2, batch=1)
+
+
+@pytest.mark.parametrize(
+    "case", [FEW_POSITIONS, *(pytest.param(c, marks=pytest.mark.nightly) for c in SHARED[3:12:4])], ids=lambda c: c.name
+)
+def test_a_layer_with_the_models_tiles_and_two_orders(case):
     t = tensors(case)
     leaves = [v.clone().requires_grad_() for v in (t.x, t.weight, t.bias)]
 
@@ -91,7 +95,7 @@ def test_an_ensemble_of_shared_filters():
 
 def test_the_boxes_of_a_descriptor_are_those_of_regions():
     case = next(c for c in SHARED if c.name == "1d_tile")
-    case = replace(case, channels=16, filters=16)
+    case = replace(case, in_spatial=(5,), channels=16, filters=16, share=("tile", 2))
     t = tensors(case, torch.float32)
     box = TileConfig(1, 1, 16, 16, 16, descriptor=True)
     check(passes(case, t, lambda _: box, REGION_TILES["small"]), expected(case, t), 2e-6)
@@ -114,10 +118,10 @@ def test_weight_gradients_have_the_same_bits_each_time():
     ],
 )
 def test_tiles_that_own_no_region_are_refused(config):
-    case = next(c for c in SHARED if c.name == "1d_all")
-    t = tensors(case)
+    problem = Problem(FEW_POSITIONS.geometry, backend="triton")
     with pytest.raises(ArgumentValueError, match=r"of one position, with tl\.dot and no stream or descriptor"):
-        passes(case, t, lambda n: tile(1, 1, n), config)
+        launched.LaunchPlan.make("weight_grad", problem, config)
+    launched.LaunchPlan.make("forward", problem, config)
 
 
 def test_rows_that_64_bits_count(monkeypatch):

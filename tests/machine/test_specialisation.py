@@ -107,8 +107,10 @@ def test_integers_may_have_every_value(kernel, tile, layer):
             compile_call(function, TILES[tile], 90, *replaced(args, [place], 1))
 
 
-@pytest.mark.parametrize("pass_name", KERNELS)
-@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize(
+    "pass_name", ["weight_grad", *(pytest.param(n, marks=pytest.mark.nightly) for n in ("forward", "input_grad"))]
+)
+@pytest.mark.parametrize("wide", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_integers_beside_shared_filters(pass_name, wide):
     function, config = passes.kernel_of(pass_name, SHARED.geometry), TILES["split"]
     args = call_args(pass_name, SHARED, config, wide=wide)
