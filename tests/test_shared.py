@@ -17,7 +17,7 @@ from lc_triton._cpu import workspace
 from lc_triton.core.activations import Activation
 from lc_triton.core.problem import Problem
 from lc_triton.core.share import parse_share, share_of
-from lc_triton.ops import decompositions, reference
+from lc_triton.ops import decompositions, operators, reference
 from tests.cases import Case, assert_as_good, assert_close, check, expected, peer, run, tensors
 from tests.shared_cases import SHARED
 from tests.ways import Way
@@ -207,6 +207,30 @@ def test_recorded_programs_compute_the_same(name):
     with FlopCounterMode(display=False) as counted:
         layer(x).sum().backward()
     assert counted.get_total_flops() == 2 * case.geometry.flops(case.batch)  # x needs no gradient
+
+
+@pytest.mark.parametrize("case", SHARED, ids=IDS)
+def test_decomposed_passes_are_the_definition(case):
+    t, problem = tensors(case), Problem(case.geometry)
+    y, z = decompositions.forward(t.x, t.weight, t.bias, problem, store_z=True)
+    dw, db = decompositions.weight_grad(t.x, t.g, problem, torch.float64, with_bias=True)
+    dx = decompositions.input_grad(t.g, t.weight, None, problem)
+    got, want = {"y": y, "z": z, "dx": dx, "dw": dw, "db": db}, expected(case, t)
+    check(got, want | {"z": want["y"]})
+    assert all(value.is_contiguous() for value in got.values())
+
+
+@pytest.mark.parametrize("name", ["block", pytest.param("3d_tile", marks=pytest.mark.nightly)])
+def test_torchs_checks_of_operators(name):
+    t, problem = tensors(BY_NAME[name]), Problem(BY_NAME[name].geometry, Activation("tanh"))
+    layer, regions = operators.problem_to_args(problem), operators.regions_to_arg(problem)
+    x, weight, bias, g = (v.requires_grad_() for v in (t.x, t.weight, t.bias, t.g))
+    for operator, args in (
+        ("forward", (x, weight, bias, *layer, False, regions)),
+        ("input_grad", (g, weight, None, *layer, regions)),
+        ("weight_grad", (x, g, *layer, torch.float64, True, regions)),
+    ):
+        torch.library.opcheck(getattr(torch.ops.lc_triton, operator).default, args)
 
 
 def test_an_operator_that_was_recorded_without_regions():
