@@ -430,7 +430,9 @@ def conv2d(share):
         (lambda: conv2d(("all", 2)), E.UnknownNameError, "the first entry of share 'all' is not known"),
         (lambda: conv2d(True), E.ArgumentTypeError, 'share must be None, "rows", "columns", "all", a block of'),
         (lambda: conv2d(()), E.ArgumentTypeError, 'share must be None, "rows", "columns", "all", a block of'),
-        (lambda: conv2d({2}), E.ArgumentTypeError, "share must be an integer >= 1, got {2}"),
+        (lambda: conv2d({2}), E.ArgumentTypeError, 'share must be None, "rows", "columns", "all", a block of'),
+        (lambda: conv2d(b"rows"), E.ArgumentTypeError, 'share must be None, "rows", "columns", "all", a block of'),
+        (lambda: conv2d([2.0, 2]), E.ArgumentTypeError, "share must be an integer >= 1, got 2.0"),
         (
             lambda: conv2d("rows"),
             E.WeightShapeError,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from lc_triton.core.geometry import Geometry, Regions, check_int, check_name, int_tuple, several
+from lc_triton.core.geometry import Geometry, Regions, as_index, check_int, check_name, int_tuple, several
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, LengthError
 
 SHARE_NAMES = ("rows", "columns", "all")
@@ -33,7 +33,7 @@ def check_share(value: object, ndim: int) -> Share:
             allowed = f'"all", a block or a period in 1-D, where positions have no {name}'
             raise ArgumentValueError(name="share", value=value, allowed=allowed)
         return name
-    if isinstance(value, (bool, float)) or (several(value) and not value):
+    if not value if several(value) else as_index(value) is None:
         raise ArgumentTypeError(name="share", value=value, allowed=_ALLOWED)
     if several(value) and isinstance(value[0], str):
         check_name("the first entry of share", value[0], ("tile",))
