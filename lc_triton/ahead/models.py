@@ -165,7 +165,7 @@ def _casting(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
 
     with ExitStack() as hooks:
         for layer in model.modules() if dtype is not None else ():
-            if isinstance(layer, PlannedLayer) and layer.weight.dtype == torch.float32:
+            if isinstance(layer, PlannedLayer) and (layer.weight.dtype == torch.float32 or layer.is_quantized):
                 for handle in (layer.register_forward_pre_hook(before), layer.register_forward_hook(after)):
                     hooks.callback(handle.remove)
         yield

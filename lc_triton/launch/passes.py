@@ -384,9 +384,7 @@ def _plan_for(pass_name: Pass, problem: Problem, x: Tensor, weight: Tensor, conf
         plan = problem.launches.get(key)
         if plan is None:
             task, index = _task_of(pass_name, problem, x, weight), x.device.index or 0
-            # Tiles of quantized weights are the model's: none is on file, and a tuner draws its weights as floats.
-            config = model.choose(task, of_gpu(index)) if task.weight_itemsize == 1 else chooser(task, index)
-            plan = LaunchPlan.make(pass_name, problem, config)
+            plan = LaunchPlan.make(pass_name, problem, chooser(task, index))
             plan = plan._replace(fuses_activation_grad=model.fuses_activation_grad(task, of_gpu(index), plan.config))
             problem.launches[key] = plan
     else:

@@ -338,7 +338,7 @@ class ConvolutionLayer(PlannedLayer):
         if self.bias_kind != "position":
             parts.append(f"bias={self.bias_kind or False!r}")
         parts += self._more_arguments()
-        if "weight_scale" in self._buffers:
+        if self.is_quantized:
             parts.append(f"weight={str(self.weight.dtype).removeprefix('torch.')}")
         if self.activation is not None and not isinstance(self.activation, nn.Module):
             parts.append(f"activation={self.activation!r}")

@@ -70,6 +70,11 @@ class PlannedLayer(nn.Module):
             raise NotBuiltError(name=type(self).__name__, remedy="call it once on an input")
         return self._plan.source
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether `lc_triton.quantize_weights` stored the weight in 8 or 4 bits."""
+        return "weight_scale" in self._buffers
+
     # ---- parameters
 
     def _add_parameters(self, geometry: Geometry | None, bias: str | None, **factory: Any) -> None:
@@ -198,7 +203,7 @@ class PlannedLayer(nn.Module):
 
     def _check_unquantized(self, method: str) -> None:
         """Refuse what needs the weight's own numbers where it has 8 or 4 bits."""
-        if "weight_scale" in self._buffers:
+        if self.is_quantized:
             reason = f"{method} needs the weight that quantize_weights rounded: call it on the layer before"
             raise ConversionError(name="a quantized layer", reason=reason)
 
@@ -230,7 +235,7 @@ class PlannedLayer(nn.Module):
                 raise ParallelError(style="torch.jit.trace", reason=reason)
             y = self._shared(self, x)
         else:
-            weight, is_quantized = self.weight, "weight_scale" in self._buffers
+            weight, is_quantized = self.weight, self.is_quantized
             if type(weight) is nn.Parameter:
                 if not weight.is_contiguous():
                     self._warn_of_strides(weight)

@@ -87,7 +87,7 @@ class _LayerParallel(ParallelStyle):
             refuse(f'the mesh has {mesh.ndim} dimensions: give one of them, such as mesh["positions"]')
         if module._shared is not None:
             refuse("ranks share this layer already")
-        if "weight_scale" in module._buffers:
+        if module.is_quantized:
             refuse("its weight is quantized, which only one process can have")
         if plan.transposed:
             refuse("a transposed layer's output positions have no weights of their own; this is for the others")

@@ -62,6 +62,8 @@ class Tuner:
     def __call__(self, task: Task, gpu: int) -> TileConfig:
         """The tile for a launch on the GPU with this index."""
         device = of_gpu(gpu)
+        if task.weight_itemsize == 1:  # a search draws weights as floats, and knows no quantized ones
+            return select(task, device).config
         if torch.cuda.is_current_stream_capturing():
             before = "run the model once before the capture"
             _warn(f"a CUDA graph is being captured, so {task.pass_name} is not tuned: {before}")

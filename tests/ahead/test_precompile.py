@@ -195,6 +195,20 @@ def test_autocast_compiles_for_16_bit_inputs(tmp_path):
     assert not model[1]._forward_pre_hooks
 
 
+@pytest.mark.nightly
+@pytest.mark.slow
+@pytest.mark.compile
+def test_quantized_weights_are_compiled_as_they_are(tmp_path):
+    model = lc_triton.quantize_weights(
+        nn.Sequential(nn.Linear(8, 8), lc_triton.LocalConv1d(4, 4, 3, input_size=8)), "int8"
+    )
+    made = lc_triton.precompile(model, [(32, 4, 8)], out=tmp_path / "out", autocast=torch.bfloat16)
+    assert {(t.pass_name, t.dtype, t.weight_dtype) for t in made.tiles} == {
+        ("forward", "bfloat16", "int8"),
+        ("input_grad", "bfloat16", "int8"),
+    }
+
+
 class Reading(nn.Module):
     def __init__(self):
         super().__init__()

@@ -62,6 +62,13 @@ def test_a_miss_is_measured_used_and_filed(gpu, tmp_path):
     assert len(gpu) == 1
 
 
+def test_weights_of_8_bits_have_the_models_tile(gpu):
+    quantized = replace(task(), weight_dtype="int8")
+    with lc_triton.tuning(1e6):
+        assert chooser(quantized, 0) == model.choose(quantized, H200)
+    assert gpu == []
+
+
 def test_only_a_measurement_of_this_very_problem_counts(gpu, tmp_path):
     with lc_triton.tuning(1e6):
         chooser(task(), 0)
