@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.func import vmap
 
 import lc_triton
-from lc_triton._cpu import blocks, direct
+from lc_triton._cpu import blocks
 from tests.cases import Case, assert_as_good, assert_close, check, expected, peer, run, tensors
 
 FEW = [
@@ -25,7 +25,8 @@ FEW = [
 @pytest.fixture(params=[None, 400], ids=["usual_blocks", "small_blocks"])
 def by_taps(request, monkeypatch):
     """Layers of one channel and one filter go tap by tap, whatever their size."""
-    monkeypatch.setattr(direct, "MANY", 0)
+    monkeypatch.setattr(blocks, "LEAST_POSITIONS", 0)
+    monkeypatch.setattr(blocks, "LEAST_NUMBERS", 0)
     if request.param:
         monkeypatch.setattr(blocks, "BLOCK_BYTES", request.param)
 

@@ -34,7 +34,7 @@ def forward(
         y = torch.empty(shape, dtype=x.dtype, device=x.device)
         z = torch.empty_like(y) if store_z else None
         if len(x):
-            _in_blocks(problem).forward(x, weight, bias, y, z, problem)
+            _in_blocks(problem, len(x)).forward(x, weight, bias, y, z, problem)
         return y, z
 
 
@@ -46,7 +46,7 @@ def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem)
         if len(g) and (layer := Direct.of(problem, g, weight, input_grad=True)):
             direct.input_grad(layer, g, weight, bias, dx, problem)
         elif len(g):
-            _in_blocks(problem).input_grad(g, weight, bias, dx, problem)
+            _in_blocks(problem, len(g)).input_grad(g, weight, bias, dx, problem)
         return dx
 
 
@@ -61,7 +61,7 @@ def weight_grad(
         elif layer := Direct.of(problem, x, dw):
             direct.weight_grad(layer, x, g, dw)
         else:
-            _in_blocks(problem).weight_grad(x, g, dw, problem)
+            _in_blocks(problem, len(x)).weight_grad(x, g, dw, problem)
         if not with_bias:
             return dw, None
         return dw, g.sum(0, dtype=torch.promote_types(g.dtype, torch.float32)).to(dtype)
@@ -70,14 +70,14 @@ def weight_grad(
 def weight_grad_blocks(x: Tensor, g: Tensor, problem: Problem, weight: Tensor, on_block: OnBlock) -> None:
     """Give `on_block` the weight gradient block by block, each while it is in cache; the weight shows its dtype."""
     with _plain(x):
-        _in_blocks(problem).weight_grad(x, g, weight, problem, on_block)
+        _in_blocks(problem, len(x)).weight_grad(x, g, weight, problem, on_block)
 
 
-def _in_blocks(problem: Problem) -> Any:
+def _in_blocks(problem: Problem, batch: int) -> Any:
     """The module whose passes work on blocks of positions."""
     if problem.geometry.regions:
         return shared
-    is_depthwise = problem.geometry.in_channels == problem.geometry.groups > 1 or is_single(problem.tuning_geometry)
+    is_depthwise = problem.geometry.in_channels == problem.geometry.groups > 1 or is_single(problem, batch)
     return depthwise if is_depthwise else matmul
 
 

@@ -20,9 +20,8 @@ from lc_triton.core.problem import Problem
 BLOCK_BYTES = 4 << 20
 # Bytes of a buffer that grows with the batch: what would take more goes through in parts of the batch.
 MOST_BYTES = 16 << 20
-# A layer of one channel and one filter goes tap by tap where its rows of positions are long and its windows are many
-# numbers; a small one is one product.
-ROW, MANY = 8, 1 << 15
+# Positions, and numbers at a tap, from which a layer of one channel and one filter goes tap by tap.
+LEAST_POSITIONS, LEAST_NUMBERS = 1 << 10, 1 << 14
 
 # What is done with the weight gradients of a run of positions, instead of storing them.
 OnBlock = Callable[[slice, Tensor], None]
@@ -33,9 +32,11 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def is_single(geo: Geometry) -> bool:
-    """Whether a layer has one channel and one filter, and rows of positions long enough to go tap by tap."""
-    return geo.in_channels == geo.out_channels == 1 and geo.out_spatial[-1] >= ROW and geo.taps <= geo.positions
+def is_single(problem: Problem, batch: int) -> bool:
+    """Whether a layer goes tap by tap, for it has one channel, one filter and many positions."""
+    geo = problem.tuning_geometry
+    many = geo.positions >= LEAST_POSITIONS and geo.positions * batch >= LEAST_NUMBERS
+    return many and geo.in_channels == geo.out_channels == 1
 
 
 def block_bytes() -> int:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lc_triton._cpu.blocks import MANY, Layer, block_bytes, compute_dtype, is_single, merged_stride
+from lc_triton._cpu.blocks import Layer, block_bytes, compute_dtype, is_single, merged_stride
 from lc_triton._cpu.products import few_filters, multiply, window_gradients
 from lc_triton._cpu.workspace import Buffer, buffers
 from lc_triton.core.problem import Problem
@@ -48,7 +48,6 @@ class Direct:
         results = 0 if self.is_matrix else tuning.positions * tuning.out_channels
         copied = windows if self.strides is None else sites if self.pads else 0
         self.numbers = {False: max(copied, results), True: windows}
-        self.is_single = is_single(tuning)
 
     @classmethod
     def of(cls, problem: Problem, x: Tensor, other: Tensor, *, input_grad: bool = False) -> Direct | None:
@@ -61,7 +60,7 @@ class Direct:
             return None
         if input_grad and not direct.disjoint:
             return None
-        if direct.is_single and direct.numbers[True] * x.shape[0] > MANY:
+        if is_single(problem, x.shape[0]):
             return None
         numbers = direct.numbers[input_grad]
         return direct if numbers == 0 or numbers * x.shape[0] * x.itemsize <= block_bytes() else None
