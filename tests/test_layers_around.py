@@ -33,6 +33,11 @@ def gathered(**kwargs):
 LAYERS = {"LocalLinear": linear, "LowRankLocalConv2d": low_rank, "LowRankLocalConv1d": factored}
 LAYERS["LocalGather"] = gathered
 EACH = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+FEW = pytest.mark.parametrize(
+    "make",
+    [pytest.param(make, marks=pytest.mark.nightly if make is factored else ()) for make in LAYERS.values()],
+    ids=LAYERS,
+)
 
 
 def made(make, dtype=torch.float64, batch=2, seed=0):
@@ -55,7 +60,7 @@ def test_gradients_of_first_and_second_order(make):
     assert torch.autograd.gradgradcheck(f, inputs)
 
 
-@EACH
+@FEW
 @pytest.mark.slow
 def test_transforms(make):
     layer, parameters, x = made(make)
@@ -77,7 +82,7 @@ def test_transforms(make):
     assert_close(vmap(f, (0, None))(both, x), members.detach())
 
 
-@EACH
+@FEW
 @pytest.mark.slow
 def test_compilers_and_exporters(make):
     layer, _, x = made(make)

@@ -147,7 +147,7 @@ def test_float16_holds_neither_the_sums_nor_their_gradients_by_themselves(kind):
     assert_close(dx / 2e-6, torch.ones(1, 512, 2).double(), 0.05)
 
 
-@EACH
+@pytest.mark.parametrize("kind", ["int8", "int4", pytest.param("float8_e4m3", marks=pytest.mark.nightly)])
 @pytest.mark.slow
 def test_compilers_exporters_and_transforms(kind):
     layer = lc_triton.LocalConv1d(2, 3, 2, input_size=4, activation="relu")

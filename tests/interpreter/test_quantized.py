@@ -17,7 +17,7 @@ BY_NAME = {case.name: case for case in CASES}
         ("1d_stride_same", "float8_e4m3", torch.float32),
         ("1d_causal_dilated", "int8", torch.float16),
         ("1d_one", "int8", torch.float64),
-        pytest.param("2d_groups", "float8_e4m3", torch.float16, marks=pytest.mark.slow),
+        pytest.param("2d_groups", "float8_e4m3", torch.float16, marks=pytest.mark.nightly),
         pytest.param("2d_depthwise", "int8", torch.float32, marks=pytest.mark.nightly),
         pytest.param("3d", "float8_e4m3", torch.float32, marks=pytest.mark.nightly),
     ],

@@ -226,9 +226,9 @@ def test_kernels_with_64_bit_offsets_compile(config, pass_name, device):
 
 
 EIGHT_BITS = [
-    ("a100", "int8", torch.float16),
     ("h100", "int8", torch.bfloat16),
-    ("h100", "float8_e4m3fn", torch.bfloat16),
+    pytest.param("a100", "int8", torch.float16, **NIGHTLY),
+    pytest.param("h100", "float8_e4m3fn", torch.bfloat16, **NIGHTLY),
     pytest.param("h100", "float8_e4m3fn", torch.float16, **NIGHTLY),
     pytest.param("b200", "float8_e4m3fn", torch.bfloat16, **NIGHTLY),
 ]
