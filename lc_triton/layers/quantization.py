@@ -82,8 +82,7 @@ def _check(name: str, layer: PlannedLayer) -> None:
             "(torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.prune.remove)"
         )
         raise ConversionError(name=name, reason=reason)
-    if tuple(layer.weight.shape) != layer._plan.geometry.weight_shape:
-        raise ConversionError(name=name, reason="its positions share filters, and its weight is small as it is")
+    layer._check_parameters()
     for argument in ("kernel_regularizer", "kernel_constraint"):
         if getattr(layer, argument, None) is not None:
             reason = f"its {argument} is about the weight: set layer.{argument} = None first"
