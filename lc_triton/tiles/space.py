@@ -287,6 +287,8 @@ def _sized(
         return
     if task.pass_name == "weight_grad" and m > 64 and (area < 64 * 16 or (limits.thin and m * k > 64 * 128)):
         return  # so deep and so small or thin a product spills: its operands are in registers twice over
+    if task.weight_itemsize == 1 and task.itemsize == 4 and k > 32:
+        return  # 8-bit weights widen to four times their registers, and 64 steps of them spill
     if limits.thin and _rounds_weights(task) and min(m, n) >= 128 and k > 32 and not _has_tensor_memory(device):
         return  # beside so large an accumulator there are registers for one operand of 64 steps, not for both
     # The operands of tensor cores before Hopper pass through registers too, so the largest tile of all counts.

@@ -230,6 +230,7 @@ EIGHT_BITS = [
     pytest.param("a100", "int8", torch.float16, **NIGHTLY),
     pytest.param("h100", "float8_e4m3fn", torch.bfloat16, **NIGHTLY),
     pytest.param("h100", "float8_e4m3fn", torch.float16, **NIGHTLY),
+    pytest.param("h100", "int8", torch.float32, **NIGHTLY),
     pytest.param("b200", "float8_e4m3fn", torch.bfloat16, **NIGHTLY),
 ]
 
@@ -237,7 +238,8 @@ EIGHT_BITS = [
 @pytest.mark.parametrize(("device", "kind", "dtype"), EIGHT_BITS)
 @pytest.mark.parametrize("pass_name", ["forward", "input_grad"])
 def test_weights_of_8_bits_are_loaded_wide_and_multiplied_by_matrix_instructions(pass_name, device, kind, dtype):
-    given = {"weight_dtype": getattr(torch, kind), "bias": "none"}
+    precision = "tf32" if dtype == torch.float32 else "ieee"
+    given = {"weight_dtype": getattr(torch, kind), "bias": "none", "precision": precision}
     code = built(pass_name, geometry_of("lrlc_l2"), 32, DEVICES[device], dtype, **given)
     assert code.mma + code.wgmma > 0
     assert code.weight_bits >= 64
