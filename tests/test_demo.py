@@ -1,5 +1,6 @@
 """The demonstration and the command line around it."""
 
+import copy
 import json
 import os
 import signal
@@ -53,6 +54,34 @@ def test_locally_connected_layers_reach_96_percent_of_the_held_out_digits():
     training.train("locally connected", lambda: None)
     assert training.history.test_accuracy[-1] >= 0.96
     assert training.history.train_loss[-1] < 0.1 * training.history.train_loss[0]
+
+
+@pytest.mark.slow
+def test_the_fused_optimizer_trains_alike_and_resumes_to_the_bit():
+    """One epoch in float64, beside torch's optimizer; then another from its state, and from a run that goes on."""
+    digits = Digits.load(torch.device("cpu"), torch.float64)
+    fused, plain, resumed = (
+        Run(NETWORKS["locally connected"], Settings(epochs=2, batch_size=200, dtype="float64", optimizer=name), digits)
+        for name in ("fused", "torch", "fused")
+    )
+    for training in (fused, plain):
+        training._train_epoch(Bar())
+        training.history.train_loss.append(0.0)
+    for one, other in zip(fused.network.parameters(), plain.network.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
+    resumed.load_state_dict(copy.deepcopy(fused.state_dict()))
+    for training in (fused, resumed):
+        training._train_epoch(Bar())
+        assert training.network[0].weight.grad is None
+    for one, other in zip(fused.network.parameters(), resumed.network.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+class Bar:
+    """A progress bar that shows nothing."""
+
+    def update(self):
+        pass
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="images a step")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--dtype", default="float32", help="float32, float64, or by autocast float16, bfloat16")
+    parser.add_argument("--optimizer", default="torch", help="torch (torch.optim.AdamW) or fused (FusedAdamW)")
     parser.add_argument("--out", type=Path, default=Path("lc-triton-demo"), help="folder for what it writes")
     parser.add_argument("--seed", type=int, default=0, help="of weights, batch order and dropout")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
@@ -32,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
 
     from lc_triton.demo import Settings, ranks, run
 
-    names = ("epochs", "batch_size", "device", "dtype", "out", "seed", "resume", "nproc")
+    names = ("epochs", "batch_size", "device", "dtype", "optimizer", "out", "seed", "resume", "nproc")
     settings = Settings(**{name: getattr(options, name) for name in names})
     if settings.nproc > 1:
         return ranks.launch(partial(run, settings), settings.nproc)

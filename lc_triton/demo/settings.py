@@ -10,6 +10,7 @@ import torch
 from lc_triton.core.geometry import check_int, check_name
 from lc_triton.errors import ArgumentValueError
 
+OPTIMIZERS = ("torch", "fused")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
@@ -26,6 +27,7 @@ class Settings:
         seed: of weights, batch order and dropout; the test images are the same for all seeds.
         resume: go on from the checkpoint in `out`.
         nproc: processes of this machine that share the locally connected layers.
+        optimizer: "torch" for `torch.optim.AdamW`, "fused" for `FusedAdamW`, which updates weights in backward.
 
     Raises:
         LocalConvError: a value out of range, or a device that is not here.
@@ -39,6 +41,7 @@ class Settings:
     seed: int = 0
     resume: bool = False
     nproc: int = 1
+    optimizer: str = "torch"
 
     def __post_init__(self) -> None:
         check_int("epochs", self.epochs, 1)
@@ -46,6 +49,7 @@ class Settings:
         check_int("seed", self.seed, 0)
         check_int("nproc", self.nproc, 1)
         check_name("dtype", self.dtype, DTYPES)
+        check_name("optimizer", self.optimizer, OPTIMIZERS)
         object.__setattr__(self, "out", Path(self.out))
         if self.out.exists() and not self.out.is_dir():
             raise ArgumentValueError(name="out", value=str(self.out), allowed="a folder, or the name of a new one")
@@ -81,6 +85,7 @@ class Settings:
             "device": self.torch_device.type,
             "dtype": self.dtype,
             "seed": self.seed,
+            "optimizer": self.optimizer,
         }
 
 

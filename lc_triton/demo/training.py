@@ -17,6 +17,7 @@ from tqdm import tqdm
 from lc_triton.demo import ranks
 from lc_triton.demo.data import Digits
 from lc_triton.demo.settings import Settings
+from lc_triton.optim import FusedAdamW
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -50,7 +51,8 @@ class Run:
         if mesh is not None:
             ranks.share(self.network, mesh)
         self.steps = -(-len(digits.train_x) // settings.batch_size)
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+        optimizer: Any = FusedAdamW if settings.optimizer == "fused" else torch.optim.AdamW
+        self.optimizer = optimizer(self.network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, LEARNING_RATE, total_steps=settings.epochs * self.steps
         )
