@@ -66,7 +66,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         if isinstance(model_or_params, Tensor) or not isinstance(model_or_params, Iterable):
             allowed = "a module, or an iterable of parameters or of groups of them"
             raise ArgumentTypeError(name="model_or_params", value=model_or_params, allowed=allowed)
-        return list(model_or_params)
+        groups = [{**entry} if isinstance(entry, dict) else entry for entry in model_or_params]
+        for group in groups:  # read twice: here and by torch
+            if isinstance(group, dict) and isinstance(group.get("params"), Iterator):
+                group["params"] = list(group["params"])
+        return groups
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, as in torch."""
@@ -177,7 +181,9 @@ class FusedOptimizer(torch.optim.Optimizer):
         found = defaultdict(list)
         for slot in self._slots.values():
             if slot.known and slot.weight.grad is not None and (slot.reason or self.accumulate == 1):
-                reason = slot.reason or "its gradient came by another way than the layer's own backward"
+                plain = type(slot.weight) in (Tensor, nn.Parameter)
+                other = "its gradient came by another way than the layer's own backward"
+                reason = slot.reason or (other if plain else "it is spread over ranks")
                 if (slot.name, reason) not in self._warned:
                     self._warned.add((slot.name, reason))
                     found[reason].append(slot.name)
@@ -191,12 +197,16 @@ class FusedOptimizer(torch.optim.Optimizer):
         Weights whose gradient is kept are updated here.
         """
         kept = [slot for slot in self._slots.values() if slot.kept is not None]
-        stored = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        stored: list[Tensor] = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         if not kept and not stored:
             return
+        for p in stored:
+            if type(p) not in (Tensor, nn.Parameter):
+                reason = "its gradient is spread over ranks, and clip_norm takes plain ones: lc_triton.parallel has "
+                raise OptimizerStepError(name=self._names.get(id(p), "a DTensor"), reason=reason + "clip_grad_norm_")
         norms = [slot.square_sum().sqrt() for slot in kept]
         if stored:
-            norms.append(nn.utils.get_total_norm([p.grad for p in stored]))
+            norms.append(nn.utils.get_total_norm([p.grad for p in stored if p.grad is not None]))
         device = norms[0].device
         dtype = torch.promote_types(norms[-1].dtype, torch.float32)
         norm = torch.linalg.vector_norm(torch.stack([n.to(device, torch.float64) for n in norms])).to(dtype)

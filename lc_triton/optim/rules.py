@@ -46,13 +46,14 @@ class AdamW:
     def apply(self, weight: Tensor, gradient: Tensor, states: tuple[Tensor, ...]) -> None:
         """Update a weight and its states, or the same part of each, by torch's own operator."""
         mean, square = states
+        step = self.step if self.step.device == weight.device else self.step.to(weight.device)
         torch._fused_adamw_(
             [weight],
             [gradient],
             [mean],
             [square],
             [],
-            [self.step],
+            [step],
             lr=self.lr,
             beta1=self.beta1,
             beta2=self.beta2,

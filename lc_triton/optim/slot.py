@@ -163,6 +163,8 @@ class WeightSlot:
             return "it was updated by an earlier backward, after which there was no step()"
         if self._under_ddp:
             return "DistributedDataParallel averages its gradient over ranks"
+        if weight.is_cuda and torch.cuda.is_current_stream_capturing():
+            return "a CUDA graph is captured, whose replays would repeat the hyperparameters of this step"
         if is_observed():
             return "a compiler, tracer or dispatch mode sees its backward"
         if type(weight) not in (Tensor, Parameter) or not weight.is_contiguous() or weight.is_neg():

@@ -81,7 +81,7 @@ def test_groups_schedulers_and_frozen_layers():
     for model, cls in ((net, FusedAdamW), (same, torch.optim.AdamW)):
         model[1].requires_grad_(False)
         head, rest = list(model[5].parameters()), [p for layer in model[:5] for p in layer.parameters()]
-        optimizer = cls([{"params": rest, "lr": 0.02, "weight_decay": 0.2}], lr=0.01)
+        optimizer = cls([{"params": iter(rest), "lr": 0.02, "weight_decay": 0.2}], lr=0.01)
         optimizer.add_param_group({"params": head, "betas": (0.5, 0.9)})
         optimizers.append((optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.5)))
     frozen = net[1].weight.detach().clone()

@@ -1,5 +1,7 @@
 """Training on several ranks: the weights of one process, and checkpoints that any number of ranks reads."""
 
+import warnings
+
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -11,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import parallelize_module
 
 import lc_triton
+from lc_triton.errors import OptimizerStepError
 from lc_triton.parallel import PositionParallel, clip_grad_norm_
 from tests.cases import assert_close
 from tests.parallel.networks import data, full, network, shared
@@ -71,6 +74,18 @@ def check_which_optimizers_take_both_kinds(mesh, folder):
         net = shared(mesh, network(rows=3))
         with pytest.raises(RuntimeError, match=r"mixed torch.Tensor and DTensor"):
             train(net, adamw(net, **option), BATCHES[:1])
+
+
+def check_fused_optimizers(mesh, folder):
+    """Weights that ranks share are updated in step(), each rank its part; clip_norm does not take them."""
+    alone = network(rows=3)
+    want = train(alone, adamw(alone), BATCHES[:3])
+    net = shared(mesh, network(rows=3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the stored gradients
+        assert_same(train(net, lc_triton.FusedAdamW(net, 0.01), BATCHES[:3]), want)
+    with pytest.raises(OptimizerStepError, match=r"weight is not updated: its gradient is spread over ranks"):
+        train(net, lc_triton.FusedAdamW(net, 0.01, clip_norm=1.0), BATCHES[:1])
 
 
 def check_clipping(mesh, folder):
