@@ -12,6 +12,8 @@ def add(commands: Commands) -> None:
     """Declare the command and its options."""
     parser = commands.add_parser("inspect", help="compile the chosen kernels for a GPU that need not be here")
     add_kernels(parser, "h200", "h200")
+    rules = ("adamw", "momentum", "nesterov", "sgd")
+    parser.add_argument("--update", choices=rules, help="weight gradients update the weight by this optimizer")
     parser.add_argument("--json", action="store_true", help="one JSON array on standard output, nothing else")
     parser.set_defaults(call=run, after_interrupt="")
 
@@ -26,7 +28,7 @@ def run(options: argparse.Namespace) -> None:
 
     reports = []
     for kernel in tqdm(kernels, desc="compiling", unit="kernel", disable=None):
-        report = inspect(*kernel, device)
+        report = inspect(*kernel, device, options.update)
         reports.append(report.to_json())
         if not options.json:
             tqdm.write(report.to_text() + "\n")

@@ -19,6 +19,7 @@ from lc_triton.launch.disassembly import read_binary
 from lc_triton.launch.layout import (
     NO_POINTERS,
     PLAIN,
+    STATES,
     STORED,
     Epilogue,
     Upstream,
@@ -133,7 +134,7 @@ def call_args(
 
 def update_pointers(weight: Tensor, update: WeightUpdate) -> list[Tensor | None]:
     """The states, the added gradient and the hyperparameters of an update."""
-    states = {"adamw": 2, "momentum": 1, "nesterov": 1, "sgd": 0}[update.rule]
+    states = STATES[update.rule]
     wanted = states > 0, states > 1, update.with_added
     return [*(weight if there else None for there in wanted), _empty((8,), weight.dtype)]
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from lc_triton.core.problem import Problem
+from lc_triton.errors import ArgumentValueError
 from lc_triton.launch.build import MachineCode, build, machine_code
+from lc_triton.launch.layout import STATES, STORED, WeightUpdate
 from lc_triton.tiles import model
 from lc_triton.tiles.config import Pass, TileConfig
 from lc_triton.tiles.device import Device
 from lc_triton.tiles.footprint import programs
 from lc_triton.tiles.select import Choice, select
-from lc_triton.tiles.task import Task, types_of
+from lc_triton.tiles.task import ITEMSIZE, Task, types_of
 from lc_triton.tiles.workloads import Workload
 
 NEXT = 3  # further candidates that are shown
@@ -34,6 +36,7 @@ class Report:
         predicted_us: the model's time.
         roofline_us: unavoidable bytes at the copy rate, or unavoidable work at the matmul rate, whichever is more.
         next_best: the model's next candidates, with their predicted times in microseconds.
+        update: the optimizer's rule by which a weight gradient updates the weight; "" where it is stored.
     """
 
     workload: str
@@ -51,6 +54,7 @@ class Report:
     predicted_us: float
     roofline_us: float
     next_best: tuple[tuple[TileConfig, float], ...]
+    update: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As a flat JSON object."""
@@ -59,6 +63,7 @@ class Report:
             "batch": self.batch,
             "dtype": self.dtype,
             "face": self.pass_name,
+            **({"update": self.update} if self.update else {}),
             "arch": self.arch,
             "device": self.device,
             "config": asdict(self.choice.config),
@@ -81,9 +86,9 @@ class Report:
         product = "dot, swapped" if c.swap else "dot" if c.dot else "multiply and reduce"
         product += f"; loop split in {c.split}" if c.split > 1 else ""
         share = self.roofline_us / self.predicted_us
-        terms = self.terms
+        terms, with_update = self.terms, f" and {self.update} update" if self.update else ""
         lines = [
-            f"{self.workload}, batch {self.batch}, {self.dtype}, {self.pass_name} on {self.arch}",
+            f"{self.workload}, batch {self.batch}, {self.dtype}, {self.pass_name}{with_update} on {self.arch}",
             f"  tile        {_words(c)}; {product}; {c.num_warps} warps, {c.num_stages} stages",
             f"  from        {self.choice.source}" + (f", {self.choice.path}" if self.choice.path else ""),
             f"  machine     {code.registers} registers, {code.spills} spills, {code.shared_bytes:,} bytes shared, "
@@ -109,7 +114,9 @@ def _words(config: TileConfig) -> str:
     )
 
 
-def inspect(workload: Workload, batch: int, dtype: str, pass_name: Pass, device: Device) -> Report:
+def inspect(
+    workload: Workload, batch: int, dtype: str, pass_name: Pass, device: Device, update: str | None = None
+) -> Report:
     """Compile the kernel that a launch would use and read its machine code; no GPU is needed.
 
     Args:
@@ -118,6 +125,11 @@ def inspect(workload: Workload, batch: int, dtype: str, pass_name: Pass, device:
         dtype: as `types_of` reads it: torch's name, "tf32", or x/weight such as "bfloat16/float32".
         pass_name: forward, input_grad or weight_grad.
         device: for which GPU.
+        update: of an optimizer, "adamw", "momentum", "nesterov" or "sgd": the weight gradient updates the weight, of
+            float32 or float64, instead of being stored. Other passes are as they are.
+
+    Raises:
+        ArgumentValueError: a weight of 16 bits with `update`.
 
     Example:
         >>> from lc_triton.tiles import paths, workloads
@@ -128,7 +140,12 @@ def inspect(workload: Workload, batch: int, dtype: str, pass_name: Pass, device:
     """
     x_dtype, weight_dtype, precision = types_of(dtype)
     problem = Problem(workload.geometry, backend="triton", precision=precision)
-    task = Task.of(pass_name, problem, batch, x_dtype, weight_dtype)
+    task, kind = Task.of(pass_name, problem, batch, x_dtype, weight_dtype), STORED
+    if update is not None and pass_name == "weight_grad":
+        if task.weight_itemsize < ITEMSIZE["float32"]:
+            allowed = f"with weights of float32 for an update, as in '{x_dtype}/float32'"
+            raise ArgumentValueError(name="dtype", value=dtype, allowed=allowed)
+        kind, task = WeightUpdate(update), replace(task, states=STATES[update])
     choice = select(task, device)
     compiled = build(
         pass_name,
@@ -138,6 +155,7 @@ def inspect(workload: Workload, batch: int, dtype: str, pass_name: Pass, device:
         dtype=getattr(torch, x_dtype),
         weight_dtype=getattr(torch, weight_dtype),
         batch=batch,
+        update=kind,
     )
     code = machine_code(pass_name, compiled)
     others = [(config, 1e6 * seconds) for seconds, config in model.ranked(task, device) if config != choice.config]
@@ -157,4 +175,5 @@ def inspect(workload: Workload, batch: int, dtype: str, pass_name: Pass, device:
         predicted_us=1e6 * model.predict(task, device, choice.config),
         roofline_us=1e6 * model.roofline(task, device),
         next_best=tuple(others[:NEXT]),
+        update="" if kind is STORED else kind.rule,
     )

@@ -24,6 +24,7 @@ from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.device import of_gpu
 from lc_triton.tiles.footprint import programs
 from lc_triton.tiles.key import bucket
+from lc_triton.tiles.select import select
 from lc_triton.tiles.task import Task
 
 # Hyperparameters that are kept on a device: all weights of a group have the same ones in a step.
@@ -42,7 +43,7 @@ def weight_update(x: Tensor, g: Tensor, update: Update, problem: Problem, config
     key = "weight_update", bucket(len(x)), x.dtype, weight.dtype, x.device.index, len(update.states), chooser.generation
     plan = problem.launches.get(key)
     if plan is None:
-        tile = model.choose(task_of(problem, x, weight, len(update.states)), of_gpu(x.device.index or 0))
+        tile = select(task_of(problem, x, weight, len(update.states)), of_gpu(x.device.index or 0)).config
         plan = problem.launches[key] = LaunchPlan.make("weight_grad", problem, tile)
     while True:
         try:

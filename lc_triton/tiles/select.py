@@ -46,7 +46,8 @@ class Choice:
 def select(task: Task, device: Device) -> Choice:
     """The tile for a kernel, by the order of `Choice.source`; the same arguments and files give the same answer.
 
-    A measured tile that `space.overwrites_operand` leaves out is passed over.
+    A measured tile that `space.overwrites_operand` leaves out is passed over. Files hold no tiles of weight gradients
+    that update the weight.
 
     Args:
         task: the kernel.
@@ -59,7 +60,7 @@ def select(task: Task, device: Device) -> Choice:
         >>> select(Task("forward", layer, 32, "float32", "float32"), by_name("a100")).source
         'model'
     """
-    files = list(_files(task.pass_name, device))
+    files = list(_files(task.pass_name, device)) if task.states is None else []
     keys = _keys(task.key)
     kernel_hash = store.kernel_hash(task.pass_name)
     for source, path in files:

@@ -49,6 +49,18 @@ def test_json_is_one_array_and_nothing_else(device, arch, capsys):
 
 @pytest.mark.compile
 @pytest.mark.slow
+def test_weight_gradients_that_update_the_weight(capsys):
+    command = ["inspect", "--workload", "lrlc_l2", "--batch", "32", "--face", "weight_grad", "--update", "adamw"]
+    assert cli.main([*command, "--dtype", "bfloat16/float32"]) == 0
+    out = capsys.readouterr().out
+    assert "lrlc_l2, batch 32, bfloat16/float32, weight_grad and adamw update on sm_90\n" in out
+    assert "registers, 0 spills" in out
+    assert cli.main([*command, "--dtype", "bfloat16"]) == 2
+    assert "dtype must be with weights of float32 for an update, as in 'bfloat16/float32'" in capsys.readouterr().err
+
+
+@pytest.mark.compile
+@pytest.mark.slow
 def test_text_for_people(capsys):
     assert cli.main(["inspect", "--workload", "deepface_l4", "--batch", "32", "--face", "forward"]) == 0
     out = capsys.readouterr().out
