@@ -180,7 +180,9 @@ class FusedOptimizer(torch.optim.Optimizer):
             return
         found = defaultdict(list)
         for slot in self._slots.values():
-            if slot.known and slot.weight.grad is not None and (slot.reason or self.accumulate == 1):
+            # torch.distributed.checkpoint makes states by a step without a learning rate.
+            counts = slot.known and slot.weight.grad is not None and self._groups[id(slot.weight)]["lr"]
+            if counts and (slot.reason or self.accumulate == 1):
                 plain = type(slot.weight) in (Tensor, nn.Parameter)
                 other = "its gradient came by another way than the layer's own backward"
                 reason = slot.reason or (other if plain else "it is spread over ranks")

@@ -2,14 +2,17 @@
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 import lc_triton
 from lc_triton import FusedAdamW, FusedSGD, LocalConv2d
 from lc_triton.errors import OptimizerStepError
-from tests.optim.networks import PAIRS, assert_same, batch, loss_of, network, pair, weights
+from tests.optim.networks import PAIRS, assert_same, batch, loss_of, network, pair, train, weights
 
 BOUND = {torch.float32: 1e-5, torch.float64: 1e-10}
 
@@ -236,6 +239,52 @@ def test_state_travels_between_ours_and_torchs(kind):
             optimizer.step()
     for model, _ in runs:
         assert_same(model, same, 1e-10)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.1])
+def test_constraints_and_penalties_of_keras_layers(clip_norm):
+    """A constraint is a pass after the step; a penalty in the loss is a part of a stored gradient."""
+    layers = [
+        lc_triton.LocallyConnected2D(3, 2, input_shape=(5, 5, 2), kernel_constraint=limit, kernel_regularizer=penalty)
+        for limit, penalty in (("non_neg", None), ("max_norm", "l2"))
+    ]
+    for layer in layers:
+        same = copy.deepcopy(layer)
+        runs = [
+            (layer, FusedAdamW(layer, lr=0.1, clip_norm=clip_norm)),
+            (same, torch.optim.AdamW(same.parameters(), lr=0.1)),
+        ]
+        for model, optimizer in runs:
+            lc_triton.attach_constraints(model, optimizer)
+        for step in range(4):
+            x = torch.randn(3, 5, 5, 2, generator=torch.Generator().manual_seed(step))
+            for model, optimizer in runs:
+                optimizer.zero_grad()
+                (model(x).square().sum() + lc_triton.regularization_loss(model)).backward()
+                if model is same and clip_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(same.parameters(), clip_norm)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    optimizer.step()
+        assert_same(layer, same, 1e-4)
+
+
+@pytest.mark.filterwarnings("error:FusedAdamW")
+def test_a_distributed_checkpoint_goes_on_to_the_bit(tmp_path):
+    (net, fused), _ = pair(dtype=torch.float64)
+    train([(net, fused)], range(2))
+    model, optimizer = get_state_dict(net, fused)
+    dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=tmp_path, no_dist=True)
+    (other, resumed), _ = pair(dtype=torch.float64)
+    with torch.no_grad():
+        other[0].weight.zero_()
+    model, optimizer = get_state_dict(other, resumed)
+    dcp.load({"model": model, "optimizer": optimizer}, checkpoint_id=tmp_path, no_dist=True)
+    set_state_dict(other, resumed, model_state_dict=model, optim_state_dict=optimizer)
+    for run in ((net, fused), (other, resumed)):
+        train([run], range(2, 4))
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), other.parameters(), strict=True))
+    assert other[0].weight.grad is None
 
 
 def test_hooks_of_a_step_run_once():
