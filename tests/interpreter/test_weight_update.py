@@ -66,7 +66,7 @@ def hold(case, tile, rule, *, added=False, scale=None):
         pytest.param("2d_asymmetric", "split", marks=pytest.mark.slow),
         ("1d", "reduced"),
         ("2d_groups", "2x2"),
-        pytest.param("2d_groups", "own_windows", marks=pytest.mark.slow),
+        pytest.param("2d_groups", "own_windows", marks=pytest.mark.nightly),
         ("3d", "2x2"),
     ],
 )
