@@ -26,8 +26,6 @@ NAMES = [
 ]
 RATE = 0.05  # of the training step in saved/make_layers.py
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
-# TensorFlow interpolates in float32 only.
-SINGLE = ("UpSampling2D", "RandomCrop", "CenterCrop", "Resizing")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +60,7 @@ class Golden:
         for got, want, kind in zip(outputs, self.outputs, self.kinds, strict=True):
             assert got.shape == want.shape, kind
             error = (got.double() - want.double()).abs().max() / want.double().abs().max()
-            assert error <= (1e-6 if kind in SINGLE else TOLERANCE[got.dtype]), (kind, error)
+            assert error <= TOLERANCE[got.dtype], (kind, error)
 
 
 def read(folder, name, kind="h5"):
@@ -78,8 +76,7 @@ def test_outputs_and_a_training_step_are_those_of_keras(folder, name):
     golden.check(outputs)
     loss = sum(y.square().mean() for y in outputs) + lc_triton.regularization_loss(model)
     exact = model.state_dict()[next(iter(model.state_dict()))].dtype == torch.float64
-    # In float64, of interpolated images, which TensorFlow has in float32.
-    assert abs(loss.item() / golden.loss - 1) < (1e-8 if exact else 1e-6)
+    assert abs(loss.item() / golden.loss - 1) < (1e-12 if exact else 1e-6)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], RATE)
     lc_triton.attach_constraints(model, optimizer)
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -67,6 +68,13 @@ def _of_layer(class_name: str, config: Any, keras: int) -> ActivationArg:
     return None if isinstance(module, nn.Identity) else module
 
 
+def gelu(x: Tensor) -> Tensor:
+    """Keras 2's gelu, whose square root of 1/2 is rounded to float32 for float64 too."""
+    if x.dtype != torch.float64:
+        return F.gelu(x)
+    return 0.5 * x * (1 + torch.erf(x * _slope(math.sqrt(0.5), 2)))
+
+
 def _slope(slope: float, keras: int) -> float:
     """A slope as TensorFlow's leaky_relu takes it: in float32, for float64 too."""
     return torch.tensor(slope, dtype=torch.float32, device="cpu").item() if keras < 3 else slope
@@ -76,6 +84,8 @@ def function(identifier: Any, keras: int) -> Function | None:
     """The function of tensors that the `activation` of a configuration names; None for the identity."""
     found = parse_activation(activations.get(argument(identifier, keras)))
     if isinstance(found, Activation):
+        if found.name == "gelu" and keras < 3:
+            return gelu
         return None if found.name == "linear" else found
     assert not isinstance(found, str)  # Keras's softmax is a function here, over the last axis
     return found

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lc_triton.core.geometry import padding_pairs
 from lc_triton.errors import LocalConvError
 from lc_triton.keras import initializers
-from lc_triton.keras.saved.activation import Function, argument, function
+from lc_triton.keras.saved.activation import Function, argument, function, gelu
 from lc_triton.keras.saved.arguments import Arguments, Count, Counts, Place, WindowArguments, spread
 from lc_triton.keras.saved.slots import Slot, convolution_slots, linear_slots
 from lc_triton.keras.saved.training import KINDS, Trained, asked
@@ -233,6 +233,8 @@ class LocallyConnectedArguments(Arguments):
         read, _ = asked(given)
         given = {name: read.get(name) if name.endswith(tuple(KINDS)) else value for name, value in given.items()}
         given["activation"] = argument(given.get("activation"), place.keras)
+        if given["activation"] == "gelu" and place.keras < 3 and self.variable_dtype == torch.float64:
+            given["activation"] = gelu  # the kernels' own is exact, where Keras's constant is not
         for name, default in (("kernel_initializer", "glorot_uniform"), ("bias_initializer", "zeros")):
             # One that cannot be named here would only matter if the weights, which are in the file, were drawn anew.
             try:

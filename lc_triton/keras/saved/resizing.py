@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from pydantic import StrictBool
 from torch import Tensor, nn
@@ -64,9 +65,35 @@ def interpolated(x: Tensor, sizes: list[int], interpolation: Interpolation, *, c
     x = x if channels_first else x.movedim(-1, 1)
     if interpolation == "nearest":
         y = F.interpolate(x, sizes, mode="nearest-exact")
+    elif x.dtype == torch.float64:
+        y = _in_single(x, sizes).to(x.dtype)
     else:
         y = F.interpolate(x, sizes, mode="bilinear", align_corners=False)
     return y if channels_first else y.movedim(1, -1)
+
+
+def _in_single(x: Tensor, sizes: list[int]) -> Tensor:
+    """The bilinear interpolation of x `(batch, channels, height, width)` in float32, the only one of TensorFlow's.
+
+    It has the order of TensorFlow's operations, so that models of float64 compute what they computed there.
+    """
+    x = x.float()
+    (rows, next_rows, down), (columns, next_columns, right) = (
+        _sides(size, new, x.device) for size, new in zip(x.shape[2:], sizes, strict=True)
+    )
+    upper, lower = x[:, :, rows], x[:, :, next_rows]
+    upper, lower = (
+        line[..., columns] + (line[..., next_columns] - line[..., columns]) * right for line in (upper, lower)
+    )
+    return upper + (lower - upper) * down[:, None]
+
+
+def _sides(size: int, new: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The two pixels that each new one lies between, and how far it is from the first."""
+    scale = torch.tensor(float(size), dtype=torch.float32, device=device) / new
+    at = (torch.arange(new, dtype=torch.float32, device=device) + 0.5) * scale - 0.5
+    low = at.floor()
+    return low.clamp(min=0).long(), at.ceil().clamp(max=size - 1).long(), at - low
 
 
 def _middle(x: Tensor, height: int, width: int) -> Tensor:
