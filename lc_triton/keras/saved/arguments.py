@@ -108,6 +108,8 @@ class Arguments(BaseModel):
 
     # The arguments of a call, beside its inputs, that the module's `forward` takes; None where it sees to that itself.
     call_arguments: ClassVar[frozenset[str] | None] = frozenset()
+    # Those that are inputs like the first, behind it in this order.
+    further_inputs: ClassVar[tuple[str, ...]] = ()
 
     name: StrictStr
     trainable: StrictBool = True

@@ -100,7 +100,7 @@ class MultiHeadAttention(Trained):
         *,
         use_causal_mask: bool = False,
         return_attention_scores: bool = False,
-        mask: Mask = None,
+        mask: tuple[Mask, ...] | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """What the queries find, and the scores if they are asked for.
 
@@ -111,7 +111,7 @@ class MultiHeadAttention(Trained):
             attention_mask: `(batch, queries, keys)`, False where nothing is found.
             use_causal_mask: True if a query finds nothing after its own place.
             return_attention_scores: True for scores `(batch, heads, queries, keys)` as well.
-            mask: of the queries.
+            mask: of the queries, the values and perhaps the keys.
         """
         key = value if key is None else key
         allowed = _allowed(query, value, attention_mask, mask, causal=use_causal_mask)
@@ -143,10 +143,15 @@ class MultiHeadAttention(Trained):
 _PARTS = ("query", "key", "value", "output")
 
 
-def _allowed(query: Tensor, value: Tensor, attention_mask: Tensor | None, mask: Mask, *, causal: bool) -> Tensor | None:
+def _allowed(
+    query: Tensor, value: Tensor, attention_mask: Tensor | None, masks: tuple[Mask, ...] | None, *, causal: bool
+) -> Tensor | None:
     """Which queries find which keys, `(batch or 1, queries, keys)`; None if all find all."""
     found = None if attention_mask is None else attention_mask.bool()
-    parts = [] if mask is None else [mask.bool()[:, :, None]]
+    parts = []
+    for i, mask in enumerate(masks or ()):
+        if mask is not None:
+            parts.append(mask[:, None] if i else mask[:, :, None])
     if causal:
         ones = torch.ones(1, query.shape[1], value.shape[1], dtype=torch.bool, device=query.device)
         parts.append(ones.tril())
@@ -223,7 +228,8 @@ _CALL = frozenset({"use_causal_mask", "return_attention_scores"})
 class MultiHeadAttentionArguments(Arguments):
     """`MultiHeadAttention`."""
 
-    call_arguments = _CALL | {"value", "key", "attention_mask"}
+    call_arguments = _CALL | {"attention_mask"}
+    further_inputs = ("value", "key")
 
     num_heads: Count
     key_dim: Count
@@ -240,8 +246,7 @@ class MultiHeadAttentionArguments(Arguments):
 
     def module(self, place: Place) -> nn.Module:
         """See the base."""
-        named = [place.kwargs.get(name) for name in ("value", "key")]
-        given = [*place.shapes, *(shape for shape in named if shape is not None)]
+        given = place.shapes
         if not 2 <= len(given) <= 3 or any(len(shape) < 2 for shape in given):
             raise ValueError(f"it takes a query, a value and perhaps a key, and is given shapes {given}")
         ndim = len(given[0]) + 1

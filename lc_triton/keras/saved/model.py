@@ -171,6 +171,9 @@ class _Builder:
         given = {name: value for name, value in call.kwargs.items() if name != "training" or value is True}
         if maker is not None and not isinstance(maker, Arguments):
             return replace(call, kwargs=given)  # a module of the user's own takes what it takes
+        if maker is not None:
+            further = [given.pop(name) for name in maker.further_inputs if given.get(name) is not None]
+            call = replace(call, args=(*call.args, *further))
         known = maker.call_arguments if maker is not None else frozenset()
         if known is None:
             return replace(call, args=(call.first,), kwargs=given)
