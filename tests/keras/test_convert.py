@@ -116,7 +116,9 @@ def test_mixed_precision_is_compared_in_its_dtype_and_says_so(folder, tmp_path, 
 def test_dictionaries_are_compared_in_any_order_or_by_name(folder, tmp_path):
     import numpy as np
 
-    model, data = load_model(folder / "keyed.h5"), np.load(folder / "keyed.npz")
+    model = load_model(folder / "keyed.h5")
+    with np.load(folder / "keyed.npz") as file:
+        data = dict(file)
     by_name = {"p": data["x0"], "q": data["x1"], "second": data["y0"], "first": data["y1"]}
     turned = {"x0": data["x1"], "x1": data["x0"], "y0": data["y1"], "y1": data["y0"]}
     wrong = {**data, "y0": data["y0"] + 0.1}

@@ -125,6 +125,20 @@ def test_a_mask_ends_at_a_locally_connected_layer(folder):
     check(folder, "masked", list(outputs))
 
 
+class Ends(nn.Identity):
+    def output_mask(self, inputs, masks):
+        return None
+
+
+def test_a_module_of_ones_own_hands_a_mask_on_where_keras_does(folder):
+    x = golden(folder, "masked", "x")
+    want = load_model(folder / "masked.h5")(*x)[1]
+    hands_on = load_model(folder / "masked.h5", modules={"Dropout": lambda layer: nn.Identity()})
+    ends = load_model(folder / "masked.h5", modules={"Dropout": lambda layer: Ends()})
+    assert torch.equal(hands_on(*x)[1], want)
+    assert not torch.equal(ends(*x)[1], want)
+
+
 def test_inputs_are_given_in_order_or_by_name(folder):
     model = load_model(folder / "keyed.h5")
     x = dict(zip(["p", "q"], golden(folder, "keyed", "x"), strict=True))

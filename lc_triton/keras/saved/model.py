@@ -190,7 +190,9 @@ class _Builder:
         shapes = tuple(evaluation.shape(arg) for arg in args)
         if not isinstance(maker, Arguments):
             told = custom.KerasLayer(layer.name, "/".join(path), layer.class_name, layer.config, shapes, _dtype(layer))
-            return _frozen(custom.make(maker, told), layer)
+            module = _frozen(custom.make(maker, told), layer)
+            masks.mark(module, layer.class_name)
+            return module
         place = Place(
             layer.class_name,
             shapes,
