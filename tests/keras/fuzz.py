@@ -13,6 +13,7 @@ import resource
 import sys
 import tempfile
 import time
+import zipfile
 from pathlib import Path
 
 import torch
@@ -24,7 +25,9 @@ from lc_triton.keras import load_model, load_weights
 from lc_triton.keras.saved import hdf5
 
 HERE = Path(__file__).parent / "saved"
+GRAPHS = ("nested", "masked", "keyed", "operators", "custom")
 SMALL = [
+    *GRAPHS,
     "local_1_channels_last",
     "local_2_channels_last",
     "local_3_channels_first",
@@ -99,19 +102,21 @@ def case(number, folder):
     """Run one case; what it raises, if anything."""
     r = random.Random(number)
     name = r.choice(SMALL)
+    here = folder if name in GRAPHS else HERE
+    modules = {"double": lambda layer: torch.neg} if name == "custom" and r.random() < 0.5 else None
     if r.random() < 0.5:
-        config = mutated_config(r, json.loads((HERE / f"{name}.json").read_text()))
-        model = load_model(HERE / f"{name}.weights.h5", config=config)
+        config = mutated_config(r, json.loads((here / f"{name}.json").read_text()))
+        model = load_model(here / f"{name}.weights.h5", config=config, modules=modules)
         lc_triton.regularization_loss(model)
         lc_triton.apply_constraints(model)
         return
-    kind = r.choice(["h5", "keras", "weights.h5"])
+    kind = r.choice([kind for kind in ("h5", "keras", "weights.h5") if (here / f"{name}.{kind}").exists()])
     path = folder / f"case.{kind}"
-    path.write_bytes(mutated_bytes(r, (HERE / f"{name}.{kind}").read_bytes()))
+    path.write_bytes(mutated_bytes(r, (here / f"{name}.{kind}").read_bytes()))
     if r.random() < 0.3:
         load_weights(nn.Sequential(nn.Linear(3, 3)), path, strict=False)
     else:
-        load_model(path, config=(HERE / f"{name}.json").read_text() if kind == "weights.h5" else None)
+        load_model(path, config=(here / f"{name}.json").read_text() if kind == "weights.h5" else None)
 
 
 def main():
@@ -123,6 +128,8 @@ def main():
     torch.set_num_threads(1)
     loaded = refused = 0
     with tempfile.TemporaryDirectory() as folder:
+        with zipfile.ZipFile(HERE / "graphs.zip") as archive:
+            archive.extractall(folder)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for number in range(options.first, options.first + options.cases):
             print(f"\rcase {number}", end="", file=sys.stderr, flush=True)  # what is left to see after a crash

@@ -230,8 +230,7 @@ def write(make, seed, folder):
     arrays |= {f"{model.name}/y{i}": y.numpy() for i, y in enumerate(outputs)}
     model.save(folder / f"{model.name}.h5", include_optimizer=False)
     (folder / f"{model.name}.json").write_text(model.to_json())
-    if model.name != "operators":
-        model.save_weights(folder / f"{model.name}.weights.h5")
+    model.save_weights(folder / f"{model.name}.weights.h5")
     if model.name in ("nested", "masked"):
         model.save(folder / f"{model.name}.keras")
     if model.name == "nested":
