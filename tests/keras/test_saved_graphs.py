@@ -190,6 +190,33 @@ def test_calls_that_cannot_be_are_named(layer, node, message, folder):
     assert message in refused(folder, "nested", lambda layers: layers[layer].update(inbound_nodes=[[node]]))
 
 
+def test_an_output_that_no_layer_has_is_named(folder):
+    config = json.loads((folder / "keyed.json").read_text())
+    config["config"]["output_layers"]["first"] = ["head", 1, 5]
+    with pytest.raises(
+        ConversionError, match=r"layer 'head' \(Functional\): it has no output 5, which the model returns"
+    ):
+        load_model(folder / "keyed.weights.h5", config=config)
+
+
+def test_a_function_that_cannot_be_called_so_is_named(folder):
+    """A list of constants is no tensor, and a power of two numbers may have millions of digits."""
+    config = json.loads((folder / "operators.json").read_text())
+    by_function = {s["config"].get("function"): s for s in config["config"]["layers"]}
+    for function, node, message in (
+        ("math.pow", ["_CONSTANT_VALUE", -1, 10, {"y": 10**9}], "a power of two numbers is given to it, and no tensor"),
+        ("math.multiply", ["_CONSTANT_VALUE", -1, "a", {"y": 10**9}], "a is given to it, which is no number"),
+        ("math.reduce_mean", ["_CONSTANT_VALUE", -1, [1, 2], {}], "(TFOpLambda)"),
+        ("tile", ["input_1", 0, 0, {"multiples": [1], "invented": 3}], "invented"),
+    ):
+        before = by_function[function]["inbound_nodes"]
+        by_function[function]["inbound_nodes"] = [node]
+        with pytest.raises(ConversionError) as raised:
+            load_model(folder / "operators.weights.h5", config=config)
+        assert message in str(raised.value)
+        by_function[function]["inbound_nodes"] = before
+
+
 def test_a_function_without_counterpart_is_named(folder):
     def change(layers):
         inner = layers["head"]["config"]["layers"]

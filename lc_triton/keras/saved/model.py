@@ -39,7 +39,7 @@ Wrong: TypeAlias = tuple[Path, LayerSpec, str]
 _CAST_INTEGERS = ("Dense", "Rescaling", "Normalization")
 
 # What layers raise that cannot be made, or cannot be called on what they are given.
-_FAILURES = (ValueError, RuntimeError, IndexError, TypeError, OverflowError, NotImplementedError)
+_FAILURES = (ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,9 @@ class _Builder:
                 values[ref._replace(output=i)] = output
                 found[ref._replace(output=i)] = new[i if len(new) > 1 else 0]
         for ref in spec.outputs:
-            evaluation.look_up(ref, values)
+            if ref not in values:
+                reason = f"it has no output {ref.output}, which the model returns"
+                raise _refusal(self.spec, [(_inside(path, ref.layer), by_name[ref.layer], reason)])
         self.calls.setdefault(path, calls)
         return [values[ref] for ref in spec.flat_outputs], tuple(found[ref] for ref in spec.flat_outputs)
 
