@@ -193,9 +193,7 @@ def test_calls_that_cannot_be_are_named(layer, node, message, folder):
 def test_an_output_that_no_layer_has_is_named(folder):
     config = json.loads((folder / "keyed.json").read_text())
     config["config"]["output_layers"]["first"] = ["head", 1, 5]
-    with pytest.raises(
-        ConversionError, match=r"layer 'head' \(Functional\): it has no output 5, which the model returns"
-    ):
+    with pytest.raises(ConversionError, match=r"layer 'head' \(Functional\): it has no output 5, which"):
         load_model(folder / "keyed.weights.h5", config=config)
 
 

@@ -32,7 +32,7 @@ class Embedding(Trained):
 
     def output_mask(self, inputs: tuple[Tensor, ...], masks: tuple[Tensor | None, ...]) -> Tensor | None:
         """The mask of the vectors: False where the number is 0, if zeros are masked."""
-        return inputs[0].long() != 0 if self.makes_mask else None
+        return inputs[0] != 0 if self.makes_mask else None
 
     def extra_repr(self) -> str:
         """The sizes."""
