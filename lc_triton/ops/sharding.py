@@ -162,7 +162,10 @@ def _placements(ways: Sequence[str], dims: dict[str, int], partial: str = "") ->
 
 def _local(tensor: Any, mesh: Any, ways: Sequence[str], dims: dict[str, int]) -> Any:
     """A rank's part of a tensor, moved to where the ways want it."""
-    return None if tensor is None else tensor.redistribute(mesh, _placements(ways, dims)).to_local()
+    if tensor is None:
+        return None
+    # Detached: torch 2.11 would detach what it moved in place, for which DTensor has no rule.
+    return tensor.detach().redistribute(mesh, _placements(ways, dims)).to_local()
 
 
 def _local_bias(bias: Any, mesh: Any, ways: Sequence[str]) -> Any:
