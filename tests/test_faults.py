@@ -187,7 +187,7 @@ sys.exit(main(sys.argv[1:]))
     ("command", "status", "message"),
     [
         (["configs", "--workload", "keras_doc_1d"], 0, ""),
-        (["env"], 0, "none: this user has no home folder, and LC_TRITON_CONFIG_DIR names none"),
+        (["env"], 0, "none: this user has no home folder, so LC_TRITON_CONFIG_DIR must name one for your tiles"),
         (TUNE, 2, "this user has no home folder, so LC_TRITON_CONFIG_DIR"),
         ([*TUNE, "--out", "tiles"], 0, "tiles"),
     ],

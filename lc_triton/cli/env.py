@@ -25,6 +25,7 @@ def run(options: argparse.Namespace) -> None:
     import torch
 
     from lc_triton.core import backend
+    from lc_triton.errors import ArgumentValueError, ConfigFileError
     from lc_triton.tiles import device_file, paths
     from lc_triton.tiles.device import of_gpu
 
@@ -34,8 +35,14 @@ def run(options: argparse.Namespace) -> None:
         except metadata.PackageNotFoundError:
             return "not installed"
 
+    try:
+        own = str(paths.user_configs())
+    except ConfigFileError as error:
+        own = f"none: {error.fields['reason']}"
     gpus = [of_gpu(i) for i in range(torch.cuda.device_count())]
     if options.devices:
+        if not gpus:
+            raise ArgumentValueError(name="--devices", value=True, allowed="given where torch sees a GPU")
         print(device_file.to_text({gpu.name: gpu for gpu in gpus}))
         return
     facts = {
@@ -49,9 +56,7 @@ def run(options: argparse.Namespace) -> None:
         "CPU tensors take": backend.resolve("cpu"),
         "CUDA tensors take": backend.resolve("cuda"),
         "shipped tiles": str(paths.shipped_configs()),
-        "your tiles": str(
-            paths.known_user_configs() or "none: this user has no home folder, and LC_TRITON_CONFIG_DIR names none"
-        ),
+        "your tiles": own,
     }
     for name, value in facts.items():
         print(f"{name + ':':20}{value}")

@@ -170,6 +170,12 @@ def test_a_wrong_file(content, message, tmp_path):
     assert f"device file {path} cannot be used: {message}" in str(caught.value)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU; says what happens without one")
+def test_no_gpu_is_no_file(capsys):
+    assert cli.main(["env", "--devices"]) == 2
+    assert "--devices must be given where torch sees a GPU" in capsys.readouterr().err
+
+
 @pytest.fixture
 def gpu_here(monkeypatch):
     """A machine whose driver says it has an L40S."""

@@ -1,9 +1,12 @@
 """The order in which a tile is looked up, and that a warm look-up is one."""
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from lc_triton import cli
 from lc_triton.core import backend
 from lc_triton.core.geometry import Geometry
 from lc_triton.tiles import paths, store
@@ -159,6 +162,21 @@ def test_the_users_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert folder() == tmp_path / ".cache" / "lc_triton" / "autotune_configs"
     assert folder(XDG_CACHE_HOME="relative") == folder()  # its specification says so
+    monkeypatch.undo()
+    backend.environment.cache_clear()
+
+
+def test_a_copy_without_platformdirs(monkeypatch, capsys):
+    """As `kernels` loads this library: own tiles are looked for where the variable says, or nowhere."""
+    monkeypatch.setitem(sys.modules, "platformdirs", None)
+    for value, found in (("", None), ("/tiles", Path("/tiles"))):
+        monkeypatch.setenv("LC_TRITON_CONFIG_DIR", value)
+        backend.environment.cache_clear()
+        assert paths.known_user_configs() == found
+    monkeypatch.setenv("LC_TRITON_CONFIG_DIR", "")
+    backend.environment.cache_clear()
+    assert cli.main(["env"]) == 0
+    assert "none: platformdirs is not installed, so LC_TRITON_CONFIG_DIR must name" in capsys.readouterr().out
     monkeypatch.undo()
     backend.environment.cache_clear()
 
