@@ -18,7 +18,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from lc_triton.keras.saved import extra as extra
+from lc_triton.keras.saved.extra import check_extra
 
 if TYPE_CHECKING:
     from lc_triton.keras.saved.checkpoint import save_model
@@ -37,5 +37,5 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(".layers", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    extra.check_extra(f"lc_triton.keras.{name}")
+    check_extra(f"lc_triton.keras.{name}")
     return getattr(importlib.import_module(f".saved.{_HOMES[name]}", __name__), name)
