@@ -196,6 +196,8 @@ def scaled():
         L.LocallyConnected2D(2, 3, activation=L.ReLU(max_value=1.0, negative_slope=0.1)),
         L.LocallyConnected2D(2, 3, activation=L.Softmax(axis=[1, 2])),
         L.Conv2D(2, 3, activation=L.ELU(0.5)),
+        L.Conv2D(2, 3, activation="gelu"),
+        L.LocallyConnected2D(2, 3, activation="gelu"),
         L.Activation(L.ThresholdedReLU(0.2)),
     ]
     gradual = [layer(image) for layer in layers]
@@ -252,6 +254,9 @@ def attending():
         L.GRU(3, reset_after=False, return_sequences=True)(other, initial_state=c),
         both[0],
         L.Bidirectional(L.GRU(3), merge_mode="ave")(other, initial_state=both[1:]),
+        L.MultiHeadAttention(2, 3)(table, masked, key=table),
+        L.GlobalAveragePooling1D()(L.Add()([table, masked])),
+        L.LSTM(2)(L.Concatenate()([table, masked])),
         L.LSTM(3)(table),
         L.GRU(3, return_sequences=True)(table),
         L.Bidirectional(L.LSTM(2, return_sequences=True))(table),
@@ -275,7 +280,7 @@ def inputs_of(model, random):
         found[words] = random.integers(0, 11, found[words].shape).astype(found[words].dtype)
     if model.name == "attending":
         found[0][0, :2], found[0][1, 3], found[0][1, 5:] = 0, 0, 0
-        found[2][0, 3:], found[2][1, :2], found[2][1, 4] = 0, 0, 0
+        found[2][0, 4:], found[2][1, 0], found[2][1, 4] = 0, 0, 0
     return found
 
 
