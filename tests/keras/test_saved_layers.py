@@ -274,3 +274,60 @@ def test_what_cannot_be_is_refused(class_name, given, shapes, message):
     with pytest.raises(ValueError, match=r"(?s).") as raised:
         CLASSES[class_name](name="layer", **given).module(place(class_name, *shapes))
     assert message in str(raised.value)
+
+
+class Own(nn.Module):
+    """Torch's own modules, under the names of layers in `recurrent`."""
+
+    def __init__(self):
+        super().__init__()
+        self.simple_rnn = nn.RNN(4, 3, batch_first=True)
+        self.lstm = nn.LSTM(4, 5, batch_first=True)
+        self.gru = nn.GRU(4, 4, batch_first=True)
+        self.bidirectional = nn.LSTM(4, 2, batch_first=True, bidirectional=True)
+
+
+def check_own(model, golden, names):
+    (x,) = golden.inputs
+    for name, sequences in (("simple_rnn", False), ("lstm", True), ("gru", False), ("bidirectional", True)):
+        y = getattr(model, name)(x)[0]
+        want = golden.outputs[names.index(name)]
+        assert (y if sequences else y[:, -1]).sub(want).abs().max() <= 1e-6 * want.abs().max(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["h5", "weights.h5"])
+def test_weights_go_into_recurrent_modules_of_torch(folder, kind, tmp_path):
+    golden, model = Golden(folder, "recurrent"), Own()
+    config = folder / "recurrent.json"
+    names = [output[0] for output in json.loads(config.read_text())["config"]["output_layers"]]
+    given = config if kind == "weights.h5" else None
+    report = lc_triton.keras.load_weights(model, folder / f"recurrent.{kind}", config=given, strict=False)
+    assert {name for name, _ in report.matched} == {"simple_rnn", "lstm", "gru", "bidirectional"}
+    assert not report.missing
+    check_own(model, golden, names)
+    save_weights(model, tmp_path / "own.weights.h5")
+    again = Own()
+    lc_triton.keras.load_weights(again, tmp_path / "own.weights.h5")
+    check_own(again, golden, names)
+
+
+def test_weights_go_into_tables_and_transposed_convolutions_of_torch(folder):
+    golden = Golden(folder, "scaled")
+    model = nn.Sequential(nn.Embedding(11, 4))
+    lc_triton.keras.load_weights(model, folder / "scaled.h5", {"embedding": "0"}, strict=False)
+    assert torch.equal(model(golden.inputs[0].long()), golden.outputs[golden.kinds.index("Embedding")])
+    golden = Golden(folder, "windows_channels_first")
+    config = json.loads((folder / "windows_channels_first.json").read_text())["config"]
+    names = [output[0] for output in config["output_layers"]]
+    given = {"output_padding": [1, 0], "kernel_size": [3, 2]}
+    (name,) = (s["name"] for s in config["layers"] if s["config"].items() >= given.items())
+    model = nn.Sequential(nn.ConvTranspose2d(4, 2, (3, 2), 2, output_padding=(1, 0), bias=False))
+    lc_triton.keras.load_weights(model, folder / "windows_channels_first.h5", {name: "0"}, strict=False)
+    want = golden.outputs[names.index(name)]
+    assert (model(golden.inputs[1]) - want).abs().max() <= 1e-6 * want.abs().max()
+
+
+def test_several_layers_in_one_module_are_not_known():
+    with pytest.raises(lc_triton.LocalConvError, match="belong to none: weight_ih_l0"):
+        save_weights(nn.LSTM(2, 2, num_layers=2), "unused.weights.h5")

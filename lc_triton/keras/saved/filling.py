@@ -59,11 +59,11 @@ def paired(wanted: list[Slot], found: list[Array]) -> list[tuple[Slot, Array]]:
 def check_computed(pairs: list[tuple[Slot, Array]]) -> None:
     """Refuse arrays for weights that something computes and that cannot be written through it."""
     for slot, array in pairs:
-        if not is_plain(slot.module, slot.attribute):
-            check_writes(slot.module, {slot.attribute: slot.from_keras(array.read())})
+        if not all(is_plain(slot.module, name) for name in slot.attributes):
+            check_writes(slot.module, slot.values(array.read()))
 
 
 def copy(pairs: list[tuple[Slot, Array]]) -> None:
     """Write arrays into their tensors."""
     for slot, array in pairs:
-        write(slot.module, {slot.attribute: slot.from_keras(array.read())})
+        write(slot.module, slot.values(array.read()))

@@ -66,8 +66,8 @@ class Recurrent(Trained):
 
     def slots(self) -> list[Slot]:
         """See the base."""
-        there: Convert = partial(_reordered, order=tuple(self.order.index(gate) for gate in range(self.gates)))
-        back: Convert = partial(_reordered, order=self.order)
+        there: Convert = partial(reordered, order=tuple(self.order.index(gate) for gate in range(self.gates)))
+        back: Convert = partial(reordered, order=self.order)
         found = [
             Slot(name, self, at, tuple(reversed(getattr(self, at).shape)), lambda w: there(w.mT), lambda k: back(k).mT)
             for name, at in (("kernel", "weight_ih"), ("recurrent_kernel", "weight_hh"))
@@ -322,7 +322,7 @@ def _flat(layer: Recurrent) -> list[Tensor]:
     return [layer.weight_ih, layer.weight_hh, *biases]
 
 
-def _reordered(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
+def reordered(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
     """The blocks of the last axis in another order."""
     blocks = tensor.chunk(len(order), -1)
     return torch.cat([blocks[i] for i in order], -1) if len(order) > 1 else tensor

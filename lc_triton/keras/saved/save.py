@@ -24,8 +24,8 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
 
     Args:
         model: what `load_model` returned, or any module whose layers with weights are locally connected ones,
-            nn.Linear, nn.Conv1d/2d/3d, nn.BatchNorm1d/2d/3d or nn.LayerNorm, registered in the order of the Keras
-            model's layers.
+            nn.Linear, nn.Conv1d/2d/3d, nn.BatchNorm1d/2d/3d or others that `load_weights` knows, registered in the
+            order of the Keras model's layers.
         path: a file whose name ends in `.weights.h5`; an old one is replaced as a whole.
 
     Raises:
@@ -65,7 +65,7 @@ def _layers(model: nn.Module) -> dict[str, tuple[str, list[Slot]]]:
             if (of_layer := slots(module, Origin.of(layer)))
         }
     found = [(name, module) for name, module in model.named_modules() if slots(module)]
-    known = {id(slot.tensor) for _, module in found for slot in slots(module)}
+    known = {id(getattr(s.module, name)) for _, module in found for s in slots(module) for name in s.attributes}
     strays = [name for name, parameter in model.named_parameters() if id(parameter) not in known]
     if strays:
         allowed = f"a model of layers that Keras has too; these parameters belong to none: {', '.join(strays)}"

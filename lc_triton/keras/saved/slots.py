@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 Convert = Callable[[Tensor], Tensor]
@@ -28,12 +29,24 @@ class Slot:
     from_keras: Convert
     part: str = ""
     trained: bool = True
+    # Another tensor of the module that the array holds too: conversions are of both, stacked.
+    second: str | None = None
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The names of the tensors: one, or two."""
+        return (self.attribute,) if self.second is None else (self.attribute, self.second)
 
     @property
     def tensor(self) -> Tensor:
-        """The tensor as it is now."""
+        """The tensor as it is now, or both."""
         found: Tensor = getattr(self.module, self.attribute)
-        return found
+        return found if self.second is None else torch.stack((found, getattr(self.module, self.second)))
+
+    def values(self, array: Tensor) -> dict[str, Tensor]:
+        """What the tensors are for an array of Keras's, by their names."""
+        value = self.from_keras(array)
+        return dict(zip(self.attributes, (value,) if self.second is None else value.unbind(), strict=True))
 
 
 def same_layout(name: str, module: nn.Module, attribute: str, *, trained: bool = True) -> list[Slot]:

@@ -47,8 +47,10 @@ def load_weights(
     """Copy the weights of Keras layers into the modules of a model.
 
     Args:
-        model: with locally connected layers (of either convention), nn.Linear, nn.Conv1d/2d/3d, nn.BatchNorm1d/2d/3d
-            or nn.LayerNorm; a depthwise kernel of Keras fits a convolution with as many groups as channels.
+        model: with locally connected layers (of either convention), nn.Linear, nn.Conv1d/2d/3d, nn.BatchNorm1d/2d/3d,
+            nn.LayerNorm, nn.Embedding, nn.ConvTranspose1d/2d/3d of one group, and nn.LSTM, nn.GRU, nn.RNN of one layer
+            (Keras's GRU with `reset_after`; two directions are its Bidirectional). A depthwise kernel of Keras fits a
+            convolution with as many groups as channels.
         path: a `.h5`, `.keras` or `.weights.h5` file. A `.weights.h5` file of Keras 2 has no names: its layers are
             named by class and order, conv2d, conv2d_1, dense, ..., unless `config` is given.
         mapping: from the names of Keras layers to those of modules, as `named_modules` has them. A layer that it does

@@ -27,6 +27,7 @@ from lc_triton.keras.saved.slots import (
     same_layout,
 )
 from lc_triton.keras.saved.spec import LayerSpec
+from lc_triton.keras.saved.torch_slots import recurrent_slots
 from lc_triton.keras.saved.training import Trained
 from lc_triton.keras.saved.wrapping import TimeDistributed
 from lc_triton.layers import (
@@ -115,6 +116,8 @@ def _known_slots(module: nn.Module, origin: Origin = Origin()) -> list[Slot]:  #
     if isinstance(module, _CONV):
         depthwise = origin.class_name.lower().startswith("depthwise")
         return convolution_slots(module, module.weight, module.groups, depthwise=depthwise)
+    if isinstance(module, _CONV_TRANSPOSE):
+        return convolution_slots(module, module.weight, 1, depthwise=False) if module.groups == 1 else []
     for kinds, find in _TABLE:
         if isinstance(module, kinds):
             return find(module)
@@ -123,6 +126,8 @@ def _known_slots(module: nn.Module, origin: Origin = Origin()) -> list[Slot]:  #
 
 def keras_class(module: nn.Module) -> str | None:
     """The Keras class of a module with weights."""
+    if isinstance(module, nn.RNNBase) and module.bidirectional:
+        return "Bidirectional"
     for kind, name in _CLASSES.items():
         if isinstance(module, kind):
             return f"{name}{len(module.kernel)}D" if isinstance(module, Convolution) else name
@@ -151,10 +156,14 @@ _LOCAL_CONV = (LocalConv1d, LocalConv2d, LocalConv3d)
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
+_CONV_TRANSPOSE = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
 _TABLE: tuple[tuple[tuple[type, ...], Callable[..., list[Slot]]], ...] = (
     ((nn.Linear,), linear_slots),
     (_BATCH_NORM, batch_normalization_slots),
     ((nn.LayerNorm,), layer_normalization_slots),
+    ((nn.Embedding,), lambda module: same_layout("embeddings", module, "weight")),
+    ((nn.LSTM, nn.GRU, nn.RNN), recurrent_slots),
 )
 
 _CLASSES: dict[type, str] = {
@@ -168,6 +177,13 @@ _CLASSES: dict[type, str] = {
     nn.Conv1d: "Conv1D",
     nn.Conv2d: "Conv2D",
     nn.Conv3d: "Conv3D",
+    nn.ConvTranspose1d: "Conv1DTranspose",
+    nn.ConvTranspose2d: "Conv2DTranspose",
+    nn.ConvTranspose3d: "Conv3DTranspose",
+    nn.Embedding: "Embedding",
+    nn.LSTM: "LSTM",
+    nn.GRU: "GRU",
+    nn.RNN: "SimpleRNN",
     Convolution: "Conv",
     nn.BatchNorm1d: "BatchNormalization",
     nn.BatchNorm2d: "BatchNormalization",
