@@ -204,7 +204,7 @@ def test_weights_of_other_dtypes(dtype, kind, tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: layers.LocallyConnected1D(2, 2, activation=keras.layers.LeakyReLU(0.4)), "is no named function"),
+        (lambda: layers.LocallyConnected1D(2, 2, activation=keras.layers.Flatten()), "is no named function"),
         (lambda: layers.LocallyConnected1D(2, 2, activation="celu"), "activation 'celu' is not known"),
     ],
 )
