@@ -94,7 +94,8 @@ def call_args(
 ) -> list[Any]:
     """All arguments of the kernel of one pass, as of a launch on dense tensors; the tensors have no memory.
 
-    A weight gradient that updates the weight takes dz, and makes no bias gradient.
+    A weight gradient that updates the weight takes dz, and makes no bias gradient. With a split loop its second pass
+    updates.
     """
     geo, act = problem.geometry, problem.activation
     weight_dtype = weight_dtype or dtype
@@ -111,10 +112,10 @@ def call_args(
     if pass_name == "weight_grad" and geo.regions:
         dw = parts_of(weight, config) if split else weight
         return [x, y, dw, batch, dense_rows(x)[1], dense_rows(y)[1], *common]
-    if update is not STORED and not split:
-        pitches = dense_rows(x)[1], dense_rows(y)[1]
-        pointers = update_pointers(weight, update)
-        return [x, y, None, weight, None, None, *pointers, batch, *pitches, *common, Upstream(False), update]
+    if update != STORED:
+        dw, pointers = (parts_of(weight, config), NO_POINTERS) if split else (weight, update_pointers(weight, update))
+        constants = batch, dense_rows(x)[1], dense_rows(y)[1], *common, Upstream(False)
+        return [x, y, None, dw, None, None, *pointers, *constants, STORED if split else update]
     if pass_name == "weight_grad":
         db = None if bias == "none" else _empty(geo.bias_shape, weight_dtype)
         saved = None if act is LINEAR else y

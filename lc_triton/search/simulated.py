@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,6 +21,8 @@ from lc_triton.tiles.task import Task
 if TYPE_CHECKING:
     from lc_triton.launch.disassembly import Disassembly
 
+# Of an update by an optimizer with so many states: others with as many move the same bytes.
+RULES = ("sgd", "momentum", "adamw")
 # The simulated microseconds of a tile, or an exception that says why it cannot be used.
 SimulateTile = Callable[[Task, Device, TileConfig], float]
 
@@ -112,14 +114,15 @@ def compile_and_simulate(task: Task, device: Device, config: TileConfig) -> floa
     """
     from lc_triton.launch.build import build
     from lc_triton.launch.disassembly import disassemble
+    from lc_triton.launch.layout import STORED, WeightUpdate
     from lc_triton.launch.passes import kernel_of
 
     problem = Problem(task.geometry, backend="triton", precision=task.precision)
     dtype, weight_dtype = getattr(torch, task.dtype), getattr(torch, task.weight_dtype)
+    types: dict[str, Any] = {"dtype": dtype, "weight_dtype": weight_dtype, "batch": task.batch}
+    update = STORED if task.states is None else WeightUpdate(RULES[task.states])
     try:
-        compiled = build(
-            task.pass_name, problem, config, device.arch, dtype=dtype, weight_dtype=weight_dtype, batch=task.batch
-        )
+        compiled = build(task.pass_name, problem, config, device.arch, **types, update=update)
     finally:
         kernel_of(task.pass_name, task.geometry).device_caches.clear()  # thousands of kernels would not fit in memory
     code = disassemble(compiled)

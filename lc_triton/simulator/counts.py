@@ -30,7 +30,8 @@ class Counts:
         blocks: of the weight gradient, the programs that share positions and filters: the first one also sums the bias
             gradient.
         moved: bytes by category: x, the weight w, the upstream gradient g, and what is written (out). For the input
-            gradient x is the gradient that it reads. Bias, bias gradient (db) and dz are not counted.
+            gradient x is the gradient that it reads. Of a weight gradient that updates the weight, out is the weight,
+            read and written, and states are those of its optimizer. Bias, bias gradient (db) and dz are not counted.
         second_launch_bytes: bytes of the second launch of a split loop; 0 without a split.
     """
 
@@ -71,11 +72,15 @@ def _moved(task: Task, config: TileConfig) -> dict[str, Bytes]:
         g = _gathered(task, config) + tiles * task.batch * count * config.block_n * s - x
         written = weight_bytes if config.split == 1 else config.split * geo.weight_numel * _PART_BYTES
         # One program of a tile reads g a second time, for the bias gradient; where blocks of k stream, none does.
-        again = 1 / count if config.stream == 1 else 0
+        again = 1 / count if config.stream == 1 and task.states is None else 0
+        states = 0
+        if task.states is not None and config.split == 1:
+            written, states = 2 * weight_bytes, 2 * task.states * weight_bytes
         return {
             "x": Bytes(x, x_bytes),
             "g": Bytes(max(g, 0) * (1 + again), y_bytes),
             "out": Bytes(written, written),
+            **({"states": Bytes(states, states)} if states else {}),
         }
     read, result = (x_bytes, y_bytes) if task.pass_name == "forward" else (y_bytes, x_bytes)
     written = result if config.split == 1 else config.split * result // s * _PART_BYTES
@@ -88,10 +93,12 @@ def _moved(task: Task, config: TileConfig) -> dict[str, Bytes]:
 
 
 def _second_launch_bytes(task: Task, config: TileConfig) -> int:
-    """The parts, which are read, and the result, which is written."""
+    """The parts, which are read, and the result, which is written, or read and written with its states."""
     geo, s = task.geo, task.itemsize
     if task.pass_name == "weight_grad":
-        return config.split * geo.weight_numel * _PART_BYTES + geo.weight_numel * task.weight_itemsize
+        return config.split * geo.weight_numel * _PART_BYTES + (
+            geo.weight_numel * task.weight_itemsize * task.weight_accesses
+        )
     numbers = {"forward": geo.positions * geo.out_channels, "input_grad": geo.sites * geo.in_channels}
     result = task.batch * numbers[task.pass_name] * s
     return config.split * result // s * _PART_BYTES + result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lc_triton.errors import ArgumentValueError
@@ -27,10 +27,15 @@ Loop = tuple[int, int]
 _CATEGORIES: dict[Pass, dict[str, str]] = {
     "forward": {"p_x": "x", "p_w": "w", "p_bias": "bias", "p_y": "out", "p_z": "out"},
     "input_grad": {"p_g": "x", "p_w": "w", "p_bias": "bias", "p_dx": "out"},
-    "weight_grad": {"p_x": "x", "p_g": "g", "p_saved": "g", "p_dw": "out", "p_db": "db", "p_dz": "dz"},
+    "weight_grad": {
+        **{"p_x": "x", "p_g": "g", "p_saved": "g", "p_dw": "out", "p_db": "db", "p_dz": "dz"},
+        **{"p_m": "states", "p_v": "states", "p_added": "added", "p_scalars": "scalars"},
+    },
 }
 # What is small, and counted by no formula: the share of its lanes that is not masked.
 _SMALL, _SMALL_LIVE = ("bias", "db"), 0.3
+# All lanes of a warp read one hyperparameter, which stays in L2.
+_SCALARS, _SCALARS_LIVE = "scalars", 1 / 32
 # Accesses to registers that were spilled, on whatever line; they count as accesses to x.
 _LOCAL = ("LDL", "STL")
 # Registers, shared memory and warps of a multiprocessor, and how they are allocated.
@@ -94,7 +99,7 @@ def simulate(
     constants: Constants,
     counts: Counts | None = None,
 ) -> Simulation:
-    """Simulate a launch on dense tensors, with a bias and no activation.
+    """Simulate a launch on dense tensors, with a bias and no activation; without a bias where the weight is updated.
 
     Args:
         task: the pass, layer, batch and dtypes.
@@ -116,7 +121,9 @@ def simulate(
     traffic = _traffic(code, counts, config.num_warps, constants)
     grid = Grid(counts.programs, config.num_warps, resident, code.traces, code.kind_of)
     use = execute(code.operations, grid, traffic, constants)
-    seconds = max(use.cycles / constants.clock, task.least_bytes / constants.memory_rate)
+    # The update of a split loop is made by its second launch.
+    of_first = replace(task, states=None) if config.split > 1 else task
+    seconds = max(use.cycles / constants.clock, of_first.least_bytes / constants.memory_rate)
     return Simulation(
         microseconds=1e6 * seconds + constants.launch_us + _second_launch_us(counts, constants),
         use=use,
@@ -238,6 +245,7 @@ def _traffic(code: KernelCode, counts: Counts, warps: int, constants: Constants)
             if operation.kind in ("copy", "load", "store"):
                 asked[operation.category] += operation.number * warps * share * counts.programs
     traffic = {name: Traffic(_SMALL_LIVE, 1.0, constants.memory_latency) for name in _SMALL}
+    traffic[_SCALARS] = Traffic(_SCALARS_LIVE, 0.0, constants.l2_latency)
     for name, (l2, memory) in counts.moved.items():
         if asked[name]:
             live = min(1.0, l2 / asked[name])

@@ -9,6 +9,7 @@ from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 from lc_triton.errors import ArgumentValueError, LocalConvError
 from lc_triton.launch.disassembly import Disassembly
+from lc_triton.launch.layout import STORED, WeightUpdate
 from lc_triton.simulator import constants_of, simulate
 from lc_triton.simulator.counts import counts_of
 from lc_triton.simulator.kernel import read_code, resident_programs
@@ -76,6 +77,36 @@ def test_the_bytes_of_a_weight_gradient():
     assert counts.moved["g"] == (tiles * 50 * blocks * 32 * 2 * (1 + 1 / blocks), 50 * 324 * 16 * 2)
 
 
+def test_the_bytes_of_an_update():
+    """AdamW reads and writes the weight and two states; of a split loop, its second launch does."""
+    of = replace(task("weight_grad", batch=50, types=("bfloat16", "float32")), states=2)
+    weights = LAYER.weight_numel * 4
+    stored, moved = counts_of(replace(of, states=None), TILE).moved, counts_of(of, TILE).moved
+    assert moved["out"] == (2 * weights,) * 2
+    assert moved["states"] == (4 * weights,) * 2
+    assert "states" not in stored
+    assert moved["x"] == stored["x"]
+    assert moved["g"][0] < stored["g"][0]  # which makes no bias gradient
+    of_split = counts_of(of, replace(TILE, split=2))
+    assert "states" not in of_split.moved
+    assert of_split.moved["out"] == (2 * weights,) * 2
+    assert of_split.second_launch_bytes == 2 * weights + 6 * weights
+
+
+@pytest.mark.compile
+@pytest.mark.slow
+def test_an_update_takes_the_time_of_its_states():
+    constants, times, loaded = constants_of(H200), {}, set()
+    for states, rule in ((None, "none"), (2, "adamw")):
+        of = replace(task("weight_grad", types=("bfloat16", "float32")), states=states)
+        code = compiled(of, TILE, WeightUpdate(rule))
+        found = times[rule] = simulate(of, TILE, code, constants)
+        loaded = {o.category for o in found.code.operations if o.kind == "load"}
+        assert found.microseconds >= constants.launch_us + 1e6 * of.least_bytes / constants.memory_rate
+    assert {"out", "states", "scalars"} <= loaded
+    assert times["adamw"].microseconds > times["none"].microseconds
+
+
 def test_boxes_are_refused():
     with pytest.raises(LocalConvError, match="without descriptor: boxes are not simulated"):
         simulate(task(), TileConfig(1, 1, 16, 32, 32, descriptor=True), None, constants_of(H200))
@@ -88,13 +119,13 @@ def test_products_without_tensor_cores_are_refused(dtype):
         simulate(task(types=(dtype, dtype)), TILE, None, constants_of(H200))
 
 
-def compiled(task, config):
+def compiled(task, config, update=STORED):
     from lc_triton.launch.build import build
     from lc_triton.launch.disassembly import disassemble
 
     problem = Problem(task.geometry, backend="triton")
     dtypes = {"dtype": getattr(torch, task.dtype), "weight_dtype": getattr(torch, task.weight_dtype)}
-    return disassemble(build(task.pass_name, problem, config, 90, **dtypes, batch=task.batch))
+    return disassemble(build(task.pass_name, problem, config, 90, **dtypes, batch=task.batch, update=update))
 
 
 @pytest.mark.compile
