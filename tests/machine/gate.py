@@ -21,6 +21,7 @@ from tqdm import tqdm
 from lc_triton.core.activations import Activation
 from lc_triton.core.problem import Problem
 from lc_triton.launch.build import build, machine_code
+from lc_triton.launch.layout import STATES, WeightUpdate
 from lc_triton.launch.ptx_scan import marks
 from lc_triton.tiles import model, paths, space, workloads
 from lc_triton.tiles.config import PASSES, Pass, TileConfig
@@ -33,6 +34,9 @@ FILE = Path(__file__).with_name("gate.json")
 SHARED = Path(__file__).with_name("shared_workloads.json")
 DEVICE_NAMES = ("a100", "h100", "h200", "b200")  # the H200 computes as the H100 does, but its memory is faster
 DTYPES = ("bfloat16", "float16", "float32", "bfloat16/float32")  # the last is x/weight, as under autocast
+# What an optimizer updates, in types whose weights it takes.
+UPDATED = (("deepface_l4", 32), ("yolov1_local", 64), ("lrlc_l2", 64))
+UPDATED_DTYPES = ("float32", "bfloat16/float32")
 MAX_WEIGHT_TRAFFIC = 1.15
 
 
@@ -43,13 +47,16 @@ class Row:
     dtype: str
     pass_name: Pass
     device: str
+    update: str = "none"  # of a weight gradient that updates the weight, the optimizer
 
     def __str__(self) -> str:
-        return f"{self.workload} b{self.batch} {self.dtype} {self.pass_name} {self.device}"
+        update = "" if self.update == "none" else f"+{self.update}"
+        return f"{self.workload} b{self.batch} {self.dtype} {self.pass_name}{update} {self.device}"
 
     @property
     def task(self) -> Task:
-        return Task(self.pass_name, layers()[self.workload].geometry, self.batch, *types_of(self.dtype))
+        geometry, states = layers()[self.workload].geometry, STATES.get(self.update)
+        return Task(self.pass_name, geometry, self.batch, *types_of(self.dtype), states=states)
 
     @property
     def config(self) -> TileConfig:
@@ -61,7 +68,8 @@ class Row:
         """What tells one build from another: rows that share it are built once."""
         fused = model.fuses_activation_grad(self.task, DEVICES[self.device], self.config)
         alone = self.batch == 1  # whose pitch is 0
-        return self.workload, self.dtype, self.pass_name, DEVICES[self.device].arch, self.config, fused, alone
+        arch = DEVICES[self.device].arch
+        return self.workload, self.dtype, self.pass_name, self.update, arch, self.config, fused, alone
 
 
 @cache
@@ -71,12 +79,23 @@ def layers() -> dict[str, workloads.Workload]:
 
 def rows(*dtypes: str) -> list[Row]:
     """All rows, those of the reviewed file unless other types are given."""
-    return [
+    stored = [
         Row(w.name, batch, dtype, pass_name, device)
         for w in layers().values()
         for batch in w.batches
         for dtype in dtypes or DTYPES
         for pass_name in PASSES
+        for device in DEVICE_NAMES
+    ]
+    return stored if dtypes else stored + updating_rows()
+
+
+def updating_rows() -> list[Row]:
+    """Weight gradients that update the weight, of layers whose step is mostly weights."""
+    return [
+        Row(workload, batch, dtype, "weight_grad", device, "adamw")
+        for workload, batch in UPDATED
+        for dtype in UPDATED_DTYPES
         for device in DEVICE_NAMES
     ]
 
@@ -86,13 +105,12 @@ def figures(row: Row) -> dict[str, Any]:
     config, device = row.config, DEVICES[row.device]
     problem = Problem(row.task.geometry, backend="triton", precision=row.task.precision)
     types = {"dtype": getattr(torch, row.task.dtype), "weight_dtype": getattr(torch, row.task.weight_dtype)}
-    given = {**types, "batch": row.batch}
+    given = {**types, "batch": row.batch, "update": WeightUpdate(row.update)}
     compiled = build(row.pass_name, problem, config, device.arch, **given)
     code, found = machine_code(row.pass_name, compiled), suspicions(compiled)
     spills = code.spills
-    if model.fuses_activation_grad(
-        row.task, device, config
-    ):  # the same tile must carry the activation's derivative too
+    # The same tile must carry the activation's derivative too, which an update is given the result of.
+    if row.update == "none" and model.fuses_activation_grad(row.task, device, config):
         behind = replace(problem, activation=Activation("relu"))
         compiled = build(row.pass_name, behind, config, device.arch, **given)
         spills += machine_code(row.pass_name, compiled).spills
@@ -114,14 +132,15 @@ def suspicions(compiled: Any) -> list[str]:
 
 
 def wants_whole_loads(row: Row) -> bool:
-    """Whether the weights must move 128 bits at a time: 16-bit numbers whose runs are whole multiples of that.
+    """Whether the weights must move 128 bits at a time: 16-bit numbers whose runs are whole multiples of that, and
+    weights that are updated.
 
     The weight gradient without `tl.dot` stores sums over samples, which fewer threads hold: a warp stores whole sectors
     still, a few numbers a thread.
     """
     if row.pass_name == "weight_grad" and not row.config.dot and row.task.geometry.groups > 1:
         return False
-    return row.task.weight_itemsize == 2 and row.task.geometry.out_channels % 8 == 0
+    return (row.task.weight_itemsize == 2 or row.update != "none") and row.task.geometry.out_channels % 8 == 0
 
 
 def fills(row: Row) -> bool:
