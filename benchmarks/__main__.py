@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks run | gpu | overhead | accuracy | report | regimes | compare`."""
+"""The command line: `python -m benchmarks COMMAND`, from run to compare; `--help` names all."""
 
 from __future__ import annotations
 
@@ -126,6 +126,14 @@ def _regimes(options: argparse.Namespace) -> int:
     return 0
 
 
+def _step(options: argparse.Namespace) -> int:
+    from benchmarks import step
+
+    step.write(options.document)
+    print(f"Written: {options.document}")
+    return 0
+
+
 def _compare(options: argparse.Namespace) -> int:
     from benchmarks.compare import compare
 
@@ -181,6 +189,9 @@ def main() -> int:
     command = commands.add_parser("regimes", help="write the table of what the model predicts for a GPU")
     command.add_argument("--document", type=Path, default=GPU_DOCUMENT, metavar="FILE")
     command.set_defaults(run=_regimes)
+    command = commands.add_parser("step", help="write the table of simulated training steps with an optimizer")
+    command.add_argument("--document", type=Path, default=DOCUMENT, metavar="FILE")
+    command.set_defaults(run=_step)
     command = commands.add_parser(
         "compare", parents=[what], help="time two states of lc_triton in turns; 1 where B is more than 5%% slower"
     )

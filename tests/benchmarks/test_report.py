@@ -10,11 +10,12 @@ import pytest
 
 import benchmarks.report
 from benchmarks import __main__ as command
-from benchmarks import compare, overhead, regimes
+from benchmarks import compare, overhead, regimes, step
 from benchmarks.contenders import OURS
 from benchmarks.report import exponent, geomean, report
 from benchmarks.rows import Row
 from benchmarks.suites import GROWTH, SUITES, suite
+from lc_triton.tiles.device import by_name
 
 ABOUT = {
     "date": "2026-01-02T03:04:05",
@@ -205,6 +206,32 @@ def test_regimes_say_where_they_are(monkeypatch, capsys, tmp_path):
     assert command.main() == 0
     assert capsys.readouterr().out == f"Written: {document}\n"
     assert "the table" in document.read_text()
+
+
+def test_the_simulated_step_and_its_floor(monkeypatch, capsys, tmp_path):
+    """Of an update: the bytes of torch's beside the simulated kernels, at the rate of a copy."""
+    monkeypatch.setattr(step, "compile_and_simulate", lambda task, gpu, config: 100.0 if task.states is None else 400.0)
+    monkeypatch.setattr(step, "LAYERS", [("deepface_l4", 32)])
+    of = step.Step("deepface_l4", 32)
+    weights, rate = 4 * of.tasks["forward"].geometry.weight_numel, by_name(step.DEVICE).memory_rate
+    others = sum(t.least_bytes for name, t in of.tasks.items() if name != "update") - 3 * weights
+    assert of.ours == 600.0
+    assert of.floor == pytest.approx(1e6 * (8 * weights + others) / rate)  # read twice, then 3 read and written
+    assert of.torch_optimizer("fused") == pytest.approx(300.0 + 1e6 * 7 * weights / rate)
+    document = tmp_path / "performance.md"
+    document.write_text("<!-- table step -->\n<!-- end -->\n")
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "step", "--document", str(document)])
+    assert command.main() == 0
+    assert capsys.readouterr().out == f"Written: {document}\n"
+    assert "| deepface_l4 | 32 | 100 | 100 | 400 | 600 | 472 | 1.27 | 708 (1.18x) |" in document.read_text()
+
+
+@pytest.mark.compile
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_the_documents_simulated_steps_are_todays():
+    """`python -m benchmarks step` writes them."""
+    assert step.table() in (Path(__file__).parents[2] / "docs" / "performance.md").read_text()
 
 
 @pytest.mark.slow
