@@ -84,6 +84,20 @@ def _run(options: argparse.Namespace) -> int:
     return int(any("skipped" in row["contenders"][OURS] for row in measured))
 
 
+def _optimizer(options: argparse.Namespace) -> int:
+    from benchmarks import optimizers
+
+    for name in options.contenders or ():
+        check_name("contender", name, optimizers.TRAINERS)
+    names = list(dict.fromkeys([optimizers.FUSED, *(options.contenders or optimizers.TRAINERS)]))
+    measured: list[dict[str, Any]] = []
+    for results in optimizers.run(rows(options), options.seconds, names):
+        write_atomically(options.out, (json.dumps(results, indent=1) + "\n").encode())
+        measured = results["rows"]
+    print(optimizers.table(measured))
+    return int(any("skipped" in row["contenders"][optimizers.FUSED] for row in measured))
+
+
 def _gpu(options: argparse.Namespace) -> int:
     from benchmarks.gpu import run
 
@@ -162,6 +176,10 @@ def main() -> int:
     command.add_argument("--contenders", nargs="+", metavar="NAME", help="beside lc_triton (default: everyone)")
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
     command.set_defaults(run=_run)
+    command = commands.add_parser("optimizer", parents=[what], help="check and time training steps with an optimizer")
+    command.add_argument("--contenders", nargs="+", metavar="NAME", help="beside FusedAdamW (default: everyone)")
+    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
+    command.set_defaults(run=_optimizer)
     command = commands.add_parser("gpu", help="all that is to be learnt on a GPU, in order of worth, until a deadline")
     command.add_argument("--deadline", type=float, required=True, metavar="SECONDS", help="for all")
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="for results.jsonl, timings and tiles")

@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.contenders import CONTENDERS, MODES, NOT_PEERS, OURS, compiled
+from benchmarks.optimizers import TRAINERS
 from benchmarks.peers import PEERS
 from benchmarks.rows import Data, Results, Row, expected, set_precision, synchronize
 from benchmarks.worker import work
@@ -113,8 +114,9 @@ class Entrant:
     """A contender in a process of its own, and its times or why it has none."""
 
     def __init__(self, row: Row, name: str, want: Results) -> None:
+        self.name = name
         self.times: dict[str, list[float]] = {mode: [] for mode in MODES}
-        self.skipped = CONTENDERS[name].refuses(row)
+        self.skipped = (CONTENDERS | TRAINERS)[name].refuses(row)
         if self.skipped is None:
             context = multiprocessing.get_context("spawn")
             self.pipe, theirs = context.Pipe()
@@ -173,18 +175,23 @@ def time_row(row: Row, seconds: float, names: Collection[str] = CONTENDERS) -> d
         if entrants[best].skipped is None:  # torch.compile takes long: only the best is compiled
             entrants[compiled(best)] = Entrant(row, compiled(best), want)
     for mode in MODES:
-        for entrant in entrants.values():
-            for _ in range(WARM_UP):  # and the worker finds how many calls to time at once
-                entrant.turn(mode)
-        end = time.monotonic() + seconds
-        for n in range(MOST_ROUNDS):
-            for entrant in entrants.values():
-                slow = sum(entrant.times[mode]) > seconds / 2 and n >= FEWEST_ROUNDS
-                if entrant.skipped is None and not slow:
-                    entrant.times[mode].append(entrant.turn(mode))
-            if n + 1 >= LEAST_ROUNDS and time.monotonic() > end:
-                break
+        take_turns(list(entrants.values()), mode, seconds)
     return asdict(row) | {"contenders": {name: entrant.close() for name, entrant in entrants.items()}}
+
+
+def take_turns(entrants: Sequence[Entrant], mode: str, seconds: float) -> None:
+    """Let each contender time its calls in turns, for so many seconds and at least `LEAST_ROUNDS`."""
+    for entrant in entrants:
+        for _ in range(WARM_UP):  # and the worker finds how many calls to time at once
+            entrant.turn(mode)
+    end = time.monotonic() + seconds
+    for n in range(MOST_ROUNDS):
+        for entrant in entrants:
+            slow = sum(entrant.times[mode]) > seconds / 2 and n >= FEWEST_ROUNDS
+            if entrant.skipped is None and not slow:
+                entrant.times[mode].append(entrant.turn(mode))
+        if n + 1 >= LEAST_ROUNDS and time.monotonic() > end:
+            break
 
 
 def _summary(seconds: list[float]) -> dict[str, float]:

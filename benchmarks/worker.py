@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.contenders import CONTENDERS, MODES, OURS, Ready
+from benchmarks.optimizers import TRAINERS
 from benchmarks.rows import Data, Results, Row, find_mismatch, set_precision
 
 LEAST_SECONDS = 0.05  # of one timing: shorter calls are repeated, for a process that slept starts slowly
@@ -44,10 +45,10 @@ def work(pipe: Connection, row: Row, name: str, want: Results) -> None:
 
 def _answer(pipe: Connection, row: Row, name: str, want: Results) -> None:
     """As `work`, for a process that is set up; what goes wrong is raised."""
-    contender, data = CONTENDERS[name], Data.make(row)
+    contender, data = (CONTENDERS | TRAINERS)[name], Data.make(row)
     ready = contender.ready(row, data)
     want = want | {"dw": contender.lay_out(want["dw"], row.task.geometry)}
-    pipe.send(find_mismatch(row, ready.results(), want, peer=name != OURS))
+    pipe.send(find_mismatch(row, ready.results(), want, peer=not name.startswith(OURS)))
     step_bytes = _peak(row.device, lambda: ready.call("step", 0))
     calls = dict.fromkeys(MODES, 1)
     while (mode := pipe.recv()) is not None:
