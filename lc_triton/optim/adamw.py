@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lc_triton.core.fused import Rule
 from lc_triton.optim import rules
-from lc_triton.optim.fused import FusedOptimizer, number
+from lc_triton.optim.arguments import number
+from lc_triton.optim.fused import FusedOptimizer
 
 
 class FusedAdamW(FusedOptimizer, torch.optim.AdamW):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import warnings
+import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,14 +17,13 @@ from torch.nn.parameter import is_lazy
 from lc_triton.core import fused
 from lc_triton.core.fused import Rule, Update
 from lc_triton.core.geometry import check_int
-from lc_triton.errors import ArgumentTypeError, ArgumentValueError, OptimizerStepError
+from lc_triton.errors import ArgumentValueError, OptimizerStepError
 from lc_triton.layers._planned import PlannedLayer
+from lc_triton.optim.arguments import can_fuse, check_hyperparameters, groups_of, is_number, overlapping
 from lc_triton.optim.slot import WeightSlot
 
 # The fewest dimensions of a layer's weight.
 LEAST_NDIM = 4
-# Where torch has fused updates of all parameters of a group.
-FUSED_DEVICES = "cpu", "cuda", "mps", "xpu"
 
 
 class FusedOptimizer(torch.optim.Optimizer):
@@ -36,20 +36,23 @@ class FusedOptimizer(torch.optim.Optimizer):
         self, model_or_params: Any, clip_norm: float | None, accumulate: int, hyperparameters: dict[str, Any]
     ) -> None:
         self.accumulate = check_int("accumulate", accumulate, 1)
-        if clip_norm is not None and not (_is_number(clip_norm) and clip_norm > 0):
+        if clip_norm is not None and not (is_number(clip_norm) and clip_norm > 0):
             raise ArgumentValueError(name="clip_norm", value=clip_norm, allowed="a positive number or None")
         self.clip_norm = clip_norm
         self._names: dict[int, str] = {}
         self._known: set[int] = set()
         self._slots: dict[int, WeightSlot] = {}
-        self._groups: dict[int, dict[str, Any]] = {}
+        self._places: dict[int, tuple[int, int]] = {}  # group and place of each parameter
+        self._overlapping: set[int] = set()
+        self._has_collected = False
         self._counts: dict[int, tuple[Tensor, int, int]] = {}
         self._warned: set[tuple[str, str]] = set()
         self._is_paused = False
         self._has_scaler: bool | None = None
+        check_hyperparameters(hyperparameters)
         params = self._params_of(model_or_params)
         try:
-            super().__init__(params, **hyperparameters, fused=_can_fuse(params))  # type: ignore[call-arg]
+            super().__init__(params, **hyperparameters, fused=can_fuse(params))  # type: ignore[call-arg]
         except (TypeError, ValueError) as error:
             raise ArgumentValueError(
                 name=f"the arguments of {type(self).__name__}", value=hyperparameters, allowed=f"valid: {error}"
@@ -63,14 +66,7 @@ class FusedOptimizer(torch.optim.Optimizer):
                 if isinstance(module, PlannedLayer):
                     self._known |= {id(p) for name, p in module.named_parameters() if "bias" not in name}
             return list(model_or_params.parameters())
-        if isinstance(model_or_params, Tensor) or not isinstance(model_or_params, Iterable):
-            allowed = "a module, or an iterable of parameters or of groups of them"
-            raise ArgumentTypeError(name="model_or_params", value=model_or_params, allowed=allowed)
-        groups = [{**entry} if isinstance(entry, dict) else entry for entry in model_or_params]
-        for group in groups:  # read twice: here and by torch
-            if isinstance(group, dict) and isinstance(group.get("params"), Iterator):
-                group["params"] = list(group["params"])
-        return groups
+        return groups_of(model_or_params)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, as in torch."""
@@ -78,19 +74,51 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._register()
 
     def _register(self) -> None:
-        """Give each parameter that may be a layer's weight its slot, and find the groups."""
-        self._groups = {}
+        """Give each parameter that may be a layer's weight its slot, and find the places of all."""
+        self._places = {}
         for number, group in enumerate(self.param_groups):
             names = group.get("param_names", [])
             for index, parameter in enumerate(group["params"]):
                 key = id(parameter)
-                self._groups[key] = group
+                self._places[key] = number, index
                 if names:
                     self._names[key] = names[index]
                 if key not in self._slots and (is_lazy(parameter) or parameter.ndim >= LEAST_NDIM):
                     name = self._names.get(key, f"parameter {index} of group {number}")
-                    self._slots[key] = WeightSlot(parameter, name, self, key in self._known)
-                    fused.register(parameter, self._slots[key])
+                    self._slots[key] = slot = WeightSlot(parameter, name, self, key in self._known)
+                    earlier = fused.slot_of(parameter)
+                    if isinstance(earlier, WeightSlot):
+                        slot.others = [*earlier.others, weakref.ref(earlier)]
+                    fused.register(parameter, slot)
+        self._overlapping = overlapping(p for group in self.param_groups for p in group["params"])
+        for key in self._slots.keys() - self._places.keys():
+            del self._slots[key]
+
+    def _group_of(self, weight: Tensor) -> dict[str, Any] | None:
+        """The group that a weight is in, looked up anew where the groups were edited; None if it is in none."""
+        for _ in range(2):
+            number, index = self._places.get(id(weight), (-1, -1))
+            if 0 <= number < len(self.param_groups):
+                group = self.param_groups[number]
+                if index < len(group["params"]) and group["params"][index] is weight:
+                    return group
+            if number >= 0:
+                self._register()
+        return None
+
+    def owns(self, weight: Tensor) -> bool:
+        """Whether the weight is in one of the groups, which users may edit."""
+        return self._group_of(weight) is not None
+
+    def _has_rival(self, slot: WeightSlot) -> bool:
+        """Whether an earlier optimizer of this library that updates the weight is still alive."""
+        if all(other() is None for other in slot.others):
+            return False
+        if not self._has_collected:  # a scheduler and its optimizer refer to each other
+            self._has_collected = True
+            gc.collect()
+        slot.others = [other for other in slot.others if other() is not None]
+        return bool(slot.others)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -120,6 +148,8 @@ class FusedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         scaled = getattr(self, "found_inf", None) is not None
+        for slot in list(self._slots.values()):
+            self._group_of(slot.weight)  # drops the slots of parameters that were taken out of the groups
         self._refuse_second_updates(scaled)
         for slot in self._slots.values():
             if slot.kept is not None and (scaled or slot.weight.grad is not None):
@@ -132,6 +162,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._has_scaler = scaled if getattr(self, "_step_supports_amp_scaling", False) else None
         for slot in self._slots.values():
             slot.end_step()
+            if fused.slot_of(slot.weight) is None:  # a later optimizer of the weight is gone
+                fused.register(slot.weight, slot)
         return loss
 
     def _torch_step(self) -> None:
@@ -169,8 +201,9 @@ class FusedOptimizer(torch.optim.Optimizer):
             if slot.weight.grad is not None:
                 reason = (
                     "a backward updated it, and a later one stored another gradient of it: call step() after each "
-                    "backward, pass accumulate=n to add the gradients of n of them, or call zero_grad() before step() "
-                    "if that gradient was only to be looked at"
+                    "backward, pass accumulate=n to add the gradients of n of them, call zero_grad() before step() if "
+                    "that gradient was only to be looked at, or checkpoint with use_reentrant=False: else each "
+                    "checkpoint is a backward of its own"
                 )
                 raise OptimizerStepError(name=slot.name, reason=reason)
 
@@ -181,11 +214,13 @@ class FusedOptimizer(torch.optim.Optimizer):
         found = defaultdict(list)
         for slot in self._slots.values():
             # torch.distributed.checkpoint makes states by a step without a learning rate.
-            counts = slot.known and slot.weight.grad is not None and self._groups[id(slot.weight)]["lr"]
-            if counts and (slot.reason or self.accumulate == 1):
+            counts = slot.known and slot.weight.grad is not None and (self._group_of(slot.weight) or {}).get("lr")
+            if counts and (slot.reason or (self.accumulate == 1 and not slot.has_zero)):
                 plain = type(slot.weight) in (Tensor, nn.Parameter)
                 other = "its gradient came by another way than the layer's own backward"
-                reason = slot.reason or (other if plain else "it is spread over ranks")
+                newest = fused.slot_of(slot.weight)
+                stored = newest.reason if isinstance(newest, WeightSlot) else None
+                reason = slot.reason or stored or (other if plain else "it is spread over ranks")
                 if (slot.name, reason) not in self._warned:
                     self._warned.add((slot.name, reason))
                     found[reason].append(slot.name)
@@ -232,7 +267,11 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def obstacle(self, weight: Tensor) -> str | None:
         """Why the weight's group or its states do not let a kernel update it."""
-        group = self._groups[id(weight)]
+        if self._has_rival(self._slots[id(weight)]):
+            return "another optimizer of this library updates it as well: delete one that is no longer used"
+        if id(weight) in self._overlapping:
+            return "another parameter lies in the same memory"
+        group = self._group_of(weight) or {}
         for option in ("amsgrad", "capturable", "differentiable"):
             if group.get(option):
                 return f"its group has {option}=True"
@@ -243,14 +282,23 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def update_of(self, weight: Tensor, scale: Tensor | None = None) -> Update:
         """The update of the coming step, whose number is counted by this call."""
-        rule, states = self._rule(weight, self._groups[id(weight)], self.state[weight])
+        group = self._group_of(weight)
+        assert group is not None
+        rule, states = self._rule(weight, group, self.state[weight])
         return Update(rule, weight, states, weight.grad, scale)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop all gradients, as in torch, those too that wait for `step` because of `clip_norm`."""
+        """Drop all gradients, as in torch, those too that wait for `step` because of `clip_norm`.
+
+        Args:
+            set_to_none: if not, what has had a gradient has zeros from now on, by which torch's `step` updates too.
+        """
         super().zero_grad(set_to_none)
         for slot in self._slots.values():
-            slot.kept = None
+            had_one, slot.kept = slot.has_zero or slot.kept is not None, None
+            slot.has_zero = had_one and not set_to_none
+            if slot.has_zero and not slot.updated and slot.weight.grad is None:
+                slot.weight.grad = torch.zeros_like(slot.weight)
 
     def _rule(self, weight: Tensor, group: dict[str, Any], state: dict[str, Any]) -> tuple[Rule, tuple[Tensor, ...]]:
         """The rule of the coming step and the states that it changes, which are made if they are not there."""
@@ -289,7 +337,8 @@ class FusedOptimizer(torch.optim.Optimizer):
             self.__dict__.update(own)
             self._names = {id(p): n for p, n in zip(params, names, strict=True) if n is not None}
             self._known = {id(p) for p, k in zip(params, known, strict=True) if k}
-            self._slots, self._groups, self._counts, self._warned = {}, {}, {}, set()
+            self._slots, self._places, self._counts, self._warned = {}, {}, {}, set()
+            self._has_collected = False
             self._is_paused, self._has_scaler = False, None
             self._step_supports_amp_scaling = all(group["fused"] for group in state["param_groups"])
         super().__setstate__(state)
@@ -307,32 +356,6 @@ def _lies_as_its_gradient(parameter: Tensor) -> bool:
         return False
     steps = zip(parameter.shape, parameter.stride(), grad.stride(), strict=True)
     return all(size == 1 or step == other for size, step, other in steps)
-
-
-def number(value: Any) -> float:
-    """A hyperparameter, which torch lets be a tensor."""
-    return float(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _can_fuse(params: list[Any]) -> bool | None:
-    """Whether torch's fused update takes all of the parameters; None lets torch choose another."""
-    flat: list[Any] = []
-    for entry in params:
-        if isinstance(entry, dict):
-            inner = entry.get("params", [])
-            flat += [inner] if isinstance(inner, Tensor) else list(inner)
-        else:
-            flat.append(entry)
-    tensors = [entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry for entry in flat]
-    takes_all = all(
-        (type(t) in (Tensor, nn.Parameter) or is_lazy(t)) and t.is_floating_point() and t.device.type in FUSED_DEVICES
-        for t in tensors
-    )
-    return True if takes_all else None
 
 
 def _has_scaler() -> bool:

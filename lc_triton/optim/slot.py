@@ -30,6 +30,9 @@ class Owner(Protocol):
     def obstacle(self, weight: Tensor) -> str | None:
         """Why the weight's group or its states do not let a kernel update it."""
 
+    def owns(self, weight: Tensor) -> bool:
+        """Whether the weight is in one of the groups, which users may edit."""
+
     def update_of(self, weight: Tensor, scale: Tensor | None = None) -> Update:
         """The update of the coming step, whose number is counted by this call."""
 
@@ -60,18 +63,21 @@ class WeightSlot:
         self.weight, self.name, self.known = weight, name, known
         self.reason: str | None = None  # why its gradient was stored since the last step
         self.updated = False
+        self.has_zero = False  # torch would have a gradient here for zero_grad(set_to_none=False) to fill
         self.kept: Kept | None = None
         self._owner = weakref.ref(owner)
-        self._under_ddp = False
+        self._under_ddp = self._in_backward = False
         self._graphs = self._backwards = 0
         self._task = -1  # the last backward that made a gradient of it
         self._deferred: dict[int, list[tuple[Deferred, Any]]] = {}  # by backward
         self._node: Any = None
         self._hooks: tuple[Any, ...] = ()
+        self.others: list[weakref.ref[Any]] = []  # slots that optimizers made earlier for this weight
 
     def end_step(self) -> None:
         """Begin anew: the coming step has been made."""
         self.updated, self.reason = False, None
+        self._in_backward = False
         self._graphs = self._backwards = 0
         self._deferred.clear()
         self.kept = None
@@ -80,6 +86,7 @@ class WeightSlot:
         """Count a graph that uses the weight."""
         self.known = True
         self._graphs += 1
+        self._in_backward |= _autograd_task() != -1
         self._under_ddp |= torch.nn.parallel.DistributedDataParallel._active_ddp_module is not None
 
     def takes(self, accumulate: Any) -> bool | None:
@@ -92,10 +99,12 @@ class WeightSlot:
                 return None
         except RuntimeError:  # torch.autograd.grad asks for this gradient
             return False
+        if not self.weight.requires_grad:  # frozen since the forward: AccumulateGrad drops its gradient
+            return None
         owner = self._owner()
-        if owner is None or owner.stores_all():
+        if owner is None or owner.stores_all() or not owner.owns(self.weight):
             return False
-        task = torch._C._current_graph_task_id()
+        task = _autograd_task()
         if task != self._task:
             self._task, self._backwards = task, self._backwards + 1
         if self._backwards < owner.accumulate:
@@ -107,7 +116,7 @@ class WeightSlot:
 
     def defer(self, product: Deferred) -> None:
         """Take a gradient over."""
-        self._deferred.setdefault(self._task, []).append((product, current_stream(self.weight)))
+        self._deferred.setdefault(_autograd_task(), []).append((product, current_stream(self.weight)))
 
     def square_sum(self) -> Tensor:
         """The sum of the squares of the gradient that is kept."""
@@ -134,7 +143,7 @@ class WeightSlot:
         assert owner is not None
         update, product = owner.update_of(self.weight, scale), self.kept.product
         _on_stream(self.kept.stream, self.weight, lambda: product.update(update))
-        self.kept = None
+        self.kept, self.has_zero = None, True
 
     def _attach(self, accumulate: Any) -> None:
         """Hook the node that adds gradients to `.grad`; held, it stays the same in all graphs."""
@@ -149,6 +158,11 @@ class WeightSlot:
         self._node = accumulate
         self._hooks = accumulate.register_prehook(before), accumulate.register_hook(lambda *_: None)
 
+    def __del__(self) -> None:
+        """Take the hooks off their node, which a graph may keep until the next optimizer of the weight."""
+        for handle in self._hooks:
+            handle.remove()
+
     def _obstacle(self) -> str | None:
         """Why this gradient must exist."""
         weight = self.weight
@@ -161,6 +175,8 @@ class WeightSlot:
             return "an earlier backward made a gradient of it, after which there was no step()"
         if self.updated:
             return "it was updated by an earlier backward, after which there was no step()"
+        if self._in_backward:
+            return "its layer was run by a backward, as torch.utils.checkpoint does with use_reentrant=True"
         if self._under_ddp:
             return "DistributedDataParallel averages its gradient over ranks"
         if weight.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -178,7 +194,7 @@ class WeightSlot:
 
     def _accumulate(self, grads: tuple[Tensor | None, ...]) -> Any:
         """Update the weight, or store its gradient; called before AccumulateGrad, with what others gave."""
-        taken = self._deferred.pop(torch._C._current_graph_task_id(), [])
+        taken = self._deferred.pop(_autograd_task(), [])
         owner = self._owner()
         if not taken or owner is None:
             return None
@@ -192,7 +208,7 @@ class WeightSlot:
                 return None
             update = owner.update_of(weight)
             _on_stream(taken[0][1], weight, lambda: taken[0][0].update(update))
-            self.updated = True
+            self.updated = self.has_zero = True
             weight.grad = None  # of earlier micro-batches, which is a part of the update
             return None
         self.reason = "its gradient has other parts: it is used more than once"
@@ -205,6 +221,12 @@ class WeightSlot:
         with torch.no_grad():
             weight.grad = total if weight.grad is None else weight.grad.add_(total)
         return None
+
+
+def _autograd_task() -> int:
+    """The number of the backward that is running on this thread; -1 for none."""
+    task: int = torch._C._current_graph_task_id()
+    return task
 
 
 def _is_alike(tensor: Tensor, weight: Tensor) -> bool:

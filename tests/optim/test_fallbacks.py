@@ -99,6 +99,12 @@ def checkpointed_by_a_node(net, x):
     y.square().mean().backward()
 
 
+def checkpointed_by_two_nodes(net, x):
+    """Each is a backward of its own, and both recompute with the same weights."""
+    parts = [torch.utils.checkpoint.checkpoint(net, part, use_reentrant=True) for part in (x.requires_grad_(), 2 * x)]
+    sum(part.square().mean() for part in parts).backward()
+
+
 def with_saved_tensor_hooks(net, x):
     with torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone):
         loss = loss_of(net, x)
@@ -118,7 +124,8 @@ STORED = {
     hooks_of_the_node: "it has hooks",
     with_saved_tensor_hooks: "by another way",
     checkpointed: "by another way",
-    checkpointed_by_a_node: None,  # whose recomputed layers are ordinary ones
+    checkpointed_by_a_node: "run by a backward",
+    checkpointed_by_two_nodes: "run by a backward",
 }
 
 

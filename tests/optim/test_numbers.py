@@ -315,7 +315,10 @@ def test_lazy_layers():
         ({"model_or_params": torch.nn.Parameter(torch.ones(2))}, "model_or_params must be a module"),
         ({"model_or_params": []}, "empty parameter list"),
         ({"lr": -1.0}, "Invalid learning rate"),
-        ({"lr": "a"}, "not supported between"),
+        ({"lr": "a"}, "lr must be a number, got 'a' of type str"),
+        ({"maximize": "no"}, "maximize must be True or False, got 'no'"),
+        ({"model_or_params": "net"}, "model_or_params must be a module, or an iterable of parameters"),
+        ({"model_or_params": [{"lr": 0.1}]}, "dictionaries with an entry \"params\", got {'lr': 0.1}"),
         ({"weight_decay": -1.0}, "Invalid weight_decay"),
         ({"clip_norm": 0.0}, "clip_norm must be a positive number or None, got 0.0"),
         ({"clip_norm": float("nan")}, "clip_norm must be a positive number"),
@@ -327,3 +330,9 @@ def test_lazy_layers():
 def test_wrong_arguments(cls, arguments, said):
     with pytest.raises(lc_triton.LocalConvError, match=said):
         cls(**{"model_or_params": LocalConv2d(1, 1, 2, input_size=3), **arguments})
+
+
+@pytest.mark.parametrize("betas", [(0.9,), 0.9, (0.9, "a"), None])
+def test_wrong_betas(betas):
+    with pytest.raises(lc_triton.LocalConvError, match="betas must be two numbers, got"):
+        lc_triton.FusedAdamW(LocalConv2d(1, 1, 2, input_size=3), betas=betas)

@@ -1,0 +1,151 @@
+"""What users change between a forward, its backward and the step; each is compared with torch's optimizer."""
+
+import gc
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from lc_triton import FusedAdamW, FusedSGD, LocalConv2d
+from tests.optim.networks import PAIRS, assert_same, batch, loss_of, network, pair, weights
+
+
+def frozen_before_backward(net, optimizer, x):
+    loss = loss_of(net, x)
+    net[0].weight.requires_grad_(False)
+    loss.backward()
+    optimizer.step()
+    net[0].weight.requires_grad_()
+
+
+def taken_out_of_the_groups(net, optimizer, x):
+    group = optimizer.param_groups[0]
+    group["params"] = [p for p in group["params"] if p is not net[0].weight]
+    loss_of(net, x).backward()
+    optimizer.step()
+    net[0].weight.grad = None
+
+
+def taken_out_before_step(net, optimizer, x):
+    """With clip_norm alone: else the update is made in backward."""
+    loss_of(net, x).backward()
+    taken = [net[0].weight, net[0].bias]
+    group = optimizer.param_groups[0]
+    group["params"] = [p for p in group["params"] if all(p is not t for t in taken)]
+    optimizer.step()
+    net.zero_grad()
+
+
+def groups_replaced(net, optimizer, x):
+    optimizer.param_groups = [{**group, "lr": 2 * group["lr"]} for group in optimizer.param_groups]
+    loss_of(net, x).backward()
+    optimizer.step()
+
+
+def groups_reordered(net, optimizer, x):
+    params = optimizer.param_groups[0]["params"]
+    optimizer.param_groups[0]["params"] = params[3:]
+    optimizer.param_groups.insert(0, {**optimizer.param_groups[0], "params": params[:3], "lr": 1e-3})
+    loss_of(net, x).backward()
+    optimizer.step()
+
+
+CHANGES = frozen_before_backward, taken_out_of_the_groups, groups_replaced, groups_reordered
+
+
+@pytest.mark.parametrize(
+    ("change", "clip_norm"),
+    [*((change, clip_norm) for change in CHANGES for clip_norm in (None, 1e9)), (taken_out_before_step, 1e9)],
+)
+def test_changes_are_followed(change, clip_norm):
+    (net, fused), (same, plain) = pair(dtype=torch.float64, clip_norm=clip_norm)
+    for step in range(3):
+        for model, optimizer in ((net, fused), (same, plain)):
+            optimizer.zero_grad()
+            change(model, optimizer, batch(step, torch.float64))
+    assert_same(net, same, 1e-10)
+
+
+@pytest.mark.parametrize(("kind", "clip_norm"), [("adamw", None), ("adamw", 1e9), ("sgd, momentum", None)])
+def test_zeroed_gradients_update_layers_that_are_not_used(kind, clip_norm):
+    """As torch's step takes zeros for gradients, which decay the weights and go on with the momentum."""
+    (net, fused), (same, plain) = pair(kind, torch.float64, clip_norm=clip_norm)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in range(4):
+            for model, optimizer in ((net, fused), (same, plain)):
+                optimizer.zero_grad(set_to_none=step == 3)
+                out = model(batch(step, torch.float64)) if step in (0, 2) else model[0](batch(step, torch.float64))
+                out.square().mean().backward()
+                optimizer.step()
+    assert_same(net, same, 1e-10)
+
+
+def test_two_optimizers_of_a_weight():
+    """Which take turns, as where training goes on with SGD after AdamW."""
+    net, same = network(torch.float64), network(torch.float64)
+    kinds = [PAIRS["adamw"], PAIRS["sgd"]]
+    ours = [ours(net, **arguments) for ours, _, arguments in kinds]
+    theirs = [theirs(same.parameters(), **arguments) for _, theirs, arguments in kinds]
+    said = []
+    for step, turn in enumerate((0, 0, 1, 0, 1, 1)):
+        for model, optimizer in ((net, ours[turn]), (same, theirs[turn])):
+            optimizer.zero_grad()
+            loss_of(model, batch(step, torch.float64)).backward()
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                optimizer.step()
+            said += [str(w.message) for w in caught if "Fused" in str(w.message)]
+    assert_same(net, same, 1e-10)
+    assert [text.split()[0] for text in said] == ["FusedAdamW", "FusedSGD"]
+    assert all("another optimizer of this library updates it as well" in text for text in said)
+    ours.pop()
+    del optimizer
+    gc.collect()
+    ours[0].zero_grad()
+    ours[0].step()
+    loss_of(net, batch(9, torch.float64)).backward()
+    assert all(w.grad is None for w in weights(net))  # the one that is left is fused again
+
+
+@pytest.mark.parametrize("with_scheduler", [False, True])
+def test_an_optimizer_made_anew_is_fused(with_scheduler):
+    """Although a graph keeps the node that the one before had hooked, or a cycle the one before."""
+    layer = LocalConv2d(1, 2, 2, input_size=3)
+    x = torch.ones(1, 1, 3, 3)
+    for _ in range(2):
+        optimizer = FusedAdamW(layer)
+        if with_scheduler:
+            scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+        layer(x).sum().backward()
+        assert layer.weight.grad is None
+        optimizer.step()
+        if with_scheduler:
+            scheduler.step()
+        graph = layer(x)
+        del optimizer
+    assert graph.requires_grad
+
+
+def test_weights_in_the_same_memory():
+    """Tied by `.data`: each would be updated while the other's layer waits for its backward."""
+    nets = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        layers = [LocalConv2d(2, 2, 3, input_size=4, padding=1, dtype=torch.float64) for _ in range(2)]
+        layers[0].weight.data = layers[1].weight.data
+        nets.append(nn.Sequential(layers[0], nn.Tanh(), layers[1]))
+    runs = [(nets[0], FusedSGD(nets[0], lr=0.1)), (nets[1], torch.optim.SGD(nets[1].parameters(), lr=0.1))]
+    said = []
+    for step in range(2):
+        for net, optimizer in runs:
+            optimizer.zero_grad()
+            net(batch(step, torch.float64)[..., :4, :4]).square().mean().backward()
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                optimizer.step()
+            said += [str(w.message) for w in caught]
+    assert_same(*nets, 1e-10)
+    assert len(said) == 1
+    assert "of 0.weight, 2.weight and updates by it in step(): another parameter lies in the same memory" in said[0]
