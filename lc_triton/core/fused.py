@@ -25,8 +25,8 @@ class Rule(Protocol):
     def scalars(self) -> tuple[float, ...]:
         """What the kernels compute with, in the order that they read."""
 
-    def apply(self, weight: Tensor, gradient: Tensor, states: tuple[Tensor, ...]) -> None:
-        """Update a weight and its states, or the same part of each, by torch's own operator."""
+    def apply(self, weight: Tensor, gradient: Tensor, states: tuple[Tensor, ...], start: int = 0) -> None:
+        """Update a weight and its states, or the part of each from an offset on, by torch's own operator."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Update:
     Args:
         rule: of the optimizer.
         weight: `(*out_spatial, *kernel, C // groups, F)`, contiguous, as all other tensors here.
-        states: of the weight's shape, as many as the rule has.
+        states: of the weight's shape, as many as the rule has; of its dtype, or AdamW's in bfloat16.
         added: a gradient of earlier micro-batches, which is a part of the sum; or None.
         scale: a scalar that the gradient is multiplied by; or None.
     """
@@ -59,9 +59,9 @@ class Update:
             gradient += self._rows(self.added)[span]
         if self.scale is not None:
             gradient *= self.scale
-        self.rule.apply(
-            self._rows(self.weight)[span], gradient, tuple(self._rows(state)[span] for state in self.states)
-        )
+        states = tuple(self._rows(state)[span] for state in self.states)
+        start = (span.start or 0) * self._position_weights
+        self.rule.apply(self._rows(self.weight)[span], gradient, states, start)
 
     @property
     def _position_weights(self) -> int:

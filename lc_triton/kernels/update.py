@@ -5,11 +5,31 @@ import triton.language as tl
 
 
 @triton.jit
+def round_stochastically(b, b_r):
+    """b in float32, rounded to a bfloat16 at random by 16 bits b_r, as lc_triton.optim.rounding does."""
+    b = b.to(tl.float32)
+    b_bits = b.to(tl.uint32, bitcast=True) + b_r
+    return tl.where(b == b, ((b_bits >> 16) << 16).to(tl.float32, bitcast=True), b)
+
+
+@triton.jit
+def random_bits(o, count):
+    """32 random bits for each offset at a step, as lc_triton.optim.rounding has them."""
+    x = o.to(tl.uint32) + count.to(tl.uint32) * 0x61C88647
+    x ^= x >> 16
+    x *= 0x21F0AAAD
+    x ^= x >> 15
+    x *= 0x735A2D97
+    x ^= x >> 15
+    return x
+
+
+@triton.jit
 def update_weights(b_g, p_w, p_m, p_v, p_added, p_scalars, o, m, UPDATE: tl.constexpr):
     """Update the weights at offsets o by their gradients b_g, both of any shape; m masks.
 
     The rules and the order of their scalars are those of lc_triton.optim.rules. p_m and p_v are the states, p_added a
-    gradient that is a part of the sum.
+    gradient that is a part of the sum. AdamW's states may be bfloat16, which are rounded stochastically.
     """
     RULE: tl.constexpr = UPDATE.rule  # triton 3.6 compares no field of a tuple
     WITH_ADDED: tl.constexpr = UPDATE.with_added
@@ -23,8 +43,13 @@ def update_weights(b_g, p_w, p_m, p_v, p_added, p_scalars, o, m, UPDATE: tl.cons
         b_v = tl.load(p_v + o, mask=m, other=0.0).to(ACC)
         b_m += (b_g - b_m) * tl.load(p_scalars + 2).to(ACC)
         b_v = b_v * tl.load(p_scalars + 3).to(ACC) + b_g * b_g * tl.load(p_scalars + 4).to(ACC)
-        tl.store(p_m + o, b_m.to(p_m.dtype.element_ty), mask=m)
-        tl.store(p_v + o, b_v.to(p_v.dtype.element_ty), mask=m)
+        b_m16, b_v16 = b_m, b_v
+        if p_m.dtype.element_ty == tl.bfloat16:
+            b_r = random_bits(o, tl.load(p_scalars + 8).to(tl.int64))
+            b_m16 = round_stochastically(b_m, b_r & 0xFFFF)
+            b_v16 = round_stochastically(b_v, b_r >> 16)
+        tl.store(p_m + o, b_m16.to(p_m.dtype.element_ty), mask=m)
+        tl.store(p_v + o, b_v16.to(p_v.dtype.element_ty), mask=m)
         b_d = tl.sqrt(b_v) / tl.load(p_scalars + 6).to(ACC) + tl.load(p_scalars + 7).to(ACC)
         b_w = b_w * tl.load(p_scalars + 1).to(ACC) - tl.load(p_scalars + 5).to(ACC) * b_m / b_d
     else:
@@ -49,7 +74,7 @@ def combine_update_kernel(
     p_m,  # (N), its states
     p_v,  # (N)
     p_added,  # (N), a gradient that is a part of the sum
-    p_scalars,  # (8)
+    p_scalars,  # (9)
     N: tl.constexpr,
     SPLIT: tl.constexpr,
     BN: tl.constexpr,

@@ -20,7 +20,7 @@ def weight_grad_kernel(
     p_m,  # (P, T, C // G, F), the states of the weight's optimizer
     p_v,  # (P, T, C // G, F)
     p_added,  # (P, T, C // G, F), a gradient that is a part of the sum
-    p_scalars,  # (8), the optimizer's hyperparameters
+    p_scalars,  # (9), the optimizer's hyperparameters
     B,
     x_pitch,
     g_pitch,

@@ -69,13 +69,16 @@ def build(
     wide: bool = False,
     batch: int = 64,
     update: WeightUpdate = STORED,
+    state_dtype: torch.dtype | None = None,
 ) -> Any:
     """The kernel of one pass compiled by Triton for `arch` (80, 90, 100, ... or "gfx942"); no GPU is needed.
 
     Another batch gives the same kernel, but for batch 1, whose pitch is 0.
     """
     given: dict[str, Any] = {"dtype": dtype, "weight_dtype": weight_dtype, "bias": bias, "store_z": store_z}
-    args = call_args(pass_name, problem, config, **given, wide=wide, batch=batch, update=update)
+    args = call_args(
+        pass_name, problem, config, **given, wide=wide, batch=batch, update=update, state_dtype=state_dtype
+    )
     return compile_call(kernel_of(pass_name, problem.geometry), config, arch, *args)
 
 
@@ -91,6 +94,7 @@ def call_args(
     wide: bool = False,
     batch: int = 64,
     update: WeightUpdate = STORED,
+    state_dtype: torch.dtype | None = None,
 ) -> list[Any]:
     """All arguments of the kernel of one pass, as of a launch on dense tensors; the tensors have no memory.
 
@@ -113,7 +117,9 @@ def call_args(
         dw = parts_of(weight, config) if split else weight
         return [x, y, dw, batch, dense_rows(x)[1], dense_rows(y)[1], *common]
     if update != STORED:
-        dw, pointers = (parts_of(weight, config), NO_POINTERS) if split else (weight, update_pointers(weight, update))
+        dw, pointers = (
+            (parts_of(weight, config), NO_POINTERS) if split else (weight, update_pointers(weight, update, state_dtype))
+        )
         constants = batch, dense_rows(x)[1], dense_rows(y)[1], *common, Upstream(False)
         return [x, y, None, dw, None, None, *pointers, *constants, STORED if split else update]
     if pass_name == "weight_grad":
@@ -133,11 +139,13 @@ def call_args(
     return [x, weight, p_bias, parts_of(y, config) if split else y, z, batch, dense_rows(x)[1], *common, epilogue]
 
 
-def update_pointers(weight: Tensor, update: WeightUpdate) -> list[Tensor | None]:
+def update_pointers(
+    weight: Tensor, update: WeightUpdate, state_dtype: torch.dtype | None = None
+) -> list[Tensor | None]:
     """The states, the added gradient and the hyperparameters of an update."""
-    states = STATES[update.rule]
-    wanted = states > 0, states > 1, update.with_added
-    return [*(weight if there else None for there in wanted), _empty((8,), weight.dtype)]
+    count = STATES[update.rule]
+    states = [_empty(tuple(weight.shape), state_dtype or weight.dtype) if n < count else None for n in range(2)]
+    return [*states, weight if update.with_added else None, _empty((9,), weight.dtype)]
 
 
 def build_combine(

@@ -40,10 +40,11 @@ def weight_update(x: Tensor, g: Tensor, update: Update, problem: Problem, config
         _launch(LaunchPlan.make("weight_grad", problem, config), x, g, update, problem)
         return
     weight = update.weight
-    key = "weight_update", bucket(len(x)), x.dtype, weight.dtype, x.device.index, len(update.states), chooser.generation
+    states = tuple(state.dtype for state in update.states)
+    key = "weight_update", bucket(len(x)), x.dtype, weight.dtype, x.device.index, states, chooser.generation
     plan = problem.launches.get(key)
     if plan is None:
-        tile = select(task_of(problem, x, weight, len(update.states)), of_gpu(x.device.index or 0)).config
+        tile = select(task_of(problem, x, update), of_gpu(x.device.index or 0)).config
         plan = problem.launches[key] = LaunchPlan.make("weight_grad", problem, tile)
     while True:
         try:
@@ -53,17 +54,18 @@ def weight_update(x: Tensor, g: Tensor, update: Update, problem: Problem, config
             plan = problem.launches[key] = _following(plan, x, update, problem, error)
 
 
-def task_of(problem: Problem, x: Tensor, weight: Tensor, states: int) -> Task:
+def task_of(problem: Problem, x: Tensor, update: Update) -> Task:
     """The task of all batches of one bucket."""
-    dtype, weight_dtype = (str(t.dtype).removeprefix("torch.") for t in (x, weight))
+    dtype, weight_dtype = (str(t.dtype).removeprefix("torch.") for t in (x, update.weight))
     task = Task.of("weight_grad", problem, bucket(len(x)), dtype, weight_dtype)
-    return replace(task, states=states)
+    small = any(state.dtype != update.weight.dtype for state in update.states)
+    return replace(task, states=len(update.states), state_dtype="bfloat16" if small else None)
 
 
 def _following(plan: LaunchPlan, x: Tensor, update: Update, problem: Problem, error: MiscompiledError) -> LaunchPlan:
     """The plan of the model's next tile; the error where none may take its place."""
     refused = (*plan.refused, plan.config)
-    task = task_of(problem, x, update.weight, len(update.states))
+    task = task_of(problem, x, update)
     tile = next((t for _, t in model.ranked(task, of_gpu(x.device.index or 0)) if t not in refused), None)
     if tile is None or len(refused) > MOST_TRIED:
         raise error

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from lc_triton.core.fused import Rule
+from lc_triton.core.geometry import check_name
 from lc_triton.optim import rules
 from lc_triton.optim.arguments import number
-from lc_triton.optim.fused import FusedOptimizer
+from lc_triton.optim.fused import SMALL_STATES, FusedOptimizer
 
 
 class FusedAdamW(FusedOptimizer, torch.optim.AdamW):
@@ -29,6 +30,9 @@ class FusedAdamW(FusedOptimizer, torch.optim.AdamW):
         model_or_params: a module, or parameters or groups of them as of torch's optimizers.
         lr, betas, eps, weight_decay: as of `torch.optim.AdamW`.
         clip_norm: the largest norm of all gradients together, to which they are scaled in `step()`; None for no limit.
+        states: the dtype of the two states of layers' weights, "float32" (of the weight, that is) or "bfloat16", which
+            takes half the memory and is rounded stochastically. Other parameters, and weights that are spread over
+            ranks, keep states of their own dtype.
         accumulate: the number of backwards whose gradients are added up for one step. All but the last one store them
             in `.grad`; the last one updates.
         maximize: whether to follow the gradient upwards.
@@ -58,19 +62,22 @@ class FusedAdamW(FusedOptimizer, torch.optim.AdamW):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
         clip_norm: float | None = None,
+        states: str = "float32",
         *,
         accumulate: int = 1,
         maximize: bool = False,
     ) -> None:
         own = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
+        self.states = check_name("states", states, tuple(SMALL_STATES))
         super().__init__(model_or_params, clip_norm, accumulate, own)
 
     def _rule(self, weight: Tensor, group: dict[str, Any], state: dict[str, Any]) -> tuple[Rule, tuple[Tensor, ...]]:
         if not state:  # as torch makes it
             device = weight.device if group["fused"] else "cpu"
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-            state["exp_avg"] = torch.zeros_like(weight, requires_grad=False)
-            state["exp_avg_sq"] = torch.zeros_like(weight, requires_grad=False)
+            state["exp_avg"] = torch.zeros_like(weight, requires_grad=False, dtype=self.small_dtype)
+            state["exp_avg_sq"] = torch.zeros_like(weight, requires_grad=False, dtype=self.small_dtype)
+        self.cast_states(state, self.small_dtype or weight.dtype)  # torch loads states in the weight's dtype
         rule = rules.AdamW(
             lr=number(group["lr"]),
             beta1=number(group["betas"][0]),

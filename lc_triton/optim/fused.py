@@ -24,13 +24,18 @@ from lc_triton.optim.slot import WeightSlot
 
 # The fewest dimensions of a layer's weight.
 LEAST_NDIM = 4
+# The dtype of states by the name that users give it; None is the weight's.
+SMALL_STATES = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 class FusedOptimizer(torch.optim.Optimizer):
     """An optimizer of torch that updates the weights of layers in their backward; a base of the public classes.
 
-    All other parameters, and each gradient that is stored, are left to torch's own `step`.
+    All other parameters, and each gradient that is stored, are left to torch's own `step`, but for weights whose states
+    are of another dtype.
     """
+
+    states = "float32"
 
     def __init__(
         self, model_or_params: Any, clip_norm: float | None, accumulate: int, hyperparameters: dict[str, Any]
@@ -157,7 +162,12 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._warn_of_stored()
         if self.clip_norm is not None:
             self._clip(self.clip_norm)
-        self._torch_step()
+        own = self._update_stored() if self.small_dtype is not None else {}
+        try:
+            self._torch_step()
+        finally:
+            for slot, grad in own.items():
+                slot.weight.grad = grad
         # A scaler that finds no support for it unscales before `step`, and leaves no trace: it is looked for again.
         self._has_scaler = scaled if getattr(self, "_step_supports_amp_scaling", False) else None
         for slot in self._slots.values():
@@ -187,6 +197,41 @@ class FusedOptimizer(torch.optim.Optimizer):
         finally:
             for group in unlike:
                 group["fused"] = True
+
+    @property
+    def small_dtype(self) -> torch.dtype | None:
+        """The dtype of the states of layers' weights, if it is not the weight's."""
+        return SMALL_STATES[self.states]
+
+    @staticmethod
+    def cast_states(state: dict[str, Any], dtype: torch.dtype) -> None:
+        """Bring the states that have the weight's shape to a dtype."""
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.ndim and value.dtype != dtype:
+                state[key] = value.to(dtype)
+
+    def _update_stored(self) -> dict[WeightSlot, Tensor]:
+        """Update weights with small states by their stored gradients, which are taken away from torch's step.
+
+        With a GradScaler a gradient is unscaled first, as torch's fused update does, and skipped if one is infinite.
+        """
+        found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        skipped = found_inf is not None and bool(found_inf.item())
+        own = {}
+        for slot in self._slots.values():
+            weight, grad = slot.weight, slot.weight.grad
+            if grad is None:
+                continue
+            if not slot.takes_stored(grad) or self.obstacle(weight) is not None:
+                self.cast_states(self.state[weight], weight.dtype)
+                continue
+            own[slot], weight.grad = grad, None
+            if skipped:
+                continue
+            if scale is not None:
+                grad /= scale.to(grad.device)
+            self.update_of(weight).apply(grad)
+        return own
 
     def _refuse_second_updates(self, scaled: bool) -> None:
         updated = [slot for slot in self._slots.values() if slot.updated]
@@ -276,7 +321,8 @@ class FusedOptimizer(torch.optim.Optimizer):
             if group.get(option):
                 return f"its group has {option}=True"
         states = [s for s in self.state.get(weight, {}).values() if isinstance(s, Tensor) and s.ndim]
-        if any(s.dtype != weight.dtype or s.device != weight.device or not s.is_contiguous() for s in states):
+        dtypes = weight.dtype, self.small_dtype
+        if any(s.dtype not in dtypes or s.device != weight.device or not s.is_contiguous() for s in states):
             return "its states are of another dtype, device or layout"
         return None
 
@@ -323,7 +369,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         super().load_state_dict(saved)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"accumulate": self.accumulate, "clip_norm": self.clip_norm}
+        own = {"accumulate": self.accumulate, "clip_norm": self.clip_norm, "states": self.states}
         params = [p for group in self.param_groups for p in group["params"]]
         names = [self._names.get(id(p)) for p in params]
         known = [id(p) in self._slots and self._slots[id(p)].known for p in params]

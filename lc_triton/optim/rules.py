@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lc_triton.optim.rounding import random_bits, round_stochastically
+
 
 @dataclass(frozen=True)
 class AdamW:
@@ -31,7 +33,7 @@ class AdamW:
 
     @property
     def scalars(self) -> tuple[float, ...]:
-        """The factors of g, w, g in m, v, g^2 in v and m; the square root of v's bias correction; eps."""
+        """The factors of g, w, g in m, v, g^2 in v and m; the square root of v's bias correction; eps; count."""
         return (
             -1.0 if self.maximize else 1.0,
             1 - self.lr * self.weight_decay,
@@ -41,11 +43,15 @@ class AdamW:
             self.lr / (1 - self.beta1**self.count),
             math.sqrt(1 - self.beta2**self.count),
             self.eps,
+            float(self.count),
         )
 
-    def apply(self, weight: Tensor, gradient: Tensor, states: tuple[Tensor, ...]) -> None:
-        """Update a weight and its states, or the same part of each, by torch's own operator."""
-        mean, square = states
+    def apply(self, weight: Tensor, gradient: Tensor, states: tuple[Tensor, ...], start: int = 0) -> None:
+        """Update a weight and its states, or the part of each from an offset on, by torch's own operator.
+
+        States in bfloat16 are rounded stochastically.
+        """
+        mean, square = (state.to(weight.dtype) for state in states)
         step = self.step if self.step.device == weight.device else self.step.to(weight.device)
         torch._fused_adamw_(
             [weight],
@@ -62,6 +68,10 @@ class AdamW:
             amsgrad=False,
             maximize=self.maximize,
         )
+        if mean is not states[0]:
+            bits = random_bits(start, weight.numel(), self.count, weight.device)
+            states[0].copy_(round_stochastically(mean, bits & 0xFFFF))
+            states[1].copy_(round_stochastically(square, bits >> 16))
 
 
 @dataclass(frozen=True)
@@ -98,10 +108,11 @@ class SGD:
             self.lr,
             0.0,
             0.0,
+            0.0,
         )
 
-    def apply(self, weight: Tensor, gradient: Tensor, states: tuple[Tensor, ...]) -> None:
-        """Update a weight and its state, or the same part of each, by torch's own operator."""
+    def apply(self, weight: Tensor, gradient: Tensor, states: tuple[Tensor, ...], start: int = 0) -> None:
+        """Update a weight and its state, or the part of each from an offset on, by torch's own operator."""
         torch._fused_sgd_(
             [weight],
             [gradient],

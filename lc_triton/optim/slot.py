@@ -136,6 +136,12 @@ class WeightSlot:
             self.weight.grad = gradient if self.weight.grad is None else self.weight.grad.add_(gradient)
             self.kept = None
 
+    def takes_stored(self, grad: Tensor) -> bool:
+        """Whether `step()` may update the weight by a stored gradient as backward would."""
+        weight = self.weight
+        plain = type(weight) in (Tensor, Parameter) and type(grad) is Tensor and grad.layout == torch.strided
+        return self.known and plain and weight.is_contiguous() and not weight.is_neg() and weight.dtype in UPDATED
+
     def update_kept(self, scale: Tensor) -> None:
         """Update the weight by the gradient that is kept, times `scale`."""
         owner = self._owner()

@@ -121,8 +121,9 @@ def compile_and_simulate(task: Task, device: Device, config: TileConfig) -> floa
     dtype, weight_dtype = getattr(torch, task.dtype), getattr(torch, task.weight_dtype)
     types: dict[str, Any] = {"dtype": dtype, "weight_dtype": weight_dtype, "batch": task.batch}
     update = STORED if task.states is None else WeightUpdate(RULES[task.states])
+    state_dtype = None if task.state_dtype is None else getattr(torch, task.state_dtype)
     try:
-        compiled = build(task.pass_name, problem, config, device.arch, **types, update=update)
+        compiled = build(task.pass_name, problem, config, device.arch, **types, update=update, state_dtype=state_dtype)
     finally:
         kernel_of(task.pass_name, task.geometry).device_caches.clear()  # thousands of kernels would not fit in memory
     code = disassemble(compiled)

@@ -161,7 +161,7 @@ def program_weight_bytes(task: Task, config: TileConfig) -> float:
         connections = geo.taps * geo.out_channels / geo.groups / math.prod(geo.stride)
     if task.pass_name == "weight_grad":
         parts = chunks(geo, config)
-    return config.block_n * connections * task.weight_itemsize * task.weight_accesses / parts
+    return config.block_n * connections * task.moved_of_weight / parts
 
 
 def predict(task: Task, device: Device, config: TileConfig) -> float:

@@ -30,6 +30,7 @@ class Task:
         precision: of float32 products, "ieee" or "tf32".
         states: None where the result is stored; of a weight gradient that updates the weight instead, how many states
             the weight's optimizer has.
+        state_dtype: of the states; None where it is the weight's.
     """
 
     pass_name: Pass
@@ -39,6 +40,7 @@ class Task:
     weight_dtype: str
     precision: str = "ieee"
     states: int | None = None
+    state_dtype: str | None = None
 
     @classmethod
     def of(cls, pass_name: Pass, problem: Problem, batch: int, dtype: str, weight_dtype: str) -> Task:
@@ -55,6 +57,7 @@ class Task:
             "weight_dtype": self.weight_dtype,
             "precision": self.precision,
             **({} if self.states is None else {"states": self.states}),
+            **({} if self.state_dtype is None else {"state_dtype": self.state_dtype}),
         }
 
     @classmethod
@@ -135,12 +138,24 @@ class Task:
         """
         geo = self.geometry
         activations = self.batch * (geo.sites * geo.in_channels + geo.positions * geo.out_channels)
-        return activations * self.itemsize + geo.weight_numel * self.weight_itemsize * self.weight_accesses
+        return activations * self.itemsize + geo.weight_numel * self.moved_of_weight
 
     @property
     def weight_accesses(self) -> int:
-        """How often each weight, or a number as large, is moved."""
+        """How often each weight, or a number of a state, is moved."""
         return 1 if self.states is None else 2 + 2 * self.states
+
+    @property
+    def state_itemsize(self) -> int:
+        """Bytes of a number of a state."""
+        return self.weight_itemsize if self.state_dtype is None else ITEMSIZE[self.state_dtype]
+
+    @property
+    def moved_of_weight(self) -> int:
+        """Bytes that are moved for each weight: itself, or what an update reads and writes."""
+        if self.states is None:
+            return self.weight_itemsize
+        return 2 * (self.weight_itemsize + self.states * self.state_itemsize)
 
     @property
     def flops(self) -> int:

@@ -130,6 +130,9 @@ class Definition:
             sum((o[i] - right[i]).abs() for o in off) + 16 * self.unit * (right[i].abs() + size[i] + dw.exact.abs())
             for i in range(len(right))
         ]
+        for i, state in enumerate(update.states, 1):
+            if state.dtype != update.weight.dtype:  # rounded up or down, not to the nearest number
+                error[i] += UNIT[state.dtype] * (right[i].abs() + error[i]) * 1.001
         names = "weight", "first", "second"
         return {name: Wanted(*both) for name, *both in zip(names, right, error, strict=False)}
 

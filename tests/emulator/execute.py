@@ -158,11 +158,12 @@ class _Run:
         """The update of the weight and of the optimizer's states by the weight gradient."""
         t, rule = self.tensors, RULES[self.job.rule]
         gen = torch.Generator().manual_seed(7)
+        dtype = torch.bfloat16 if self.job.rule == SMALL else t.weight.dtype
         states = tuple(
-            torch.rand(t.weight.shape, generator=gen, dtype=torch.float64).add(0.5).to(t.weight.dtype)
+            torch.rand(t.weight.shape, generator=gen, dtype=torch.float64).add(0.5).to(dtype)
             for _ in range(STATES[self.job.rule])
         )
-        added = states[0].clone() if self.job.seed % 2 and states else None
+        added = states[0].to(t.weight.dtype, copy=True) if self.job.seed % 2 and states else None
         wanted = self.definition.weight_update(t.x, t.g, Update(rule, t.weight, states, added))
         update = Update(rule, t.weight.clone(), tuple(s.clone() for s in states), added)
         launch.weight_update(t.x, t.g, update, self.problem.linear(), self.job.configs[2])
@@ -170,6 +171,8 @@ class _Run:
         self.compare("weight_grad_kernel", wanted, weight=update.weight, **got)
 
 
+# AdamW with states in bfloat16, which are rounded stochastically.
+SMALL = "adamw, small states"
 # An optimizer's rule at its third step, and how many states it has.
 RULES: dict[str, Rule] = {
     "adamw": rules.AdamW(0.01, 0.9, 0.99, 1e-8, 0.1, False, 3, torch.tensor(3.0)),
@@ -177,4 +180,5 @@ RULES: dict[str, Rule] = {
     "momentum": rules.SGD(0.1, 0.9, 0.5, 0.01, False, False, False),
     "nesterov": rules.SGD(0.1, 0.9, 0.0, 0.01, True, False, False),
 }
-STATES = {"adamw": 2, "sgd": 0, "momentum": 1, "nesterov": 1}
+RULES[SMALL] = RULES["adamw"]
+STATES = {"adamw": 2, SMALL: 2, "sgd": 0, "momentum": 1, "nesterov": 1}

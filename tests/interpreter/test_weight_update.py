@@ -80,6 +80,24 @@ def test_every_rule(rule, tile):
     hold(case_of("1d"), TILES[tile], rule, added=tile == "2x2", scale=0.3)
 
 
+@pytest.mark.parametrize("tile", ["2x2", "split"])
+def test_bfloat16_states_are_rounded_to_the_bits_of_the_cpu(tile):
+    """A few last places apart in float64, hardly a number is rounded to the other side."""
+    case = case_of("2d_asymmetric")
+    t, rule = tensors(case), RULES["adamw"][0]
+    gen = torch.Generator().manual_seed(1)
+    states = [torch.rand(t.weight.shape, generator=gen).to(torch.bfloat16) for _ in range(2)]
+    want = t.weight.clone(), *(s.clone() for s in states)
+    rule.apply(want[0], expected(case, t)["dw"], want[1:])
+    weight = t.weight.clone()
+    problem = Problem(case.geometry, backend="triton")
+    launch.weight_update(t.x, t.g, Update(rule, weight, tuple(states)), problem, TILES[tile])
+    assert_close(weight, want[0], 1e-10, "weight")
+    for got, right in zip(states, want[1:], strict=True):
+        assert got.dtype == torch.bfloat16
+        assert torch.equal(got, right)
+
+
 @pytest.mark.slow
 def test_training_with_the_kernels():
     """Layers on the Triton backend, with tiles of the model, beside torch's optimizer and the CPU path."""

@@ -1,5 +1,7 @@
 """The weight gradient that updates the weight, compiled to machine code: no spills, and whole accesses."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -53,6 +55,24 @@ def test_an_update_spills_nothing_and_moves_whole_accesses(name, batch, dtype, d
         assert code.mma == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "batch", "dtype", "device"),
+    [
+        ("yolov1_local", 64, "bfloat16", "h100"),  # of all, the most registers
+        pytest.param("deepface_l4", 32, "bfloat16", "a100", **NIGHTLY),
+        pytest.param("lrlc_l2", 64, "float32", "b200", **NIGHTLY),
+    ],
+)
+def test_states_in_bfloat16_spill_nothing(name, batch, dtype, device):
+    gpu, task = DEVICES[device], replace(task_of(name, batch, dtype), state_dtype="bfloat16")
+    config, problem = choose(task, gpu), Problem(task.geometry, backend="triton")
+    given = {"weight_dtype": torch.float32, "update": WeightUpdate("adamw"), "state_dtype": torch.bfloat16}
+    compiled = build("weight_grad", problem, config, gpu.arch, dtype=getattr(torch, dtype), batch=batch, **given)
+    code = machine_code("weight_grad", compiled)
+    assert code.spills == 0, (config, code)
+    assert code.weight_bits == 128, (config, code)
+
+
 def test_the_second_pass_of_a_split_loop():
     weight = torch.empty((4, 8, 64), device="meta")
     update = WeightUpdate("adamw", True)
@@ -68,7 +88,9 @@ def test_the_model_counts_what_an_update_moves():
     stored, updated = task_of("deepface_l4", 32, "bfloat16", None), task_of("deepface_l4", 32, "bfloat16")
     weights = 4 * stored.geometry.weight_numel
     assert updated.least_bytes - stored.least_bytes == 5 * weights
-    assert Task.from_json(updated.to_json()) == updated
+    small = replace(updated, state_dtype="bfloat16")
+    assert updated.least_bytes - small.least_bytes == 2 * weights  # each state moves half the bytes, twice
+    assert all(Task.from_json(task.to_json()) == task for task in (stored, updated, small))
     gpu = DEVICES["h200"]
     assert ranked(updated, gpu)[0][0] > ranked(stored, gpu)[0][0]
     assert all(product(updated, c) <= MAX_UPDATED * gpu.lanes * c.num_warps for _, c in ranked(updated, gpu))
