@@ -94,6 +94,9 @@ class Slot(Protocol):
     def enter_graph(self) -> None:
         """Count a graph that uses the weight."""
 
+    def enter_evaluation(self) -> None:
+        """Learn that a layer in evaluation mode uses the weight."""
+
     def takes(self, accumulate: Any) -> bool | None:
         """Whether the gradient that is about to be made is taken over; None where nobody wants it.
 
@@ -128,6 +131,12 @@ def slot_of(weight: Tensor) -> Slot | None:
         return None
     slot: Slot | None = known[1]()
     return slot
+
+
+def enter_evaluation(weight: Tensor) -> None:
+    """Let a layer in evaluation mode keep its weight until `step`: its backward is often for its input's gradient."""
+    if torch.is_grad_enabled() and (slot := slot_of(weight)) is not None:
+        slot.enter_evaluation()
 
 
 def current_stream(tensor: Tensor) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.overrides import has_torch_function
 
+from lc_triton.core import fused
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.names import ActivationArg
 from lc_triton.core.parameters import check_writable, is_plain, write
@@ -33,6 +34,12 @@ from lc_triton.ops.run import run
 # Integers that stand for the numbers of a quantized layer where torch would convert these.
 BYTES = {torch.float8_e4m3fn: torch.uint8, torch.float32: torch.int32}
 FLOAT8 = (torch.float8_e4m3fn,)
+
+
+def note_evaluation(weight: Tensor) -> None:
+    """Tell the optimizer that updates a weight in backward that a layer in evaluation mode uses it."""
+    if not torch.compiler.is_compiling() and fused.slots:
+        fused.enter_evaluation(weight)
 
 
 class PlannedLayer(nn.Module):
@@ -236,6 +243,8 @@ class PlannedLayer(nn.Module):
             y = self._shared(self, x)
         else:
             weight, is_quantized = self.weight, self.is_quantized
+            if not self.training:
+                note_evaluation(weight)
             if type(weight) is nn.Parameter:
                 if not weight.is_contiguous():
                     self._warn_of_strides(weight)

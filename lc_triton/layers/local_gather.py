@@ -13,7 +13,7 @@ from lc_triton.core.geometry import Geometry, check_int, several
 from lc_triton.core.names import ActivationArg
 from lc_triton.core.tracing import shape_of
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, RankError
-from lc_triton.layers._planned import PlannedLayer, refuse_proxy
+from lc_triton.layers._planned import PlannedLayer, note_evaluation, refuse_proxy
 from lc_triton.ops.checks import check_tensor
 from lc_triton.ops.gather import NONE, Table, gather, inverse_of, table_of
 from lc_triton.ops.plan import Plan
@@ -160,6 +160,8 @@ class LocalGather(PlannedLayer):
         self._check_x(x)
         assert self._plan is not None
         windows = gather(x if x.ndim == 3 else x.unsqueeze(0), self._table())
+        if not self.training:
+            note_evaluation(self.weight)
         y = run(windows, self.weight, self.bias, self._plan)
         y = y if x.ndim == 3 else y.squeeze(0)
         return self.activation(y) if isinstance(self.activation, nn.Module) else y

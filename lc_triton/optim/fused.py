@@ -246,9 +246,9 @@ class FusedOptimizer(torch.optim.Optimizer):
             if slot.weight.grad is not None:
                 reason = (
                     "a backward updated it, and a later one stored another gradient of it: call step() after each "
-                    "backward, pass accumulate=n to add the gradients of n of them, call zero_grad() before step() if "
-                    "that gradient was only to be looked at, or checkpoint with use_reentrant=False: else each "
-                    "checkpoint is a backward of its own"
+                    "backward, pass accumulate=n to add the gradients of n of them, run a backward that is not for a "
+                    "step inside `with optimizer.paused():`, or checkpoint with use_reentrant=False, since each "
+                    "reentrant checkpoint is a backward of its own. zero_grad() drops that other gradient"
                 )
                 raise OptimizerStepError(name=slot.name, reason=reason)
 

@@ -66,7 +66,7 @@ class WeightSlot:
         self.has_zero = False  # torch would have a gradient here for zero_grad(set_to_none=False) to fill
         self.kept: Kept | None = None
         self._owner = weakref.ref(owner)
-        self._under_ddp = self._in_backward = False
+        self._under_ddp = self._in_backward = self._in_evaluation = False
         self._graphs = self._backwards = 0
         self._task = -1  # the last backward that made a gradient of it
         self._deferred: dict[int, list[tuple[Deferred, Any]]] = {}  # by backward
@@ -77,7 +77,7 @@ class WeightSlot:
     def end_step(self) -> None:
         """Begin anew: the coming step has been made."""
         self.updated, self.reason = False, None
-        self._in_backward = False
+        self._in_backward = self._in_evaluation = False
         self._graphs = self._backwards = 0
         self._deferred.clear()
         self.kept = None
@@ -88,6 +88,10 @@ class WeightSlot:
         self._graphs += 1
         self._in_backward |= _autograd_task() != -1
         self._under_ddp |= torch.nn.parallel.DistributedDataParallel._active_ddp_module is not None
+
+    def enter_evaluation(self) -> None:
+        """Learn that a layer in evaluation mode uses the weight."""
+        self._in_evaluation = True
 
     def takes(self, accumulate: Any) -> bool | None:
         """Whether the gradient that is about to be made is taken over; None where nobody wants it."""
@@ -181,6 +185,11 @@ class WeightSlot:
             return "an earlier backward made a gradient of it, after which there was no step()"
         if self.updated:
             return "it was updated by an earlier backward, after which there was no step()"
+        if self._in_evaluation:
+            return (
+                "its layer ran in evaluation mode since the last step: evaluate under torch.no_grad(), and call "
+                "train() before training"
+            )
         if self._in_backward:
             return "its layer was run by a backward, as torch.utils.checkpoint does with use_reentrant=True"
         if self._under_ddp:

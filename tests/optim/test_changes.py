@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lc_triton import FusedAdamW, FusedSGD, LocalConv2d
-from tests.optim.networks import PAIRS, assert_same, batch, loss_of, network, pair, weights
+from tests.optim.networks import PAIRS, assert_same, batch, loss_of, network, pair, train, weights
 
 
 def frozen_before_backward(net, optimizer, x):
@@ -149,3 +149,35 @@ def test_weights_in_the_same_memory():
     assert_same(*nets, 1e-10)
     assert len(said) == 1
     assert "of 0.weight, 2.weight and updates by it in step(): another parameter lies in the same memory" in said[0]
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1e9])
+def test_gradients_of_an_input_in_evaluation(clip_norm):
+    """An attack or a saliency map of a trained network changes no weight, and is no part of the next step."""
+    (net, fused), (same, plain) = pair(dtype=torch.float64, clip_norm=clip_norm)
+    slopes = []
+    for step in range(3):
+        for model, optimizer in ((net, fused), (same, plain)):
+            before = [p.detach().clone() for p in model.parameters()]
+            x = batch(step, torch.float64).requires_grad_()
+            loss_of(model.eval(), x).backward()
+            slopes.append(x.grad)
+            assert all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
+            optimizer.zero_grad()
+            loss_of(model.train(), batch(step + 10, torch.float64)).backward()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                optimizer.step()
+    torch.testing.assert_close(slopes[::2], slopes[1::2])
+    assert_same(net, same, 1e-10)
+    fused.zero_grad()
+    loss_of(net, batch(9, torch.float64)).backward()
+    assert all(w.grad is None for w in weights(net))  # kept or updated by, as ever
+
+
+def test_training_in_evaluation_mode_is_torchs():
+    (net, fused), (same, plain) = pair(dtype=torch.float64)
+    net.eval()
+    with pytest.warns(UserWarning, match=r"of 0\.weight, .* ran in evaluation mode since the last step"):
+        train([(net, fused), (same, plain)], range(3))
+    assert_same(net, same, 1e-10)
