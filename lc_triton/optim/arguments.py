@@ -13,6 +13,8 @@ from lc_triton.errors import ArgumentTypeError, ArgumentValueError
 
 # Where torch has fused updates of all parameters of a group.
 FUSED_DEVICES = "cpu", "cuda", "mps", "xpu"
+# Hyperparameters that every saved state of an optimizer has; torch itself adds younger ones.
+REQUIRED = {"lr", "betas", "eps", "weight_decay", "momentum", "dampening"}
 
 
 def number(value: Any) -> float:
@@ -58,6 +60,19 @@ def groups_of(params: Any) -> list[Any]:
         if isinstance(group["params"], Iterator):
             group["params"] = list(group["params"])
     return groups
+
+
+def check_state(state_dict: Any, required: set[str]) -> None:
+    """Refuse what is no state of an optimizer with these hyperparameters."""
+    allowed = 'the state_dict() of an optimizer: a dictionary with "state" and "param_groups"'
+    if not isinstance(state_dict, Mapping):
+        raise ArgumentTypeError(name="state_dict", value=state_dict, allowed=allowed)
+    if not {"state", "param_groups"} <= state_dict.keys():
+        raise ArgumentValueError(name="state_dict", value=sorted(map(str, state_dict)), allowed=allowed)
+    for group in state_dict["param_groups"]:
+        if not required <= group.keys():
+            allowed = f"of an optimizer whose groups have {', '.join(sorted(required))}"
+            raise ArgumentValueError(name="state_dict", value=sorted(map(str, group)), allowed=allowed)
 
 
 def can_fuse(params: list[Any]) -> bool | None:

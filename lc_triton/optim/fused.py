@@ -19,7 +19,15 @@ from lc_triton.core.fused import Rule, Update
 from lc_triton.core.geometry import check_int
 from lc_triton.errors import ArgumentValueError, OptimizerStepError
 from lc_triton.layers._planned import PlannedLayer
-from lc_triton.optim.arguments import can_fuse, check_hyperparameters, groups_of, is_number, overlapping
+from lc_triton.optim.arguments import (
+    REQUIRED,
+    can_fuse,
+    check_hyperparameters,
+    check_state,
+    groups_of,
+    is_number,
+    overlapping,
+)
 from lc_triton.optim.slot import WeightSlot
 
 # The fewest dimensions of a layer's weight.
@@ -360,7 +368,12 @@ class FusedOptimizer(torch.optim.Optimizer):
         return count + 1
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state of this class, or of torch's class whose update it makes."""
+        """Load a state of this class, or of torch's class whose update it makes.
+
+        Raises:
+            LocalConvError: (also a ValueError) the state is none of an optimizer, or of one with other hyperparameters.
+        """
+        check_state(state_dict, REQUIRED & self.defaults.keys())
         fused_of = [group["fused"] for group in self.param_groups]
         saved = dict(state_dict)
         if len(saved["param_groups"]) == len(fused_of):

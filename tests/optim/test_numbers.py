@@ -336,3 +336,16 @@ def test_wrong_arguments(cls, arguments, said):
 def test_wrong_betas(betas):
     with pytest.raises(lc_triton.LocalConvError, match="betas must be two numbers, got"):
         lc_triton.FusedAdamW(LocalConv2d(1, 1, 2, input_size=3), betas=betas)
+
+
+def test_wrong_states():
+    layer = LocalConv2d(1, 1, 2, input_size=3)
+    optimizer = lc_triton.FusedAdamW(layer)
+    of_sgd = torch.optim.SGD(layer.parameters(), lr=0.1).state_dict()
+    for state, said in [
+        (None, 'a dictionary with "state" and "param_groups", got None of type NoneType'),
+        (layer.state_dict(), r'a dictionary with "state" and "param_groups", got \[\'bias\', \'weight\'\]'),
+        (of_sgd, "an optimizer whose groups have betas, eps, lr, weight_decay, got .*'momentum'"),
+    ]:
+        with pytest.raises(lc_triton.LocalConvError, match=said):
+            optimizer.load_state_dict(state)
