@@ -351,6 +351,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         for slot in self._slots.values():
             had_one, slot.kept = slot.has_zero or slot.kept is not None, None
             slot.has_zero = had_one and not set_to_none
+            slot.drop_counted()
             if slot.has_zero and not slot.updated and slot.weight.grad is None:
                 slot.weight.grad = torch.zeros_like(slot.weight)
 

@@ -82,6 +82,11 @@ class WeightSlot:
         self._deferred.clear()
         self.kept = None
 
+    def drop_counted(self) -> None:
+        """Count the backwards of the coming step anew, as what they added to `.grad` is dropped."""
+        if not self.updated:
+            self._backwards = 0
+
     def enter_graph(self) -> None:
         """Count a graph that uses the weight."""
         self.known = True

@@ -181,3 +181,16 @@ def test_training_in_evaluation_mode_is_torchs():
     with pytest.warns(UserWarning, match=r"of 0\.weight, .* ran in evaluation mode since the last step"):
         train([(net, fused), (same, plain)], range(3))
     assert_same(net, same, 1e-10)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1e9])
+def test_accumulation_begins_anew_with_zero_grad(clip_norm):
+    """As where one of several micro-batches was bad."""
+    (net, fused), (same, plain) = pair(dtype=torch.float64, accumulate=2, clip_norm=clip_norm)
+    for model, optimizer in ((net, fused), (same, plain)):
+        for step in range(3):
+            loss_of(model, batch(step, torch.float64)).backward()
+            if step == 0:
+                optimizer.zero_grad()
+        optimizer.step()
+    assert_same(net, same, 1e-10)
