@@ -342,6 +342,23 @@ def test_a_layer_called_with_more_than_its_input_is_refused():
     assert "called with mask=" in refused("every_layer", change)
 
 
+@pytest.mark.parametrize("share", ["all", "rows", (2, 2), ("tile", 2)])
+def test_filters_that_positions_share_need_with_share(share, tmp_path):
+    """Keras has no such layer: its files hold filters of each position."""
+    path = tmp_path / "own.weights.h5"
+    net = nn.Sequential(lc_triton.LocalConv2d(2, 3, 3, input_size=(5, 6), share=share))
+    with pytest.raises(ConversionError, match=r"share=.* cannot be converted: Keras's layers .*: with_share\(None\)"):
+        save_weights(net, path)
+    apart = nn.Sequential(net[0].with_share(None))
+    save_weights(apart, path)
+    with pytest.raises(ConversionError, match=r"with_share\(None\)"):
+        load_weights(net, path)
+    other = nn.Sequential(lc_triton.LocalConv2d(2, 3, 3, input_size=(5, 6)))
+    load_weights(other, path)
+    x = torch.randn(2, 2, 5, 6)
+    torch.testing.assert_close(other(x), net(x))
+
+
 def test_weights_alone_need_a_configuration():
     with pytest.raises(KerasFileError, match="it holds weights alone"):
         load_model(HERE / "deepface.weights.h5")

@@ -9,6 +9,7 @@ from functools import partial
 from torch import nn
 
 from lc_triton.core.geometry import DATA_FORMATS
+from lc_triton.errors import ConversionError
 from lc_triton.keras import layout
 from lc_triton.keras.saved import custom
 from lc_triton.keras.saved.activated import Activated
@@ -136,6 +137,12 @@ def keras_class(module: nn.Module) -> str | None:
 
 def _local(module: PlannedLayer, data_format: str, implementation: int, origin: Origin) -> list[Slot]:
     geometry = module.geometry
+    if geometry.regions:
+        reason = (
+            "Keras's layers have filters of their own at every position: with_share(None) gives a layer with such "
+            "filters, whose weights can be loaded and saved"
+        )
+        raise ConversionError(name=f"a layer with share={module.share!r}", reason=reason)
     kernel = Slot(
         "kernel",
         module,
