@@ -155,8 +155,8 @@ class SpatialSizeError(LocalConvError, ValueError):
     """An input whose spatial size is not the one that the filters were made for."""
 
     template = (
-        "{name} has spatial size {got} but this layer's filters were made for {expected}: every position has filters "
-        "of its own, so resize, crop or pad {name} to {expected} or make a layer for {got}"
+        "{name} has spatial size {got} but this layer's filters were made for {expected}: filters belong to "
+        "positions, so resize, crop or pad {name} to {expected} or make a layer for {got}"
     )
 
 
