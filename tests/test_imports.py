@@ -26,7 +26,7 @@ ROWS = [
     ["optim", "optim.*"],
     ["layers", "layers.*"],
     ["search", "search.*", "functional"],
-    ["ops", "ops.run", "ops.linear", "ops.low_rank", "ops.quantized"],
+    ["ops", "ops.run", "ops.linear", "ops.low_rank", "ops.gather_passes", "ops.quantized"],
     ["ops.autograd"],
     ["ops.decompositions"],
     ["ops.operators"],

@@ -99,10 +99,9 @@ def test_an_absent_neighbour_reads_nothing_even_where_the_input_is_no_number():
 GRIDS = [case for case in CASES if case.groups == 1]
 
 
-@pytest.mark.parametrize("case", GRIDS, ids=[name for name in IDS if "groups" not in name and "depth" not in name])
-def test_a_grid_is_local_conv(case):
-    """The table of a grid's windows: what each tap reads of an image that holds the numbers of its sites."""
-    geo, t = case.geometry, tensors(case)
+def table_of_grid(case, t):
+    """A LocalGather with a grid's windows: what each tap reads of an image that holds the numbers of its sites."""
+    geo = case.geometry
     numbers = torch.arange(1, geo.sites + 1, dtype=torch.float64).view(1, 1, *geo.in_spatial)
     one_hot = torch.eye(geo.taps, dtype=torch.float64).view(*geo.kernel, 1, geo.taps)
     reads = lc_triton.local_conv(
@@ -113,7 +112,13 @@ def test_a_grid_is_local_conv(case):
     with torch.no_grad():
         layer.weight.copy_(t.weight.view(layer.weight.shape))
         layer.bias.copy_(t.bias.view(layer.bias.shape))
-    x, g = t.x.clone().requires_grad_(), t.g
+    return layer
+
+
+@pytest.mark.parametrize("case", GRIDS, ids=[name for name in IDS if "groups" not in name and "depth" not in name])
+def test_a_grid_is_local_conv(case):
+    t = tensors(case)
+    layer, x, g = table_of_grid(case, t), t.x.clone().requires_grad_(), t.g
     want = lc_triton.local_conv(x, t.weight, t.bias, **case.arguments, data_format="channels_last")
     y = layer(x.flatten(1, -2))
     assert_close(y, want.detach().view(y.shape))

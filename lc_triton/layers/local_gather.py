@@ -15,9 +15,9 @@ from lc_triton.core.tracing import shape_of
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, RankError
 from lc_triton.layers._planned import PlannedLayer, note_evaluation, refuse_proxy
 from lc_triton.ops.checks import check_tensor
-from lc_triton.ops.gather import NONE, Table, gather, inverse_of, table_of
+from lc_triton.ops.gather import NONE, Table, inverse_of, table_of
+from lc_triton.ops.gather_passes import Readers, readers_of, run_gather
 from lc_triton.ops.plan import Plan
-from lc_triton.ops.run import run
 
 __all__ = ["LocalGather"]
 
@@ -69,6 +69,7 @@ class LocalGather(PlannedLayer):
     out_channels: int
     neighbours: Tensor
     _steps: int | None
+    _most_readers: int
 
     def __init__(
         self,
@@ -132,12 +133,14 @@ class LocalGather(PlannedLayer):
             return
         inverse = inverse_of(self.neighbours, self.sites)
         table = table_of(self.neighbours, self.sites, ())
+        rows, first, readers, most_readers = readers_of(self.neighbours, self.sites)
         derived = {"_table_site": table.site, "_table_absent": table.absent}
+        derived |= {"_table_rows": rows, "_table_first": first, "_table_readers": readers}
         for i, (sites, taps) in enumerate(inverse):
             derived[f"_table_sites_{i}"], derived[f"_table_taps_{i}"] = sites, taps
         for name, tensor in derived.items():
             self.register_buffer(name, tensor, persistent=False)
-        self.__dict__["_steps"] = len(inverse)
+        self.__dict__.update(_steps=len(inverse), _most_readers=most_readers)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         table = state_dict.get(f"{prefix}neighbours")
@@ -155,14 +158,18 @@ class LocalGather(PlannedLayer):
         inverse = tuple((buffers[f"_table_sites_{i}"], buffers[f"_table_taps_{i}"]) for i in steps)
         return Table(self.sites, buffers["_table_site"], buffers["_table_absent"], inverse)  # type: ignore[arg-type]
 
+    def _readers(self) -> Readers:
+        rows, first, readers = (self._buffers[f"_table_{name}"] for name in ("rows", "first", "readers"))
+        return Readers(rows, first, readers, self._most_readers)  # type: ignore[arg-type]  # buffers that are made
+
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output for x."""
         self._check_x(x)
         assert self._plan is not None
-        windows = gather(x if x.ndim == 3 else x.unsqueeze(0), self._table())
         if not self.training:
             note_evaluation(self.weight)
-        y = run(windows, self.weight, self.bias, self._plan)
+        samples = x if x.ndim == 3 else x.unsqueeze(0)
+        y = run_gather(samples, self.weight, self.bias, self._table(), self._readers(), self._plan)
         y = y if x.ndim == 3 else y.squeeze(0)
         return self.activation(y) if isinstance(self.activation, nn.Module) else y
 

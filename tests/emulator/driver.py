@@ -26,7 +26,8 @@ NUMPY_TYPES = {
 }  # fmt: skip
 # What kernels only read, by the names of their arguments; all else they only write. A kernel that has the last one
 # updates a weight and its states: it reads and writes them.
-READ_ONLY = ("p_x", "p_w", "p_bias", "p_g", "p_saved", "p_parts", "p_added", "p_scalars")
+TABLES = ("p_table", "p_first", "p_taps")
+READ_ONLY = ("p_x", "p_w", "p_bias", "p_g", "p_saved", "p_parts", *TABLES, "p_added", "p_scalars")
 UPDATED = ("p_dw", "p_w", "p_m", "p_v")
 Parameter = tuple[str, Any, Any]  # name, Triton's type, value
 
@@ -241,7 +242,7 @@ class EmulatedGPU:
             if not gpu.watch.runs(name):
                 return
             tile = dict(zip(arg_names, args, strict=True)).get("TILE")
-            programs = None if tile is None else gpu.watch.choose(x, tile.split)
+            programs = None if tile is None else gpu.watch.choose(x, getattr(tile, "split", 1))
             parameters = list(flatten(arg_names, list(source.signature.values()), args))
             grid, ptx = (x, y, z), function.decode()
             result = execute(ptx, metadata.shared, grid, parameters, descriptors, gpu.watch, programs)

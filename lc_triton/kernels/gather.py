@@ -1,0 +1,232 @@
+"""The passes of a layer whose positions read the sites of a table: no window is copied.
+
+The site of tap t of position p is a load, `table[p, t]`, where the other kernels compute it; -1 is no site, and neither
+x nor the weight is loaded for it. The input gradient takes the taps that read its site from the inverse table, in their
+order, so that no sum depends on the order in which programs arrive. A program owns one position (of the input
+gradient: one site), BB samples and BN of its filters (channels).
+"""
+
+import triton
+import triton.language as tl
+
+from lc_triton.kernels.common import bias_and_activation, unbounded
+
+
+@triton.jit
+def split_index(k, N: tl.constexpr):
+    """The quotient and the remainder of an index of the k-loop by the channels or filters of a tap."""
+    if N & (N - 1) != 0:
+        STEP: tl.constexpr = 16 * N if N < 1024 else 16384
+        k = unbounded(k, STEP)
+    return k // N, k % N
+
+
+@triton.jit
+def load_entries(p, t, m, N: tl.constexpr):
+    """The entries t [BK] of a table, each of which stands N times in a row; -1 where m is false."""
+    RUN: tl.constexpr = min(N & -N, t.shape[0])
+    found = tl.load(p + t, mask=m, other=-1)
+    return tl.max_constancy(found, RUN).to(tl.int64)  # a run of one entry is a run of x in memory
+
+
+@triton.jit(do_not_specialize=["B", "x_pitch"])
+def gather_forward_kernel(
+    p_x,  # (B, S, C), x_pitch sites from sample to sample
+    p_table,  # (P, T)
+    p_w,  # (P, T, C, F)
+    p_bias,  # (P, F)
+    p_y,  # (B, P, F)
+    p_z,  # (B, P, F)
+    B,
+    x_pitch,
+    SHAPE: tl.constexpr,
+    TILE: tl.constexpr,
+    EPILOGUE: tl.constexpr,
+):
+    """y = act(x[table] . w + bias), and z if asked for; k counts taps and channels."""
+    C: tl.constexpr = SHAPE.channels
+    F: tl.constexpr = SHAPE.filters
+    T: tl.constexpr = SHAPE.taps
+    KT: tl.constexpr = T * C
+    BB: tl.constexpr = TILE.block_b
+    BK: tl.constexpr = TILE.block_k
+    BN: tl.constexpr = TILE.block_n
+    DOT: tl.constexpr = TILE.dot
+    ACC: tl.constexpr = tl.float64 if p_x.dtype.element_ty == tl.float64 else tl.float32
+
+    # Tile. The blocks of samples of one position run side by side: its weights come from memory once.
+    pid = tl.program_id(0)
+    n_b = tl.cdiv(B, BB)
+    b = (pid % n_b) * BB + tl.arange(0, BB)
+    m_b = b < B
+    pid = pid // n_b
+    BLOCKS: tl.constexpr = (F + BN - 1) // BN
+    f = (pid % BLOCKS).to(tl.int32) * BN + tl.arange(0, BN)
+    m_n = f < F
+    position = (pid // BLOCKS).to(tl.int64)
+
+    # Addresses.
+    p_table += position * T
+    p_w += position * (KT * F)
+    p_x += b.to(tl.int64) * x_pitch * C
+
+    # Loop over taps and their channels.
+    if DOT:
+        acc = tl.zeros((BB, BN), ACC)
+    else:
+        acc = tl.zeros((BB, BK, BN), ACC)  # summed over k once, after the loop
+    for start in range(0, KT, BK):
+        k = start + tl.arange(0, BK)
+        t, c = split_index(k, C)
+        site = load_entries(p_table, t, k < KT, C)
+        m_k = site >= 0
+        o_x = site * C + c  # [BK]
+        b_x = tl.load(p_x[:, None] + o_x[None, :], mask=m_b[:, None] & m_k[None, :], other=0.0)  # [BB, BK]
+        b_w = tl.load(p_w + k[:, None] * F + f[None, :], mask=m_k[:, None] & m_n[None, :], other=0.0)  # [BK, BN]
+        b_w = b_w.to(b_x.dtype)
+        if DOT:
+            acc = tl.dot(b_x, b_w, acc, input_precision=TILE.precision, out_dtype=ACC)
+        else:
+            acc += b_x[:, :, None].to(ACC) * b_w[None, :, :].to(ACC)
+
+    # Epilogue.
+    if not DOT:
+        acc = tl.sum(acc, 1)
+    b_z, b_y = bias_and_activation(acc, p_bias, position, f, m_n, F, EPILOGUE)
+    o_y = b.to(tl.int64)[:, None] * (SHAPE.positions * F) + position * F + f[None, :]
+    m_y = m_b[:, None] & m_n[None, :]
+    tl.store(p_y + o_y, b_y.to(p_y.dtype.element_ty), mask=m_y)  # [BB, BN]
+    if EPILOGUE.store_z:
+        tl.store(p_z + o_y, b_z.to(p_z.dtype.element_ty), mask=m_y)  # [BB, BN]
+
+
+@triton.jit(do_not_specialize=["B", "g_pitch"])
+def gather_input_grad_kernel(
+    p_g,  # (B, P, F), g_pitch positions from sample to sample
+    p_first,  # (S + 1,): where the readers of each site begin
+    p_taps,  # (readers,): p * T + t of each tap that reads a site, site after site
+    p_w,  # (P, T, C, F)
+    p_dx,  # (B, S, C)
+    B,
+    g_pitch,
+    SHAPE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """dx = sum over the taps that read a site of g . w^T; k counts readers and filters."""
+    C: tl.constexpr = SHAPE.channels
+    F: tl.constexpr = SHAPE.filters
+    T: tl.constexpr = SHAPE.taps
+    BB: tl.constexpr = TILE.block_b
+    BK: tl.constexpr = TILE.block_k
+    BN: tl.constexpr = TILE.block_n
+    DOT: tl.constexpr = TILE.dot
+    ACC: tl.constexpr = tl.float64 if p_g.dtype.element_ty == tl.float64 else tl.float32
+
+    # Tile. The blocks of samples of one site run side by side, as in the forward.
+    pid = tl.program_id(0)
+    n_b = tl.cdiv(B, BB)
+    b = (pid % n_b) * BB + tl.arange(0, BB)
+    m_b = b < B
+    pid = pid // n_b
+    BLOCKS: tl.constexpr = (C + BN - 1) // BN
+    c = (pid % BLOCKS).to(tl.int32) * BN + tl.arange(0, BN)
+    m_n = c < C
+    site = (pid // BLOCKS).to(tl.int64)
+
+    # Addresses.
+    first = tl.load(p_first + site)
+    readers = tl.load(p_first + site + 1) - first
+    if SHAPE.wide:  # 2^31 pairs of a reader and a filter
+        readers = readers.to(tl.int64)
+    else:
+        readers = readers.to(tl.int32)
+    p_taps += first
+    p_g += b.to(tl.int64) * g_pitch * F
+
+    # Loop over readers and their filters.
+    if DOT:
+        acc = tl.zeros((BB, BN), ACC)
+    else:
+        acc = tl.zeros((BB, BN, BK), ACC)  # summed over k once, after the loop
+    for start in range(0, readers * F, BK):
+        k = start + tl.arange(0, BK)
+        r, f = split_index(k, F)
+        tap = load_entries(p_taps, r, k < readers * F, F)
+        m_k = tap >= 0
+        o_g = tap // T * F + f  # [BK]
+        o_w = tap * (C * F) + f  # [BK]
+        b_g = tl.load(p_g[:, None] + o_g[None, :], mask=m_b[:, None] & m_k[None, :], other=0.0)  # [BB, BK]
+        m_w = m_n[:, None] & m_k[None, :]
+        b_w = tl.load(p_w + c[:, None] * F + o_w[None, :], mask=m_w, other=0.0)  # [BN, BK]
+        b_w = b_w.to(b_g.dtype)
+        if DOT:
+            acc = tl.dot(b_g, tl.trans(b_w), acc, input_precision=TILE.precision, out_dtype=ACC)
+        else:
+            acc += b_g[:, None, :].to(ACC) * b_w[None, :, :].to(ACC)
+
+    # Epilogue.
+    if not DOT:
+        acc = tl.sum(acc, 2)
+    o_dx = b.to(tl.int64)[:, None] * (SHAPE.sites * C) + site * C + c[None, :]
+    tl.store(p_dx + o_dx, acc.to(p_dx.dtype.element_ty), mask=m_b[:, None] & m_n[None, :])  # [BB, BN]
+
+
+@triton.jit(do_not_specialize=["B", "x_pitch", "g_pitch"])
+def gather_weight_grad_kernel(
+    p_x,  # (B, S, C), x_pitch sites from sample to sample
+    p_table,  # (P, T)
+    p_g,  # (B, P, F), g_pitch positions from sample to sample
+    p_dw,  # (P, T, C, F)
+    B,
+    x_pitch,
+    g_pitch,
+    SHAPE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """dw = x[table]^T . g of one position, BK of its taps and channels and BN of its filters a program."""
+    C: tl.constexpr = SHAPE.channels
+    F: tl.constexpr = SHAPE.filters
+    T: tl.constexpr = SHAPE.taps
+    KT: tl.constexpr = T * C
+    BB: tl.constexpr = TILE.block_b
+    BK: tl.constexpr = TILE.block_k
+    BN: tl.constexpr = TILE.block_n
+    ACC: tl.constexpr = tl.float64 if p_x.dtype.element_ty == tl.float64 else tl.float32
+
+    # Tile. The blocks of k of one position run side by side: they share its g.
+    pid = tl.program_id(0)
+    CHUNKS: tl.constexpr = (KT + BK - 1) // BK
+    k = (pid % CHUNKS).to(tl.int32) * BK + tl.arange(0, BK)
+    pid = pid // CHUNKS
+    BLOCKS: tl.constexpr = (F + BN - 1) // BN
+    f = (pid % BLOCKS).to(tl.int32) * BN + tl.arange(0, BN)
+    m_n = f < F
+    position = (pid // BLOCKS).to(tl.int64)
+
+    # Addresses.
+    t, c = split_index(k, C)
+    site = load_entries(p_table + position * T, t, k < KT, C)
+    m_k = site >= 0
+    o_x = site * C + c  # [BK]
+    p_g += position * F + f
+
+    # Loop over samples.
+    acc = tl.zeros((BK, BN), ACC)
+    for start in range(0, B, BB):
+        b = start + tl.arange(0, BB)
+        m_b = b < B
+        row = b.to(tl.int64)
+        p_b = p_x + row * x_pitch * C
+        b_x = tl.load(p_b[:, None] + o_x[None, :], mask=m_b[:, None] & m_k[None, :], other=0.0)  # [BB, BK]
+        o_g = (row * g_pitch * F)[:, None]
+        b_g = tl.load(p_g[None, :] + o_g, mask=m_b[:, None] & m_n[None, :], other=0.0)  # [BB, BN]
+        if TILE.dot:
+            acc = tl.dot(tl.trans(b_x), b_g, acc, input_precision=TILE.precision, out_dtype=ACC)
+        else:
+            acc += tl.sum(b_x[:, :, None].to(ACC) * b_g[:, None, :].to(ACC), 0)
+
+    # Epilogue. An absent tap has no gradient, even where g is not finite.
+    acc = tl.where(m_k[:, None], acc, 0.0)
+    p_dw += position * (KT * F)
+    m_dw = (k < KT)[:, None] & m_n[None, :]
+    tl.store(p_dw + k[:, None] * F + f[None, :], acc.to(p_dw.dtype.element_ty), mask=m_dw)  # [BK, BN]
