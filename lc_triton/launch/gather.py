@@ -12,17 +12,11 @@ from lc_triton.errors import ArgumentValueError
 from lc_triton.kernels.gather import gather_forward_kernel, gather_input_grad_kernel, gather_weight_grad_kernel
 from lc_triton.launch.launcher import prepare
 from lc_triton.launch.layout import dense_rows, epilogue_of
+from lc_triton.launch.rule import PlainTile, blocks, tile_for
 from lc_triton.tiles.config import Pass, TileConfig
 from lc_triton.tiles.key import bucket
 
 _INT32 = 2**31
-# Up to this batch, and below so many filters or entries of a window, a product would be mostly padding for `tl.dot`.
-MAX_BATCH_WITHOUT_DOT, MIN_DOT_COLUMNS, MIN_DOT_DEPTH = 2, 8, 16
-# The largest side of a product; how deep it may be without tensor cores, where it is unrolled, and how wide.
-MAX_SIDE, MAX_VECTOR_DEPTH, MAX_VECTOR_SIDE = 64, 16, 32
-# Products that a program without `tl.dot` holds at once, and those of one warp of any program.
-MAX_PRODUCTS, PRODUCTS_OF_A_WARP = 2048, 512
-
 KERNELS = {
     "forward": gather_forward_kernel,
     "input_grad": gather_input_grad_kernel,
@@ -57,16 +51,6 @@ class GatherShape(NamedTuple):
         return cls(sites, positions, taps, channels, filters, most_readers * filters >= _INT32 - 2**16)
 
 
-class GatherTile(NamedTuple):
-    """A TileConfig as the kernels read it."""
-
-    block_b: int
-    block_k: int
-    block_n: int
-    dot: bool
-    precision: str
-
-
 class Index(NamedTuple):
     """The table of a layer, both ways.
 
@@ -85,37 +69,6 @@ class Index(NamedTuple):
     most_readers: int
 
 
-def tile_for(pass_name: Pass, batch: int, depth: int, columns: int, itemsize: int, precision: str) -> TileConfig:
-    """The tile of a pass by a rule: whole blocks of at most 64 x 64 x 64.
-
-    Args:
-        pass_name: of the weight gradient, the loop counts samples, and the product has `depth` rows.
-        batch: B.
-        depth: entries of a window, or filters of all readers of a site.
-        columns: filters, or channels of a site.
-        itemsize: bytes of a number of x.
-        precision: "ieee" or "tf32".
-    """
-    if batch > MAX_BATCH_WITHOUT_DOT and columns >= MIN_DOT_COLUMNS and depth >= MIN_DOT_DEPTH:
-        vector = itemsize == 8 or (itemsize == 4 and precision == "ieee")
-        side = MAX_VECTOR_SIDE if vector else MAX_SIDE
-        b, k, n = (max(16, min(bucket(size), side)) for size in (batch, depth, columns))
-        if vector and pass_name == "weight_grad":
-            b = min(b, MAX_VECTOR_DEPTH)
-        elif vector:
-            k = min(k, MAX_VECTOR_DEPTH)
-        products = max(b * k, k * n, b * n)
-        return TileConfig(1, 1, n, b, k, num_warps=_warps(products), num_stages=3)
-    n = min(bucket(columns), MAX_VECTOR_SIDE)
-    k = min(bucket(depth), PRODUCTS_OF_A_WARP // n, MAX_SIDE)
-    b = min(bucket(batch), MAX_PRODUCTS // (n * k), MAX_VECTOR_SIDE)
-    return TileConfig(1, 1, n, b, k, dot=False, num_warps=_warps(n * k * b), num_stages=2)
-
-
-def _warps(products: int) -> int:
-    return max(1, min(4, products // PRODUCTS_OF_A_WARP))
-
-
 def gather_forward(
     x: Tensor,
     weight: Tensor,
@@ -132,7 +85,7 @@ def gather_forward(
     x, pitch = dense_rows(x)
     epilogue = epilogue_of(problem, bias, store_z=z is not None)
     tensors = x, index.rows, weight.contiguous(), None if bias is None else bias.contiguous(), y, z
-    grid = _blocks(len(x), config.block_b) * _blocks(shape.filters, config.block_n) * shape.positions
+    grid = blocks(len(x), config.block_b) * blocks(shape.filters, config.block_n) * shape.positions
     _launch("forward", grid, config, tensors, (len(x), pitch[0], shape), problem, epilogue)
 
 
@@ -144,7 +97,7 @@ def gather_input_grad(
     config = config or _tile("input_grad", g, weight, shape, index, problem)
     g, pitch = dense_rows(g)
     tensors = g, index.first, index.readers, weight.contiguous(), dx
-    grid = _blocks(len(g), config.block_b) * _blocks(shape.channels, config.block_n) * shape.sites
+    grid = blocks(len(g), config.block_b) * blocks(shape.channels, config.block_n) * shape.sites
     _launch("input_grad", grid, config, tensors, (len(g), pitch[0], shape), problem)
 
 
@@ -156,8 +109,8 @@ def gather_weight_grad(
     config = config or _tile("weight_grad", x, dw, shape, index, problem)
     (x, x_pitch), (g, g_pitch) = dense_rows(x), dense_rows(g)
     tensors = x, index.rows, g, dw
-    blocks = _blocks(shape.taps * shape.channels, config.block_k) * _blocks(shape.filters, config.block_n)
-    _launch("weight_grad", blocks * shape.positions, config, tensors, (len(x), x_pitch[0], g_pitch[0], shape), problem)
+    count = blocks(shape.taps * shape.channels, config.block_k) * blocks(shape.filters, config.block_n)
+    _launch("weight_grad", count * shape.positions, config, tensors, (len(x), x_pitch[0], g_pitch[0], shape), problem)
 
 
 def _tile(pass_name: Pass, x: Tensor, weight: Tensor, shape: GatherShape, index: Index, problem: Problem) -> TileConfig:
@@ -166,10 +119,6 @@ def _tile(pass_name: Pass, x: Tensor, weight: Tensor, shape: GatherShape, index:
     depth = index.most_readers * shape.filters if of_input else shape.taps * shape.channels
     columns = shape.channels if of_input else shape.filters
     return tile_for(pass_name, bucket(len(x)), max(1, depth), columns, x.element_size(), problem.precision)
-
-
-def _blocks(size: int, block: int) -> int:
-    return -(-size // block)
 
 
 def _launch(
@@ -181,7 +130,7 @@ def _launch(
     problem: Problem,
     *epilogue: Any,
 ) -> None:
-    tile = GatherTile(config.block_b, config.block_k, config.block_n, config.dot, problem.precision)
+    tile = PlainTile.of(config, problem.precision)
     device = next(tensor.device for tensor in tensors if tensor is not None)
     launches = problem.launches.setdefault(("gather", pass_name, config, device.index), {})
     prepare(launches, KERNELS[pass_name], grid, config, tensors, (*sizes, tile, *epilogue), device)(*tensors)
