@@ -1,7 +1,8 @@
 """Weights of 8 and 4 bits: what they are made of a weight, and the layer that reads them.
 
 8 bits have a scale of each position and filter: a pass reads the numbers as they are, and the sums are scaled beside
-the bias. 4 bits have a scale every 32 entries of a window, and become 32 bits before the pass.
+the bias. 4 bits have a scale every 32 entries of a window: kernels of their own read and scale them, and a CPU makes
+32 bits of them before the pass.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 from lc_triton import _cpu
 from lc_triton.core.backend import autocast_enabled, resolve
 from lc_triton.core.dtypes import HALF
-from lc_triton.core.geometry import spatial_dims
+from lc_triton.core.geometry import Geometry, spatial_dims
 from lc_triton.core.problem import Problem
 from lc_triton.core.tracing import is_observed
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, DeviceMismatchError, DtypeError, RankError
@@ -29,6 +30,8 @@ KINDS = {"int8": torch.int8, "float8_e4m3": torch.float8_e4m3fn, "int4": torch.u
 LARGEST = {"int8": 127.0, "float8_e4m3": 448.0, "int4": 7.0}
 # Entries of a window that share a scale of 4 bits.
 ENTRIES = 32
+# A kernel for 4 bits owns channels and filters of one group: with fewer than so many it would have little to do.
+MIN_GROUP = 16
 
 
 def quantize(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
@@ -115,16 +118,22 @@ def run_quantized(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None,
     if autocast_enabled(x.device.type) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(x.device.type))
     backend = resolve(x.device.type)
-    if plan.geometry.regions or not _reads_numbers(x, weight, backend):  # shared filters are few: widened at once
+    if not _reads_numbers(x, weight, backend, plan.geometry):
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         return run(x, dequantize(weight, scale, dtype), None if bias is None else bias.to(dtype), plan)
-    problem = problem_of(plan, backend, precision_of(x.dtype)).linear()
-    sums = _Product.apply(to_internal(x, plan), weight, problem)  # type: ignore[no-untyped-call]
-    z = sums * scale
+    problem = problem_of(plan, backend, precision_of(x.dtype))
+    batched = input_format_of(x, plan).batched
+    x = to_internal(x, plan)
+    if weight.dtype == torch.uint8:
+        if not (torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))):
+            return from_internal(_four_bits_layer(x, weight, scale, bias, problem), plan, batched=batched)
+        z = _Product.apply(x, weight, scale, problem.linear())  # type: ignore[no-untyped-call]
+    else:
+        z = _Product.apply(x, weight, None, problem.linear()) * scale  # type: ignore[no-untyped-call]
     if bias is not None:
         z = z + bias.to(z.dtype)
     y = plan.activation(z).to(x.dtype)
-    return from_internal(y, plan, batched=input_format_of(x, plan).batched)
+    return from_internal(y, plan, batched=batched)
 
 
 def _check_bias(bias: Tensor | None, plan: Plan) -> None:
@@ -142,15 +151,19 @@ def _check_devices(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None
         raise DeviceMismatchError(devices=", ".join(f"{name} on {device}" for name, device in devices.items()))
 
 
-def _reads_numbers(x: Tensor, weight: Tensor, backend: str) -> bool:
-    """Whether a pass takes the numbers as they are: those of 8 bits, where nothing records or transforms the call.
+def _reads_numbers(x: Tensor, weight: Tensor, backend: str, geo: Geometry) -> bool:
+    """Whether a pass takes the numbers as they are, where nothing records or transforms the call.
 
-    GPUs before compute capability 8.9 have no instructions for float8.
+    GPUs before compute capability 8.9 have no instructions for float8. The CPU path and layers of small groups have no
+    pass for 4 bits, and shared filters are few: those are widened at once.
     """
-    if weight.dtype == torch.uint8 or backend == "reference" or is_observed():
+    if geo.regions or backend == "reference" or is_observed():
         return False
     if not all(type(t) in (Tensor, torch.nn.Parameter) for t in (x, weight)) or x.is_neg():
         return False
+    if weight.dtype == torch.uint8:
+        group = min(geo.in_channels, geo.out_channels) // geo.groups
+        return backend == "triton" and (geo.groups == 1 or group >= MIN_GROUP)
     if weight.dtype == torch.float8_e4m3fn and x.device.type == "cuda":
         return torch.cuda.get_device_capability(x.device) >= (8, 9)
     return True
@@ -160,55 +173,83 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def _four_bits_layer(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
+    """The layer without a graph, bias and activation included, in one launch."""
+    from lc_triton.launch import four_bits
+
+    y = torch.empty((x.shape[0], *problem.geometry.bias_shape), dtype=x.dtype, device=x.device)
+    if y.numel():
+        four_bits.four_bits_forward(x, weight, scale, bias, y, problem)
+    return y
+
+
 class _Product(torch.autograd.Function):
-    """The sums of a layer, not scaled yet, in float32: float16 does not hold those of numbers of 8 bits."""
+    """The sums of a layer in float32: float16 does not hold those of numbers of 8 bits.
+
+    Sums of 8 bits are not scaled yet, and `scale` is None. Those of 4 bits are.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, problem: Problem) -> Tensor:
-        ctx.save_for_backward(weight)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor | None, problem: Problem) -> Tensor:
+        ctx.save_for_backward(weight, scale)
         ctx.problem, ctx.dtype = problem, x.dtype
         if problem.backend == "cpu":
             return _cpu.forward(x.to(_wide(x.dtype)), weight, None, problem, store_z=False)[0]
         from lc_triton import launch
+        from lc_triton.launch import four_bits
 
         shape = (x.shape[0], *problem.geometry.bias_shape)
         y = torch.empty(shape, dtype=_wide(x.dtype), device=x.device)
-        if y.numel():
+        if not y.numel():
+            return y
+        if scale is None:
             launch.forward(x, weight, None, y, None, problem)
+        else:
+            four_bits.four_bits_forward(x, weight, scale, None, y, problem)
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (weight,) = ctx.saved_tensors
-        dx: Tensor = _Adjoint.apply(grad, weight, ctx.problem, ctx.dtype)  # type: ignore[no-untyped-call]
-        return dx.to(ctx.dtype), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        weight, scale = ctx.saved_tensors
+        dx: Tensor = _Adjoint.apply(grad, weight, scale, ctx.problem, ctx.dtype)  # type: ignore[no-untyped-call]
+        return dx.to(ctx.dtype), None, None, None
 
 
 class _Adjoint(torch.autograd.Function):
     """The input gradient of the sums, in the dtype of the gradient; products are those of x's dtype."""
 
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, weight: Tensor, problem: Problem, dtype: torch.dtype) -> Tensor:
-        ctx.save_for_backward(weight)
+    def forward(
+        ctx: Any, grad: Tensor, weight: Tensor, scale: Tensor | None, problem: Problem, dtype: torch.dtype
+    ) -> Tensor:
+        ctx.save_for_backward(weight, scale)
         ctx.problem, ctx.dtype = problem, dtype
         if problem.backend == "cpu":
             return _cpu.input_grad(grad, weight, None, problem)
-        from lc_triton import launch
-
         geo = problem.geometry
         dx = torch.empty((grad.shape[0], *geo.in_spatial, geo.in_channels), dtype=grad.dtype, device=grad.device)
         if not dx.numel():
             return dx
         if dtype not in HALF:
-            launch.input_grad(grad, weight, None, dx, problem)
+            _launch_adjoint(grad, weight, scale, dx, problem)
             return dx
         # Scales are small numbers: float16 would lose the gradients that they multiply, without a common factor.
         peak = grad.abs().amax().clamp(min=torch.finfo(grad.dtype).tiny)
-        launch.input_grad((grad / peak).to(dtype), weight, None, dx, problem)
+        _launch_adjoint((grad / peak).to(dtype), weight, scale, dx, problem)
         return dx * peak
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        (weight,) = ctx.saved_tensors
-        sums: Tensor = _Product.apply(grad, weight, ctx.problem)  # type: ignore[no-untyped-call]
-        return sums, None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        weight, scale = ctx.saved_tensors
+        sums: Tensor = _Product.apply(grad, weight, scale, ctx.problem)  # type: ignore[no-untyped-call]
+        return sums, None, None, None, None
+
+
+def _launch_adjoint(g: Tensor, weight: Tensor, scale: Tensor | None, dx: Tensor, problem: Problem) -> None:
+    from lc_triton import launch
+    from lc_triton.launch import four_bits
+
+    if scale is None:
+        launch.input_grad(g, weight, None, dx, problem)
+    else:
+        four_bits.four_bits_input_grad(g, weight, scale, dx, problem)

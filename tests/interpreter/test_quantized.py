@@ -1,11 +1,15 @@
-"""The kernels on weights of 8 bits, interpreted, against the weight that numbers and scales stand for."""
+"""The kernels on weights of 8 and 4 bits, interpreted, against the weight that numbers and scales stand for."""
 
 import pytest
 import torch
 
 import lc_triton
+from lc_triton.core.problem import Problem
+from lc_triton.launch import four_bits
+from lc_triton.ops import quantized
 from lc_triton.ops.quantized import dequantize, quantize
-from tests.cases import CASES, assert_close, tensors
+from lc_triton.tiles.config import TileConfig
+from tests.cases import CASES, Case, assert_close, tensors
 
 BY_NAME = {case.name: case for case in CASES}
 
@@ -39,3 +43,71 @@ def test_values_and_input_gradients(name, kind, dtype):
     assert (y.dtype, dx.dtype) == (dtype, dtype)
     assert_close(y, want.detach(), tolerance)
     assert_close(dx, dx_want, tolerance)
+
+
+FOUR_BITS = [
+    # Two steps of scales and the rest of a third, which taps share; filters of an odd number, several samples a block.
+    (Case("1d_scales", (4,), 34, 5, 2, batch=3), torch.float32, "channel"),
+    (Case("2d_stride", (3, 4), 2, 3, 2, stride=(1, 2), padding=1), torch.float16, "position"),
+    (Case("1d_groups", (3,), 32, 32, 2, groups=2, dilation=2, batch=1), torch.float64, None),
+    (Case("1d_odd_groups", (4,), 34, 34, 2, groups=2, padding=1, batch=4), torch.float32, "position"),
+    (Case("3d", (2, 3, 2), 2, 4, 2, padding=(0, 1, 0), batch=1), torch.float32, "position"),
+    (Case("1d_wide", (3,), 8, 70, 2, batch=3), torch.float16, "position"),
+]
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype", "bias_kind"),
+    [pytest.param(*row, marks=() if n < 3 else pytest.mark.nightly) for n, row in enumerate(FOUR_BITS)],
+    ids=[row[0].name for row in FOUR_BITS],
+)
+def test_four_bits(case, dtype, bias_kind, monkeypatch):
+    """With a graph, and without one, where bias and activation are in the kernel."""
+    t = tensors(case, dtype)
+    weight, scale = quantize(t.weight, "int4")
+    bias = {"position": t.bias, "channel": t.bias.flatten(0, -2)[0], None: None}[bias_kind]
+    arguments = case.arguments | {"data_format": "channels_last", "activation": "gelu"}
+    exact = t.x.double().requires_grad_()
+    stands_for = dequantize(weight, scale, torch.float64)
+    want = lc_triton.local_conv(exact, stands_for, None if bias is None else bias.double(), **arguments)
+    (dx_want,) = torch.autograd.grad(want, exact, t.g.double())
+    monkeypatch.setattr(quantized, "dequantize", None)
+    x = t.x.clone().requires_grad_()
+    with lc_triton.backend("triton"):
+        y = lc_triton.local_conv(x, weight, bias, weight_scale=scale, **arguments)
+        (dx,) = torch.autograd.grad(y, x, t.g)
+        with torch.no_grad():
+            fused = lc_triton.local_conv(x, weight, bias, weight_scale=scale, **arguments)
+    tolerance = {torch.float32: 1e-6, torch.float64: 1e-12}.get(dtype, 2 * torch.finfo(dtype).eps)
+    assert (y.dtype, fused.dtype, dx.dtype) == (dtype, dtype, dtype)
+    for got, of in ((y, want.detach()), (fused, want.detach()), (dx, dx_want)):
+        assert_close(got, of, tolerance)
+
+
+def test_four_bits_with_64_bit_offsets_and_small_blocks():
+    case = Case("blocks", (4,), 35, 6, 2, padding=1, batch=3)
+    t, problem = tensors(case, torch.float32), Problem(case.geometry, backend="triton")
+    weight, scale = quantize(t.weight, "int4")
+    tile = TileConfig(1, 1, 16, 16, 32)
+    y, dx = torch.full_like(t.g, float("nan")), torch.full_like(t.x, float("nan"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(four_bits, "is_wide", lambda *_: True)
+        four_bits.four_bits_forward(t.x, weight, scale, None, y, problem, tile)
+        four_bits.four_bits_input_grad(t.g, weight, scale, dx, problem, tile)
+    stands_for = dequantize(weight, scale, torch.float64)
+    exact = t.x.double().requires_grad_()
+    want = lc_triton.local_conv(exact, stands_for, **case.arguments, data_format="channels_last")
+    assert_close(y, want.detach(), 1e-6)
+    assert_close(dx, torch.autograd.grad(want, exact, t.g.double())[0], 1e-6)
+
+
+def test_layers_of_small_groups_become_float32(monkeypatch):
+    case = BY_NAME["2d_depthwise"]
+    t = tensors(case, torch.float32)
+    weight, scale = quantize(t.weight, "int4")
+    arguments = case.arguments | {"data_format": "channels_last"}
+    monkeypatch.setattr(four_bits, "four_bits_forward", None)
+    with lc_triton.backend("triton"), torch.no_grad():
+        y = lc_triton.local_conv(t.x[:1, :], weight, weight_scale=scale, **arguments)
+    want = lc_triton.local_conv(t.x[:1].double(), dequantize(weight, scale, torch.float64), **arguments)
+    assert_close(y, want, 1e-6)

@@ -1,0 +1,255 @@
+"""The passes of a layer whose weights are two of 4 bits a byte, with a scale every 32 entries of a window.
+
+A program owns one position (of the input gradient: one site), BB samples and BN filters (channels) of one group. It
+loads bytes, and makes numbers of them in registers. The forward takes 32 entries a step, multiplies by the integers,
+which every dtype holds exactly, and scales the sums of a step. In the input gradient the scale differs along the sum,
+so that the weight itself is scaled.
+"""
+
+import triton
+import triton.language as tl
+
+from lc_triton.kernels.common import bias_and_activation, decode_k, unbounded
+
+ENTRIES: tl.constexpr = tl.constexpr(32)  # of a window that share a scale, as in lc_triton.ops.quantized
+ZERO: tl.constexpr = tl.constexpr(0x88)  # two zeros: a number is stored plus 8
+
+
+@triton.jit
+def place_of(pid, H: tl.constexpr, W: tl.constexpr, LEAD: tl.constexpr, SHAPE: tl.constexpr):
+    """The place that a program owns, and its four coordinates; LEAD is the size of the second dimension."""
+    place = pid.to(tl.int64) if SHAPE.wide else pid.to(tl.int32)
+    lead = place // (H * W)
+    return place, lead // LEAD, lead % LEAD, place // W % H, place % W
+
+
+@triton.jit
+def number(b):
+    """The number of four bits, exactly, as the last bits of a float at 2^23.
+
+    From an integer, LLVM would subtract 8 in packed halves of 16 bits, whose constants ptxas 12.9 loses
+    (launch/ptx_scan.py).
+    """
+    return ((b & 15).to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True) - 8388616.0
+
+
+@triton.jit
+def numbers(b, dtype: tl.constexpr):
+    """Both numbers of each byte [.., N], [.., 2 * N], the lower four bits first."""
+    return tl.interleave(number(b).to(dtype), number(b >> 4).to(dtype))
+
+
+@triton.jit
+def number_of(b, f, dtype: tl.constexpr):
+    """The number of filter f in the byte that holds it."""
+    return number(tl.where(f % 2 == 0, b, b >> 4)).to(dtype)
+
+
+@triton.jit(do_not_specialize=["B"])
+def four_bits_forward_kernel(
+    p_x,  # (B, I0, I1, IH, IW, C) with rows of sites dense; x_pitch holds the other strides, in sites
+    p_w,  # (P, D, ceil(F / 2)) bytes, D = T * C // G
+    p_scale,  # (P, ceil(D / 32), F)
+    p_bias,  # (P, F) or (F)
+    p_y,  # (B, P, F)
+    B,
+    x_pitch,
+    SHAPE: tl.constexpr,
+    TILE: tl.constexpr,
+    EPILOGUE: tl.constexpr,
+):
+    """y = act(x . w + bias); a step of the k-loop has one scale."""
+    C: tl.constexpr = SHAPE.group_channels
+    F: tl.constexpr = SHAPE.filters
+    FG: tl.constexpr = SHAPE.group_filters
+    G: tl.constexpr = SHAPE.groups
+    K0: tl.constexpr = SHAPE.kernel[0]
+    K1: tl.constexpr = SHAPE.kernel[1]
+    KH: tl.constexpr = SHAPE.kernel[2]
+    KW: tl.constexpr = SHAPE.kernel[3]
+    KT: tl.constexpr = K0 * K1 * KH * KW * C
+    BYTES: tl.constexpr = (F + 1) // 2
+    BB: tl.constexpr = TILE.block_b
+    BK: tl.constexpr = ENTRIES
+    BN: tl.constexpr = TILE.block_n
+    DOT: tl.constexpr = TILE.dot
+    PAIRS: tl.constexpr = G == 1 or FG % 2 == 0  # a block of filters is whole bytes
+    ACC: tl.constexpr = tl.float64 if p_x.dtype.element_ty == tl.float64 else tl.float32
+
+    # Tile. The blocks of samples of one position run side by side: its weights come from memory once.
+    pid = tl.program_id(0)
+    n_b = tl.cdiv(B, BB)
+    b = (pid % n_b) * BB + tl.arange(0, BB)
+    m_b = b < B
+    pid = pid // n_b
+    BLOCKS: tl.constexpr = (FG + BN - 1) // BN
+    inner = (pid % BLOCKS).to(tl.int32) * BN
+    group = (pid // BLOCKS % G).to(tl.int32)
+    f0 = group * FG + inner
+    f, m_n = f0 + tl.arange(0, BN), inner + tl.arange(0, BN) < FG
+    position, o0, o1, oh, ow = place_of(
+        pid // (BLOCKS * G), SHAPE.outputs[2], SHAPE.outputs[3], SHAPE.outputs[1], SHAPE
+    )
+
+    # Addresses.
+    s0, s1 = o0 * SHAPE.stride[0] - SHAPE.pad[0], o1 * SHAPE.stride[1] - SHAPE.pad[1]
+    sh, sw = oh * SHAPE.stride[2] - SHAPE.pad[2], ow * SHAPE.stride[3] - SHAPE.pad[3]
+    p_w += position.to(tl.int64) * (KT * BYTES)
+    p_scale += position.to(tl.int64) * ((KT + BK - 1) // BK * F) + f
+    p_x += b.to(tl.int64) * x_pitch[0] * SHAPE.channels
+    o_byte = f0 // 2 + tl.arange(0, BN // 2)
+
+    # Loop over the entries of a window.
+    if DOT:
+        acc = tl.zeros((BB, BN), ACC)
+    else:
+        acc = tl.zeros((BB, BK, BN), ACC)  # summed over k once, after the loop
+    for start in range(0, KT, BK):
+        k = start + tl.arange(0, BK)
+        t0, t1, kh, kw, c = decode_k(k, K0, K1, KH, KW, C)
+        i0, i1 = s0 + t0 * SHAPE.dilation[0], s1 + t1 * SHAPE.dilation[1]
+        ih, iw = sh + kh * SHAPE.dilation[2], sw + kw * SHAPE.dilation[3]
+        m_k = k < KT
+        m_x = m_k & (ih >= 0) & (ih < SHAPE.inputs[2]) & (iw >= 0) & (iw < SHAPE.inputs[3])
+        if SHAPE.lead:
+            m_x = m_x & (i0 >= 0) & (i0 < SHAPE.inputs[0]) & (i1 >= 0) & (i1 < SHAPE.inputs[1])
+        o_x = (i0 * x_pitch[1] + i1 * x_pitch[2] + ih * x_pitch[3] + iw) * SHAPE.channels + group * C + c  # [BK]
+        b_x = tl.load(p_x[:, None] + o_x[None, :], mask=m_b[:, None] & m_x[None, :], other=0.0)  # [BB, BK]
+        if PAIRS:
+            m_w = m_k[:, None] & (o_byte < BYTES)[None, :]
+            b_byte = tl.load(p_w + k[:, None] * BYTES + o_byte[None, :], mask=m_w, other=ZERO)  # [BK, BN // 2]
+            b_w = numbers(b_byte, b_x.dtype)  # [BK, BN]
+        else:
+            m_w = m_k[:, None] & m_n[None, :]
+            b_byte = tl.load(p_w + k[:, None] * BYTES + f[None, :] // 2, mask=m_w, other=ZERO)  # [BK, BN]
+            b_w = number_of(b_byte, f[None, :], b_x.dtype)
+        b_scale = tl.load(p_scale + start // BK * F, mask=m_n, other=0.0).to(ACC)  # [BN]
+        if DOT:
+            acc += tl.dot(b_x, b_w, input_precision=TILE.precision, out_dtype=ACC) * b_scale[None, :]
+        else:
+            acc += b_x[:, :, None].to(ACC) * (b_w.to(ACC) * b_scale[None, :])[None, :, :]
+
+    # Epilogue.
+    if not DOT:
+        acc = tl.sum(acc, 1)
+    _, b_y = bias_and_activation(acc, p_bias, position, f, m_n, F, EPILOGUE)
+    o_y = b.to(tl.int64)[:, None] * SHAPE.out_numel + position.to(tl.int64) * F + f[None, :]
+    tl.store(p_y + o_y, b_y.to(p_y.dtype.element_ty), mask=m_b[:, None] & m_n[None, :])  # [BB, BN]
+
+
+@triton.jit
+def read_at(k, i0, i1, ih, iw, N: tl.constexpr, LAST: tl.constexpr, SHAPE: tl.constexpr):
+    """Decode an index of the input gradient's loop: tap, window (o0, o1, oh, ow), filter; and whether it reads a site.
+
+    Coordinates of the site are those of the padded input. A tap has N filters, or bytes of them, of which LAST exist.
+    """
+    K0: tl.constexpr = SHAPE.kernel[0]
+    K1: tl.constexpr = SHAPE.kernel[1]
+    KH: tl.constexpr = SHAPE.kernel[2]
+    KW: tl.constexpr = SHAPE.kernel[3]
+    S0: tl.constexpr = SHAPE.stride[0]
+    S1: tl.constexpr = SHAPE.stride[1]
+    SH: tl.constexpr = SHAPE.stride[2]
+    SW: tl.constexpr = SHAPE.stride[3]
+    t0, t1, kh, kw, f = decode_k(k, K0, K1, KH, KW, N)
+    m = (k < K0 * K1 * KH * KW * N) & (f < LAST)
+    d0, d1 = i0 - t0 * SHAPE.dilation[0], i1 - t1 * SHAPE.dilation[1]
+    dh, dw = ih - kh * SHAPE.dilation[2], iw - kw * SHAPE.dilation[3]
+    m = m & (d0 >= 0) & (d1 >= 0) & (dh >= 0) & (dw >= 0)
+    o0, o1, oh, ow = unbounded(d0) // S0, unbounded(d1) // S1, unbounded(dh) // SH, unbounded(dw) // SW
+    m = m & (o0 * S0 == d0) & (o1 * S1 == d1) & (oh * SH == dh) & (ow * SW == dw)
+    m = m & (o0 < SHAPE.outputs[0]) & (o1 < SHAPE.outputs[1]) & (oh < SHAPE.outputs[2]) & (ow < SHAPE.outputs[3])
+    return ((t0 * K1 + t1) * KH + kh) * KW + kw, o0, o1, oh, ow, f, m
+
+
+@triton.jit(do_not_specialize=["B"])
+def four_bits_input_grad_kernel(
+    p_g,  # (B, O0, O1, OH, OW, F) with rows of positions dense; g_pitch holds the other strides, in positions
+    p_w,  # (P, D, ceil(F / 2)) bytes, D = T * C // G
+    p_scale,  # (P, ceil(D / 32), F)
+    p_dx,  # (B, sites, C)
+    B,
+    g_pitch,
+    SHAPE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """dx = g . w^T; k counts taps and filters, and BN <= 32 channels of a tap have two scales at most."""
+    C: tl.constexpr = SHAPE.channels
+    CG: tl.constexpr = SHAPE.group_channels
+    F: tl.constexpr = SHAPE.filters
+    FG: tl.constexpr = SHAPE.group_filters
+    G: tl.constexpr = SHAPE.groups
+    T: tl.constexpr = SHAPE.kernel[0] * SHAPE.kernel[1] * SHAPE.kernel[2] * SHAPE.kernel[3]
+    FE: tl.constexpr = FG + (FG % 2 if G == 1 else 0)  # so many filters are whole bytes
+    PAIRS: tl.constexpr = FE % 2 == 0
+    BYTES: tl.constexpr = (F + 1) // 2
+    SCALES: tl.constexpr = (T * CG + ENTRIES - 1) // ENTRIES
+    O1: tl.constexpr = SHAPE.outputs[1]
+    OH: tl.constexpr = SHAPE.outputs[2]
+    OW: tl.constexpr = SHAPE.outputs[3]
+    BB: tl.constexpr = TILE.block_b
+    BK: tl.constexpr = TILE.block_k
+    BN: tl.constexpr = TILE.block_n
+    DOT: tl.constexpr = TILE.dot
+    ACC: tl.constexpr = tl.float64 if p_g.dtype.element_ty == tl.float64 else tl.float32
+    tl.static_assert(BN <= ENTRIES)
+
+    # Tile. The blocks of samples of one site run side by side, as in the forward.
+    pid = tl.program_id(0)
+    n_b = tl.cdiv(B, BB)
+    b = (pid % n_b) * BB + tl.arange(0, BB)
+    m_b = b < B
+    pid = pid // n_b
+    BLOCKS: tl.constexpr = (CG + BN - 1) // BN
+    c0 = (pid % BLOCKS).to(tl.int32) * BN
+    group = (pid // BLOCKS % G).to(tl.int32)
+    c = c0 + tl.arange(0, BN)
+    m_n = c < CG
+    site, i0, i1, ih, iw = place_of(pid // (BLOCKS * G), SHAPE.inputs[2], SHAPE.inputs[3], SHAPE.inputs[1], SHAPE)
+
+    # Addresses: the site in padded coordinates.
+    i0, i1, ih, iw = i0 + SHAPE.pad[0], i1 + SHAPE.pad[1], ih + SHAPE.pad[2], iw + SHAPE.pad[3]
+    p_g += b.to(tl.int64) * g_pitch[0] * F + group * FG
+
+    # Loop over taps and their filters.
+    if DOT:
+        acc = tl.zeros((BB, BN), ACC)
+    else:
+        acc = tl.zeros((BB, BN, BK), ACC)  # summed over k once, after the loop
+    for start in range(0, T * FE, BK):
+        t, o0, o1, oh, ow, f, m_k = read_at(start + tl.arange(0, BK), i0, i1, ih, iw, FE, FG, SHAPE)
+        o_g = (o0 * g_pitch[1] + o1 * g_pitch[2] + oh * g_pitch[3] + ow) * F + f  # [BK]
+        b_g = tl.load(p_g[:, None] + o_g[None, :], mask=m_b[:, None] & m_k[None, :], other=0.0)  # [BB, BK]
+        position = (((o0 * O1 + o1) * OH + oh) * OW + ow).to(tl.int64)
+        f += group * FG
+        if PAIRS:
+            j = start // 2 + tl.arange(0, BK // 2)
+            u, q0, q1, qh, qw, byte, m_j = read_at(j, i0, i1, ih, iw, FE // 2, (FG + 1) // 2, SHAPE)
+            o_j = (((q0 * O1 + q1) * OH + qh) * OW + qw).to(tl.int64) * (T * CG * BYTES)
+            o_j += u * (CG * BYTES) + group * FG // 2 + byte  # [BK // 2]
+            m_w = m_n[:, None] & m_j[None, :]
+            b_byte = tl.load(p_w + c[:, None] * BYTES + o_j[None, :], mask=m_w, other=ZERO)  # [BN, BK // 2]
+            b_w = numbers(b_byte, ACC)  # [BN, BK]
+        else:
+            o_w = position * (T * CG * BYTES) + t * (CG * BYTES) + f // 2  # [BK]
+            m_w = m_n[:, None] & m_k[None, :]
+            b_byte = tl.load(p_w + c[:, None] * BYTES + o_w[None, :], mask=m_w, other=ZERO)  # [BN, BK]
+            b_w = number_of(b_byte, f[None, :], ACC)
+        entry = t * CG + c0
+        first = entry // ENTRIES  # the scale of the tap's first channel here; a later one may have the next
+        p_k = p_scale + position * (SCALES * F) + first * F + f  # [BK]
+        b_first = tl.load(p_k, mask=m_k, other=0.0).to(ACC)
+        b_next = tl.load(p_k + F, mask=m_k & (first + 1 < SCALES), other=0.0).to(ACC)
+        in_first = (entry % ENTRIES)[None, :] + tl.arange(0, BN)[:, None] < ENTRIES
+        b_w = b_w * tl.where(in_first, b_first[None, :], b_next[None, :])
+        if DOT:
+            b_w = b_w.to(b_g.dtype)
+            acc = tl.dot(b_g, tl.trans(b_w), acc, input_precision=TILE.precision, out_dtype=ACC)
+        else:
+            acc += b_g[:, None, :].to(ACC) * b_w[None, :, :]
+
+    # Epilogue.
+    if not DOT:
+        acc = tl.sum(acc, 2)
+    o_dx = b.to(tl.int64)[:, None] * SHAPE.in_numel + site.to(tl.int64) * C + group * CG + c[None, :]
+    tl.store(p_dx + o_dx, acc.to(p_dx.dtype.element_ty), mask=m_b[:, None] & m_n[None, :])  # [BB, BN]
