@@ -15,6 +15,7 @@ from lc_triton.core.activations import Activation, parse_activation
 from lc_triton.core.names import ActivationArg
 from lc_triton.errors import UnknownNameError
 from lc_triton.keras import activations
+from lc_triton.keras.saved import elementwise
 from lc_triton.keras.saved.arguments import Arguments, Axes, Number, Place, positive_axis
 from lc_triton.keras.saved.slots import Slot, same_layout
 from lc_triton.keras.saved.training import Trained
@@ -45,6 +46,10 @@ def argument(identifier: Any, keras: int) -> ActivationArg:
         return KERAS_3[name]
     if keras < 3 and name == "leaky_relu":
         return "leaky_relu", _slope(0.2, keras)
+    if keras < 3 and name == "identity":
+        return None
+    if keras < 3 and name in elementwise.ACTIVATIONS:
+        return elementwise.ACTIVATIONS[name]
     try:
         activations.get(name)
     except UnknownNameError as error:

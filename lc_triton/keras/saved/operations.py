@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lc_triton.keras.saved import reshaping
+from lc_triton.keras.saved import elementwise, images, reshaping
 from lc_triton.keras.saved.arguments import Arguments, Place
 from lc_triton.keras.saved.indexing import constant, getitem
 
@@ -69,7 +69,10 @@ def find(name: object) -> Function:
     Raises:
         ValueError: one that is not here.
     """
-    found = FUNCTIONS.get(_PREFIXES.sub("", name)) if isinstance(name, str) else None
+    plain = _PREFIXES.sub("", name) if isinstance(name, str) else ""
+    if plain == "einsum":
+        raise ValueError("Keras saves the equation of tf.einsum, and not which tensors it takes")
+    found = FUNCTIONS.get(plain)
     if found is None:
         raise ValueError(f"TensorFlow's function {str(name)[:80]} has no counterpart here")
     return found
@@ -164,6 +167,20 @@ def _tensordot(a: Any, b: Any, axes: Any) -> Any:
     return torch.tensordot(constant(a, b), constant(b, a), axes)
 
 
+def _sort(values: Tensor, axis: int = -1, direction: str = "ASCENDING") -> Tensor:
+    return values.sort(axis, descending=direction == "DESCENDING").values
+
+
+def _top_k(input: Tensor, k: int = 1, sorted: bool = True, index_type: str = "int32") -> tuple[Tensor, Tensor]:
+    values, indices = input.topk(k, -1)
+    return values, indices.to(_dtype(index_type))
+
+
+def _band_part(input: Tensor, num_lower: int, num_upper: int) -> Tensor:
+    found = input if num_upper < 0 else input.tril(num_upper)
+    return found if num_lower < 0 else found.triu(-num_lower)
+
+
 def _cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = False) -> Tensor:
     y = x.flip(axis).cumsum(axis) if reverse else x.cumsum(axis)
     y = y - (x.flip(axis) if reverse else x) if exclusive else y
@@ -196,10 +213,6 @@ def _bias_add(value: Tensor, bias: Any, data_format: str | None = None) -> Any:
     if data_format is not None and data_format.startswith("NC"):
         bias = bias.reshape(-1, *(1,) * (value.ndim - 2))
     return value + bias
-
-
-def _crelu(features: Tensor, axis: int = -1) -> Tensor:
-    return torch.cat([features.relu(), (-features).relu()], axis)
 
 
 def _leaky_relu(features: Tensor, alpha: float = 0.2) -> Tensor:
@@ -278,20 +291,14 @@ FUNCTIONS: dict[str, Function] = {
     "add_n": _add_n,
     "matmul": _matmul,
     "tensordot": _tensordot,
+    "sort": _sort,
+    "top_k": _top_k,
+    "band_part": _band_part,
     # Number by number.
-    **{
-        name: getattr(torch, name)
-        for name in (
-            *("abs", "exp", "log", "log1p", "expm1", "sqrt", "rsqrt", "square", "sin", "cos", "tan", "tanh", "sigmoid"),
-            *("sign", "floor", "ceil", "round", "erf", "reciprocal", "sinh", "cosh", "atan", "asin", "acos"),
-        )
-    },
-    "negative": torch.neg,
-    "log_sigmoid": F.logsigmoid,
+    **elementwise.FUNCTIONS,
     "clip_by_value": _clip,
     "relu": torch.relu,
     "relu6": F.relu6,
-    "crelu": _crelu,
     "leaky_relu": _leaky_relu,
     "elu": F.elu,
     "selu": F.selu,
@@ -302,7 +309,6 @@ FUNCTIONS: dict[str, Function] = {
     "softsign": F.softsign,
     "softmax": _over_axis(torch.softmax),
     "log_softmax": _over_axis(torch.log_softmax),
-    "identity": lambda input: input,
     "stop_gradient": lambda input: input.detach(),
     "cast": lambda x, dtype: x.to(_dtype(dtype)) if isinstance(x, Tensor) else x,
     "where": _where,
@@ -329,6 +335,7 @@ FUNCTIONS: dict[str, Function] = {
     "one_hot": _one_hot,
     "bias_add": _bias_add,
     **reshaping.FUNCTIONS,
+    **images.FUNCTIONS,
 }
 
 CLASSES: dict[str, type[Arguments]] = {"TFOpLambda": OperationArguments, "SlicingOpLambda": OperationArguments}

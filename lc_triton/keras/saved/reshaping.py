@@ -98,6 +98,27 @@ def _slice(input_: Any, begin: list[int], size: list[int]) -> Any:
     return getitem(input_, entries if isinstance(input_, Tensor) else entries[0])
 
 
+def _strided_slice(
+    input_: Any,
+    begin: list[int],
+    end: list[int],
+    strides: list[int] | None = None,
+    begin_mask: int = 0,
+    end_mask: int = 0,
+    ellipsis_mask: int = 0,
+    new_axis_mask: int = 0,
+    shrink_axis_mask: int = 0,
+) -> Any:
+    if ellipsis_mask or new_axis_mask:
+        raise ValueError("strided_slice with an ellipsis_mask or a new_axis_mask has no counterpart here")
+    spec: list[Any] = []
+    for i, (low, high, step) in enumerate(zip(begin, end, strides or [1] * len(begin), strict=True)):
+        bit = 1 << i
+        ends = {"start": None if begin_mask & bit else low, "stop": None if end_mask & bit else high, "step": step}
+        spec.append(low if shrink_axis_mask & bit else ends)
+    return getitem(input_, spec)
+
+
 def _space_to_depth(input: Tensor, block_size: int, data_format: str = "NHWC") -> Tensor:
     _channels_last(data_format)
     n, h, w, c = input.shape
@@ -125,6 +146,8 @@ def _shape_of(input: Tensor, out_type: Any = "int32") -> Sizes:
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "shape": _shape_of,
     "slice": _slice,
+    "strided_slice": _strided_slice,
+    "broadcast_to": lambda input, shape: input.broadcast_to(tuple(shape)),
     "reshape": _reshape,
     "batch_flatten": lambda x: x.flatten(1),
     "transpose": _transpose,

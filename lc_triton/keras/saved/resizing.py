@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from pydantic import StrictBool
 from torch import Tensor, nn
 
+from lc_triton.keras.saved import interpolating
 from lc_triton.keras.saved.arguments import Arguments, Count, Counts, DataFormat, Place, spread
 
-Interpolation = Literal["nearest", "bilinear"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "area", "lanczos3", "lanczos5", "gaussian", "mitchellcubic"]
 
 
 class UpSampling(nn.Module):
@@ -65,6 +66,8 @@ def interpolated(x: Tensor, sizes: list[int], interpolation: Interpolation, *, c
     x = x if channels_first else x.movedim(-1, 1)
     if interpolation == "nearest":
         y = F.interpolate(x, sizes, mode="nearest-exact")
+    elif interpolation in interpolating.METHODS:
+        y = interpolating.resized(x, sizes, interpolation)
     elif x.dtype == torch.float64:
         y = _in_single(x, sizes).to(x.dtype)
     else:

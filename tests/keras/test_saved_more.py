@@ -1,0 +1,64 @@
+"""Models of saved/make_more.py beside tf_keras's own outputs: functions, ways to resize, cells and kept states."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lc_triton.keras import load_model
+from lc_triton.keras.saved.operations import find
+
+pytestmark = pytest.mark.subprocess
+
+ARCHIVE = Path(__file__).parent / "saved" / "more.zip"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    where = tmp_path_factory.mktemp("more")
+    with zipfile.ZipFile(ARCHIVE) as archive:
+        archive.extractall(where)
+    return where
+
+
+def golden(folder, name, letter):
+    data, found = np.load(folder / "outputs.npz"), []
+    while f"{name}/{letter}{len(found)}" in data:
+        found.append(torch.from_numpy(data[f"{name}/{letter}{len(found)}"]))
+    return found
+
+
+def check(outputs, wanted):
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    assert len(outputs) == len(wanted) > 0
+    for i, (got, want) in enumerate(zip(outputs, wanted, strict=True)):
+        assert (got.shape, got.dtype) == (want.shape, want.dtype), i
+        error = (got.double() - want.double()).abs().max() / want.double().abs().max()
+        assert error <= 1e-6, (i, f"{error:.1e}")
+
+
+@pytest.mark.parametrize("name", ["functions", "interpolated"])
+def test_outputs_are_those_of_keras(folder, name):
+    check(load_model(folder / f"{name}.h5")(*golden(folder, name, "x")), golden(folder, name, "y"))
+
+
+def test_einsum_is_refused_with_its_reason():
+    """Keras writes its equation alone, and cannot read such a file itself."""
+    with pytest.raises(ValueError, match=r"saves the equation of tf\.einsum, and not which tensors it takes"):
+        find("einsum")
+
+
+@pytest.mark.parametrize(
+    ("function", "kwargs", "message"),
+    [
+        ("image.resize", {"size": [2, 2], "antialias": True}, "preserve_aspect_ratio or antialias"),
+        ("image.resize", {"size": [2, 2], "method": "spline"}, "method='spline' of image.resize"),
+        ("strided_slice", {"begin": [0], "end": [1], "ellipsis_mask": 1}, "ellipsis_mask"),
+        ("nn.max_pool2d", {"ksize": [1, 2, 3], "strides": 1}, r"windows \[1, 2, 3\] of pooling"),
+    ],
+)
+def test_arguments_of_functions_that_have_no_counterpart_are_named(function, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        find(function)(torch.ones(1, 4, 4, 2), **kwargs)
