@@ -250,7 +250,7 @@ def test_every_class_is_compared_with_keras():
     ("class_name", "given", "shapes", "message"),
     [
         ("LSTM", {"units": 2}, [(5,)], "it takes inputs of steps and channels"),
-        ("LSTM", {"units": 2, "stateful": True}, [(5, 3)], "stateful=True keeps states"),
+        ("LSTM", {"units": 2, "stateful": True}, [(5, 3), (2,), (2,)], "stateful=True with states of its own"),
         ("LSTM", {"units": 2}, [(5, 3), (2,)], "it takes one input and 2 state(s), and is given 2 tensors"),
         ("Bidirectional", {"layer": {"class_name": "Dense", "config": {}}}, [(5, 3)], "its layer is a Dense"),
         ("Cropping2D", {"cropping": [[3, 3], [0, 0]]}, [(6, 5, 2)], "leaves nothing of an input"),

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+import lc_triton
+from lc_triton.errors import LocalConvError
 from lc_triton.keras import load_model
 from lc_triton.keras.saved.operations import find
 
@@ -42,6 +44,32 @@ def check(outputs, wanted):
 @pytest.mark.parametrize("name", ["functions", "interpolated"])
 def test_outputs_are_those_of_keras(folder, name):
     check(load_model(folder / f"{name}.h5")(*golden(folder, name, "x")), golden(folder, name, "y"))
+
+
+def test_states_go_on_to_the_next_batch_until_they_are_reset(folder):
+    model, (x,) = load_model(folder / "stateful.h5"), golden(folder, "stateful", "x")
+    for letter in "yz":
+        check(model(x), golden(folder, "stateful", letter))
+    with pytest.raises(LocalConvError, match=r"batch of a stateful layer.*reset_states\(\) ends that"):
+        model(x[:1])
+    assert not any("last_state" in name for name in model.state_dict())
+    model.reset_states()
+    check(model(x), golden(folder, "stateful", "y"))
+    model.reset_states()
+    check(tuple(y[:1] for y in model(x[:1])), [y[:1] for y in golden(folder, "stateful", "y")])
+
+
+def test_a_training_step_of_cells_is_that_of_keras(folder):
+    model, (x,) = load_model(folder / "cells.h5"), golden(folder, "cells", "x")
+    y = model(x)
+    check(y, golden(folder, "cells", "y"))
+    loss = y.square().mean() + lc_triton.regularization_loss(model)
+    assert abs(loss.item() / float(np.load(folder / "outputs.npz")["cells/loss"]) - 1) < 1e-6
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    lc_triton.attach_constraints(model, optimizer)
+    loss.backward()
+    optimizer.step()
+    check(model(x).detach(), golden(folder, "cells", "after"))
 
 
 def test_einsum_is_refused_with_its_reason():

@@ -82,12 +82,15 @@ def _precision(model: Model) -> tuple[torch.dtype, str | None]:
 
 def _computed(model: Model, inputs: list[Tensor], path: Path) -> list[Tensor]:
     dtypes = input_dtypes(model.keras)
+    model.reset_states()
     try:
         with torch.no_grad():
             found = model(*(x.to(dtype) for x, dtype in zip(inputs, dtypes, strict=True)))
     except (RuntimeError, TypeError, ValueError) as error:
         allowed = f"inputs that fit the model ({first_line(error)})"
         raise ArgumentValueError(name="--check", value=str(path), allowed=allowed) from error
+    finally:
+        model.reset_states()
     if isinstance(found, dict):
         return list(found.values())
     return list(found) if isinstance(found, tuple) else [found]

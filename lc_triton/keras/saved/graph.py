@@ -56,6 +56,10 @@ class Sequential(nn.Sequential):
         super().__init__(*args)  # type: ignore[arg-type]
         self.makes_mask = any(map(masking.makes_mask, self))
 
+    def reset_states(self) -> None:
+        """Have stateful layers start from zero at the next batch."""
+        reset_states(self)
+
     def forward(self, input: Tensor, masks: Masks | None = None) -> Any:
         """The output of the chain for an input; with the mask of the input, that of the output too."""
         if masks is None and not self.makes_mask:
@@ -120,6 +124,10 @@ class Functional(nn.Module):
             found += new * step.outputs if len(new) == 1 else new
         outputs = self._packed(values)
         return outputs if masks is None else (outputs, tuple(found[i] for i in self._flat_outputs))
+
+    def reset_states(self) -> None:
+        """Have stateful layers start from zero at the next batch."""
+        reset_states(self)
 
     def train(self, mode: bool = True) -> Functional:
         """Set the mode of all layers but those that Keras calls with `training=False`."""
@@ -215,6 +223,13 @@ def attribute_names(names: list[str]) -> dict[str, str]:
 
 
 _TAKEN = {*vars(nn.Module()), "keras", "_steps", "_outputs", "_flat_outputs", "_evaluated", "training", "makes_mask"}
+
+
+def reset_states(model: nn.Module) -> None:
+    """Have the layers of a model that keep states from batch to batch start from zero."""
+    for layer in model.modules():
+        if getattr(layer, "stateful", False):
+            layer.reset_states()  # type: ignore[operator]  # a method of what is stateful
 
 
 def containers(model: nn.Module) -> Iterator[Model]:

@@ -238,7 +238,7 @@ class _Builder:
         """Give layers their regularizers and constraints; a warning names those that are left out."""
         left_out: list[str] = []
         for path, layer, module in self.made:
-            found, unread = training.asked(layer.config)
+            found, unread = training.asked({**_cell(layer), **layer.config})
             if isinstance(module, training.Trained):
                 module.ask(found)
             elif not isinstance(module, convolution.LOCALLY_CONNECTED):
@@ -261,6 +261,13 @@ def _inside(path: Path, name: str) -> Path:
 def _shown(value: Any) -> str:
     """An argument of a call in a message."""
     return f"the output of {value.layer[:80]!r}" if isinstance(value, Ref) else str(value)[:80]
+
+
+def _cell(layer: LayerSpec) -> dict[str, Any]:
+    """The arguments of the cell that a layer has, whose weights are the layer's here."""
+    cell = layer.config.get("cell")
+    config = cell.get("config") if isinstance(cell, dict) else None
+    return config if isinstance(config, dict) else {}
 
 
 def _dtype(layer: LayerSpec) -> torch.dtype:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pydantic import StrictBool
 from torch import Tensor, nn
 
+from lc_triton.errors import ArgumentValueError
 from lc_triton.keras.saved.activation import Function, function
 from lc_triton.keras.saved.arguments import Arguments, Count, Place, Rate
 from lc_triton.keras.saved.slots import Convert, Slot, inside
@@ -52,6 +53,7 @@ class Recurrent(Trained):
         dropout: float,
         recurrent_dropout: float,
         untied: bool,
+        stateful: bool,
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
@@ -59,6 +61,8 @@ class Recurrent(Trained):
         self.standard, self.sequences, self.state, self.backwards = standard, sequences, state, backwards
         self.time_major, self.zero_masked = time_major, zero_masked
         self.dropout, self.recurrent_dropout, self.untied = dropout, recurrent_dropout, untied
+        self.stateful = stateful
+        self.reset_states()
         rows = self.gates * units
         self.weight_ih = nn.Parameter(torch.empty(rows, channels, dtype=dtype))
         self.weight_hh = nn.Parameter(torch.empty(rows, units, dtype=dtype))
@@ -92,16 +96,39 @@ class Recurrent(Trained):
         mask = mask[0] if isinstance(mask, tuple) else mask
         if self.backwards:
             x, mask = x.flip(1), None if mask is None else mask.flip(1)
-        before = initial or tuple(x.new_zeros(x.shape[0], self.units) for _ in range(self.states))
+        before = initial or self._kept(x) or tuple(x.new_zeros(x.shape[0], self.units) for _ in range(self.states))
         stepped = self.training and bool(self.recurrent_dropout or (self.shares_dropout and self.dropout))
         if self.standard and mask is None and not stepped:
             outputs, after = self.fused(F.dropout(x, self.dropout, self.training), before)
             y = outputs if self.sequences else outputs[:, -1]
         else:
             y, after = self._stepped(x, before, mask)
+        if self.stateful and not x.is_meta:
+            for name, state in zip(self._state_names(), after, strict=True):
+                setattr(self, name, state.detach())
         y = y.transpose(0, 1) if self.time_major and self.sequences else y
         y = self.observed(y)
         return (y, *after) if self.state else y
+
+    def reset_states(self) -> None:
+        """Start from zero at the next batch, where the states of one are the first of the next (`stateful=True`)."""
+        for name in self._state_names():
+            self.register_buffer(name, None, persistent=False)
+
+    def _state_names(self) -> list[str]:
+        return [f"last_state_{i}" for i in range(self.states)] if self.stateful else []
+
+    def _kept(self, x: Tensor) -> Tensors | None:
+        """The states that the batch before left; None after a reset."""
+        kept = tuple(getattr(self, name) for name in self._state_names())
+        if not kept or kept[0] is None or x.is_meta:
+            return None
+        if kept[0].shape[0] != x.shape[0]:
+            allowed = (
+                f"the {kept[0].shape[0]} samples of the batch before, whose states go on: reset_states() ends that"
+            )
+            raise ArgumentValueError(name="the batch of a stateful layer", value=x.shape[0], allowed=allowed)
+        return kept
 
     def output_mask(self, inputs: Tensors, masks: tuple[Mask, ...]) -> Mask:
         """The mask of the outputs: that of the steps, where all are returned."""
@@ -360,13 +387,13 @@ class RecurrentArguments(Arguments):
         shape = place.shapes[0] if place.shapes else ()
         if len(shape) != 2:
             raise ValueError(f"it takes inputs of steps and channels beside the batch, and is given shape {shape}")
-        if self.stateful:
-            raise ValueError("stateful=True keeps states from batch to batch, for which there is nothing here")
         kind: type[Recurrent] = {"SimpleRNN": SimpleRNN, "LSTM": LSTM, "GRU": GRU}[place.class_name]
         if kind is GRU and not self.reset_after:
             kind = ResetFirstGRU
         if len(place.shapes) not in (1, 1 + kind.states):
             raise ValueError(f"it takes one input and {kind.states} state(s), and is given {len(place.shapes)} tensors")
+        if self.stateful and len(place.shapes) > 1:
+            raise ValueError("stateful=True with states of its own, which Keras takes at the first batch only")
         standard = self.activation == "tanh" and (kind is SimpleRNN or self.recurrent_activation == "sigmoid")
         given: dict[str, Any] = {
             "sequences": self.return_sequences,
@@ -386,6 +413,7 @@ class RecurrentArguments(Arguments):
             dropout=float(self.dropout),
             recurrent_dropout=float(self.recurrent_dropout),
             untied=self.implementation != 2 or bool(self.recurrent_dropout),
+            stateful=self.stateful,
             dtype=self.variable_dtype,
             **given,
         )
@@ -404,9 +432,6 @@ class CellArguments(Arguments):
         layer = name.removesuffix("Cell")
         if layer not in ("SimpleRNN", "LSTM", "GRU") or layer == name or not isinstance(config, dict):
             raise ValueError(f"its cell is a {name[:80]}, where SimpleRNNCell, LSTMCell and GRUCell can be read")
-        found, unread = asked(config)
-        if found or unread:
-            raise ValueError(f"its cell has {', '.join(found) or unread[0]}, which can be read of a {layer} layer only")
         given = {**(self.model_extra or {}), **config, "name": self.name, "trainable": self.trainable}
         arguments = RecurrentArguments.model_validate(given)
         return arguments.module(Place(layer, place.shapes, place.keras))

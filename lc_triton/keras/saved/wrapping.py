@@ -58,7 +58,10 @@ class TimeDistributedArguments(Arguments):
             raise ValueError(f"it takes sequences of samples, and is given shape {place.shape}")
         if "layer" not in place.inner:
             raise ValueError("it wraps no layer")
-        return TimeDistributed(place.inner["layer"](place.shape[1:]))
+        layer = place.inner["layer"](place.shape[1:])
+        if any(getattr(inner, "stateful", False) for inner in layer.modules()):
+            raise ValueError("it wraps a layer with stateful=True, whose states would go from step to step")
+        return TimeDistributed(layer)
 
 
 class MaskingArguments(Arguments):

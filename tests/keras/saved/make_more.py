@@ -43,7 +43,34 @@ def interpolated():
     return tf_keras.Model(image, [*found, L.LocallyConnected2D(1, 2)(image)], name="interpolated")
 
 
-MODELS = (functions, interpolated)
+def adversarial():
+    """A discriminator that was compiled on its own, frozen inside of another model."""
+    generator = tf_keras.Sequential([L.Input((5,)), L.Dense(8), L.Reshape((8, 1))], name="generator")
+    discriminator = tf_keras.Sequential([L.Input((8, 1)), L.LocallyConnected1D(2, 3), L.Flatten(), L.Dense(1)])
+    discriminator.compile("adam", "mse", metrics=["mae"])
+    discriminator.fit(np.ones((2, 8, 1)), np.ones((2, 1)), verbose=0)
+    discriminator.trainable = False
+    z = L.Input((5,))
+    return tf_keras.Model(z, discriminator(generator(z)), name="adversarial")
+
+
+def stateful():
+    """Recurrent layers whose states go on from batch to batch."""
+    x = L.Input(batch_shape=(2, 5, 3))
+    y = L.GRU(4, return_sequences=True, stateful=True)(L.LSTM(3, return_sequences=True, stateful=True)(x))
+    both = L.Bidirectional(L.SimpleRNN(2, return_sequences=True, stateful=True))(y)
+    return tf_keras.Model(x, [L.LocallyConnected1D(2, 2)(both), y], name="stateful")
+
+
+def cells():
+    """Cells with regularizers and constraints."""
+    x = L.Input((5, 3))
+    y = L.RNN(L.GRUCell(4, kernel_regularizer="l2", recurrent_regularizer="l1"), return_sequences=True)(x)
+    y = L.RNN(L.SimpleRNNCell(3, bias_constraint="non_neg"), return_sequences=True)(y)
+    return tf_keras.Model(x, L.LocallyConnected1D(2, 2)(y), name="cells")
+
+
+MODELS = (functions, interpolated, adversarial, stateful, cells)
 
 
 def listed(outputs):
@@ -65,6 +92,19 @@ def write(make, seed, folder):
     outputs = listed(model(inputs if len(inputs) > 1 else inputs[0], training=False))
     arrays = {f"{name}/x{i}": x for i, x in enumerate(inputs)} | {f"{name}/y{i}": y for i, y in enumerate(outputs)}
     model.save(folder / f"{name}.h5", include_optimizer=False)
+    if name == "stateful":
+        arrays |= {f"stateful/z{i}": y for i, y in enumerate(model(inputs[0], training=False))}
+    if name == "cells":
+        with tf.GradientTape() as tape:
+            y = model(inputs[0], training=True)
+            loss = tf.reduce_mean(tf.square(y)) + sum(model.losses)
+        for variable, gradient in zip(model.weights, tape.gradient(loss, model.weights), strict=True):
+            variable.assign_sub(RATE * gradient)
+            if variable.name.startswith("rnn_1") and "bias" in variable.name:
+                variable.assign(tf.nn.relu(variable))
+        arrays |= {"cells/loss": loss.numpy(), "cells/after0": model(inputs[0], training=False)}
+    if name == "adversarial":
+        model.save(folder / f"{name}.keras")
     return {key: np.asarray(array) for key, array in arrays.items()}
 
 
