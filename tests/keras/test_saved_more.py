@@ -46,6 +46,15 @@ def test_outputs_are_those_of_keras(folder, name):
     check(load_model(folder / f"{name}.h5")(*golden(folder, name, "x")), golden(folder, name, "y"))
 
 
+@pytest.mark.parametrize("kind", ["h5", "keras"])
+def test_the_optimizer_of_a_model_inside_is_not_read(folder, kind):
+    model = load_model(folder / f"adversarial.{kind}")
+    check(model(*golden(folder, "adversarial", "x")), golden(folder, "adversarial", "y"))
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == [
+        f"generator.dense.{name}" for name in ("weight", "bias")
+    ]
+
+
 def test_states_go_on_to_the_next_batch_until_they_are_reset(folder):
     model, (x,) = load_model(folder / "stateful.h5"), golden(folder, "stateful", "x")
     for letter in "yz":

@@ -14,6 +14,9 @@ from lc_triton.keras.saved.spec import LayerSpec
 # Those of Keras 3 and TensorFlow, which all agree; older ones turned kernels around.
 _BACKENDS = ("tensorflow", "torch", "jax", "numpy", "openvino")
 
+# What a model inside of another has beside its layers if it was compiled.
+_COMPILED = ("optimizer", "metrics", "compile_metrics")
+
 
 def arrays(saved: Saved, layers: Sequence[LayerSpec]) -> dict[str, list[Array]]:
     """The arrays of every layer that has any, by the layer's name, or by its place where the file knows no names.
@@ -80,6 +83,7 @@ def _parts(group: Group, part: str) -> Iterator[Array]:
     if variables is not None:
         for name in sorted(variables.arrays, key=lambda n: (len(n), n)):
             yield replace(variables.arrays[name], part=part)
+    compiled = _COMPILED if "layers" in group.groups else ()
     for name, inner in group.groups.items():
-        if name != "vars":
+        if name != "vars" and name not in compiled:
             yield from _parts(inner, f"{part}/{name}" if part else name)
