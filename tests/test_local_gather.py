@@ -155,6 +155,23 @@ def test_parameters_are_drawn_by_what_a_position_reads():
     assert layer.bias[1].abs().max() <= 0.025
 
 
+def test_another_table_may_be_assigned():
+    layer = lc_triton.LocalGather(7, TABLES["masks"], 2, 3, dtype=torch.float64)
+    x = torch.randn(2, 7, 2, dtype=torch.float64, requires_grad=True)
+    table = [[5, 6, 5], [-1, 0, -1], [2, 3, 4]]
+    layer.neighbours = torch.tensor(table)
+    expected, upstream = definition(layer, x, table), torch.randn(2, 3, 3, dtype=torch.float64)
+    y = layer(x)
+    assert_close(y, expected)
+    for ours_, theirs in zip(
+        torch.autograd.grad(y, [x, layer.weight], upstream),
+        torch.autograd.grad(expected, [x, layer.weight], upstream),
+        strict=True,
+    ):
+        assert_close(ours_, theirs)
+    assert copy.deepcopy(layer).state_dict()["neighbours"].tolist() == table
+
+
 def test_files_carry_the_table():
     first, second = (lc_triton.LocalGather(4, table, 2, 3) for table in ([[0, 1], [2, 2]], [[3, -1], [1, 0]]))
     x = torch.randn(2, 4, 2, requires_grad=True)
@@ -213,6 +230,10 @@ CALLS = [
     (lambda: make(device="meta")(torch.zeros(1, 4, 2)), E.ArgumentValueError, "load a state dict with assign=True"),
     (lambda: setattr(make(), "sites", 5), E.AttributeChangeError, "sites of LocalGather cannot be set to 5"),
     (lambda: torch.fx.symbolic_trace(nn.Sequential(make())), E.ArgumentTypeError, "keep the layer whole"),
+    (lambda: make()(torch.zeros(1, 4, 2, device="meta")), E.DeviceMismatchError, "x on meta, neighbours on cpu"),
+    (lambda: setattr(make([[0, 1]]), "neighbours", [[0, 4]]), E.ArgumentValueError, "sites from 0 to 3"),
+    (lambda: setattr(make([[0, 1]]), "neighbours", [[0]]), E.ArgumentValueError, "neighbours.shape must be (1, 2)"),
+    (lambda: setattr(make(), "neighbours", None), E.ArgumentTypeError, "neighbours must be a table (P, T)"),
 ]
 
 

@@ -12,7 +12,7 @@ from lc_triton.core.dtypes import check_floating
 from lc_triton.core.geometry import Geometry, check_int, several
 from lc_triton.core.names import ActivationArg
 from lc_triton.core.tracing import shape_of
-from lc_triton.errors import ArgumentTypeError, ArgumentValueError, RankError
+from lc_triton.errors import ArgumentTypeError, ArgumentValueError, DeviceMismatchError, RankError
 from lc_triton.layers._planned import PlannedLayer, note_evaluation, refuse_proxy
 from lc_triton.ops.checks import check_tensor
 from lc_triton.ops.gather import NONE, Table, inverse_of, table_of
@@ -43,7 +43,7 @@ class LocalGather(PlannedLayer):
     Shapes:
         x `(B, S, C)` or `(S, C)`; output `(B, P, F)` or `(P, F)`; weight `(P, T, C, F)` with T the most neighbours of a
         position; bias `(P, F)`. The weight of an absent neighbour has no effect and no gradient. `state_dict` has the
-        table, as `neighbours`.
+        table, as `neighbours`; another of its shape may be assigned.
 
     Raises:
         LocalConvError: (also a ValueError or TypeError) naming the argument, its value and what is allowed.
@@ -142,6 +142,19 @@ class LocalGather(PlannedLayer):
             self.register_buffer(name, tensor, persistent=False)
         self.__dict__.update(_steps=len(inverse), _most_readers=most_readers)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "neighbours":
+            super().__setattr__(name, value)
+            return
+        now = tuple(self.neighbours.shape)
+        if not (isinstance(value, Tensor) and value.is_meta):
+            value = _padded(value, self.sites).to(getattr(value, "device", self.neighbours.device))
+        if tuple(value.shape) != now:
+            allowed = f"{now}, which the weight has: make a new layer for another"
+            raise ArgumentValueError(name="neighbours.shape", value=tuple(value.shape), allowed=allowed)
+        super().__setattr__(name, value)
+        self._make_table()
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         table = state_dict.get(f"{prefix}neighbours")
         if isinstance(table, Tensor) and not table.is_meta and table.shape == self.neighbours.shape:
@@ -182,6 +195,8 @@ class LocalGather(PlannedLayer):
             raise RankError(name="x", allowed=allowed, shape=shape)
         if shape[-2:] != wanted:
             raise ArgumentValueError(name="x.shape", value=shape, allowed=allowed)
+        if x.device != self.neighbours.device and not self.neighbours.is_meta:
+            raise DeviceMismatchError(devices=f"x on {x.device}, neighbours on {self.neighbours.device}")
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults."""
@@ -196,7 +211,10 @@ class LocalGather(PlannedLayer):
         return ", ".join(parts)
 
 
-_ALLOWED = "a table (P, T) of integers, or a pair (indptr, indices) of the rows' ends and their sites"
+_ALLOWED = (
+    "a table (P, T) of integers (-1 where a row is shorter), "
+    "or a pair (indptr, indices) of the rows' ends and their sites"
+)
 
 
 def _padded(neighbours: Any, sites: int) -> Tensor:
