@@ -144,12 +144,24 @@ def make(**kwargs):
     return lc_triton.LowRankLocalConv2d(**{"in_channels": 2, "out_channels": 3, "kernel_size": 3} | kwargs)
 
 
+def not_finite():
+    layer = lc_triton.LocalConv2d(2, 3, 3, input_size=5)
+    nn.init.constant_(layer.weight, float("inf"))
+    return layer
+
+
 CALLS = [
     (lambda: make(input_size=5, rank=0), E.ArgumentValueError, "rank must be an integer >= 1, got 0"),
     (lambda: make(input_size=5, rank=2.0), E.ArgumentTypeError, "rank must be an integer >= 1, got 2.0"),
     (lambda: make(input_size=5, rank=2, factored=1), E.ArgumentTypeError, "factored must be True or False, got 1"),
     (lambda: make(input_size=None, rank=2), E.ArgumentTypeError, "input_size must be given"),
-    (lambda: make(input_size=2, rank=2), E.KernelTooLargeError, "kernel_size (3, 3)"),
+    (lambda: make(input_size=2, rank=2), E.KernelTooLargeError, "rank is the fifth and stride the sixth"),
+    (lambda: make(input_size=5, rank=2, bias=None), E.ArgumentTypeError, "'channel', or False for none, got None"),
+    (
+        lambda: lc_triton.LowRankLocalConv2d.from_local(not_finite(), 2),
+        E.ConversionError,
+        "a LocalConv2d cannot be converted: its weight has numbers that are not finite",
+    ),
     (lambda: make(input_size=5, rank=2)(torch.zeros(1, 2, 6, 5)), E.SpatialSizeError, "spatial size (6, 5)"),
     (lambda: make(input_size=5, rank=2)(torch.zeros(1, 3, 5, 5)), E.ChannelError, "x has 3 channels"),
     (lambda: make(input_size=5, rank=2)(torch.zeros(1, 2, 5, 5).double()), E.DtypeError, "float64"),
@@ -184,3 +196,31 @@ def test_a_parameter_of_another_shape():
     layer.mixing = nn.Parameter(torch.zeros(3, 3, 4))
     with pytest.raises(E.ArgumentValueError, match=r"shape of the mixing must be \(3, 3, 2\), got \(3, 3, 4\)"):
         layer(torch.zeros(1, 2, 5, 5))
+
+
+@pytest.mark.parametrize("factored", [False, True])
+def test_the_bias_may_be_taken_away(factored):
+    layer = lc_triton.LowRankLocalConv2d(2, 3, 3, input_size=5, rank=2, factored=factored, dtype=torch.float64)
+    x = torch.randn(2, 2, 5, 5, dtype=torch.float64)
+    layer.bias = None
+    assert layer.bias_kind is None
+    assert_close(layer(x), lc_triton.local_conv(x, layer.weight))
+    assert layer.to_local().bias is None
+
+
+def test_coefficients_may_not_be_taken_away():
+    layer = make(input_size=5, rank=2)
+    layer.mixing = None
+    with pytest.raises(E.ArgumentTypeError, match=r"mixing must be a parameter of the shape \(3, 3, 2\), got None"):
+        layer(torch.zeros(1, 2, 5, 5))
+
+
+def test_what_is_frozen_stays_frozen():
+    local = lc_triton.LocalConv2d(2, 3, 3, input_size=5)
+    local.weight.requires_grad_(False)
+    layer = lc_triton.LowRankLocalConv2d.from_local(local, rank=2)
+    assert {name: p.requires_grad for name, p in layer.named_parameters()} == {
+        "basis": False,
+        "mixing": False,
+        "bias": True,
+    }

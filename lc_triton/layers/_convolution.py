@@ -49,6 +49,8 @@ def check_bias(value: object) -> BiasKind | None:
     """The kind of bias for an argument; None for no bias."""
     if isinstance(value, bool):
         return "position" if value else None
+    if value is None:
+        raise ArgumentTypeError(name="bias", value=None, allowed="'position' or True, 'channel', or False for none")
     return cast(BiasKind, check_name("bias", value, BIAS_KINDS))
 
 
@@ -63,6 +65,7 @@ class ConvolutionLayer(PlannedLayer):
     convolution: ClassVar[type[nn.Module]]  # torch's layer with the same arguments and shared filters
     own: ClassVar[str]  # the argument that layers of this kind, and torch's convolution, alone have
 
+    _ORDER: ClassVar[str] = "the fourth argument is input_size, the size of the input, and stride is the fifth"
     _SIZES_OF_INPUT: ClassVar[tuple[str, ...]] = ("in_channels", "input_size")
     _COUNTS: ClassVar[tuple[str, ...]] = ("in_channels", "out_channels", "groups")
     _arguments = PlannedLayer._arguments.union(_COUNTS, ("kernel_size", "input_size", "stride", "padding", "dilation"))
@@ -116,8 +119,7 @@ class ConvolutionLayer(PlannedLayer):
         try:
             geometry = self._current_geometry() if known else None
         except KernelTooLargeError as error:  # of LocalConv2d(3, 4, 3, 1, 1), say, where nn.Conv2d has a stride
-            order = "the fourth argument is input_size, the size of the input, and stride is the fifth"
-            raise KernelTooLargeError(f"{error}; {order}", **error.fields) from None
+            raise KernelTooLargeError(f"{error}; {self._ORDER}", **error.fields) from None
         self._add_parameters(geometry, kind, device=device, dtype=dtype)
 
     def _check_argument(self, name: str, value: Any) -> Any:

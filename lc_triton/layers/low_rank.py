@@ -35,6 +35,8 @@ def _geometry_arguments(layer: _LocalConvNd) -> dict[str, Any]:
 class _LowRankNd(_LocalConvNd):
     """The base of the layers of all dimensions."""
 
+    _ORDER = "the fourth argument is input_size, the size of the input, rank is the fifth and stride the sixth"
+
     local: ClassVar[type[_LocalConvNd]]  # the layer with filters of its own at every position
 
     _fixed = _LocalConvNd._fixed.union(("rank", "factored", "local", "weight"))
@@ -114,7 +116,10 @@ class _LowRankNd(_LocalConvNd):
 
     def _check_parameters(self) -> None:
         for name, shape in self._shapes.items():
-            found = tuple(getattr(self, name).shape)
+            parameter = getattr(self, name)
+            if parameter is None and name != "bias":
+                raise ArgumentTypeError(name=name, value=None, allowed=f"a parameter of the shape {shape}")
+            found = shape if parameter is None else tuple(parameter.shape)
             if found != shape:
                 raise ArgumentValueError(name=f"shape of the {name}", value=found, allowed=str(shape))
 
@@ -273,10 +278,12 @@ class _LowRankNd(_LocalConvNd):
             rank: K, filters of the basis; a layer of the weight's own rank computes the same.
 
         Returns:
-            The layer, on the device and in the dtype of `local`, with its bias and activation.
+            The layer, on the device and in the dtype of `local`, with its bias and activation; what is frozen there is
+            frozen here.
 
         Raises:
-            LocalConvError: (also a ValueError or TypeError) `local` is of another kind, or rank is no integer >= 1.
+            LocalConvError: (also a ValueError or TypeError) `local` is of another kind, its weight is
+                not finite, or rank is no integer >= 1.
 
         Source: Eckart and Young, "The approximation of one matrix by another of lower rank", 1936.
 
@@ -305,6 +312,9 @@ class _LowRankNd(_LocalConvNd):
             dtype=weight.dtype,
         )
         matrix = weight.flatten(0, cls.ndim - 1).flatten(1).to(torch.promote_types(weight.dtype, torch.float32))
+        if not matrix.is_meta and not bool(matrix.isfinite().all()):
+            reason = "its weight has numbers that are not finite, and such a matrix has no singular values"
+            raise ConversionError(name=f"a {type(local).__name__}", reason=reason)
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
         used = min(layer.rank, len(values))
         # Coefficients of the size that fresh ones have.
@@ -316,6 +326,10 @@ class _LowRankNd(_LocalConvNd):
             layer.basis[:used] = basis.view(used, *layer.basis.shape[1:])
             if layer.bias is not None and local.bias is not None:
                 layer.bias.copy_(local.bias)
+        layer.basis.requires_grad_(trains(local, "weight"))
+        layer.mixing.requires_grad_(trains(local, "weight"))
+        if layer.bias is not None:
+            layer.bias.requires_grad_(trains(local, "bias"))
         layer.train(local.training)
         return layer
 
