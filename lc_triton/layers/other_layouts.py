@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 import numpy as np
 from torch import Tensor
 
-from lc_triton.errors import ArgumentTypeError, ArgumentValueError, UnknownNameError
+from lc_triton.core.geometry import as_index, check_name, several
+from lc_triton.errors import ArgumentTypeError, ArgumentValueError
 
 Layout: TypeAlias = Literal["flax", "darknet", "unfold", "conv2d_local", "haiku"]
 Array = TypeVar("Array", bound="np.ndarray[Any, Any] | Tensor")
@@ -43,7 +44,7 @@ def convert_weights(
     output_size: int | Sequence[int] | None = None,
     bias: bool = False,
 ) -> Array:
-    """A weight or a bias of another library in the order of axes of this one's layers.
+    """Bring a weight or a bias of another library into the order of axes of this one's layers.
 
     Args:
         array: a numpy array or a tensor. `*out` are the output's spatial sizes, `*k` the kernel's, C channels, F
@@ -63,8 +64,8 @@ def convert_weights(
         bias: True if the array is a bias.
 
     Returns:
-        A view of the array, of the same kind: a weight `(*out, *k, C, F)`, or a bias `(*out, F)`. `layer.weight` of
-        LocalConv1d, 2d, 3d and LocallyConnected1D, 2D, 3D has this shape.
+        A view of the array (a copy where its memory allows none), of the same kind: a weight `(*out, *k, C, F)`, or a
+        bias `(*out, F)`. `layer.weight` of LocalConv1d, 2d, 3d and LocallyConnected1D, 2D, 3D has this shape.
 
     Raises:
         LocalConvError: an unknown layout, sizes that are missing, or an array that does not have them.
@@ -80,8 +81,9 @@ def convert_weights(
     """
     if not isinstance(array, (np.ndarray, Tensor)):
         raise ArgumentTypeError(name="array", value=array, allowed="a numpy array or a tensor")
-    if layout not in _FORMS:
-        raise UnknownNameError.of("layout", layout, get_args(Layout))
+    check_name("layout", layout, get_args(Layout))
+    if not isinstance(bias, bool):
+        raise ArgumentTypeError(name="bias", value=bias, allowed="True or False, whether the array is one")
     form = _FORMS[layout].bias if bias else _FORMS[layout].kernel
     kernel, outs = _sizes("kernel_size", kernel_size), _sizes("output_size", output_size)
     shape = tuple(array.shape)
@@ -137,8 +139,9 @@ def _dimensions(form: str, axes: int, kernel: tuple[int, ...], outs: tuple[int, 
 def _sizes(name: str, value: int | Sequence[int] | None) -> tuple[int, ...]:
     if value is None:
         return ()
-    sizes = (value,) if isinstance(value, int) else tuple(value)
-    if not sizes or any(type(size) is not int or size < 1 for size in sizes):
+    found = [as_index(size) for size in (value if several(value) else (value,))]
+    sizes = tuple(size for size in found if size is not None and size >= 1)
+    if not sizes or len(sizes) < len(found):
         raise ArgumentValueError(name=name, value=value, allowed="a positive int, or one a spatial dimension")
     return sizes
 

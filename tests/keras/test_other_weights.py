@@ -152,6 +152,10 @@ KERNEL = np.zeros((5, 4, 18, 8))
         (KERNEL, "flax", {"kernel_size": 4}, "sizes whose product divides a window's 18 numbers"),
         (KERNEL, "flax", {"kernel_size": 0}, "kernel_size must be a positive int"),
         (KERNEL, "flax", {"kernel_size": "3"}, "kernel_size must be a positive int"),
+        (KERNEL, "flax", {"kernel_size": 3.0}, "kernel_size must be a positive int"),
+        (KERNEL, "flax", {"kernel_size": True}, "kernel_size must be a positive int"),
+        (KERNEL, ["flax"], {"kernel_size": 3}, "layout must be one of flax"),
+        (KERNEL, "flax", {"kernel_size": 3, "bias": 1}, "bias must be True or False"),
         (KERNEL, "flax", {"kernel_size": (3, 3, 3)}, r"array must be of shape \(\*out, C\*prod\(k\), F\)"),
         (
             KERNEL,
