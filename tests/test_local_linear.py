@@ -119,6 +119,16 @@ CALLS = [
         "let the tracer keep the layer whole (torch.fx.Tracer.is_leaf_module)",
     ),
     (lambda: PositionParallel()._apply(lc_triton.LocalLinear(4, 3, 2), None), E.ArgumentTypeError, "module must be a"),
+    (
+        lambda: lc_triton.LocalLinear(4, 3, 2)(torch.zeros(5, 4, 3).to_sparse()),
+        E.ArgumentTypeError,
+        "x must be a dense torch.Tensor",
+    ),
+    (
+        lambda: lc_triton.LocalLinear(4, 3, 2)(torch.nested.nested_tensor([torch.zeros(4, 3)])),
+        E.ArgumentTypeError,
+        "x must be a dense torch.Tensor",
+    ),
     (lambda: setattr(lc_triton.LocalLinear(4, 3, 2), "positions", 5), E.AttributeChangeError, "cannot be set to 5"),
 ]
 

@@ -118,7 +118,8 @@ class LocalLinear(PlannedLayer):
         """The layer's output for x."""
         weight, bias, plan = self.weight, self.bias, self._plan
         assert plan is not None
-        if type(x) is not Tensor or x.shape[-2:] != self._shapes["x"]:
+        is_plain = type(x) is Tensor and x.layout is torch.strided and not x.is_nested
+        if not is_plain or x.shape[-2:] != self._shapes["x"]:
             self._check_x(x)
         if weight.shape != self._shapes["weight"] or (bias is not None and bias.shape != self._shapes["bias"]):
             self._check_parameters()
