@@ -179,6 +179,11 @@ def test_descending_it_makes_neighbours_alike():
 LAYER = lc_triton.LocalConv2d(2, 6, 3, input_size=5)
 CALLS = [
     (lambda: lc_triton.position_penalty(nn.Conv2d(2, 3, 3)), E.ArgumentTypeError, "layer must be a layer of lc_triton"),
+    (
+        lambda: lc_triton.position_penalty(lc_triton.LocalGather(3, [[0], [1]], 2, 2)),
+        E.ArgumentTypeError,
+        "whose positions are a grid",
+    ),
     (lambda: lc_triton.position_penalty(LAYER, "neighbors"), E.UnknownNameError, "did you mean 'neighbours'?"),
     (lambda: lc_triton.position_penalty(LAYER, reduction="none"), E.UnknownNameError, "allowed: mean, sum"),
     (lambda: lc_triton.position_penalty(LAYER, sheet=6), E.ArgumentTypeError, "None or two integers (rows, columns)"),

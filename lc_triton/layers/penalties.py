@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lc_triton.core.geometry import check_int, check_name, several
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError
 from lc_triton.layers._planned import PlannedLayer
+from lc_triton.layers.local_gather import LocalGather
 from lc_triton.ops.position_penalty import KINDS, REDUCTIONS, Penalty, penalty
 
 __all__ = ["position_penalty"]
@@ -25,8 +26,8 @@ def position_penalty(
     - "mean": `(a - m)^2`, where m is the mean filter of all positions: a soft convolution.
 
     Args:
-        layer: a LocalConv, a LocalConvTranspose, a LocallyConnected or a LocalLinear of any dimensions. Taps on padding
-            count as all others. The bias does not.
+        layer: a LocalConv, LocalConvTranspose, LowRankLocalConv or LocallyConnected of any dimensions, or a
+            LocalLinear, whose positions are a row. Taps on padding count as all others. The bias does not.
         kind: "neighbours", "mean" or "smooth".
         reduction: "mean" over the pairs of each dimension, then over dimensions ("mean": over all numbers), or "sum",
             as a weight decay is.
@@ -53,8 +54,8 @@ def position_penalty(
         >>> float(lc_triton.position_penalty(lc_triton.LocalConv2d.from_conv(conv, input_size=12), "smooth"))
         0.0
     """
-    if not isinstance(layer, PlannedLayer):
-        allowed = "a layer of lc_triton with a weight of each position, such as a LocalConv2d"
+    if not isinstance(layer, PlannedLayer) or isinstance(layer, LocalGather):
+        allowed = "a layer of lc_triton whose positions are a grid, such as a LocalConv2d"
         raise ArgumentTypeError(name="layer", value=layer, allowed=allowed)
     check_name("kind", kind, KINDS)
     check_name("reduction", reduction, REDUCTIONS)
