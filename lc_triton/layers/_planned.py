@@ -211,7 +211,7 @@ class PlannedLayer(nn.Module):
     def _check_unquantized(self, method: str) -> None:
         """Refuse what needs the weight's own numbers where it has 8 or 4 bits."""
         if self.is_quantized:
-            reason = f"{method} needs the weight that quantize_weights rounded: call it on the layer before"
+            reason = f"{method} needs the numbers that quantize_weights rounded: use it before quantize_weights"
             raise ConversionError(name="a quantized layer", reason=reason)
 
     def _build_for(self, x: Tensor) -> None:

@@ -58,7 +58,7 @@ def quantize_weights(model: Model, dtype: QuantizedName) -> Model:
         reason = "it has no LocalConv1d, 2d, 3d and no LocallyConnected1D, 2D, 3D"
         raise ConversionError(name=f"a {type(model).__name__}", reason=reason)
     for name, layer in layers.items():
-        _check(name or "the model", layer)
+        _check(f"layer {name!r}" if name else "the model", layer)
     for layer in layers.values():
         weight, scale = quantize(layer.weight, dtype)
         del layer.weight

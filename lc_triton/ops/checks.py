@@ -15,11 +15,14 @@ from lc_triton.errors import (
     BiasShapeError,
     ChannelError,
     DeviceMismatchError,
+    DtypeError,
     RankError,
     SpatialSizeError,
     first_line,
 )
 from lc_triton.ops.plan import Plan
+
+STORED = (torch.int8, torch.uint8, torch.float8_e4m3fn)  # of weights that `quantize_weights` made
 
 
 def split_shape(shape: tuple[int, ...], ndim: int, data_format: str, name: str = "x") -> tuple[tuple[int, ...], int]:
@@ -84,6 +87,11 @@ def _remedy_for_channels(x: Tensor, plan: Plan, channels: int) -> str:
 
 def check_parameters(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> None:
     """Refuse a weight or bias of another shape than the plan's, or of another device than x."""
+    if isinstance(weight, Tensor) and weight.dtype in STORED:
+        allowed = (
+            "a weight that quantize_weights made needs its scale: local_conv(..., weight_scale=layer.weight_scale)"
+        )
+        raise DtypeError(name="weight", value=str(weight.dtype).removeprefix("torch."), allowed=allowed)
     check_tensor("weight", weight)
     if (shape := shape_of(weight)) != plan.weight_shape:
         plan.geometry.check_weight(shape)
