@@ -276,9 +276,9 @@ class CheckpointError(LocalConvError, ValueError):
 
 
 class ConfigFileError(LocalConvError, ValueError):
-    """A file of tiles that cannot be used; it is not changed."""
+    """A file of tiles, or of their times, that cannot be used; it is not changed."""
 
-    template = "configuration file {path} is not used: {reason}; it was left as it is"
+    template = "file {path} is not used: {reason}; it was left as it is"
 
 
 class DeviceFileError(LocalConvError, ValueError):

@@ -288,7 +288,7 @@ def test_a_newer_version_shares_the_tiles(change, reason, tmp_path):
     with pytest.warns(RuntimeWarning) as caught:
         assert store.read_or_warn(path) == store.read_or_warn(path) == {}
     (warning,) = caught
-    assert f"configuration file {path} is not used: {reason}" in str(warning.message)
+    assert f"file {path} is not used: {reason}" in str(warning.message)
     for write in (
         lambda: store.merge(path, "test", "forward", {KEY.at(2): MEASURED}),
         lambda: store.check_writable(path),

@@ -42,7 +42,9 @@ def run(options: argparse.Namespace) -> None:
     gpus = [of_gpu(i) for i in range(torch.cuda.device_count())]
     if options.devices:
         if not gpus:
-            raise ArgumentValueError(name="--devices", value=True, allowed="given where torch sees a GPU")
+            raise ArgumentValueError(
+                name="--devices", value=True, allowed="given where torch sees a GPU, and it sees none"
+            )
         print(device_file.to_text({gpu.name: gpu for gpu in gpus}))
         return
     facts = {

@@ -15,7 +15,9 @@ def add(commands: Commands) -> None:
         "fit", help="fit the constants of the analytic model to times that tune --timings wrote"
     )
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="what tune --timings wrote")
-    parser.add_argument("--device", help="whose numbers to begin with (default: by the name in the files)")
+    parser.add_argument(
+        "--device", metavar="NAME", help="whose numbers to begin with (default: by the name in the files)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON array on standard output, nothing else")
     parser.set_defaults(call=run, after_interrupt="")
 

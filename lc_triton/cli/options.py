@@ -79,8 +79,10 @@ def select_layers(options: argparse.Namespace, *, all_by_default: bool) -> list[
         if not batches:
             raise ArgumentValueError(name="--batches", value=None, allowed="given beside --shapes")
         return [workloads.parse_shape(text, batches) for text in options.shapes]
-    if (options.all and options.workload) or not (all_by_default or options.all or options.workload):
-        raise ArgumentValueError(name="--workload", value=options.workload, allowed="given, or else --all")
+    if options.all and options.workload:
+        raise ArgumentValueError(name="--workload", value=options.workload, allowed="given without --all")
+    if not (all_by_default or options.all or options.workload):
+        raise ArgumentValueError(name="--workload", value=None, allowed="given, or else --all or --shapes")
     known: dict[str, Workload] = {}
     for file in options.workloads or [paths.shipped_workloads()]:
         known |= workloads.read(file)
@@ -111,13 +113,18 @@ def select_passes(options: argparse.Namespace) -> tuple[Pass, ...]:
 
 def select_device(options: argparse.Namespace) -> Device:
     """The GPU that --device names."""
+    from lc_triton.errors import UnknownNameError
     from lc_triton.tiles import device_file
     from lc_triton.tiles.device import by_name
 
     own: dict[str, Device] = {}
     for file in options.devices or ():
         own |= device_file.read(file)
-    return by_name(options.device, own)
+    try:
+        return by_name(options.device, own)
+    except UnknownNameError as error:
+        there = "or a GPU in a file for --devices, which lc-triton env --devices writes on its machine"
+        raise UnknownNameError(**error.fields | {"allowed": f"{error.fields['allowed']}; {there}"}) from None
 
 
 def select_kernels(options: argparse.Namespace) -> list[tuple[Workload, int, str, Pass]]:

@@ -69,10 +69,14 @@ def read(path: Path) -> list[Timing]:
     """The timings of a file that `append` wrote.
 
     Raises:
-        ConfigFileError: a line that is something else.
+        ConfigFileError: it cannot be read, or a line is something else.
     """
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise ConfigFileError(path=path, reason=f"it cannot be read ({error})") from error
+    for number, line in enumerate(lines, 1):
         try:
             content = json.loads(line)
             medians = {TileConfig.from_json(config): float(us) for config, us in content["medians"]}

@@ -41,6 +41,11 @@ def test_a_line_of_something_else_is_named(tmp_path):
         timings.read(path)
 
 
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ConfigFileError, match=r"none\.jsonl is not used: it cannot be read"):
+        timings.read(tmp_path / "none.jsonl")
+
+
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigFileError, match="cannot be written"):

@@ -173,7 +173,7 @@ def test_a_wrong_file(content, message, tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU; says what happens without one")
 def test_no_gpu_is_no_file(capsys):
     assert cli.main(["env", "--devices"]) == 2
-    assert "--devices must be given where torch sees a GPU" in capsys.readouterr().err
+    assert "--devices must be given where torch sees a GPU, and it sees none" in capsys.readouterr().err
 
 
 @pytest.fixture

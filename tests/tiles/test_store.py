@@ -216,7 +216,7 @@ def test_a_file_that_cannot_be_used_is_named_once_skipped_and_left_as_it_is(name
         assert store.read_or_warn(path) == {}
     assert len(seen) == 1
     said = str(seen[0].message)
-    assert any(f"configuration file {path} is not used: {start}" in said for start in ("it", "entry 0", "entry 1"))
+    assert any(f"file {path} is not used: {start}" in said for start in ("it", "entry 0", "entry 1"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert store.read_or_warn(path) == {}

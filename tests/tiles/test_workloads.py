@@ -141,9 +141,13 @@ def test_configs_lists_what_would_be_used(capsys):
         (["--all", "--dtype", "fp16"], "dtype 'fp16' is not known"),
         (["--all", "--batch", "0"], "--batches must be an integer >= 1, got 0"),
         (["--workload", "lrlc_l2", "--dtypes", "float32/float16"], "dtype must be two equal ones, or float16/float32"),
+        (
+            ["--all", "--device", "L40S"],
+            "device 'L40S' is not known; allowed: a100, b200, h100, h200, mi300x, rtx4090; or a GPU in a file",
+        ),
         (["--all", "--devices", "none.json"], "device file none.json cannot be used: it cannot be read"),
-        ([], "--workload must be given, or else --all, got None"),
-        (["--workload", "lrlc_l2", "--all"], "--workload must be given, or else --all"),
+        ([], "--workload must be given, or else --all or --shapes, got None"),
+        (["--workload", "lrlc_l2", "--all"], "--workload must be given without --all"),
     ],
 )
 @pytest.mark.parametrize("command", ["configs", "inspect"])
