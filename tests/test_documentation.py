@@ -73,6 +73,12 @@ def test_links_lead_somewhere(path):
         assert target.startswith("https://") or (path.parent / target).exists(), target
 
 
+def test_the_site_shows_every_example():
+    """In the form of blocks, since the formatter takes a line `--8<-- "FILE"` for an expression and spaces it out."""
+    shown = re.findall(r"^--8<--\n(\S+)\n--8<--$", (ROOT / "docs/examples.md").read_text(), re.MULTILINE)
+    assert sorted(shown) == sorted(f"examples/{path.name}" for path in (ROOT / "examples").glob("*.py"))
+
+
 def dry(*arguments):
     done = subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
