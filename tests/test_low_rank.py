@@ -6,7 +6,7 @@ from torch import nn
 
 import lc_triton
 from lc_triton import errors as E
-from lc_triton.layers import low_rank
+from lc_triton.layers import _low_rank
 from tests.cases import CASES, IDS, assert_close, tensors
 from tests.errors.checking import check_message, every
 
@@ -71,7 +71,7 @@ def test_padding_modes(mode):
 
 
 def test_the_unshared_weight_is_never_made(monkeypatch):
-    monkeypatch.setattr(low_rank, "unshared_weight", None)
+    monkeypatch.setattr(_low_rank, "unshared_weight", None)
     layer = lc_triton.LowRankLocalConv2d(2, 3, 3, input_size=8, rank=2)
     layer(torch.randn(1, 2, 8, 8)).sum().backward()
     assert all(p.grad is not None for p in layer.parameters())
