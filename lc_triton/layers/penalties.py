@@ -51,7 +51,7 @@ def position_penalty(
         >>> loss = layer(x).square().mean() + 0.1 * lc_triton.position_penalty(layer, "neighbours")
         >>> loss.backward()
         >>> conv = torch.nn.Conv2d(3, 16, 3)
-        >>> float(lc_triton.position_penalty(lc_triton.LocalConv2d.from_conv(conv, input_size=12), "smooth"))
+        >>> lc_triton.position_penalty(lc_triton.LocalConv2d.from_conv(conv, input_size=12), "smooth").item()
         0.0
     """
     if not isinstance(layer, PlannedLayer) or isinstance(layer, LocalGather):
