@@ -186,7 +186,7 @@ class LowRankNd(_LocalConvNd):
     def weight(self) -> Tensor:  # type: ignore[override]  # computed, where other layers have a parameter
         """The weight of the LocalConv that computes the same, `(*output_size, *kernel_size, C // groups, F)`.
 
-        It is made anew at each look, with the memory of an unshared layer; the layer itself never makes it.
+        It is computed each time it is read, with the memory of an unshared layer; the layer itself never makes it.
         """
         return unshared_weight(self.basis, self.mixing_weights())
 
