@@ -235,7 +235,9 @@ def test_random_images_are_refused_in_training_by_name(folder):
 
 # The operators are in test_saved_graphs.py. The outputs of RandomHeight and RandomWidth have no shape that a layer
 # could be made for. tf_keras writes BatchNormalization for its V1 and V2, and has no LocallyConnected3D.
+# ConvLSTM is in test_saved_more.py.
 NOT_TRIED = {
+    *("ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"),
     *("BatchNormalizationV1", "BatchNormalizationV2", "LocallyConnected3D"),
     *("RandomHeight", "RandomWidth", "TFOpLambda", "SlicingOpLambda"),
 }
@@ -251,6 +253,7 @@ def test_every_class_is_compared_with_keras():
     [
         ("LSTM", {"units": 2}, [(5,)], "it takes inputs of steps and channels"),
         ("LSTM", {"units": 2, "stateful": True}, [(5, 3), (2,), (2,)], "stateful=True with states of its own"),
+        ("ConvLSTM2D", {"filters": 2, "kernel_size": 3}, [(5, 5, 2)], "it takes inputs with 4 axes beside the batch"),
         ("LSTM", {"units": 2}, [(5, 3), (2,)], "it takes one input and 2 state(s), and is given 2 tensors"),
         ("Bidirectional", {"layer": {"class_name": "Dense", "config": {}}}, [(5, 3)], "its layer is a Dense"),
         ("Cropping2D", {"cropping": [[3, 3], [0, 0]]}, [(6, 5, 2)], "leaves nothing of an input"),

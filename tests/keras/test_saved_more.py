@@ -10,6 +10,8 @@ import torch
 import lc_triton
 from lc_triton.errors import LocalConvError
 from lc_triton.keras import load_model
+from lc_triton.keras.saved.arguments import Place
+from lc_triton.keras.saved.classes import CLASSES
 from lc_triton.keras.saved.operations import find
 
 pytestmark = pytest.mark.subprocess
@@ -68,17 +70,44 @@ def test_states_go_on_to_the_next_batch_until_they_are_reset(folder):
     check(tuple(y[:1] for y in model(x[:1])), [y[:1] for y in golden(folder, "stateful", "y")])
 
 
-def test_a_training_step_of_cells_is_that_of_keras(folder):
-    model, (x,) = load_model(folder / "cells.h5"), golden(folder, "cells", "x")
-    y = model(x)
-    check(y, golden(folder, "cells", "y"))
-    loss = y.square().mean() + lc_triton.regularization_loss(model)
-    assert abs(loss.item() / float(np.load(folder / "outputs.npz")["cells/loss"]) - 1) < 1e-6
+@pytest.mark.parametrize("name", ["cells", "remembering"])
+def test_a_training_step_is_that_of_keras(folder, name):
+    model, inputs = load_model(folder / f"{name}.h5"), golden(folder, name, "x")
+    outputs = model(*inputs)
+    check(outputs, golden(folder, name, "y"))
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    loss = sum(y.square().mean() for y in outputs) + lc_triton.regularization_loss(model)
+    assert abs(loss.item() / float(np.load(folder / "outputs.npz")[f"{name}/loss"]) - 1) < 1e-6
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     lc_triton.attach_constraints(model, optimizer)
     loss.backward()
     optimizer.step()
-    check(model(x).detach(), golden(folder, "cells", "after"))
+    with torch.no_grad():
+        check(model(*inputs), golden(folder, name, "after"))
+
+
+def test_channels_first_of_an_lstm_of_images_is_channels_last_moved():
+    """TensorFlow has no convolution with channels first on CPUs."""
+    given = {"name": "l", "filters": 3, "kernel_size": 2, "return_sequences": True, "return_state": True}
+    layers = []
+    for order, shape in (("channels_last", (4, 5, 6, 2)), ("channels_first", (4, 2, 5, 6))):
+        arguments = CLASSES["ConvLSTM2D"].model_validate({**given, "data_format": order, "dropout": 0.5})
+        layers.append(arguments.module(Place("ConvLSTM2D", (shape,))).double())
+    last, first = layers
+    for parameter in last.parameters():
+        torch.nn.init.normal_(parameter)
+    first.load_state_dict(last.state_dict())
+    x = torch.randn(2, 4, 5, 6, 2, dtype=torch.float64)
+    pairs = zip(last.eval()(x), first.eval()(x.movedim(-1, 2)), (2, 1, 1), strict=True)
+    for y, z, axis in pairs:
+        torch.testing.assert_close(y.movedim(-1, axis), z, rtol=1e-12, atol=0)
+    torch.manual_seed(0)
+    dropped = last.train()(x)[0]
+    torch.manual_seed(0)
+    torch.testing.assert_close(last(x)[0], dropped, rtol=0, atol=0)
+    assert not torch.equal(dropped, last.eval()(x)[0])
+    with pytest.raises(ValueError, match="its input has a mask"):
+        last(x, mask=torch.ones(2, 4, dtype=torch.bool))
 
 
 def test_einsum_is_refused_with_its_reason():

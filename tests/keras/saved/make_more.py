@@ -70,7 +70,17 @@ def cells():
     return tf_keras.Model(x, L.LocallyConnected1D(2, 2)(y), name="cells")
 
 
-MODELS = (functions, interpolated, adversarial, stateful, cells)
+def remembering():
+    """LSTM layers of images in one to three dimensions."""
+    line, image = L.Input((3, 7, 2)), L.Input((3, 6, 5, 2))
+    y = L.ConvLSTM2D(3, (3, 2), padding="same", return_sequences=True, kernel_regularizer="l2")(image)
+    y = L.ConvLSTM2D(2, 2, strides=(2, 1), recurrent_activation="sigmoid", go_backwards=True, return_state=True)(y)
+    z = L.ConvLSTM1D(2, 3, dilation_rate=2, use_bias=False, activation="relu", return_sequences=True)(line)
+    solid = L.ConvLSTM3D(2, 2, recurrent_constraint="max_norm")(L.Reshape((3, 6, 5, 2, 1))(image))
+    return tf_keras.Model([line, image], [L.LocallyConnected2D(1, 2)(y[0]), *y, z, solid], name="remembering")
+
+
+MODELS = (functions, interpolated, adversarial, stateful, cells, remembering)
 
 
 def listed(outputs):
@@ -94,15 +104,16 @@ def write(make, seed, folder):
     model.save(folder / f"{name}.h5", include_optimizer=False)
     if name == "stateful":
         arrays |= {f"stateful/z{i}": y for i, y in enumerate(model(inputs[0], training=False))}
-    if name == "cells":
+    if name in ("cells", "remembering"):
         with tf.GradientTape() as tape:
-            y = model(inputs[0], training=True)
-            loss = tf.reduce_mean(tf.square(y)) + sum(model.losses)
+            y = listed(model(inputs if len(inputs) > 1 else inputs[0], training=True))
+            loss = sum(tf.reduce_mean(tf.square(each)) for each in y) + sum(model.losses)
         for variable, gradient in zip(model.weights, tape.gradient(loss, model.weights), strict=True):
             variable.assign_sub(RATE * gradient)
-            if variable.name.startswith("rnn_1") and "bias" in variable.name:
-                variable.assign(tf.nn.relu(variable))
-        arrays |= {"cells/loss": loss.numpy(), "cells/after0": model(inputs[0], training=False)}
+            if variable.constraint is not None:
+                variable.assign(variable.constraint(variable))
+        after = listed(model(inputs if len(inputs) > 1 else inputs[0], training=False))
+        arrays |= {f"{name}/loss": loss, **{f"{name}/after{i}": y for i, y in enumerate(after)}}
     if name == "adversarial":
         model.save(folder / f"{name}.keras")
     return {key: np.asarray(array) for key, array in arrays.items()}
