@@ -116,6 +116,18 @@ def test_einsum_is_refused_with_its_reason():
         find("einsum")
 
 
+def test_interpolation_that_tensorflow_rounds_is_refused_in_float64():
+    """The bilinear one has TensorFlow's order of operations; the others would be 1e-7 off."""
+    with pytest.raises(ValueError, match="bicubic interpolation of float64"):
+        find("image.resize")(torch.ones(1, 4, 4, 2, dtype=torch.float64), [2, 2], method="bicubic")
+
+
+def test_pooling_of_any_number_of_axes_is_that_of_its_own(folder):
+    x = golden(folder, "functions", "x")[1]
+    one = find("compat.v1.nn.max_pool")(x, ksize=[1, 2, 2, 1], strides=[1, 2, 2, 1], padding="SAME", data_format="NHWC")
+    torch.testing.assert_close(one, golden(folder, "functions", "y")[11], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("function", "kwargs", "message"),
     [

@@ -33,9 +33,10 @@ def _resize(
     return y if method == "nearest" else y.float()
 
 
-def _pool(kind: str, ndim: int) -> Callable[..., Tensor]:
+def _pool(kind: str, axes: int | None = None) -> Callable[..., Tensor]:
     def call(input: Tensor, ksize: Any, strides: Any, padding: Any = "VALID", data_format: str | None = None) -> Tensor:
-        if input.ndim != ndim + 2 or not isinstance(padding, str):
+        ndim = input.ndim - 2
+        if ndim not in (1, 2, 3) or axes not in (None, ndim) or not isinstance(padding, str):
             raise ValueError(f"pooling of {input.ndim} axes with padding {str(padding)[:80]} has no counterpart here")
         first = (data_format or "").startswith("NC")
         size, stride = (_windows(numbers, ndim, first=first) for numbers in (ksize, strides))
@@ -58,6 +59,8 @@ def _windows(numbers: Any, ndim: int, *, first: bool) -> tuple[int, ...]:
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "resize": _resize,
+    "max_pool": _pool("max"),
+    "avg_pool": _pool("mean"),
     **{f"max_pool{ndim}d": _pool("max", ndim) for ndim in (1, 2, 3)},
     **{f"avg_pool{ndim}d": _pool("mean", ndim) for ndim in (1, 2, 3)},
 }

@@ -17,9 +17,16 @@ METHODS = ("bicubic", "area", *_RADII)
 def resized(x: Tensor, sizes: list[int], method: str) -> Tensor:
     """The images x `(batch, channels, height, width)` in another size, computed in float32 as TensorFlow does.
 
+    Raises:
+        ValueError: numbers of float64, which TensorFlow rounds on their way.
+
     Source: `tf.image.resize` without antialiasing; `resize_bicubic_op.cc`, `resize_area_op.cc`,
     `scale_and_translate_op.cc`.
     """
+    if x.dtype == torch.float64:
+        raise ValueError(
+            f"{method} interpolation of float64, which TensorFlow rounds to float32, has no counterpart here"
+        )
     y = x.float()
     for axis, new in zip((2, 3), sizes, strict=True):
         matrix = _matrix(x.shape[axis], new, method, x.device)
