@@ -52,6 +52,8 @@ def update_weights(b_g, p_w, p_m, p_v, p_added, p_scalars, o, m, UPDATE: tl.cons
         tl.store(p_v + o, b_v16.to(p_v.dtype.element_ty), mask=m)
         b_d = tl.sqrt(b_v) / tl.load(p_scalars + 6).to(ACC) + tl.load(p_scalars + 7).to(ACC)
         b_w = b_w * tl.load(p_scalars + 1).to(ACC) - tl.load(p_scalars + 5).to(ACC) * b_m / b_d
+    elif RULE == "add":  # p_w is a gradient
+        b_w += b_g
     else:
         tl.static_assert(RULE == "sgd" or RULE == "momentum" or RULE == "nesterov", "a rule the kernels do not know")
         b_g += b_w * tl.load(p_scalars + 1).to(ACC)

@@ -116,7 +116,7 @@ class WeightUpdate(NamedTuple):
 
 STORED = WeightUpdate()
 # How many states the weight's optimizer has, by rule.
-STATES = {"adamw": 2, "momentum": 1, "nesterov": 1, "sgd": 0}
+STATES = {"adamw": 2, "momentum": 1, "nesterov": 1, "sgd": 0, "add": 0}
 # The pointers of an update, of the states to the scalars, where there is none.
 NO_POINTERS = (None,) * 4
 PLAIN = Epilogue("none", "linear", 0.0, False)

@@ -125,3 +125,19 @@ class SGD:
             maximize=self.maximize,
             is_first_step=self.is_first and self.momentum != 0,
         )
+
+
+@dataclass(frozen=True)
+class Add:
+    """The sum of gradients: what is updated is `.grad`, to which another gradient is added."""
+
+    name: str = "add"
+
+    @property
+    def scalars(self) -> tuple[float, ...]:
+        """The factor of g."""
+        return (1.0, *(0.0,) * 8)
+
+    def apply(self, weight: Tensor, gradient: Tensor, states: tuple[Tensor, ...], start: int = 0) -> None:
+        """Add a gradient to one, or to the part of one from an offset on."""
+        weight += gradient

@@ -12,6 +12,7 @@ from torch.nn import Parameter
 from lc_triton.core.fused import Deferred, Update, current_stream
 from lc_triton.core.tracing import is_observed
 from lc_triton.errors import OptimizerStepError
+from lc_triton.optim.rules import Add
 
 _autograd: Any = torch._C._autograd
 # The dtypes whose updates torch's operators and the kernels make alike.
@@ -70,6 +71,7 @@ class WeightSlot:
         self._graphs = self._backwards = 0
         self._task = -1  # the last backward that made a gradient of it
         self._deferred: dict[int, list[tuple[Deferred, Any]]] = {}  # by backward
+        self._adding: set[int] = set()  # backwards whose gradient is added to `.grad`
         self._node: Any = None
         self._hooks: tuple[Any, ...] = ()
         self.others: list[weakref.ref[Any]] = []  # slots that optimizers made earlier for this weight
@@ -80,6 +82,7 @@ class WeightSlot:
         self._in_backward = self._in_evaluation = False
         self._graphs = self._backwards = 0
         self._deferred.clear()
+        self._adding.clear()
         self.kept = None
 
     def drop_counted(self) -> None:
@@ -117,11 +120,21 @@ class WeightSlot:
         if task != self._task:
             self._task, self._backwards = task, self._backwards + 1
         if self._backwards < owner.accumulate:
-            return False
+            return self._adds(accumulate)
         self._attach(accumulate)
         reason = self._obstacle() or owner.obstacle(self.weight) or ("the graph is retained" if keep else None)
         self.reason = reason or self.reason
         return reason is None
+
+    def _adds(self, accumulate: Any) -> bool:
+        """Whether the gradient of an early micro-batch is added to `.grad` where it is made."""
+        if self.weight.grad is None:
+            return False
+        self._attach(accumulate)
+        if self._obstacle() is not None:
+            return False
+        self._adding.add(_autograd_task())
+        return True
 
     def defer(self, product: Deferred) -> None:
         """Take a gradient over."""
@@ -214,12 +227,19 @@ class WeightSlot:
 
     def _accumulate(self, grads: tuple[Tensor | None, ...]) -> Any:
         """Update the weight, or store its gradient; called before AccumulateGrad, with what others gave."""
-        taken = self._deferred.pop(_autograd_task(), [])
+        task = _autograd_task()
+        taken, adding = self._deferred.pop(task, []), task in self._adding
+        self._adding.discard(task)
         owner = self._owner()
         if not taken or owner is None:
             return None
         others, weight = grads[0], self.weight
-        if len(taken) == 1 and others is None and self._graphs == 0:
+        if adding:
+            grad = weight.grad
+            if len(taken) == 1 and others is None and grad is not None:
+                _on_stream(taken[0][1], weight, lambda: taken[0][0].update(Update(Add(), grad, ())))
+                return None
+        elif len(taken) == 1 and others is None and self._graphs == 0:
             if owner.clip_norm is not None and weight.grad is None:
                 self.kept = Kept(*taken[0], taken[0][0].versions())
                 return None
@@ -231,8 +251,9 @@ class WeightSlot:
             self.updated = self.has_zero = True
             weight.grad = None  # of earlier micro-batches, which is a part of the update
             return None
-        self.reason = "its gradient has other parts: it is used more than once"
-        if self._graphs:
+        if not adding:
+            self.reason = "its gradient has other parts: it is used more than once"
+        if self._graphs and not adding:
             self.reason = "another graph that uses it waits for its backward: evaluate under torch.no_grad()"
         gradients = [_on_stream(stream, weight, product.gradient) for product, stream in taken]
         total = sum(gradients[1:], gradients[0])

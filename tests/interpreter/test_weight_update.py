@@ -29,6 +29,7 @@ RULES = {
     "sgd": (rules.SGD(0.1, 0.0, 0.0, 0.01, False, False, False), 0),
     "momentum": (rules.SGD(0.1, 0.9, 0.5, 0.01, False, True, False), 1),
     "momentum, first": (rules.SGD(0.1, 0.9, 0.5, 0.0, False, False, True), 1),
+    "add": (rules.Add(), 0),
     "nesterov": (rules.SGD(0.1, 0.9, 0.0, 0.01, True, False, False), 1),
 }
 

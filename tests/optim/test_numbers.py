@@ -11,6 +11,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 import lc_triton
 from lc_triton import FusedAdamW, FusedSGD, LocalConv2d
+from lc_triton.core.fused import Update
 from lc_triton.errors import OptimizerStepError
 from tests.optim.networks import PAIRS, assert_same, batch, loss_of, network, pair, train, weights
 
@@ -114,6 +115,46 @@ def test_accumulated_gradients(kind, steps):
         for optimizer in (fused, plain):
             optimizer.step()
             optimizer.zero_grad()
+    assert_same(net, same, 1e-10)
+
+
+def test_early_micro_batches_are_added_where_they_are_made(monkeypatch):
+    """To the tensor that is there, by the layer's backward, which gives autograd no gradient; as torch adds them."""
+    net, same = network(torch.float64), network(torch.float64)
+    optimizer = FusedAdamW(net, accumulate=4)
+    made, before = [], Update.apply_block
+    monkeypatch.setattr(Update, "apply_block", lambda self, *a: (made.append(self.rule.name), before(self, *a)))
+    kept = []
+    for part in range(3):
+        for model in (net, same):
+            loss_of(model, batch(part, torch.float64)).backward()
+        assert (set(made) == {"add"}) == (part > 0)
+        kept.append([w.grad for w in weights(net)])
+        for w, v in zip(weights(net), weights(same), strict=True):
+            torch.testing.assert_close(w.grad, v.grad, rtol=1e-12, atol=1e-14)
+    assert all(a is b for a, b in zip(kept[0], kept[2], strict=True))
+    made.clear()
+    loss_of(net, batch(3, torch.float64)).backward()
+    assert set(made) == {"adamw"}
+    optimizer.step()
+
+
+def test_early_micro_batches_of_weights_that_are_used_twice():
+    """Or penalised, or hooked: the gradients are stored and added as in torch."""
+    (net, fused), (same, plain) = pair(dtype=torch.float64, accumulate=3)
+    for part in range(2):
+        for model in (net, same):
+            x = batch(part, torch.float64)
+            if part == 1:
+                model[3].weight.register_hook(lambda g: 2 * g)
+            (loss_of(model, x) + loss_of(model, 2 * x) + 0.1 * model[1].weight.square().sum()).backward()
+        for w, v in zip(weights(net), weights(same), strict=True):
+            torch.testing.assert_close(w.grad, v.grad, rtol=1e-12, atol=1e-14)
+    with fused.paused():
+        loss_of(net, batch(9, torch.float64)).backward()
+    loss_of(same, batch(9, torch.float64)).backward()
+    fused.step()
+    plain.step()
     assert_same(net, same, 1e-10)
 
 
