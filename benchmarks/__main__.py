@@ -148,6 +148,14 @@ def _step(options: argparse.Namespace) -> int:
     return 0
 
 
+def _states(options: argparse.Namespace) -> int:
+    from benchmarks import states
+
+    states.write(options.document)
+    print(f"Written: {options.document}")
+    return 0
+
+
 def _compare(options: argparse.Namespace) -> int:
     from benchmarks.compare import compare
 
@@ -210,6 +218,9 @@ def main() -> int:
     command = commands.add_parser("step", help="write the table of simulated training steps with an optimizer")
     command.add_argument("--document", type=Path, default=DOCUMENT, metavar="FILE")
     command.set_defaults(run=_step)
+    command = commands.add_parser("states", help="measure what small states of AdamW cost in accuracy")
+    command.add_argument("--document", type=Path, default=DOCUMENT.with_name("optimizer.md"), metavar="FILE")
+    command.set_defaults(run=_states)
     command = commands.add_parser(
         "compare", parents=[what], help="time two states of lc_triton in turns; 1 where B is more than 5%% slower"
     )

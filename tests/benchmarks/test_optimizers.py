@@ -9,7 +9,7 @@ import torch
 
 import lc_triton
 from benchmarks import __main__ as command
-from benchmarks import optimizers
+from benchmarks import optimizers, states
 from benchmarks.contenders import CONTENDERS, OURS
 from benchmarks.optimizers import FUSED, TRAINERS, Trained, table
 from benchmarks.rows import Data, Row, expected, find_mismatch
@@ -71,6 +71,32 @@ def test_a_row_end_to_end(tmp_path, monkeypatch, capsys):
     assert list(row["contenders"]) == [FUSED, peer]
     assert all(found["step"]["median_ms"] > 0 for found in row["contenders"].values())
     assert f"| {FUSED} | {peer} |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_accuracy_of_small_states(monkeypatch, capsys, tmp_path):
+    """Means over the seeds, each of training with the optimizer of its row."""
+    taken = []
+
+    def digits(make, seed):
+        taken.append(type(make([torch.nn.Parameter(torch.zeros(1))])))
+        return 0.1 + seed, 0.5
+
+    made = states.ways()
+    monkeypatch.setattr(states, "SEEDS", (0, 1))
+    monkeypatch.setattr(states, "STEPS", 20)
+    monkeypatch.setattr(states, "digits", digits)
+    monkeypatch.setattr(states, "ways", lambda: dict(list(made.items())[:2]))
+    document = tmp_path / "optimizer.md"
+    document.write_text("<!-- table states -->\n<!-- end -->\n")
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "states", "--document", str(document)])
+    assert command.main() == 0
+    assert capsys.readouterr().out == f"Written: {document}\n"
+    rows = [line.split(" | ") for line in document.read_text().splitlines() if "FusedAdamW" in line]
+    assert [row[1:4] for row in rows] == [["8", "0.6000", "50.00%"], ["4", "0.6000", "50.00%"]]
+    last = [float(row[4].strip(" |")) for row in rows]
+    assert 0 < last[1] == pytest.approx(last[0], rel=0.01)
+    assert set(taken) == {lc_triton.FusedAdamW}
 
 
 def test_unknown_contenders_are_named(monkeypatch, capsys, tmp_path):
