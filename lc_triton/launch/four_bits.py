@@ -63,12 +63,15 @@ def _tile(pass_name: Pass, x: Tensor, problem: Problem) -> TileConfig:
     of_input = pass_name == "input_grad"
     depth, columns = geo.taps * (filters if of_input else channels), channels if of_input else filters
     # Triton 3.7 compiles no product by `tl.dot` of float64 beside bytes, and for sm_100 none of 64 rows of float32.
-    batch = {8: 1, 4: min(batch, 32)}.get(x.element_size(), batch)
+    # With 16 bits and whole blocks, tensor cores are faster from batch 1 on (simulated: benchmarks/dev/four_bits.py).
+    least = 16 if columns >= ENTRIES else batch
+    batch = {8: 1, 4: min(batch, 32), 2: max(batch, least)}[x.element_size()]
     found = tile_for(pass_name, batch, depth, columns, x.element_size(), problem.precision)
     n = max(2, min(found.block_f, ENTRIES) if of_input else found.block_f)
     k = max(2, found.block_k) if of_input else ENTRIES
     b = found.block_b if found.dot else max(1, min(found.block_b, MAX_PRODUCTS // (n * k)))
-    return replace(found, block_f=n, block_k=k, block_b=b)
+    warps = min(found.num_warps, 2) if of_input and b <= 16 else found.num_warps  # of half the simulated time
+    return replace(found, block_f=n, block_k=k, block_b=b, num_warps=warps)
 
 
 def _launch(
