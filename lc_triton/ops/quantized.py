@@ -154,8 +154,9 @@ def _check_devices(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None
 def _reads_numbers(x: Tensor, weight: Tensor, backend: str, geo: Geometry) -> bool:
     """Whether a pass takes the numbers as they are, where nothing records or transforms the call.
 
-    GPUs before compute capability 8.9 have no instructions for float8. The CPU path and layers of small groups have no
-    pass for 4 bits, and shared filters are few: those are widened at once.
+    GPUs before compute capability 8.9 have no instructions for float8, and products of float64 take no bytes. The CPU
+    path and layers of small groups have no pass for 4 bits. Filters that positions share are few. All of these are
+    widened at once.
     """
     if geo.regions or backend == "reference" or is_observed():
         return False
@@ -164,6 +165,8 @@ def _reads_numbers(x: Tensor, weight: Tensor, backend: str, geo: Geometry) -> bo
     if weight.dtype == torch.uint8:
         group = min(geo.in_channels, geo.out_channels) // geo.groups
         return backend == "triton" and (geo.groups == 1 or group >= MIN_GROUP)
+    if x.dtype == torch.float64 and backend == "triton":  # Triton 3.7 compiles no product of float64 beside bytes
+        return False
     if weight.dtype == torch.float8_e4m3fn and x.device.type == "cuda":
         return torch.cuda.get_device_capability(x.device) >= (8, 9)
     return True

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import lc_triton
+from lc_triton import launch
 from lc_triton.core.problem import Problem
 from lc_triton.launch import four_bits
 from lc_triton.ops import quantized
@@ -111,3 +112,19 @@ def test_layers_of_small_groups_become_float32(monkeypatch):
         y = lc_triton.local_conv(t.x[:1, :], weight, weight_scale=scale, **arguments)
     want = lc_triton.local_conv(t.x[:1].double(), dequantize(weight, scale, torch.float64), **arguments)
     assert_close(y, want, 1e-6)
+
+
+def test_8_bits_beside_float64_become_float64(monkeypatch):
+    """Triton asserts that such a product does not exist, and ends the compilation."""
+    case, weights = BY_NAME["1d_one"], []
+    t = tensors(case, torch.float64)
+    weight, scale = quantize(t.weight, "int8")
+    forward = launch.bind_forward
+    monkeypatch.setattr(launch, "bind_forward", lambda x, w, *rest: weights.append(w.dtype) or forward(x, w, *rest))
+    with lc_triton.backend("triton"), torch.no_grad():
+        y = lc_triton.local_conv(t.x, weight, weight_scale=scale, **case.arguments, data_format="channels_last")
+    want = lc_triton.local_conv(
+        t.x, dequantize(weight, scale, torch.float64), **case.arguments, data_format="channels_last"
+    )
+    assert weights == [torch.float64]
+    assert_close(y, want, 1e-12)
