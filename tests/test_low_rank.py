@@ -224,3 +224,14 @@ def test_what_is_frozen_stays_frozen():
         "mixing": False,
         "bias": True,
     }
+
+
+@pytest.mark.parametrize("share", ["rows", (2, 2), ("tile", 2, 2), "all"], ids=str)
+def test_share_that_is_set_later_is_refused(share):
+    layer, x = make(input_size=5, rank=2), torch.randn(1, 2, 5, 5)
+    before = layer(x)
+    with pytest.raises(E.ArgumentValueError, match="share must be None: positions of this layer share a basis"):
+        layer.share = share
+    layer.share = None
+    assert layer.share is None
+    assert torch.equal(layer(x), before)
