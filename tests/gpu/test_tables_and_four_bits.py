@@ -1,0 +1,69 @@
+"""LocalGather and weights of 4 bits on a GPU, by kernels of their own."""
+
+import pytest
+import torch
+
+import lc_triton
+from lc_triton.ops import gather_passes, quantized
+from lc_triton.ops.quantized import dequantize, quantize
+from tests.cases import CASES, assert_close, tensors
+from tests.pairwise import pairwise
+
+pytestmark = pytest.mark.gpu
+
+BATCHES = [1, 16, 65]
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 2e-5, torch.float64: 1e-12}
+
+
+@pytest.fixture(autouse=True)
+def _ieee():
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", [(16, 32), (1, 1), (5, 9)])
+def test_tables(sizes, dtype, batch, monkeypatch):
+    torch.manual_seed(0)
+    table, (channels, filters) = torch.randint(-1, 40, (50, 7)), sizes
+    layer = lc_triton.LocalGather(40, table, channels, filters, activation="tanh", dtype=dtype)
+    exact = lc_triton.LocalGather(40, table, channels, filters, activation="tanh", dtype=torch.float64)
+    exact.load_state_dict(layer.state_dict())
+    layer = layer.cuda()
+    x, g = torch.randn(batch, 40, channels).to(dtype), torch.randn(batch, 50, filters).to(dtype)
+
+    def results(layer, x, g):
+        x = x.requires_grad_()
+        y = layer(x)
+        return y.detach(), *torch.autograd.grad(y, [x, *layer.parameters()], g)
+
+    want = results(exact, x.double(), g.double())
+    monkeypatch.setattr(gather_passes, "gather", None)  # no window is copied
+    got = results(layer, x.cuda(), g.cuda())
+    for a, b in zip(got, want, strict=True):
+        assert_close(a, b, TOLERANCE[dtype])
+    again = results(layer, x.detach().cuda(), g.cuda())
+    assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
+
+
+@pytest.mark.parametrize(("case", "dtype", "batch"), pairwise([c for c in CASES if c.groups == 1], DTYPES, BATCHES))
+def test_four_bits(case, dtype, batch, monkeypatch):
+    case = type(case)(**(vars(case) | {"batch": batch}))
+    t, arguments = tensors(case, dtype), case.arguments | {"data_format": "channels_last", "activation": "tanh"}
+    weight, scale = quantize(t.weight, "int4")
+    exact = t.x.double().requires_grad_()
+    want = lc_triton.local_conv(exact, dequantize(weight, scale, torch.float64), t.bias.double(), **arguments)
+    (dx_want,) = torch.autograd.grad(want, exact, t.g.double())
+    monkeypatch.setattr(quantized, "dequantize", None)
+    x = t.x.cuda().requires_grad_()
+    arguments |= {"weight_scale": scale.cuda()}
+    y = lc_triton.local_conv(x, weight.cuda(), t.bias.cuda(), **arguments)
+    (dx,) = torch.autograd.grad(y, x, t.g.cuda())
+    with torch.no_grad():
+        fused = lc_triton.local_conv(x, weight.cuda(), t.bias.cuda(), **arguments)
+    for got, of in ((y, want.detach()), (fused, want.detach()), (dx, dx_want)):
+        assert_close(got, of, TOLERANCE[dtype])
