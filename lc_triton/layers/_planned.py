@@ -48,7 +48,7 @@ class PlannedLayer(nn.Module):
     # Arguments that may be set later: then the plan is made anew, if the parameters' shapes still fit.
     _arguments: ClassVar[frozenset[str]] = frozenset({"activation"})
     # What the layer works out from its arguments and parameters, or is fixed for its class: it cannot be set.
-    _fixed: ClassVar[frozenset[str]] = frozenset({"geometry"})
+    _fixed: ClassVar[frozenset[str]] = frozenset({"geometry", "is_quantized"})
 
     weight: Tensor
     bias: Tensor | None
