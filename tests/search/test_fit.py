@@ -102,4 +102,4 @@ def test_the_command(tmp_path, capsys):
     assert "--device must be given for times of 'NVIDIA H300'" in capsys.readouterr().err
     assert cli.main(["fit", str(path), "--device", "h200"]) == 0
     assert "on NVIDIA H300\n" in capsys.readouterr().out
-    assert cli.main(["fit", str(tmp_path / "none.jsonl")]) == 1
+    assert cli.main(["fit", str(tmp_path / "none.jsonl")]) == 2
