@@ -22,7 +22,7 @@ PACKAGE = [sys.executable, "-m", "lc_triton"]
 
 @pytest.mark.slow
 @pytest.mark.subprocess
-@pytest.mark.parametrize("arguments", [["--version"], ["configs", "--workload", "lrlc_l1"], ["configs"]])
+@pytest.mark.parametrize("arguments", [["--version"], ["configs"]])
 def test_the_package_runs_as_the_command(arguments):
     """The same output and exit status, for right and wrong input."""
     runs = [subprocess.run([*how, *arguments], capture_output=True, text=True, check=False) for how in (PACKAGE, CLI)]
