@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 
 from lc_triton.core.problem import Problem
@@ -17,6 +19,10 @@ from lc_triton.tiles.config import Pass, TileConfig
 from lc_triton.tiles.key import bucket
 
 _INT32 = 2**31
+# In the gradients' loops, Triton 3.6 leaves out the fence between stores to shared memory and a warp group's product:
+# with so few rows, single warps make the product.
+_MISSES_FENCE = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7)
+_ROWS_OF_SINGLE_WARPS = 32
 KERNELS = {
     "forward": gather_forward_kernel,
     "input_grad": gather_input_grad_kernel,
@@ -118,7 +124,12 @@ def _tile(pass_name: Pass, x: Tensor, weight: Tensor, shape: GatherShape, index:
     of_input = pass_name == "input_grad"
     depth = index.most_readers * shape.filters if of_input else shape.taps * shape.channels
     columns = shape.channels if of_input else shape.filters
-    return tile_for(pass_name, bucket(len(x)), max(1, depth), columns, x.element_size(), problem.precision)
+    tile = tile_for(pass_name, bucket(len(x)), max(1, depth), columns, x.element_size(), problem.precision)
+    if _MISSES_FENCE and of_input:
+        return replace(tile, block_b=min(tile.block_b, _ROWS_OF_SINGLE_WARPS))
+    if _MISSES_FENCE and pass_name == "weight_grad":
+        return replace(tile, block_k=min(tile.block_k, _ROWS_OF_SINGLE_WARPS))
+    return tile
 
 
 def _launch(

@@ -82,4 +82,4 @@ def test_whole_rows_of_sites_are_copied_128_bits_at_a_time(pass_name, monkeypatc
     code = machine_code(pass_name, kernel)
     assert max(code.async_bits, code.load_bits) == 128
     assert code.weight_bits == 128
-    assert code.wgmma > 0
+    assert (code.wgmma > 0) == (pass_name == "forward" or not gather._MISSES_FENCE)
