@@ -28,7 +28,10 @@ class FusedAdamW(FusedOptimizer, torch.optim.AdamW):
 
     Args:
         model_or_params: a module, or parameters or groups of them as of torch's optimizers.
-        lr, betas, eps, weight_decay: as of `torch.optim.AdamW`.
+        lr: the learning rate.
+        betas: of the means of the gradient and of its square, as of `torch.optim.AdamW`.
+        eps: added to the root of the mean of squares.
+        weight_decay: decoupled from the gradient.
         clip_norm: the largest norm of all gradients together, to which they are scaled in `step()`; None for no limit.
         states: the dtype of the two states of layers' weights, "float32" (of the weight, that is) or "bfloat16", which
             takes half the memory and is rounded stochastically. Other parameters, and weights that are spread over

@@ -18,7 +18,11 @@ class FusedSGD(FusedOptimizer, torch.optim.SGD):
 
     Args:
         model_or_params: a module, or parameters or groups of them as of torch's optimizers.
-        lr, momentum, dampening, weight_decay, nesterov: as of `torch.optim.SGD`.
+        lr: the learning rate.
+        momentum: as of `torch.optim.SGD`, like the next three.
+        dampening: of the gradient in the momentum.
+        weight_decay: an L2 penalty, added to the gradient.
+        nesterov: whether the momentum is Nesterov's.
         clip_norm: the largest norm of all gradients together, to which they are scaled in `step()`; None for no limit.
         accumulate: the number of backwards whose gradients are added up for one step.
         maximize: whether to follow the gradient upwards.
