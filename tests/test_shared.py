@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import library, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -230,7 +230,7 @@ def test_torchs_checks_of_operators(name):
         ("input_grad", (g, weight, None, *layer, regions)),
         ("weight_grad", (x, g, *layer, torch.float64, True, regions)),
     ):
-        torch.library.opcheck(getattr(torch.ops.lc_triton, operator).default, args)
+        library.opcheck(getattr(torch.ops.lc_triton, operator).default, args)
 
 
 def test_an_operator_that_was_recorded_without_regions():
