@@ -16,8 +16,8 @@ from benchmarks.drawn import drawn_rows
 from benchmarks.peers import PEERS
 from benchmarks.rows import Row
 from benchmarks.suites import RANDOM, SUITES, suite
+from lc_triton.core.arguments import check_int, check_name
 from lc_triton.core.files import write_atomically
-from lc_triton.core.geometry import check_int, check_name
 from lc_triton.errors import ArgumentValueError, LocalConvError
 from lc_triton.search.run import check_seconds
 from lc_triton.tiles import paths, workloads

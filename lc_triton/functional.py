@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from lc_triton.core.geometry import DATA_FORMATS, Geometry, Ints, as_index, check_name, spatial_dims
+from lc_triton.core.arguments import Ints, as_index, check_name
+from lc_triton.core.geometry import DATA_FORMATS, Geometry, spatial_dims
 from lc_triton.core.names import ActivationArg, DataFormat, PaddingArg, PaddingModeName, ShareArg
 from lc_triton.core.share import parse_share, share_of
 from lc_triton.core.tracing import shape_of

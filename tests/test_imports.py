@@ -44,6 +44,8 @@ ROWS = [
     ["core", "core.tracing", "core.problem", "core.backend", "core.memory_format", "core.parameters", "core.dtypes"],
     ["core.activations", "core.padding_mode", "core.share", "core.fused", "core.ranges"],
     ["core.geometry"],
+    ["core.padding"],
+    ["core.arguments"],
     ["core.names"],
     ["errors", "core.files", "_version", "_command"],
 ]

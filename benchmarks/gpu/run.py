@@ -207,7 +207,7 @@ def plan(options: Options, phases: Sequence[Phase], machine: Machine, deadline: 
 
 def phases_of(names: Sequence[str] | None) -> tuple[Phase, ...]:
     """The phases with these names, in their order of worth; all by default."""
-    from lc_triton.core.geometry import check_name
+    from lc_triton.core.arguments import check_name
 
     known = {phase.name: phase for phase in PHASES}
     for name in names or ():
@@ -227,7 +227,7 @@ def command(out: Path, deadline: float, arguments: Any) -> int:
 
     from benchmarks.gpu.machine import StandIn, opened
     from lc_triton.ahead import manifest
-    from lc_triton.core.geometry import check_name
+    from lc_triton.core.arguments import check_name
     from lc_triton.errors import ArgumentValueError, PrecompileError
     from lc_triton.search.run import check_seconds
     from lc_triton.tiles.device import by_name, of_gpu

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from lc_triton.ahead.report import Precompiled
-from lc_triton.core.geometry import check_int
+from lc_triton.core.arguments import check_int
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, LocalConvError, PrecompileError, first_line
 from lc_triton.layers._planned import PlannedLayer
 from lc_triton.tiles.device import by_name

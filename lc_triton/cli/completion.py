@@ -21,7 +21,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
-    from lc_triton.core.geometry import check_name
+    from lc_triton.core.arguments import check_name
     from lc_triton.errors import MissingPackageError
 
     check_name("shell", options.shell, SHELLS)

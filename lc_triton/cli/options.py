@@ -68,7 +68,7 @@ def select_layers(options: argparse.Namespace, *, all_by_default: bool) -> list[
         options: of `add_kernels`.
         all_by_default: whether none of them means every published layer.
     """
-    from lc_triton.core.geometry import check_int, check_name
+    from lc_triton.core.arguments import check_int, check_name
     from lc_triton.errors import ArgumentValueError
     from lc_triton.tiles import paths, workloads
 
@@ -103,7 +103,7 @@ def select_dtypes(options: argparse.Namespace) -> list[str]:
 
 def select_passes(options: argparse.Namespace) -> tuple[Pass, ...]:
     """The passes that --faces names."""
-    from lc_triton.core.geometry import check_name
+    from lc_triton.core.arguments import check_name
     from lc_triton.tiles.config import PASSES
 
     for name in options.passes:

@@ -116,7 +116,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _tune_offline(options: argparse.Namespace) -> int:
-    from lc_triton.core.geometry import check_int
+    from lc_triton.core.arguments import check_int
     from lc_triton.errors import ArgumentValueError
     from lc_triton.search.offline import plan, tune_offline
     from lc_triton.simulator import check_simulated, constants_of

@@ -12,7 +12,7 @@ from functools import cache
 
 import torch
 
-from lc_triton.core.geometry import check_name
+from lc_triton.core.arguments import check_name
 from lc_triton.core.names import BackendName
 from lc_triton.errors import BackendError
 

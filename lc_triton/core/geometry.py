@@ -3,132 +3,33 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, SupportsIndex, TypeAlias, TypeGuard
+from typing import TypeAlias
 
+from lc_triton.core.arguments import Ints, check_int, int_tuple
+from lc_triton.core.padding import Padding, Pairs, check_padding, extent_of, padding_pairs
 from lc_triton.errors import (
-    ArgumentTypeError,
     ArgumentValueError,
     ChannelError,
     GroupsError,
     KernelTooLargeError,
-    LengthError,
     OutputSizeError,
     PaddingError,
     RankError,
     SpatialSizeError,
     TooManyNumbersError,
-    UnknownNameError,
     WeightShapeError,
 )
 
-Pairs: TypeAlias = tuple[tuple[int, int], ...]
-Padding: TypeAlias = str | int | Sequence[int] | Sequence[tuple[int, int]]
-Ints: TypeAlias = int | Sequence[int]
 # Of each dimension (block, count): the region of a position p is p // block % count. None where nothing is shared.
 Regions: TypeAlias = tuple[tuple[int, int], ...]
 
-PADDING_NAMES = ("valid", "same", "keras_same", "causal")
 DATA_FORMATS = ("channels_first", "channels_last")
 
-# Of a size, a stride and the like: what the kernels keep in 32 bits.
-LARGEST = 2**31 - 1
 # Of one tensor: its bytes must be countable by 64 bits.
 MOST_NUMBERS = 2**59
-
-
-def as_index(value: object) -> int | None:
-    """What stands for an integer, as one; None for all else, bools and torch's bools among it."""
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
-        return None
-    if str(getattr(value, "dtype", "")) == "torch.bool":
-        return None
-    try:
-        return operator.index(value)
-    except Exception:  # an array or tensor of floats, of several numbers, without any: each has an error of its own
-        return None
-
-
-def check_int(name: str, value: object, minimum: int, maximum: int = LARGEST) -> int:
-    """`value` as an int of at least `minimum`; bools and floats are not integers."""
-    number = value if type(value) is int else as_index(value)
-    if number is None:
-        raise ArgumentTypeError(name=name, value=value, allowed=f"an integer >= {minimum}")
-    if number < minimum:
-        raise ArgumentValueError(name=name, value=value, allowed=f"an integer >= {minimum}")
-    if number > maximum:
-        raise ArgumentValueError(name=name, value=value, allowed=f"an integer >= {minimum} and <= {maximum}")
-    return number
-
-
-def several(value: object) -> TypeGuard[Sequence[Any]]:
-    """Whether an argument is a sequence of values; text and bytes are not."""
-    return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview))
-
-
-def int_tuple(name: str, value: object, ndim: int, minimum: int = 1) -> tuple[int, ...]:
-    """One int for each of `ndim` dimensions, from an int or a sequence of them."""
-    if several(value):
-        if len(value) != ndim:
-            raise LengthError(name=name, value=value, ndim=ndim, allowed=f"an int or {ndim} ints")
-        return tuple(check_int(name, v, minimum) for v in value)
-    return (check_int(name, value, minimum),) * ndim
-
-
-def check_name(name: str, value: object, allowed: Collection[str]) -> str:
-    """`value` if it is one of the `allowed` strings."""
-    if not isinstance(value, str):
-        raise ArgumentTypeError(name=name, value=value, allowed=f"one of {', '.join(allowed)}")
-    if value not in allowed:
-        raise UnknownNameError.of(name, value, allowed)
-    return value
-
-
-def _extent(kernel: int, dilation: int) -> int:
-    return (kernel - 1) * dilation + 1
-
-
-def check_padding(padding: object, ndim: int) -> str | Pairs:
-    """What `padding` shows wrong by itself is refused here; the result is a name or one pair a dimension."""
-    if isinstance(padding, str):
-        check_name("padding", padding, PADDING_NAMES)
-        if padding == "causal" and ndim != 1:
-            raise PaddingError(value=padding, reason=f"exists in 1-D only, this layer has {ndim} spatial dimensions")
-        return padding
-    if several(padding) and any(isinstance(p, Sequence) for p in padding):
-        if len(padding) != ndim or not all(several(p) and len(p) == 2 for p in padding):
-            raise LengthError(name="padding", value=padding, ndim=ndim, allowed=f"{ndim} (low, high) pair(s)")
-        return tuple((check_int("padding", lo, 0), check_int("padding", hi, 0)) for lo, hi in padding)
-    if several(padding) and len(padding) != ndim:
-        allowed = f"a name, an int, {ndim} int(s) or {ndim} (low, high) pair(s)"
-        raise LengthError(name="padding", value=padding, ndim=ndim, allowed=allowed)
-    return tuple((p, p) for p in int_tuple("padding", padding, ndim, minimum=0))
-
-
-def padding_pairs(
-    padding: str | Pairs,
-    in_spatial: tuple[int, ...],
-    kernel: tuple[int, ...],
-    stride: tuple[int, ...],
-    dilation: tuple[int, ...],
-) -> Pairs:
-    """Low and high padding of each dimension; "same" is TensorFlow's SAME, "keras_same" pads k//2 low always."""
-    if not isinstance(padding, str):
-        return padding
-    extents = [_extent(k, d) for k, d in zip(kernel, dilation, strict=True)]
-    if padding == "valid":
-        return ((0, 0),) * len(kernel)
-    if padding == "causal":
-        return tuple((e - 1, 0) for e in extents)
-    pairs = []
-    for size, extent, step in zip(in_spatial, extents, stride, strict=True):
-        needed = (-(-size // step) - 1) * step + extent
-        low = max(needed - size, 0) // 2 if padding == "same" else extent // 2
-        pairs.append((low, max(needed - size - low, 0)))
-    return tuple(pairs)
 
 
 @dataclass(frozen=True)
@@ -157,11 +58,11 @@ class Geometry:
         for dim, (size, k, d, pad) in enumerate(
             zip(self.in_spatial, self.kernel, self.dilation, self.padding, strict=True)
         ):
-            if _extent(k, d) > size + sum(pad):
+            if extent_of(k, d) > size + sum(pad):
                 raise KernelTooLargeError(
                     kernel=self.kernel,
                     dilation=self.dilation,
-                    extent=_extent(k, d),
+                    extent=extent_of(k, d),
                     dim=dim,
                     padded=size + sum(pad),
                     size=size,
@@ -313,7 +214,7 @@ class Geometry:
         pairs = check_padding(padding, ndim)
         if isinstance(pairs, str):
             raise PaddingError(value=padding, reason="is not for transposed layers: give ints, or output_size")
-        extents = [_extent(k, d) for k, d in zip(kernel, dilation, strict=True)]
+        extents = [extent_of(k, d) for k, d in zip(kernel, dilation, strict=True)]
         least = tuple((n - 1) * s + e - sum(pad) for n, s, e, pad in zip(sizes, stride, extents, pairs, strict=True))
         if output_size is None:
             name, value = "output_padding", int_tuple("output_padding", output_padding, ndim, minimum=0)
@@ -357,7 +258,7 @@ class Geometry:
     @cached_property
     def extent(self) -> tuple[int, ...]:
         """Input sites from the first to the last tap of a window, per dimension."""
-        return tuple(_extent(k, d) for k, d in zip(self.kernel, self.dilation, strict=True))
+        return tuple(extent_of(k, d) for k, d in zip(self.kernel, self.dilation, strict=True))
 
     @cached_property
     def out_spatial(self) -> tuple[int, ...]:

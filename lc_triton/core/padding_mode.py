@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from lc_triton.core.geometry import Geometry, check_name, several
+from lc_triton.core.arguments import check_name, several
+from lc_triton.core.geometry import Geometry
 from lc_triton.errors import ArgumentTypeError, LengthError, PaddingError
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from lc_triton.core.geometry import Geometry, Regions, as_index, check_int, check_name, int_tuple, several
+from lc_triton.core.arguments import as_index, check_int, check_name, int_tuple, several
+from lc_triton.core.geometry import Geometry, Regions
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, LengthError
 
 SHARE_NAMES = ("rows", "columns", "all")

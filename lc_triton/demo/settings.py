@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from lc_triton.core.geometry import check_int, check_name
+from lc_triton.core.arguments import check_int, check_name
 from lc_triton.errors import ArgumentValueError
 
 OPTIMIZERS = ("torch", "fused")

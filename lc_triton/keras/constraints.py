@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lc_triton.core.geometry import check_int
+from lc_triton.core.arguments import check_int
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError
 from lc_triton.keras import registry
 from lc_triton.keras.penalty import BLOCK, wide, zero_outside_

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lc_triton.core.geometry import check_int, check_name
+from lc_triton.core.arguments import check_int, check_name
 from lc_triton.errors import ArgumentValueError
 from lc_triton.keras.registry import as_tensor, check_number, lookup
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lc_triton.core.geometry import Geometry, Ints, check_int, check_name
+from lc_triton.core.arguments import Ints, check_int, check_name
+from lc_triton.core.geometry import Geometry
 from lc_triton.core.names import ActivationArg, DataFormat, PaddingName
 from lc_triton.errors import (
     ArgumentTypeError,

@@ -8,7 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from lc_triton.core.geometry import Geometry, check_name
+from lc_triton.core.arguments import check_name
+from lc_triton.core.geometry import Geometry
 from lc_triton.errors import ArgumentValueError
 from lc_triton.keras import layout
 from lc_triton.keras.penalty import weighted_sum, wide

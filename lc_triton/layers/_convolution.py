@@ -11,19 +11,11 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from lc_triton.core.activations import LINEAR, parse_activation
+from lc_triton.core.arguments import Ints, check_int, check_name, int_tuple, several
 from lc_triton.core.dtypes import check_floating
-from lc_triton.core.geometry import (
-    Geometry,
-    Ints,
-    Padding,
-    Pairs,
-    check_int,
-    check_name,
-    check_padding,
-    int_tuple,
-    several,
-)
+from lc_triton.core.geometry import Geometry
 from lc_triton.core.names import ActivationArg, BiasKind, ShareArg
+from lc_triton.core.padding import Padding, Pairs, check_padding
 from lc_triton.core.parameters import trains
 from lc_triton.core.tracing import shape_of
 from lc_triton.errors import (

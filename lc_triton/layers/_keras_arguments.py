@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, cast
 
-from lc_triton.core.geometry import (
-    DATA_FORMATS,
-    PADDING_NAMES,
-    Geometry,
-    Ints,
-    check_int,
-    check_name,
-    check_padding,
-    int_tuple,
-)
+from lc_triton.core.arguments import Ints, check_int, check_name, int_tuple
+from lc_triton.core.geometry import DATA_FORMATS, Geometry
 from lc_triton.core.names import DataFormat, PaddingName
+from lc_triton.core.padding import PADDING_NAMES, check_padding
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, GroupsError
 from lc_triton.keras import layout
 

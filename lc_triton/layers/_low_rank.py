@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lc_triton.core.geometry import Geometry, Ints, check_int
+from lc_triton.core.arguments import Ints, check_int
+from lc_triton.core.geometry import Geometry
 from lc_triton.core.names import ActivationArg, BiasKind, PaddingArg, PaddingModeName, ShareArg
 from lc_triton.core.parameters import trains
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, ConversionError

@@ -22,7 +22,8 @@ from torch.nn.init import (
 )
 from torch.nn.parameter import is_lazy
 
-from lc_triton.core.geometry import check_int, check_name, spatial_dims
+from lc_triton.core.arguments import check_int, check_name
+from lc_triton.core.geometry import spatial_dims
 from lc_triton.core.parameters import shares_memory
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, GroupsError, NotBuiltError, ParallelError
 

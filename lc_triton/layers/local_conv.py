@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from lc_triton.core.geometry import Geometry, Ints
+from lc_triton.core.arguments import Ints
+from lc_triton.core.geometry import Geometry
 from lc_triton.core.names import ActivationArg, BiasKind, PaddingArg, PaddingModeName, ShareArg
 from lc_triton.core.padding_mode import PaddingMode, check_padding_mode
 from lc_triton.core.parameters import trains

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lc_triton.core.geometry import Geometry, Ints, int_tuple
+from lc_triton.core.arguments import Ints, int_tuple
+from lc_triton.core.geometry import Geometry
 from lc_triton.core.names import ActivationArg, BiasKind, PaddingArg
 from lc_triton.layers._convolution import ConvolutionLayer, LazyConvolution
 from lc_triton.ops.plan import Plan

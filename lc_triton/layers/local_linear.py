@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lc_triton.core.activations import parse_activation
+from lc_triton.core.arguments import check_int, several
 from lc_triton.core.dtypes import check_floating
-from lc_triton.core.geometry import Geometry, check_int, several
+from lc_triton.core.geometry import Geometry
 from lc_triton.core.names import ActivationArg
 from lc_triton.core.parameters import trains
 from lc_triton.core.tracing import shape_of

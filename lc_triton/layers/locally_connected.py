@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from lc_triton.core.activations import parse_activation
+from lc_triton.core.arguments import Ints, check_int, several
 from lc_triton.core.dtypes import check_floating
-from lc_triton.core.geometry import Geometry, Ints, check_int, several
+from lc_triton.core.geometry import Geometry
 from lc_triton.core.names import DataFormat, KerasActivationArg, PaddingName
 from lc_triton.core.tracing import shape_of
 from lc_triton.errors import (

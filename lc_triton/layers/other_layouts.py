@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 import numpy as np
 from torch import Tensor
 
-from lc_triton.core.geometry import as_index, check_name, several
+from lc_triton.core.arguments import as_index, check_name, several
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError
 
 Layout: TypeAlias = Literal["flax", "darknet", "unfold", "conv2d_local", "haiku"]

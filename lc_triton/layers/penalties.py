@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from lc_triton.core.geometry import check_int, check_name, several
+from lc_triton.core.arguments import check_int, check_name, several
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError
 from lc_triton.layers._planned import PlannedLayer
 from lc_triton.layers.local_gather import LocalGather

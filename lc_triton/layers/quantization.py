@@ -7,7 +7,7 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from lc_triton.core.geometry import check_name
+from lc_triton.core.arguments import check_name
 from lc_triton.core.names import QuantizedName
 from lc_triton.core.parameters import is_plain
 from lc_triton.errors import ArgumentTypeError, ConversionError, NotBuiltError

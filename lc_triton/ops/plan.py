@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lc_triton.core.activations import AFTER_KERNEL, LINEAR, Activation, parse_activation
-from lc_triton.core.geometry import DATA_FORMATS, Geometry, check_name
+from lc_triton.core.arguments import check_name
+from lc_triton.core.geometry import DATA_FORMATS, Geometry
 from lc_triton.core.memory_format import MemoryFormat
 from lc_triton.core.padding_mode import PaddingMode, PadStep, check_padding_mode, split_padding
 from lc_triton.core.problem import Problem

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lc_triton.core.arguments import check_name
 from lc_triton.core.fused import Rule
-from lc_triton.core.geometry import check_name
 from lc_triton.optim import rules
 from lc_triton.optim.arguments import number
 from lc_triton.optim.fused import SMALL_STATES, FusedOptimizer

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lc_triton.core import fused
+from lc_triton.core.arguments import check_int
 from lc_triton.core.fused import Rule, Update
-from lc_triton.core.geometry import check_int
 from lc_triton.errors import ArgumentValueError, OptimizerStepError
 from lc_triton.layers._planned import PlannedLayer
 from lc_triton.optim.arguments import (

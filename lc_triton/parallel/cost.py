@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lc_triton.core.geometry import Geometry, check_int, check_name
+from lc_triton.core.arguments import check_int, check_name
+from lc_triton.core.geometry import Geometry
 from lc_triton.core.ranges import by_filters, by_rows, overlap
 from lc_triton.errors import ParallelError
 

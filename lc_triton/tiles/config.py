@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from lc_triton.core.geometry import check_int
+from lc_triton.core.arguments import check_int
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError
 
 Pass = Literal["forward", "input_grad", "weight_grad"]

@@ -8,7 +8,7 @@ from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
-from lc_triton.core.geometry import check_int
+from lc_triton.core.arguments import check_int
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, DeviceFileError, LocalConvError, UnknownNameError
 from lc_triton.tiles.device import Device
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from lc_triton.core.geometry import Regions, check_int
+from lc_triton.core.arguments import check_int
+from lc_triton.core.geometry import Regions
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
-from lc_triton.core.geometry import Geometry, check_name
+from lc_triton.core.arguments import check_name
+from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 from lc_triton.errors import ArgumentValueError
 from lc_triton.tiles.config import Pass

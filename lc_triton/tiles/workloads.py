@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from lc_triton.core.geometry import Geometry, check_int
+from lc_triton.core.arguments import check_int
+from lc_triton.core.geometry import Geometry
 from lc_triton.core.share import parse_share
 from lc_triton.errors import (
     ArgumentTypeError,

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lc_triton.core.geometry import padding_pairs
+from lc_triton.core.padding import padding_pairs
 from lc_triton.errors import LocalConvError
 from lc_triton.keras import initializers
 from lc_triton.keras.saved.activation import Function, argument, function, gelu

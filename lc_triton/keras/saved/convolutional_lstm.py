@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import StrictBool
 from torch import Tensor, nn
 
-from lc_triton.core.geometry import padding_pairs
+from lc_triton.core.padding import padding_pairs
 from lc_triton.keras.saved.activation import Function, function
 from lc_triton.keras.saved.arguments import Arguments, Count, Counts, Place, Rate, WindowArguments, spread
 from lc_triton.keras.saved.slots import Slot, convolution_slots, inside, same_layout

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import StrictBool
 from torch import Tensor, nn
 
-from lc_triton.core.geometry import padding_pairs
+from lc_triton.core.padding import padding_pairs
 from lc_triton.keras.saved.arguments import Arguments, Counts, DataFormat, Place, WindowArguments, spread
 from lc_triton.keras.saved.masks import Mask
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lc_triton.core.geometry import padding_pairs
+from lc_triton.core.padding import padding_pairs
 from lc_triton.keras.saved.activation import Function, function
 from lc_triton.keras.saved.arguments import Arguments, Count, Counts, Place, WindowArguments, spread
 from lc_triton.keras.saved.slots import Slot, convolution_slots
