@@ -252,7 +252,7 @@ def kernel_modules(*names):
 
 @pytest.mark.parametrize("pass_name", PASSES)
 def test_the_hash_follows_the_source_of_what_is_launched(pass_name, tmp_path, monkeypatch):
-    """The pass's kernel and the second launch of a split loop, and no other pass."""
+    """The pass's kernel and the second launch of a split loop, and no other pass; no file has tiles of an update."""
     shutil.copytree(store.KERNELS, tmp_path / "kernels")
     monkeypatch.setattr(store, "KERNELS", tmp_path / "kernels")
     of_source = store.kernel_hash.__wrapped__
@@ -260,6 +260,7 @@ def test_the_hash_follows_the_source_of_what_is_launched(pass_name, tmp_path, mo
     assert len(before) == 12
     assert len({of_source(name) for name in PASSES}) == 3
     launched = kernel_modules(pass_name, "combine", *["shared_weight_grad"] * (pass_name == "weight_grad"))
+    launched -= {"update"}
     for file in store.KERNELS.glob("[a-z]*.py"):
         source = file.read_bytes()
         file.write_bytes(source + b"# changed\n")
