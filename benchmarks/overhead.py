@@ -72,7 +72,7 @@ def _launches() -> dict[str, float]:
     from lc_triton.core.problem import Problem
     from lc_triton.launch.absent import absent_gpu
     from lc_triton.launch.build import call_args
-    from lc_triton.launch.passes import KERNELS, _plan_for
+    from lc_triton.launch.plan import KERNELS, plan_for
 
     geo = Geometry.make((20, 20), 16, 16, 3)
     problem = Problem(geo, backend="triton")
@@ -80,11 +80,11 @@ def _launches() -> dict[str, float]:
     x, weight, bias, y = (torch.empty(shape, dtype=torch.float16) for shape in shapes)
     with absent_gpu(keep=False):
         bound = launch.bind_forward(x, weight, bias, y, None, problem)
-        plan = _plan_for("forward", problem, x, weight, None)
+        plan = plan_for("forward", problem, x, weight, None)
         args = call_args("forward", problem, plan.config, dtype=torch.float16, batch=32)
         options = {"num_warps": plan.config.num_warps, "num_stages": plan.config.num_stages}
         return _in_turns(
-            lookup=lambda: _plan_for("forward", problem, x, weight, None),
+            lookup=lambda: plan_for("forward", problem, x, weight, None),
             launch=lambda: bound(x, weight, bias, y, None),
             triton_launch=lambda: KERNELS["forward"][(1,)](*args, **options),
         )

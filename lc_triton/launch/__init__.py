@@ -2,7 +2,6 @@
 
 from lc_triton.launch.launcher import reads_memory_alone
 from lc_triton.launch.passes import (
-    BoundPass,
     bind_forward,
     bind_input_grad,
     bind_weight_grad,
@@ -11,6 +10,7 @@ from lc_triton.launch.passes import (
     input_grad,
     weight_grad,
 )
+from lc_triton.launch.plan import BoundPass
 from lc_triton.launch.update import weight_update
 
 __all__ = [

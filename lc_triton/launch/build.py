@@ -28,7 +28,8 @@ from lc_triton.launch.layout import (
     shape_of,
     tile_of,
 )
-from lc_triton.launch.passes import COMBINED, SECOND_PASS, kernel_of, operand, parts_of
+from lc_triton.launch.passes import COMBINED, SECOND_PASS, operand, parts_of
+from lc_triton.launch.plan import kernel_of
 from lc_triton.tiles.config import Pass, TileConfig
 
 

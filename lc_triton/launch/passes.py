@@ -1,22 +1,15 @@
-"""The three passes: choose a tile, lay out the grid, launch."""
+"""The three passes: lay out the grid, launch."""
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
-from lc_triton.errors import ArgumentValueError, MiscompiledError
 from lc_triton.kernels.combine import combine_kernel
-from lc_triton.kernels.forward import forward_kernel
-from lc_triton.kernels.input_grad import input_grad_kernel
 from lc_triton.kernels.shared_weight_grad import shared_weight_grad_kernel
 from lc_triton.kernels.weight_grad import weight_grad_kernel
 from lc_triton.launch.launcher import Launch, Launches, prepare
@@ -26,71 +19,22 @@ from lc_triton.launch.layout import (
     STORED,
     Epilogue,
     Pitch,
-    Shape,
-    Tile,
     Upstream,
     dense_rows,
     epilogue_of,
     is_wide,
     pitch_of,
     shape_of,
-    tile_of,
 )
-from lc_triton.tiles import model
-from lc_triton.tiles.chooser import chooser
+from lc_triton.launch.plan import KERNELS, BoundPass, LaunchPlan, plan_for, with_sound_tile
 from lc_triton.tiles.config import Pass, TileConfig
-from lc_triton.tiles.device import of_gpu
 from lc_triton.tiles.footprint import programs
-from lc_triton.tiles.key import bucket
-from lc_triton.tiles.space import fits_regions
-from lc_triton.tiles.task import Task
-
-KERNELS = {"forward": forward_kernel, "input_grad": input_grad_kernel, "weight_grad": weight_grad_kernel}
-
-
-def kernel_of(pass_name: Pass, geometry: Geometry) -> Any:
-    """The kernel of a pass; the weight gradient of shared filters has one of its own."""
-    return shared_weight_grad_kernel if pass_name == "weight_grad" and geometry.regions else KERNELS[pass_name]
-
 
 # Numbers that a program of the second pass adds up, and its warps.
 COMBINED = 1024
 SECOND_PASS = TileConfig(dot=False)
 # Pairs of a sample and a position that 32 bits count, those of a block that reaches past the end too.
 MOST_ROWS = 2**31 - 2**16
-# Tiles that are tried in place of one that Triton compiles wrongly.
-MOST_TRIED = 16
-
-_log = logging.getLogger("lc_triton.dispatch")
-
-
-class LaunchPlan(NamedTuple):
-    """What launches of one pass at batches of one bucket have in common.
-
-    `narrow` is the layer for offsets of 32 bits; `fuses_activation_grad` is for the weight gradient: whether it takes
-    the gradient of y through the activation; `refused` holds the tiles that would have been taken before, had Triton
-    not compiled them wrongly.
-    """
-
-    config: TileConfig
-    narrow: Shape
-    tile: Tile
-    launches: Launches
-    fuses_activation_grad: bool = False
-    refused: tuple[TileConfig, ...] = ()
-
-    @classmethod
-    def make(cls, pass_name: Pass, problem: Problem, config: TileConfig) -> LaunchPlan:
-        """The plan for a tile."""
-        geometry = problem.geometry
-        if pass_name == "weight_grad" and geometry.regions and not fits_regions(config):
-            allowed = "of one position, with tl.dot and no stream or descriptor, where positions share filters"
-            raise ArgumentValueError(name="TileConfig", value=config, allowed=allowed)
-        return cls(config, shape_of(geometry, False), tile_of(pass_name, geometry, config, problem.precision), {})
-
-
-# A launch, or a few: called with the tensors that it was bound for, or others of their shapes, strides and dtypes.
-BoundPass = Callable[..., None]
 
 
 def forward(
@@ -141,14 +85,14 @@ def bind_forward(
     config: TileConfig | None = None,
 ) -> BoundPass:
     """`forward` with everything decided but the pointers: it is called with (x, weight, bias, y, z)."""
-    return _with_sound_tile(_bind_gather, "forward", problem, x, weight, config, x, weight, bias, y, z)
+    return with_sound_tile(_bind_gather, "forward", problem, x, weight, config, x, weight, bias, y, z)
 
 
 def bind_input_grad(
     g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, problem: Problem, config: TileConfig | None = None
 ) -> BoundPass:
     """`input_grad` with everything decided but the pointers: it is called with (g, weight, bias, dx)."""
-    return _with_sound_tile(_bind_gather, "input_grad", problem, g, weight, config, g, weight, bias, dx)
+    return with_sound_tile(_bind_gather, "input_grad", problem, g, weight, config, g, weight, bias, dx)
 
 
 def bind_weight_grad(
@@ -163,32 +107,14 @@ def bind_weight_grad(
 ) -> BoundPass:
     """`weight_grad` with everything decided but the pointers: it is called with (x, g, saved, dw, db, dz)."""
     bind = _bind_shared_weight_grad if problem.geometry.regions else _bind_weight_grad
-    return _with_sound_tile(bind, "weight_grad", problem, x, dw, config, x, g, saved, dw, db, dz)
+    return with_sound_tile(bind, "weight_grad", problem, x, dw, config, x, g, saved, dw, db, dz)
 
 
 def fuses_activation_grad(x: Tensor, dw: Tensor, problem: Problem) -> bool:
     """Whether `weight_grad` should be given the gradient of y, from behind the activation, rather than of z."""
     if problem.geometry.regions:
         return False
-    return _plan_for("weight_grad", problem, x, dw, None).fuses_activation_grad
-
-
-def _with_sound_tile(
-    bind: Callable[..., BoundPass],
-    pass_name: Pass,
-    problem: Problem,
-    x: Tensor,
-    weight: Tensor,
-    config: TileConfig | None,
-    *tensors: Tensor | None,
-) -> BoundPass:
-    """Bind a pass with the first tile that Triton compiles soundly."""
-    while True:
-        plan = _plan_for(pass_name, problem, x, weight, config)
-        try:
-            return bind(plan, pass_name, problem, *tensors)
-        except MiscompiledError as error:
-            _refuse(pass_name, problem, x, weight, config, plan, error)
+    return plan_for("weight_grad", problem, x, dw, None).fuses_activation_grad
 
 
 def _bind_gather(
@@ -375,62 +301,3 @@ def _prepare_combine(
     grid = rows * -(-columns // COMBINED)
     constants = (rows, columns, parts.shape[-1], parts.shape[0], COMBINED, epilogue)  # R, N, F, SPLIT, BN, EPILOGUE
     return prepare(launches, combine_kernel, grid, SECOND_PASS, (parts, bias, y, z), constants, device)
-
-
-def _plan_for(pass_name: Pass, problem: Problem, x: Tensor, weight: Tensor, config: TileConfig | None) -> LaunchPlan:
-    """How to launch with a tile given by hand, or else with the one that is chosen: one look-up when warm."""
-    if config is None:
-        key = _launch_key(pass_name, x, weight)
-        plan = problem.launches.get(key)
-        if plan is None:
-            task, index = _task_of(pass_name, problem, x, weight), x.device.index or 0
-            plan = LaunchPlan.make(pass_name, problem, chooser(task, index))
-            plan = plan._replace(fuses_activation_grad=model.fuses_activation_grad(task, of_gpu(index), plan.config))
-            problem.launches[key] = plan
-    else:
-        plan = LaunchPlan.make(pass_name, problem, config)
-    if plan.config.stream > 1 and x.shape[0] > plan.config.block_b:  # a tile that was chosen for half the batch
-        plan = LaunchPlan.make(pass_name, problem, replace(plan.config, stream=1))
-    if plan.config.descriptor and weight.data_ptr() % 16:  # as a view of a larger tensor may begin
-        return LaunchPlan.make(pass_name, problem, replace(plan.config, descriptor=False))
-    return plan
-
-
-def _launch_key(pass_name: Pass, x: Tensor, weight: Tensor) -> tuple[Any, ...]:
-    return pass_name, bucket(x.shape[0]), x.dtype, weight.dtype, x.device.index, chooser.generation
-
-
-def _task_of(pass_name: Pass, problem: Problem, x: Tensor, weight: Tensor) -> Task:
-    """The task of all batches of one bucket: a new batch size does not search tiles again."""
-    dtype, weight_dtype = (str(t.dtype).removeprefix("torch.") for t in (x, weight))
-    return Task.of(pass_name, problem, bucket(x.shape[0]), dtype, weight_dtype)
-
-
-def _refuse(
-    pass_name: Pass,
-    problem: Problem,
-    x: Tensor,
-    weight: Tensor,
-    config: TileConfig | None,
-    plan: LaunchPlan,
-    error: MiscompiledError,
-) -> None:
-    """Let later launches take the model's next tile, and log it; raise the error where none may take its place."""
-    if config is not None:  # a tile given by hand
-        raise error
-    key, task = _launch_key(pass_name, x, weight), _task_of(pass_name, problem, x, weight)
-    device = of_gpu(x.device.index or 0)
-    before = problem.launches.get(key, plan)
-    refused = (*before.refused, before.config)
-    others = (
-        tile
-        for _, tile in model.ranked(task, device)
-        if tile not in refused and (not before.fuses_activation_grad or model.fuses_activation_grad(task, device, tile))
-    )
-    following = next(others, None)
-    if following is None or len(refused) > MOST_TRIED:
-        raise error
-    _log.warning("%s: %s is launched instead, which may be slower", error, following)
-    problem.launches[key] = LaunchPlan.make(pass_name, problem, following)._replace(
-        fuses_activation_grad=before.fuses_activation_grad, refused=refused
-    )

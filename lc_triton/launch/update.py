@@ -17,7 +17,8 @@ from lc_triton.kernels.update import combine_update_kernel
 from lc_triton.kernels.weight_grad import weight_grad_kernel
 from lc_triton.launch.launcher import prepare
 from lc_triton.launch.layout import NO_POINTERS, STORED, Upstream, WeightUpdate, dense_rows, is_wide, shape_of
-from lc_triton.launch.passes import COMBINED, MOST_TRIED, SECOND_PASS, LaunchPlan, parts_of
+from lc_triton.launch.passes import COMBINED, SECOND_PASS, parts_of
+from lc_triton.launch.plan import MOST_TRIED, LaunchPlan
 from lc_triton.tiles import model
 from lc_triton.tiles.chooser import chooser
 from lc_triton.tiles.config import TileConfig

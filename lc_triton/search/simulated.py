@@ -115,7 +115,7 @@ def compile_and_simulate(task: Task, device: Device, config: TileConfig) -> floa
     from lc_triton.launch.build import build
     from lc_triton.launch.disassembly import disassemble
     from lc_triton.launch.layout import STORED, WeightUpdate
-    from lc_triton.launch.passes import kernel_of
+    from lc_triton.launch.plan import kernel_of
 
     problem = Problem(task.geometry, backend="triton", precision=task.precision)
     dtype, weight_dtype = getattr(torch, task.dtype), getattr(torch, task.weight_dtype)

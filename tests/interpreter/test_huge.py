@@ -14,6 +14,7 @@ from lc_triton import launch
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 from lc_triton.launch import passes as launching
+from lc_triton.launch.layout import Shape
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.footprint import programs
 from tests.cases import CASES, Case, check, expected, tensors
@@ -30,7 +31,7 @@ def shapes(monkeypatch):
     given, prepare = [], launching.prepare
 
     def watched(launches, kernel, grid, config, tensors, constants, device):
-        given.extend(constant for constant in constants if isinstance(constant, launching.Shape))
+        given.extend(constant for constant in constants if isinstance(constant, Shape))
         return prepare(launches, kernel, grid, config, tensors, constants, device)
 
     monkeypatch.setattr(launching, "prepare", watched)

@@ -9,7 +9,8 @@ import lc_triton
 from lc_triton import launch
 from lc_triton.core.problem import Problem
 from lc_triton.errors import ArgumentValueError
-from lc_triton.launch import passes as launched
+from lc_triton.launch import passes as passes_module
+from lc_triton.launch.plan import LaunchPlan
 from lc_triton.tiles.config import TileConfig
 from tests.cases import Case, assert_close, check, expected, tensors
 from tests.interpreter.test_passes import NAN, tile
@@ -120,12 +121,12 @@ def test_weight_gradients_have_the_same_bits_each_time():
 def test_tiles_that_own_no_region_are_refused(config):
     problem = Problem(FEW_POSITIONS.geometry, backend="triton")
     with pytest.raises(ArgumentValueError, match=r"of one position, with tl\.dot and no stream or descriptor"):
-        launched.LaunchPlan.make("weight_grad", problem, config)
-    launched.LaunchPlan.make("forward", problem, config)
+        LaunchPlan.make("weight_grad", problem, config)
+    LaunchPlan.make("forward", problem, config)
 
 
 def test_rows_that_64_bits_count(monkeypatch):
     case = next(c for c in SHARED if c.name == "1d_tile")
     t = tensors(case)
-    monkeypatch.setattr(launched, "MOST_ROWS", 1)
+    monkeypatch.setattr(passes_module, "MOST_ROWS", 1)
     check(passes(case, t, lambda n: tile(1, 1, n), REGION_TILES["split"]), expected(case, t))

@@ -17,7 +17,7 @@ from lc_triton.core.activations import FUSED_NAMES
 from lc_triton.kernels.combine import combine_kernel
 from lc_triton.kernels.shared_weight_grad import shared_weight_grad_kernel
 from lc_triton.launch.absent import absent_gpu
-from lc_triton.launch.passes import KERNELS
+from lc_triton.launch.plan import KERNELS
 from lc_triton.ops import run
 from tests import cases
 from tests.cases import CASES, tensors

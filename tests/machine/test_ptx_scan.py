@@ -14,7 +14,7 @@ from lc_triton import launch
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 from lc_triton.errors import MiscompiledError
-from lc_triton.launch import launcher, passes
+from lc_triton.launch import launcher, plan
 from lc_triton.launch.absent import absent_gpu
 from lc_triton.launch.build import build, build_combine
 from lc_triton.launch.ptx_scan import marks
@@ -184,7 +184,7 @@ def test_no_sound_tile_is_an_error_that_says_what_to_do(bearing_marks):
     with absent_gpu() as gpu, pytest.raises(MiscompiledError, match=r"install another Triton.*backend\(\"cpu\"\)"):
         call["forward"]()
     assert gpu.launches == []
-    assert -bearing_marks[0] + 10**6 == passes.MOST_TRIED + 1
+    assert -bearing_marks[0] + 10**6 == plan.MOST_TRIED + 1
 
 
 @pytest.mark.compile

@@ -14,7 +14,7 @@ from lc_triton.kernels.shared_weight_grad import shared_weight_grad_kernel
 from lc_triton.launch import passes
 from lc_triton.launch.absent import compile_call
 from lc_triton.launch.build import call_args, combine_call_args
-from lc_triton.launch.passes import KERNELS
+from lc_triton.launch.plan import KERNELS, kernel_of
 from lc_triton.tiles.config import TileConfig
 
 pytestmark = pytest.mark.compile
@@ -112,7 +112,7 @@ def test_integers_may_have_every_value(kernel, tile, layer):
 )
 @pytest.mark.parametrize("wide", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_integers_beside_shared_filters(pass_name, wide):
-    function, config = passes.kernel_of(pass_name, SHARED.geometry), TILES["split"]
+    function, config = kernel_of(pass_name, SHARED.geometry), TILES["split"]
     args = call_args(pass_name, SHARED, config, wide=wide)
     places = list(integers(function, args))
     assert len(places) == (9 if pass_name == "weight_grad" else 5)
