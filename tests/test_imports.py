@@ -27,6 +27,7 @@ ROWS = [
     ["layers", "layers.*"],
     ["search", "search.*", "functional"],
     ["ops", "ops.run", "ops.linear", "ops.low_rank", "ops.gather_passes", "ops.quantized"],
+    ["ops.operator_autograd"],
     ["ops.autograd"],
     ["ops.decompositions"],
     ["ops.operators"],

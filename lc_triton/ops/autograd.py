@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, library
+from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
 from torch.nn import Parameter
@@ -113,7 +113,7 @@ class WeightGrad(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_bias: Tensor | None = None) -> Any:
-        return *_gradients_of_weight_grad(ctx, grad, grad_bias), None, None, None
+        return *gradients_of_weight_grad(ctx, grad, grad_bias), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tx: Tensor | None, tg: Tensor | None, *_: None) -> Any:
@@ -186,7 +186,7 @@ def gradients_of_transpose(problem: Problem, tensors: Any, bias_shape: Any, need
     return dg, dw, bound.bias_grad(dz, weight.dtype, bias_shape) if need_b else None
 
 
-def _gradients_of_weight_grad(ctx: Any, grad: Tensor | None, grad_bias: Tensor | None) -> Any:
+def gradients_of_weight_grad(ctx: Any, grad: Tensor | None, grad_bias: Tensor | None) -> Any:
     """dx and dg of a weight gradient, those that are needed."""
     x, g = ctx.saved_tensors
     need_x, need_g, *_ = ctx.needs_input_grad
@@ -201,12 +201,13 @@ def _gradients_of_weight_grad(ctx: Any, grad: Tensor | None, grad_bias: Tensor |
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], saved: Tensor | None) -> None:
     """Save what the derivatives of a pass of (x, weight, bias) need."""
-    _keep_for_backward(ctx, inputs, saved)
+    keep_for_backward(ctx, inputs, saved)
     ctx.save_for_forward(*inputs[:3])
     ctx.set_materialize_grads(False)
 
 
-def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], saved: Tensor | None) -> None:
+def keep_for_backward(ctx: Any, inputs: tuple[Any, ...], saved: Tensor | None) -> None:
+    """Save what the gradients of a pass of (x, weight, bias) need."""
     x, weight, bias, ctx.problem = inputs
     ctx.save_for_backward(x, weight, saved)
     ctx.bias_shape = None if bias is None else bias.shape
@@ -496,66 +497,3 @@ def _defer(node: BoundNode, tensors: Any, grad: Tensor, needed: tuple[bool, bool
 
 # `LocalConv.apply` without its look-up of the signature of forward: a third of a small layer's time.
 _apply_node: Any = super(torch.autograd.Function, LocalConv).apply
-
-
-# The same formulas for the custom operators, whose contexts have the layer's arguments as well.
-
-
-def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, weight, bias, *layer = inputs
-    problem, store_z = operators.problem_from_args(layer, 1)
-    saves, (y, z) = problem.activation.saves, output
-    ctx.stored = saves != "z" or store_z
-    ctx.set_materialize_grads(False)  # zeros for a z that nothing uses would be a plain tensor beside DTensors
-    saved = (z if store_z else bias) if saves == "z" else y if saves == "y" else None
-    _keep_for_backward(ctx, (x, weight, bias, problem), saved)
-
-
-def _setup_input_grad(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    g, weight, bias, *layer = inputs
-    (problem,) = operators.problem_from_args(layer)
-    saves = problem.activation.saves
-    ctx.stored = saves != "z"
-    saved = bias if saves == "z" else output if saves == "y" else None
-    _keep_for_backward(ctx, (g, weight, bias, problem), saved)
-
-
-def _setup_weight_grad(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, g, *layer = inputs
-    ctx.problem, _, _ = operators.problem_from_args(layer, 2)
-    ctx.save_for_backward(x, g)
-
-
-def _saved(ctx: Any, run: Pass) -> tuple[Any, ...]:
-    """The saved tensors; a pre-activation that was not stored is computed anew.
-
-    A program traced without gradients does not store it, and may be run with gradients later. The bias is saved then.
-    """
-    if ctx.stored:
-        return tuple(ctx.saved_tensors)
-    x, weight, bias = ctx.saved_tensors
-    return x, weight, run(x, weight, bias, ctx.problem.linear())
-
-
-def _back_forward(ctx: Any, grad: Tensor, grad_z: Tensor | None) -> Any:
-    problem, tensors = ctx.problem, _saved(ctx, forward)
-    grad_z = grad_z if problem.activation.saves == "z" and ctx.stored else None
-    found = gradients(problem, tensors, ctx.bias_shape, ctx.needs_input_grad, grad, grad_z)
-    return (*found, *[None] * (len(ctx.needs_input_grad) - 3))
-
-
-def _back_input_grad(ctx: Any, grad: Tensor) -> Any:
-    tensors = _saved(ctx, transpose)
-    found = gradients_of_transpose(ctx.problem, tensors, ctx.bias_shape, ctx.needs_input_grad, grad)
-    return (*found, *[None] * (len(ctx.needs_input_grad) - 3))
-
-
-def _back_weight_grad(ctx: Any, grad: Tensor, grad_bias: Tensor | None) -> Any:
-    with_bias = grad_bias is not None and grad_bias.numel() > 0
-    found = _gradients_of_weight_grad(ctx, grad, grad_bias if with_bias else None)
-    return (*found, *[None] * (len(ctx.needs_input_grad) - 2))
-
-
-library.register_autograd("lc_triton::forward", _back_forward, setup_context=_setup_forward)
-library.register_autograd("lc_triton::input_grad", _back_input_grad, setup_context=_setup_input_grad)
-library.register_autograd("lc_triton::weight_grad", _back_weight_grad, setup_context=_setup_weight_grad)
