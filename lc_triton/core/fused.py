@@ -8,10 +8,23 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+
+class Small(NamedTuple):
+    """What lies beside a weight and its states where they are kept in fewer bits.
+
+    Args:
+        correction: `(*out_spatial, *kernel, C // groups, F)` in int8, from a weight in bfloat16 to its master; or None.
+    """
+
+    correction: Tensor | None = None
+
+
+NOTHING_SMALL = Small()
 
 
 class Rule(Protocol):
@@ -25,7 +38,9 @@ class Rule(Protocol):
     def scalars(self) -> tuple[float, ...]:
         """What the kernels compute with, in the order that they read."""
 
-    def apply(self, weight: Tensor, gradient: Tensor, states: tuple[Tensor, ...], start: int = 0) -> None:
+    def apply(
+        self, weight: Tensor, gradient: Tensor, states: tuple[Tensor, ...], start: int = 0, small: Small = NOTHING_SMALL
+    ) -> None:
         """Update a weight and its states, or the part of each from an offset on, by torch's own operator."""
 
 
@@ -36,9 +51,11 @@ class Update:
     Args:
         rule: of the optimizer.
         weight: `(*out_spatial, *kernel, C // groups, F)`, contiguous, as all other tensors here.
-        states: of the weight's shape, as many as the rule has; of its dtype, or AdamW's in bfloat16.
+        states: of the weight's shape, as many as the rule has; of its dtype (float32 of a weight in bfloat16), or
+            AdamW's in bfloat16.
         added: a gradient of earlier micro-batches, which is a part of the sum; or None.
         scale: a scalar that the gradient is multiplied by; or None.
+        small: what lies beside a weight or states of fewer bits.
     """
 
     rule: Rule
@@ -46,6 +63,7 @@ class Update:
     states: tuple[Tensor, ...]
     added: Tensor | None = None
     scale: Tensor | None = None
+    small: Small = NOTHING_SMALL
 
     def apply(self, gradient: Tensor) -> None:
         """Update all of the weight; the gradient may change."""
@@ -61,7 +79,8 @@ class Update:
             gradient *= self.scale
         states = tuple(self._rows(state)[span] for state in self.states)
         start = (span.start or 0) * self._position_weights
-        self.rule.apply(self._rows(self.weight)[span], gradient, states, start)
+        small = Small(*(None if tensor is None else self._rows(tensor)[span] for tensor in self.small))
+        self.rule.apply(self._rows(self.weight)[span], gradient, states, start, small)
 
     @property
     def _position_weights(self) -> int:

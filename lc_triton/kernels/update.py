@@ -25,11 +25,33 @@ def random_bits(o, count):
 
 
 @triton.jit
-def update_weights(b_g, p_w, p_m, p_v, p_added, p_scalars, o, m, UPDATE: tl.constexpr):
+def join_master(b_w, b_c):
+    """The master of weights b_w in bfloat16 and their corrections b_c, as lc_triton.optim.rounding has it."""
+    b_bits = b_w.to(tl.float32).to(tl.int32, bitcast=True)
+    b_c = b_c.to(tl.int32)
+    b_c = tl.where((b_bits & 0x7FFFFFFF) == 0, tl.maximum(b_c, 0), b_c)
+    return (b_bits + (b_c << 8)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def split_master(b, b_r):
+    """Weights, as float32 that bfloat16 holds, and corrections of masters b in float32, rounded by 32 random bits b_r
+    as in lc_triton.optim.rounding.
+    """
+    b_own = (b_r.to(tl.uint32) * 0x9E3779B1) >> 24
+    b_bits = (b.to(tl.int32, bitcast=True) + b_own.to(tl.int32)) >> 8
+    b_high = (b_bits + 128) >> 8
+    b_w = tl.where(b == b, (b_high << 16).to(tl.float32, bitcast=True), b)
+    return b_w, tl.where(b == b, b_bits - (b_high << 8), 0)
+
+
+@triton.jit
+def update_weights(b_g, p_w, p_m, p_v, p_correction, p_added, p_scalars, o, m, UPDATE: tl.constexpr):
     """Update the weights at offsets o by their gradients b_g, both of any shape; m masks.
 
     The rules and the order of their scalars are those of lc_triton.optim.rules. p_m and p_v are the states, p_added a
-    gradient that is a part of the sum. AdamW's states may be bfloat16, which are rounded stochastically.
+    gradient that is a part of the sum. AdamW's states may be bfloat16, which are rounded stochastically. With a
+    p_correction its weights are bfloat16, and what is updated are their masters.
     """
     RULE: tl.constexpr = UPDATE.rule  # triton 3.6 compares no field of a tuple
     WITH_ADDED: tl.constexpr = UPDATE.with_added
@@ -37,21 +59,28 @@ def update_weights(b_g, p_w, p_m, p_v, p_added, p_scalars, o, m, UPDATE: tl.cons
     if WITH_ADDED:
         b_g += tl.load(p_added + o, mask=m, other=0.0).to(ACC)
     b_g *= tl.load(p_scalars).to(ACC)
-    b_w = tl.load(p_w + o, mask=m, other=0.0).to(ACC)
+    b_w = tl.load(p_w + o, mask=m, other=0.0)
+    if p_correction is not None:
+        b_w = join_master(b_w, tl.load(p_correction + o, mask=m, other=0))
+    b_w = b_w.to(ACC)
     if RULE == "adamw":
         b_m = tl.load(p_m + o, mask=m, other=0.0).to(ACC)
         b_v = tl.load(p_v + o, mask=m, other=0.0).to(ACC)
         b_m += (b_g - b_m) * tl.load(p_scalars + 2).to(ACC)
         b_v = b_v * tl.load(p_scalars + 3).to(ACC) + b_g * b_g * tl.load(p_scalars + 4).to(ACC)
-        b_m16, b_v16 = b_m, b_v
-        if p_m.dtype.element_ty == tl.bfloat16:
+        b_m16, b_v16, b_r = b_m, b_v, o
+        if p_m.dtype.element_ty == tl.bfloat16 or p_correction is not None:
             b_r = random_bits(o, tl.load(p_scalars + 8).to(tl.int64))
+        if p_m.dtype.element_ty == tl.bfloat16:
             b_m16 = round_stochastically(b_m, b_r & 0xFFFF)
             b_v16 = round_stochastically(b_v, b_r >> 16)
         tl.store(p_m + o, b_m16.to(p_m.dtype.element_ty), mask=m)
         tl.store(p_v + o, b_v16.to(p_v.dtype.element_ty), mask=m)
         b_d = tl.sqrt(b_v) / tl.load(p_scalars + 6).to(ACC) + tl.load(p_scalars + 7).to(ACC)
         b_w = b_w * tl.load(p_scalars + 1).to(ACC) - tl.load(p_scalars + 5).to(ACC) * b_m / b_d
+        if p_correction is not None:
+            b_w, b_c = split_master(b_w.to(tl.float32), b_r)
+            tl.store(p_correction + o, b_c.to(tl.int8), mask=m)
     elif RULE == "add":  # p_w is a gradient
         b_w += b_g
     else:
@@ -75,6 +104,7 @@ def combine_update_kernel(
     p_w,  # (N), the weight
     p_m,  # (N), its states
     p_v,  # (N)
+    p_correction,  # (N), of a weight in bfloat16
     p_added,  # (N), a gradient that is a part of the sum
     p_scalars,  # (9)
     N: tl.constexpr,
@@ -93,4 +123,4 @@ def combine_update_kernel(
         b_g += tl.load(p_parts + s * N + n, mask=m_n, other=0.0)  # [BN]
 
     # Epilogue.
-    update_weights(b_g, p_w, p_m, p_v, p_added, p_scalars, n, m_n, UPDATE)
+    update_weights(b_g, p_w, p_m, p_v, p_correction, p_added, p_scalars, n, m_n, UPDATE)

@@ -130,6 +130,7 @@ def store_block(
     p_dw,
     p_m,
     p_v,
+    p_correction,
     p_added,
     p_scalars,
     block,
@@ -179,4 +180,4 @@ def store_block(
             tl.store(p_dw[None, :] + o_w, acc.to(p_dw.dtype.element_ty), mask=m_dw)  # [BK, BN]
         else:
             o_w = (position.to(tl.int64) * SHAPE.position_weights + f)[None, :] + o_w
-            update_weights(acc, p_dw, p_m, p_v, p_added, p_scalars, o_w, m_dw, UPDATE)
+            update_weights(acc, p_dw, p_m, p_v, p_correction, p_added, p_scalars, o_w, m_dw, UPDATE)

@@ -19,6 +19,7 @@ def weight_grad_kernel(
     p_dz,  # (B, P, F), the gradient of z, for the input gradient
     p_m,  # (P, T, C // G, F), the states of the weight's optimizer
     p_v,  # (P, T, C // G, F)
+    p_correction,  # (P, T, C // G, F), of a weight in bfloat16, to its master
     p_added,  # (P, T, C // G, F), a gradient that is a part of the sum
     p_scalars,  # (9), the optimizer's hyperparameters
     B,
@@ -98,6 +99,7 @@ def weight_grad_kernel(
                 p_dw,
                 p_m,
                 p_v,
+                p_correction,
                 p_added,
                 p_scalars,
                 block,
@@ -157,7 +159,8 @@ def weight_grad_kernel(
             for i in tl.static_range(TAKEN):
                 k = chunk * BK + i
                 m_w = m_n & (k < TILE.k_total)
-                update_weights(tl.sum(acc[i], 0), p_dw, p_m, p_v, p_added, p_scalars, o_w + k * F, m_w, UPDATE)  # [BN]
+                b_g = tl.sum(acc[i], 0)  # [BN]
+                update_weights(b_g, p_dw, p_m, p_v, p_correction, p_added, p_scalars, o_w + k * F, m_w, UPDATE)
     else:
         # Loop over the batch, first for the bias gradient, then for the product. One loop for both would take g out of
         # the matmul's pipeline; in the other order the addresses would stay in registers during the product, and a
@@ -196,6 +199,7 @@ def weight_grad_kernel(
             p_dw,
             p_m,
             p_v,
+            p_correction,
             p_added,
             p_scalars,
             chunk,

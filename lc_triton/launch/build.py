@@ -143,10 +143,11 @@ def call_args(
 def update_pointers(
     weight: Tensor, update: WeightUpdate, state_dtype: torch.dtype | None = None
 ) -> list[Tensor | None]:
-    """The states, the added gradient and the hyperparameters of an update."""
-    count = STATES[update.rule]
-    states = [_empty(tuple(weight.shape), state_dtype or weight.dtype) if n < count else None for n in range(2)]
-    return [*states, weight if update.with_added else None, _empty((9,), weight.dtype)]
+    """The states, the correction, the added gradient and the hyperparameters of an update."""
+    count, shape, dtype = STATES[update.rule], tuple(weight.shape), torch.promote_types(weight.dtype, torch.float32)
+    states = [_empty(shape, state_dtype or dtype) if n < count else None for n in range(2)]
+    correction = _empty(shape, torch.int8) if weight.dtype == torch.bfloat16 else None
+    return [*states, correction, weight if update.with_added else None, _empty((9,), dtype)]
 
 
 def build_combine(

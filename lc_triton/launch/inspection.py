@@ -125,11 +125,12 @@ def inspect(
         dtype: as `types_of` reads it: torch's name, "tf32", or x/weight such as "bfloat16/float32".
         pass_name: forward, input_grad or weight_grad.
         device: for which GPU.
-        update: of an optimizer, "adamw", "momentum", "nesterov" or "sgd": the weight gradient updates the weight, of
-            float32 or float64, instead of being stored. Other passes are as they are.
+        update: of an optimizer, "adamw", "momentum", "nesterov" or "sgd": the weight gradient updates the weight
+            instead of being stored. AdamW updates the master of a bfloat16 weight; others take float32 and float64.
+            Other passes are as they are.
 
     Raises:
-        ArgumentValueError: a weight of 16 bits with `update`.
+        ArgumentValueError: a weight of 16 bits with `update`, but for bfloat16 with AdamW.
 
     Example:
         >>> from lc_triton.tiles import paths, workloads
@@ -142,8 +143,8 @@ def inspect(
     problem = Problem(workload.geometry, backend="triton", precision=precision)
     task, kind = Task.of(pass_name, problem, batch, x_dtype, weight_dtype), STORED
     if update is not None and pass_name == "weight_grad":
-        if task.weight_itemsize < ITEMSIZE["float32"]:
-            allowed = f"with weights of float32 for an update, as in '{x_dtype}/float32'"
+        if task.weight_itemsize < ITEMSIZE["float32"] and (weight_dtype, update) != ("bfloat16", "adamw"):
+            allowed = f"with weights of float32 for an update, as in '{x_dtype}/float32', or 'bfloat16' for adamw"
             raise ArgumentValueError(name="dtype", value=dtype, allowed=allowed)
         kind, task = WeightUpdate(update), replace(task, states=STATES[update])
     choice = select(task, device)

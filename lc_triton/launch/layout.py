@@ -118,7 +118,7 @@ STORED = WeightUpdate()
 # How many states the weight's optimizer has, by rule.
 STATES = {"adamw": 2, "momentum": 1, "nesterov": 1, "sgd": 0, "add": 0}
 # The pointers of an update, of the states to the scalars, where there is none.
-NO_POINTERS = (None,) * 4
+NO_POINTERS = (None,) * 5
 PLAIN = Epilogue("none", "linear", 0.0, False)
 
 

@@ -59,7 +59,7 @@ def task_of(problem: Problem, x: Tensor, update: Update) -> Task:
     """The task of all batches of one bucket."""
     dtype, weight_dtype = (str(t.dtype).removeprefix("torch.") for t in (x, update.weight))
     task = Task.of("weight_grad", problem, bucket(len(x)), dtype, weight_dtype)
-    small = any(state.dtype != update.weight.dtype for state in update.states)
+    small = any(state.dtype == torch.bfloat16 for state in update.states)
     return replace(task, states=len(update.states), state_dtype="bfloat16" if small else None)
 
 
@@ -84,7 +84,7 @@ def _launch(plan: LaunchPlan, x: Tensor, g: Tensor, update: Update, problem: Pro
     shape = shape_of(problem.geometry, True) if is_wide(x, g) else plan.narrow
     grid = programs("weight_grad", problem.geometry.as_4d(), len(x), config)
     first, second = (*update.states, None, None)[:2]
-    pointers = first, second, update.added, scalars_of(update, weight)
+    pointers = first, second, update.small.correction, update.added, scalars_of(update, weight)
     kind = WeightUpdate(update.rule.name, update.added is not None)
     constants = len(x), x_pitch, g_pitch, shape, plan.tile, Upstream(False)
     parts = parts_of(weight, config)
@@ -103,12 +103,16 @@ def _launch(plan: LaunchPlan, x: Tensor, g: Tensor, update: Update, problem: Pro
 
 
 def scalars_of(update: Update, weight: Tensor) -> Tensor:
-    """The hyperparameters of an update on the weight's device, in its dtype, copied without waiting for the device."""
+    """The hyperparameters of an update on the weight's device, in the dtype of its arithmetic.
+
+    They are copied without waiting for the device.
+    """
     stream, numbers = current_stream(weight), update.rule.scalars
-    key = weight.device, weight.dtype, None if stream is None else stream.cuda_stream, numbers
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    key = weight.device, dtype, None if stream is None else stream.cuda_stream, numbers
     kept = _kept.get(key)
     if kept is None:
-        kept = torch.tensor(numbers, dtype=weight.dtype)
+        kept = torch.tensor(numbers, dtype=dtype)
         if stream is not None:
             kept = kept.pin_memory().to(weight.device, non_blocking=True)
         _kept[key] = kept

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from lc_triton.core.arguments import check_name
-from lc_triton.core.fused import Rule
+from lc_triton.core.fused import Rule, Small
 from lc_triton.optim import rules
 from lc_triton.optim.arguments import number
-from lc_triton.optim.fused import SMALL_STATES, FusedOptimizer
+from lc_triton.optim.fused import CORRECTION, MASTERS, SMALL_STATES, FusedOptimizer
 
 
 class FusedAdamW(FusedOptimizer, torch.optim.AdamW):
@@ -36,6 +36,10 @@ class FusedAdamW(FusedOptimizer, torch.optim.AdamW):
         states: the dtype of the two states of layers' weights, "float32" (of the weight, that is) or "bfloat16", which
             takes half the memory and is rounded stochastically. Other parameters, and weights that are spread over
             ranks, keep states of their own dtype.
+        master: "24 bits" lets layers have weights in bfloat16 (`layer.to(torch.bfloat16)`): what is updated is a master
+            of 24 bits, the weight's and those of its state "correction", which is rounded stochastically. The weight is
+            the bfloat16 number next to it. None leaves such weights to torch's update. Weights of other dtypes and
+            other parameters are what they are without it.
         accumulate: the number of backwards whose gradients are added up for one step. All but the last one store them
             in `.grad`; the last one updates.
         maximize: whether to follow the gradient upwards.
@@ -66,21 +70,30 @@ class FusedAdamW(FusedOptimizer, torch.optim.AdamW):
         weight_decay: float = 0.01,
         clip_norm: float | None = None,
         states: str = "float32",
+        master: str | None = None,
         *,
         accumulate: int = 1,
         maximize: bool = False,
     ) -> None:
         own = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
         self.states = check_name("states", states, tuple(SMALL_STATES))
+        self.master = None if master is None else check_name("master", master, MASTERS)
         super().__init__(model_or_params, clip_norm, accumulate, own)
 
-    def _rule(self, weight: Tensor, group: dict[str, Any], state: dict[str, Any]) -> tuple[Rule, tuple[Tensor, ...]]:
+    def _rule(
+        self, weight: Tensor, group: dict[str, Any], state: dict[str, Any]
+    ) -> tuple[Rule, tuple[Tensor, ...], Small]:
+        dtype = self.small_dtype or torch.promote_types(weight.dtype, torch.float32)
         if not state:  # as torch makes it
             device = weight.device if group["fused"] else "cpu"
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-            state["exp_avg"] = torch.zeros_like(weight, requires_grad=False, dtype=self.small_dtype)
-            state["exp_avg_sq"] = torch.zeros_like(weight, requires_grad=False, dtype=self.small_dtype)
-        self.cast_states(state, self.small_dtype or weight.dtype)  # torch loads states in the weight's dtype
+            state["exp_avg"] = torch.zeros_like(weight, requires_grad=False, dtype=dtype)
+            state["exp_avg_sq"] = torch.zeros_like(weight, requires_grad=False, dtype=dtype)
+        self.cast_states(state, dtype)
+        if weight.dtype != torch.bfloat16:
+            state.pop(CORRECTION, None)  # of a weight that has been converted since
+        elif CORRECTION not in state:
+            state[CORRECTION] = torch.zeros_like(weight, requires_grad=False, dtype=torch.int8)
         rule = rules.AdamW(
             lr=number(group["lr"]),
             beta1=number(group["betas"][0]),
@@ -91,4 +104,4 @@ class FusedAdamW(FusedOptimizer, torch.optim.AdamW):
             count=self.count_step(state["step"]),
             step=state["step"],
         )
-        return rule, (state["exp_avg"], state["exp_avg_sq"])
+        return rule, (state["exp_avg"], state["exp_avg_sq"]), Small(state.get(CORRECTION))

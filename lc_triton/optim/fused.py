@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from lc_triton.core import fused
 from lc_triton.core.arguments import check_int
-from lc_triton.core.fused import Rule, Update
+from lc_triton.core.fused import Rule, Small, Update
 from lc_triton.errors import ArgumentValueError, OptimizerStepError
 from lc_triton.layers._planned import PlannedLayer
 from lc_triton.optim.arguments import (
@@ -34,6 +34,11 @@ from lc_triton.optim.slot import WeightSlot
 LEAST_NDIM = 4
 # The dtype of states by the name that users give it; None is the weight's.
 SMALL_STATES = {"float32": None, "bfloat16": torch.bfloat16}
+# The key of a state: from a weight in bfloat16 to its master of 24 bits.
+CORRECTION = "correction"
+MASTERS = ("24 bits",)
+# The dtypes whose updates torch's operators and the kernels make alike.
+UPDATED = torch.float32, torch.float64
 
 
 class FusedOptimizer(torch.optim.Optimizer):
@@ -44,6 +49,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     """
 
     states = "float32"
+    master: str | None = None
 
     def __init__(
         self, model_or_params: Any, clip_norm: float | None, accumulate: int, hyperparameters: dict[str, Any]
@@ -170,7 +176,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._warn_of_stored()
         if self.clip_norm is not None:
             self._clip(self.clip_norm)
-        own = self._update_stored() if self.small_dtype is not None else {}
+        own = self._update_stored() if self.has_small else {}
         try:
             self._torch_step()
         finally:
@@ -211,11 +217,21 @@ class FusedOptimizer(torch.optim.Optimizer):
         """The dtype of the states of layers' weights, if it is not the weight's."""
         return SMALL_STATES[self.states]
 
+    @property
+    def has_small(self) -> bool:
+        """Whether weights of layers, or their states, are kept in fewer bits than torch's step takes."""
+        return self.small_dtype is not None or self.master is not None
+
+    @property
+    def updated_dtypes(self) -> tuple[torch.dtype, ...]:
+        """The dtypes of weights that it updates where their gradient is made."""
+        return UPDATED if self.master is None else (*UPDATED, torch.bfloat16)
+
     @staticmethod
     def cast_states(state: dict[str, Any], dtype: torch.dtype) -> None:
-        """Bring the states that have the weight's shape to a dtype."""
+        """Bring the states that have the weight's shape to a floating-point dtype, but for a correction."""
         for key, value in state.items():
-            if isinstance(value, Tensor) and value.ndim and value.dtype != dtype:
+            if isinstance(value, Tensor) and value.ndim and value.dtype != dtype and key != CORRECTION:
                 state[key] = value.to(dtype)
 
     def _update_stored(self) -> dict[WeightSlot, Tensor]:
@@ -231,6 +247,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             if grad is None:
                 continue
             if not slot.takes_stored(grad) or self.obstacle(weight) is not None:
+                self.state[weight].pop(CORRECTION, None)
                 self.cast_states(self.state[weight], weight.dtype)
                 continue
             own[slot], weight.grad = grad, None
@@ -307,7 +324,8 @@ class FusedOptimizer(torch.optim.Optimizer):
             nn.utils.clip_grads_with_norm_(stored, clip_norm, norm)
         factor = (clip_norm / (norm.to(torch.float64) + 1e-6)).clamp(max=1.0)  # as torch has it
         for slot in kept:
-            slot.update_kept(factor.to(slot.weight.device, slot.weight.dtype))
+            dtype = torch.promote_types(slot.weight.dtype, torch.float32)
+            slot.update_kept(factor.to(slot.weight.device, dtype))
 
     def stores_all(self) -> bool:
         """Whether all gradients are stored for now, as is expected, so that no warning is due.
@@ -329,7 +347,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             if group.get(option):
                 return f"its group has {option}=True"
         states = [s for s in self.state.get(weight, {}).values() if isinstance(s, Tensor) and s.ndim]
-        dtypes = weight.dtype, self.small_dtype
+        dtypes = weight.dtype, self.small_dtype, *((torch.float32, torch.int8) if self.has_small else ())
         if any(s.dtype not in dtypes or s.device != weight.device or not s.is_contiguous() for s in states):
             return "its states are of another dtype, device or layout"
         return None
@@ -338,8 +356,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         """The update of the coming step, whose number is counted by this call."""
         group = self._group_of(weight)
         assert group is not None
-        rule, states = self._rule(weight, group, self.state[weight])
-        return Update(rule, weight, states, weight.grad, scale)
+        rule, states, small = self._rule(weight, group, self.state[weight])
+        return Update(rule, weight, states, weight.grad, scale, small)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop all gradients, as in torch, those too that wait for `step` because of `clip_norm`.
@@ -355,7 +373,9 @@ class FusedOptimizer(torch.optim.Optimizer):
             if slot.has_zero and not slot.updated and slot.weight.grad is None:
                 slot.weight.grad = torch.zeros_like(slot.weight)
 
-    def _rule(self, weight: Tensor, group: dict[str, Any], state: dict[str, Any]) -> tuple[Rule, tuple[Tensor, ...]]:
+    def _rule(
+        self, weight: Tensor, group: dict[str, Any], state: dict[str, Any]
+    ) -> tuple[Rule, tuple[Tensor, ...], Small]:
         """The rule of the coming step and the states that it changes, which are made if they are not there."""
         raise NotImplementedError
 
@@ -381,9 +401,21 @@ class FusedOptimizer(torch.optim.Optimizer):
             groups = zip(saved["param_groups"], fused_of, strict=True)
             saved["param_groups"] = [{**group, "fused": own, "foreach": None} for group, own in groups]
         super().load_state_dict(saved)
+        self._restore_dtypes(state_dict)
+
+    def _restore_dtypes(self, state_dict: dict[str, Any]) -> None:
+        """Give the weights of layers the states as they were saved: torch has cast them to the weight's dtype."""
+        for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=True):
+            for index, weight in zip(saved["params"], group["params"], strict=True):
+                if not self.has_small:
+                    self.state.get(weight, {}).pop(CORRECTION, None)
+                elif id(weight) in self._slots:
+                    for key, value in state_dict["state"].get(index, {}).items():
+                        if isinstance(value, Tensor) and value.ndim and value.dtype != self.state[weight][key].dtype:
+                            self.state[weight][key] = value.detach().to(weight.device, copy=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"accumulate": self.accumulate, "clip_norm": self.clip_norm, "states": self.states}
+        own = {name: getattr(self, name) for name in ("accumulate", "clip_norm", "states", "master")}
         params = [p for group in self.param_groups for p in group["params"]]
         names = [self._names.get(id(p)) for p in params]
         known = [id(p) in self._slots and self._slots[id(p)].known for p in params]

@@ -75,7 +75,8 @@ def _moved(task: Task, config: TileConfig) -> dict[str, Bytes]:
         again = 1 / count if config.stream == 1 and task.states is None else 0
         states = 0
         if task.states is not None and config.split == 1:
-            written, states = 2 * weight_bytes, 2 * task.states * geo.weight_numel * task.state_itemsize
+            written = 2 * geo.weight_numel * task.master_itemsize
+            states = 2 * task.states * geo.weight_numel * task.state_itemsize
         return {
             "x": Bytes(x, x_bytes),
             "g": Bytes(max(g, 0) * (1 + again), y_bytes),

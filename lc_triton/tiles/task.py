@@ -31,7 +31,7 @@ class Task:
         precision: of float32 products, "ieee" or "tf32".
         states: None where the result is stored; of a weight gradient that updates the weight instead, how many states
             the weight's optimizer has.
-        state_dtype: of the states; None where it is the weight's.
+        state_dtype: of the states; None where it is the weight's, or float32 of a weight of 16 bits.
     """
 
     pass_name: Pass
@@ -135,7 +135,7 @@ class Task:
     def least_bytes(self) -> int:
         """Bytes of input, output and weight, each moved once; the same for every pass.
 
-        An update reads and writes the weight and each of its states.
+        An update reads and writes the weight, the rest of its master if it has 16 bits, and each of its states.
         """
         geo = self.geometry
         activations = self.batch * (geo.sites * geo.in_channels + geo.positions * geo.out_channels)
@@ -149,14 +149,21 @@ class Task:
     @property
     def state_itemsize(self) -> int:
         """Bytes of a number of a state."""
-        return self.weight_itemsize if self.state_dtype is None else ITEMSIZE[self.state_dtype]
+        if self.state_dtype is None:
+            return max(self.weight_itemsize, ITEMSIZE["float32"])
+        return ITEMSIZE[self.state_dtype]
+
+    @property
+    def master_itemsize(self) -> int:
+        """Bytes of what an update reads and writes of a weight: itself, and of one in bfloat16 its correction."""
+        return self.weight_itemsize + (self.weight_itemsize == ITEMSIZE["bfloat16"])
 
     @property
     def moved_of_weight(self) -> int:
         """Bytes that are moved for each weight: itself, or what an update reads and writes."""
         if self.states is None:
             return self.weight_itemsize
-        return 2 * (self.weight_itemsize + self.states * self.state_itemsize)
+        return 2 * (self.master_itemsize + self.states * self.state_itemsize)
 
     @property
     def flops(self) -> int:

@@ -7,9 +7,10 @@ import torch
 
 import lc_triton
 from lc_triton import launch
-from lc_triton.core.fused import Update
+from lc_triton.core.fused import Small, Update
 from lc_triton.core.problem import Problem
 from lc_triton.optim import rules
+from lc_triton.optim.rounding import join_master, random_bits, split_master
 from lc_triton.tiles.config import TileConfig
 from tests.cases import CASES, assert_close, expected, tensors
 
@@ -97,6 +98,24 @@ def test_bfloat16_states_are_rounded_to_the_bits_of_the_cpu(tile):
     for got, right in zip(states, want[1:], strict=True):
         assert got.dtype == torch.bfloat16
         assert torch.equal(got, right)
+
+
+@pytest.mark.parametrize("tile", ["2x2", "split"])
+def test_masters_of_bfloat16_weights_are_those_of_the_cpu(tile):
+    """In float32, whose last places may differ: each master is within one of its 24 bits, and most are the same."""
+    case = case_of("2d_asymmetric")
+    t, rule = tensors(case, torch.float32), RULES["adamw"][0]
+    weight, correction = split_master(t.weight, random_bits(0, t.weight.numel(), 1, t.weight.device))
+    found = [(weight.clone(), correction.clone()), (weight.clone(), correction.clone())]
+    states = [[torch.full(t.weight.shape, 0.25) for _ in range(2)] for _ in found]
+    rule.apply(found[0][0], expected(case, t)["dw"], tuple(states[0]), 0, Small(found[0][1]))
+    update = Update(rule, found[1][0], tuple(states[1]), small=Small(found[1][1]))
+    launch.weight_update(t.x, t.g, update, Problem(case.geometry, backend="triton"), TILES[tile])
+    want, got = (join_master(*parts) for parts in found)
+    assert_close(states[1][0], states[0][0], 1e-5, "first")
+    assert ((got - want).abs() <= want.abs() * 2**-14).all()
+    assert (got == want).double().mean() > 0.95
+    assert not torch.equal(found[1][0], weight)
 
 
 @pytest.mark.slow

@@ -73,6 +73,25 @@ def test_states_in_bfloat16_spill_nothing(name, batch, dtype, device):
     assert code.weight_bits == 128, (config, code)
 
 
+@pytest.mark.parametrize(
+    ("name", "batch", "device", "state_dtype"),
+    [
+        ("deepface_l4", 32, "h100", None),
+        pytest.param("yolov1_local", 64, "h100", "bfloat16", **NIGHTLY),
+        pytest.param("lrlc_l2", 64, "a100", None, **NIGHTLY),
+        pytest.param("lrlc_l2", 64, "b200", None, **NIGHTLY),
+    ],
+)
+def test_masters_of_bfloat16_weights_spill_nothing(name, batch, device, state_dtype):
+    gpu = DEVICES[device]
+    task = replace(task_of(name, batch, "bfloat16"), weight_dtype="bfloat16", state_dtype=state_dtype)
+    config, problem = choose(task, gpu), Problem(task.geometry, backend="triton")
+    given = {"update": WeightUpdate("adamw"), "state_dtype": None if state_dtype is None else torch.bfloat16}
+    code = machine_code("weight_grad", build("weight_grad", problem, config, gpu.arch, batch=batch, **given))
+    assert code.spills == 0, (config, code)
+    assert code.weight_bits >= 64, (config, code)
+
+
 def test_the_second_pass_of_a_split_loop():
     weight = torch.empty((4, 8, 64), device="meta")
     update = WeightUpdate("adamw", True)
@@ -90,6 +109,8 @@ def test_the_model_counts_what_an_update_moves():
     assert updated.least_bytes - stored.least_bytes == 5 * weights
     small = replace(updated, state_dtype="bfloat16")
     assert updated.least_bytes - small.least_bytes == 2 * weights  # each state moves half the bytes, twice
+    halves = replace(updated, weight_dtype="bfloat16")
+    assert updated.least_bytes - halves.least_bytes == weights // 2  # 3 bytes of a master for 4, twice
     assert all(Task.from_json(task.to_json()) == task for task in (stored, updated, small))
     gpu = DEVICES["h200"]
     assert ranked(updated, gpu)[0][0] > ranked(stored, gpu)[0][0]
