@@ -13,11 +13,11 @@ from triton.runtime.errors import OutOfResources
 
 from lc_triton import launch
 from lc_triton.core.activations import LINEAR, Activation, parse_activation
-from lc_triton.core.fused import Rule, Update
+from lc_triton.core.fused import Rule, Small, Update
 from lc_triton.core.problem import Problem
 from lc_triton.optim import rules
 from tests.cases import tensors
-from tests.emulator.definition import Definition, Wanted
+from tests.emulator.definition import Definition, Wanted, plain_of
 from tests.emulator.driver import Watch, emulated_gpu, sample
 from tests.emulator.jobs import TYPES, VIEWS, Job
 from tests.emulator.machine import Finding, Result
@@ -158,17 +158,22 @@ class _Run:
         """The update of the weight and of the optimizer's states by the weight gradient."""
         t, rule = self.tensors, RULES[self.job.rule]
         gen = torch.Generator().manual_seed(7)
-        dtype = torch.bfloat16 if self.job.rule == SMALL else t.weight.dtype
+        full = torch.promote_types(t.weight.dtype, torch.float32)
+        dtype = torch.bfloat16 if self.job.rule == SMALL else full
         states = tuple(
             torch.rand(t.weight.shape, generator=gen, dtype=torch.float64).add(0.5).to(dtype)
             for _ in range(STATES[self.job.rule])
         )
         added = states[0].to(t.weight.dtype, copy=True) if self.job.seed % 2 and states else None
-        wanted = self.definition.weight_update(t.x, t.g, Update(rule, t.weight, states, added))
-        update = Update(rule, t.weight.clone(), tuple(s.clone() for s in states), added)
+        small = Small()
+        if t.weight.dtype == torch.bfloat16:
+            small = Small(torch.randint(-128, 128, t.weight.shape, generator=gen).to(torch.int8))
+        wanted = self.definition.weight_update(t.x, t.g, Update(rule, t.weight, states, added, small=small))
+        small = Small(*(None if kept is None else kept.clone() for kept in small))
+        update = Update(rule, t.weight.clone(), tuple(s.clone() for s in states), added, small=small)
         launch.weight_update(t.x, t.g, update, self.problem.linear(), self.job.configs[2])
-        got = dict(zip(("first", "second"), update.states, strict=False))
-        self.compare("weight_grad_kernel", wanted, weight=update.weight, **got)
+        got = dict(zip(("weight", "first", "second"), plain_of(update), strict=False))
+        self.compare("weight_grad_kernel", wanted, **got)
 
 
 # AdamW with states in bfloat16, which are rounded stochastically.

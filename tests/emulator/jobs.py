@@ -303,11 +303,13 @@ UPDATE_TILES: dict[str, dict[str, Any]] = {
 
 
 def _updates(arch: int, types: str) -> Iterator[Job]:
-    """Weights that an optimizer updates, of 32 bits or more; every second layer with a tile, others for each type."""
+    """Weights that an optimizer updates; every second layer with a tile, others for each type."""
     count = list(TYPES).index(types) + arch // 10
-    if TYPES[types].weight.itemsize < 4:
+    if types == "fp16":
         return
-    rules = "adamw", "nesterov", "adamw, small states", "momentum", "adamw", "sgd"
+    rules: tuple[str, ...] = "adamw", "nesterov", "adamw, small states", "momentum", "adamw", "sgd"
+    if types == "bf16":  # whose masters have 24 bits
+        rules = "adamw", "adamw, small states"
     for i, case in enumerate(UPDATED):
         for j, (name, given) in enumerate(UPDATE_TILES.items()):
             if (i + j + count) % 2:
