@@ -13,15 +13,21 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+# Filters next to each other whose states in 8 bits are parts of one largest magnitude; the last block may have fewer.
+BLOCK = 32
+
 
 class Small(NamedTuple):
     """What lies beside a weight and its states where they are kept in fewer bits.
 
     Args:
         correction: `(*out_spatial, *kernel, C // groups, F)` in int8, from a weight in bfloat16 to its master; or None.
+        amax: `(*out_spatial, *kernel, C // groups, blocks, 2)` in float32, of states in 8 bits: the largest magnitudes
+            of both in each block of filters; or None.
     """
 
     correction: Tensor | None = None
+    amax: Tensor | None = None
 
 
 NOTHING_SMALL = Small()
@@ -52,7 +58,7 @@ class Update:
         rule: of the optimizer.
         weight: `(*out_spatial, *kernel, C // groups, F)`, contiguous, as all other tensors here.
         states: of the weight's shape, as many as the rule has; of its dtype (float32 of a weight in bfloat16), or
-            AdamW's in bfloat16.
+            AdamW's in bfloat16, or in int8 and uint8.
         added: a gradient of earlier micro-batches, which is a part of the sum; or None.
         scale: a scalar that the gradient is multiplied by; or None.
         small: what lies beside a weight or states of fewer bits.
@@ -72,7 +78,7 @@ class Update:
     def apply_block(self, span: slice, gradient: Tensor) -> None:
         """Update the weights of the positions of `span`, in row-major order, by their gradient, which may change."""
         positions = gradient.numel() // self._position_weights
-        gradient = gradient.reshape(positions, self._position_weights)
+        gradient = gradient.reshape(positions, -1, self.weight.shape[-1]).contiguous()  # as torch's operators need it
         if self.added is not None:
             gradient += self._rows(self.added)[span]
         if self.scale is not None:
@@ -88,7 +94,9 @@ class Update:
         return self.weight[(0,) * ndim].numel()
 
     def _rows(self, tensor: Tensor) -> Tensor:
-        return tensor.detach().view(-1, self._position_weights)
+        """A row for each position, of one for each tap and channel, of what each filter or block has."""
+        last = self.weight.ndim - 1
+        return tensor.detach().view(-1, self._position_weights // self.weight.shape[-1], tensor.shape[last:].numel())
 
 
 class Deferred(Protocol):

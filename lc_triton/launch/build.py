@@ -143,11 +143,18 @@ def call_args(
 def update_pointers(
     weight: Tensor, update: WeightUpdate, state_dtype: torch.dtype | None = None
 ) -> list[Tensor | None]:
-    """The states, the correction, the added gradient and the hyperparameters of an update."""
+    """The states, what lies beside them, the added gradient and the hyperparameters of an update.
+
+    States of int8 are those in 8 bits.
+    """
     count, shape, dtype = STATES[update.rule], tuple(weight.shape), torch.promote_types(weight.dtype, torch.float32)
     states = [_empty(shape, state_dtype or dtype) if n < count else None for n in range(2)]
+    amax = None
+    if update.block:
+        states[1] = _empty(shape, torch.uint8)
+        amax = _empty((*shape[:-1], -(-update.filters // update.block), 2), torch.float32)
     correction = _empty(shape, torch.int8) if weight.dtype == torch.bfloat16 else None
-    return [*states, correction, weight if update.with_added else None, _empty((9,), dtype)]
+    return [*states, amax, correction, weight if update.with_added else None, _empty((9,), dtype)]
 
 
 def build_combine(

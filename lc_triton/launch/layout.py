@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from lc_triton.core.fused import BLOCK
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 from lc_triton.errors import ArgumentValueError
@@ -107,18 +108,28 @@ class Upstream(NamedTuple):
 class WeightUpdate(NamedTuple):
     """What the weight gradient does with its sums: store them for the rule "none", else update the weight by them.
 
-    The other rules are those of `lc_triton.optim.rules`; `with_added`: whether a gradient is added to the sums.
+    The other rules are those of `lc_triton.optim.rules`; `with_added`: whether a gradient is added to the sums. Of
+    states in 8 bits, `filters`: of the layer; `block`: the filters of a block, or their next power of two.
     """
 
     rule: str = "none"
     with_added: bool = False
+    filters: int = 0
+    block: int = 0
+
+    @classmethod
+    def of(cls, rule: str, with_added: bool, filters: int, in_8_bits: bool) -> WeightUpdate:
+        """An update of a layer's weight."""
+        if not in_8_bits:
+            return cls(rule, with_added)
+        return cls(rule, with_added, filters, min(BLOCK, 1 << (filters - 1).bit_length()))
 
 
 STORED = WeightUpdate()
 # How many states the weight's optimizer has, by rule.
 STATES = {"adamw": 2, "momentum": 1, "nesterov": 1, "sgd": 0, "add": 0}
 # The pointers of an update, of the states to the scalars, where there is none.
-NO_POINTERS = (None,) * 5
+NO_POINTERS = (None,) * 6
 PLAIN = Epilogue("none", "linear", 0.0, False)
 
 

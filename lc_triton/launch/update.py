@@ -17,7 +17,7 @@ from lc_triton.kernels.update import combine_update_kernel
 from lc_triton.kernels.weight_grad import weight_grad_kernel
 from lc_triton.launch.launcher import prepare
 from lc_triton.launch.layout import NO_POINTERS, STORED, Upstream, WeightUpdate, dense_rows, is_wide, shape_of
-from lc_triton.launch.passes import COMBINED, SECOND_PASS, parts_of
+from lc_triton.launch.passes import COMBINED, SECOND_PASS, parts_of, weight_grad
 from lc_triton.launch.plan import MOST_TRIED, LaunchPlan
 from lc_triton.tiles import model
 from lc_triton.tiles.chooser import chooser
@@ -26,17 +26,24 @@ from lc_triton.tiles.device import of_gpu
 from lc_triton.tiles.footprint import programs
 from lc_triton.tiles.key import bucket
 from lc_triton.tiles.select import select
+from lc_triton.tiles.space import has_whole_blocks
 from lc_triton.tiles.task import Task
 
 # Hyperparameters that are kept on a device: all weights of a group have the same ones in a step.
 MOST_KEPT = 64
+
+# Of a task, where it is not the weight's.
+STATE_DTYPES = {torch.bfloat16: "bfloat16", torch.int8: "int8"}
 
 _log = logging.getLogger("lc_triton.dispatch")
 _kept: OrderedDict[Any, Tensor] = OrderedDict()
 
 
 def weight_update(x: Tensor, g: Tensor, update: Update, problem: Problem, config: TileConfig | None = None) -> None:
-    """Update a weight and its states by the weight gradient of (x, g), of at least one sample."""
+    """Update a weight and its states by the weight gradient of (x, g), of at least one sample.
+
+    The gradient is stored in between where states are in 8 bits and no tile holds whole blocks of them.
+    """
     if config is not None:
         _launch(LaunchPlan.make("weight_grad", problem, config), x, g, update, problem)
         return
@@ -45,7 +52,13 @@ def weight_update(x: Tensor, g: Tensor, update: Update, problem: Problem, config
     key = "weight_update", bucket(len(x)), x.dtype, weight.dtype, x.device.index, states, chooser.generation
     plan = problem.launches.get(key)
     if plan is None:
-        tile = select(task_of(problem, x, update), of_gpu(x.device.index or 0)).config
+        task = task_of(problem, x, update)
+        if task.in_8_bits and not has_whole_blocks(task):
+            gradient = torch.empty_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+            weight_grad(x, g, gradient, None, problem)
+            update.apply(gradient)
+            return
+        tile = select(task, of_gpu(x.device.index or 0)).config
         plan = problem.launches[key] = LaunchPlan.make("weight_grad", problem, tile)
     while True:
         try:
@@ -59,8 +72,8 @@ def task_of(problem: Problem, x: Tensor, update: Update) -> Task:
     """The task of all batches of one bucket."""
     dtype, weight_dtype = (str(t.dtype).removeprefix("torch.") for t in (x, update.weight))
     task = Task.of("weight_grad", problem, bucket(len(x)), dtype, weight_dtype)
-    small = any(state.dtype == torch.bfloat16 for state in update.states)
-    return replace(task, states=len(update.states), state_dtype="bfloat16" if small else None)
+    found = [STATE_DTYPES.get(state.dtype) for state in update.states]
+    return replace(task, states=len(found), state_dtype=found[0] if found else None)
 
 
 def _following(plan: LaunchPlan, x: Tensor, update: Update, problem: Problem, error: MiscompiledError) -> LaunchPlan:
@@ -84,8 +97,10 @@ def _launch(plan: LaunchPlan, x: Tensor, g: Tensor, update: Update, problem: Pro
     shape = shape_of(problem.geometry, True) if is_wide(x, g) else plan.narrow
     grid = programs("weight_grad", problem.geometry.as_4d(), len(x), config)
     first, second = (*update.states, None, None)[:2]
-    pointers = first, second, update.small.correction, update.added, scalars_of(update, weight)
-    kind = WeightUpdate(update.rule.name, update.added is not None)
+    small = update.small
+    pointers = first, second, small.amax, small.correction, update.added, scalars_of(update, weight)
+    filters = problem.geometry.out_channels
+    kind = WeightUpdate.of(update.rule.name, update.added is not None, filters, small.amax is not None)
     constants = len(x), x_pitch, g_pitch, shape, plan.tile, Upstream(False)
     parts = parts_of(weight, config)
     tensors: tuple[Any, ...]
@@ -98,8 +113,15 @@ def _launch(plan: LaunchPlan, x: Tensor, g: Tensor, update: Update, problem: Pro
     prepare(plan.launches, weight_grad_kernel, grid, config, tensors, constants_of, device)(*tensors)
     tensors, numel = (parts, weight, *pointers), weight.numel()
     of_second = numel, config.split, COMBINED, kind
-    programs_of = -(-numel // COMBINED)
+    programs_of = -(-numbers_of(kind, numel) // COMBINED)
     prepare(plan.launches, combine_update_kernel, programs_of, SECOND_PASS, tensors, of_second, device)(*tensors)
+
+
+def numbers_of(kind: WeightUpdate, numel: int) -> int:
+    """How many numbers the second pass counts: the weights, with rows that it fills up to whole blocks."""
+    if not kind.block:
+        return numel
+    return numel // kind.filters * -(-kind.filters // kind.block) * kind.block
 
 
 def scalars_of(update: Update, weight: Tensor) -> Tensor:

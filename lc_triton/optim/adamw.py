@@ -11,7 +11,8 @@ from lc_triton.core.arguments import check_name
 from lc_triton.core.fused import Rule, Small
 from lc_triton.optim import rules
 from lc_triton.optim.arguments import number
-from lc_triton.optim.fused import CORRECTION, MASTERS, SMALL_STATES, FusedOptimizer
+from lc_triton.optim.fused import FusedOptimizer
+from lc_triton.optim.states import AMAX, CODES, CORRECTION, MASTERS, NUMBERS, SMALL_STATES, to_codes, to_numbers
 
 
 class FusedAdamW(FusedOptimizer, torch.optim.AdamW):
@@ -33,9 +34,10 @@ class FusedAdamW(FusedOptimizer, torch.optim.AdamW):
         eps: added to the root of the mean of squares.
         weight_decay: decoupled from the gradient.
         clip_norm: the largest norm of all gradients together, to which they are scaled in `step()`; None for no limit.
-        states: the dtype of the two states of layers' weights, "float32" (of the weight, that is) or "bfloat16", which
-            takes half the memory and is rounded stochastically. Other parameters, and weights that are spread over
-            ranks, keep states of their own dtype.
+        states: how the two states of layers' weights are kept: in "float32" (of the weight, that is), in "bfloat16", or
+            in "8 bits" with a largest magnitude for 32 filters. They take 8, 4 or 2.25 bytes; the small ones are
+            rounded stochastically. Other parameters, and weights that are spread over ranks, keep states of their own
+            dtype.
         master: "24 bits" lets layers have weights in bfloat16 (`layer.to(torch.bfloat16)`): what is updated is a master
             of 24 bits, the weight's and those of its state "correction", which is rounded stochastically. The weight is
             the bfloat16 number next to it. None leaves such weights to torch's update. Weights of other dtypes and
@@ -83,13 +85,17 @@ class FusedAdamW(FusedOptimizer, torch.optim.AdamW):
     def _rule(
         self, weight: Tensor, group: dict[str, Any], state: dict[str, Any]
     ) -> tuple[Rule, tuple[Tensor, ...], Small]:
+        in_8_bits = self.small_dtype == torch.uint8
         dtype = self.small_dtype or torch.promote_types(weight.dtype, torch.float32)
         if not state:  # as torch makes it
             device = weight.device if group["fused"] else "cpu"
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-            state["exp_avg"] = torch.zeros_like(weight, requires_grad=False, dtype=dtype)
-            state["exp_avg_sq"] = torch.zeros_like(weight, requires_grad=False, dtype=dtype)
-        self.cast_states(state, dtype)
+            for key in () if in_8_bits else NUMBERS:
+                state[key] = torch.zeros_like(weight, requires_grad=False, dtype=dtype)
+        if in_8_bits:
+            to_codes(state, weight)
+        else:
+            to_numbers(state, dtype)
         if weight.dtype != torch.bfloat16:
             state.pop(CORRECTION, None)  # of a weight that has been converted since
         elif CORRECTION not in state:
@@ -104,4 +110,5 @@ class FusedAdamW(FusedOptimizer, torch.optim.AdamW):
             count=self.count_step(state["step"]),
             step=state["step"],
         )
-        return rule, (state["exp_avg"], state["exp_avg_sq"]), Small(state.get(CORRECTION))
+        first, second = CODES if in_8_bits else NUMBERS
+        return rule, (state[first], state[second]), Small(state.get(CORRECTION), state.get(AMAX))

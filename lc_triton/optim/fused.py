@@ -29,16 +29,14 @@ from lc_triton.optim.arguments import (
     overlapping,
 )
 from lc_triton.optim.slot import WeightSlot
+from lc_triton.optim.states import SMALL_STATES, drop_small
 
 # The fewest dimensions of a layer's weight.
 LEAST_NDIM = 4
-# The dtype of states by the name that users give it; None is the weight's.
-SMALL_STATES = {"float32": None, "bfloat16": torch.bfloat16}
-# The key of a state: from a weight in bfloat16 to its master of 24 bits.
-CORRECTION = "correction"
-MASTERS = ("24 bits",)
 # The dtypes whose updates torch's operators and the kernels make alike.
 UPDATED = torch.float32, torch.float64
+# The dtypes of small states, of what lies beside them, and of those that are loaded to become small.
+OF_STATES = torch.float32, torch.bfloat16, torch.int8, torch.uint8
 
 
 class FusedOptimizer(torch.optim.Optimizer):
@@ -214,7 +212,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     @property
     def small_dtype(self) -> torch.dtype | None:
-        """The dtype of the states of layers' weights, if it is not the weight's."""
+        """The dtype of the states of layers' weights, if it is not the weight's: of those in 8 bits uint8."""
         return SMALL_STATES[self.states]
 
     @property
@@ -226,13 +224,6 @@ class FusedOptimizer(torch.optim.Optimizer):
     def updated_dtypes(self) -> tuple[torch.dtype, ...]:
         """The dtypes of weights that it updates where their gradient is made."""
         return UPDATED if self.master is None else (*UPDATED, torch.bfloat16)
-
-    @staticmethod
-    def cast_states(state: dict[str, Any], dtype: torch.dtype) -> None:
-        """Bring the states that have the weight's shape to a floating-point dtype, but for a correction."""
-        for key, value in state.items():
-            if isinstance(value, Tensor) and value.ndim and value.dtype != dtype and key != CORRECTION:
-                state[key] = value.to(dtype)
 
     def _update_stored(self) -> dict[WeightSlot, Tensor]:
         """Update weights with small states by their stored gradients, which are taken away from torch's step.
@@ -247,8 +238,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             if grad is None:
                 continue
             if not slot.takes_stored(grad) or self.obstacle(weight) is not None:
-                self.state[weight].pop(CORRECTION, None)
-                self.cast_states(self.state[weight], weight.dtype)
+                drop_small(self.state[weight], weight.dtype)
                 continue
             own[slot], weight.grad = grad, None
             if skipped:
@@ -347,7 +337,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             if group.get(option):
                 return f"its group has {option}=True"
         states = [s for s in self.state.get(weight, {}).values() if isinstance(s, Tensor) and s.ndim]
-        dtypes = weight.dtype, self.small_dtype, *((torch.float32, torch.int8) if self.has_small else ())
+        dtypes = weight.dtype, self.small_dtype, *(OF_STATES if self.has_small else ())
         if any(s.dtype not in dtypes or s.device != weight.device or not s.is_contiguous() for s in states):
             return "its states are of another dtype, device or layout"
         return None
@@ -407,12 +397,14 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Give the weights of layers the states as they were saved: torch has cast them to the weight's dtype."""
         for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=True):
             for index, weight in zip(saved["params"], group["params"], strict=True):
+                kept = state_dict["state"].get(index, {})
+                if id(weight) not in self._slots or not kept:
+                    continue
+                for key, value in kept.items():
+                    if isinstance(value, Tensor) and value.ndim and value.dtype != self.state[weight][key].dtype:
+                        self.state[weight][key] = value.detach().to(weight.device, copy=True)
                 if not self.has_small:
-                    self.state.get(weight, {}).pop(CORRECTION, None)
-                elif id(weight) in self._slots:
-                    for key, value in state_dict["state"].get(index, {}).items():
-                        if isinstance(value, Tensor) and value.ndim and value.dtype != self.state[weight][key].dtype:
-                            self.state[weight][key] = value.detach().to(weight.device, copy=True)
+                    drop_small(self.state[weight], weight.dtype)
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("accumulate", "clip_norm", "states", "master")}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lc_triton.core.fused import NOTHING_SMALL, Small
+from lc_triton.optim.blocks import MOST, dequantize, quantize
 from lc_triton.optim.rounding import join_master, random_bits, round_stochastically, split_master
 
 
@@ -52,10 +53,12 @@ class AdamW:
     ) -> None:
         """Update a weight and its states, or the part of each from an offset on, by torch's own operator.
 
-        States in bfloat16, and the master of a weight in bfloat16, are rounded stochastically.
+        States in bfloat16 or 8 bits, and the master of a weight in bfloat16, are rounded stochastically.
         """
         master = weight if small.correction is None else join_master(weight, small.correction)
-        mean, square = (state.to(master.dtype) for state in states)
+        amax = None if small.amax is None else small.amax.unflatten(-1, (-1, 2)).unbind(-1)
+        numbers = states if amax is None else map(dequantize, states, amax, MOST)
+        mean, square = (number.to(master.dtype) for number in numbers)
         step = self.step if self.step.device == weight.device else self.step.to(weight.device)
         torch._fused_adamw_(
             [master],
@@ -75,9 +78,14 @@ class AdamW:
         if mean is states[0] and small.correction is None:
             return
         bits = random_bits(start, weight.numel(), self.count, weight.device)
-        if mean is not states[0]:
-            states[0].copy_(round_stochastically(mean, bits & 0xFFFF))
-            states[1].copy_(round_stochastically(square, bits >> 16))
+        halves = bits & 0xFFFF, bits >> 16
+        for i, number in enumerate((mean, square)):
+            if amax is not None:
+                codes, largest = quantize(number, halves[i], MOST[i])
+                states[i].copy_(codes)
+                amax[i].copy_(largest)
+            elif number is not states[i]:
+                states[i].copy_(round_stochastically(number, halves[i]))
         if small.correction is not None:
             for tensor, part in zip((weight, small.correction), split_master(master, bits), strict=True):
                 tensor.copy_(part)

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from lc_triton.core.arguments import check_name
+from lc_triton.core.fused import BLOCK
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 from lc_triton.errors import ArgumentValueError
@@ -31,7 +32,8 @@ class Task:
         precision: of float32 products, "ieee" or "tf32".
         states: None where the result is stored; of a weight gradient that updates the weight instead, how many states
             the weight's optimizer has.
-        state_dtype: of the states; None where it is the weight's, or float32 of a weight of 16 bits.
+        state_dtype: of the states; None where it is the weight's, or float32 of a weight of 16 bits. "int8" is 8 bits
+            and a largest magnitude for each block of filters.
     """
 
     pass_name: Pass
@@ -139,7 +141,7 @@ class Task:
         """
         geo = self.geometry
         activations = self.batch * (geo.sites * geo.in_channels + geo.positions * geo.out_channels)
-        return activations * self.itemsize + geo.weight_numel * self.moved_of_weight
+        return activations * self.itemsize + int(geo.weight_numel * self.moved_of_weight)
 
     @property
     def weight_accesses(self) -> int:
@@ -147,11 +149,17 @@ class Task:
         return 1 if self.states is None else 2 + 2 * self.states
 
     @property
-    def state_itemsize(self) -> int:
+    def state_itemsize(self) -> float:
         """Bytes of a number of a state."""
         if self.state_dtype is None:
             return max(self.weight_itemsize, ITEMSIZE["float32"])
-        return ITEMSIZE[self.state_dtype]
+        of_blocks = ITEMSIZE["float32"] / min(BLOCK, self.geo.out_channels) if self.in_8_bits else 0
+        return ITEMSIZE[self.state_dtype] + of_blocks
+
+    @property
+    def in_8_bits(self) -> bool:
+        """Whether it updates states in 8 bits."""
+        return self.state_dtype == "int8"
 
     @property
     def master_itemsize(self) -> int:
@@ -159,7 +167,7 @@ class Task:
         return self.weight_itemsize + (self.weight_itemsize == ITEMSIZE["bfloat16"])
 
     @property
-    def moved_of_weight(self) -> int:
+    def moved_of_weight(self) -> float:
         """Bytes that are moved for each weight: itself, or what an update reads and writes."""
         if self.states is None:
             return self.weight_itemsize

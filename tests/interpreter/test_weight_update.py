@@ -11,8 +11,9 @@ from lc_triton.core.fused import Small, Update
 from lc_triton.core.problem import Problem
 from lc_triton.optim import rules
 from lc_triton.optim.rounding import join_master, random_bits, split_master
+from lc_triton.optim.states import AMAX, CODES, NUMBERS, to_codes
 from lc_triton.tiles.config import TileConfig
-from tests.cases import CASES, assert_close, expected, tensors
+from tests.cases import CASES, Case, assert_close, expected, tensors
 
 TILES = {
     "1x1": TileConfig(1, 1, 16, 16, 16),
@@ -116,6 +117,40 @@ def test_masters_of_bfloat16_weights_are_those_of_the_cpu(tile):
     assert ((got - want).abs() <= want.abs() * 2**-14).all()
     assert (got == want).double().mean() > 0.95
     assert not torch.equal(found[1][0], weight)
+
+
+FILTERS_40 = Case("filters_40", (3,), 2, 40, 2, batch=3)
+GROUPS = Case("groups", (3,), 2, 6, 2, groups=2)
+FILTERS_3 = Case("filters_3", (3, 3), 2, 3, 2, padding=1, batch=3)
+
+
+@pytest.mark.parametrize(
+    ("case", "tile"),
+    [
+        (FILTERS_40, TileConfig(1, 2, 32, 16, 16)),  # a block of 32 and one of 8
+        (FILTERS_40, TileConfig(1, 1, 64, 16, 16, split=2)),
+        (FILTERS_3, TileConfig(2, 2, 4, 16, 16, swap=True)),
+        (GROUPS, TileConfig(1, 2, 8, 2, 2, dot=False)),
+        pytest.param(FILTERS_3, TileConfig(2, 2, 4, 16, 16, stream=2), marks=pytest.mark.nightly),
+    ],
+    ids=str,
+)
+def test_states_in_8_bits_have_the_codes_of_the_cpu(case, tile):
+    """In float64, whose last places decide no code."""
+    t, rule = tensors(case), RULES["adamw"][0]
+    gen = torch.Generator().manual_seed(1)
+    state = {key: torch.rand(t.weight.shape, generator=gen) for key in NUMBERS}
+    state["exp_avg"] -= 0.5
+    to_codes(state, t.weight)
+    before = [state[key] for key in (*CODES, AMAX)]
+    want, got = ([t.weight.clone(), *(s.clone() for s in before)] for _ in range(2))
+    Update(rule, want[0], tuple(want[1:3]), small=Small(amax=want[3])).apply(expected(case, t)["dw"].clone())
+    update = Update(rule, got[0], tuple(got[1:3]), small=Small(amax=got[3]))
+    launch.weight_update(t.x, t.g, update, Problem(case.geometry, backend="triton"), tile)
+    assert_close(got[0], want[0], 1e-10, "weight")
+    for found, right, old in zip(got[1:], want[1:], before, strict=True):
+        assert torch.equal(found, right)
+        assert not torch.equal(found, old)
 
 
 @pytest.mark.slow
