@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from lc_triton.core.activations import LINEAR, Activation
-from lc_triton.core.fused import Update
+from lc_triton.core.fused import BLOCK, Update
 from lc_triton.core.geometry import Geometry
 from lc_triton.ops import reference
+from lc_triton.optim.blocks import MOST, dequantize
 from lc_triton.optim.rounding import join_master
 from lc_triton.tiles.footprint import rows_of_weight_grad
 
@@ -31,7 +32,17 @@ def plain_of(update: Update) -> list[Tensor]:
     """The weight, or its master, and the states of an update as they are computed with."""
     small = update.small
     weight = update.weight if small.correction is None else join_master(update.weight, small.correction)
-    return [weight, *update.states]
+    if small.amax is None:
+        return [weight, *update.states]
+    return [weight, *map(dequantize, update.states, small.amax.unbind(-1), MOST)]
+
+
+def between_codes(x: Tensor, most: int) -> Tensor:
+    """The distance of the codes beside each number, and of those beside them."""
+    blocks = torch.nn.functional.pad(x.abs(), (0, -x.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    amax = blocks.amax(-1, keepdim=True).expand_as(blocks).flatten(-2)[..., : x.shape[-1]]
+    place = (x.abs() / amax) ** 0.25 * most
+    return amax * (((place + 1) / most) ** 4 - ((place - 1).clamp(min=0) / most) ** 4)
 
 
 @dataclass(frozen=True)
@@ -143,7 +154,9 @@ class Definition:
         if update.small.correction is not None:
             error[0] += MASTER_UNIT * (right[0].abs() + error[0]) * 1.001
         for i, state in enumerate(update.states, 1):
-            if state.dtype == torch.bfloat16:  # rounded up or down, not to the nearest number
+            if update.small.amax is not None:
+                error[i] += between_codes(right[i], MOST[i - 1])
+            elif state.dtype == torch.bfloat16:  # rounded up or down, not to the nearest number
                 error[i] += UNIT[state.dtype] * (right[i].abs() + error[i]) * 1.001
         names = "weight", "first", "second"
         return {name: Wanted(*both) for name, *both in zip(names, right, error, strict=False)}

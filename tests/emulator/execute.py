@@ -16,6 +16,7 @@ from lc_triton.core.activations import LINEAR, Activation, parse_activation
 from lc_triton.core.fused import Rule, Small, Update
 from lc_triton.core.problem import Problem
 from lc_triton.optim import rules
+from lc_triton.optim.states import AMAX, CODES, NUMBERS, to_codes
 from tests.cases import tensors
 from tests.emulator.definition import Definition, Wanted, plain_of
 from tests.emulator.driver import Watch, emulated_gpu, sample
@@ -168,6 +169,10 @@ class _Run:
         small = Small()
         if t.weight.dtype == torch.bfloat16:
             small = Small(torch.randint(-128, 128, t.weight.shape, generator=gen).to(torch.int8))
+        if self.job.rule == IN_8_BITS:
+            kept = dict(zip(NUMBERS, states, strict=True))
+            to_codes(kept, t.weight)
+            states, small = tuple(kept[key] for key in CODES), small._replace(amax=kept[AMAX])
         wanted = self.definition.weight_update(t.x, t.g, Update(rule, t.weight, states, added, small=small))
         small = Small(*(None if kept is None else kept.clone() for kept in small))
         update = Update(rule, t.weight.clone(), tuple(s.clone() for s in states), added, small=small)
@@ -178,6 +183,8 @@ class _Run:
 
 # AdamW with states in bfloat16, which are rounded stochastically.
 SMALL = "adamw, small states"
+# In 8 bits, which are rounded stochastically as well.
+IN_8_BITS = "adamw, 8 bits"
 # An optimizer's rule at its third step, and how many states it has.
 RULES: dict[str, Rule] = {
     "adamw": rules.AdamW(0.01, 0.9, 0.99, 1e-8, 0.1, False, 3, torch.tensor(3.0)),
@@ -185,5 +192,5 @@ RULES: dict[str, Rule] = {
     "momentum": rules.SGD(0.1, 0.9, 0.5, 0.01, False, False, False),
     "nesterov": rules.SGD(0.1, 0.9, 0.0, 0.01, True, False, False),
 }
-RULES[SMALL] = RULES["adamw"]
-STATES = {"adamw": 2, SMALL: 2, "sgd": 0, "momentum": 1, "nesterov": 1}
+RULES[SMALL] = RULES[IN_8_BITS] = RULES["adamw"]
+STATES = {"adamw": 2, SMALL: 2, IN_8_BITS: 2, "sgd": 0, "momentum": 1, "nesterov": 1}
