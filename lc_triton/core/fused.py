@@ -52,7 +52,7 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Update:
-    """The update of a weight by its gradient.
+    """The update of a weight by its gradient; of a parameter that is no layer's weight, as one of any shape.
 
     Args:
         rule: of the optimizer.

@@ -38,10 +38,10 @@ class FusedAdamW(FusedOptimizer, torch.optim.AdamW):
             in "8 bits" with a largest magnitude for 32 filters. They take 8, 4 or 2.25 bytes; the small ones are
             rounded stochastically. Other parameters, and weights that are spread over ranks, keep states of their own
             dtype.
-        master: "24 bits" lets layers have weights in bfloat16 (`layer.to(torch.bfloat16)`): what is updated is a master
-            of 24 bits, the weight's and those of its state "correction", which is rounded stochastically. The weight is
-            the bfloat16 number next to it. None leaves such weights to torch's update. Weights of other dtypes and
-            other parameters are what they are without it.
+        master: "24 bits" is for parameters in bfloat16 (`model.to(torch.bfloat16)`): what is updated is a master of 24
+            bits, the parameter's and those of its state "correction", which is rounded stochastically. The parameter is
+            the bfloat16 number next to it. Weights of layers are updated in backward, all others in `step()`. None
+            leaves such parameters to torch's update, which rounds them each step.
         accumulate: the number of backwards whose gradients are added up for one step. All but the last one store them
             in `.grad`; the last one updates.
         maximize: whether to follow the gradient upwards.
@@ -85,8 +85,9 @@ class FusedAdamW(FusedOptimizer, torch.optim.AdamW):
     def _rule(
         self, weight: Tensor, group: dict[str, Any], state: dict[str, Any]
     ) -> tuple[Rule, tuple[Tensor, ...], Small]:
-        in_8_bits = self.small_dtype == torch.uint8
-        dtype = self.small_dtype or torch.promote_types(weight.dtype, torch.float32)
+        small_dtype = self.small_dtype if self._is_weight(weight) else None
+        in_8_bits = small_dtype == torch.uint8
+        dtype = small_dtype or torch.promote_types(weight.dtype, torch.float32)
         if not state:  # as torch makes it
             device = weight.device if group["fused"] else "cpu"
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)

@@ -174,12 +174,12 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._warn_of_stored()
         if self.clip_norm is not None:
             self._clip(self.clip_norm)
-        own = self._update_stored() if self.has_small else {}
+        own = self._update_stored() if self.has_small else []
         try:
             self._torch_step()
         finally:
-            for slot, grad in own.items():
-                slot.weight.grad = grad
+            for parameter, grad in own:
+                parameter.grad = grad
         # A scaler that finds no support for it unscales before `step`, and leaves no trace: it is looked for again.
         self._has_scaler = scaled if getattr(self, "_step_supports_amp_scaling", False) else None
         for slot in self._slots.values():
@@ -225,28 +225,46 @@ class FusedOptimizer(torch.optim.Optimizer):
         """The dtypes of weights that it updates where their gradient is made."""
         return UPDATED if self.master is None else (*UPDATED, torch.bfloat16)
 
-    def _update_stored(self) -> dict[WeightSlot, Tensor]:
-        """Update weights with small states by their stored gradients, which are taken away from torch's step.
+    def _update_stored(self) -> list[tuple[Tensor, Tensor]]:
+        """Update what has small states or a master by stored gradients, which are taken away from torch's step.
 
         With a GradScaler a gradient is unscaled first, as torch's fused update does, and skipped if one is infinite.
         """
         found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         skipped = found_inf is not None and bool(found_inf.item())
-        own = {}
-        for slot in self._slots.values():
-            weight, grad = slot.weight, slot.weight.grad
-            if grad is None:
+        own = []
+        for parameter in [p for group in self.param_groups for p in group["params"]]:
+            grad = parameter.grad
+            if grad is None or not (id(parameter) in self._slots or self._has_master(parameter)):
                 continue
-            if not slot.takes_stored(grad) or self.obstacle(weight) is not None:
-                drop_small(self.state[weight], weight.dtype)
+            if not self._takes_stored(parameter, grad):
+                drop_small(self.state[parameter], parameter.dtype)
                 continue
-            own[slot], weight.grad = grad, None
+            own.append((parameter, grad))
+            parameter.grad = None
             if skipped:
                 continue
             if scale is not None:
                 grad /= scale.to(grad.device)
-            self.update_of(weight).apply(grad)
+            self.update_of(parameter).apply(grad)
         return own
+
+    def _has_master(self, parameter: Tensor) -> bool:
+        """Whether what is updated is the master of a parameter, which need not be a layer's weight."""
+        return self.master is not None and parameter.dtype == torch.bfloat16 and parameter.ndim > 0
+
+    def _takes_stored(self, parameter: Tensor, grad: Tensor) -> bool:
+        """Whether `step` updates a parameter by a stored gradient as backward would."""
+        plain = type(parameter) in (Tensor, nn.Parameter) and type(grad) is Tensor and grad.layout == torch.strided
+        if not (plain and parameter.is_contiguous() and not parameter.is_neg()):
+            return False
+        is_updated = self._is_weight(parameter) and parameter.dtype in self.updated_dtypes
+        return (is_updated or self._has_master(parameter)) and self.obstacle(parameter) is None
+
+    def _is_weight(self, parameter: Tensor) -> bool:
+        """Whether a parameter is known to be the weight of a layer of this library."""
+        slot = self._slots.get(id(parameter))
+        return slot is not None and slot.known
 
     def _refuse_second_updates(self, scaled: bool) -> None:
         updated = [slot for slot in self._slots.values() if slot.updated]
@@ -328,7 +346,8 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def obstacle(self, weight: Tensor) -> str | None:
         """Why the weight's group or its states do not let a kernel update it."""
-        if self._has_rival(self._slots[id(weight)]):
+        slot = self._slots.get(id(weight))
+        if slot is not None and self._has_rival(slot):
             return "another optimizer of this library updates it as well: delete one that is no longer used"
         if id(weight) in self._overlapping:
             return "another parameter lies in the same memory"
@@ -397,10 +416,10 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Give the weights of layers the states as they were saved: torch has cast them to the weight's dtype."""
         for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=True):
             for index, weight in zip(saved["params"], group["params"], strict=True):
-                kept = state_dict["state"].get(index, {})
-                if id(weight) not in self._slots or not kept:
+                kept = state_dict["state"].get(index)
+                if not kept:
                     continue
-                for key, value in kept.items():
+                for key, value in kept.items() if id(weight) in self._slots or self._has_master(weight) else ():
                     if isinstance(value, Tensor) and value.ndim and value.dtype != self.state[weight][key].dtype:
                         self.state[weight][key] = value.detach().to(weight.device, copy=True)
                 if not self.has_small:

@@ -160,14 +160,6 @@ class WeightSlot:
             self.weight.grad = gradient if self.weight.grad is None else self.weight.grad.add_(gradient)
             self.kept = None
 
-    def takes_stored(self, grad: Tensor) -> bool:
-        """Whether `step()` may update the weight by a stored gradient as backward would."""
-        weight = self.weight
-        plain = type(weight) in (Tensor, Parameter) and type(grad) is Tensor and grad.layout == torch.strided
-        owner = self._owner()
-        has_dtype = owner is not None and weight.dtype in owner.updated_dtypes
-        return self.known and plain and weight.is_contiguous() and not weight.is_neg() and has_dtype
-
     def update_kept(self, scale: Tensor) -> None:
         """Update the weight by the gradient that is kept, times `scale`."""
         owner = self._owner()

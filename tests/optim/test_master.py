@@ -11,6 +11,7 @@ from lc_triton.core.fused import Small
 from lc_triton.errors import ArgumentTypeError, UnknownNameError
 from lc_triton.optim import rules
 from lc_triton.optim.rounding import join_master, random_bits, split_master
+from lc_triton.optim.states import AMAX
 from tests.optim.networks import batch, loss_of, network, weights
 
 BF16, CPU = torch.bfloat16, torch.device("cpu")
@@ -189,6 +190,37 @@ def test_a_state_without_a_correction_begins_with_none():
     one_step(net, optimizer, 2)
     assert optimizer.state[net[0].weight]["correction"].dtype == torch.int8
     assert optimizer.state[net[0].weight]["exp_avg"].dtype == torch.float32
+
+
+def test_all_bfloat16_parameters_have_masters():
+    """Also biases, a Linear layer and a convolution, whose states are in float32 whatever those of layers are."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 3, 3),
+        LocalConv2d(3, 2, 3, input_size=(5, 5)),
+        torch.nn.Flatten(),
+        torch.nn.Linear(18, 3),
+    )
+    exact = copy.deepcopy(net)
+    net.to(BF16)
+    for p, q in zip(net.parameters(), exact.parameters(), strict=True):
+        q.data.copy_(p.data)
+    optimizer = FusedAdamW(net, lr=1e-4, states="8 bits", master="24 bits")
+    plain = torch.optim.AdamW(exact.parameters(), lr=1e-4)
+    for _ in range(20):
+        for p, q in zip(net.parameters(), exact.parameters(), strict=True):
+            p.grad = torch.ones_like(p)
+            q.grad = torch.ones_like(q)
+        net[1](torch.zeros(1, 3, 5, 5, dtype=BF16))  # a layer's weight is known by its graph
+        optimizer.step()
+        plain.step()
+    for p, q in zip(net.parameters(), exact.parameters(), strict=True):
+        state = optimizer.state[p]
+        assert (AMAX in state) == (p is net[1].weight)
+        assert p is net[1].weight or state["exp_avg"].dtype == torch.float32
+        assert torch.equal(p, join_master(p.detach(), state["correction"]).to(BF16))
+        error = join_master(p.detach(), state["correction"]) - q
+        assert (error.abs() < q.abs() * 2**-12 + 1e-6).all()
 
 
 def test_a_weight_that_is_converted_back_goes_on_in_its_dtype():
