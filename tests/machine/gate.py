@@ -6,6 +6,7 @@ matrix instructions and weight traffic. `tests/machine/test_gate.py` holds a par
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -193,10 +194,14 @@ def reviewed() -> dict[str, Any]:
     return content
 
 
-def write() -> int:
-    """Build all, write the file, and say what is wrong or worse: the file's diff is for a person to review."""
-    everything = rows()
-    once = {row.kernel: row for row in everything}
+def check(only: str | None) -> int:
+    """Build, and say what is wrong or worse; all rows are written to the file, whose diff is for a person to review.
+
+    Args:
+        only: in the name of a row, so that the others are left out, and the file as it is; None for all rows.
+    """
+    chosen = [row for row in rows() if only is None or only in str(row)]
+    once = {row.kernel: row for row in chosen}
     with ProcessPoolExecutor() as pool:
         built = dict(
             zip(
@@ -209,14 +214,17 @@ def write() -> int:
     same_triton = before.get("triton") == triton.__version__
     lines = [f'"triton": "{triton.__version__}"']
     wrong = []
-    for row in everything:
+    for row in chosen:
         found = built[row.kernel]
         wrong += faults(row, found, before.get(str(row)) if same_triton else None)
         lines.append(f'"{row}": {json.dumps(found)}')
-    FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    print("\n".join(wrong) or f"{len(everything)} rows, {len(once)} builds: none wrong, none worse")
+    if only is None:
+        FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    print("\n".join(wrong) or f"{len(chosen)} rows, {len(once)} builds: none wrong, none worse")
     return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    sys.exit(write())
+    parser = argparse.ArgumentParser(prog="python -m tests.machine.gate", description=__doc__)
+    parser.add_argument("--only", metavar="TEXT", help="check the rows with this in their name, and write nothing")
+    sys.exit(check(parser.parse_args().only))
