@@ -28,6 +28,7 @@ Around them:
     keras             Keras's arguments and files
     parallel          layers that many ranks share
     FusedAdamW        torch's optimizer, which updates the weight of a layer in its backward; FusedSGD likewise
+    accumulate_gradients  lets backward add to `.grad` or `main_grad` in the kernel, for other optimizers
     precompile        compiles the kernels of a model without the GPU that will run it
     tuning            measures tiles at the first call of a layer on a GPU, instead of predicting them
     LocalConvError    the base of all errors; each is a ValueError or a TypeError as well
@@ -82,7 +83,7 @@ from lc_triton.layers.other_layouts import convert_weights
 from lc_triton.layers.penalties import position_penalty
 from lc_triton.layers.quantization import quantize_weights
 from lc_triton.ops.decompositions import decompositions
-from lc_triton.optim import FusedAdamW, FusedSGD
+from lc_triton.optim import FusedAdamW, FusedSGD, accumulate_gradients
 from lc_triton.search import tuning
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ __all__ = [
     "LowRankLocalConv2d",
     "LowRankLocalConv3d",
     "__version__",
+    "accumulate_gradients",
     "apply_constraints",
     "attach_constraints",
     "backend",

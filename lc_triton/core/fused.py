@@ -1,4 +1,4 @@
-"""Weights whose optimizer updates them where their gradient is made: the register of them, and what an update is.
+"""Weights that are updated, or whose `.grad` is, where their gradient is made: the register, and what an update is.
 
 A layer's backward asks `slot_of` for its weight. Where there is a slot that takes the gradient, the backward hands over
 a `Deferred` product in its place, and autograd is given none.
@@ -7,6 +7,7 @@ a `Deferred` product in its place, and autograd is given none.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -89,7 +90,7 @@ class Deferred(Protocol):
 
 
 class Slot(Protocol):
-    """What the optimizer of a weight knows of the coming step."""
+    """What takes the gradients of a weight over: for its optimizer, or to add them to what is there."""
 
     def enter_graph(self) -> None:
         """Count a graph that uses the weight."""
@@ -109,11 +110,17 @@ class Slot(Protocol):
 
 
 # By the identity of the weight; empty where no such optimizer is alive, which callers look at first: it takes no call.
-slots: dict[int, tuple[weakref.ref[Tensor], weakref.ref[Any]]] = {}
+slots: dict[int, tuple[weakref.ref[Tensor], Callable[[], Any]]] = {}
 
 
-def register(weight: Tensor, slot: Slot) -> None:
-    """Let the backward of layers find a weight's slot for as long as both live; the last one that is registered."""
+def register(weight: Tensor, slot: Slot, *, keep: bool = False) -> None:
+    """Let the backward of layers find a weight's slot for as long as both live; the last one that is registered.
+
+    Args:
+        weight: a leaf.
+        slot: of it.
+        keep: whether the register keeps the slot alive, which then must not keep the weight alive.
+    """
     key = id(weight)
 
     def forget(gone: Any) -> None:
@@ -121,11 +128,17 @@ def register(weight: Tensor, slot: Slot) -> None:
         if known is not None and gone in known:
             del slots[key]
 
-    slots[key] = weakref.ref(weight, forget), weakref.ref(slot, forget)
+    slots[key] = weakref.ref(weight, forget), (lambda: slot) if keep else weakref.ref(slot, forget)
+
+
+def unregister(weight: Tensor, slot: Slot) -> None:
+    """Forget a slot, if it is still the weight's."""
+    if slot_of(weight) is slot:
+        del slots[id(weight)]
 
 
 def slot_of(weight: Tensor) -> Slot | None:
-    """The slot of a weight, if an optimizer updates it in backward."""
+    """The slot of a weight, if there is one."""
     known = slots.get(id(weight))
     if known is None or known[0]() is not weight:
         return None

@@ -94,7 +94,7 @@ class WeightSlot:
         """Count a graph that uses the weight."""
         self.known = True
         self._graphs += 1
-        self._in_backward |= _autograd_task() != -1
+        self._in_backward |= autograd_task() != -1
         self._under_ddp |= torch.nn.parallel.DistributedDataParallel._active_ddp_module is not None
 
     def enter_evaluation(self) -> None:
@@ -116,7 +116,7 @@ class WeightSlot:
         owner = self._owner()
         if owner is None or owner.stores_all() or not owner.owns(self.weight):
             return False
-        task = _autograd_task()
+        task = autograd_task()
         if task != self._task:
             self._task, self._backwards = task, self._backwards + 1
         if self._backwards < owner.accumulate:
@@ -133,12 +133,12 @@ class WeightSlot:
         self._attach(accumulate)
         if self._obstacle() is not None:
             return False
-        self._adding.add(_autograd_task())
+        self._adding.add(autograd_task())
         return True
 
     def defer(self, product: Deferred) -> None:
         """Take a gradient over."""
-        self._deferred.setdefault(_autograd_task(), []).append((product, current_stream(self.weight)))
+        self._deferred.setdefault(autograd_task(), []).append((product, current_stream(self.weight)))
 
     def square_sum(self) -> Tensor:
         """The sum of the squares of the gradient that is kept."""
@@ -148,13 +148,13 @@ class WeightSlot:
                 "the layer's input or its gradient was changed in place between backward and step(), which reads it"
             )
             raise OptimizerStepError(name=self.name, reason=reason)
-        total: Tensor = _on_stream(self.kept.stream, self.weight, self.kept.product.square_sum)
+        total: Tensor = on_stream(self.kept.stream, self.weight, self.kept.product.square_sum)
         return total
 
     def store(self) -> None:
         """Add the gradient that is kept, if there is one, to `.grad`."""
         if self.kept is not None:
-            gradient = _on_stream(self.kept.stream, self.weight, self.kept.product.gradient)
+            gradient = on_stream(self.kept.stream, self.weight, self.kept.product.gradient)
             self.weight.grad = gradient if self.weight.grad is None else self.weight.grad.add_(gradient)
             self.kept = None
 
@@ -170,7 +170,7 @@ class WeightSlot:
         assert self.kept is not None
         assert owner is not None
         update, product = owner.update_of(self.weight, scale), self.kept.product
-        _on_stream(self.kept.stream, self.weight, lambda: product.update(update))
+        on_stream(self.kept.stream, self.weight, lambda: product.update(update))
         self.kept, self.has_zero = None, True
 
     def _attach(self, accumulate: Any) -> None:
@@ -221,13 +221,13 @@ class WeightSlot:
         if weight.dtype not in UPDATED:
             return f"its dtype is {str(weight.dtype).removeprefix('torch.')}, not float32 or float64"
         grad = weight.grad
-        if grad is not None and (type(grad) is not Tensor or not _is_alike(grad, weight)):
+        if grad is not None and (type(grad) is not Tensor or not is_alike(grad, weight)):
             return "its .grad is of another layout"
         return None
 
     def _accumulate(self, grads: tuple[Tensor | None, ...]) -> Any:
         """Update the weight, or store its gradient; called before AccumulateGrad, with what others gave."""
-        task = _autograd_task()
+        task = autograd_task()
         taken, adding = self._deferred.pop(task, []), task in self._adding
         self._adding.discard(task)
         owner = self._owner()
@@ -237,17 +237,17 @@ class WeightSlot:
         if adding:
             grad = weight.grad
             if len(taken) == 1 and others is None and grad is not None:
-                _on_stream(taken[0][1], weight, lambda: taken[0][0].update(Update(Add(), grad, ())))
+                on_stream(taken[0][1], weight, lambda: taken[0][0].update(Update(Add(), grad, ())))
                 return None
         elif len(taken) == 1 and others is None and self._graphs == 0:
             if owner.clip_norm is not None and weight.grad is None:
                 self.kept = Kept(*taken[0], taken[0][0].versions())
                 return None
             if owner.clip_norm is not None:
-                weight.grad += _on_stream(taken[0][1], weight, taken[0][0].gradient)
+                weight.grad += on_stream(taken[0][1], weight, taken[0][0].gradient)
                 return None
             update = owner.update_of(weight)
-            _on_stream(taken[0][1], weight, lambda: taken[0][0].update(update))
+            on_stream(taken[0][1], weight, lambda: taken[0][0].update(update))
             self.updated = self.has_zero = True
             weight.grad = None  # of earlier micro-batches, which is a part of the update
             return None
@@ -255,7 +255,7 @@ class WeightSlot:
             self.reason = "its gradient has other parts: it is used more than once"
         if self._graphs and not adding:
             self.reason = "another graph that uses it waits for its backward: evaluate under torch.no_grad()"
-        gradients = [_on_stream(stream, weight, product.gradient) for product, stream in taken]
+        gradients = [on_stream(stream, weight, product.gradient) for product, stream in taken]
         total = sum(gradients[1:], gradients[0])
         if others is not None:
             return (others + total,)
@@ -264,19 +264,24 @@ class WeightSlot:
         return None
 
 
-def _autograd_task() -> int:
+def autograd_task() -> int:
     """The number of the backward that is running on this thread; -1 for none."""
     task: int = torch._C._current_graph_task_id()
     return task
 
 
-def _is_alike(tensor: Tensor, weight: Tensor) -> bool:
-    """Whether a tensor lies as the weight does."""
-    of_tensor = tensor.layout, tensor.dtype, tensor.device, tensor.shape
-    return of_tensor == (weight.layout, weight.dtype, weight.device, weight.shape) and tensor.is_contiguous()
+def is_alike(tensor: Tensor, weight: Tensor) -> bool:
+    """Whether a tensor lies as a contiguous weight does, and has its dtype."""
+    return tensor.dtype == weight.dtype and lies_alike(tensor, weight)
 
 
-def _on_stream(stream: Any, weight: Tensor, run: Any) -> Any:
+def lies_alike(tensor: Tensor, weight: Tensor) -> bool:
+    """Whether a tensor lies as a contiguous weight does, in any dtype."""
+    of_tensor = tensor.layout, tensor.device, tensor.shape
+    return of_tensor == (weight.layout, weight.device, weight.shape) and tensor.is_contiguous()
+
+
+def on_stream(stream: Any, weight: Tensor, run: Any) -> Any:
     """Run on the stream of the layer's backward, for which the stream of the weight's gradient waits."""
     current = current_stream(weight)
     if stream == current:

@@ -179,6 +179,7 @@ RULES: dict[str, Rule] = {
     "sgd": rules.SGD(0.1, 0.0, 0.0, 0.01, False, True, False),
     "momentum": rules.SGD(0.1, 0.9, 0.5, 0.01, False, False, False),
     "nesterov": rules.SGD(0.1, 0.9, 0.0, 0.01, True, False, False),
+    "add": rules.Add(),
 }
 RULES[SMALL] = RULES["adamw"]
-STATES = {"adamw": 2, SMALL: 2, "sgd": 0, "momentum": 1, "nesterov": 1}
+STATES = {"adamw": 2, SMALL: 2, "sgd": 0, "momentum": 1, "nesterov": 1, "add": 0}

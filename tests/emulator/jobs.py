@@ -307,7 +307,7 @@ def _updates(arch: int, types: str) -> Iterator[Job]:
     count = list(TYPES).index(types) + arch // 10
     if TYPES[types].weight.itemsize < 4:
         return
-    rules = "adamw", "nesterov", "adamw, small states", "momentum", "adamw", "sgd"
+    rules = "add", "nesterov", "adamw, small states", "momentum", "adamw", "sgd"
     for i, case in enumerate(UPDATED):
         for j, (name, given) in enumerate(UPDATE_TILES.items()):
             if (i + j + count) % 2:

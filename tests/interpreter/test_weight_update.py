@@ -100,6 +100,19 @@ def test_bfloat16_states_are_rounded_to_the_bits_of_the_cpu(tile):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("tile", "of_sum"), [("2x2", torch.float16), ("split", torch.float32)], ids=str)
+def test_products_of_16_bits_are_added_in_float32(tile, of_sum):
+    """To a main_grad in float32, or to a `.grad` in 16 bits, of which the sum alone is rounded."""
+    case = case_of("2d_asymmetric")
+    t = tensors(case, torch.float16)
+    before = torch.rand(t.weight.shape, generator=torch.Generator().manual_seed(1)).to(of_sum)
+    want, total = before.double() + expected(case, t)["dw"], before.clone()
+    problem = Problem(case.geometry, backend="triton")
+    launch.weight_update(t.x, t.g, Update(rules.Add(), total, ()), problem, TILES[tile])
+    assert_close(total, want, 1e-6 if of_sum == torch.float32 else 2**-11, "sum")
+
+
+@pytest.mark.slow
 def test_training_with_the_kernels():
     """Layers on the Triton backend, with tiles of the model, beside torch's optimizer and the CPU path."""
     torch.manual_seed(0)
