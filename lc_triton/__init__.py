@@ -13,6 +13,7 @@ Layers around them:
 Layers with the arguments of Keras 2:
     LocallyConnected1D, LocallyConnected2D, LocallyConnected3D
     regularization_loss, apply_constraints, attach_constraints        penalties and constraints in a training loop
+    penalty_groups                                                    those that a fused optimizer takes over
 
 The operator itself, a function of tensors:
     local_conv, local_conv_transpose
@@ -54,6 +55,7 @@ from lc_triton.core.backend import backend
 from lc_triton.errors import LocalConvError
 from lc_triton.functional import local_conv, local_conv_transpose
 from lc_triton.keras.constraints import apply_constraints, attach_constraints
+from lc_triton.keras.folding import penalty_groups
 from lc_triton.keras.regularizers import regularization_loss
 from lc_triton.layers import (
     LazyLocalConv1d,
@@ -123,6 +125,7 @@ __all__ = [
     "decompositions",
     "local_conv",
     "local_conv_transpose",
+    "penalty_groups",
     "position_penalty",
     "precompile",
     "quantize_weights",

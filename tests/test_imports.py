@@ -39,7 +39,7 @@ ROWS = [
     ["launch", "launch.*", "_cpu", "_cpu.*", "ops.reference"],
     ["tiles", "tiles.*", "kernels", "kernels.*"],
     ["keras.activations", "keras.constraints", "keras.initializers", "keras.regularizers"],
-    ["keras.penalty"],
+    ["keras.penalty", "keras.folding"],
     ["keras.layout", "keras.registry"],
     ["layers.sharing"],
     ["core", "core.tracing", "core.problem", "core.backend", "core.memory_format", "core.parameters", "core.dtypes"],

@@ -31,6 +31,32 @@ class Rule(Protocol):
 
 
 @dataclass(frozen=True)
+class Penalty:
+    """What an optimizer adds to a gradient, `l1 * sign(w) + 2 * l2 * w`, and the bound that it keeps a weight to.
+
+    Args:
+        l1: the factor of `sum(|w|)`; negative where the optimizer negates gradients, to maximize.
+        l2: the factor of `sum(w^2)`, likewise.
+        non_neg: whether negative weights become 0 after the update.
+    """
+
+    l1: float = 0.0
+    l2: float = 0.0
+    non_neg: bool = False
+
+    @property
+    def scalars(self) -> tuple[float, ...]:
+        """The factors of sign(w) and w; nothing where no gradient changes."""
+        return (self.l1, 2 * self.l2) if self.l1 or self.l2 else ()
+
+    def gradient(self, weight: Tensor) -> Tensor:
+        """What is added to the gradient of a weight, or of a part of one."""
+        weight = weight.detach()
+        gradient = weight * (2 * self.l2)
+        return gradient.add_(weight.sign(), alpha=self.l1) if self.l1 else gradient
+
+
+@dataclass(frozen=True)
 class Update:
     """The update of a weight by its gradient.
 
@@ -40,6 +66,7 @@ class Update:
         states: of the weight's shape, as many as the rule has; of its dtype, or AdamW's in bfloat16.
         added: a gradient of earlier micro-batches, which is a part of the sum; or None.
         scale: a scalar that the gradient is multiplied by; or None.
+        penalty: whose gradient is a part of the sum as well; or None.
     """
 
     rule: Rule
@@ -47,6 +74,7 @@ class Update:
     states: tuple[Tensor, ...]
     added: Tensor | None = None
     scale: Tensor | None = None
+    penalty: Penalty | None = None
 
     def apply(self, gradient: Tensor) -> None:
         """Update all of the weight; the gradient may change."""
@@ -54,23 +82,26 @@ class Update:
 
     def apply_block(self, span: slice, gradient: Tensor) -> None:
         """Update the weights of the positions of `span`, in row-major order, by their gradient, which may change."""
-        positions = gradient.numel() // self._position_weights
-        gradient = gradient.reshape(positions, self._position_weights)
+        weight = rows_of(self.weight)
+        size = weight.shape[1]
+        weight = weight[span]
+        gradient = gradient.reshape(gradient.numel() // size, size)
         if self.added is not None:
-            gradient += self._rows(self.added)[span]
+            gradient += rows_of(self.added)[span]
+        if self.penalty is not None and self.penalty.scalars:
+            gradient += self.penalty.gradient(weight)
         if self.scale is not None:
             gradient *= self.scale
-        states = tuple(self._rows(state)[span] for state in self.states)
-        start = (span.start or 0) * self._position_weights
-        self.rule.apply(self._rows(self.weight)[span], gradient, states, start)
+        states = tuple(rows_of(state)[span] for state in self.states)
+        self.rule.apply(weight, gradient, states, (span.start or 0) * size)
+        if self.penalty is not None and self.penalty.non_neg:
+            weight.clamp_(min=0)
 
-    @property
-    def _position_weights(self) -> int:
-        ndim = (self.weight.ndim - 2) // 2
-        return self.weight[(0,) * ndim].numel()
 
-    def _rows(self, tensor: Tensor) -> Tensor:
-        return tensor.detach().view(-1, self._position_weights)
+def rows_of(weight: Tensor) -> Tensor:
+    """A contiguous weight `(*out_spatial, *kernel, C // groups, F)` with one row a position, a view."""
+    ndim = (weight.ndim - 2) // 2
+    return weight.detach().view(-1, weight[(0,) * ndim].numel())
 
 
 class Deferred(Protocol):
@@ -79,8 +110,8 @@ class Deferred(Protocol):
     def gradient(self) -> Tensor:
         """The gradient."""
 
-    def square_sum(self) -> Tensor:
-        """The sum of the squares of the gradient, which is not kept: a float64 scalar."""
+    def square_sum(self, penalty: Penalty | None) -> Tensor:
+        """The sum of the squares of the gradient and a penalty's, which are not kept: a float64 scalar."""
 
     def update(self, update: Update) -> None:
         """Make the gradient and update the weight by it."""

@@ -29,15 +29,22 @@ def update_weights(b_g, p_w, p_m, p_v, p_added, p_scalars, o, m, UPDATE: tl.cons
     """Update the weights at offsets o by their gradients b_g, both of any shape; m masks.
 
     The rules and the order of their scalars are those of lc_triton.optim.rules. p_m and p_v are the states, p_added a
-    gradient that is a part of the sum. AdamW's states may be bfloat16, which are rounded stochastically.
+    gradient that is a part of the sum. AdamW's states may be bfloat16, which are rounded stochastically. UPDATE.penalty
+    is where the factors of sign(w) and w are among the scalars; 0 where there is no penalty.
     """
     RULE: tl.constexpr = UPDATE.rule  # triton 3.6 compares no field of a tuple
     WITH_ADDED: tl.constexpr = UPDATE.with_added
+    PENALTY: tl.constexpr = UPDATE.penalty
+    NON_NEG: tl.constexpr = UPDATE.non_neg
     ACC: tl.constexpr = b_g.dtype
     if WITH_ADDED:
         b_g += tl.load(p_added + o, mask=m, other=0.0).to(ACC)
     b_g *= tl.load(p_scalars).to(ACC)
     b_w = tl.load(p_w + o, mask=m, other=0.0).to(ACC)
+    if PENALTY > 0:
+        b_l1 = tl.load(p_scalars + PENALTY).to(ACC)
+        b_sign = tl.where(b_w > 0, b_l1, tl.where(b_w < 0, -b_l1, 0.0))
+        b_g += (b_sign + b_w * tl.load(p_scalars + PENALTY + 1).to(ACC)) * tl.load(p_scalars).to(ACC)
     if RULE == "adamw":
         b_m = tl.load(p_m + o, mask=m, other=0.0).to(ACC)
         b_v = tl.load(p_v + o, mask=m, other=0.0).to(ACC)
@@ -66,6 +73,8 @@ def update_weights(b_g, p_w, p_m, p_v, p_added, p_scalars, o, m, UPDATE: tl.cons
             else:
                 b_g = b_m
         b_w -= b_g * tl.load(p_scalars + 5).to(ACC)
+    if NON_NEG:
+        b_w = tl.where(b_w < 0, 0.0, b_w)  # a NaN stays
     tl.store(p_w + o, b_w.to(p_w.dtype.element_ty), mask=m)
 
 
@@ -76,7 +85,7 @@ def combine_update_kernel(
     p_m,  # (N), its states
     p_v,  # (N)
     p_added,  # (N), a gradient that is a part of the sum
-    p_scalars,  # (9)
+    p_scalars,  # (9), or (11) with a penalty
     N: tl.constexpr,
     SPLIT: tl.constexpr,
     BN: tl.constexpr,

@@ -146,7 +146,7 @@ def update_pointers(
     """The states, the added gradient and the hyperparameters of an update."""
     count = STATES[update.rule]
     states = [_empty(tuple(weight.shape), state_dtype or weight.dtype) if n < count else None for n in range(2)]
-    return [*states, weight if update.with_added else None, _empty((9,), weight.dtype)]
+    return [*states, weight if update.with_added else None, _empty((11,), weight.dtype)]
 
 
 def build_combine(

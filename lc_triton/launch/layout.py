@@ -107,11 +107,14 @@ class Upstream(NamedTuple):
 class WeightUpdate(NamedTuple):
     """What the weight gradient does with its sums: store them for the rule "none", else update the weight by them.
 
-    The other rules are those of `lc_triton.optim.rules`; `with_added`: whether a gradient is added to the sums.
+    The other rules are those of `lc_triton.optim.rules`; `with_added`: whether a gradient is added to the sums;
+    `penalty`: where a penalty's factors are among the scalars, or 0; `non_neg`: whether negative weights become 0.
     """
 
     rule: str = "none"
     with_added: bool = False
+    penalty: int = 0
+    non_neg: bool = False
 
 
 STORED = WeightUpdate()

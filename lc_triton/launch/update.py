@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lc_triton.core.fused import Update, current_stream
+from lc_triton.core.fused import Penalty, Update, current_stream
 from lc_triton.core.problem import Problem
 from lc_triton.errors import MiscompiledError
 from lc_triton.kernels.update import combine_update_kernel
@@ -85,7 +85,9 @@ def _launch(plan: LaunchPlan, x: Tensor, g: Tensor, update: Update, problem: Pro
     grid = programs("weight_grad", problem.geometry.as_4d(), len(x), config)
     first, second = (*update.states, None, None)[:2]
     pointers = first, second, update.added, scalars_of(update, weight)
-    kind = WeightUpdate(update.rule.name, update.added is not None)
+    penalty = update.penalty or Penalty()
+    offset = len(update.rule.scalars) if penalty.scalars else 0
+    kind = WeightUpdate(update.rule.name, update.added is not None, offset, penalty.non_neg)
     constants = len(x), x_pitch, g_pitch, shape, plan.tile, Upstream(False)
     parts = parts_of(weight, config)
     tensors: tuple[Any, ...]
@@ -105,6 +107,8 @@ def _launch(plan: LaunchPlan, x: Tensor, g: Tensor, update: Update, problem: Pro
 def scalars_of(update: Update, weight: Tensor) -> Tensor:
     """The hyperparameters of an update on the weight's device, in its dtype, copied without waiting for the device."""
     stream, numbers = current_stream(weight), update.rule.scalars
+    if update.penalty is not None:
+        numbers += update.penalty.scalars
     key = weight.device, weight.dtype, None if stream is None else stream.cuda_stream, numbers
     kept = _kept.get(key)
     if kept is None:

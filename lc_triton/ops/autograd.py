@@ -469,9 +469,9 @@ class WeightProduct(NamedTuple):
         """The gradient."""
         return dispatch.weight_grad(self.x, self.g, self.problem, self.weight.dtype, with_bias=False)[0]
 
-    def square_sum(self) -> Tensor:
-        """The sum of the squares of the gradient, which is not kept: a float64 scalar."""
-        return dispatch.weight_grad_square_sum(self.x, self.g, self.problem, self.weight)
+    def square_sum(self, penalty: fused.Penalty | None) -> Tensor:
+        """The sum of the squares of the gradient and a penalty's, which are not kept: a float64 scalar."""
+        return dispatch.weight_grad_square_sum(self.x, self.g, self.problem, self.weight, penalty)
 
     def update(self, update: fused.Update) -> None:
         """Update the weight by the gradient."""

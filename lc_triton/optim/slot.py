@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from lc_triton.core.fused import Deferred, Update, current_stream
+from lc_triton.core.fused import Deferred, Penalty, Update, current_stream
 from lc_triton.core.tracing import is_observed
 from lc_triton.errors import OptimizerStepError
 from lc_triton.optim.rules import Add
@@ -33,6 +33,9 @@ class Owner(Protocol):
 
     def owns(self, weight: Tensor) -> bool:
         """Whether the weight is in one of the groups, which users may edit."""
+
+    def penalty_of(self, weight: Tensor) -> Penalty | None:
+        """What the weight's group adds to its gradient, if anything."""
 
     def update_of(self, weight: Tensor, scale: Tensor | None = None) -> Update:
         """The update of the coming step, whose number is counted by this call."""
@@ -140,15 +143,16 @@ class WeightSlot:
         """Take a gradient over."""
         self._deferred.setdefault(autograd_task(), []).append((product, current_stream(self.weight)))
 
-    def square_sum(self) -> Tensor:
-        """The sum of the squares of the gradient that is kept."""
+    def square_sum(self, penalty: Penalty | None) -> Tensor:
+        """The sum of the squares of the gradient that is kept, and of a penalty's."""
         assert self.kept is not None
         if self.kept.product.versions() != self.kept.versions:
             reason = (
                 "the layer's input or its gradient was changed in place between backward and step(), which reads it"
             )
             raise OptimizerStepError(name=self.name, reason=reason)
-        total: Tensor = on_stream(self.kept.stream, self.weight, self.kept.product.square_sum)
+        product = self.kept.product
+        total: Tensor = on_stream(self.kept.stream, self.weight, lambda: product.square_sum(penalty))
         return total
 
     def store(self) -> None:
@@ -171,7 +175,7 @@ class WeightSlot:
         assert owner is not None
         update, product = owner.update_of(self.weight, scale), self.kept.product
         on_stream(self.kept.stream, self.weight, lambda: product.update(update))
-        self.kept, self.has_zero = None, True
+        self.kept, self.has_zero, self.updated = None, True, True
 
     def _attach(self, accumulate: Any) -> None:
         """Hook the node that adds gradients to `.grad`; held, it stays the same in all graphs."""
@@ -253,6 +257,11 @@ class WeightSlot:
             return None
         if not adding:
             self.reason = "its gradient has other parts: it is used more than once"
+            if (penalty := owner.penalty_of(weight)) is not None and penalty.scalars:
+                self.reason += (
+                    ", or has a penalty in the loss beside the l1 and l2 of its group: regularization_loss(model, "
+                    "optimizer) leaves out those that the optimizer adds"
+                )
         if self._graphs and not adding:
             self.reason = "another graph that uses it waits for its backward: evaluate under torch.no_grad()"
         gradients = [on_stream(stream, weight, product.gradient) for product, stream in taken]

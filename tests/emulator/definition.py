@@ -121,7 +121,8 @@ class Definition:
         def after(gradient: Tensor) -> list[Tensor]:
             exact = [t.double().clone() for t in (update.weight, *update.states)]
             added = None if update.added is None else update.added.double()
-            Update(update.rule, exact[0], tuple(exact[1:]), added).apply(gradient.clone())
+            of_exact = Update(update.rule, exact[0], tuple(exact[1:]), added, penalty=update.penalty)
+            of_exact.apply(gradient.clone())
             return exact
 
         right, *off = after(dw.exact), after(dw.exact + dw.error), after(dw.exact - dw.error)

@@ -13,7 +13,7 @@ from triton.runtime.errors import OutOfResources
 
 from lc_triton import launch
 from lc_triton.core.activations import LINEAR, Activation, parse_activation
-from lc_triton.core.fused import Rule, Update
+from lc_triton.core.fused import Penalty, Rule, Update
 from lc_triton.core.problem import Problem
 from lc_triton.optim import rules
 from tests.cases import tensors
@@ -164,8 +164,9 @@ class _Run:
             for _ in range(STATES[self.job.rule])
         )
         added = states[0].to(t.weight.dtype, copy=True) if self.job.seed % 2 and states else None
-        wanted = self.definition.weight_update(t.x, t.g, Update(rule, t.weight, states, added))
-        update = Update(rule, t.weight.clone(), tuple(s.clone() for s in states), added)
+        penalty = Penalty(0.01, 0.02, non_neg=True) if self.job.seed % 3 == 1 and states else None
+        wanted = self.definition.weight_update(t.x, t.g, Update(rule, t.weight, states, added, penalty=penalty))
+        update = Update(rule, t.weight.clone(), tuple(s.clone() for s in states), added, penalty=penalty)
         launch.weight_update(t.x, t.g, update, self.problem.linear(), self.job.configs[2])
         got = dict(zip(("first", "second"), update.states, strict=False))
         self.compare("weight_grad_kernel", wanted, weight=update.weight, **got)

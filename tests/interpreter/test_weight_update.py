@@ -7,7 +7,7 @@ import torch
 
 import lc_triton
 from lc_triton import launch
-from lc_triton.core.fused import Update
+from lc_triton.core.fused import Penalty, Update
 from lc_triton.core.problem import Problem
 from lc_triton.optim import rules
 from lc_triton.tiles.config import TileConfig
@@ -38,7 +38,7 @@ def case_of(name):
     return next(case for case in CASES if case.name == name)
 
 
-def hold(case, tile, rule, *, added=False, scale=None):
+def hold(case, tile, rule, *, added=False, scale=None, penalty=None):
     """Update by the kernel and by torch's operator of the definition's gradient; compare weights and states."""
     (rule, count), t = RULES[rule], tensors(case)
     gen = torch.Generator().manual_seed(1)
@@ -48,11 +48,14 @@ def hold(case, tile, rule, *, added=False, scale=None):
     more = torch.rand(t.weight.shape, generator=gen, dtype=t.weight.dtype) if added else None
     want = t.weight.clone(), *(s.clone() for s in states)
     gradient = expected(case, t)["dw"].to(t.weight.dtype)
+    if penalty is not None:
+        gradient = gradient + penalty.l1 * t.weight.sign() + 2 * penalty.l2 * t.weight
     rule.apply(want[0], (gradient + more if added else gradient) * (scale or 1.0), want[1:])
+    if penalty is not None and penalty.non_neg:
+        want[0].clamp_(min=0)
     weight, factor = t.weight.clone(), None if scale is None else torch.tensor(scale, dtype=t.weight.dtype)
-    launch.weight_update(
-        t.x, t.g, Update(rule, weight, tuple(states), more, factor), Problem(case.geometry, backend="triton"), tile
-    )
+    update = Update(rule, weight, tuple(states), more, factor, penalty)
+    launch.weight_update(t.x, t.g, update, Problem(case.geometry, backend="triton"), tile)
     for name, got, right in zip(("weight", "first", "second"), (weight, *states), want, strict=False):
         assert_close(got, right, 1e-10, name)
 
@@ -79,6 +82,19 @@ def test_adamw_with_every_kind_of_tile(case, tile):
 @pytest.mark.parametrize("tile", ["2x2", "split"])
 def test_every_rule(rule, tile):
     hold(case_of("1d"), TILES[tile], rule, added=tile == "2x2", scale=0.3)
+
+
+@pytest.mark.parametrize(
+    ("rule", "tile", "penalty"),
+    [
+        ("adamw", "2x2", Penalty(0.3, 0.2, non_neg=True)),
+        ("maximize", "split", Penalty(-0.3, 0.0)),
+        ("nesterov", "split", Penalty(0.0, 0.2, non_neg=True)),
+        ("sgd", "2x2", Penalty(non_neg=True)),
+    ],
+)
+def test_penalties(rule, tile, penalty):
+    hold(case_of("1d"), TILES[tile], rule, scale=0.3, penalty=penalty)
 
 
 @pytest.mark.parametrize("tile", ["2x2", "split"])
