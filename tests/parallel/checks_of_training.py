@@ -36,6 +36,10 @@ def adamw(net, **kwargs):
     return torch.optim.AdamW(net.parameters(), 0.01, **kwargs)
 
 
+def fused_adamw(net):
+    return lc_triton.FusedAdamW(net, 0.01, l2=0.01)
+
+
 def by_kind(net, **kwargs):
     """DTensors and others in groups of their own."""
     groups = {kind: [p for p in net.parameters() if isinstance(p, DTensor) == kind] for kind in (True, False)}
@@ -126,23 +130,27 @@ def state_of(net, optimizer):
 
 
 def check_a_checkpoint_is_read_by_another_number_of_ranks(mesh, folder):
-    alone = network(rows=3)
-    want = train(alone, adamw(alone), BATCHES[:5])
-    net = shared(mesh, network(rows=3))
-    optimizer = adamw(net)
-    train(net, optimizer, BATCHES[:3])
-    dcp.save(state_of(net, optimizer), checkpoint_id=f"{folder}/checkpoint")
+    """By torch's optimizer and by ours; of ours, also from one rank by all, whose states are then DTensors."""
     two = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "positions"))["positions"]
-    for make in (lambda: shared(two, network(rows=3)), lambda: network(rows=3), lambda: shared(mesh, network(rows=3))):
-        net = make()
-        with torch.no_grad():
-            for p in net.parameters():
-                p.zero_()
-        optimizer = adamw(net)
-        state = state_of(net, optimizer)
-        dcp.load(state, checkpoint_id=f"{folder}/checkpoint")
-        set_state_dict(net, optimizer, model_state_dict=state["model"], optim_state_dict=state["optim"])
-        assert_same(train(net, optimizer, BATCHES[3:5]), want)
+    makes = (lambda: shared(mesh, network(rows=3))), (lambda: shared(two, network(rows=3))), (lambda: network(rows=3))
+    for begin, make_optimizer in ((0, adamw), (0, fused_adamw), (2, fused_adamw)):
+        alone = network(rows=3)
+        want = train(alone, make_optimizer(alone), BATCHES[:5])
+        net = makes[begin]()
+        optimizer = make_optimizer(net)
+        train(net, optimizer, BATCHES[:3])
+        path = f"{folder}/checkpoint-{begin}-{make_optimizer.__name__}"
+        dcp.save(state_of(net, optimizer), checkpoint_id=path)
+        for make in makes:
+            net = make()
+            with torch.no_grad():
+                for p in net.parameters():
+                    p.zero_()
+            optimizer = make_optimizer(net)
+            state = state_of(net, optimizer)
+            dcp.load(state, checkpoint_id=path)
+            set_state_dict(net, optimizer, model_state_dict=state["model"], optim_state_dict=state["optim"])
+            assert_same(train(net, optimizer, BATCHES[3:5]), want)
 
 
 def halves(batches, mesh):
