@@ -29,6 +29,8 @@ from lc_triton.tiles.config import PASSES, Pass, TileConfig
 from lc_triton.tiles.device import DEVICES
 from lc_triton.tiles.footprint import loop_steps, programs
 from lc_triton.tiles.task import Task, types_of
+from tests.machine import by_rule
+from tests.machine.by_rule import RuleRow
 from tests.machine.in_flight import overwritten
 
 FILE = Path(__file__).with_name("gate.json")
@@ -79,7 +81,7 @@ def layers() -> dict[str, workloads.Workload]:
 
 
 def rows(*dtypes: str) -> list[Row]:
-    """All rows, those of the reviewed file unless other types are given."""
+    """The rows whose tiles the model picks, those of the reviewed file unless other types are given."""
     stored = [
         Row(w.name, batch, dtype, pass_name, device)
         for w in layers().values()
@@ -89,6 +91,11 @@ def rows(*dtypes: str) -> list[Row]:
         for device in DEVICE_NAMES
     ]
     return stored if dtypes else stored + updating_rows()
+
+
+def all_rows() -> list[Row | RuleRow]:
+    """The rows of the reviewed file."""
+    return [*rows(), *by_rule.rows()]
 
 
 def updating_rows() -> list[Row]:
@@ -101,8 +108,10 @@ def updating_rows() -> list[Row]:
     ]
 
 
-def figures(row: Row) -> dict[str, Any]:
+def figures(row: Row | RuleRow) -> dict[str, Any]:
     """The static figures of a row, compiled here and now."""
+    if isinstance(row, RuleRow):
+        return row.figures()
     config, device = row.config, DEVICES[row.device]
     problem = Problem(row.task.geometry, backend="triton", precision=row.task.precision)
     types = {"dtype": getattr(torch, row.task.dtype), "weight_dtype": getattr(torch, row.task.weight_dtype)}
@@ -159,8 +168,22 @@ def wants_wgmma(row: Row) -> bool:
     return DEVICES[row.device].arch == 90 and row.task.itemsize == 2 and config.dot and wide
 
 
-def faults(row: Row, found: dict[str, Any], reviewed: dict[str, Any] | None) -> list[str]:
+def faults(row: Row | RuleRow, found: dict[str, Any], reviewed: dict[str, Any] | None) -> list[str]:
     """What is wrong with a row by itself, and what is worse than in the reviewed file."""
+    wrong = row.faults(found) if isinstance(row, RuleRow) else faults_of_chosen(row, found)
+    if reviewed is not None:
+        for name in ("registers", "shared_bytes", "weight_traffic"):
+            if found.get(name, 0) > reviewed.get(name, 0):
+                wrong.append(f"{name} {found[name]}, reviewed {reviewed[name]}")
+        for name in ("wgmma", "weight_bits"):
+            if found[name] < reviewed[name]:
+                wrong.append(f"{name} {found[name]}, reviewed {reviewed[name]}")
+    tile = "by rule" if isinstance(row, RuleRow) else row.config
+    return [f"{row}: {w} ({tile})" for w in wrong]
+
+
+def faults_of_chosen(row: Row, found: dict[str, Any]) -> list[str]:
+    """What is wrong by itself with a row whose tile the model picks."""
     wrong = []
     device = DEVICES[row.device]
     planned = space.resident(row.task, device, row.config)
@@ -178,14 +201,7 @@ def faults(row: Row, found: dict[str, Any], reviewed: dict[str, Any] | None) -> 
         wrong.append(f"weights move {found['weight_traffic']} times")
     if wants_wgmma(row) and not found["wgmma"]:
         wrong.append("no wgmma")
-    if reviewed is not None:
-        for name in ("registers", "shared_bytes", "weight_traffic"):
-            if found[name] > reviewed[name]:
-                wrong.append(f"{name} {found[name]}, reviewed {reviewed[name]}")
-        for name in ("wgmma", "weight_bits"):
-            if found[name] < reviewed[name]:
-                wrong.append(f"{name} {found[name]}, reviewed {reviewed[name]}")
-    return [f"{row}: {w} ({row.config})" for w in wrong]
+    return wrong
 
 
 def reviewed() -> dict[str, Any]:
@@ -200,7 +216,7 @@ def check(only: str | None) -> int:
     Args:
         only: in the name of a row, so that the others are left out, and the file as it is; None for all rows.
     """
-    chosen = [row for row in rows() if only is None or only in str(row)]
+    chosen = [row for row in all_rows() if only is None or only in str(row)]
     once = {row.kernel: row for row in chosen}
     with ProcessPoolExecutor() as pool:
         built = dict(
