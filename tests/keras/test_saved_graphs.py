@@ -335,6 +335,18 @@ def test_weights_of_models_inside_models_go_into_a_net_of_ones_own(kind, folder)
     assert torch.equal(own.each.weight, want.steps.layer.each.weight)
 
 
+@pytest.mark.parametrize(("name", "kind"), [("every_layer", "h5"), ("masked", "keras"), ("masked", "weights.h5")])
+def test_weights_go_into_a_model_that_was_read(name, kind, folder):
+    """Names that torch changes, `local.layer` and `train`, are Keras's own here; what a wrapper holds has its name."""
+    where = folder if name == "masked" else Path(__file__).parent / "saved"
+    model = load_model(where / f"{name}.h5")
+    want = {key: value.clone() for key, value in model.state_dict().items()}
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.detach().zero_()
+    load_weights(model, where / f"{name}.{kind}", config=where / f"{name}.json" if kind == "weights.h5" else None)
+    assert all(torch.equal(value, want[key]) for key, value in model.state_dict().items())
+
+
 def test_weights_need_no_configuration_that_can_be_read(folder, tmp_path):
     """Neither Lambda nor a class of one's own keeps arrays from being read, nor a model of a class of one's own."""
     import h5py

@@ -90,20 +90,25 @@ def is_made_of_layers(module: nn.Module) -> bool:
 
 
 def keras_layers(model: Model) -> list[tuple[str, LayerSpec, nn.Module]]:
-    """The layers of a model that was read: their places in newer files, what they were made from, and the modules.
-
-    A part of a chain, `model[:2]`, has none: it is no model of Keras's any more.
-    """
-    if not hasattr(model, "keras"):
+    """The layers of a model that was read: their places in newer files, what they were made from, and the modules."""
+    read = read_layers(model)
+    if not read:
         return []
     layers = model.keras.layers
-    names = attribute_names([layer.name for layer in layers if layer.class_name != "InputLayer"])
-    places = numbered([layer.class_name for layer in layers])
-    return [
-        (f"layers/{place}", layer, getattr(model, names[layer.name]))
-        for place, layer in zip(places, layers, strict=True)
-        if layer.name in names
-    ]
+    places = dict(zip((layer.name for layer in layers), numbered([layer.class_name for layer in layers]), strict=True))
+    return [(f"layers/{places[layer.name]}", layer, module) for _, layer, module in read]
+
+
+def read_layers(model: nn.Module) -> list[tuple[str, LayerSpec, nn.Module]]:
+    """The layers of a model that was read: the names of their modules, what they were made from, and the modules.
+
+    Any other module has none, nor has a part of a chain, `model[:2]`: it is no model of Keras's any more.
+    """
+    if not isinstance(model, (Sequential, Functional)) or not hasattr(model, "keras"):
+        return []
+    layers = [layer for layer in model.keras.layers if layer.class_name != "InputLayer"]
+    names = attribute_names([layer.name for layer in layers])
+    return [(names[layer.name], layer, getattr(model, names[layer.name])) for layer in layers]
 
 
 def _known_slots(module: nn.Module, origin: Origin = Origin()) -> list[Slot]:  # frozen
