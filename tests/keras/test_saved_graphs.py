@@ -190,6 +190,17 @@ def test_calls_that_cannot_be_are_named(layer, node, message, folder):
     assert message in refused(folder, "nested", lambda layers: layers[layer].update(inbound_nodes=[[node]]))
 
 
+def test_an_argument_that_does_not_fit_its_input_has_the_line_to_write(folder):
+    """It shows where the layer is made, as in a wrapper, not where its arguments are read."""
+
+    def change(layers):
+        layers["steps"]["config"]["layer"]["config"]["layers"][2]["config"]["kernel_size"] = [99]
+
+    message = refused(folder, "nested", change)
+    assert "layer 'steps/step/each' (LocallyConnected1D): kernel_size" in message
+    assert 'modules={"each": lambda layer: MyModule()}' in message
+
+
 def test_an_output_that_no_layer_has_is_named(folder):
     config = json.loads((folder / "keyed.json").read_text())
     config["config"]["output_layers"]["first"] = ["head", 1, 5]
@@ -205,13 +216,15 @@ def test_a_function_that_cannot_be_called_so_is_named(folder):
         ("math.pow", ["_CONSTANT_VALUE", -1, 10, {"y": 10**9}], "a power of two numbers is given to it, and no tensor"),
         ("math.multiply", ["_CONSTANT_VALUE", -1, "a", {"y": 10**9}], "a is given to it, which is no number"),
         ("math.reduce_mean", ["_CONSTANT_VALUE", -1, [1, 2], {}], "(TFOpLambda)"),
-        ("tile", ["input_1", 0, 0, {"multiples": [1], "invented": 3}], "invented"),
+        ("tile", ["input_1", 0, 0, {"multiples": [1], "invented": 3}], 'modules={"tf.tile": lambda layer: MyModule()}'),
     ):
         before = by_function[function]["inbound_nodes"]
         by_function[function]["inbound_nodes"] = [node]
         with pytest.raises(ConversionError) as raised:
             load_model(folder / "operators.weights.h5", config=config)
         assert message in str(raised.value)
+        # A module in the place of a call that no tensor reaches would have nothing to compute from.
+        assert ("modules=" in str(raised.value)) is (node[0] == "input_1")
         by_function[function]["inbound_nodes"] = before
 
 
@@ -222,6 +235,7 @@ def test_a_function_without_counterpart_is_named(folder):
 
     message = refused(folder, "keyed", change)
     assert "TensorFlow's function py_function has no counterpart here" in message
+    assert 'modules={"tf.' in message
     with pytest.raises(ValueError, match="has no counterpart here"):
         find("strings.split_all")
     assert find("compat.v1.nn.relu") is FUNCTIONS["relu"]

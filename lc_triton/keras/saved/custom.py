@@ -92,15 +92,22 @@ _MOST_IN_HINT = 4
 
 
 def hint(spec: ModelSpec, layers: list[tuple[Names, LayerSpec]], known: Container[str]) -> str:
-    """The line to write for layers that cannot be read; those of classes that are known here go by their names."""
+    """The line to write for layers that cannot be read; those of classes that are known here go by their names.
+
+    Nothing for calls that no tensor reaches: a module would have nothing to compute from.
+    """
     count = Counter(layer.name for _, layer in spec.walk())
     keys = []
     for path, layer in layers:
+        if layer.calls and not any(list(call.refs()) for call in layer.calls):
+            continue
         own = layer.class_name not in known and layer.class_name != "Lambda"
         name = layer.name if count[layer.name] == 1 else "/".join(path)
         keys.append(layer.class_name if own else name)
     entries = [f'"{key}": lambda layer: MyModule()' for key in dict.fromkeys(keys)]
     entries = entries[:_MOST_IN_HINT] + ["..."] * (len(entries) > _MOST_IN_HINT)
+    if not entries:
+        return ""
     return (
         f". A torch module of yours can take a layer's place: load_model(path, modules={{{', '.join(entries)}}}), or "
         "lc-triton convert --modules FILE.py, a file that assigns these modules"

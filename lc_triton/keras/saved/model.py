@@ -122,7 +122,7 @@ class _Builder:
             except ConversionError:
                 raise
             except _FAILURES as error:
-                raise _refusal(self.spec, [(here, layer, str(error).partition("\n")[0])]) from error
+                raise self._refusal(here, layer, error) from error
             calls.append(Made(ref, call.args, dict(call.kwargs), len(outputs)))
             for i, output in enumerate(outputs):
                 values[ref._replace(output=i)] = output
@@ -231,8 +231,14 @@ class _Builder:
         except ConversionError:
             raise
         except _FAILURES as error:
-            raise _refusal(self.spec, [(path, layer, str(error).partition("\n")[0])]) from error
+            raise self._refusal(path, layer, error) from error
         return self.layers[path]
+
+    def _refusal(self, path: Path, layer: LayerSpec, error: Exception) -> ConversionError:
+        """Of a layer that cannot be made, or cannot be called so; a module of the user's own may do it instead."""
+        mine = isinstance(self.makers.get(path), Arguments)
+        hint = custom.hint(self.spec, [(path, layer)], CLASSES) if mine else ""
+        return _refusal(self.spec, [(path, layer, str(error).partition("\n")[0])], hint)
 
     def ask(self) -> None:
         """Give layers their regularizers and constraints; a warning names those that are left out."""

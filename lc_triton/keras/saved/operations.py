@@ -71,7 +71,10 @@ def find(name: object) -> Function:
     """
     plain = _PREFIXES.sub("", name) if isinstance(name, str) else ""
     if plain == "einsum":
-        raise ValueError("Keras saves the equation of tf.einsum, and not which tensors it takes")
+        raise ValueError(
+            "Keras saves the equation of tf.einsum, and not which tensors it takes: write it with tf.matmul, tf.tensordot "
+            "or an EinsumDense layer"
+        )
     found = FUNCTIONS.get(plain)
     if found is None:
         raise ValueError(f"TensorFlow's function {str(name)[:80]} has no counterpart here")
