@@ -96,7 +96,8 @@ def main() -> None:
         for rank in ranks:
             time, programs = of_kernel(problem, batch, rank)
             composed = of_composition(problem, batch, rank)
-            print(f"| {name} | {batch} | {rank} | {unshared:.1f} | {time:.1f} | {programs} | {composed:.1f} |", flush=True)
+            figures = f"{unshared:.1f} | {time:.1f} | {programs} | {composed:.1f}"
+            print(f"| {name} | {batch} | {rank} | {figures} |", flush=True)
 
 
 if __name__ == "__main__":

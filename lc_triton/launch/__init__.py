@@ -10,7 +10,7 @@ from lc_triton.launch.passes import (
     input_grad,
     weight_grad,
 )
-from lc_triton.launch.plan import BoundPass
+from lc_triton.launch.plan import BoundPass, rounds_weight
 from lc_triton.launch.update import weight_update
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "fuses_activation_grad",
     "input_grad",
     "reads_memory_alone",
+    "rounds_weight",
     "weight_grad",
     "weight_update",
 ]

@@ -72,8 +72,8 @@ def find(name: object) -> Function:
     plain = _PREFIXES.sub("", name) if isinstance(name, str) else ""
     if plain == "einsum":
         raise ValueError(
-            "Keras saves the equation of tf.einsum, and not which tensors it takes: write it with tf.matmul, tf.tensordot "
-            "or an EinsumDense layer"
+            "Keras saves the equation of tf.einsum, and not which tensors it takes: write it with tf.matmul, "
+            "tf.tensordot or an EinsumDense layer"
         )
     found = FUNCTIONS.get(plain)
     if found is None:
