@@ -13,8 +13,9 @@ __all__ = ["LowRankLocalConv1d", "LowRankLocalConv2d", "LowRankLocalConv3d"]
 class LowRankLocalConv1d(LowRankNd):
     """Locally connected layer over `(B, C, L)` that mixes a few filters: between nn.Conv1d and LocalConv1d.
 
-    `weight[p] = sum over k of mixing[p,k] * basis[k]`. The layer convolves with the basis and mixes at every
-    position, or where it pays on a GPU, mixes weights in registers: they are never in memory, forward or backward.
+    `weight[p] = sum over k of mixing[p,k] * basis[k]`. The layer convolves with the basis, then mixes at every
+    position. On a GPU, weights are mixed first where they are no larger than what that convolution writes, or are
+    mixed in registers where that is faster.
 
     Args:
         in_channels: C, channels of the input.
@@ -60,8 +61,9 @@ class LowRankLocalConv1d(LowRankNd):
 class LowRankLocalConv2d(LowRankNd):
     """Locally connected layer over `(B, C, H, W)` that mixes a few filters: between nn.Conv2d and LocalConv2d.
 
-    `weight[p] = sum over k of mixing[p,k] * basis[k]`. The layer convolves with the basis and mixes at every
-    position, or where it pays on a GPU, mixes weights in registers: they are never in memory, forward or backward.
+    `weight[p] = sum over k of mixing[p,k] * basis[k]`. The layer convolves with the basis, then mixes at every
+    position. On a GPU, weights are mixed first where they are no larger than what that convolution writes, or are
+    mixed in registers where that is faster.
 
     Args:
         in_channels: C, channels of the input.
@@ -107,8 +109,9 @@ class LowRankLocalConv2d(LowRankNd):
 class LowRankLocalConv3d(LowRankNd):
     """Locally connected layer over `(B, C, D, H, W)` that mixes a few filters: between nn.Conv3d and LocalConv3d.
 
-    `weight[p] = sum over k of mixing[p,k] * basis[k]`. The layer convolves with the basis and mixes at every
-    position, or where it pays on a GPU, mixes weights in registers: they are never in memory, forward or backward.
+    `weight[p] = sum over k of mixing[p,k] * basis[k]`. The layer convolves with the basis, then mixes at every
+    position. On a GPU, weights are mixed first where they are no larger than what that convolution writes, or are
+    mixed in registers where that is faster.
 
     Args:
         in_channels: C, channels of the input.

@@ -1,12 +1,14 @@
-"""A locally connected layer of low rank: a mixture of basis filters at every position.
+"""A locally connected layer of low rank: a mixture of basis filters at every position, in one of three ways.
 
-Where the kernel of `launch.low_rank` is the cheaper way, it makes the forward, and the gradients are those of the
-composition, which is computed anew for them. The composition is one convolution by the basis filters, then a mixture of
-its channels at every position: it is the layer everywhere else, and where something records or transforms the call.
+The composition is one convolution by the basis filters, then a mixture of its channels at every position. It is the
+layer on a CPU, and where something records or transforms the call. On a GPU, weights that are no larger than its
+products are mixed first, and the layer is a locally connected one. Else, where it is the cheaper way, the kernel of
+`launch.low_rank` makes the forward, and the gradients are those of the composition, whose products are made for them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from lc_triton.core.tracing import is_plain
 from lc_triton.ops import bound, dispatch
 from lc_triton.ops.checks import check_devices, check_input
 from lc_triton.ops.plan import Plan, from_internal, input_format_of, problem_of, to_internal
-from lc_triton.ops.run import precision_of
+from lc_triton.ops.run import precision_of, run
 
 CONVOLUTIONS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -45,9 +47,13 @@ def run_low_rank(x: Tensor, basis: Tensor, mixing: Tensor, bias: Tensor | None, 
     else:
         check_dtypes("x", x, basis, bias)
     batched = input_format_of(x, plan).batched
-    x, basis, mixing = to_internal(x, plan).to(dtype), basis.to(dtype), mixing.to(dtype)
-    bias = None if bias is None else bias.to(dtype)
-    if _takes_kernel(x, basis, mixing, bias, plan):
+    basis, mixing, bias = basis.to(dtype), mixing.to(dtype), None if bias is None else bias.to(dtype)
+    batch = x.shape[0] if batched else 1
+    on_triton = is_plain(x, basis, mixing, bias) and resolve(x.device.type) == "triton"
+    if on_triton and mixes_weights(plan.geometry, batch, len(basis)):
+        return run(x.to(dtype), unshared_weight(basis, mixing), bias, plan)
+    x = to_internal(x, plan).to(dtype)
+    if on_triton and _kernel_pays(plan.geometry, batch, len(basis)):
         problem = problem_of(plan, "triton", precision_of(dtype))
         return from_internal(_layer(x, basis, mixing, bias, problem), plan, batched=batched)
     y = _compose(x, basis, mixing, plan.geometry)
@@ -68,13 +74,13 @@ def unshared_weight(basis: Tensor, mixing: Tensor) -> Tensor:
 
 def _compose(x: Tensor, basis: Tensor, mixing: Tensor, geo: Geometry) -> Tensor:
     """The sums `(B, F, *out_spatial)` of x `(B, *spatial, C)`, by torch's own operators."""
-    z = _convolve(x.movedim(-1, 1), basis, geo)  # (B, F, K, *out_spatial)
+    z = _convolve(x, basis, geo)
     return (z * mixing.movedim(-1, 0)).sum(2)
 
 
 def _convolve(x: Tensor, basis: Tensor, geo: Geometry) -> Tensor:
-    """The filters of the basis, those of a group beside each other, at every position."""
-    rank = basis.shape[0]
+    """The products `(B, F, K, *out_spatial)` of x `(B, *spatial, C)` and the filters of the basis at every position."""
+    rank, x = basis.shape[0], x.movedim(-1, 1)
     filters = basis.movedim((-1, 0, -2), (0, 1, 2)).flatten(0, 1)  # (F * K, C // groups, *kernel)
     padding = [low for low, _ in geo.padding]
     if any(low != high for low, high in geo.padding):
@@ -86,13 +92,41 @@ def _convolve(x: Tensor, basis: Tensor, geo: Geometry) -> Tensor:
     return by_filter
 
 
-def _takes_kernel(x: Tensor, basis: Tensor, mixing: Tensor, bias: Tensor | None, plan: Plan) -> bool:
-    """Whether the kernel makes the forward."""
-    if not is_plain(x, basis, mixing, bias) or resolve(x.device.type) != "triton":
-        return False
+def _gradients(
+    x: Tensor, basis: Tensor, mixing: Tensor, dz: Tensor, geo: Geometry, needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """The gradients of x, the basis and the coefficients from dz `(B, F, *out_spatial)`, differentiable."""
+    found: list[Tensor | None] = [None, None, None]
+    if not any(needs[:3]):
+        return found
+    differentiable, wanted = torch.is_grad_enabled(), [i for i in range(2) if needs[i]]
+    g = dz.unsqueeze(2)  # (B, F, 1, *out_spatial)
+    with torch.set_grad_enabled(differentiable or bool(wanted)):
+        # Other tensors than those that were saved: the basis may be a function of x.
+        of = x.view_as(x), basis.view_as(basis)
+        products = _convolve(*of, geo)
+    if wanted:
+        of_products = g * mixing.movedim(-1, 0)
+        grads = torch.autograd.grad(products, [of[i] for i in wanted], of_products, create_graph=differentiable)
+        for i, grad in zip(wanted, grads, strict=True):
+            found[i] = grad
+    if needs[2]:
+        found[2] = (g * products).sum((0, 1)).movedim(0, -1)
+    return found
+
+
+def mixes_weights(geo: Geometry, batch: int, rank: int) -> bool:
+    """Whether the weights of all positions are no larger than the products of the composition, and made first.
+
+    The forward then multiplies once instead of `rank` times, and so does each gradient.
+    """
+    return geo.window <= batch * rank
+
+
+def _kernel_pays(geo: Geometry, batch: int, rank: int) -> bool:
     from lc_triton.launch.low_rank import pays
 
-    return pays(plan.geometry, len(x), len(basis))
+    return pays(geo, batch, rank)
 
 
 def _layer(x: Tensor, basis: Tensor, mixing: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
@@ -133,21 +167,12 @@ class _Layer(torch.autograd.Function):
         if grad is None and grad_z is None:
             return None, None, None, None, None
         x, basis, mixing, saved = ctx.saved_tensors
-        needs, dz = ctx.needs_input_grad, grad_z
+        dz = grad_z
         if grad is not None:
             of_y = ctx.problem.activation.backward(dispatch.as_stored(grad), saved)
             dz = of_y if dz is None else dz + of_y
         assert dz is not None
-        found: list[Tensor | None] = [None, None, None]
-        wanted = [i for i in range(3) if needs[i]]
-        if wanted:
-            differentiable = torch.is_grad_enabled()
-            with torch.enable_grad():
-                # Other tensors than those that were saved: the basis may be a function of x, or of the coefficients.
-                of = [t.view_as(t) for t in (x, basis, mixing)]
-                sums = _compose(of[0], of[1], of[2], ctx.problem.geometry).movedim(1, -1)
-                grads = torch.autograd.grad(sums, [of[i] for i in wanted], dz, create_graph=differentiable)
-            for i, one in zip(wanted, grads, strict=True):
-                found[i] = one
+        geo, needs = ctx.problem.geometry, ctx.needs_input_grad
+        dx, dbasis, dmixing = _gradients(x, basis, mixing, dz.movedim(-1, 1), geo, needs)
         db = bound.bias_grad(dz, dz.dtype, ctx.bias_shape) if needs[3] else None
-        return *found, db, None
+        return dx, dbasis, dmixing, db, None

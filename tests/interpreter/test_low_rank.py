@@ -56,6 +56,25 @@ def test_values_and_gradients_of_two_orders(name, rank, activation, bias, monkey
     assert_close(without_graph, want[0][0])
 
 
+@pytest.mark.parametrize("with_gradients", [False, pytest.param(True, marks=pytest.mark.nightly)])
+def test_weights_that_are_no_larger_than_the_products_are_made_first(with_gradients, monkeypatch):
+    torch.manual_seed(0)
+    case = BY_NAME["1d_causal_dilated"]
+    rank = -(-case.geometry.window // case.batch)
+    assert low_rank.mixes_weights(case.geometry, case.batch, rank)
+    assert not low_rank.mixes_weights(case.geometry, case.batch, rank - 1)
+    layer = layer_of(case, rank, activation="gelu")
+    x = tensors(case).x.movedim(-1, 1)
+    want = definition(layer, x, "gelu").detach()
+    g = torch.randn_like(want)
+    monkeypatch.setattr(low_rank, "_compose", None)
+    with lc_triton.backend("triton"), torch.set_grad_enabled(with_gradients):
+        assert_close(layer(x), want)
+        got = results(layer, x, g) if with_gradients else []
+    for a, b in zip(got, results(layer, x, g, lambda layer, x: definition(layer, x, "gelu")), strict=False):
+        assert_close(a, b, 1e-11)
+
+
 @pytest.mark.parametrize(
     ("dtype", "positions", "rank"),
     [
