@@ -79,6 +79,20 @@ def test_a_cpu_never_makes_the_unshared_weight(monkeypatch):
     assert all(p.grad is not None for p in layer.parameters())
 
 
+@pytest.mark.slow
+def test_a_compiler_takes_the_weights_that_are_made_first(monkeypatch):
+    layer = lc_triton.LowRankLocalConv1d(2, 3, 2, input_size=6, rank=2, activation="tanh", dtype=torch.float64)
+    x = torch.randn(4, 2, 6, dtype=torch.float64, requires_grad=True)
+    want = layer(x)
+    monkeypatch.setattr(low_rank, "resolve", lambda device_type: "triton")  # passes run on the CPU all the same
+    monkeypatch.setattr(low_rank, "_compose", None)
+    y = torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
+    leaves = [x, *layer.parameters()]
+    assert_close(y, want.detach())
+    for a, b in zip(*(torch.autograd.grad(v.square().sum(), leaves) for v in (y, want)), strict=True):
+        assert_close(a, b)
+
+
 def test_a_third_of_the_parameters_or_less():
     layer = lc_triton.LowRankLocalConv2d(3, 4, 3, input_size=9, rank=2)
     local, x = layer.to_local(), torch.randn(2, 3, 9, 9)

@@ -2,8 +2,9 @@
 
 The composition is one convolution by the basis filters, then a mixture of its channels at every position. It is the
 layer on a CPU, and where something records or transforms the call. On a GPU, weights that are no larger than its
-products are mixed first, and the layer is a locally connected one. Else, where it is the cheaper way, the kernel of
-`launch.low_rank` makes the forward, and the gradients are those of the composition, whose products are made for them.
+products are mixed first, and the layer is a locally connected one, under a compiler too. Else, where it is the cheaper
+way, the kernel of `launch.low_rank` makes the forward, and the gradients are those of the composition, whose products
+are made for them.
 """
 
 from __future__ import annotations
@@ -49,11 +50,13 @@ def run_low_rank(x: Tensor, basis: Tensor, mixing: Tensor, bias: Tensor | None, 
     batched = input_format_of(x, plan).batched
     basis, mixing, bias = basis.to(dtype), mixing.to(dtype), None if bias is None else bias.to(dtype)
     batch = x.shape[0] if batched else 1
-    on_triton = is_plain(x, basis, mixing, bias) and resolve(x.device.type) == "triton"
+    plain = is_plain(x, basis, mixing, bias)
+    compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    on_triton = (plain or compiled) and resolve(x.device.type) == "triton"
     if on_triton and mixes_weights(plan.geometry, batch, len(basis)):
         return run(x.to(dtype), unshared_weight(basis, mixing), bias, plan)
     x = to_internal(x, plan).to(dtype)
-    if on_triton and _kernel_pays(plan.geometry, batch, len(basis)):
+    if plain and on_triton and _kernel_pays(plan.geometry, batch, len(basis)):
         problem = problem_of(plan, "triton", precision_of(dtype))
         return from_internal(_layer(x, basis, mixing, bias, problem), plan, batched=batched)
     y = _compose(x, basis, mixing, plan.geometry)
