@@ -31,6 +31,8 @@ def update_weights(b_g, p_w, p_m, p_v, p_added, p_scalars, o, m, UPDATE: tl.cons
     The rules and the order of their scalars are those of lc_triton.optim.rules. p_m and p_v are the states, p_added a
     gradient that is a part of the sum. AdamW's states may be bfloat16, which are rounded stochastically. UPDATE.penalty
     is where the factors of sign(w) and w are among the scalars; 0 where there is no penalty.
+
+    The rule "square_sum" updates nothing: it stores the sum of the squares of the gradients, a scalar, at p_m.
     """
     RULE: tl.constexpr = UPDATE.rule  # triton 3.6 compares no field of a tuple
     WITH_ADDED: tl.constexpr = UPDATE.with_added
@@ -61,6 +63,9 @@ def update_weights(b_g, p_w, p_m, p_v, p_added, p_scalars, o, m, UPDATE: tl.cons
         b_w = b_w * tl.load(p_scalars + 1).to(ACC) - tl.load(p_scalars + 5).to(ACC) * b_m / b_d
     elif RULE == "add":  # p_w is a gradient
         b_w += b_g
+    elif RULE == "square_sum":
+        b_g = tl.where(m, b_g, 0.0)
+        tl.store(p_m, tl.sum(b_g * b_g))
     else:
         tl.static_assert(RULE == "sgd" or RULE == "momentum" or RULE == "nesterov", "a rule the kernels do not know")
         b_g += b_w * tl.load(p_scalars + 1).to(ACC)
@@ -75,7 +80,8 @@ def update_weights(b_g, p_w, p_m, p_v, p_added, p_scalars, o, m, UPDATE: tl.cons
         b_w -= b_g * tl.load(p_scalars + 5).to(ACC)
     if NON_NEG:
         b_w = tl.where(b_w < 0, 0.0, b_w)  # a NaN stays
-    tl.store(p_w + o, b_w.to(p_w.dtype.element_ty), mask=m)
+    if RULE != "square_sum":
+        tl.store(p_w + o, b_w.to(p_w.dtype.element_ty), mask=m)
 
 
 @triton.jit
@@ -102,4 +108,6 @@ def combine_update_kernel(
         b_g += tl.load(p_parts + s * N + n, mask=m_n, other=0.0)  # [BN]
 
     # Epilogue.
-    update_weights(b_g, p_w, p_m, p_v, p_added, p_scalars, n, m_n, UPDATE)
+    RULE: tl.constexpr = UPDATE.rule
+    p_first = p_m + tl.program_id(0) if RULE == "square_sum" else p_m
+    update_weights(b_g, p_w, p_first, p_v, p_added, p_scalars, n, m_n, UPDATE)

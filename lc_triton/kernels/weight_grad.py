@@ -17,7 +17,7 @@ def weight_grad_kernel(
     # With UPDATE, the weight itself.
     p_db,  # (P, F); both of a split batch with SPLIT in front, the sums of its parts
     p_dz,  # (B, P, F), the gradient of z, for the input gradient
-    p_m,  # (P, T, C // G, F), the states of the weight's optimizer
+    p_m,  # (P, T, C // G, F), the states of the weight's optimizer; for "square_sum" one number a block of a program
     p_v,  # (P, T, C // G, F)
     p_added,  # (P, T, C // G, F), a gradient that is a part of the sum
     p_scalars,  # (9), the optimizer's hyperparameters
@@ -96,7 +96,7 @@ def weight_grad_kernel(
             store_block(
                 acc,
                 p_dw,
-                p_m,
+                p_m + tl.program_id(0) * STREAM + block - chunk * STREAM if RULE == "square_sum" else p_m,
                 p_v,
                 p_added,
                 p_scalars,
@@ -157,7 +157,8 @@ def weight_grad_kernel(
             for i in tl.static_range(TAKEN):
                 k = chunk * BK + i
                 m_w = m_n & (k < TILE.k_total)
-                update_weights(tl.sum(acc[i], 0), p_dw, p_m, p_v, p_added, p_scalars, o_w + k * F, m_w, UPDATE)  # [BN]
+                p_first = p_m + tl.program_id(0) * TAKEN + i if RULE == "square_sum" else p_m
+                update_weights(tl.sum(acc[i], 0), p_dw, p_first, p_v, p_added, p_scalars, o_w + k * F, m_w, UPDATE)
     else:
         # Loop over the batch, first for the bias gradient, then for the product. One loop for both would take g out of
         # the matmul's pipeline; in the other order the addresses would stay in registers during the product, and a
@@ -194,7 +195,7 @@ def weight_grad_kernel(
         store_block(
             acc,
             p_dw,
-            p_m,
+            p_m + tl.program_id(0) if RULE == "square_sum" else p_m,
             p_v,
             p_added,
             p_scalars,

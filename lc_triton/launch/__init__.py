@@ -11,7 +11,7 @@ from lc_triton.launch.passes import (
     weight_grad,
 )
 from lc_triton.launch.plan import BoundPass, rounds_weight
-from lc_triton.launch.update import weight_update
+from lc_triton.launch.update import weight_grad_square_sum, weight_update
 
 __all__ = [
     "BoundPass",
@@ -24,5 +24,6 @@ __all__ = [
     "reads_memory_alone",
     "rounds_weight",
     "weight_grad",
+    "weight_grad_square_sum",
     "weight_update",
 ]

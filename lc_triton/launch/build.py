@@ -145,6 +145,8 @@ def update_pointers(
 ) -> list[Tensor | None]:
     """The states, the added gradient and the hyperparameters of an update."""
     count = STATES[update.rule]
+    if update.rule == "square_sum":
+        return [_empty((1,), torch.promote_types(weight.dtype, torch.float32)), None, None, _empty((3,), weight.dtype)]
     states = [_empty(tuple(weight.shape), state_dtype or weight.dtype) if n < count else None for n in range(2)]
     return [*states, weight if update.with_added else None, _empty((11,), weight.dtype)]
 

@@ -107,8 +107,9 @@ class Upstream(NamedTuple):
 class WeightUpdate(NamedTuple):
     """What the weight gradient does with its sums: store them for the rule "none", else update the weight by them.
 
-    The other rules are those of `lc_triton.optim.rules`; `with_added`: whether a gradient is added to the sums;
-    `penalty`: where a penalty's factors are among the scalars, or 0; `non_neg`: whether negative weights become 0.
+    The other rules are those of `lc_triton.optim.rules`, and "square_sum" for the norm of a gradient. `with_added`:
+    whether a gradient is added to the sums; `penalty`: where a penalty's factors are among the scalars, or 0;
+    `non_neg`: whether negative weights become 0.
     """
 
     rule: str = "none"
@@ -119,7 +120,7 @@ class WeightUpdate(NamedTuple):
 
 STORED = WeightUpdate()
 # How many states the weight's optimizer has, by rule.
-STATES = {"adamw": 2, "momentum": 1, "nesterov": 1, "sgd": 0, "add": 0}
+STATES = {"adamw": 2, "momentum": 1, "nesterov": 1, "sgd": 0, "add": 0, "square_sum": 0}
 # The pointers of an update, of the states to the scalars, where there is none.
 NO_POINTERS = (None,) * 4
 PLAIN = Epilogue("none", "linear", 0.0, False)

@@ -1,11 +1,12 @@
-"""The weight gradient that updates the weight instead of being stored: one launch, or two of a split loop."""
+"""The weight gradient that is not stored: it updates the weight, or is squared. One launch, or two of a split loop."""
 
 from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,40 +34,97 @@ MOST_KEPT = 64
 
 _log = logging.getLogger("lc_triton.dispatch")
 _kept: OrderedDict[Any, Tensor] = OrderedDict()
+Result = TypeVar("Result")
 
 
 def weight_update(x: Tensor, g: Tensor, update: Update, problem: Problem, config: TileConfig | None = None) -> None:
     """Update a weight and its states by the weight gradient of (x, g), of at least one sample."""
-    if config is not None:
-        _launch(LaunchPlan.make("weight_grad", problem, config), x, g, update, problem)
-        return
-    weight = update.weight
+    weight, penalty = update.weight.detach(), update.penalty or Penalty()
+    first, second = (*update.states, None, None)[:2]
+    offset = len(update.rule.scalars) if penalty.scalars else 0
+    kind = WeightUpdate(update.rule.name, update.added is not None, offset, penalty.non_neg)
+    pointers = first, second, update.added, scalars_of(update, weight)
     states = tuple(state.dtype for state in update.states)
+    _with_sound_tile(
+        x, weight, states, problem, config, lambda plan: _launch(plan, x, g, weight, pointers, kind, problem)
+    )
+
+
+def weight_grad_square_sum(
+    x: Tensor, g: Tensor, weight: Tensor, penalty: Penalty | None, problem: Problem, config: TileConfig | None = None
+) -> Tensor:
+    """The sum of the squares of the gradient of a weight, that of (x, g) and a penalty's: a float64 scalar.
+
+    Each program stores one number a block of the gradient, which lies nowhere as a whole.
+    """
+    weight, scalars = weight.detach(), () if penalty is None else penalty.scalars
+    factors = _on_device((1.0, *scalars), weight)
+    kind = WeightUpdate("square_sum", penalty=1 if scalars else 0)
+
+    def launch(plan: LaunchPlan) -> Tensor:
+        config = plan.config
+        if config.split > 1:
+            blocks = -(-weight.numel() // COMBINED)
+        else:
+            of_program = config.stream if config.dot else config.block_k
+            blocks = programs("weight_grad", problem.geometry.as_4d(), len(x), config) * of_program
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        sums = torch.zeros(blocks, dtype=dtype, device=x.device)
+        _launch(plan, x, g, weight, (sums, None, None, factors), kind, problem)
+        return sums.sum(dtype=torch.float64)
+
+    return _with_sound_tile(x, weight, (), problem, config, launch)
+
+
+def task_of(problem: Problem, x: Tensor, weight: Tensor, states: tuple[torch.dtype, ...]) -> Task:
+    """The task of all batches of one bucket."""
+    dtype, weight_dtype = (str(t.dtype).removeprefix("torch.") for t in (x, weight))
+    task = Task.of("weight_grad", problem, bucket(len(x)), dtype, weight_dtype)
+    small = any(state != weight.dtype for state in states)
+    return replace(task, states=len(states), state_dtype="bfloat16" if small else None)
+
+
+def _with_sound_tile(
+    x: Tensor,
+    weight: Tensor,
+    states: tuple[torch.dtype, ...],
+    problem: Problem,
+    config: TileConfig | None,
+    launch: Callable[[LaunchPlan], Result],
+) -> Result:
+    """Launch with a tile given by hand, or else with the first that Triton compiles soundly."""
+    if config is not None:
+        return launch(_for_batch(LaunchPlan.make("weight_grad", problem, config), x, problem))
     key = "weight_update", bucket(len(x)), x.dtype, weight.dtype, x.device.index, states, chooser.generation
     plan = problem.launches.get(key)
     if plan is None:
-        tile = select(task_of(problem, x, update), of_gpu(x.device.index or 0)).config
+        tile = select(task_of(problem, x, weight, states), of_gpu(x.device.index or 0)).config
         plan = problem.launches[key] = LaunchPlan.make("weight_grad", problem, tile)
     while True:
         try:
-            _launch(plan, x, g, update, problem)
-            return
+            return launch(_for_batch(plan, x, problem))
         except MiscompiledError as error:
-            plan = problem.launches[key] = _following(plan, x, update, problem, error)
+            plan = problem.launches[key] = _following(plan, x, weight, states, problem, error)
 
 
-def task_of(problem: Problem, x: Tensor, update: Update) -> Task:
-    """The task of all batches of one bucket."""
-    dtype, weight_dtype = (str(t.dtype).removeprefix("torch.") for t in (x, update.weight))
-    task = Task.of("weight_grad", problem, bucket(len(x)), dtype, weight_dtype)
-    small = any(state.dtype != update.weight.dtype for state in update.states)
-    return replace(task, states=len(update.states), state_dtype="bfloat16" if small else None)
+def _for_batch(plan: LaunchPlan, x: Tensor, problem: Problem) -> LaunchPlan:
+    """The plan for a batch, whose tile may have been chosen for half of it."""
+    if plan.config.stream > 1 and len(x) > plan.config.block_b:
+        return LaunchPlan.make("weight_grad", problem, replace(plan.config, stream=1))
+    return plan
 
 
-def _following(plan: LaunchPlan, x: Tensor, update: Update, problem: Problem, error: MiscompiledError) -> LaunchPlan:
+def _following(
+    plan: LaunchPlan,
+    x: Tensor,
+    weight: Tensor,
+    states: tuple[torch.dtype, ...],
+    problem: Problem,
+    error: MiscompiledError,
+) -> LaunchPlan:
     """The plan of the model's next tile; the error where none may take its place."""
     refused = (*plan.refused, plan.config)
-    task = task_of(problem, x, update)
+    task = task_of(problem, x, weight, states)
     tile = next((t for _, t in model.ranked(task, of_gpu(x.device.index or 0)) if t not in refused), None)
     if tile is None or len(refused) > MOST_TRIED:
         raise error
@@ -74,20 +132,30 @@ def _following(plan: LaunchPlan, x: Tensor, update: Update, problem: Problem, er
     return LaunchPlan.make("weight_grad", problem, tile)._replace(refused=refused)
 
 
-def _launch(plan: LaunchPlan, x: Tensor, g: Tensor, update: Update, problem: Problem) -> None:
-    """Launch with the tile of a plan, on the current stream."""
-    config, weight, device = plan.config, update.weight.detach(), x.device
-    if config.stream > 1 and len(x) > config.block_b:  # a tile that was chosen for half the batch
-        plan = LaunchPlan.make("weight_grad", problem, replace(config, stream=1))
-        config = plan.config
+def _launch(
+    plan: LaunchPlan,
+    x: Tensor,
+    g: Tensor,
+    weight: Tensor,
+    pointers: tuple[Tensor | None, ...],
+    kind: WeightUpdate,
+    problem: Problem,
+) -> None:
+    """Launch with the tile of a plan, on the current stream.
+
+    Args:
+        plan: for the batch.
+        x: of the layer.
+        g: of the layer's output.
+        weight: contiguous.
+        pointers: the kernel's, to two states, an added gradient and the scalars.
+        kind: what the gradient is for.
+        problem: of the layer.
+    """
+    config, device = plan.config, x.device
     (x, x_pitch), (g, g_pitch) = dense_rows(x), dense_rows(g)
     shape = shape_of(problem.geometry, True) if is_wide(x, g) else plan.narrow
     grid = programs("weight_grad", problem.geometry.as_4d(), len(x), config)
-    first, second = (*update.states, None, None)[:2]
-    pointers = first, second, update.added, scalars_of(update, weight)
-    penalty = update.penalty or Penalty()
-    offset = len(update.rule.scalars) if penalty.scalars else 0
-    kind = WeightUpdate(update.rule.name, update.added is not None, offset, penalty.non_neg)
     constants = len(x), x_pitch, g_pitch, shape, plan.tile, Upstream(False)
     parts = parts_of(weight, config)
     tensors: tuple[Any, ...]
@@ -106,9 +174,20 @@ def _launch(plan: LaunchPlan, x: Tensor, g: Tensor, update: Update, problem: Pro
 
 def scalars_of(update: Update, weight: Tensor) -> Tensor:
     """The hyperparameters of an update on the weight's device, in its dtype, copied without waiting for the device."""
-    stream, numbers = current_stream(weight), update.rule.scalars
+    numbers = update.rule.scalars
     if update.penalty is not None:
         numbers += update.penalty.scalars
+    kept = _on_device(numbers, weight)
+    if update.scale is None:
+        return kept
+    scaled = kept.clone()
+    scaled[0] *= update.scale  # the factor of the gradient, in every rule
+    return scaled
+
+
+def _on_device(numbers: tuple[float, ...], weight: Tensor) -> Tensor:
+    """Numbers on the weight's device, in its dtype, copied without waiting for the device."""
+    stream = current_stream(weight)
     key = weight.device, weight.dtype, None if stream is None else stream.cuda_stream, numbers
     kept = _kept.get(key)
     if kept is None:
@@ -118,8 +197,4 @@ def scalars_of(update: Update, weight: Tensor) -> Tensor:
         _kept[key] = kept
         while len(_kept) > MOST_KEPT:
             _kept.popitem(last=False)
-    if update.scale is None:
-        return kept
-    scaled = kept.clone()
-    scaled[0] *= update.scale  # the factor of the gradient, in every rule
-    return scaled
+    return kept

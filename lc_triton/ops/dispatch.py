@@ -101,6 +101,10 @@ def weight_grad_square_sum(
 ) -> Tensor:
     """The sum of the squares of the gradient of a weight: that of (x, g) and that of a penalty; a float64 scalar."""
     x, g = as_stored(x), as_stored(g)
+    if problem.backend == "triton" and _is_fused(x, problem):
+        from lc_triton import launch
+
+        return launch.weight_grad_square_sum(x, g, weight, penalty, problem)
     total = torch.zeros((), dtype=torch.float64, device=x.device)
 
     def add(span: slice, gradient: Tensor) -> None:

@@ -137,6 +137,13 @@ class Definition:
         names = "weight", "first", "second"
         return {name: Wanted(*both) for name, *both in zip(names, right, error, strict=False)}
 
+    def square_sum(self, x: Tensor, dz: Tensor) -> dict[str, Wanted]:
+        """The sum of the squares of the weight gradient, whose blocks are summed in any order."""
+        dw = self.weight_grad(x, dz)["dw"]
+        total = dw.exact.square().sum()
+        error = (dw.error * (2 * dw.exact.abs() + dw.error)).sum() + 64 * self.unit * total
+        return {"total": Wanted(total, error)}
+
     def _of_sum(self, size: Tensor, terms: int, rounds_weight: bool = False) -> Tensor:
         """The error of a sum of so many products whose magnitudes sum up to `size`."""
         relative: float = 4 * terms**0.5 * self.unit

@@ -170,6 +170,9 @@ class _Run:
         launch.weight_update(t.x, t.g, update, self.problem.linear(), self.job.configs[2])
         got = dict(zip(("first", "second"), update.states, strict=False))
         self.compare("weight_grad_kernel", wanted, weight=update.weight, **got)
+        if self.job.rule == "add":
+            total = launch.weight_grad_square_sum(t.x, t.g, t.weight, None, self.problem.linear(), self.job.configs[2])
+            self.compare("weight_grad_kernel", self.definition.square_sum(t.x, t.g), total=total)
 
 
 # AdamW with states in bfloat16, which are rounded stochastically.

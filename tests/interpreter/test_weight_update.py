@@ -97,6 +97,31 @@ def test_penalties(rule, tile, penalty):
     hold(case_of("1d"), TILES[tile], rule, scale=0.3, penalty=penalty)
 
 
+@pytest.mark.parametrize(
+    ("case", "tile", "penalty"),
+    [
+        ("2d_asymmetric", "2x2", None),
+        pytest.param("2d_asymmetric", "streamed", Penalty(0.3, 0.2), marks=pytest.mark.slow),
+        ("2d_dilated_stride_gcd", "2x4_swapped", None),
+        ("1d", "split", Penalty(0.3, 0.2)),
+        ("1d", "split", None),
+        ("1d", "reduced", Penalty(0.3, 0.0)),
+        pytest.param("2d_groups", "own_windows", None, marks=pytest.mark.nightly),
+    ],
+)
+def test_the_sum_of_squares(case, tile, penalty):
+    """Of which each number of the gradient is a part once, and nothing that lies outside of the band."""
+    case = case_of(case)
+    t = tensors(case)
+    gradient, problem = expected(case, t)["dw"], Problem(case.geometry, backend="triton")
+    if penalty is not None:
+        gradient = gradient + penalty.l1 * t.weight.sign() + 2 * penalty.l2 * t.weight
+    before = t.weight.clone()
+    total = launch.weight_grad_square_sum(t.x, t.g, t.weight, penalty, problem, TILES[tile])
+    torch.testing.assert_close(total, gradient.square().sum(), rtol=1e-12, atol=0)
+    assert torch.equal(t.weight, before)
+
+
 @pytest.mark.parametrize("tile", ["2x2", "split"])
 def test_bfloat16_states_are_rounded_to_the_bits_of_the_cpu(tile):
     """A few last places apart in float64, hardly a number is rounded to the other side."""
@@ -129,7 +154,8 @@ def test_products_of_16_bits_are_added_in_float32(tile, of_sum):
 
 
 @pytest.mark.slow
-def test_training_with_the_kernels():
+@pytest.mark.parametrize("clip_norm", [None, 0.1])
+def test_training_with_the_kernels(clip_norm):
     """Layers on the Triton backend, with tiles of the model, beside torch's optimizer and the CPU path."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(
@@ -137,7 +163,8 @@ def test_training_with_the_kernels():
         lc_triton.LocalConvTranspose2d(16, 2, 2, input_size=(2, 2), bias=False),
     )
     same = copy.deepcopy(net)
-    fused, plain = lc_triton.FusedAdamW(net, lr=0.01), torch.optim.AdamW(same.parameters(), lr=0.01)
+    fused = lc_triton.FusedAdamW(net, lr=0.01, clip_norm=clip_norm)
+    plain = torch.optim.AdamW(same.parameters(), lr=0.01)
     for step in range(2):
         x = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(step))
         for model, optimizer, backend in ((net, fused, "triton"), (same, plain, "cpu")):
@@ -145,6 +172,8 @@ def test_training_with_the_kernels():
             with lc_triton.backend(backend):
                 model(x).square().mean().backward()
             assert model is same or all(layer.weight.grad is None for layer in net)
+            if model is same and clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(same.parameters(), clip_norm)
             optimizer.step()
     for p, q in zip(net.parameters(), same.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-5 * q.abs().max().item())
