@@ -11,7 +11,7 @@ from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 from lc_triton.errors import ArgumentValueError
 from lc_triton.tiles.config import Pass, TileConfig
-from lc_triton.tiles.footprint import program_footprint
+from lc_triton.tiles.footprint import program_footprint, programs
 
 _INT32 = 2**31
 # Positions or sites that 32 bits count, those of a tile that reaches past the end too.
@@ -192,6 +192,12 @@ def tile_of(pass_name: Pass, geometry: Geometry, config: TileConfig, precision: 
         descriptor=config.descriptor,
         precision=precision,
     )
+
+
+@lru_cache(maxsize=4096)
+def grid_of(pass_name: Pass, geometry: Geometry, batch: int, config: TileConfig) -> int:
+    """How many programs a launch has."""
+    return programs(pass_name, geometry.as_4d(), batch, config)
 
 
 def epilogue_of(problem: Problem, bias: Tensor | None, *, store_z: bool) -> Epilogue:

@@ -17,14 +17,13 @@ from lc_triton.errors import MiscompiledError
 from lc_triton.kernels.update import combine_update_kernel
 from lc_triton.kernels.weight_grad import weight_grad_kernel
 from lc_triton.launch.launcher import prepare
-from lc_triton.launch.layout import NO_POINTERS, STORED, Upstream, WeightUpdate, dense_rows, is_wide, shape_of
+from lc_triton.launch.layout import NO_POINTERS, STORED, Upstream, WeightUpdate, dense_rows, grid_of, is_wide, shape_of
 from lc_triton.launch.passes import COMBINED, SECOND_PASS, parts_of
 from lc_triton.launch.plan import MOST_TRIED, LaunchPlan
 from lc_triton.tiles import model
 from lc_triton.tiles.chooser import chooser
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.device import of_gpu
-from lc_triton.tiles.footprint import programs
 from lc_triton.tiles.key import bucket
 from lc_triton.tiles.select import select
 from lc_triton.tiles.task import Task
@@ -67,7 +66,7 @@ def weight_grad_square_sum(
             blocks = -(-weight.numel() // COMBINED)
         else:
             of_program = config.stream if config.dot else config.block_k
-            blocks = programs("weight_grad", problem.geometry.as_4d(), len(x), config) * of_program
+            blocks = grid_of("weight_grad", problem.geometry, len(x), config) * of_program
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         sums = torch.zeros(blocks, dtype=dtype, device=x.device)
         _launch(plan, x, g, weight, (sums, None, None, factors), kind, problem)
@@ -155,7 +154,7 @@ def _launch(
     config, device = plan.config, x.device
     (x, x_pitch), (g, g_pitch) = dense_rows(x), dense_rows(g)
     shape = shape_of(problem.geometry, True) if is_wide(x, g) else plan.narrow
-    grid = programs("weight_grad", problem.geometry.as_4d(), len(x), config)
+    grid = grid_of("weight_grad", problem.geometry, len(x), config)
     constants = len(x), x_pitch, g_pitch, shape, plan.tile, Upstream(False)
     parts = parts_of(weight, config)
     tensors: tuple[Any, ...]
