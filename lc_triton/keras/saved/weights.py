@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import nn
@@ -16,6 +16,7 @@ from lc_triton.keras.saved.activated import Activated
 from lc_triton.keras.saved.activation import PReLU
 from lc_triton.keras.saved.convolution import Convolution
 from lc_triton.keras.saved.graph import Functional, Model, Sequential, attribute_names
+from lc_triton.keras.saved.masks import STANDS_FOR
 from lc_triton.keras.saved.names import numbered
 from lc_triton.keras.saved.normalization import BatchNormalization, LayerNormalization
 from lc_triton.keras.saved.slots import (
@@ -28,6 +29,7 @@ from lc_triton.keras.saved.slots import (
     same_layout,
 )
 from lc_triton.keras.saved.spec import LayerSpec
+from lc_triton.keras.saved.spectral import SpectralNormalization
 from lc_triton.keras.saved.torch_slots import recurrent_slots
 from lc_triton.keras.saved.training import Trained
 from lc_triton.keras.saved.wrapping import TimeDistributed
@@ -79,7 +81,12 @@ def slots(module: nn.Module, origin: Origin = Origin()) -> list[Slot]:  # frozen
         return slots(module.layer, origin) + inside("activation", module.activation.slots())
     if isinstance(module, TimeDistributed):
         return inside("layer", slots(module.layer, origin.inner[0] if origin.inner else Origin()))
-    if hasattr(module, custom.STANDS_FOR):
+    if isinstance(module, SpectralNormalization):
+        held = slots(module.layer, origin.inner[0] if origin.inner else Origin())
+        kernel = next(slot for slot in held if slot.name in ("kernel", "embeddings"))
+        u = same_layout("vector_u", module, "vector_u", trained=False)
+        return [*inside("layer", held), replace(kernel, again=True), *u]
+    if hasattr(module, STANDS_FOR):
         return custom.own_slots(module, _known_slots)
     return _known_slots(module, origin)
 
