@@ -140,10 +140,6 @@ class Called(nn.Module):
         return getattr(self.function, "__name__", repr(self.function))
 
 
-# On a module of a user's own: the class of the layer whose place it takes.
-STANDS_FOR = "stands_for"
-
-
 def make(factory: Factory, layer: KerasLayer) -> nn.Module:
     """The module of a factory, on the CPU with its own numbers.
 
@@ -158,7 +154,7 @@ def make(factory: Factory, layer: KerasLayer) -> nn.Module:
         raise ConversionError(name=name, reason=reason) from error
     if callable(made) and not isinstance(made, type):
         module = made if isinstance(made, nn.Module) else Called(made)
-        setattr(module, STANDS_FOR, layer.class_name)
+        setattr(module, masks.STANDS_FOR, layer.class_name)
         return module
     reason = f"its factory of modules= made a {type(made).__name__}, no torch module and no function of tensors"
     raise ConversionError(name=name, reason=reason)

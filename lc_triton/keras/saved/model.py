@@ -170,8 +170,16 @@ class _Builder:
             ValueError: others, unless they are None or False.
         """
         maker = self.makers.get(path)
-        given = {name: value for name, value in call.kwargs.items() if name != "training" or value is True}
+        mode = call.kwargs.get("training")
+        if mode is True and any(other.kwargs.get("training") is not True for other in layer.calls):
+            raise ValueError("it is called with training=True here, and otherwise elsewhere: a module has one mode")
+        given = {
+            name: value
+            for name, value in call.kwargs.items()
+            if name != "training" or not (value is None or isinstance(value, bool))
+        }
         if maker is not None and not isinstance(maker, Arguments):
+            given |= {"training": True} if mode is True else {}
             return replace(call, kwargs=given)  # a module of the user's own takes what it takes
         if maker is not None:
             further = [given.pop(name) for name in maker.further_inputs if given.get(name) is not None]
@@ -218,6 +226,7 @@ class _Builder:
         # Keras casts numbers that are not whole, and layers with arithmetic of their own whole ones too.
         given = [arg for arg in args if isinstance(arg, Tensor)]
         casts = [arg for arg in given if arg.is_floating_point() or layer.class_name in _CAST_INTEGERS]
+        casts = casts if maker.variable_dtype.is_floating_point else []
         if maker.call_arguments is not None and any(arg.dtype != maker.variable_dtype for arg in casts):
             cast_inputs(module, maker.variable_dtype)
         return module
