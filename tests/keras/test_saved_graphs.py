@@ -183,7 +183,7 @@ def test_layers_inside_models_and_wrappers_are_named_all_at_once(folder):
         ("own", ["two", 1, 9, {}], "output 9 of layer 'two' is used, which has none of that number"),
         ("two", ["encoder", 1, 0, {}], "it takes 2 input(s)"),
         ("own", ["encoder", 1, 0, {"mask": ["x", 0, 0]}], "it is called with mask=the output of 'x'"),
-        ("frozen", ["encoder", 2, 0, {"training": True}], "it is called with training=True"),
+        ("frozen", ["encoder", 2, 0, {"training": ["x", 0, 0]}], "it is called with training=the output of 'x'"),
     ],
 )
 def test_calls_that_cannot_be_are_named(layer, node, message, folder):
