@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from pydantic import Field, StrictBool, StrictInt
@@ -12,6 +12,9 @@ from lc_triton.keras.saved import operations
 from lc_triton.keras.saved.arguments import DTYPES, Arguments, Count, Number, Place, Shape, policy_name
 
 Mode = Literal["int", "one_hot", "multi_hot", "binary", "count"]
+
+# What fits into 64 bits.
+Whole: TypeAlias = Annotated[StrictInt, Field(ge=-(1 << 63), lt=1 << 63)]
 
 # A list in a configuration; what is larger is no layer that was written by hand or adapted to data.
 MOST_ENTRIES = 1 << 20
@@ -152,11 +155,11 @@ class DiscretizationArguments(_EncodingArguments):
 class IntegerLookupArguments(_EncodingArguments):
     """`IntegerLookup`, of a vocabulary that is among its arguments."""
 
-    vocabulary: Annotated[list[StrictInt], Field(max_length=MOST_ENTRIES)] | None = None
+    vocabulary: Annotated[list[Whole], Field(max_length=MOST_ENTRIES)] | None = None
     output_mode: Mode = "int"
     num_oov_indices: Annotated[StrictInt, Field(ge=1, le=MOST_ENTRIES)] = 1
-    mask_token: StrictInt | None = None
-    oov_token: StrictInt = -1
+    mask_token: Whole | None = None
+    oov_token: Whole = -1
     # What says again how large the vocabulary is, and of which dtype.
     max_tokens: Any = None
     vocabulary_size: Any = None

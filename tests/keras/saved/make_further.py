@@ -79,6 +79,18 @@ def called():
         tf.math.cumprod(x, axis=-1, exclusive=True, reverse=True),
         tf.ensure_shape(L.LocallyConnected1D(2, 3)(x), (None, 4, 2)),
     ]
+    square, box = tf.matmul(x, x, transpose_a=True), {"target_height": 7, "target_width": 5}
+    found += [
+        *(
+            tf.nn.conv1d(x, tf.ones((3, 4, 2)) / 7, 2, "SAME"),
+            tf.nn.conv2d(image, tf.ones((3, 1, 1, 2)), [2, 1], "VALID"),
+        ),
+        tf.image.extract_patches(image, [1, 2, 2, 1], [1, 2, 1, 1], [1, 2, 1, 1], "SAME"),
+        *(tf.image.crop_to_bounding_box(image, 1, 0, 3, 2), tf.image.pad_to_bounding_box(image, 1, 2, **box)),
+        *(tf.image.per_image_standardization(image), tf.gather(x, ids[:, :2] % 6, axis=1, batch_dims=1)),
+        *(tf.linalg.diag_part(square), tf.linalg.trace(square), tf.math.atan2(x, 2 - x), tf.math.xdivy(x, 2 + x * x)),
+        *(tf.math.multiply_no_nan(x, x), L.Softmax()(L.LocallyConnected1D(6, 6)(x), mask=kept[:, None])),
+    ]
     model = tf_keras.Model([x, kept, ids, weights], found, name="called")
     model.add_loss(tf.reduce_mean(tf.square(found[0])))
     model.add_metric(tf.reduce_sum(x), name="sum", aggregation="mean")
