@@ -114,6 +114,14 @@ def _overhead(options: argparse.Namespace) -> int:
     return 0
 
 
+def _host_time(options: argparse.Namespace) -> int:
+    from benchmarks.host_time import host_time
+
+    for name, microseconds in host_time().items():
+        print(f"{name:24s} {microseconds:8.2f}")
+    return 0
+
+
 def _accuracy(options: argparse.Namespace) -> int:
     from benchmarks.accuracy import accuracy, missed
     from benchmarks.run import about
@@ -201,6 +209,8 @@ def main() -> int:
     command = commands.add_parser("overhead", help="time imports, first calls and the host's part of a call")
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
     command.set_defaults(run=_overhead)
+    command = commands.add_parser("host-time", help="time the host's part of a GPU call, on a stand-in driver")
+    command.set_defaults(run=_host_time)
     command = commands.add_parser("accuracy", help="measure errors beside torch's own, while sums grow")
     command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")

@@ -13,6 +13,7 @@ Layers around them:
 Layers with the arguments of Keras 2:
     LocallyConnected1D, LocallyConnected2D, LocallyConnected3D
     regularization_loss, apply_constraints, attach_constraints        penalties and constraints in a training loop
+    penalty_groups                                                    those that a fused optimizer takes over
 
 The operator itself, a function of tensors:
     local_conv, local_conv_transpose
@@ -28,6 +29,7 @@ Around them:
     keras             Keras's arguments and files
     parallel          layers that many ranks share
     FusedAdamW        torch's optimizer, which updates the weight of a layer in its backward; FusedSGD likewise
+    accumulate_gradients  lets backward add to `.grad` or `main_grad` in the kernel, for other optimizers
     precompile        compiles the kernels of a model without the GPU that will run it
     tuning            measures tiles at the first call of a layer on a GPU, instead of predicting them
     LocalConvError    the base of all errors; each is a ValueError or a TypeError as well
@@ -53,6 +55,7 @@ from lc_triton.core.backend import backend
 from lc_triton.errors import LocalConvError
 from lc_triton.functional import local_conv, local_conv_transpose
 from lc_triton.keras.constraints import apply_constraints, attach_constraints
+from lc_triton.keras.folding import penalty_groups
 from lc_triton.keras.regularizers import regularization_loss
 from lc_triton.layers import (
     LazyLocalConv1d,
@@ -82,7 +85,7 @@ from lc_triton.layers.other_layouts import convert_weights
 from lc_triton.layers.penalties import position_penalty
 from lc_triton.layers.quantization import quantize_weights
 from lc_triton.ops.decompositions import decompositions
-from lc_triton.optim import FusedAdamW, FusedSGD
+from lc_triton.optim import FusedAdamW, FusedSGD, accumulate_gradients
 from lc_triton.search import tuning
 
 if TYPE_CHECKING:
@@ -113,6 +116,7 @@ __all__ = [
     "LowRankLocalConv2d",
     "LowRankLocalConv3d",
     "__version__",
+    "accumulate_gradients",
     "apply_constraints",
     "attach_constraints",
     "backend",
@@ -121,6 +125,7 @@ __all__ = [
     "decompositions",
     "local_conv",
     "local_conv_transpose",
+    "penalty_groups",
     "position_penalty",
     "precompile",
     "quantize_weights",

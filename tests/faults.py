@@ -1,7 +1,9 @@
-"""Writers killed at any moment: python -m tests.faults --kills 200
+"""Processes killed at any moment: python -m tests.faults --kills 200
 
 A child writes a file again and again, each time with other content, and is killed with SIGKILL after a random time.
-What it leaves must be read as one of the contents it wrote, every time. Needs os.fork.
+What it leaves must be read as one of the contents it wrote, every time. Another child trains, and goes on from its last
+checkpoint each time it was killed: the weights that it ends with must be those of a run that nobody killed, to the bit.
+Needs os.fork.
 """
 
 import argparse
@@ -16,7 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from lc_triton import FusedAdamW, LocalConv2d
+from lc_triton.core.files import load_torch, save_torch
 from lc_triton.core.geometry import Geometry
 from lc_triton.demo import checkpoint
 from lc_triton.keras.saved.convert import convert
@@ -106,8 +111,87 @@ def kill(name: str, kills: int, folder: Path, seed: int = 0) -> int:
     return found
 
 
+# Steps of a training, and after how many of them there is a checkpoint: the last ones before a kill are made again.
+STEPS, STEPS_A_CHECKPOINT = 40, 3
+
+
+def train(path: Path) -> None:
+    """Train to the end from the checkpoint at `path`, if there is one."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        LocalConv2d(3, 8, 3, input_size=(10, 10), activation="relu"), nn.Dropout(), LocalConv2d(8, 4, 3, input_size=8)
+    )
+    optimizer = FusedAdamW(net, lr=0.01, states="bfloat16", l2=1e-3)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, STEPS)
+    begin = 0
+    if path.exists():
+        saved = load_torch(path)
+        net.load_state_dict(saved["net"])
+        optimizer.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["schedule"])
+        torch.set_rng_state(saved["generator"])  # of dropout
+        begin = saved["steps"]
+    for step in range(begin, STEPS):
+        x = torch.randn(4, 3, 10, 10, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        net(x).square().mean().backward()
+        optimizer.step()
+        schedule.step()
+        steps = step + 1
+        if steps % STEPS_A_CHECKPOINT == 0 or steps == STEPS:
+            states = {"net": net, "optimizer": optimizer, "schedule": schedule}
+            saved = {name: of.state_dict() for name, of in states.items()}
+            save_torch(path, {**saved, "generator": torch.get_rng_state(), "steps": steps})
+
+
+def _train_in_child(path: Path) -> int:
+    """The number of a process that trains to the end, with status 0 if it gets there."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        train(path)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def kill_training(kills: int, folder: Path, seed: int = 0) -> int:
+    """Kill a training so many times, and let it end; the number of times that it went on from a checkpoint."""
+    r, resumed, last = random.Random(seed), 0, folder / "killed.pt"
+    train(folder / "first.pt")  # here, so that a child need not import and allocate what a first run does
+    begin = time.monotonic()
+    os.waitpid(_train_in_child(folder / "whole.pt"), 0)
+    longest_s = time.monotonic() - begin  # on a busy machine as well
+    want = load_torch(folder / "whole.pt")
+
+    def check() -> None:
+        got = load_torch(last)
+        assert got["steps"] == STEPS
+        assert all(torch.equal(got["net"][name], want["net"][name]) for name in want["net"])
+        states = (saved["optimizer"]["state"].values() for saved in (got, want))
+        for one, other in zip(*states, strict=True):
+            assert all(torch.equal(one[name], other[name]) for name in other)
+
+    for _ in range(kills):
+        resumed += last.exists()
+        child = _train_in_child(last)
+        time.sleep(r.uniform(0, longest_s))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == 0, "the training failed by itself"
+        if last.exists() and load_torch(last)["steps"] == STEPS:
+            check()
+            last.unlink()
+    resumed += last.exists()
+    train(last)
+    check()
+    return resumed
+
+
 def main() -> None:
-    """Kill each writer many times."""
+    """Kill each writer, and a training, many times."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
@@ -121,6 +205,10 @@ def main() -> None:
         print(
             f"{name}: {options.kills} kills, readable each time, {found} with content, {len(left)} temporary files left"
         )
+    with tempfile.TemporaryDirectory() as folder:
+        kills = max(3, options.kills // 3)  # each is some steps, and not one write
+        resumed = kill_training(kills, Path(folder), options.seed)
+    print(f"training: {kills} kills, went on from a checkpoint {resumed} times, right to the bit")
 
 
 if __name__ == "__main__":

@@ -30,12 +30,14 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 @pytest.mark.subprocess
 @pytest.mark.slow
 @needs_fork
-def test_killed_writers_leave_what_can_be_read():
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.faults", "--kills", "10"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.nightly)])
+def test_killed_writers_leave_what_can_be_read(kills):
+    """And a training that is killed goes on from its last checkpoint, to the bits of one that is not."""
+    command = [sys.executable, "-m", "tests.faults", "--kills", str(kills)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("10 kills, readable each time") == 3
+    assert done.stdout.count(f"{kills} kills, readable each time") == 3
+    assert f"training: {kills // 3} kills" in done.stdout
 
 
 LIMITED = """

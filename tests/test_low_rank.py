@@ -7,6 +7,7 @@ from torch import nn
 import lc_triton
 from lc_triton import errors as E
 from lc_triton.layers import _low_rank
+from lc_triton.ops import low_rank
 from tests.cases import CASES, IDS, assert_close, tensors
 from tests.errors.checking import check_message, every
 
@@ -70,11 +71,26 @@ def test_padding_modes(mode):
     assert_close(layer(x), definition(layer, x, None).detach())
 
 
-def test_the_unshared_weight_is_never_made(monkeypatch):
-    monkeypatch.setattr(_low_rank, "unshared_weight", None)
+def test_a_cpu_never_makes_the_unshared_weight(monkeypatch):
+    for module in (_low_rank, low_rank):
+        monkeypatch.setattr(module, "unshared_weight", None)
     layer = lc_triton.LowRankLocalConv2d(2, 3, 3, input_size=8, rank=2)
     layer(torch.randn(1, 2, 8, 8)).sum().backward()
     assert all(p.grad is not None for p in layer.parameters())
+
+
+@pytest.mark.slow
+def test_a_compiler_takes_the_weights_that_are_made_first(monkeypatch):
+    layer = lc_triton.LowRankLocalConv1d(2, 3, 2, input_size=6, rank=2, activation="tanh", dtype=torch.float64)
+    x = torch.randn(4, 2, 6, dtype=torch.float64, requires_grad=True)
+    want = layer(x)
+    monkeypatch.setattr(low_rank, "resolve", lambda device_type: "triton")  # passes run on the CPU all the same
+    monkeypatch.setattr(low_rank, "_compose", None)
+    y = torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
+    leaves = [x, *layer.parameters()]
+    assert_close(y, want.detach())
+    for a, b in zip(*(torch.autograd.grad(v.square().sum(), leaves) for v in (y, want)), strict=True):
+        assert_close(a, b)
 
 
 def test_a_third_of_the_parameters_or_less():

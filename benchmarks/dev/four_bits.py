@@ -82,7 +82,10 @@ def main() -> None:
             for batch in (1, 16, 64):
                 times = [of_bytes(pass_name, problem, batch, dtype) for dtype in ("bfloat16", "int8")]
                 times.append(of_four_bits(pass_name, problem, batch))
-                print(f"| {name} | {pass_name} | {batch} | " + " | ".join(f"{time:.1f}" for time in times) + " |", flush=True)
+                print(
+                    f"| {name} | {pass_name} | {batch} | " + " | ".join(f"{time:.1f}" for time in times) + " |",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

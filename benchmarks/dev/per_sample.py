@@ -1,6 +1,10 @@
-"""Filters of each sample on one core of a CPU: local_conv with samples as a dimension beside F.unfold, least CPU time of 25 calls each."""
+"""Filters of each sample on one core of a CPU: samples as a dimension of local_conv, and F.unfold.
+
+Times are the least CPU time of 25 calls.
+"""
 
 import time
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +14,9 @@ import lc_triton
 
 def predicted(x, w):
     k = w.shape[-1]
-    y = lc_triton.local_conv(x.transpose(0, 1)[:, None], w[:, :, :, None, :, :, None, None], padding=(0, k // 2, k // 2))
+    y = lc_triton.local_conv(
+        x.transpose(0, 1)[:, None], w[:, :, :, None, :, :, None, None], padding=(0, k // 2, k // 2)
+    )
     return y[:, 0].transpose(0, 1)
 
 
@@ -51,13 +57,14 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     kernels = [(1, 3, 16, 3), (2, 3, 64, 5), (1, 3, 128, 3), (4, 3, 24, 11), (1, 3, 256, 5)]
     involutions = [(4, 32, 16, 3, 2), (2, 64, 14, 7, 16), (2, 64, 28, 7, 4)]
-    print("| what | samples, channels, sites, kernel | forward, ms | unfold | step, ms | unfold |\n|---|---|---|---|---|---|")
+    print("| what | samples, channels, sites, kernel | forward, ms | unfold | step, ms | unfold |")
+    print("|---|---|---|---|---|---|")
     for B, C, H, k, *groups in [*kernels, *involutions]:
         x, w = torch.randn(B, C, H, H), torch.randn(B, H, H, k, k, *groups)
         ours, theirs = (involved, involved_by_unfold) if groups else (predicted, predicted_by_unfold)
         torch.testing.assert_close(ours(x, w), theirs(x, w), rtol=1e-4, atol=1e-4)
-        forward = least(lambda: ours(x, w), lambda: theirs(x, w))
+        forward = least(partial(ours, x, w), partial(theirs, x, w))
         x.requires_grad_(), w.requires_grad_()
-        steps = least(lambda: step(ours, x, w), lambda: step(theirs, x, w))
+        steps = least(partial(step, ours, x, w), partial(step, theirs, x, w))
         name = f"involution, {groups[0]} groups" if groups else "kernel prediction"
         print(f"| {name} | {B}, {C}, {H} x {H}, {k} x {k} |", " | ".join(f"{t:.2f}" for t in forward + steps), "|")

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from functools import partial
 
 import torch
 
@@ -35,7 +36,7 @@ if __name__ == "__main__":
     layer = lc_triton.LocalConv2d(64, 64, 3, input_size=side + 2, bias=False)
     print(f"{layer.weight.numel():,} weights, {torch.get_num_threads()} thread(s)")
     for kind in ("neighbours", "smooth", "mean"):
-        ours, value = best(lambda: lc_triton.position_penalty(layer, kind), layer.weight)
-        hand, same = best(lambda: by_hand(layer.weight, kind), layer.weight)
+        ours, value = best(partial(lc_triton.position_penalty, layer, kind), layer.weight)
+        hand, same = best(partial(by_hand, layer.weight, kind), layer.weight)
         assert abs(value - same) <= 1e-4 * abs(same)
         print(f"{kind}: {ours:.3f} s, by hand {hand:.3f} s: {hand / ours:.1f} times")

@@ -1,4 +1,4 @@
-"""Weights whose optimizer updates them where their gradient is made: the register of them, and what an update is.
+"""Weights that are updated, or whose `.grad` is, where their gradient is made: the register, and what an update is.
 
 A layer's backward asks `slot_of` for its weight. Where there is a slot that takes the gradient, the backward hands over
 a `Deferred` product in its place, and autograd is given none.
@@ -7,6 +7,7 @@ a `Deferred` product in its place, and autograd is given none.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -51,6 +52,40 @@ class Rule(Protocol):
 
 
 @dataclass(frozen=True)
+class Penalty:
+    """What an optimizer adds to a gradient, `l1 * sign(w) + 2 * l2 * w`, and the bound that it keeps a weight to.
+
+    Args:
+        l1: the factor of `sum(|w|)`; negative where the optimizer negates gradients, to maximize.
+        l2: the factor of `sum(w^2)`, likewise.
+        non_neg: whether negative weights become 0 after the update.
+    """
+
+    l1: float = 0.0
+    l2: float = 0.0
+    non_neg: bool = False
+
+    @property
+    def scalars(self) -> tuple[float, ...]:
+        """The factors of sign(w) and w; nothing where no gradient changes."""
+        return (self.l1, 2 * self.l2) if self.l1 or self.l2 else ()
+
+    def gradient(self, weight: Tensor) -> Tensor:
+        """What is added to the gradient of a weight, or of a part of one."""
+        weight = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+        gradient = weight * (2 * self.l2)
+        return gradient.add_(weight.sign(), alpha=self.l1) if self.l1 else gradient
+
+    def bound(self, weight: Tensor, small: Small) -> None:
+        """Let no weight, and no master of one, be negative, if that is asked for."""
+        if not self.non_neg:
+            return
+        if small.correction is not None:
+            small.correction.masked_fill_(weight.signbit(), 0)
+        weight.clamp_(min=0)
+
+
+@dataclass(frozen=True)
 class Update:
     """The update of a weight by its gradient; of a parameter that is no layer's weight, as one of any shape.
 
@@ -62,6 +97,7 @@ class Update:
         added: a gradient of earlier micro-batches, which is a part of the sum; or None.
         scale: a scalar that the gradient is multiplied by; or None.
         small: what lies beside a weight or states of fewer bits.
+        penalty: whose gradient is a part of the sum as well; or None.
     """
 
     rule: Rule
@@ -69,6 +105,7 @@ class Update:
     states: tuple[Tensor, ...]
     added: Tensor | None = None
     scale: Tensor | None = None
+    penalty: Penalty | None = None
     small: Small = NOTHING_SMALL
 
     def apply(self, gradient: Tensor) -> None:
@@ -77,26 +114,35 @@ class Update:
 
     def apply_block(self, span: slice, gradient: Tensor) -> None:
         """Update the weights of the positions of `span`, in row-major order, by their gradient, which may change."""
-        positions = gradient.numel() // self._position_weights
-        gradient = gradient.reshape(positions, -1, self.weight.shape[-1]).contiguous()  # as torch's operators need it
+        weight = rows_of(self.weight)[span]
+        gradient = gradient.reshape(weight.shape).contiguous()  # as torch's operators need it
+        small = Small(*(None if tensor is None else rows_of(tensor, self.weight.ndim)[span] for tensor in self.small))
         if self.added is not None:
-            gradient += self._rows(self.added)[span]
+            gradient += rows_of(self.added)[span]
+        if self.penalty is not None and self.penalty.scalars:
+            gradient += self.penalty.gradient(weight)
         if self.scale is not None:
             gradient *= self.scale
-        states = tuple(self._rows(state)[span] for state in self.states)
-        start = (span.start or 0) * self._position_weights
-        small = Small(*(None if tensor is None else self._rows(tensor)[span] for tensor in self.small))
-        self.rule.apply(self._rows(self.weight)[span], gradient, states, start, small)
+        states = tuple(rows_of(state)[span] for state in self.states)
+        start = (span.start or 0) * weight[0].numel()
+        self.rule.apply(weight, gradient, states, start, small)
+        if self.penalty is not None:
+            self.penalty.bound(weight, small)
 
-    @property
-    def _position_weights(self) -> int:
-        ndim = (self.weight.ndim - 2) // 2
-        return self.weight[(0,) * ndim].numel()
 
-    def _rows(self, tensor: Tensor) -> Tensor:
-        """A row for each position, of one for each tap and channel, of what each filter or block has."""
-        last = self.weight.ndim - 1
-        return tensor.detach().view(-1, self._position_weights // self.weight.shape[-1], tensor.shape[last:].numel())
+def rows_of(tensor: Tensor, ndim: int | None = None) -> Tensor:
+    """A contiguous weight `(*out_spatial, *kernel, C // groups, F)`, or what lies beside one, as a view.
+
+    Args:
+        tensor: of the weight's dimensions, the last of which may be several.
+        ndim: how many dimensions the weight has, if it is not the tensor.
+
+    Returns:
+        `(P, T * C // groups, F)`, or the last size of what each filter or block has.
+    """
+    last = (ndim or tensor.ndim) - 1
+    positions = tensor.shape[: (last - 1) // 2].numel()
+    return tensor.detach().view(positions, -1, tensor.shape[last:].numel())
 
 
 class Deferred(Protocol):
@@ -105,8 +151,8 @@ class Deferred(Protocol):
     def gradient(self) -> Tensor:
         """The gradient."""
 
-    def square_sum(self) -> Tensor:
-        """The sum of the squares of the gradient, which is not kept: a float64 scalar."""
+    def square_sum(self, penalty: Penalty | None) -> Tensor:
+        """The sum of the squares of the gradient and a penalty's, which are not kept: a float64 scalar."""
 
     def update(self, update: Update) -> None:
         """Make the gradient and update the weight by it."""
@@ -116,7 +162,7 @@ class Deferred(Protocol):
 
 
 class Slot(Protocol):
-    """What the optimizer of a weight knows of the coming step."""
+    """What takes the gradients of a weight over: for its optimizer, or to add them to what is there."""
 
     def enter_graph(self) -> None:
         """Count a graph that uses the weight."""
@@ -136,11 +182,17 @@ class Slot(Protocol):
 
 
 # By the identity of the weight; empty where no such optimizer is alive, which callers look at first: it takes no call.
-slots: dict[int, tuple[weakref.ref[Tensor], weakref.ref[Any]]] = {}
+slots: dict[int, tuple[weakref.ref[Tensor], Callable[[], Any]]] = {}
 
 
-def register(weight: Tensor, slot: Slot) -> None:
-    """Let the backward of layers find a weight's slot for as long as both live; the last one that is registered."""
+def register(weight: Tensor, slot: Slot, *, keep: bool = False) -> None:
+    """Let the backward of layers find a weight's slot for as long as both live; the last one that is registered.
+
+    Args:
+        weight: a leaf.
+        slot: of it.
+        keep: whether the register keeps the slot alive, which then must not keep the weight alive.
+    """
     key = id(weight)
 
     def forget(gone: Any) -> None:
@@ -148,11 +200,17 @@ def register(weight: Tensor, slot: Slot) -> None:
         if known is not None and gone in known:
             del slots[key]
 
-    slots[key] = weakref.ref(weight, forget), weakref.ref(slot, forget)
+    slots[key] = weakref.ref(weight, forget), (lambda: slot) if keep else weakref.ref(slot, forget)
+
+
+def unregister(weight: Tensor, slot: Slot) -> None:
+    """Forget a slot, if it is still the weight's."""
+    if slot_of(weight) is slot:
+        del slots[id(weight)]
 
 
 def slot_of(weight: Tensor) -> Slot | None:
-    """The slot of a weight, if an optimizer updates it in backward."""
+    """The slot of a weight, if there is one."""
     known = slots.get(id(weight))
     if known is None or known[0]() is not weight:
         return None

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 
 def is_tracing() -> bool:
@@ -43,6 +44,11 @@ def is_observed() -> bool:
         or _in_pre_dispatch(_PRE_DISPATCH)
         or torch._C._get_tracing_state() is not None
     )
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Whether these are tensors as a kernel reads them, and nothing records or transforms the call."""
+    return not is_observed() and all(t is None or (type(t) in (Tensor, Parameter) and not t.is_neg()) for t in tensors)
 
 
 def has_saved_tensor_hooks() -> bool:

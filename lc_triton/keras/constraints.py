@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from lc_triton.core.arguments import check_int
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError
 from lc_triton.keras import registry
+from lc_triton.keras.folding import Foldable, projected_parameters
 from lc_triton.keras.penalty import BLOCK, wide, zero_outside_
 from lc_triton.keras.registry import check_model, check_number, lookup
 
@@ -274,9 +275,17 @@ def apply_constraints(model: nn.Module) -> None:
         1.0
     """
     check_model(model)
+    _project_all(model, frozenset())
+
+
+def _project_all(model: nn.Module, projected: frozenset[int]) -> None:
+    """Project the weights of a model but for those that an optimizer has kept from being negative, by identity."""
     with torch.no_grad():
         for module in _checked(model):
-            module.constrain_()
+            if projected and isinstance(module, Foldable):
+                module.constrain_(projected)
+            else:
+                module.constrain_()
 
 
 def _checked(model: nn.Module) -> list[Constrained]:
@@ -289,6 +298,9 @@ def _checked(model: nn.Module) -> list[Constrained]:
 
 def attach_constraints(model: nn.Module, optimizer: Optimizer) -> RemovableHandle:
     """Project a model's weights after every step of an optimizer.
+
+    Kernels that a `FusedAdamW` or `FusedSGD` keeps from being negative itself (`penalty_groups`) are not projected
+    once more.
 
     Args:
         model: the module whose Keras-convention layers are projected.
@@ -314,6 +326,6 @@ def attach_constraints(model: nn.Module, optimizer: Optimizer) -> RemovableHandl
     _checked(model)
 
     def project(*_: Any) -> None:
-        apply_constraints(model)
+        _project_all(model, projected_parameters(optimizer))
 
     return optimizer.register_step_post_hook(project)

@@ -7,11 +7,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lc_triton.core.arguments import check_name
 from lc_triton.core.geometry import Geometry
 from lc_triton.errors import ArgumentValueError
 from lc_triton.keras import layout
+from lc_triton.keras.folding import Foldable, added_penalties
 from lc_triton.keras.penalty import weighted_sum, wide
 from lc_triton.keras.registry import check_model, check_number, lookup
 
@@ -150,6 +152,11 @@ def by_window(regularizer: Any) -> bool:
     return isinstance(regularizer, tuple(REGULARIZERS.values()))
 
 
+def factors(regularizer: Any) -> tuple[float, float] | None:
+    """The factors of sum(|w|) and sum(w^2) that a regularizer is the sum of; None for others."""
+    return regularizer._factors() if isinstance(regularizer, _WeightedSum) else None
+
+
 def weight_penalty(regularizer: Any, weight: Tensor, geometry: Geometry) -> Tensor:
     """The penalty of a layer's weight by a regularizer that windows will do for; taps on padding count for nothing."""
     if isinstance(regularizer, _WeightedSum):
@@ -172,12 +179,18 @@ class Penalised(Protocol):
         """The penalties, scalars to be added to the loss."""
 
 
-def regularization_loss(model: nn.Module) -> Tensor:
+def regularization_loss(model: nn.Module, optimizer: Optimizer | None = None) -> Tensor:
     """Sum of the kernel, bias and activity penalties of a model's Keras-convention layers.
 
     Args:
         model: any module; the penalties of all its layers count. In a model that `lc_triton.keras.load_model` made,
             layers of all kinds may have penalties.
+        optimizer: a `FusedAdamW` or `FusedSGD` of the groups that `penalty_groups(model)` gives, which adds the
+            gradients of the penalties in them: those have their value here, but no gradient.
+
+    Raises:
+        LocalConvError: (also a ValueError or TypeError) an optimizer of another kind, or whose group has other factors
+            than the regularizer of a layer whose kernel is in it.
 
     Returns:
         A scalar, part of the graph: add it to the loss. Penalties of float16 and bfloat16 weights are float32.
@@ -193,7 +206,13 @@ def regularization_loss(model: nn.Module) -> Tensor:
         0.18
     """
     check_model(model)
-    penalties = [p for module in model.modules() if isinstance(module, Penalised) for p in module.penalties()]
+    added = {} if optimizer is None else added_penalties(optimizer)
+    penalties: list[Tensor] = []
+    for module in model.modules():
+        if added and isinstance(module, Foldable):
+            penalties += module.penalties(added)
+        elif isinstance(module, Penalised):
+            penalties += module.penalties()
     if penalties:
         return torch.stack([p.to(penalties[0].device) for p in penalties]).sum()
     first = next((p for p in model.parameters() if not nn.parameter.is_lazy(p)), None)

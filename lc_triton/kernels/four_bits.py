@@ -9,18 +9,11 @@ so that the weight itself is scaled.
 import triton
 import triton.language as tl
 
+from lc_triton.kernels.blocks import block_of, multiply_transposed, place_of, window_sites
 from lc_triton.kernels.common import bias_and_activation, decode_k, unbounded
 
 ENTRIES: tl.constexpr = tl.constexpr(32)  # of a window that share a scale, as in lc_triton.ops.quantized
 ZERO: tl.constexpr = tl.constexpr(0x88)  # two zeros: a number is stored plus 8
-
-
-@triton.jit
-def place_of(pid, H: tl.constexpr, W: tl.constexpr, LEAD: tl.constexpr, SHAPE: tl.constexpr):
-    """The place that a program owns, and its four coordinates; LEAD is the size of the second dimension."""
-    place = pid.to(tl.int64) if SHAPE.wide else pid.to(tl.int32)
-    lead = place // (H * W)
-    return place, lead // LEAD, lead % LEAD, place // W % H, place % W
 
 
 @triton.jit
@@ -63,11 +56,7 @@ def four_bits_forward_kernel(
     F: tl.constexpr = SHAPE.filters
     FG: tl.constexpr = SHAPE.group_filters
     G: tl.constexpr = SHAPE.groups
-    K0: tl.constexpr = SHAPE.kernel[0]
-    K1: tl.constexpr = SHAPE.kernel[1]
-    KH: tl.constexpr = SHAPE.kernel[2]
-    KW: tl.constexpr = SHAPE.kernel[3]
-    KT: tl.constexpr = K0 * K1 * KH * KW * C
+    KT: tl.constexpr = SHAPE.kernel[0] * SHAPE.kernel[1] * SHAPE.kernel[2] * SHAPE.kernel[3] * C
     BYTES: tl.constexpr = (F + 1) // 2
     BB: tl.constexpr = TILE.block_b
     BK: tl.constexpr = ENTRIES
@@ -76,24 +65,14 @@ def four_bits_forward_kernel(
     PAIRS: tl.constexpr = G == 1 or FG % 2 == 0  # a block of filters is whole bytes
     ACC: tl.constexpr = tl.float64 if p_x.dtype.element_ty == tl.float64 else tl.float32
 
-    # Tile. The blocks of samples of one position run side by side: its weights come from memory once.
-    pid = tl.program_id(0)
-    n_b = tl.cdiv(B, BB)
-    b = (pid % n_b) * BB + tl.arange(0, BB)
-    m_b = b < B
-    pid = pid // n_b
-    BLOCKS: tl.constexpr = (FG + BN - 1) // BN
-    inner = (pid % BLOCKS).to(tl.int32) * BN
-    group = (pid // BLOCKS % G).to(tl.int32)
+    # Tile.
+    b, m_b, inner, pid = block_of(B, BB, FG, BN)
+    group = (pid % G).to(tl.int32)
     f0 = group * FG + inner
     f, m_n = f0 + tl.arange(0, BN), inner + tl.arange(0, BN) < FG
-    position, o0, o1, oh, ow = place_of(
-        pid // (BLOCKS * G), SHAPE.outputs[2], SHAPE.outputs[3], SHAPE.outputs[1], SHAPE
-    )
+    position, o0, o1, oh, ow = place_of(pid // G, SHAPE.outputs[2], SHAPE.outputs[3], SHAPE.outputs[1], SHAPE)
 
     # Addresses.
-    s0, s1 = o0 * SHAPE.stride[0] - SHAPE.pad[0], o1 * SHAPE.stride[1] - SHAPE.pad[1]
-    sh, sw = oh * SHAPE.stride[2] - SHAPE.pad[2], ow * SHAPE.stride[3] - SHAPE.pad[3]
     p_w += position.to(tl.int64) * (KT * BYTES)
     p_scale += position.to(tl.int64) * ((KT + BK - 1) // BK * F) + f
     p_x += b.to(tl.int64) * x_pitch[0] * SHAPE.channels
@@ -106,14 +85,8 @@ def four_bits_forward_kernel(
         acc = tl.zeros((BB, BK, BN), ACC)  # summed over k once, after the loop
     for start in range(0, KT, BK):
         k = start + tl.arange(0, BK)
-        t0, t1, kh, kw, c = decode_k(k, K0, K1, KH, KW, C)
-        i0, i1 = s0 + t0 * SHAPE.dilation[0], s1 + t1 * SHAPE.dilation[1]
-        ih, iw = sh + kh * SHAPE.dilation[2], sw + kw * SHAPE.dilation[3]
         m_k = k < KT
-        m_x = m_k & (ih >= 0) & (ih < SHAPE.inputs[2]) & (iw >= 0) & (iw < SHAPE.inputs[3])
-        if SHAPE.lead:
-            m_x = m_x & (i0 >= 0) & (i0 < SHAPE.inputs[0]) & (i1 >= 0) & (i1 < SHAPE.inputs[1])
-        o_x = (i0 * x_pitch[1] + i1 * x_pitch[2] + ih * x_pitch[3] + iw) * SHAPE.channels + group * C + c  # [BK]
+        o_x, m_x = window_sites(k, group, o0, o1, oh, ow, x_pitch, SHAPE)  # [BK]
         b_x = tl.load(p_x[:, None] + o_x[None, :], mask=m_b[:, None] & m_x[None, :], other=0.0)  # [BB, BK]
         if PAIRS:
             m_w = m_k[:, None] & (o_byte < BYTES)[None, :]
@@ -194,18 +167,12 @@ def four_bits_input_grad_kernel(
     ACC: tl.constexpr = tl.float64 if p_g.dtype.element_ty == tl.float64 else tl.float32
     tl.static_assert(BN <= ENTRIES)
 
-    # Tile. The blocks of samples of one site run side by side, as in the forward.
-    pid = tl.program_id(0)
-    n_b = tl.cdiv(B, BB)
-    b = (pid % n_b) * BB + tl.arange(0, BB)
-    m_b = b < B
-    pid = pid // n_b
-    BLOCKS: tl.constexpr = (CG + BN - 1) // BN
-    c0 = (pid % BLOCKS).to(tl.int32) * BN
-    group = (pid // BLOCKS % G).to(tl.int32)
+    # Tile.
+    b, m_b, c0, pid = block_of(B, BB, CG, BN)
+    group = (pid % G).to(tl.int32)
     c = c0 + tl.arange(0, BN)
     m_n = c < CG
-    site, i0, i1, ih, iw = place_of(pid // (BLOCKS * G), SHAPE.inputs[2], SHAPE.inputs[3], SHAPE.inputs[1], SHAPE)
+    site, i0, i1, ih, iw = place_of(pid // G, SHAPE.inputs[2], SHAPE.inputs[3], SHAPE.inputs[1], SHAPE)
 
     # Addresses: the site in padded coordinates.
     i0, i1, ih, iw = i0 + SHAPE.pad[0], i1 + SHAPE.pad[1], ih + SHAPE.pad[2], iw + SHAPE.pad[3]
@@ -244,9 +211,7 @@ def four_bits_input_grad_kernel(
         b_w = b_w * tl.where(in_first, b_first[None, :], b_next[None, :])
         if DOT:
             b_w = b_w.to(b_g.dtype)
-            acc = tl.dot(b_g, tl.trans(b_w), acc, input_precision=TILE.precision, out_dtype=ACC)
-        else:
-            acc += b_g[:, None, :].to(ACC) * b_w[None, :, :]
+        acc = multiply_transposed(acc, b_g, b_w, TILE)
 
     # Epilogue.
     if not DOT:

@@ -9,6 +9,7 @@ gradient: one site), BB samples and BN of its filters (channels).
 import triton
 import triton.language as tl
 
+from lc_triton.kernels.blocks import block_of, multiply, multiply_transposed
 from lc_triton.kernels.common import bias_and_activation, unbounded
 
 
@@ -54,16 +55,11 @@ def gather_forward_kernel(
     DOT: tl.constexpr = TILE.dot
     ACC: tl.constexpr = tl.float64 if p_x.dtype.element_ty == tl.float64 else tl.float32
 
-    # Tile. The blocks of samples of one position run side by side: its weights come from memory once.
-    pid = tl.program_id(0)
-    n_b = tl.cdiv(B, BB)
-    b = (pid % n_b) * BB + tl.arange(0, BB)
-    m_b = b < B
-    pid = pid // n_b
-    BLOCKS: tl.constexpr = (F + BN - 1) // BN
-    f = (pid % BLOCKS).to(tl.int32) * BN + tl.arange(0, BN)
+    # Tile.
+    b, m_b, f0, position = block_of(B, BB, F, BN)
+    f = f0 + tl.arange(0, BN)
     m_n = f < F
-    position = (pid // BLOCKS).to(tl.int64)
+    position = position.to(tl.int64)
 
     # Addresses.
     p_table += position * T
@@ -83,11 +79,7 @@ def gather_forward_kernel(
         o_x = site * C + c  # [BK]
         b_x = tl.load(p_x[:, None] + o_x[None, :], mask=m_b[:, None] & m_k[None, :], other=0.0)  # [BB, BK]
         b_w = tl.load(p_w + k[:, None] * F + f[None, :], mask=m_k[:, None] & m_n[None, :], other=0.0)  # [BK, BN]
-        b_w = b_w.to(b_x.dtype)
-        if DOT:
-            acc = tl.dot(b_x, b_w, acc, input_precision=TILE.precision, out_dtype=ACC)
-        else:
-            acc += b_x[:, :, None].to(ACC) * b_w[None, :, :].to(ACC)
+        acc = multiply(acc, b_x, b_w.to(b_x.dtype), TILE)
 
     # Epilogue.
     if not DOT:
@@ -122,16 +114,11 @@ def gather_input_grad_kernel(
     DOT: tl.constexpr = TILE.dot
     ACC: tl.constexpr = tl.float64 if p_g.dtype.element_ty == tl.float64 else tl.float32
 
-    # Tile. The blocks of samples of one site run side by side, as in the forward.
-    pid = tl.program_id(0)
-    n_b = tl.cdiv(B, BB)
-    b = (pid % n_b) * BB + tl.arange(0, BB)
-    m_b = b < B
-    pid = pid // n_b
-    BLOCKS: tl.constexpr = (C + BN - 1) // BN
-    c = (pid % BLOCKS).to(tl.int32) * BN + tl.arange(0, BN)
+    # Tile.
+    b, m_b, c0, site = block_of(B, BB, C, BN)
+    c = c0 + tl.arange(0, BN)
     m_n = c < C
-    site = (pid // BLOCKS).to(tl.int64)
+    site = site.to(tl.int64)
 
     # Addresses.
     first = tl.load(p_first + site)
@@ -158,11 +145,7 @@ def gather_input_grad_kernel(
         b_g = tl.load(p_g[:, None] + o_g[None, :], mask=m_b[:, None] & m_k[None, :], other=0.0)  # [BB, BK]
         m_w = m_n[:, None] & m_k[None, :]
         b_w = tl.load(p_w + c[:, None] * F + o_w[None, :], mask=m_w, other=0.0)  # [BN, BK]
-        b_w = b_w.to(b_g.dtype)
-        if DOT:
-            acc = tl.dot(b_g, tl.trans(b_w), acc, input_precision=TILE.precision, out_dtype=ACC)
-        else:
-            acc += b_g[:, None, :].to(ACC) * b_w[None, :, :].to(ACC)
+        acc = multiply_transposed(acc, b_g, b_w.to(b_g.dtype), TILE)
 
     # Epilogue.
     if not DOT:

@@ -115,17 +115,26 @@ def update_weights(b_g, p_w, p_m, p_v, p_amax, p_correction, p_added, p_scalars,
     gradient that is a part of the sum. AdamW's states may be bfloat16, which are rounded stochastically, or with a
     p_amax codes of 8 bits: the last axis of o is whole blocks of filters then, whose first weights are at offsets o_b
     [BLOCKS], which m_b masks. With a p_correction its weights are bfloat16, and what is updated are their masters.
+    UPDATE.penalty is where the factors of sign(w) and w are among the scalars; 0 where there is no penalty.
+
+    The rule "square_sum" updates nothing: it stores the sum of the squares of the gradients, a scalar, at p_m.
     """
     RULE: tl.constexpr = UPDATE.rule  # triton 3.6 compares no field of a tuple
     WITH_ADDED: tl.constexpr = UPDATE.with_added
+    PENALTY: tl.constexpr = UPDATE.penalty
+    NON_NEG: tl.constexpr = UPDATE.non_neg
     ACC: tl.constexpr = b_g.dtype
     if WITH_ADDED:
         b_g += tl.load(p_added + o, mask=m, other=0.0).to(ACC)
     b_g *= tl.load(p_scalars).to(ACC)
-    b_w = tl.load(p_w + o, mask=m, other=0.0)
+    b_own = tl.load(p_w + o, mask=m, other=0.0)
+    b_w = b_own.to(ACC)
+    if PENALTY > 0:  # of the weight that the layer has
+        b_l1 = tl.load(p_scalars + PENALTY).to(ACC)
+        b_sign = tl.where(b_w > 0, b_l1, tl.where(b_w < 0, -b_l1, 0.0))
+        b_g += (b_sign + b_w * tl.load(p_scalars + PENALTY + 1).to(ACC)) * tl.load(p_scalars).to(ACC)
     if p_correction is not None:
-        b_w = join_master(b_w, tl.load(p_correction + o, mask=m, other=0))
-    b_w = b_w.to(ACC)
+        b_w = join_master(b_own, tl.load(p_correction + o, mask=m, other=0)).to(ACC)
     if RULE == "adamw":
         if p_amax is not None:
             p_block = p_amax + amax_offsets(o_b, UPDATE.filters, UPDATE.block)  # [BLOCKS]
@@ -152,11 +161,11 @@ def update_weights(b_g, p_w, p_m, p_v, p_amax, p_correction, p_added, p_scalars,
         tl.store(p_v + o, b_v16.to(p_v.dtype.element_ty), mask=m)
         b_d = tl.sqrt(b_v) / tl.load(p_scalars + 6).to(ACC) + tl.load(p_scalars + 7).to(ACC)
         b_w = b_w * tl.load(p_scalars + 1).to(ACC) - tl.load(p_scalars + 5).to(ACC) * b_m / b_d
-        if p_correction is not None:
-            b_w, b_c = split_master(b_w.to(tl.float32), b_r)
-            tl.store(p_correction + o, b_c.to(tl.int8), mask=m)
     elif RULE == "add":  # p_w is a gradient
         b_w += b_g
+    elif RULE == "square_sum":
+        b_g = tl.where(m, b_g, 0.0)
+        tl.store(p_m, tl.sum(b_g * b_g))
     else:
         tl.static_assert(RULE == "sgd" or RULE == "momentum" or RULE == "nesterov", "a rule the kernels do not know")
         b_g += b_w * tl.load(p_scalars + 1).to(ACC)
@@ -169,7 +178,13 @@ def update_weights(b_g, p_w, p_m, p_v, p_amax, p_correction, p_added, p_scalars,
             else:
                 b_g = b_m
         b_w -= b_g * tl.load(p_scalars + 5).to(ACC)
-    tl.store(p_w + o, b_w.to(p_w.dtype.element_ty), mask=m)
+    if NON_NEG:
+        b_w = tl.where(b_w < 0, 0.0, b_w)  # a NaN stays
+    if RULE == "adamw" and p_correction is not None:
+        b_w, b_c = split_master(b_w.to(tl.float32), b_r)
+        tl.store(p_correction + o, b_c.to(tl.int8), mask=m)
+    if RULE != "square_sum":
+        tl.store(p_w + o, b_w.to(p_w.dtype.element_ty), mask=m)
 
 
 @triton.jit
@@ -193,7 +208,7 @@ def combine_update_kernel(
     p_amax,  # (N // F, blocks, 2) of states in 8 bits, the largest magnitudes of both in each block of filters
     p_correction,  # (N), of a weight in bfloat16
     p_added,  # (N), a gradient that is a part of the sum
-    p_scalars,  # (9)
+    p_scalars,  # (9), or (11) with a penalty
     N: tl.constexpr,
     SPLIT: tl.constexpr,
     BN: tl.constexpr,
@@ -221,4 +236,6 @@ def combine_update_kernel(
         b_g += tl.load(p_parts + s * N + n, mask=m_n, other=0.0)  # [BN]
 
     # Epilogue.
-    update_weights(b_g, p_w, p_m, p_v, p_amax, p_correction, p_added, p_scalars, n, m_n, n_b, m_b, UPDATE)
+    RULE: tl.constexpr = UPDATE.rule
+    p_first = p_m + tl.program_id(0) if RULE == "square_sum" else p_m
+    update_weights(b_g, p_w, p_first, p_v, p_amax, p_correction, p_added, p_scalars, n, m_n, n_b, m_b, UPDATE)

@@ -56,15 +56,15 @@ def sum_bias(
     WITH_BIAS: tl.constexpr = UPSTREAM.with_bias
     STORE_DZ: tl.constexpr = UPSTREAM.store_dz
     if WITH_BIAS or STORE_DZ:
-        b_db = tl.zeros((BN,), ACC)
+        b_db = tl.zeros((BB, BN), ACC)
         for start in range(first, last, BB):
             b = start + tl.arange(0, BB)
             m = (b < B)[:, None] & m_n[None, :]
             b_g = load_dz(p_g, p_saved, b, o_n, o_s, m, g_pitch[0], SHAPE, UPSTREAM)  # [BB, BN]
             store_dz(p_dz, b_g, b, o_s, m, SHAPE, UPSTREAM)
-            b_db += tl.sum(b_g.to(ACC), 0)
+            b_db += b_g.to(ACC)
         if WITH_BIAS:
-            tl.store(p_db + o_s, b_db.to(p_db.dtype.element_ty), mask=m_n)  # [BN]
+            tl.store(p_db + o_s, tl.sum(b_db, 0).to(p_db.dtype.element_ty), mask=m_n)  # [BN]
 
 
 @triton.jit

@@ -17,7 +17,7 @@ def weight_grad_kernel(
     # With UPDATE, the weight itself.
     p_db,  # (P, F); both of a split batch with SPLIT in front, the sums of its parts
     p_dz,  # (B, P, F), the gradient of z, for the input gradient
-    p_m,  # (P, T, C // G, F), the states of the weight's optimizer
+    p_m,  # (P, T, C // G, F), the states of the weight's optimizer; for "square_sum" one number a block of a program
     p_v,  # (P, T, C // G, F)
     p_amax,  # (P, T, C // G, blocks, 2) of states in 8 bits, the largest magnitudes of both in each block of filters
     p_correction,  # (P, T, C // G, F), of a weight in bfloat16, to its master
@@ -98,7 +98,7 @@ def weight_grad_kernel(
             store_block(
                 acc,
                 p_dw,
-                p_m,
+                p_m + tl.program_id(0) * STREAM + block - chunk * STREAM if RULE == "square_sum" else p_m,
                 p_v,
                 p_amax,
                 p_correction,
@@ -167,8 +167,9 @@ def weight_grad_kernel(
                 is_k = k < TILE.k_total
                 b_g, m_w, m_wb = tl.sum(acc[i], 0), m_n & is_k, m_b & is_k  # [BN], [BN], [BLOCKS]
                 o_k, o_kb = o_w + k * F, o_b + k * F
+                p_first = p_m + tl.program_id(0) * TAKEN + i if RULE == "square_sum" else p_m
                 update_weights(
-                    b_g, p_dw, p_m, p_v, p_amax, p_correction, p_added, p_scalars, o_k, m_w, o_kb, m_wb, UPDATE
+                    b_g, p_dw, p_first, p_v, p_amax, p_correction, p_added, p_scalars, o_k, m_w, o_kb, m_wb, UPDATE
                 )
     else:
         # Loop over the batch, first for the bias gradient, then for the product. One loop for both would take g out of
@@ -206,7 +207,7 @@ def weight_grad_kernel(
         store_block(
             acc,
             p_dw,
-            p_m,
+            p_m + tl.program_id(0) if RULE == "square_sum" else p_m,
             p_v,
             p_amax,
             p_correction,

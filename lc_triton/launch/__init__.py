@@ -10,8 +10,8 @@ from lc_triton.launch.passes import (
     input_grad,
     weight_grad,
 )
-from lc_triton.launch.plan import BoundPass
-from lc_triton.launch.update import weight_update
+from lc_triton.launch.plan import BoundPass, rounds_weight
+from lc_triton.launch.update import weight_grad_square_sum, weight_update
 
 __all__ = [
     "BoundPass",
@@ -22,6 +22,8 @@ __all__ = [
     "fuses_activation_grad",
     "input_grad",
     "reads_memory_alone",
+    "rounds_weight",
     "weight_grad",
+    "weight_grad_square_sum",
     "weight_update",
 ]

@@ -148,13 +148,15 @@ def update_pointers(
     States of int8 are those in 8 bits.
     """
     count, shape, dtype = STATES[update.rule], tuple(weight.shape), torch.promote_types(weight.dtype, torch.float32)
+    if update.rule == "square_sum":
+        return [_empty((1,), dtype), None, None, None, None, _empty((3,), dtype)]
     states = [_empty(shape, state_dtype or dtype) if n < count else None for n in range(2)]
     amax = None
     if update.block:
         states[1] = _empty(shape, torch.uint8)
         amax = _empty((*shape[:-1], -(-update.filters // update.block), 2), torch.float32)
-    correction = _empty(shape, torch.int8) if weight.dtype == torch.bfloat16 else None
-    return [*states, amax, correction, weight if update.with_added else None, _empty((9,), dtype)]
+    correction = _empty(shape, torch.int8) if weight.dtype == torch.bfloat16 and count else None
+    return [*states, amax, correction, weight if update.with_added else None, _empty((11,), dtype)]
 
 
 def build_combine(

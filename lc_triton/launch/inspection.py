@@ -167,10 +167,14 @@ def inspect(
         if update != "adamw" and states != "float32":
             raise ArgumentValueError(name="states", value=states, allowed=f"'float32' of {update}")
         task = replace(task, states=STATES[update], state_dtype=STATE_DTYPES[states])
-        kind = WeightUpdate.of(update, False, task.geometry.out_channels, task.in_8_bits)
-        if task.in_8_bits and not has_whole_blocks(task):
-            allowed = f"for layers whose groups have a multiple of {BLOCK} filters; the gradient of others is stored"
-            raise ArgumentValueError(name="states", value=states, allowed=allowed)
+        kind = WeightUpdate(update)
+        if task.in_8_bits:
+            kind = kind.in_8_bits(task.geometry.out_channels)
+            if not has_whole_blocks(task):
+                allowed = (
+                    f"for layers whose groups have a multiple of {BLOCK} filters; the gradient of others is stored"
+                )
+                raise ArgumentValueError(name="states", value=states, allowed=allowed)
     choice = select(task, device)
     compiled = build(
         pass_name,

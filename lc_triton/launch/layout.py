@@ -12,7 +12,7 @@ from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 from lc_triton.errors import ArgumentValueError
 from lc_triton.tiles.config import Pass, TileConfig
-from lc_triton.tiles.footprint import program_footprint
+from lc_triton.tiles.footprint import program_footprint, programs
 
 _INT32 = 2**31
 # Positions or sites that 32 bits count, those of a tile that reaches past the end too.
@@ -108,26 +108,27 @@ class Upstream(NamedTuple):
 class WeightUpdate(NamedTuple):
     """What the weight gradient does with its sums: store them for the rule "none", else update the weight by them.
 
-    The other rules are those of `lc_triton.optim.rules`; `with_added`: whether a gradient is added to the sums. Of
-    states in 8 bits, `filters`: of the layer; `block`: the filters of a block, or their next power of two.
+    The other rules are those of `lc_triton.optim.rules`, and "square_sum" for the norm of a gradient. `with_added`:
+    whether a gradient is added to the sums; `penalty`: where a penalty's factors are among the scalars, or 0;
+    `non_neg`: whether negative weights become 0. Of states in 8 bits, `filters`: of the layer; `block`: the filters of
+    a block, or their next power of two.
     """
 
     rule: str = "none"
     with_added: bool = False
+    penalty: int = 0
+    non_neg: bool = False
     filters: int = 0
     block: int = 0
 
-    @classmethod
-    def of(cls, rule: str, with_added: bool, filters: int, in_8_bits: bool) -> WeightUpdate:
-        """An update of a layer's weight."""
-        if not in_8_bits:
-            return cls(rule, with_added)
-        return cls(rule, with_added, filters, min(BLOCK, 1 << (filters - 1).bit_length()))
+    def in_8_bits(self, filters: int) -> WeightUpdate:
+        """The same update of states in 8 bits."""
+        return self._replace(filters=filters, block=min(BLOCK, 1 << (filters - 1).bit_length()))
 
 
 STORED = WeightUpdate()
 # How many states the weight's optimizer has, by rule.
-STATES = {"adamw": 2, "momentum": 1, "nesterov": 1, "sgd": 0, "add": 0}
+STATES = {"adamw": 2, "momentum": 1, "nesterov": 1, "sgd": 0, "add": 0, "square_sum": 0}
 # The pointers of an update, of the states to the scalars, where there is none.
 NO_POINTERS = (None,) * 6
 PLAIN = Epilogue("none", "linear", 0.0, False)
@@ -199,6 +200,12 @@ def tile_of(pass_name: Pass, geometry: Geometry, config: TileConfig, precision: 
         descriptor=config.descriptor,
         precision=precision,
     )
+
+
+@lru_cache(maxsize=4096)
+def grid_of(pass_name: Pass, geometry: Geometry, batch: int, config: TileConfig) -> int:
+    """How many programs a launch has."""
+    return programs(pass_name, geometry.as_4d(), batch, config)
 
 
 def epilogue_of(problem: Problem, bias: Tensor | None, *, store_z: bool) -> Epilogue:

@@ -22,13 +22,13 @@ from lc_triton.launch.layout import (
     Upstream,
     dense_rows,
     epilogue_of,
+    grid_of,
     is_wide,
     pitch_of,
     shape_of,
 )
 from lc_triton.launch.plan import KERNELS, BoundPass, LaunchPlan, plan_for, with_sound_tile
 from lc_triton.tiles.config import Pass, TileConfig
-from lc_triton.tiles.footprint import programs
 
 # Numbers that a program of the second pass adds up, and its warps.
 COMBINED = 1024
@@ -134,7 +134,7 @@ def _bind_gather(
     dense_bias = bias if bias is None or bias.is_contiguous() else _like(bias)
     epilogue = epilogue_of(problem, bias, store_z=any(tensor is not None for tensor in z))
     shape = shape_of(problem.geometry, True) if is_wide(x, y) else plan.narrow
-    grid = programs(pass_name, problem.geometry.as_4d(), batch, config)
+    grid = grid_of(pass_name, problem.geometry, batch, config)
     filters = operand(pass_name, weight if weight.is_contiguous() else _like(weight), problem, config)
     parts = parts_of(y, config, "meta")
     constants = batch, pitch, shape, plan.tile
@@ -186,7 +186,7 @@ def _bind_weight_grad(
     if saved is not None:
         upstream = Upstream(db is not None, act.name, act.constant, dz is not None)
     shape = shape_of(problem.geometry, True) if is_wide(x, g) else plan.narrow
-    grid = programs(pass_name, problem.geometry.as_4d(), x.shape[0], config)
+    grid = grid_of(pass_name, problem.geometry, x.shape[0], config)
     constants = *NO_POINTERS, x.shape[0], x_pitch, g_pitch, shape, plan.tile, upstream, STORED
     split = config.split > 1
     dw_parts, db_parts = parts_of(dw, config, "meta"), None if db is None else parts_of(db, config, "meta")
@@ -235,7 +235,7 @@ def _bind_shared_weight_grad(
     g_rows, g_pitch = rows_like(g)
     rows = len(x) * math.prod(geo.region_sizes)
     shape = shape_of(geo, True) if is_wide(x, g) or rows >= MOST_ROWS else plan.narrow
-    grid = programs(pass_name, geo.as_4d(), len(x), config)
+    grid = grid_of(pass_name, geo, len(x), config)
     dw_parts = parts_of(dw, config, "meta")
     tensors = x_rows, g_rows, dw if dw_parts is None else dw_parts
     constants = len(x), x_pitch, g_pitch, shape, plan.tile

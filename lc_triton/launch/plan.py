@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from lc_triton.core.geometry import Geometry
@@ -29,6 +30,9 @@ from lc_triton.tiles.task import Task
 KERNELS = {"forward": forward_kernel, "input_grad": input_grad_kernel, "weight_grad": weight_grad_kernel}
 # Tiles that are tried in place of one that Triton compiles wrongly.
 MOST_TRIED = 16
+# Samples from which float32 weights beside inputs of 16 bits are rounded once instead of by every program that reads
+# them: where the input gradient reads the copy as well, and where it does not; and the fewest weights.
+LEAST_BATCH, LEAST_BATCH_OF_FORWARD, LEAST_WEIGHTS = 128, 512, 1 << 18
 # A launch, or a few: called with the tensors that it was bound for, or others of their shapes, strides and dtypes.
 BoundPass = Callable[..., None]
 
@@ -38,6 +42,13 @@ _log = logging.getLogger("lc_triton.dispatch")
 def kernel_of(pass_name: Pass, geometry: Geometry) -> Any:
     """The kernel of a pass; the weight gradient of shared filters has one of its own."""
     return shared_weight_grad_kernel if pass_name == "weight_grad" and geometry.regions else KERNELS[pass_name]
+
+
+def rounds_weight(x: Tensor, weight: Tensor, *, needs_input_grad: bool) -> bool:
+    """Whether a copy of the weight in the dtype of x is worth its memory: 2 bytes a number, and 6 that are moved."""
+    if x.element_size() != 2 or weight.dtype != torch.float32 or weight.numel() < LEAST_WEIGHTS:
+        return False
+    return len(x) >= (LEAST_BATCH if needs_input_grad else LEAST_BATCH_OF_FORWARD)
 
 
 class LaunchPlan(NamedTuple):

@@ -1,29 +1,29 @@
-"""The weight gradient that updates the weight instead of being stored: one launch, or two of a split loop."""
+"""The weight gradient that is not stored: it updates the weight, or is squared. One launch, or two of a split loop."""
 
 from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from lc_triton.core.fused import Update, current_stream
+from lc_triton.core.fused import Penalty, Update, current_stream
 from lc_triton.core.problem import Problem
 from lc_triton.errors import MiscompiledError
 from lc_triton.kernels.update import combine_update_kernel
 from lc_triton.kernels.weight_grad import weight_grad_kernel
 from lc_triton.launch.launcher import prepare
-from lc_triton.launch.layout import NO_POINTERS, STORED, Upstream, WeightUpdate, dense_rows, is_wide, shape_of
+from lc_triton.launch.layout import NO_POINTERS, STORED, Upstream, WeightUpdate, dense_rows, grid_of, is_wide, shape_of
 from lc_triton.launch.passes import COMBINED, SECOND_PASS, parts_of, weight_grad
 from lc_triton.launch.plan import MOST_TRIED, LaunchPlan
 from lc_triton.tiles import model
 from lc_triton.tiles.chooser import chooser
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.device import of_gpu
-from lc_triton.tiles.footprint import programs
 from lc_triton.tiles.key import bucket
 from lc_triton.tiles.select import select
 from lc_triton.tiles.space import has_whole_blocks
@@ -37,6 +37,7 @@ STATE_DTYPES = {torch.bfloat16: "bfloat16", torch.int8: "int8"}
 
 _log = logging.getLogger("lc_triton.dispatch")
 _kept: OrderedDict[Any, Tensor] = OrderedDict()
+Result = TypeVar("Result")
 
 
 def weight_update(x: Tensor, g: Tensor, update: Update, problem: Problem, config: TileConfig | None = None) -> None:
@@ -44,42 +45,99 @@ def weight_update(x: Tensor, g: Tensor, update: Update, problem: Problem, config
 
     The gradient is stored in between where states are in 8 bits and no tile holds whole blocks of them.
     """
-    if config is not None:
-        _launch(LaunchPlan.make("weight_grad", problem, config), x, g, update, problem)
-        return
-    weight = update.weight
+    weight, penalty, small = update.weight.detach(), update.penalty or Penalty(), update.small
+    first, second = (*update.states, None, None)[:2]
+    offset = len(update.rule.scalars) if penalty.scalars else 0
+    kind = WeightUpdate(update.rule.name, update.added is not None, offset, penalty.non_neg)
+    if small.amax is not None:
+        kind = kind.in_8_bits(problem.geometry.out_channels)
+    pointers = first, second, small.amax, small.correction, update.added, scalars_of(update, weight)
     states = tuple(state.dtype for state in update.states)
-    key = "weight_update", bucket(len(x)), x.dtype, weight.dtype, x.device.index, states, chooser.generation
-    plan = problem.launches.get(key)
-    if plan is None:
-        task = task_of(problem, x, update)
-        if task.in_8_bits and not has_whole_blocks(task):
-            gradient = torch.empty_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
-            weight_grad(x, g, gradient, None, problem)
-            update.apply(gradient)
-            return
-        tile = select(task, of_gpu(x.device.index or 0)).config
-        plan = problem.launches[key] = LaunchPlan.make("weight_grad", problem, tile)
-    while True:
-        try:
-            _launch(plan, x, g, update, problem)
-            return
-        except MiscompiledError as error:
-            plan = problem.launches[key] = _following(plan, x, update, problem, error)
+    if small.amax is not None and config is None and not has_whole_blocks(task_of(problem, x, weight, states)):
+        gradient = torch.empty_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+        weight_grad(x, g, gradient, None, problem)
+        update.apply(gradient)
+        return
+    _with_sound_tile(
+        x, weight, states, problem, config, lambda plan: _launch(plan, x, g, weight, pointers, kind, problem)
+    )
 
 
-def task_of(problem: Problem, x: Tensor, update: Update) -> Task:
+def weight_grad_square_sum(
+    x: Tensor, g: Tensor, weight: Tensor, penalty: Penalty | None, problem: Problem, config: TileConfig | None = None
+) -> Tensor:
+    """The sum of the squares of the gradient of a weight, that of (x, g) and a penalty's: a float64 scalar.
+
+    Each program stores one number a block of the gradient, which lies nowhere as a whole.
+    """
+    weight, scalars = weight.detach(), () if penalty is None else penalty.scalars
+    factors = _on_device((1.0, *scalars), weight)
+    kind = WeightUpdate("square_sum", penalty=1 if scalars else 0)
+
+    def launch(plan: LaunchPlan) -> Tensor:
+        config = plan.config
+        if config.split > 1:
+            blocks = -(-weight.numel() // COMBINED)
+        else:
+            of_program = config.stream if config.dot else config.block_k
+            blocks = grid_of("weight_grad", problem.geometry, len(x), config) * of_program
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        sums = torch.zeros(blocks, dtype=dtype, device=x.device)
+        _launch(plan, x, g, weight, (sums, None, None, None, None, factors), kind, problem)
+        return sums.sum(dtype=torch.float64)
+
+    return _with_sound_tile(x, weight, (), problem, config, launch)
+
+
+def task_of(problem: Problem, x: Tensor, weight: Tensor, states: tuple[torch.dtype, ...]) -> Task:
     """The task of all batches of one bucket."""
-    dtype, weight_dtype = (str(t.dtype).removeprefix("torch.") for t in (x, update.weight))
+    dtype, weight_dtype = (str(t.dtype).removeprefix("torch.") for t in (x, weight))
     task = Task.of("weight_grad", problem, bucket(len(x)), dtype, weight_dtype)
-    found = [STATE_DTYPES.get(state.dtype) for state in update.states]
+    found = [STATE_DTYPES.get(state) for state in states]
     return replace(task, states=len(found), state_dtype=found[0] if found else None)
 
 
-def _following(plan: LaunchPlan, x: Tensor, update: Update, problem: Problem, error: MiscompiledError) -> LaunchPlan:
+def _with_sound_tile(
+    x: Tensor,
+    weight: Tensor,
+    states: tuple[torch.dtype, ...],
+    problem: Problem,
+    config: TileConfig | None,
+    launch: Callable[[LaunchPlan], Result],
+) -> Result:
+    """Launch with a tile given by hand, or else with the first that Triton compiles soundly."""
+    if config is not None:
+        return launch(_for_batch(LaunchPlan.make("weight_grad", problem, config), x, problem))
+    key = "weight_update", bucket(len(x)), x.dtype, weight.dtype, x.device.index, states, chooser.generation
+    plan = problem.launches.get(key)
+    if plan is None:
+        tile = select(task_of(problem, x, weight, states), of_gpu(x.device.index or 0)).config
+        plan = problem.launches[key] = LaunchPlan.make("weight_grad", problem, tile)
+    while True:
+        try:
+            return launch(_for_batch(plan, x, problem))
+        except MiscompiledError as error:
+            plan = problem.launches[key] = _following(plan, x, weight, states, problem, error)
+
+
+def _for_batch(plan: LaunchPlan, x: Tensor, problem: Problem) -> LaunchPlan:
+    """The plan for a batch, whose tile may have been chosen for half of it."""
+    if plan.config.stream > 1 and len(x) > plan.config.block_b:
+        return LaunchPlan.make("weight_grad", problem, replace(plan.config, stream=1))
+    return plan
+
+
+def _following(
+    plan: LaunchPlan,
+    x: Tensor,
+    weight: Tensor,
+    states: tuple[torch.dtype, ...],
+    problem: Problem,
+    error: MiscompiledError,
+) -> LaunchPlan:
     """The plan of the model's next tile; the error where none may take its place."""
     refused = (*plan.refused, plan.config)
-    task = task_of(problem, x, update)
+    task = task_of(problem, x, weight, states)
     tile = next((t for _, t in model.ranked(task, of_gpu(x.device.index or 0)) if t not in refused), None)
     if tile is None or len(refused) > MOST_TRIED:
         raise error
@@ -87,20 +145,30 @@ def _following(plan: LaunchPlan, x: Tensor, update: Update, problem: Problem, er
     return LaunchPlan.make("weight_grad", problem, tile)._replace(refused=refused)
 
 
-def _launch(plan: LaunchPlan, x: Tensor, g: Tensor, update: Update, problem: Problem) -> None:
-    """Launch with the tile of a plan, on the current stream."""
-    config, weight, device = plan.config, update.weight.detach(), x.device
-    if config.stream > 1 and len(x) > config.block_b:  # a tile that was chosen for half the batch
-        plan = LaunchPlan.make("weight_grad", problem, replace(config, stream=1))
-        config = plan.config
+def _launch(
+    plan: LaunchPlan,
+    x: Tensor,
+    g: Tensor,
+    weight: Tensor,
+    pointers: tuple[Tensor | None, ...],
+    kind: WeightUpdate,
+    problem: Problem,
+) -> None:
+    """Launch with the tile of a plan, on the current stream.
+
+    Args:
+        plan: for the batch.
+        x: of the layer.
+        g: of the layer's output.
+        weight: contiguous.
+        pointers: the kernel's, to two states, what lies beside them, an added gradient and the scalars.
+        kind: what the gradient is for.
+        problem: of the layer.
+    """
+    config, device = plan.config, x.device
     (x, x_pitch), (g, g_pitch) = dense_rows(x), dense_rows(g)
     shape = shape_of(problem.geometry, True) if is_wide(x, g) else plan.narrow
-    grid = programs("weight_grad", problem.geometry.as_4d(), len(x), config)
-    first, second = (*update.states, None, None)[:2]
-    small = update.small
-    pointers = first, second, small.amax, small.correction, update.added, scalars_of(update, weight)
-    filters = problem.geometry.out_channels
-    kind = WeightUpdate.of(update.rule.name, update.added is not None, filters, small.amax is not None)
+    grid = grid_of("weight_grad", problem.geometry, len(x), config)
     constants = len(x), x_pitch, g_pitch, shape, plan.tile, Upstream(False)
     parts = parts_of(weight, config)
     tensors: tuple[Any, ...]
@@ -125,12 +193,21 @@ def numbers_of(kind: WeightUpdate, numel: int) -> int:
 
 
 def scalars_of(update: Update, weight: Tensor) -> Tensor:
-    """The hyperparameters of an update on the weight's device, in the dtype of its arithmetic.
+    """The hyperparameters of an update on the weight's device, in the dtype of its arithmetic."""
+    numbers = update.rule.scalars
+    if update.penalty is not None:
+        numbers += update.penalty.scalars
+    kept = _on_device(numbers, weight)
+    if update.scale is None:
+        return kept
+    scaled = kept.clone()
+    scaled[0] *= update.scale  # the factor of the gradient, in every rule
+    return scaled
 
-    They are copied without waiting for the device.
-    """
-    stream, numbers = current_stream(weight), update.rule.scalars
-    dtype = torch.promote_types(weight.dtype, torch.float32)
+
+def _on_device(numbers: tuple[float, ...], weight: Tensor) -> Tensor:
+    """Numbers on the weight's device, in float32 at least, copied without waiting for the device."""
+    stream, dtype = current_stream(weight), torch.promote_types(weight.dtype, torch.float32)
     key = weight.device, dtype, None if stream is None else stream.cuda_stream, numbers
     kept = _kept.get(key)
     if kept is None:
@@ -140,8 +217,4 @@ def scalars_of(update: Update, weight: Tensor) -> Tensor:
         _kept[key] = kept
         while len(_kept) > MOST_KEPT:
             _kept.popitem(last=False)
-    if update.scale is None:
-        return kept
-    scaled = kept.clone()
-    scaled[0] *= update.scale  # the factor of the gradient, in every rule
-    return scaled
+    return kept

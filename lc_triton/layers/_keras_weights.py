@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -53,14 +54,41 @@ class KerasWeights(PlannedLayer):
             with torch.no_grad():
                 into.copy_(self._from_keras(name, value, implementation))
 
-    def penalties(self) -> list[Tensor]:
-        """The penalties of kernel and bias, and that of the last forward's output over its batch size."""
+    def optimizer_options(self) -> dict[str, Any]:
+        """The `l1`, `l2` and `non_neg` by which an optimizer takes over what the layer asks of its kernel.
+
+        Empty where there is nothing, where the kernel is computed, or where it has taps on padding, of which Keras has
+        no numbers.
+        """
+        l1, l2 = regularizers.factors(self.kernel_regularizer) or (0.0, 0.0)
+        options: dict[str, Any] = {"l1": l1, "l2": l2} if l1 or l2 else {}
+        if isinstance(self.kernel_constraint, constraints.NonNeg):
+            options["non_neg"] = True
+        if options and (not is_plain(self, "weight") or layout.has_padding(self._geometry)):
+            return {}
+        return options
+
+    def penalties(self, added: Mapping[int, tuple[float, float]] = MappingProxyType({})) -> list[Tensor]:
+        """The penalties of kernel and bias, and that of the last forward's output over its batch size.
+
+        Args:
+            added: the factors of an optimizer that adds the gradient of the kernel's penalty, which then has none here,
+                by the identity of the parameter.
+        """
         if self._plan is None:
             return []
         found = []
         if self.kernel_regularizer is not None:
             if regularizers.by_window(self.kernel_regularizer):
-                found.append(regularizers.weight_penalty(self.kernel_regularizer, self.weight, self._geometry))
+                weight, own = self.weight, regularizers.factors(self.kernel_regularizer)
+                if own is not None and (by_optimizer := added.get(id(weight))) is not None:
+                    if own != by_optimizer:
+                        allowed = f"{own}, as the kernel_regularizer of its {type(self).__name__} has them, or both 0"
+                        raise ArgumentValueError(
+                            name="l1 and l2 of the optimizer's group", value=by_optimizer, allowed=allowed
+                        )
+                    weight = weight.detach()
+                found.append(regularizers.weight_penalty(self.kernel_regularizer, weight, self._geometry))
             else:
                 found.append(self.kernel_regularizer(self._connected(self.implementation)))
         if self.bias_regularizer is not None and self.use_bias:
@@ -93,11 +121,21 @@ class KerasWeights(PlannedLayer):
             projected = constraints.project(constraint, read, axis)
             check_writes(self, {name: self._from_keras(name, projected, implementation)})
 
-    def constrain_(self) -> None:
-        """Project kernel and bias onto their constraints, in place; what is frozen stays, as in Keras."""
+    def constrain_(self, projected: frozenset[int] = frozenset()) -> None:
+        """Project kernel and bias onto their constraints, in place; what is frozen stays, as in Keras.
+
+        Args:
+            projected: the identities of parameters that an optimizer has kept from being negative.
+        """
         if self._plan is None:
             return
-        if self.kernel_constraint is not None and trains(self, "weight") and not self._project_("weight"):
+        is_done = bool(projected) and id(self.weight) in projected and self.optimizer_options().get("non_neg", False)
+        if (
+            self.kernel_constraint is not None
+            and not is_done
+            and trains(self, "weight")
+            and not self._project_("weight")
+        ):
             implementation = 1 if constraints.by_window(self.kernel_constraint) else self.implementation
             kernel = self._connected(implementation)
             kernel = constraints.project(self.kernel_constraint, kernel, constraints.KERNEL_AXIS)

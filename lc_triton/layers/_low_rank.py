@@ -187,7 +187,8 @@ class LowRankNd(_LocalConvNd):
     def weight(self) -> Tensor:  # type: ignore[override]  # computed, where other layers have a parameter
         """The weight of the LocalConv that computes the same, `(*output_size, *kernel_size, C // groups, F)`.
 
-        It is computed each time it is read, with the memory of an unshared layer; the layer itself never makes it.
+        It is computed each time it is read, with the memory of an unshared layer; the layer itself
+        makes one only on a GPU, and where it is small.
         """
         return unshared_weight(self.basis, self.mixing_weights())
 

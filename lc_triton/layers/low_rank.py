@@ -14,7 +14,8 @@ class LowRankLocalConv1d(LowRankNd):
     """Locally connected layer over `(B, C, L)` that mixes a few filters: between nn.Conv1d and LocalConv1d.
 
     `weight[p] = sum over k of mixing[p,k] * basis[k]`. The layer convolves with the basis, then mixes at every
-    position: the weight of the positions is never made, neither forward nor backward.
+    position. On a GPU, weights are mixed first where they are no larger than what that convolution writes, or are
+    mixed in registers where that is faster.
 
     Args:
         in_channels: C, channels of the input.
@@ -61,7 +62,8 @@ class LowRankLocalConv2d(LowRankNd):
     """Locally connected layer over `(B, C, H, W)` that mixes a few filters: between nn.Conv2d and LocalConv2d.
 
     `weight[p] = sum over k of mixing[p,k] * basis[k]`. The layer convolves with the basis, then mixes at every
-    position: the weight of the positions is never made, neither forward nor backward.
+    position. On a GPU, weights are mixed first where they are no larger than what that convolution writes, or are
+    mixed in registers where that is faster.
 
     Args:
         in_channels: C, channels of the input.
@@ -108,7 +110,8 @@ class LowRankLocalConv3d(LowRankNd):
     """Locally connected layer over `(B, C, D, H, W)` that mixes a few filters: between nn.Conv3d and LocalConv3d.
 
     `weight[p] = sum over k of mixing[p,k] * basis[k]`. The layer convolves with the basis, then mixes at every
-    position: the weight of the positions is never made, neither forward nor backward.
+    position. On a GPU, weights are mixed first where they are no larger than what that convolution writes, or are
+    mixed in registers where that is faster.
 
     Args:
         in_channels: C, channels of the input.

@@ -390,13 +390,15 @@ class BoundNode:
         x, weight, bias: its tensors.
     """
 
-    __slots__ = ("arguments", "backwards", "bias_shape", "forward", "saves")
+    __slots__ = ("arguments", "backwards", "bias_shape", "forward", "operand_dtype", "saves")
 
     def __init__(self, arguments: NodeArguments, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         self.arguments = arguments
         self.saves = arguments.problem.activation.saves
         self.bias_shape = None if bias is None else bias.shape
-        self.forward = bound.bind_forward(arguments, x, weight, bias, store_z=self.saves == "z")
+        self.operand_dtype = bound.operand_dtype(arguments, x, weight, needs_input_grad=x.requires_grad)
+        operand = bound.operand_like(weight, self.operand_dtype)
+        self.forward = bound.bind_forward(arguments, x, operand, bias, store_z=self.saves == "z")
         self.backwards: dict[Any, bound.BoundBackward | None] = {}
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -405,17 +407,18 @@ class BoundNode:
         y: Tensor = out[0] if self.saves == "z" else out
         return y
 
-    def backward(self, tensors: Any, grad: Tensor, needed: tuple[bool, bool, bool]) -> Any:
+    def backward(self, tensors: Any, operand: Tensor, grad: Tensor, needed: tuple[bool, bool, bool]) -> Any:
         """dx, dw and db by kernels alone; None where that cannot be."""
         if type(grad) is not Tensor or torch.is_grad_enabled() or is_observed() or grad.data_ptr() % 16:
             return None
         key = grad.stride(), grad.is_neg(), needed, chooser.generation
+        x, weight, saved = tensors
         try:
             call = self.backwards[key]
         except KeyError:
-            call = self.backwards[key] = bound.bind_backward(self.arguments, tensors, grad, self.bias_shape, needed)
-        x, weight, saved = tensors
-        return None if call is None else call(x, weight, saved, grad)
+            of_call = x, weight, operand, saved
+            call = self.backwards[key] = bound.bind_backward(self.arguments, of_call, grad, self.bias_shape, needed)
+        return None if call is None else call(x, weight, operand, saved, grad)
 
 
 class LocalConv(torch.autograd.Function):
@@ -428,24 +431,29 @@ class LocalConv(torch.autograd.Function):
         ctx.node = node
         if fused.slots and ctx.needs_input_grad[2] and (slot := fused.slot_of(weight)) is not None:
             slot.enter_graph()
-        y, z = node.forward(x, weight, bias)
+        operand = bound.operand_of(weight, node.operand_dtype)
+        y, z = node.forward(x, operand, bias)
+        saved = z if node.saves == "z" else y if node.saves == "y" else None
+        if operand is weight:
+            ctx.save_for_backward(x, weight, saved)
+        else:  # a copy, which goes with the graph
+            ctx.save_for_backward(x, weight, saved, operand)
         if node.saves == "z":
-            ctx.save_for_backward(x, weight, z)
             ctx.set_materialize_grads(False)
             return y, z
-        ctx.save_for_backward(x, weight, y if node.saves == "y" else None)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_z: Tensor | None = None) -> Any:
         tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
+        operand, tensors = tensors[-1] if len(tensors) > 3 else tensors[1], tensors[:3]
         if fused.slots and needed[1] and (slot := fused.slot_of(tensors[1])) is not None:
             takes = slot.takes(ctx.next_functions[1][0])
             if takes and grad is not None and grad_z is None:
-                return None, *_defer(ctx.node, tensors, grad, needed, slot)
+                return None, *_defer(ctx.node, tensors, operand, grad, needed, slot)
             needed = needed[0], takes is not None, needed[2]
         if grad is not None and grad_z is None:
-            found = ctx.node.backward(tensors, grad, needed)
+            found = ctx.node.backward(tensors, operand, grad, needed)
             if found is not None:
                 return None, *found
         (x, weight, saved), node = tensors, ctx.node.arguments
@@ -469,9 +477,9 @@ class WeightProduct(NamedTuple):
         """The gradient."""
         return dispatch.weight_grad(self.x, self.g, self.problem, self.weight.dtype, with_bias=False)[0]
 
-    def square_sum(self) -> Tensor:
-        """The sum of the squares of the gradient, which is not kept: a float64 scalar."""
-        return dispatch.weight_grad_square_sum(self.x, self.g, self.problem, self.weight)
+    def square_sum(self, penalty: fused.Penalty | None) -> Tensor:
+        """The sum of the squares of the gradient and a penalty's, which are not kept: a float64 scalar."""
+        return dispatch.weight_grad_square_sum(self.x, self.g, self.problem, self.weight, penalty)
 
     def update(self, update: fused.Update) -> None:
         """Update the weight by the gradient."""
@@ -482,7 +490,9 @@ class WeightProduct(NamedTuple):
         return self.x._version, self.g._version
 
 
-def _defer(node: BoundNode, tensors: Any, grad: Tensor, needed: tuple[bool, bool, bool], slot: fused.Slot) -> Any:
+def _defer(
+    node: BoundNode, tensors: Any, operand: Tensor, grad: Tensor, needed: tuple[bool, bool, bool], slot: fused.Slot
+) -> Any:
     """dx and db, and nothing for the weight, whose gradient `slot` makes when nothing more reads the weight."""
     (x, weight, saved), (problem, input_format, output_format, transposed) = tensors, node.arguments
     x, grad, linear = input_format.to_internal(x), output_format.to_internal(grad), problem.linear()
@@ -490,7 +500,7 @@ def _defer(node: BoundNode, tensors: Any, grad: Tensor, needed: tuple[bool, bool
         saved = output_format.to_internal(saved)
     dz = problem.activation.backward(dispatch.as_stored(grad), saved)
     db = bound.bias_grad(dz, weight.dtype, node.bias_shape) if needed[2] and node.bias_shape is not None else None
-    dx = (forward(dz, weight, None, linear) if transposed else input_grad(dz, weight, linear)) if needed[0] else None
+    dx = (forward(dz, operand, None, linear) if transposed else input_grad(dz, operand, linear)) if needed[0] else None
     slot.defer(WeightProduct(*((dz, x) if transposed else (x, dz)), linear, weight))
     return None if dx is None else input_format.from_internal(dx), None, db
 

@@ -21,8 +21,8 @@ from lc_triton.ops import dispatch
 BoundForward = Callable[[Tensor, Tensor, "Tensor | None"], "tuple[Tensor, Tensor | None]"]
 # dx, dw and db, each None where it is not needed.
 Gradients = tuple["Tensor | None", "Tensor | None", "Tensor | None"]
-# (x, weight, saved, grad) -> gradients.
-BoundBackward = Callable[[Tensor, Tensor, "Tensor | None", Tensor], Gradients]
+# (x, weight, operand, saved, grad) -> gradients; the operand is the weight as products read it.
+BoundBackward = Callable[[Tensor, Tensor, Tensor, "Tensor | None", Tensor], Gradients]
 
 
 class NodeArguments(NamedTuple):
@@ -76,6 +76,27 @@ def bind_forward(
     return call
 
 
+def operand_dtype(node: NodeArguments, x: Tensor, weight: Tensor, *, needs_input_grad: bool) -> torch.dtype | None:
+    """The dtype of a copy of the weight that all products of a call read; None where they read the weight."""
+    if node.problem.backend != "triton" or x.dtype == weight.dtype or not x.numel():
+        return None
+    from lc_triton import launch
+
+    internal = node.input_format.to_internal(x)
+    rounds = launch.rounds_weight(internal, weight, needs_input_grad=needs_input_grad)
+    return x.dtype if rounds else None
+
+
+def operand_of(weight: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The weight as products read it."""
+    return weight if dtype is None else weight.to(dtype, memory_format=torch.contiguous_format)
+
+
+def operand_like(weight: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """What stands for `operand_of` where a call is bound: without memory, if it is a copy."""
+    return weight if dtype is None else torch.empty(weight.shape, dtype=dtype, device="meta")
+
+
 def _bind_passes(
     node: NodeArguments,
     internal: Tensor,
@@ -111,7 +132,7 @@ def _bind_passes(
 
 def bind_backward(
     node: NodeArguments,
-    tensors: tuple[Tensor, Tensor, Tensor | None],
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor | None],
     grad: Tensor,
     bias_shape: torch.Size | None,
     needed: tuple[bool, bool, bool],
@@ -120,12 +141,13 @@ def bind_backward(
 
     Args:
         node: what the forward was run by.
-        tensors: x, weight, and the output or pre-activation where the activation's derivative needs it.
+        tensors: x, weight, the weight as products read it, and the output or pre-activation where the activation's
+            derivative needs it.
         grad: the gradient of the output.
         bias_shape: None where there is no bias.
         needed: which of the three gradients are.
     """
-    x, weight, saved = tensors
+    x, weight, operand, saved = tensors
     if node.problem.backend != "triton" or not x.numel() or not grad.numel() or is_negated(x, weight, saved, grad):
         return None
     to_internal, grad_to_internal = node.input_format.to_internal, node.output_format.to_internal
@@ -133,13 +155,13 @@ def bind_backward(
     x, grad = to_internal(x), grad_to_internal(grad)
     saved = None if saved is None else saved_to_internal(saved)
     bind = _bind_backward_of_transpose if node.transposed else _bind_backward
-    call, views = bind(node, x, weight, saved, grad, bias_shape, needed)
+    call, views = bind(node, x, weight, operand, saved, grad, bias_shape, needed)
     if not views:
         return call
 
-    def call_with_views(x: Tensor, weight: Tensor, saved: Tensor | None, grad: Tensor) -> Gradients:
+    def call_with_views(x: Tensor, weight: Tensor, operand: Tensor, saved: Tensor | None, grad: Tensor) -> Gradients:
         saved = None if saved is None else saved_to_internal(saved)
-        return call(to_internal(x), weight, saved, grad_to_internal(grad))
+        return call(to_internal(x), weight, operand, saved, grad_to_internal(grad))
 
     return call_with_views
 
@@ -148,6 +170,7 @@ def _bind_backward(
     node: NodeArguments,
     x: Tensor,
     weight: Tensor,
+    operand: Tensor,
     saved: Tensor | None,
     grad: Tensor,
     bias_shape: torch.Size | None,
@@ -173,10 +196,10 @@ def _bind_backward(
             run_dw = launch.bind_weight_grad(x, dz if by_torch else grad, None, dw, db, None, linear)
     if need_x:
         dx = x.new_empty(x.shape)
-        run_dx = launch.bind_input_grad(grad if act.saves == "nothing" else dz, weight, None, dx, linear)
+        run_dx = launch.bind_input_grad(grad if act.saves == "nothing" else dz, operand, None, dx, linear)
     in_memory = all(launch.reads_memory_alone(run) for run in (run_dw, run_dx) if run is not None)
 
-    def call(x: Tensor, weight: Tensor, saved: Tensor | None, grad: Tensor) -> Gradients:
+    def call(x: Tensor, weight: Tensor, operand: Tensor, saved: Tensor | None, grad: Tensor) -> Gradients:
         dx = dw = db = dz = None
         if by_torch:
             grad = act.backward(grad, saved)  # type: ignore[arg-type]
@@ -193,7 +216,7 @@ def _bind_backward(
             db = bias_grad(grad, weight.dtype, bias_shape)
         if run_dx is not None:
             dx = x.new_empty_strided(dx_size, dx_stride)
-            run_dx(grad if dz is None else dz, weight, None, dx)
+            run_dx(grad if dz is None else dz, operand, None, dx)
         return dx, dw, db
 
     return call, by_torch or not in_memory or (need_b and not need_w)
@@ -203,6 +226,7 @@ def _bind_backward_of_transpose(
     node: NodeArguments,
     g: Tensor,
     weight: Tensor,
+    operand: Tensor,
     saved: Tensor | None,
     grad: Tensor,
     bias_shape: torch.Size | None,
@@ -218,14 +242,14 @@ def _bind_backward_of_transpose(
     dw = weight.new_empty(geo.weight_shape)
     dg = g.new_empty(g.shape)
     run_dw = launch.bind_weight_grad(dz, g, None, dw, None, None, linear) if need_w else None
-    run_dg = launch.bind_forward(dz, weight, None, dg, None, linear) if need_g else None
+    run_dg = launch.bind_forward(dz, operand, None, dg, None, linear) if need_g else None
 
-    def call(g: Tensor, weight: Tensor, saved: Tensor | None, grad: Tensor) -> Gradients:
+    def call(g: Tensor, weight: Tensor, operand: Tensor, saved: Tensor | None, grad: Tensor) -> Gradients:
         dg = dw = None
         dz = act.backward(grad, saved)  # type: ignore[arg-type]
         if run_dg is not None:
             dg = g.new_empty_strided(dg_size, dg_stride)
-            run_dg(dz, weight, None, dg, None)
+            run_dg(dz, operand, None, dg, None)
         if run_dw is not None:
             dw = weight.new_empty(geo.weight_shape)
             run_dw(dz, g, None, dw, None, None)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from lc_triton import _cpu
-from lc_triton.core.fused import Update
+from lc_triton.core.fused import Penalty, Update, rows_of
 from lc_triton.core.problem import Problem
 
 # The kernels are imported at their first call: `import triton` alone takes 0.25 s, and a CPU user never needs it.
@@ -103,12 +103,21 @@ def _of_sums(weight: Tensor) -> Tensor:
     return torch.empty(weight.shape, dtype=torch.float32, device="meta")
 
 
-def weight_grad_square_sum(x: Tensor, g: Tensor, problem: Problem, weight: Tensor) -> Tensor:
-    """The sum of the squares of the weight gradient of (x, g): a float64 scalar. The weight shows its shape."""
+def weight_grad_square_sum(
+    x: Tensor, g: Tensor, problem: Problem, weight: Tensor, penalty: Penalty | None = None
+) -> Tensor:
+    """The sum of the squares of the gradient of a weight: that of (x, g) and that of a penalty; a float64 scalar."""
     x, g = as_stored(x), as_stored(g)
+    if problem.backend == "triton" and _is_fused(x, problem):
+        from lc_triton import launch
+
+        return launch.weight_grad_square_sum(x, g, weight, penalty, problem)
     total = torch.zeros((), dtype=torch.float64, device=x.device)
 
-    def add(_: slice, gradient: Tensor) -> None:
+    def add(span: slice, gradient: Tensor) -> None:
+        if penalty is not None and penalty.scalars:
+            of_penalty = penalty.gradient(rows_of(weight)[span])
+            gradient = of_penalty.view(gradient.shape).add_(gradient)
         # Of rows first: on a CPU torch adds the numbers of one norm in float32 one by one.
         rows = torch.linalg.vector_norm(gradient.flatten(0, -2), dim=-1)
         total.add_(rows.to(torch.float64).square_().sum())

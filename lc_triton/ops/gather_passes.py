@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from lc_triton.core import fused
 from lc_triton.core.activations import AFTER_KERNEL
 from lc_triton.core.backend import autocast_enabled, resolve
 from lc_triton.core.dtypes import check_dtypes
 from lc_triton.core.problem import Problem
-from lc_triton.core.tracing import is_observed
+from lc_triton.core.tracing import is_plain
 from lc_triton.ops import autograd, bound, dispatch
 from lc_triton.ops.checks import check_parameters
 from lc_triton.ops.gather import Table, gather, spread
@@ -69,7 +68,7 @@ def run_gather(x: Tensor, weight: Tensor, bias: Tensor | None, table: Table, rea
     `plan` is that of the layer over windows, whose stride is its window. A weight that a fused optimizer updates takes
     the way over windows: the update is in that layer's kernel.
     """
-    if not _is_plain(x, weight, bias) or resolve(x.device.type) != "triton" or fused.slot_of(weight) is not None:
+    if not is_plain(x, weight, bias) or resolve(x.device.type) != "triton" or fused.slot_of(weight) is not None:
         return run(gather(x, table), weight, bias, plan)
     check_parameters(x, weight, bias, plan)
     if autocast_enabled(x.device.type) and torch.float64 not in (x.dtype, weight.dtype):
@@ -84,11 +83,6 @@ def run_gather(x: Tensor, weight: Tensor, bias: Tensor | None, table: Table, rea
     return y if plan.after is None else plan.after(y)
 
 
-def _is_plain(*tensors: Tensor | None) -> bool:
-    """Whether these are tensors as a kernel reads them, and nothing records or transforms the call."""
-    return not is_observed() and all(t is None or (type(t) in (Tensor, Parameter) and not t.is_neg()) for t in tensors)
-
-
 def _needs_graph(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
@@ -99,7 +93,7 @@ def _apply(function: Any, *args: Any) -> Any:
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, call: _Call) -> Tensor:
     """y of (x, w, bias)."""
-    if not _is_plain(x, weight, bias):
+    if not is_plain(x, weight, bias):
         return autograd.forward(gather(x, call.table), weight, bias, call.problem)
     if not _needs_graph(x, weight, bias):
         return _launch_forward(x, weight, bias, call, store_z=False)[0]
@@ -110,7 +104,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, call: _Call) -> Ten
 
 def _input_grad(g: Tensor, weight: Tensor, call: _Call) -> Tensor:
     """dx of (g, w)."""
-    if not _is_plain(g, weight):
+    if not is_plain(g, weight):
         return spread(autograd.input_grad(g, weight, call.problem), call.table)
     if not _needs_graph(g, weight):
         return _launch_input_grad(g, weight, call)
@@ -120,7 +114,7 @@ def _input_grad(g: Tensor, weight: Tensor, call: _Call) -> Tensor:
 
 def _weight_grad(x: Tensor, g: Tensor, call: _Call, dtype: torch.dtype) -> Tensor:
     """dw of (x, g)."""
-    if not _is_plain(x, g):
+    if not is_plain(x, g):
         return autograd.weight_grad(gather(x, call.table), g, call.problem, dtype, with_bias=False)[0]
     if not _needs_graph(x, g):
         return _launch_weight_grad(x, g, call, dtype)

@@ -99,7 +99,7 @@ def cache_key(x: Tensor, weight: Tensor, bias: Tensor | None, autocast: bool) ->
             autocast,
             precision_of(dtype),
             chooser.generation,
-            graph and torch.is_grad_enabled(),
+            torch.is_grad_enabled() and (graph, x.requires_grad),
         )
     except RuntimeError:  # a sparse tensor has no strides
         return None
@@ -132,8 +132,9 @@ def _bind(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, autocast: 
     node = NodeArguments(problem, memory_format, memory_format, plan.transposed)
     if autograd.can_use_single_node(x, weight, bias):
         return autograd.BoundNode(node, x, weight, bias)
-    forward = bound.bind_forward(node, x, weight, bias)
-    return lambda x, weight, bias: forward(x, weight, bias)[0]
+    dtype = bound.operand_dtype(node, x, weight, needs_input_grad=False)
+    forward = bound.bind_forward(node, x, bound.operand_like(weight, dtype), bias)
+    return lambda x, weight, bias: forward(x, bound.operand_of(weight, dtype), bias)[0]
 
 
 def _run_cast(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:

@@ -45,6 +45,10 @@ class FusedAdamW(FusedOptimizer, torch.optim.AdamW):
         accumulate: the number of backwards whose gradients are added up for one step. All but the last one store them
             in `.grad`; the last one updates.
         maximize: whether to follow the gradient upwards.
+        l1: the factor of the penalty `sum(|w|)` of each parameter, whose gradient is added to the loss's where that is
+            made. It is an option of each group, as the next two are; `penalty_groups` has those of Keras layers.
+        l2: the factor of the penalty `sum(w^2)`, likewise.
+        non_neg: whether negative numbers become 0 after each update.
 
     Raises:
         LocalConvError: (also a ValueError or TypeError) an argument out of range or of a wrong type.
@@ -76,11 +80,14 @@ class FusedAdamW(FusedOptimizer, torch.optim.AdamW):
         *,
         accumulate: int = 1,
         maximize: bool = False,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        non_neg: bool = False,
     ) -> None:
         own = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
         self.states = check_name("states", states, tuple(SMALL_STATES))
         self.master = None if master is None else check_name("master", master, MASTERS)
-        super().__init__(model_or_params, clip_norm, accumulate, own)
+        super().__init__(model_or_params, clip_norm, accumulate, own, {"l1": l1, "l2": l2, "non_neg": non_neg})
 
     def _rule(
         self, weight: Tensor, group: dict[str, Any], state: dict[str, Any]

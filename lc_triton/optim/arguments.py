@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ from lc_triton.errors import ArgumentTypeError, ArgumentValueError
 
 # Where torch has fused updates of all parameters of a group.
 FUSED_DEVICES = "cpu", "cuda", "mps", "xpu"
+# Options of a group that torch's classes do not have, with their defaults.
+PENALTIES: dict[str, Any] = {"l1": 0.0, "l2": 0.0, "non_neg": False}
 # Hyperparameters that every saved state of an optimizer has; torch itself adds younger ones.
 REQUIRED = {"lr", "betas", "eps", "weight_decay", "momentum", "dampening"}
 
@@ -39,6 +42,16 @@ def check_hyperparameters(hyperparameters: Mapping[str, Any]) -> None:
             is_right, allowed = _is_scalar(value), "a number"
         if not is_right:
             raise ArgumentTypeError(name=name, value=value, allowed=allowed)
+
+
+def check_penalties(group: Mapping[str, Any]) -> None:
+    """Refuse penalties of a group that are no numbers from 0 on, and a bound that is no bool."""
+    for name in ("l1", "l2"):
+        value = group.get(name, 0.0)
+        if not is_number(value) or not 0 <= value < math.inf:
+            raise ArgumentValueError(name=name, value=value, allowed="a finite number >= 0")
+    if not isinstance(group.get("non_neg", False), bool):
+        raise ArgumentTypeError(name="non_neg", value=group["non_neg"], allowed="True or False")
 
 
 def _is_scalar(value: Any) -> bool:

@@ -8,6 +8,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,13 +17,15 @@ from torch.nn.parameter import is_lazy
 
 from lc_triton.core import fused
 from lc_triton.core.arguments import check_int
-from lc_triton.core.fused import Rule, Small, Update
-from lc_triton.errors import ArgumentValueError, OptimizerStepError
+from lc_triton.core.fused import Penalty, Rule, Small, Update
+from lc_triton.errors import ArgumentValueError, LocalConvError, OptimizerStepError
 from lc_triton.layers._planned import PlannedLayer
 from lc_triton.optim.arguments import (
+    PENALTIES,
     REQUIRED,
     can_fuse,
     check_hyperparameters,
+    check_penalties,
     check_state,
     groups_of,
     is_number,
@@ -48,9 +51,15 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     states = "float32"
     master: str | None = None
+    adds_penalties = True  # by the options `l1`, `l2` and `non_neg` of its groups: `regularization_loss` looks for it
 
     def __init__(
-        self, model_or_params: Any, clip_norm: float | None, accumulate: int, hyperparameters: dict[str, Any]
+        self,
+        model_or_params: Any,
+        clip_norm: float | None,
+        accumulate: int,
+        hyperparameters: dict[str, Any],
+        penalties: dict[str, Any],
     ) -> None:
         self.accumulate = check_int("accumulate", accumulate, 1)
         if clip_norm is not None and not (is_number(clip_norm) and clip_norm > 0):
@@ -67,13 +76,18 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._is_paused = False
         self._has_scaler: bool | None = None
         check_hyperparameters(hyperparameters)
+        check_penalties(penalties)
+        self._penalties = penalties  # of groups that have none of their own
         params = self._params_of(model_or_params)
         try:
             super().__init__(params, **hyperparameters, fused=can_fuse(params))  # type: ignore[call-arg]
+        except LocalConvError:
+            raise
         except (TypeError, ValueError) as error:
             raise ArgumentValueError(
                 name=f"the arguments of {type(self).__name__}", value=hyperparameters, allowed=f"valid: {error}"
             ) from error
+        self.defaults.update(penalties)
 
     def _params_of(self, model_or_params: Any) -> list[Any]:
         """The parameters, with the names that warnings call them by."""
@@ -87,6 +101,9 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, as in torch."""
+        if isinstance(param_group, dict):  # else torch refuses it
+            check_penalties(param_group)
+            param_group = {**self._penalties, **param_group}
         super().add_param_group(param_group)
         self._register()
 
@@ -172,14 +189,18 @@ class FusedOptimizer(torch.optim.Optimizer):
             if slot.kept is not None and (scaled or slot.weight.grad is not None):
                 slot.store()
         self._warn_of_stored()
-        if self.clip_norm is not None:
-            self._clip(self.clip_norm)
-        own = self._update_stored() if self.has_small else []
+        grads = self._penalise_stored()
+        own: list[tuple[Tensor, Tensor]] = []
         try:
+            if self.clip_norm is not None:
+                self._clip(self.clip_norm)
+            if self.has_small:
+                own = self._update_stored()
             self._torch_step()
         finally:
-            for parameter, grad in own:
+            for parameter, grad in (*own, *grads):
                 parameter.grad = grad
+        self._project()
         # A scaler that finds no support for it unscales before `step`, and leaves no trace: it is looked for again.
         self._has_scaler = scaled if getattr(self, "_step_supports_amp_scaling", False) else None
         for slot in self._slots.values():
@@ -187,6 +208,31 @@ class FusedOptimizer(torch.optim.Optimizer):
             if fused.slot_of(slot.weight) is None:  # a later optimizer of the weight is gone
                 fused.register(slot.weight, slot)
         return loss
+
+    def _penalise_stored(self) -> list[tuple[Tensor, Tensor]]:
+        """Add penalties to stored gradients, of which copies take the place: the parameters, and the gradients."""
+        grads, scale = [], getattr(self, "grad_scale", None)
+        for group in self.param_groups:
+            penalty = _penalty_of_group(group)
+            if penalty is None or not penalty.scalars:
+                continue
+            for p in group["params"]:
+                if p.grad is not None:
+                    added = penalty.gradient(p)
+                    grads.append((p, p.grad))
+                    p.grad = p.grad + (added if scale is None else added * scale.to(added.device, added.dtype))
+        return grads
+
+    def _project(self) -> None:
+        """Set negative numbers of parameters to 0 where the group asks for it and backward has not done it."""
+        groups = [group for group in self.param_groups if group.get("non_neg")]
+        found_inf = getattr(self, "found_inf", None) if groups else None
+        if found_inf is not None and found_inf.item():  # a skipped step
+            return
+        for p in (p for group in groups for p in group["params"]):
+            slot = self._slots.get(id(p))
+            if p.requires_grad and not (slot is not None and slot.updated):
+                p.clamp_(min=0)
 
     def _torch_step(self) -> None:
         """The update of torch's class. Torch runs the hooks of a step around `step` itself, once.
@@ -246,7 +292,7 @@ class FusedOptimizer(torch.optim.Optimizer):
                 continue
             if scale is not None:
                 grad /= scale.to(grad.device)
-            self.update_of(parameter).apply(grad)
+            replace(self.update_of(parameter), penalty=None).apply(grad)  # which is in the gradient
         return own
 
     def _has_master(self, parameter: Tensor) -> bool:
@@ -319,7 +365,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             if type(p) not in (Tensor, nn.Parameter):
                 reason = "its gradient is spread over ranks, and clip_norm takes plain ones: lc_triton.parallel has "
                 raise OptimizerStepError(name=self._names.get(id(p), "a DTensor"), reason=reason + "clip_grad_norm_")
-        norms = [slot.square_sum().sqrt() for slot in kept]
+        norms = [slot.square_sum(self.penalty_of(slot.weight)).sqrt() for slot in kept]
         if stored:
             norms.append(nn.utils.get_total_norm([p.grad for p in stored if p.grad is not None]))
         device = norms[0].device
@@ -361,12 +407,17 @@ class FusedOptimizer(torch.optim.Optimizer):
             return "its states are of another dtype, device or layout"
         return None
 
+    def penalty_of(self, weight: Tensor) -> Penalty | None:
+        """What the weight's group adds to its gradient, and the bound that it keeps it to; None for neither."""
+        group = self._group_of(weight)
+        return None if group is None else _penalty_of_group(group)
+
     def update_of(self, weight: Tensor, scale: Tensor | None = None) -> Update:
         """The update of the coming step, whose number is counted by this call."""
         group = self._group_of(weight)
         assert group is not None
         rule, states, small = self._rule(weight, group, self.state[weight])
-        return Update(rule, weight, states, weight.grad, scale, small)
+        return Update(rule, weight, states, weight.grad, scale, _penalty_of_group(group), small)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop all gradients, as in torch, those too that wait for `step` because of `clip_norm`.
@@ -404,11 +455,13 @@ class FusedOptimizer(torch.optim.Optimizer):
             LocalConvError: (also a ValueError) the state is none of an optimizer, or of one with other hyperparameters.
         """
         check_state(state_dict, REQUIRED & self.defaults.keys())
-        fused_of = [group["fused"] for group in self.param_groups]
         saved = dict(state_dict)
-        if len(saved["param_groups"]) == len(fused_of):
-            groups = zip(saved["param_groups"], fused_of, strict=True)
-            saved["param_groups"] = [{**group, "fused": own, "foreach": None} for group, own in groups]
+        if len(saved["param_groups"]) == len(self.param_groups):
+            groups = zip(saved["param_groups"], self.param_groups, strict=True)
+            saved["param_groups"] = [
+                {**{name: own[name] for name in PENALTIES}, **group, "fused": own["fused"], "foreach": None}
+                for group, own in groups
+            ]
         super().load_state_dict(saved)
         self._restore_dtypes(state_dict)
 
@@ -438,6 +491,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             own, names, known = state.pop("_fused")
             params = [p for group in state["param_groups"] for p in group["params"]]
             self.__dict__.update(own)
+            self._penalties = {name: state["defaults"].get(name, value) for name, value in PENALTIES.items()}
             self._names = {id(p): n for p, n in zip(params, names, strict=True) if n is not None}
             self._known = {id(p) for p, k in zip(params, known, strict=True) if k}
             self._slots, self._places, self._counts, self._warned = {}, {}, {}, set()
@@ -448,6 +502,15 @@ class FusedOptimizer(torch.optim.Optimizer):
         for slot in self._slots.values():
             slot.end_step()
         self._register()
+
+
+def _penalty_of_group(group: dict[str, Any]) -> Penalty | None:
+    """The penalty of a group's parameters: what is subtracted from them, whatever the gradient's sign; or None."""
+    l1, l2, non_neg = (group.get(name, default) for name, default in PENALTIES.items())
+    if not (l1 or l2 or non_neg):
+        return None
+    sign = -1 if group["maximize"] else 1
+    return Penalty(sign * l1, sign * l2, non_neg)
 
 
 def _lies_as_its_gradient(parameter: Tensor) -> bool:

@@ -26,6 +26,10 @@ class FusedSGD(FusedOptimizer, torch.optim.SGD):
         clip_norm: the largest norm of all gradients together, to which they are scaled in `step()`; None for no limit.
         accumulate: the number of backwards whose gradients are added up for one step.
         maximize: whether to follow the gradient upwards.
+        l1: the factor of the penalty `sum(|w|)` of each parameter, whose gradient is added to the loss's where that is
+            made. It is an option of each group, as the next two are; `penalty_groups` has those of Keras layers.
+        l2: the factor of the penalty `sum(w^2)`, likewise.
+        non_neg: whether negative numbers become 0 after each update.
 
     Raises:
         LocalConvError: (also a ValueError or TypeError) an argument out of range or of a wrong type.
@@ -55,6 +59,9 @@ class FusedSGD(FusedOptimizer, torch.optim.SGD):
         *,
         accumulate: int = 1,
         maximize: bool = False,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        non_neg: bool = False,
     ) -> None:
         own = {
             "lr": lr,
@@ -64,7 +71,7 @@ class FusedSGD(FusedOptimizer, torch.optim.SGD):
             "nesterov": nesterov,
             "maximize": maximize,
         }
-        super().__init__(model_or_params, clip_norm, accumulate, own)
+        super().__init__(model_or_params, clip_norm, accumulate, own, {"l1": l1, "l2": l2, "non_neg": non_neg})
 
     def _torch_step(self) -> None:
         """Torch's update, which takes no group in which some momentum buffers are there and others are not."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from lc_triton.core.fused import Deferred, Update, current_stream
+from lc_triton.core.fused import Deferred, Penalty, Update, current_stream
 from lc_triton.core.tracing import is_observed
 from lc_triton.errors import OptimizerStepError
 from lc_triton.optim.rules import Add
@@ -35,6 +35,9 @@ class Owner(Protocol):
 
     def owns(self, weight: Tensor) -> bool:
         """Whether the weight is in one of the groups, which users may edit."""
+
+    def penalty_of(self, weight: Tensor) -> Penalty | None:
+        """What the weight's group adds to its gradient, if anything."""
 
     def update_of(self, weight: Tensor, scale: Tensor | None = None) -> Update:
         """The update of the coming step, whose number is counted by this call."""
@@ -96,7 +99,7 @@ class WeightSlot:
         """Count a graph that uses the weight."""
         self.known = True
         self._graphs += 1
-        self._in_backward |= _autograd_task() != -1
+        self._in_backward |= autograd_task() != -1
         self._under_ddp |= torch.nn.parallel.DistributedDataParallel._active_ddp_module is not None
 
     def enter_evaluation(self) -> None:
@@ -118,7 +121,7 @@ class WeightSlot:
         owner = self._owner()
         if owner is None or owner.stores_all() or not owner.owns(self.weight):
             return False
-        task = _autograd_task()
+        task = autograd_task()
         if task != self._task:
             self._task, self._backwards = task, self._backwards + 1
         if self._backwards < owner.accumulate:
@@ -135,28 +138,29 @@ class WeightSlot:
         self._attach(accumulate)
         if self._obstacle() is not None:
             return False
-        self._adding.add(_autograd_task())
+        self._adding.add(autograd_task())
         return True
 
     def defer(self, product: Deferred) -> None:
         """Take a gradient over."""
-        self._deferred.setdefault(_autograd_task(), []).append((product, current_stream(self.weight)))
+        self._deferred.setdefault(autograd_task(), []).append((product, current_stream(self.weight)))
 
-    def square_sum(self) -> Tensor:
-        """The sum of the squares of the gradient that is kept."""
+    def square_sum(self, penalty: Penalty | None) -> Tensor:
+        """The sum of the squares of the gradient that is kept, and of a penalty's."""
         assert self.kept is not None
         if self.kept.product.versions() != self.kept.versions:
             reason = (
                 "the layer's input or its gradient was changed in place between backward and step(), which reads it"
             )
             raise OptimizerStepError(name=self.name, reason=reason)
-        total: Tensor = _on_stream(self.kept.stream, self.weight, self.kept.product.square_sum)
+        product = self.kept.product
+        total: Tensor = on_stream(self.kept.stream, self.weight, lambda: product.square_sum(penalty))
         return total
 
     def store(self) -> None:
         """Add the gradient that is kept, if there is one, to `.grad`."""
         if self.kept is not None:
-            gradient = _on_stream(self.kept.stream, self.weight, self.kept.product.gradient)
+            gradient = on_stream(self.kept.stream, self.weight, self.kept.product.gradient)
             self.weight.grad = gradient if self.weight.grad is None else self.weight.grad.add_(gradient)
             self.kept = None
 
@@ -166,8 +170,8 @@ class WeightSlot:
         assert self.kept is not None
         assert owner is not None
         update, product = owner.update_of(self.weight, scale), self.kept.product
-        _on_stream(self.kept.stream, self.weight, lambda: product.update(update))
-        self.kept, self.has_zero = None, True
+        on_stream(self.kept.stream, self.weight, lambda: product.update(update))
+        self.kept, self.has_zero, self.updated = None, True, True
 
     def _attach(self, accumulate: Any) -> None:
         """Hook the node that adds gradients to `.grad`; held, it stays the same in all graphs."""
@@ -219,13 +223,13 @@ class WeightSlot:
             own, *others = (str(dtype).removeprefix("torch.") for dtype in (weight.dtype, *owner.updated_dtypes))
             return f"its dtype is {own}, not {', '.join(others[:-1])} or {others[-1]}"
         grad = weight.grad
-        if grad is not None and (type(grad) is not Tensor or not _is_alike(grad, weight)):
+        if grad is not None and (type(grad) is not Tensor or not is_alike(grad, weight)):
             return "its .grad is of another layout"
         return None
 
     def _accumulate(self, grads: tuple[Tensor | None, ...]) -> Any:
         """Update the weight, or store its gradient; called before AccumulateGrad, with what others gave."""
-        task = _autograd_task()
+        task = autograd_task()
         taken, adding = self._deferred.pop(task, []), task in self._adding
         self._adding.discard(task)
         owner = self._owner()
@@ -235,25 +239,30 @@ class WeightSlot:
         if adding:
             grad = weight.grad
             if len(taken) == 1 and others is None and grad is not None:
-                _on_stream(taken[0][1], weight, lambda: taken[0][0].update(Update(Add(), grad, ())))
+                on_stream(taken[0][1], weight, lambda: taken[0][0].update(Update(Add(), grad, ())))
                 return None
         elif len(taken) == 1 and others is None and self._graphs == 0:
             if owner.clip_norm is not None and weight.grad is None:
                 self.kept = Kept(*taken[0], taken[0][0].versions())
                 return None
             if owner.clip_norm is not None:
-                weight.grad += _on_stream(taken[0][1], weight, taken[0][0].gradient)
+                weight.grad += on_stream(taken[0][1], weight, taken[0][0].gradient)
                 return None
             update = owner.update_of(weight)
-            _on_stream(taken[0][1], weight, lambda: taken[0][0].update(update))
+            on_stream(taken[0][1], weight, lambda: taken[0][0].update(update))
             self.updated = self.has_zero = True
             weight.grad = None  # of earlier micro-batches, which is a part of the update
             return None
         if not adding:
             self.reason = "its gradient has other parts: it is used more than once"
+            if (penalty := owner.penalty_of(weight)) is not None and penalty.scalars:
+                self.reason += (
+                    ", or has a penalty in the loss beside the l1 and l2 of its group: regularization_loss(model, "
+                    "optimizer) leaves out those that the optimizer adds"
+                )
         if self._graphs and not adding:
             self.reason = "another graph that uses it waits for its backward: evaluate under torch.no_grad()"
-        gradients = [_on_stream(stream, weight, product.gradient) for product, stream in taken]
+        gradients = [on_stream(stream, weight, product.gradient) for product, stream in taken]
         total = sum(gradients[1:], gradients[0])
         if others is not None:
             return (others + total,)
@@ -262,19 +271,24 @@ class WeightSlot:
         return None
 
 
-def _autograd_task() -> int:
+def autograd_task() -> int:
     """The number of the backward that is running on this thread; -1 for none."""
     task: int = torch._C._current_graph_task_id()
     return task
 
 
-def _is_alike(tensor: Tensor, weight: Tensor) -> bool:
-    """Whether a tensor lies as the weight does."""
-    of_tensor = tensor.layout, tensor.dtype, tensor.device, tensor.shape
-    return of_tensor == (weight.layout, weight.dtype, weight.device, weight.shape) and tensor.is_contiguous()
+def is_alike(tensor: Tensor, weight: Tensor) -> bool:
+    """Whether a tensor lies as a contiguous weight does, and has its dtype."""
+    return tensor.dtype == weight.dtype and lies_alike(tensor, weight)
 
 
-def _on_stream(stream: Any, weight: Tensor, run: Any) -> Any:
+def lies_alike(tensor: Tensor, weight: Tensor) -> bool:
+    """Whether a tensor lies as a contiguous weight does, in any dtype."""
+    of_tensor = tensor.layout, tensor.device, tensor.shape
+    return of_tensor == (weight.layout, weight.device, weight.shape) and tensor.is_contiguous()
+
+
+def on_stream(stream: Any, weight: Tensor, run: Any) -> Any:
     """Run on the stream of the layer's backward, for which the stream of the weight's gradient waits."""
     current = current_stream(weight)
     if stream == current:

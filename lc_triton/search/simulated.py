@@ -122,7 +122,9 @@ def compile_and_simulate(task: Task, device: Device, config: TileConfig) -> floa
     types: dict[str, Any] = {"dtype": dtype, "weight_dtype": weight_dtype, "batch": task.batch}
     update = STORED
     if task.states is not None:
-        update = WeightUpdate.of(RULES[task.states], False, task.geometry.out_channels, task.in_8_bits)
+        update = WeightUpdate(RULES[task.states])
+        if task.in_8_bits:
+            update = update.in_8_bits(task.geometry.out_channels)
     state_dtype = None if task.state_dtype is None else getattr(torch, task.state_dtype)
     try:
         compiled = build(task.pass_name, problem, config, device.arch, **types, update=update, state_dtype=state_dtype)

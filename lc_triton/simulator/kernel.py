@@ -25,7 +25,10 @@ Loop = tuple[int, int]
 
 # The category of an access by the kernel's argument that its address derives from.
 _CATEGORIES: dict[Pass, dict[str, str]] = {
-    "forward": {"p_x": "x", "p_w": "w", "p_scale": "w", "p_bias": "bias", "p_y": "out", "p_z": "out"},
+    "forward": {
+        **{"p_x": "x", "p_w": "w", "p_scale": "w", "p_mixing": "bias", "p_bias": "bias"},
+        **{"p_y": "out", "p_z": "out"},
+    },
     "input_grad": {"p_g": "x", "p_w": "w", "p_scale": "w", "p_bias": "bias", "p_dx": "out"},
     "weight_grad": {
         **{"p_x": "x", "p_g": "g", "p_saved": "g", "p_dw": "out", "p_db": "db", "p_dz": "dz"},

@@ -142,7 +142,8 @@ class Definition:
         def after(gradient: Tensor) -> list[Tensor]:
             exact = [t.double().clone() for t in plain_of(update)]
             added = None if update.added is None else update.added.double()
-            Update(update.rule, exact[0], tuple(exact[1:]), added).apply(gradient.clone())
+            of_exact = Update(update.rule, exact[0], tuple(exact[1:]), added, penalty=update.penalty)
+            of_exact.apply(gradient.clone())
             return exact
 
         right, *off = after(dw.exact), after(dw.exact + dw.error), after(dw.exact - dw.error)
@@ -160,6 +161,13 @@ class Definition:
                 error[i] += UNIT[state.dtype] * (right[i].abs() + error[i]) * 1.001
         names = "weight", "first", "second"
         return {name: Wanted(*both) for name, *both in zip(names, right, error, strict=False)}
+
+    def square_sum(self, x: Tensor, dz: Tensor) -> dict[str, Wanted]:
+        """The sum of the squares of the weight gradient, whose blocks are summed in any order."""
+        dw = self.weight_grad(x, dz)["dw"]
+        total = dw.exact.square().sum()
+        error = (dw.error * (2 * dw.exact.abs() + dw.error)).sum() + 64 * self.unit * total
+        return {"total": Wanted(total, error)}
 
     def _of_sum(self, size: Tensor, terms: int, rounds_weight: bool = False) -> Tensor:
         """The error of a sum of so many products whose magnitudes sum up to `size`."""

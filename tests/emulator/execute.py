@@ -13,7 +13,7 @@ from triton.runtime.errors import OutOfResources
 
 from lc_triton import launch
 from lc_triton.core.activations import LINEAR, Activation, parse_activation
-from lc_triton.core.fused import Rule, Small, Update
+from lc_triton.core.fused import Penalty, Rule, Small, Update
 from lc_triton.core.problem import Problem
 from lc_triton.optim import rules
 from lc_triton.optim.states import AMAX, CODES, NUMBERS, to_codes
@@ -167,18 +167,24 @@ class _Run:
         )
         added = states[0].to(t.weight.dtype, copy=True) if self.job.seed % 2 and states else None
         small = Small()
-        if t.weight.dtype == torch.bfloat16:
+        if t.weight.dtype == torch.bfloat16 and states:
             small = Small(torch.randint(-128, 128, t.weight.shape, generator=gen).to(torch.int8))
         if self.job.rule == IN_8_BITS:
             kept = dict(zip(NUMBERS, states, strict=True))
             to_codes(kept, t.weight)
             states, small = tuple(kept[key] for key in CODES), small._replace(amax=kept[AMAX])
-        wanted = self.definition.weight_update(t.x, t.g, Update(rule, t.weight, states, added, small=small))
+        penalty = Penalty(0.01, 0.02, non_neg=True) if self.job.seed % 3 == 1 and states else None
+        given = Update(rule, t.weight, states, added, penalty=penalty, small=small)
+        wanted = self.definition.weight_update(t.x, t.g, given)
         small = Small(*(None if kept is None else kept.clone() for kept in small))
-        update = Update(rule, t.weight.clone(), tuple(s.clone() for s in states), added, small=small)
+        copied = tuple(s.clone() for s in states)
+        update = Update(rule, t.weight.clone(), copied, added, penalty=penalty, small=small)
         launch.weight_update(t.x, t.g, update, self.problem.linear(), self.job.configs[2])
         got = dict(zip(("weight", "first", "second"), plain_of(update), strict=False))
         self.compare("weight_grad_kernel", wanted, **got)
+        if self.job.rule == "add":
+            total = launch.weight_grad_square_sum(t.x, t.g, t.weight, None, self.problem.linear(), self.job.configs[2])
+            self.compare("weight_grad_kernel", self.definition.square_sum(t.x, t.g), total=total)
 
 
 # AdamW with states in bfloat16, which are rounded stochastically.
@@ -191,6 +197,7 @@ RULES: dict[str, Rule] = {
     "sgd": rules.SGD(0.1, 0.0, 0.0, 0.01, False, True, False),
     "momentum": rules.SGD(0.1, 0.9, 0.5, 0.01, False, False, False),
     "nesterov": rules.SGD(0.1, 0.9, 0.0, 0.01, True, False, False),
+    "add": rules.Add(),
 }
 RULES[SMALL] = RULES[IN_8_BITS] = RULES["adamw"]
-STATES = {"adamw": 2, SMALL: 2, IN_8_BITS: 2, "sgd": 0, "momentum": 1, "nesterov": 1}
+STATES = {"adamw": 2, SMALL: 2, IN_8_BITS: 2, "sgd": 0, "momentum": 1, "nesterov": 1, "add": 0}

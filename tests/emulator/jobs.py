@@ -309,7 +309,7 @@ def _updates(arch: int, types: str) -> Iterator[Job]:
     count = list(TYPES).index(types) + arch // 10
     if types == "fp16":
         return
-    rules: tuple[str, ...] = "adamw", "nesterov", "adamw, small states", "momentum", "adamw", "sgd"
+    rules: tuple[str, ...] = "add", "nesterov", "adamw, small states", "momentum", "adamw", "sgd"
     if types == "bf16":  # whose masters have 24 bits
         rules = "adamw", "adamw, small states"
     for i, case in enumerate(UPDATED):

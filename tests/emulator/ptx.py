@@ -130,9 +130,12 @@ class _Body:
         register = re.match(r"\.reg \.(\w+)\s+(%?\w+)(?:<(\d+)>)?;", line)
         if register:
             kind, name, count = register.groups()
-            if count is None and self._scopes:
-                self._scopes[-1][name] = name = f"%{name.lstrip('%')}_s{self._scope_count}"
-            self.registers[name] = kind
+            if self._scopes:
+                for own in [name] if count is None else [f"{name}{i}" for i in range(int(count))]:
+                    self._scopes[-1][own] = renamed = f"%{own.lstrip('%')}_s{self._scope_count}"
+                    self.registers[renamed] = kind
+            else:
+                self.registers[name] = kind
             return True
         if line.startswith((".local", ".shared")):
             raise NotImplementedError(line)

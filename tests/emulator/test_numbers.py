@@ -4,10 +4,18 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 
 from tests.emulator.machine.order import order_of
 from tests.emulator.ptx import parse
-from tests.emulator.translate.numbers import float_to_bf16, fma64, logic_of_three, permute_bytes, round_to_tf32
+from tests.emulator.translate.numbers import (
+    float_to_bf16,
+    fma64,
+    halves_of_e4m3,
+    logic_of_three,
+    permute_bytes,
+    round_to_tf32,
+)
 
 
 def test_fma_of_float64_rounds_once():
@@ -33,6 +41,13 @@ def test_rounding_to_short_floats():
     tie = np.array([1 + 2**-11], np.float32).view(np.uint32)
     assert round_to_tf32(tie, away=True).view(np.float32).tolist() == [1 + 2**-10]
     assert round_to_tf32(tie, away=False).view(np.float32).tolist() == [1.0]
+
+
+def test_all_numbers_of_float8():
+    every = torch.arange(256, dtype=torch.uint8)
+    pairs = every.numpy().view(np.uint16)
+    wanted = every.view(torch.float8_e4m3fn).to(torch.float16).numpy()
+    np.testing.assert_array_equal(halves_of_e4m3(pairs).view(np.float16), wanted)
 
 
 def test_bytes_and_bits():
@@ -68,6 +83,7 @@ def test_labels_and_registers_of_inline_assembly_are_its_own():
   .reg .pred %p<2>;
   .reg .b32 %r<3>;
   { .reg .b32 tmp; mov.b64 {tmp, %r1}, %rd1; }
+  { .reg .b32 l<2>; add.u32 l0, l1, %r1; }
   {
   .reg .pred done;
   again:
@@ -82,7 +98,9 @@ $L:
     assert [(p.size, p.offset) for p in kernel.params] == [(8, 0), (128, 64)]
     moves, loop, branch, end = kernel.blocks[:4]
     assert moves[0].args == ["{%tmp_s1, %r1}", "%rd1"]
-    assert loop[0].guard == ("%done_s2", True)
+    assert moves[1].args == ["%l0_s2", "%l1_s2", "%r1"]
+    assert (kernel.registers["%l1_s2"], kernel.registers["%r"]) == ("b32", "b32")
+    assert loop[0].guard == ("%done_s3", True)
     assert kernel.labels[loop[0].args[0]] == 1
     assert branch[0].args == ["$L"]
     assert kernel.blocks[kernel.labels["$L"]] == end

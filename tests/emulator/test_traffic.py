@@ -38,9 +38,9 @@ OFF = {
     ("genome_1d", 32, "weight_grad"): 1.13,
     ("genome_1d", 256, "weight_grad"): 1.13,
 }
-# What takes more than 1.1 times the fewest passes of shared memory. The weight gradient sums g over the samples of
-# each step, across warps, for the bias: in the first of a tile's blocks of k, up to 13 times the passes of all else.
-BIAS_SUM = re.compile(r"(load|store) at standard\.py:\d+:\d+ @\[ weight_grad\.py:")
+# What takes more than 1.1 times the fewest passes of shared memory: for the bias, the weight gradient sums g over
+# samples across warps, once in the first of a tile's blocks of k.
+BIAS_SUM = re.compile(r"(load|store) at standard\.py:\d+:\d+ @\[ weight_(grad|block)\.py:")
 
 
 def marked(row):

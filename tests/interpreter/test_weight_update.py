@@ -7,7 +7,7 @@ import torch
 
 import lc_triton
 from lc_triton import launch
-from lc_triton.core.fused import Small, Update
+from lc_triton.core.fused import Penalty, Small, Update
 from lc_triton.core.problem import Problem
 from lc_triton.optim import rules
 from lc_triton.optim.rounding import join_master, random_bits, split_master
@@ -40,7 +40,7 @@ def case_of(name):
     return next(case for case in CASES if case.name == name)
 
 
-def hold(case, tile, rule, *, added=False, scale=None):
+def hold(case, tile, rule, *, added=False, scale=None, penalty=None):
     """Update by the kernel and by torch's operator of the definition's gradient; compare weights and states."""
     (rule, count), t = RULES[rule], tensors(case)
     gen = torch.Generator().manual_seed(1)
@@ -50,11 +50,14 @@ def hold(case, tile, rule, *, added=False, scale=None):
     more = torch.rand(t.weight.shape, generator=gen, dtype=t.weight.dtype) if added else None
     want = t.weight.clone(), *(s.clone() for s in states)
     gradient = expected(case, t)["dw"].to(t.weight.dtype)
+    if penalty is not None:
+        gradient = gradient + penalty.l1 * t.weight.sign() + 2 * penalty.l2 * t.weight
     rule.apply(want[0], (gradient + more if added else gradient) * (scale or 1.0), want[1:])
+    if penalty is not None and penalty.non_neg:
+        want[0].clamp_(min=0)
     weight, factor = t.weight.clone(), None if scale is None else torch.tensor(scale, dtype=t.weight.dtype)
-    launch.weight_update(
-        t.x, t.g, Update(rule, weight, tuple(states), more, factor), Problem(case.geometry, backend="triton"), tile
-    )
+    update = Update(rule, weight, tuple(states), more, factor, penalty)
+    launch.weight_update(t.x, t.g, update, Problem(case.geometry, backend="triton"), tile)
     for name, got, right in zip(("weight", "first", "second"), (weight, *states), want, strict=False):
         assert_close(got, right, 1e-10, name)
 
@@ -81,6 +84,44 @@ def test_adamw_with_every_kind_of_tile(case, tile):
 @pytest.mark.parametrize("tile", ["2x2", "split"])
 def test_every_rule(rule, tile):
     hold(case_of("1d"), TILES[tile], rule, added=tile == "2x2", scale=0.3)
+
+
+@pytest.mark.parametrize(
+    ("rule", "tile", "penalty"),
+    [
+        ("adamw", "2x2", Penalty(0.3, 0.2, non_neg=True)),
+        ("maximize", "split", Penalty(-0.3, 0.0)),
+        ("nesterov", "split", Penalty(0.0, 0.2, non_neg=True)),
+        ("sgd", "2x2", Penalty(non_neg=True)),
+    ],
+)
+def test_penalties(rule, tile, penalty):
+    hold(case_of("1d"), TILES[tile], rule, scale=0.3, penalty=penalty)
+
+
+@pytest.mark.parametrize(
+    ("case", "tile", "penalty"),
+    [
+        ("2d_asymmetric", "2x2", None),
+        pytest.param("2d_asymmetric", "streamed", Penalty(0.3, 0.2), marks=pytest.mark.slow),
+        ("2d_dilated_stride_gcd", "2x4_swapped", None),
+        ("1d", "split", Penalty(0.3, 0.2)),
+        ("1d", "split", None),
+        ("1d", "reduced", Penalty(0.3, 0.0)),
+        pytest.param("2d_groups", "own_windows", None, marks=pytest.mark.nightly),
+    ],
+)
+def test_the_sum_of_squares(case, tile, penalty):
+    """Of which each number of the gradient is a part once, and nothing that lies outside of the band."""
+    case = case_of(case)
+    t = tensors(case)
+    gradient, problem = expected(case, t)["dw"], Problem(case.geometry, backend="triton")
+    if penalty is not None:
+        gradient = gradient + penalty.l1 * t.weight.sign() + 2 * penalty.l2 * t.weight
+    before = t.weight.clone()
+    total = launch.weight_grad_square_sum(t.x, t.g, t.weight, penalty, problem, TILES[tile])
+    torch.testing.assert_close(total, gradient.square().sum(), rtol=1e-12, atol=0)
+    assert torch.equal(t.weight, before)
 
 
 @pytest.mark.parametrize("tile", ["2x2", "split"])
@@ -154,7 +195,21 @@ def test_states_in_8_bits_have_the_codes_of_the_cpu(case, tile):
 
 
 @pytest.mark.slow
-def test_training_with_the_kernels():
+@pytest.mark.parametrize(("tile", "of_sum"), [("2x2", torch.float16), ("split", torch.float32)], ids=str)
+def test_products_of_16_bits_are_added_in_float32(tile, of_sum):
+    """To a main_grad in float32, or to a `.grad` in 16 bits, of which the sum alone is rounded."""
+    case = case_of("2d_asymmetric")
+    t = tensors(case, torch.float16)
+    before = torch.rand(t.weight.shape, generator=torch.Generator().manual_seed(1)).to(of_sum)
+    want, total = before.double() + expected(case, t)["dw"], before.clone()
+    problem = Problem(case.geometry, backend="triton")
+    launch.weight_update(t.x, t.g, Update(rules.Add(), total, ()), problem, TILES[tile])
+    assert_close(total, want, 1e-6 if of_sum == torch.float32 else 2**-11, "sum")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("clip_norm", [None, 0.1])
+def test_training_with_the_kernels(clip_norm):
     """Layers on the Triton backend, with tiles of the model, beside torch's optimizer and the CPU path."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(
@@ -162,7 +217,8 @@ def test_training_with_the_kernels():
         lc_triton.LocalConvTranspose2d(16, 2, 2, input_size=(2, 2), bias=False),
     )
     same = copy.deepcopy(net)
-    fused, plain = lc_triton.FusedAdamW(net, lr=0.01), torch.optim.AdamW(same.parameters(), lr=0.01)
+    fused = lc_triton.FusedAdamW(net, lr=0.01, clip_norm=clip_norm)
+    plain = torch.optim.AdamW(same.parameters(), lr=0.01)
     for step in range(2):
         x = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(step))
         for model, optimizer, backend in ((net, fused, "triton"), (same, plain, "cpu")):
@@ -170,6 +226,8 @@ def test_training_with_the_kernels():
             with lc_triton.backend(backend):
                 model(x).square().mean().backward()
             assert model is same or all(layer.weight.grad is None for layer in net)
+            if model is same and clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(same.parameters(), clip_norm)
             optimizer.step()
     for p, q in zip(net.parameters(), same.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-5 * q.abs().max().item())

@@ -183,11 +183,22 @@ def test_layers_inside_models_and_wrappers_are_named_all_at_once(folder):
         ("own", ["two", 1, 9, {}], "output 9 of layer 'two' is used, which has none of that number"),
         ("two", ["encoder", 1, 0, {}], "it takes 2 input(s)"),
         ("own", ["encoder", 1, 0, {"mask": ["x", 0, 0]}], "it is called with mask=the output of 'x'"),
-        ("frozen", ["encoder", 2, 0, {"training": True}], "it is called with training=True"),
+        ("frozen", ["encoder", 2, 0, {"training": ["x", 0, 0]}], "it is called with training=the output of 'x'"),
     ],
 )
 def test_calls_that_cannot_be_are_named(layer, node, message, folder):
     assert message in refused(folder, "nested", lambda layers: layers[layer].update(inbound_nodes=[[node]]))
+
+
+def test_an_argument_that_does_not_fit_its_input_has_the_line_to_write(folder):
+    """It shows where the layer is made, as in a wrapper, not where its arguments are read."""
+
+    def change(layers):
+        layers["steps"]["config"]["layer"]["config"]["layers"][2]["config"]["kernel_size"] = [99]
+
+    message = refused(folder, "nested", change)
+    assert "layer 'steps/step/each' (LocallyConnected1D): kernel_size" in message
+    assert 'modules={"each": lambda layer: MyModule()}' in message
 
 
 def test_an_output_that_no_layer_has_is_named(folder):
@@ -205,13 +216,15 @@ def test_a_function_that_cannot_be_called_so_is_named(folder):
         ("math.pow", ["_CONSTANT_VALUE", -1, 10, {"y": 10**9}], "a power of two numbers is given to it, and no tensor"),
         ("math.multiply", ["_CONSTANT_VALUE", -1, "a", {"y": 10**9}], "a is given to it, which is no number"),
         ("math.reduce_mean", ["_CONSTANT_VALUE", -1, [1, 2], {}], "(TFOpLambda)"),
-        ("tile", ["input_1", 0, 0, {"multiples": [1], "invented": 3}], "invented"),
+        ("tile", ["input_1", 0, 0, {"multiples": [1], "invented": 3}], 'modules={"tf.tile": lambda layer: MyModule()}'),
     ):
         before = by_function[function]["inbound_nodes"]
         by_function[function]["inbound_nodes"] = [node]
         with pytest.raises(ConversionError) as raised:
             load_model(folder / "operators.weights.h5", config=config)
         assert message in str(raised.value)
+        # A module in the place of a call that no tensor reaches would have nothing to compute from.
+        assert ("modules=" in str(raised.value)) is (node[0] == "input_1")
         by_function[function]["inbound_nodes"] = before
 
 
@@ -222,6 +235,7 @@ def test_a_function_without_counterpart_is_named(folder):
 
     message = refused(folder, "keyed", change)
     assert "TensorFlow's function py_function has no counterpart here" in message
+    assert 'modules={"tf.' in message
     with pytest.raises(ValueError, match="has no counterpart here"):
         find("strings.split_all")
     assert find("compat.v1.nn.relu") is FUNCTIONS["relu"]
@@ -333,6 +347,18 @@ def test_weights_of_models_inside_models_go_into_a_net_of_ones_own(kind, folder)
     assert torch.equal(own.head["own_dense"].weight, want.own.own_dense.weight)
     assert torch.equal(own.head["own_local"].bias, want.own.own_local.bias)
     assert torch.equal(own.each.weight, want.steps.layer.each.weight)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("every_layer", "h5"), ("masked", "keras"), ("masked", "weights.h5")])
+def test_weights_go_into_a_model_that_was_read(name, kind, folder):
+    """Names that torch changes, `local.layer` and `train`, are Keras's own here; what a wrapper holds has its name."""
+    where = folder if name == "masked" else Path(__file__).parent / "saved"
+    model = load_model(where / f"{name}.h5")
+    want = {key: value.clone() for key, value in model.state_dict().items()}
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.detach().zero_()
+    load_weights(model, where / f"{name}.{kind}", config=where / f"{name}.json" if kind == "weights.h5" else None)
+    assert all(torch.equal(value, want[key]) for key, value in model.state_dict().items())
 
 
 def test_weights_need_no_configuration_that_can_be_read(folder, tmp_path):

@@ -6,6 +6,7 @@ matrix instructions and weight traffic. `tests/machine/test_gate.py` holds a par
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -28,6 +29,8 @@ from lc_triton.tiles.config import PASSES, Pass, TileConfig
 from lc_triton.tiles.device import DEVICES
 from lc_triton.tiles.footprint import loop_steps, programs
 from lc_triton.tiles.task import Task, types_of
+from tests.machine import by_rule
+from tests.machine.by_rule import RuleRow
 from tests.machine.in_flight import overwritten
 
 FILE = Path(__file__).with_name("gate.json")
@@ -78,7 +81,7 @@ def layers() -> dict[str, workloads.Workload]:
 
 
 def rows(*dtypes: str) -> list[Row]:
-    """All rows, those of the reviewed file unless other types are given."""
+    """The rows whose tiles the model picks, those of the reviewed file unless other types are given."""
     stored = [
         Row(w.name, batch, dtype, pass_name, device)
         for w in layers().values()
@@ -88,6 +91,11 @@ def rows(*dtypes: str) -> list[Row]:
         for device in DEVICE_NAMES
     ]
     return stored if dtypes else stored + updating_rows()
+
+
+def all_rows() -> list[Row | RuleRow]:
+    """The rows of the reviewed file."""
+    return [*rows(), *by_rule.rows()]
 
 
 def updating_rows() -> list[Row]:
@@ -100,8 +108,10 @@ def updating_rows() -> list[Row]:
     ]
 
 
-def figures(row: Row) -> dict[str, Any]:
+def figures(row: Row | RuleRow) -> dict[str, Any]:
     """The static figures of a row, compiled here and now."""
+    if isinstance(row, RuleRow):
+        return row.figures()
     config, device = row.config, DEVICES[row.device]
     problem = Problem(row.task.geometry, backend="triton", precision=row.task.precision)
     types = {"dtype": getattr(torch, row.task.dtype), "weight_dtype": getattr(torch, row.task.weight_dtype)}
@@ -158,8 +168,22 @@ def wants_wgmma(row: Row) -> bool:
     return DEVICES[row.device].arch == 90 and row.task.itemsize == 2 and config.dot and wide
 
 
-def faults(row: Row, found: dict[str, Any], reviewed: dict[str, Any] | None) -> list[str]:
+def faults(row: Row | RuleRow, found: dict[str, Any], reviewed: dict[str, Any] | None) -> list[str]:
     """What is wrong with a row by itself, and what is worse than in the reviewed file."""
+    wrong = row.faults(found) if isinstance(row, RuleRow) else faults_of_chosen(row, found)
+    if reviewed is not None:
+        for name in ("registers", "shared_bytes", "weight_traffic"):
+            if found.get(name, 0) > reviewed.get(name, 0):
+                wrong.append(f"{name} {found[name]}, reviewed {reviewed[name]}")
+        for name in ("wgmma", "weight_bits"):
+            if found[name] < reviewed[name]:
+                wrong.append(f"{name} {found[name]}, reviewed {reviewed[name]}")
+    tile = "by rule" if isinstance(row, RuleRow) else row.config
+    return [f"{row}: {w} ({tile})" for w in wrong]
+
+
+def faults_of_chosen(row: Row, found: dict[str, Any]) -> list[str]:
+    """What is wrong by itself with a row whose tile the model picks."""
     wrong = []
     device = DEVICES[row.device]
     planned = space.resident(row.task, device, row.config)
@@ -177,14 +201,7 @@ def faults(row: Row, found: dict[str, Any], reviewed: dict[str, Any] | None) -> 
         wrong.append(f"weights move {found['weight_traffic']} times")
     if wants_wgmma(row) and not found["wgmma"]:
         wrong.append("no wgmma")
-    if reviewed is not None:
-        for name in ("registers", "shared_bytes", "weight_traffic"):
-            if found[name] > reviewed[name]:
-                wrong.append(f"{name} {found[name]}, reviewed {reviewed[name]}")
-        for name in ("wgmma", "weight_bits"):
-            if found[name] < reviewed[name]:
-                wrong.append(f"{name} {found[name]}, reviewed {reviewed[name]}")
-    return [f"{row}: {w} ({row.config})" for w in wrong]
+    return wrong
 
 
 def reviewed() -> dict[str, Any]:
@@ -193,10 +210,14 @@ def reviewed() -> dict[str, Any]:
     return content
 
 
-def write() -> int:
-    """Build all, write the file, and say what is wrong or worse: the file's diff is for a person to review."""
-    everything = rows()
-    once = {row.kernel: row for row in everything}
+def check(only: str | None) -> int:
+    """Build, and say what is wrong or worse; all rows are written to the file, whose diff is for a person to review.
+
+    Args:
+        only: in the name of a row, so that the others are left out, and the file as it is; None for all rows.
+    """
+    chosen = [row for row in all_rows() if only is None or only in str(row)]
+    once = {row.kernel: row for row in chosen}
     with ProcessPoolExecutor() as pool:
         built = dict(
             zip(
@@ -209,14 +230,17 @@ def write() -> int:
     same_triton = before.get("triton") == triton.__version__
     lines = [f'"triton": "{triton.__version__}"']
     wrong = []
-    for row in everything:
+    for row in chosen:
         found = built[row.kernel]
         wrong += faults(row, found, before.get(str(row)) if same_triton else None)
         lines.append(f'"{row}": {json.dumps(found)}')
-    FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    print("\n".join(wrong) or f"{len(everything)} rows, {len(once)} builds: none wrong, none worse")
+    if only is None:
+        FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    print("\n".join(wrong) or f"{len(chosen)} rows, {len(once)} builds: none wrong, none worse")
     return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    sys.exit(write())
+    parser = argparse.ArgumentParser(prog="python -m tests.machine.gate", description=__doc__)
+    parser.add_argument("--only", metavar="TEXT", help="check the rows with this in their name, and write nothing")
+    sys.exit(check(parser.parse_args().only))

@@ -3,14 +3,11 @@
 import pytest
 import torch
 
-from lc_triton.core.activations import Activation
 from lc_triton.core.geometry import Geometry
-from lc_triton.core.problem import Problem
-from lc_triton.launch import four_bits
-from lc_triton.launch.absent import compile_call
 from lc_triton.launch.build import machine_code
 from lc_triton.launch.ptx_scan import marks
 from lc_triton.tiles.device import DEVICES
+from tests.machine.by_rule import of_four_bits
 from tests.machine.in_flight import overwritten
 from tests.pairwise import pairwise
 
@@ -30,29 +27,9 @@ DTYPES = [(torch.bfloat16, "ieee"), (torch.float16, "ieee"), (torch.float32, "tf
 DTYPES.append((torch.float64, "ieee"))
 
 
-def compiled(pass_name, layer, dtype_and_precision, arch, monkeypatch):
+def compiled(pass_name, layer, dtype_and_precision, arch):
     """The kernel that a launch on tensors without memory would run, and its tile."""
-    (batch, geo), (dtype, precision) = layer, dtype_and_precision
-    problem = Problem(geo, Activation("relu"), "triton", precision)
-
-    def empty(*shape, dtype=dtype):
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    x, y = empty(batch, *geo.in_spatial, geo.in_channels), empty(batch, *geo.out_spatial, geo.out_channels)
-    weight = empty(*geo.weight_shape[:-1], -(-geo.out_channels // 2), dtype=torch.uint8)
-    scale = empty(*geo.out_spatial, -(-geo.window // 32), geo.out_channels, dtype=torch.float32)
-    found = []
-
-    def prepare(launches, kernel, grid, config, tensors, constants, device):
-        found.append((compile_call(kernel, config, arch, *tensors, *constants), config))
-        return lambda *tensors: None
-
-    monkeypatch.setattr(four_bits, "prepare", prepare)
-    if pass_name == "forward":
-        four_bits.four_bits_forward(x, weight, scale, y[0], y, problem)
-    else:
-        four_bits.four_bits_input_grad(y, weight, scale, x, problem.linear())
-    return found[0]
+    return of_four_bits(pass_name, *layer, *dtype_and_precision, arch)
 
 
 ROWS = pairwise(PASSES, LAYERS, DTYPES, ["a100", "h100", "b200"])
@@ -62,8 +39,8 @@ ROWS = pairwise(PASSES, LAYERS, DTYPES, ["a100", "h100", "b200"])
     ("pass_name", "layer", "dtype", "name"),
     [pytest.param(*row, marks=() if n % 6 == 0 else pytest.mark.nightly) for n, row in enumerate(ROWS)],
 )
-def test_registers_and_marks(pass_name, layer, dtype, name, monkeypatch):
-    kernel, config = compiled(pass_name, layer, dtype, DEVICES[name].arch, monkeypatch)
+def test_registers_and_marks(pass_name, layer, dtype, name):
+    kernel, config = compiled(pass_name, layer, dtype, DEVICES[name].arch)
     code = machine_code(pass_name, kernel)
     assert code.spills == 0, (config, code)
     assert code.shared_bytes <= DEVICES[name].shared_bytes
@@ -74,8 +51,8 @@ def test_registers_and_marks(pass_name, layer, dtype, name, monkeypatch):
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
-def test_bytes_are_loaded_wide(pass_name, monkeypatch):
-    kernel, _ = compiled(pass_name, LAYERS[0], DTYPES[0], 90, monkeypatch)
+def test_bytes_are_loaded_wide(pass_name):
+    kernel, _ = compiled(pass_name, LAYERS[0], DTYPES[0], 90)
     code = machine_code(pass_name, kernel)
     assert code.wgmma > 0
     assert code.weight_bits >= 64  # two tiles of 32 and 64 filters: 16 and 32 bytes a row

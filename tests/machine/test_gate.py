@@ -3,7 +3,8 @@
 import pytest
 import triton
 
-from tests.machine.gate import DEVICE_NAMES, DTYPES, Row, faults, figures, reviewed, rows, updating_rows
+from tests.machine import by_rule
+from tests.machine.gate import DEVICE_NAMES, DTYPES, Row, all_rows, faults, figures, reviewed, rows, updating_rows
 
 # Where x in bfloat16 and float32 weights are short of registers: both operands pass through them, or dw is float32.
 MIXED = [
@@ -26,9 +27,18 @@ UPDATING = Row("yolov1_local", 64, "bfloat16/float32", "weight_grad", "h100", "a
 # Of each layer the last one: of most samples, a weight gradient.
 LARGEST = {row.workload: row for row in CHOSEN if row.update == "none"}
 
+# What every run builds of the kernels whose tiles follow from a rule: one of each.
+RULED = [
+    by_rule.RuleRow("table", "lrlc_l2", 64, "bfloat16", "weight_grad", "h100"),
+    by_rule.RuleRow("four_bits", "lrlc_l2", 64, "bfloat16", "input_grad", "h100"),
+    by_rule.RuleRow("low_rank4", "lrlc_l2", 64, "bfloat16", "forward", "h100"),
+]
+
 
 def marks(row):
     """What every run builds: of each layer one row, the regimes in bfloat16 for sm_90, one pass for other devices."""
+    if isinstance(row, by_rule.RuleRow):
+        return () if row in RULED else pytest.mark.nightly
     regime = (row.workload, row.batch) in REGIMES and (row.dtype, row.device) == ("bfloat16", "h100")
     other = (row.dtype, row.device) in OTHERS and " forward " not in str(row) and row.update == "none"
     return () if regime or other or row in [*LARGEST.values(), *MIXED, UPDATING] else pytest.mark.nightly
@@ -40,7 +50,7 @@ def test_at_most_180_builds():
 
 @pytest.mark.compile
 @pytest.mark.slow
-@pytest.mark.parametrize("row", [pytest.param(row, marks=marks(row)) for row in ONCE], ids=str)
+@pytest.mark.parametrize("row", [pytest.param(row, marks=marks(row)) for row in [*ONCE, *by_rule.rows()]], ids=str)
 def test_no_figure_is_worse_than_reviewed(row):
     on_file = reviewed()
     assert str(row) in on_file, "run `make gate`, and review the file it writes"
@@ -52,8 +62,8 @@ def test_no_figure_is_worse_than_reviewed(row):
 @pytest.mark.slow
 def test_the_file_has_every_row_and_none_is_wrong():
     on_file = reviewed()
-    assert {str(row) for row in rows()} == on_file.keys() - {"triton"}
-    assert not [fault for row in rows() for fault in faults(row, on_file[str(row)], None)]
+    assert {str(row) for row in all_rows()} == on_file.keys() - {"triton"}
+    assert not [fault for row in all_rows() for fault in faults(row, on_file[str(row)], None)]
 
 
 def test_what_counts_as_worse():

@@ -3,16 +3,12 @@
 import pytest
 import torch
 
-from lc_triton.core.activations import Activation
-from lc_triton.core.geometry import Geometry
-from lc_triton.core.problem import Problem
 from lc_triton.launch import gather
-from lc_triton.launch.absent import compile_call
 from lc_triton.launch.build import machine_code
 from lc_triton.launch.ptx_scan import marks
-from lc_triton.ops.gather_passes import readers_of
 from lc_triton.tiles.config import PASSES
 from lc_triton.tiles.device import DEVICES
+from tests.machine.by_rule import of_table
 from tests.machine.in_flight import overwritten
 from tests.pairwise import pairwise
 
@@ -29,32 +25,9 @@ DTYPES = [
 ]
 
 
-def compiled(pass_name, sizes, dtypes, arch, monkeypatch):
+def compiled(pass_name, sizes, dtypes, arch):
     """The kernel that a launch on tensors without memory would run, and its tile."""
-    batch, taps, channels, filters = sizes
-    dtype, weight_dtype, precision = dtypes
-    neighbours = torch.arange(40 * taps).view(40, taps) % 100
-    rows, first, readers, most = readers_of(neighbours, 100)
-    index = gather.Index(100, rows.to("meta"), first.to("meta"), readers.to("meta"), most)
-    geometry = Geometry.make((40 * taps,), channels, filters, taps, stride=taps)
-    problem = Problem(geometry, Activation("relu"), "triton", precision)
-    x, y = (torch.empty(batch, *size, dtype=dtype, device="meta") for size in ((100, channels), (40, filters)))
-    weight = torch.empty(40, taps, channels, filters, dtype=weight_dtype, device="meta")
-    bias = torch.empty(40, filters, dtype=weight_dtype, device="meta")
-    found = []
-
-    def prepare(launches, kernel, grid, config, tensors, constants, device):
-        found.append((compile_call(kernel, config, arch, *tensors, *constants), config))
-        return lambda *tensors: None
-
-    monkeypatch.setattr(gather, "prepare", prepare)
-    if pass_name == "forward":
-        gather.gather_forward(x, weight, bias, y, None, index, problem)
-    elif pass_name == "input_grad":
-        gather.gather_input_grad(y, weight, x, index, problem.linear())
-    else:
-        gather.gather_weight_grad(x, y, weight, index, problem.linear())
-    return found[0]
+    return of_table(pass_name, sizes, *dtypes, arch)
 
 
 ROWS = pairwise(PASSES, SIZES, DTYPES, ["a100", "h100", "b200"])
@@ -64,8 +37,8 @@ ROWS = pairwise(PASSES, SIZES, DTYPES, ["a100", "h100", "b200"])
     ("pass_name", "sizes", "dtypes", "name"),
     [pytest.param(*row, marks=() if n % 4 == 0 else pytest.mark.nightly) for n, row in enumerate(ROWS)],
 )
-def test_registers_and_marks(pass_name, sizes, dtypes, name, monkeypatch):
-    kernel, config = compiled(pass_name, sizes, dtypes, DEVICES[name].arch, monkeypatch)
+def test_registers_and_marks(pass_name, sizes, dtypes, name):
+    kernel, config = compiled(pass_name, sizes, dtypes, DEVICES[name].arch)
     code = machine_code(pass_name, kernel)
     assert code.spills == 0, (config, code)
     assert code.shared_bytes <= DEVICES[name].shared_bytes
@@ -77,8 +50,8 @@ def test_registers_and_marks(pass_name, sizes, dtypes, name, monkeypatch):
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
-def test_whole_rows_of_sites_are_copied_128_bits_at_a_time(pass_name, monkeypatch):
-    kernel, _ = compiled(pass_name, SIZES[0], DTYPES[0], 90, monkeypatch)
+def test_whole_rows_of_sites_are_copied_128_bits_at_a_time(pass_name):
+    kernel, _ = compiled(pass_name, SIZES[0], DTYPES[0], 90)
     code = machine_code(pass_name, kernel)
     assert max(code.async_bits, code.load_bits) == 128
     assert code.weight_bits == 128

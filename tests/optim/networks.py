@@ -50,12 +50,12 @@ def loss_of(net, x):
     return (net(x) - x.flatten(1)[:, :3]).square().mean()
 
 
-def train(runs, steps):
-    """Steps of models by optimizers, with the same float64 batches."""
+def train(runs, steps, dtype=torch.float64):
+    """Steps of models by optimizers, with the same batches."""
     for step in steps:
         for model, optimizer in runs:
             optimizer.zero_grad()
-            loss_of(model, batch(step, torch.float64)).backward()
+            loss_of(model, batch(step, dtype)).backward()
             optimizer.step()
 
 

@@ -328,6 +328,30 @@ def test_a_distributed_checkpoint_goes_on_to_the_bit(tmp_path):
     assert other[0].weight.grad is None
 
 
+@pytest.mark.parametrize(("saved", "loaded"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_a_distributed_checkpoint_of_states_of_another_dtype(saved, loaded, tmp_path):
+    """They are rounded when they are loaded or used; weights, step and options are what they were."""
+    runs = []
+    for states in (saved, loaded):
+        net = network()
+        runs.append((net, FusedAdamW(net, lr=0.01 if states == saved else 0.5, states=states, l2=0.01)))
+    (net, optimizer), (other, resumed) = runs
+    train(runs[:1], range(2), torch.float32)
+    for run, move in ((runs[0], dcp.save), (runs[1], dcp.load)):
+        model, optim = get_state_dict(*run)
+        move({"model": model, "optim": optim}, checkpoint_id=tmp_path, no_dist=True)
+    set_state_dict(other, resumed, model_state_dict=model, optim_state_dict=optim)
+    assert resumed.param_groups[0]["lr"] == 0.01
+    for p, q in zip(net.parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q)
+        assert optimizer.state[p]["step"] == resumed.state[q]["step"] == 2
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(*(state[key].to(torch.bfloat16) for state in (optimizer.state[p], resumed.state[q])))
+    train(runs, [2], torch.float32)
+    assert {str(resumed.state[w]["exp_avg"].dtype) for w in weights(other)} == {f"torch.{loaded}"}
+    assert_same(net, other, 1e-2)
+
+
 def test_hooks_of_a_step_run_once():
     torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])  # which makes torch wrap its own step
     layer = LocalConv2d(1, 2, 2, input_size=3)

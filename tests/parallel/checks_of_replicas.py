@@ -1,5 +1,7 @@
 """What every rank has is the same on every rank, drawn once for all; and what finds where it is not."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -140,3 +142,27 @@ def check_wrong_calls_are_found_on_all_ranks(mesh, folder):
                 layer(x)
     finally:
         dist.set_debug_level(level)
+
+
+def check_accumulated_gradients_are_averaged(mesh, folder):
+    """By DistributedDataParallel, which reads `.grad` after each backward that is not inside `no_sync()`."""
+    rank = mesh.get_local_rank()
+    for options in ({}, {"gradient_as_bucket_view": True}, {"find_unused_parameters": True}):
+        models = []
+        for accumulates in (True, False):
+            torch.manual_seed(0)
+            layers = (
+                lc_triton.LocalConv2d(2, 4, 3, input_size=(5, 4)),
+                lc_triton.LocalConv2d(4, 3, 2, input_size=(3, 2)),
+            )
+            model = nn.Sequential(layers[0], nn.Tanh(), layers[1]).double()
+            if accumulates:
+                lc_triton.accumulate_gradients(model)
+            models.append(nn.parallel.DistributedDataParallel(model, process_group=mesh.get_group(), **options))
+        for step in range(6):
+            x = torch.randn(2, 2, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(10 * step + rank))
+            for model in models:
+                with model.no_sync() if step % 3 < 2 else nullcontext():
+                    model(x).square().sum().backward()
+        for p, q in zip(*(model.parameters() for model in models), strict=True):
+            assert_close(p.grad, q.grad, 1e-12)

@@ -16,7 +16,7 @@ import lc_triton
 from lc_triton.errors import OptimizerStepError
 from lc_triton.parallel import PositionParallel, clip_grad_norm_
 from tests.cases import assert_close
-from tests.parallel.networks import data, full, network, shared
+from tests.parallel.networks import WAYS, data, full, network, shared
 
 BATCHES = [data(3, batch=4).roll(i) for i in range(20)]
 
@@ -34,6 +34,10 @@ def train(net, optimizer, batches=BATCHES, clip=None):
 
 def adamw(net, **kwargs):
     return torch.optim.AdamW(net.parameters(), 0.01, **kwargs)
+
+
+def fused_adamw(net):
+    return lc_triton.FusedAdamW(net, 0.01, l2=0.01)
 
 
 def by_kind(net, **kwargs):
@@ -76,14 +80,30 @@ def check_which_optimizers_take_both_kinds(mesh, folder):
             train(net, adamw(net, **option), BATCHES[:1])
 
 
+FUSED = (
+    (lc_triton.FusedAdamW, {"lr": 0.01}),
+    (lc_triton.FusedAdamW, {"lr": 0.01, "l1": 0.01, "l2": 0.1, "non_neg": True}),
+    (lc_triton.FusedSGD, {"lr": 0.1, "momentum": 0.9, "accumulate": 2}),
+)
+
+
 def check_fused_optimizers(mesh, folder):
     """Weights that ranks share are updated in step(), each rank its part; clip_norm does not take them."""
-    alone = network(rows=3)
-    want = train(alone, adamw(alone), BATCHES[:3])
+    for way, (cls, options) in zip(WAYS, FUSED, strict=True):
+        alone, net = network(rows=3), shared(mesh, network(rows=3), way)
+        for model in (alone, net):
+            optimizer = cls(model, **options)
+            for i, x in enumerate(BATCHES[:4]):
+                model(x).square().mean().backward()
+                if (i + 1) % options.get("accumulate", 1) == 0:
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")  # of the stored gradients
+                        optimizer.step()
+                    optimizer.zero_grad()
+        assert_same(map(full, net.parameters()), alone.parameters(), way)
+        states = [value for state in optimizer.state.values() for value in state.values() if value.ndim]
+        assert sum(isinstance(value, DTensor) for value in states) == 4 * (1 + (cls is lc_triton.FusedAdamW))
     net = shared(mesh, network(rows=3))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the stored gradients
-        assert_same(train(net, lc_triton.FusedAdamW(net, 0.01), BATCHES[:3]), want)
     with pytest.raises(OptimizerStepError, match=r"weight is not updated: its gradient is spread over ranks"):
         train(net, lc_triton.FusedAdamW(net, 0.01, clip_norm=1.0), BATCHES[:1])
 
@@ -110,23 +130,27 @@ def state_of(net, optimizer):
 
 
 def check_a_checkpoint_is_read_by_another_number_of_ranks(mesh, folder):
-    alone = network(rows=3)
-    want = train(alone, adamw(alone), BATCHES[:5])
-    net = shared(mesh, network(rows=3))
-    optimizer = adamw(net)
-    train(net, optimizer, BATCHES[:3])
-    dcp.save(state_of(net, optimizer), checkpoint_id=f"{folder}/checkpoint")
+    """By torch's optimizer and by ours; of ours, also from one rank by all, whose states are then DTensors."""
     two = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "positions"))["positions"]
-    for make in (lambda: shared(two, network(rows=3)), lambda: network(rows=3), lambda: shared(mesh, network(rows=3))):
-        net = make()
-        with torch.no_grad():
-            for p in net.parameters():
-                p.zero_()
-        optimizer = adamw(net)
-        state = state_of(net, optimizer)
-        dcp.load(state, checkpoint_id=f"{folder}/checkpoint")
-        set_state_dict(net, optimizer, model_state_dict=state["model"], optim_state_dict=state["optim"])
-        assert_same(train(net, optimizer, BATCHES[3:5]), want)
+    makes = (lambda: shared(mesh, network(rows=3))), (lambda: shared(two, network(rows=3))), (lambda: network(rows=3))
+    for begin, make_optimizer in ((0, adamw), (0, fused_adamw), (2, fused_adamw)):
+        alone = network(rows=3)
+        want = train(alone, make_optimizer(alone), BATCHES[:5])
+        net = makes[begin]()
+        optimizer = make_optimizer(net)
+        train(net, optimizer, BATCHES[:3])
+        path = f"{folder}/checkpoint-{begin}-{make_optimizer.__name__}"
+        dcp.save(state_of(net, optimizer), checkpoint_id=path)
+        for make in makes:
+            net = make()
+            with torch.no_grad():
+                for p in net.parameters():
+                    p.zero_()
+            optimizer = make_optimizer(net)
+            state = state_of(net, optimizer)
+            dcp.load(state, checkpoint_id=path)
+            set_state_dict(net, optimizer, model_state_dict=state["model"], optim_state_dict=state["optim"])
+            assert_same(train(net, optimizer, BATCHES[3:5]), want)
 
 
 def halves(batches, mesh):

@@ -131,14 +131,21 @@ class Rectify(nn.Module):
 
 
 class Softmax(nn.Module):
-    """Softmax over several axes at once."""
+    """Softmax over one axis, or over several at once, of what a mask leaves."""
+
+    takes_mask = True
 
     def __init__(self, axes: tuple[int, ...]) -> None:
         super().__init__()
         self.axes = axes
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The softmax of x."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The softmax of x; the mask has its shape, or one that is broadcast to it."""
+        if mask is not None:
+            large = torch.finfo(x.dtype).min if x.dtype == torch.float16 else -1e9
+            x = x + (~mask).to(x.dtype) * large
+        if len(self.axes) == 1:
+            return x.softmax(self.axes[0])
         return (x - x.logsumexp(self.axes, keepdim=True)).exp()
 
     def extra_repr(self) -> str:
@@ -236,13 +243,15 @@ class ThresholdedReLUArguments(Arguments):
 class SoftmaxArguments(Arguments):
     """`Softmax`."""
 
+    call_arguments = frozenset({"mask"})
+
     axis: Axes = (-1,)
 
     def module(self, place: Place) -> nn.Module:
         """See the base."""
         # As the activation of another layer, it stands nowhere; its axes are checked when it is called.
         axes = {positive_axis(axis, len(place.shape) + 1) for axis in self.axis} if place.shapes else set(self.axis)
-        return nn.Softmax(*axes) if len(axes) == 1 else Softmax(tuple(sorted(axes)))
+        return Softmax(tuple(sorted(axes)))
 
 
 CLASSES: dict[str, type[Arguments]] = {

@@ -271,7 +271,7 @@ class MultiHeadAttentionArguments(Arguments):
 class AttentionArguments(Arguments):
     """`Attention` and `AdditiveAttention`."""
 
-    call_arguments = _CALL
+    call_arguments = _CALL | {"mask"}
 
     use_scale: StrictBool | None = None
     score_mode: Literal["dot", "concat"] = "dot"

@@ -7,9 +7,14 @@ from pydantic import ValidationError
 from lc_triton.keras.saved import (
     activated,
     activation,
+    added,
     attention,
+    bidirectional,
+    categories,
+    cells,
     convolution,
     convolutional_lstm,
+    einsum,
     embedding,
     group_normalization,
     merging,
@@ -21,6 +26,7 @@ from lc_triton.keras.saved import (
     recurrent,
     resizing,
     shaping,
+    spectral,
     transposed,
     wrapping,
 )
@@ -30,7 +36,10 @@ from lc_triton.keras.saved.spec import LayerSpec
 CLASSES: dict[str, type[Arguments]] = {
     **convolution.CLASSES,
     **transposed.CLASSES,
+    **einsum.CLASSES,
     **recurrent.CLASSES,
+    **cells.CLASSES,
+    **bidirectional.CLASSES,
     **convolutional_lstm.CLASSES,
     **embedding.CLASSES,
     **activation.CLASSES,
@@ -40,10 +49,13 @@ CLASSES: dict[str, type[Arguments]] = {
     **shaping.CLASSES,
     **resizing.CLASSES,
     **noise.CLASSES,
+    **added.CLASSES,
     **preprocessing.CLASSES,
+    **categories.CLASSES,
     **merging.CLASSES,
     **attention.CLASSES,
     **wrapping.CLASSES,
+    **spectral.CLASSES,
     **operations.CLASSES,
 }
 

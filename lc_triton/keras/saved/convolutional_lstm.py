@@ -29,6 +29,7 @@ class ConvLSTM(Trained):
     """
 
     takes_mask = True
+    time_major = False
 
     def __init__(
         self,

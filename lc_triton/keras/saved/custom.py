@@ -92,15 +92,22 @@ _MOST_IN_HINT = 4
 
 
 def hint(spec: ModelSpec, layers: list[tuple[Names, LayerSpec]], known: Container[str]) -> str:
-    """The line to write for layers that cannot be read; those of classes that are known here go by their names."""
+    """The line to write for layers that cannot be read; those of classes that are known here go by their names.
+
+    Nothing for calls that no tensor reaches: a module would have nothing to compute from.
+    """
     count = Counter(layer.name for _, layer in spec.walk())
     keys = []
     for path, layer in layers:
+        if layer.calls and not any(list(call.refs()) for call in layer.calls):
+            continue
         own = layer.class_name not in known and layer.class_name != "Lambda"
         name = layer.name if count[layer.name] == 1 else "/".join(path)
         keys.append(layer.class_name if own else name)
     entries = [f'"{key}": lambda layer: MyModule()' for key in dict.fromkeys(keys)]
     entries = entries[:_MOST_IN_HINT] + ["..."] * (len(entries) > _MOST_IN_HINT)
+    if not entries:
+        return ""
     return (
         f". A torch module of yours can take a layer's place: load_model(path, modules={{{', '.join(entries)}}}), or "
         "lc-triton convert --modules FILE.py, a file that assigns these modules"
@@ -133,10 +140,6 @@ class Called(nn.Module):
         return getattr(self.function, "__name__", repr(self.function))
 
 
-# On a module of a user's own: the class of the layer whose place it takes.
-STANDS_FOR = "stands_for"
-
-
 def make(factory: Factory, layer: KerasLayer) -> nn.Module:
     """The module of a factory, on the CPU with its own numbers.
 
@@ -151,7 +154,7 @@ def make(factory: Factory, layer: KerasLayer) -> nn.Module:
         raise ConversionError(name=name, reason=reason) from error
     if callable(made) and not isinstance(made, type):
         module = made if isinstance(made, nn.Module) else Called(made)
-        setattr(module, STANDS_FOR, layer.class_name)
+        setattr(module, masks.STANDS_FOR, layer.class_name)
         return module
     reason = f"its factory of modules= made a {type(made).__name__}, no torch module and no function of tensors"
     raise ConversionError(name=name, reason=reason)

@@ -81,7 +81,7 @@ def output(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
         sizes = module.compute_output_shape((None, *args[0].shape[1:]))[1:]
         dtype = next(module.parameters()).dtype
         return torch.empty(len(args[0]), *(s for s in sizes if s is not None), dtype=dtype, device="meta"), (None,)
-    if any(hasattr(inner, custom.STANDS_FOR) for inner in module.modules()):
+    if any(hasattr(inner, masks.STANDS_FOR) for inner in module.modules()):
         return custom.output(module, args, kwargs, here)
     with torch.no_grad(), torch.device("meta"):
         return masks.call(module.eval(), args, kwargs, here)

@@ -31,6 +31,7 @@ def in_order(wanted: list[Slot]) -> list[Slot]:
 
 def misfits(layer: str, wanted: list[Slot], found: list[Array]) -> list[str]:
     """What keeps the arrays of a file from going into a layer."""
+    wanted = _held(wanted, found)
     if len(wanted) != len(found):
         names = ", ".join(slot.name for slot in wanted)
         return [f"layer {layer!r} has {len(found)} array(s) in the file, not {len(wanted)} ({names})"]
@@ -47,6 +48,7 @@ def misfits(layer: str, wanted: list[Slot], found: list[Array]) -> list[str]:
 
 def paired(wanted: list[Slot], found: list[Array]) -> list[tuple[Slot, Array]]:
     """Each array with its slot: in order, and in the order of each part where the file knows parts."""
+    wanted = _held(wanted, found)
     if not found or found[0].part is None:
         return list(zip(wanted, found, strict=True))
     by_part: dict[str, list[Array]] = {}
@@ -54,6 +56,11 @@ def paired(wanted: list[Slot], found: list[Array]) -> list[tuple[Slot, Array]]:
         by_part.setdefault(array.part or "", []).append(array)
     queues = {part: iter(arrays) for part, arrays in by_part.items()}
     return [(slot, next(queues[slot.part])) for slot in wanted]
+
+
+def _held(wanted: list[Slot], found: list[Array]) -> list[Slot]:
+    """The slots that a file has arrays for: one that knows no parts holds an array once."""
+    return [slot for slot in wanted if not (slot.again and found and found[0].part is None)]
 
 
 def check_computed(pairs: list[tuple[Slot, Array]]) -> None:

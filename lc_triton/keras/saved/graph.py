@@ -97,11 +97,14 @@ class Functional(nn.Module):
             self._steps.append(Step(names[call.ref.layer], args, kwargs, call.outputs))
             start = len(places)
             places |= {call.ref._replace(output=i): start + i for i in range(call.outputs)}
-        # Layers that Keras calls with training=False, pretrained ones, stay as they are in evaluation.
-        self._evaluated = [names[name] for name in evaluated(spec)]
+        # Layers that Keras calls with training=False, pretrained ones, stay as they are in evaluation; those that it
+        # calls with training=True, dropout that samples, as they are in training.
+        self._evaluated = [names[name] for name in always(spec, training=False)]
+        self._trained = [names[name] for name in always(spec, training=True)]
         self._outputs = tuple(places[ref] for ref in spec.outputs)
         self._flat_outputs = tuple(places[ref] for ref in spec.flat_outputs)
-        self.makes_mask = masking.makes_mask(self)
+        named = any(step.kwargs.get("mask") is not None for step in self._steps)
+        self.makes_mask = named or masking.makes_mask(self)
 
     def forward(self, *inputs: Any, masks: Masks | None = None) -> Any:
         """The model's output, or outputs, for its inputs in Keras's order; with their masks, masks of outputs too."""
@@ -130,10 +133,12 @@ class Functional(nn.Module):
         reset_states(self)
 
     def train(self, mode: bool = True) -> Functional:
-        """Set the mode of all layers but those that Keras calls with `training=False`."""
+        """Set the mode of all layers but those that Keras calls with `training=False`, or with `training=True`."""
         super().train(mode)
         for name in self._evaluated:
             getattr(self, name).eval()
+        for name in self._trained:
+            getattr(self, name).train()
         return self
 
     def _ordered(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -158,10 +163,10 @@ class Functional(nn.Module):
 Model = Sequential | Functional
 
 
-def evaluated(spec: ModelSpec) -> list[str]:
-    """The layers all of whose calls are given `training=False`."""
+def always(spec: ModelSpec, *, training: bool) -> list[str]:
+    """The layers all of whose calls are given the same `training`."""
     layers = [layer for layer in spec.layers if layer.class_name != "InputLayer"]
-    return [layer.name for layer in layers if all(call.kwargs.get("training") is False for call in layer.calls)]
+    return [layer.name for layer in layers if all(call.kwargs.get("training") is training for call in layer.calls)]
 
 
 def flat(output: Any, count: int | None = None) -> list[Any]:
@@ -222,7 +227,17 @@ def attribute_names(names: list[str]) -> dict[str, str]:
     return found
 
 
-_TAKEN = {*vars(nn.Module()), "keras", "_steps", "_outputs", "_flat_outputs", "_evaluated", "training", "makes_mask"}
+_TAKEN = {
+    *vars(nn.Module()),
+    "keras",
+    "_steps",
+    "_outputs",
+    "_flat_outputs",
+    "_evaluated",
+    "_trained",
+    "training",
+    "makes_mask",
+}
 
 
 def reset_states(model: nn.Module) -> None:

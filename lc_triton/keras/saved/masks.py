@@ -36,6 +36,9 @@ PASSES = frozenset(
 
 _PASSES_HERE = "passes_mask"
 
+# On a module of a user's own: the class of the layer whose place it takes.
+STANDS_FOR = "stands_for"
+
 
 def mark(module: nn.Module, class_name: str) -> None:
     """Note on a module that it hands masks on, if its Keras class does."""
@@ -57,6 +60,9 @@ def call(
             return module(*args, **kwargs), (None,)
         output, found = module(*args, **kwargs, masks=masks)
         return output, found
+    if "mask" in kwargs and not hasattr(module, STANDS_FOR):  # what a call is given stands before what inputs bring
+        kwargs = dict(kwargs)
+        masks = _explicit(kwargs.pop("mask"), masks)
     given = masks[0] if len(masks) == 1 else masks
     if getattr(module, "takes_mask", False) and any(mask is not None for mask in masks) and "mask" not in kwargs:
         output = module(*args, **kwargs, mask=given)
@@ -66,6 +72,13 @@ def call(
         made: Mask = module.output_mask(args, masks)  # type: ignore[operator]  # a method, by the module's contract
         return output, (made,)
     return output, (masks[0] if masks and getattr(module, _PASSES_HERE, False) else None,)
+
+
+def _explicit(given: Any, masks: tuple[Mask, ...]) -> tuple[Mask, ...]:
+    """The masks of a call's inputs where the call names them: that of the first, or a list."""
+    found = [*given] if isinstance(given, (list, tuple)) else [given]
+    found += [None] * (len(masks) - len(found))
+    return tuple(mask if mask is None else mask.bool() for mask in found)
 
 
 class Masking(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,9 +13,34 @@ from lc_triton.keras.saved.hdf5 import Array
 from lc_triton.keras.saved.names import numbered
 from lc_triton.keras.saved.slots import Slot
 from lc_triton.keras.saved.spec import LayerSpec
-from lc_triton.keras.saved.weights import Origin
+from lc_triton.keras.saved.weights import Origin, is_made_of_layers, read_layers, slots
+from lc_triton.keras.saved.wrapping import TimeDistributed
 
 Arrays = list[Array]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A module that arrays can go into, and the name that Keras would have for its layer: `model/layer`."""
+
+    layer: str
+    module: nn.Module
+
+
+def candidates(module: nn.Module, name: str = "", layer: str = "") -> Iterator[tuple[str, Candidate]]:
+    """The modules that Keras has layers of, by their names; what is inside of one is not looked at.
+
+    Modules of a model that was read have Keras's names, also where torch's differ, and what a wrapper holds has the
+    wrapper's. Any other module's is its own.
+    """
+    if slots(module) and not is_made_of_layers(module):
+        yield name, Candidate(layer, module)
+        return
+    keras_names = {attribute: spec.name for attribute, spec, _ in read_layers(module)}
+    for child_name, child in module.named_children():
+        inner = "" if isinstance(module, TimeDistributed) else keras_names.get(child_name, child_name)
+        place = ".".join(filter(None, (name, child_name))), "/".join(filter(None, (layer, inner)))
+        yield from candidates(child, *place)
 
 
 @dataclass(frozen=True)
@@ -30,13 +55,14 @@ def targets(
     found: Mapping[str, Arrays],
     layers: Sequence[LayerSpec],
     model: nn.Module,
-    modules: Mapping[str, nn.Module],
+    modules: Mapping[str, Candidate],
     mapping: Mapping[str, str],
     path: Path,
 ) -> Targets:
     """Find the module of each layer: the one that `mapping` names, else the one of its name.
 
-    A layer that is a model itself has no module: the layers inside of it, `model/layer`, have.
+    A layer that is a model itself has no module: the layers inside of it, `model/layer`, have. `modules` are the
+    candidates by their names in the model.
 
     Raises:
         ConversionError: a mapping from or to what does not exist.
@@ -48,13 +74,14 @@ def targets(
     matched: dict[str, tuple[str, Arrays]] = {}
     unexpected: list[str] = []
     # A module of a layer's whole name is that layer's, whichever other layer has the last part of the name.
-    whole = {name: name.replace("/", ".") for name in known if name not in mapping}
+    by_layer = {candidate.layer: name for name, candidate in modules.items()}
+    whole = {name: by_layer.get(name, name.replace("/", ".")) for name in known if name not in mapping}
     taken = {module for module in (*mapping.values(), *whole.values()) if module in modules}
 
     def match(name: str, arrays: Arrays, within: str) -> bool:
         module = mapping.get(name) if mapping.get(name) in modules else None
         if module is None and name not in mapping:
-            free = [m for m in modules if m not in taken and m.startswith(within)]
+            free = {m: c for m, c in modules.items() if m not in taken and m.startswith(within)}
             module = whole[name] if whole[name] in modules else _by_last_part(name, free)
         if module is None:
             return False
@@ -73,7 +100,7 @@ def targets(
 
 
 def _check(
-    mapping: Mapping[str, str], known: list[str], model: nn.Module, modules: Mapping[str, nn.Module], path: Path
+    mapping: Mapping[str, str], known: list[str], model: nn.Module, modules: Mapping[str, Candidate], path: Path
 ) -> None:
     names = {name for name, _ in model.named_modules() if name}
     for layer, module in mapping.items():
@@ -84,10 +111,10 @@ def _check(
             raise ConversionError(name=str(path), reason=reason)
 
 
-def _by_last_part(layer: str, modules: list[str]) -> str | None:
+def _by_last_part(layer: str, modules: Mapping[str, Candidate]) -> str | None:
     """The module whose name ends in a layer's, if only one's does."""
     last = layer.rpartition("/")[2]
-    ends = [name for name in modules if name.rpartition(".")[2] == last]
+    ends = [name for name, candidate in modules.items() if candidate.layer.rpartition("/")[2] == last]
     return ends[0] if len(ends) == 1 else None
 
 

@@ -122,7 +122,7 @@ class _Builder:
             except ConversionError:
                 raise
             except _FAILURES as error:
-                raise _refusal(self.spec, [(here, layer, str(error).partition("\n")[0])]) from error
+                raise self._refusal(here, layer, error) from error
             calls.append(Made(ref, call.args, dict(call.kwargs), len(outputs)))
             for i, output in enumerate(outputs):
                 values[ref._replace(output=i)] = output
@@ -170,8 +170,16 @@ class _Builder:
             ValueError: others, unless they are None or False.
         """
         maker = self.makers.get(path)
-        given = {name: value for name, value in call.kwargs.items() if name != "training" or value is True}
+        mode = call.kwargs.get("training")
+        if mode is True and any(other.kwargs.get("training") is not True for other in layer.calls):
+            raise ValueError("it is called with training=True here, and otherwise elsewhere: a module has one mode")
+        given = {
+            name: value
+            for name, value in call.kwargs.items()
+            if name != "training" or not (value is None or isinstance(value, bool))
+        }
         if maker is not None and not isinstance(maker, Arguments):
+            given |= {"training": True} if mode is True else {}
             return replace(call, kwargs=given)  # a module of the user's own takes what it takes
         if maker is not None:
             further = [given.pop(name) for name in maker.further_inputs if given.get(name) is not None]
@@ -218,6 +226,7 @@ class _Builder:
         # Keras casts numbers that are not whole, and layers with arithmetic of their own whole ones too.
         given = [arg for arg in args if isinstance(arg, Tensor)]
         casts = [arg for arg in given if arg.is_floating_point() or layer.class_name in _CAST_INTEGERS]
+        casts = casts if maker.variable_dtype.is_floating_point else []
         if maker.call_arguments is not None and any(arg.dtype != maker.variable_dtype for arg in casts):
             cast_inputs(module, maker.variable_dtype)
         return module
@@ -231,8 +240,14 @@ class _Builder:
         except ConversionError:
             raise
         except _FAILURES as error:
-            raise _refusal(self.spec, [(path, layer, str(error).partition("\n")[0])]) from error
+            raise self._refusal(path, layer, error) from error
         return self.layers[path]
+
+    def _refusal(self, path: Path, layer: LayerSpec, error: Exception) -> ConversionError:
+        """Of a layer that cannot be made, or cannot be called so; a module of the user's own may do it instead."""
+        mine = isinstance(self.makers.get(path), Arguments)
+        hint = custom.hint(self.spec, [(path, layer)], CLASSES) if mine else ""
+        return _refusal(self.spec, [(path, layer, str(error).partition("\n")[0])], hint)
 
     def ask(self) -> None:
         """Give layers their regularizers and constraints; a warning names those that are left out."""

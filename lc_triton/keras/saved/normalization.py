@@ -13,33 +13,50 @@ from pydantic import StrictBool
 from torch import Tensor, nn
 
 from lc_triton.keras.saved.arguments import Arguments, Axes, Number, Place, positive_axis
-from lc_triton.keras.saved.slots import Slot, batch_normalization_slots, layer_normalization_slots, same_layout
+from lc_triton.keras.saved.masks import Mask
+from lc_triton.keras.saved.slots import (
+    Slot,
+    batch_normalization_slots,
+    layer_normalization_slots,
+    reshaped,
+    same_layout,
+)
 from lc_triton.keras.saved.training import Trained
 
 
 class BatchNormalization(Trained):
-    """Normalization of one axis by the batch's statistics in training, by moving ones afterwards.
+    """Normalization of axes by the batch's statistics in training, by moving ones afterwards.
 
-    `momentum` is torch's: the weight of a new batch in the moving statistics, one minus Keras's.
+    Each place along the axes has statistics of its own: several axes count as one. `momentum` is torch's: the weight
+    of a new batch in the moving statistics, one minus Keras's. `fused` is TensorFlow's kernel for images: it divides by
+    one less than the count for the moving variance, as torch does, and knows no mask. Keras's own code for all else
+    divides by the count.
     """
 
+    takes_mask = True
     running_mean: Tensor
     running_var: Tensor
 
     def __init__(
         self,
-        size: int,
-        axis: int,
+        shape: tuple[int, ...],
+        axes: tuple[int, ...],
         *,
         eps: float,
         momentum: float,
         scale: bool,
         center: bool,
         frozen: bool,
+        fused: bool,
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
-        self.axis, self.eps, self.momentum, self.frozen = axis, eps, momentum, frozen
+        self.axes, self.eps, self.momentum, self.frozen, self.fused = axes, eps, momentum, frozen, fused
+        self.sizes = tuple(shape[axis - 1] for axis in axes)
+        # With several axes, Keras's arrays have all axes of the batch, of size 1 where nothing is normalized.
+        several = (1, *(size if axis in axes else 1 for axis, size in enumerate(shape, 1)))
+        self.keras_shape = self.sizes if len(axes) == 1 else several
+        size = math.prod(self.sizes)
         self.weight = nn.Parameter(torch.ones(size, dtype=dtype)) if scale else None
         self.bias = nn.Parameter(torch.zeros(size, dtype=dtype)) if center else None
         self.register_buffer("running_mean", torch.zeros(size, dtype=dtype))
@@ -47,34 +64,58 @@ class BatchNormalization(Trained):
 
     def slots(self) -> list[Slot]:
         """See the base."""
-        return batch_normalization_slots(self)
+        return [reshaped(slot, self.keras_shape) for slot in batch_normalization_slots(self)]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The normalized batch x."""
-        axis, x = self.axis, x.movedim(self.axis, 1)
+    def forward(self, x: Tensor, mask: Mask = None) -> Tensor:
+        """The normalized batch x; in training, steps that a mask leaves out do not count."""
         learning = self.training and not self.frozen  # in Keras a frozen layer keeps its statistics in training too
-        # TensorFlow's kernel for images divides by one less than the count for the moving variance, as torch does.
-        # Keras's own code for all else divides by the count.
-        fused = x.ndim in (4, 5) and axis in (1, x.ndim - 1) and self.running_var.dtype != torch.float64
-        if learning and not fused:
-            y = F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
-            self._move(x.detach())
+        numbers = self._channels_last(x)
+        if learning and not self.fused:
+            kept = None if mask is None else self._channels_last(mask.unsqueeze(-1).expand_as(x))
+            y = self.by_batch(numbers, kept)
         else:
-            y = F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, learning, self.momentum, self.eps
-            )
-        return self.observed(y.movedim(1, axis))
+            y = self._by_torch(numbers, self.running_mean, self.running_var, learning=learning, momentum=self.momentum)
+        n = len(self.axes)
+        return self.observed(y.unflatten(-1, self.sizes).movedim(tuple(range(-n, 0)), self.axes))
 
-    def _move(self, x: Tensor) -> None:
-        """Move the statistics towards those of a batch x, whose channels are its second axis."""
-        numbers = x.to(self.running_mean.dtype)
-        variance, mean = torch.var_mean(numbers, [axis for axis in range(x.ndim) if axis != 1], correction=0)
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance, self.momentum)
+    def by_batch(self, x: Tensor, kept: Mask) -> Tensor:
+        """A batch x `(batch, ..., channels)` normalized by its own statistics, towards which the moving ones go."""
+        mean, variance = self.moments(x, kept)
+        self.running_mean.lerp_(mean.detach(), self.momentum)
+        self.running_var.lerp_(variance.detach(), self.momentum)
+        if kept is None:
+            return self._by_torch(x, None, None, learning=True, momentum=0.0)
+        return self.scaled((x - mean) * (variance + self.eps).rsqrt()).to(x.dtype)
+
+    def moments(self, x: Tensor, kept: Mask) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each channel of a batch x `(batch, ..., channels)`, of the numbers that are kept."""
+        numbers, over = x.to(self.running_mean.dtype), tuple(range(x.ndim - 1))
+        if kept is None:
+            variance, mean = torch.var_mean(numbers, over, correction=0)
+            return mean, variance
+        counts = kept.to(numbers.dtype)
+        count = counts.sum(over)
+        mean = (numbers * counts).sum(over) / count
+        return mean, ((numbers - mean).square() * counts).sum(over) / count
+
+    def scaled(self, y: Tensor) -> Tensor:
+        """Normalized numbers y `(batch, ..., channels)` with the layer's own scale and offset."""
+        y = y if self.weight is None else y * self.weight
+        return y if self.bias is None else y + self.bias
+
+    def _by_torch(
+        self, x: Tensor, mean: Tensor | None, variance: Tensor | None, *, learning: bool, momentum: float
+    ) -> Tensor:
+        x = x.movedim(-1, 1)
+        return F.batch_norm(x, mean, variance, self.weight, self.bias, learning, momentum, self.eps).movedim(1, -1)
+
+    def _channels_last(self, x: Tensor) -> Tensor:
+        n = len(self.axes)
+        return x.movedim(self.axes, tuple(range(-n, 0))).flatten(-n)
 
     def extra_repr(self) -> str:
         """The arguments."""
-        return f"{self.running_mean.numel()}, axis={self.axis}, eps={self.eps}, momentum={self.momentum}"
+        return f"{self.sizes}, axes={self.axes}, eps={self.eps}, momentum={self.momentum}"
 
 
 class BatchRenormalization(BatchNormalization):
@@ -89,9 +130,15 @@ class BatchRenormalization(BatchNormalization):
     renorm_stddev: Tensor
 
     def __init__(
-        self, size: int, axis: int, *, clipping: Mapping[str, float], renorm_momentum: float, **kwargs: Any
+        self,
+        shape: tuple[int, ...],
+        axes: tuple[int, ...],
+        *,
+        clipping: Mapping[str, float],
+        renorm_momentum: float,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(size, axis, **kwargs)
+        super().__init__(shape, axes, **kwargs)
         self.clipping, self.renorm_momentum = dict(clipping), renorm_momentum
         for name, value in (("running_stddev", 1.0), ("renorm_mean", 0.0), ("renorm_stddev", 1.0)):
             self.register_buffer(name, torch.full_like(self.running_mean, value))
@@ -100,16 +147,12 @@ class BatchRenormalization(BatchNormalization):
         """See the base."""
         kept = {"moving_stddev": "running_stddev", "renorm_mean": "renorm_mean", "renorm_stddev": "renorm_stddev"}
         moving = [slot for name, at in kept.items() for slot in same_layout(name, self, at, trained=False)]
-        return super().slots() + moving
+        return super().slots() + [reshaped(slot, self.keras_shape) for slot in moving]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The normalized batch x."""
-        if not self.training or self.frozen:
-            return super().forward(x)
-        x = x.movedim(self.axis, -1)
-        numbers = x.to(self.running_mean.dtype)
-        variance, mean = torch.var_mean(numbers, tuple(range(x.ndim - 1)), correction=0)
-        normalized = (numbers - mean) * (variance + self.eps).rsqrt()
+    def by_batch(self, x: Tensor, kept: Mask) -> Tensor:
+        """See the base."""
+        mean, variance = self.moments(x, kept)
+        normalized = (x.to(mean.dtype) - mean) * (variance + self.eps).rsqrt()
         with torch.no_grad():
             stddev = (variance + self.eps).sqrt()
             least = self.renorm_stddev.clamp(min=self.eps**0.5)
@@ -121,10 +164,7 @@ class BatchRenormalization(BatchNormalization):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_stddev.lerp_(stddev, self.momentum)
             self.running_var.copy_((self.running_stddev.square() - self.eps).clamp(min=0))
-        y = normalized * r + d
-        y = y if self.weight is None else y * self.weight
-        y = y if self.bias is None else y + self.bias
-        return self.observed(y.to(x.dtype).movedim(-1, self.axis))
+        return self.scaled(normalized * r + d).to(x.dtype)
 
 
 class LayerNormalization(Trained):
@@ -163,6 +203,8 @@ class LayerNormalization(Trained):
 class BatchNormalizationArguments(Arguments):
     """`BatchNormalization`."""
 
+    call_arguments = frozenset({"mask"})
+
     axis: Axes = (-1,)
     momentum: Number = 0.99
     epsilon: Number = 1e-3
@@ -175,9 +217,13 @@ class BatchNormalizationArguments(Arguments):
 
     def module(self, place: Place) -> nn.Module:
         """See the base."""
-        if len(self.axis) != 1:
-            raise ValueError(f"it normalizes {len(self.axis)} axes, where torch's normalizes one")
-        axis = positive_axis(self.axis[0], len(place.shape) + 1)
+        ndim = len(place.shape) + 1
+        axes = tuple(sorted({positive_axis(axis, ndim) for axis in self.axis}))
+        if not axes:
+            raise ValueError("its axis names no axis")
+        images = ndim in (4, 5) and axes in ((1,), (ndim - 1,)) and self.variable_dtype != torch.float64
+        # Keras 3 has its own code for images too, and so has Keras 2 for batches that several devices share.
+        images = images and place.keras < 3 and place.class_name != "SyncBatchNormalization"
         kind: Callable[..., nn.Module] = BatchNormalization
         if self.renorm:
             bounds = (self.renorm_clipping or {}).items()
@@ -185,13 +231,14 @@ class BatchNormalizationArguments(Arguments):
             momentum = 1 - float(self.renorm_momentum)
             kind = partial(BatchRenormalization, clipping=clipping, renorm_momentum=momentum)
         return kind(
-            place.shape[axis - 1],
-            axis,
+            place.shape,
+            axes,
             eps=float(self.epsilon),
             momentum=1 - float(self.momentum),
             scale=self.scale,
             center=self.center,
             frozen=not self.trainable,
+            fused=images and not self.renorm,
             dtype=torch.promote_types(self.variable_dtype, torch.float32),  # Keras keeps no statistics in 16 bits
         )
 
@@ -220,7 +267,8 @@ class LayerNormalizationArguments(Arguments):
 CLASSES: dict[str, type[Arguments]] = {
     # The names of TensorFlow 1 and 2 for the two kinds of it, which compute the same.
     **dict.fromkeys(
-        ("BatchNormalization", "BatchNormalizationV1", "BatchNormalizationV2"), BatchNormalizationArguments
+        ("BatchNormalization", "BatchNormalizationV1", "BatchNormalizationV2", "SyncBatchNormalization"),
+        BatchNormalizationArguments,
     ),
     "LayerNormalization": LayerNormalizationArguments,
 }

@@ -71,7 +71,10 @@ def find(name: object) -> Function:
     """
     plain = _PREFIXES.sub("", name) if isinstance(name, str) else ""
     if plain == "einsum":
-        raise ValueError("Keras saves the equation of tf.einsum, and not which tensors it takes")
+        raise ValueError(
+            "Keras saves the equation of tf.einsum, and not which tensors it takes: write it with tf.matmul, "
+            "tf.tensordot or an EinsumDense layer"
+        )
     found = FUNCTIONS.get(plain)
     if found is None:
         raise ValueError(f"TensorFlow's function {str(name)[:80]} has no counterpart here")
@@ -83,6 +86,14 @@ def _binary(function: Function) -> Function:
         return function(constant(x, y), constant(y, x))
 
     return call
+
+
+def _floor_div(x: Any, y: Any) -> Any:
+    x, y = constant(x, y), constant(y, x)
+    if not isinstance(x, Tensor) and not isinstance(y, Tensor):
+        return x // y
+    x = x if isinstance(x, Tensor) else torch.full_like(y, x)
+    return torch.div(x, y, rounding_mode="floor")  # whose gradient is zero, where // has none
 
 
 def _pow(x: Any, y: Any) -> Any:
@@ -187,6 +198,14 @@ def _cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = F
     return y.flip(axis) if reverse else y
 
 
+def _cumprod(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = False) -> Tensor:
+    y = x.flip(axis) if reverse else x
+    if exclusive:
+        y = torch.cat([torch.ones_like(y.narrow(axis, 0, 1)), y.narrow(axis, 0, y.shape[axis] - 1)], axis)
+    y = y.cumprod(axis)
+    return y.flip(axis) if reverse else y
+
+
 def _where(condition: Tensor, x: Any = None, y: Any = None) -> Tensor:
     if x is None or y is None:
         raise ValueError("where with one argument has no counterpart here: its shape depends on numbers")
@@ -272,8 +291,12 @@ FUNCTIONS: dict[str, Function] = {
     "truediv": _binary(operator.truediv),
     "divide": _binary(operator.truediv),
     "divide_no_nan": _divide_no_nan,
-    "floor_div": _binary(operator.floordiv),
-    "floordiv": _binary(operator.floordiv),
+    "multiply_no_nan": _binary(lambda x, y: torch.where(torch.as_tensor(y == 0), torch.zeros_like(x * y), x * y)),
+    "xdivy": _binary(lambda x, y: torch.where(torch.as_tensor(x == 0), torch.zeros_like(x / y), x / y)),
+    "atan2": lambda y, x: _binary(torch.atan2)(y, x),
+    "trace": lambda x: x.diagonal(0, -2, -1).sum(-1),
+    "floor_div": _floor_div,
+    "floordiv": _floor_div,
     "floormod": _binary(operator.mod),
     "pow": _pow,
     "maximum": _extreme(torch.maximum, "min"),
@@ -309,6 +332,7 @@ FUNCTIONS: dict[str, Function] = {
     "softsign": F.softsign,
     "softmax": _over_axis(torch.softmax),
     "log_softmax": _over_axis(torch.log_softmax),
+    "ensure_shape": lambda x, shape: x,
     "stop_gradient": lambda input: input.detach(),
     "cast": lambda x, dtype: x.to(_dtype(dtype)) if isinstance(x, Tensor) else x,
     "where": _where,
@@ -331,6 +355,7 @@ FUNCTIONS: dict[str, Function] = {
     "argmax": _arg(torch.argmax),
     "argmin": _arg(torch.argmin),
     "cumsum": _cumsum,
+    "cumprod": _cumprod,
     "local_response_normalization": _local_response_normalization,
     "one_hot": _one_hot,
     "bias_add": _bias_add,

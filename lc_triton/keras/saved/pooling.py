@@ -89,6 +89,8 @@ class PoolArguments(WindowArguments):
 class GlobalPoolArguments(Arguments):
     """`GlobalMaxPooling1D`, `GlobalAveragePooling1D` and the same in 2-D and 3-D."""
 
+    call_arguments = frozenset({"mask"})
+
     data_format: DataFormat = "channels_last"
     keepdims: StrictBool = False
 

@@ -1,8 +1,7 @@
-"""Recurrent layers: SimpleRNN, LSTM and GRU, and one of each direction side by side."""
+"""Recurrent layers: SimpleRNN, LSTM and GRU."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ from lc_triton.errors import ArgumentValueError
 from lc_triton.keras.saved.activation import Function, function
 from lc_triton.keras.saved.arguments import Arguments, Count, Place, Rate
 from lc_triton.keras.saved.slots import Convert, Slot, inside
-from lc_triton.keras.saved.training import Trained, asked
+from lc_triton.keras.saved.training import Trained
 
 Tensors = tuple[Tensor, ...]
 Mask = Tensor | None
@@ -281,64 +280,6 @@ class ResetFirstGRU(GRU):
         return (update * before[0] + (1 - update) * new,)
 
 
-class Bidirectional(Trained):
-    """A recurrent layer, and another that reads the steps from the last to the first; their outputs merged."""
-
-    takes_mask = True
-
-    def __init__(self, forwards: Recurrent, backwards: Recurrent, merge: str | None) -> None:
-        super().__init__()
-        self.forward_layer, self.backward_layer, self.merge = forwards, backwards, merge
-
-    def slots(self) -> list[Slot]:
-        """See the base."""
-        return inside("forward_layer", self.forward_layer.slots()) + inside(
-            "backward_layer", self.backward_layer.slots()
-        )
-
-    def output_mask(self, inputs: Tensors, masks: tuple[Mask, ...]) -> Mask:
-        """The mask of the outputs: that of the steps, where all are returned."""
-        return masks[0] if self.forward_layer.sequences else None
-
-    def forward(
-        self,
-        x: Tensor,
-        *initial: Tensor,
-        mask: Mask | tuple[Mask, ...] = None,
-        initial_state: None = None,
-        constants: None = None,
-    ) -> Tensor | Tensors:
-        """The merged outputs; then the last states of both, if the layers return theirs.
-
-        Keras writes `initial_state` and `constants` as None beside states that are inputs.
-        """
-        half = len(initial) // 2
-        there = _listed(self.forward_layer(x, *initial[:half], mask=mask))
-        back = _listed(self.backward_layer(x, *initial[half:], mask=mask))
-        y, reverse = there[0], back[0]
-        if self.backward_layer.sequences:
-            reverse = reverse.flip(0 if self.backward_layer.time_major else 1)
-        outputs = (y, reverse) if self.merge is None else (self.observed(_MERGE[self.merge](y, reverse)),)
-        found = (*outputs, *there[1:], *back[1:])
-        return found if len(found) > 1 else found[0]
-
-    def extra_repr(self) -> str:
-        """The merging."""
-        return f"merge={self.merge!r}"
-
-
-_MERGE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "concat": lambda a, b: torch.cat((a, b), -1),
-    "sum": torch.add,
-    "ave": lambda a, b: (a + b) / 2,
-    "mul": torch.mul,
-}
-
-
-def _listed(found: Tensor | Tensors) -> Tensors:
-    return found if isinstance(found, tuple) else (found,)
-
-
 def _apply(function: Function | None, x: Tensor) -> Tensor:
     return x if function is None else function(x)
 
@@ -357,6 +298,8 @@ def reordered(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
 
 class RecurrentArguments(Arguments):
     """`SimpleRNN`, `LSTM` and `GRU`."""
+
+    call_arguments = frozenset({"mask"})
 
     units: Count
     activation: Any = "tanh"
@@ -421,63 +364,8 @@ class RecurrentArguments(Arguments):
         return layer
 
 
-class CellArguments(Arguments):
-    """`RNN`, of a cell that has a layer of its own."""
-
-    cell: dict[str, Any]
-
-    def module(self, place: Place) -> nn.Module:
-        """See the base."""
-        name, config = str(self.cell.get("class_name")), self.cell.get("config")
-        layer = name.removesuffix("Cell")
-        if layer not in ("SimpleRNN", "LSTM", "GRU") or layer == name or not isinstance(config, dict):
-            raise ValueError(f"its cell is a {name[:80]}, where SimpleRNNCell, LSTMCell and GRUCell can be read")
-        given = {**(self.model_extra or {}), **config, "name": self.name, "trainable": self.trainable}
-        arguments = RecurrentArguments.model_validate(given)
-        return arguments.module(Place(layer, place.shapes, place.keras))
-
-    def _knows(self, name: str) -> bool:
-        return name in RecurrentArguments.model_fields or super()._knows(name)
-
-
-class BidirectionalArguments(Arguments):
-    """`Bidirectional`."""
-
-    layer: dict[str, Any]
-    backward_layer: dict[str, Any] | None = None
-    merge_mode: Literal["concat", "sum", "ave", "mul"] | None = "concat"
-
-    def module(self, place: Place) -> nn.Module:
-        """See the base."""
-        there = self._inner(place, self.layer, 0)
-        if self.backward_layer is None:
-            back = self._inner(place, self.layer, 1, backwards=not there.backwards)
-        else:
-            back = self._inner(place, self.backward_layer, 1)
-        return Bidirectional(there, back, self.merge_mode)
-
-    def _inner(self, place: Place, layer: dict[str, Any], half: int, **changes: bool) -> Recurrent:
-        name, config = layer.get("class_name"), layer.get("config")
-        if name not in CLASSES or CLASSES[name] is not RecurrentArguments or not isinstance(config, dict):
-            raise ValueError(f"its layer is a {str(name)[:80]}, where SimpleRNN, LSTM and GRU can be read")
-        arguments = RecurrentArguments.model_validate({"name": self.name, **config})
-        if arguments.variable_dtype != self.variable_dtype:
-            raise ValueError(f"its layer has another dtype than itself, {str(arguments.dtype)[:80]}")
-        states = place.shapes[1:]
-        half_states = states[len(states) // 2 :] if half else states[: len(states) // 2]
-        inner = Place(name, (*place.shapes[:1], *half_states), place.keras, None)
-        # Keras's wrapper has masked steps give zeros wherever sequences are returned.
-        made = arguments.recurrent(inner, zero_masked=arguments.return_sequences, **changes)
-        made.asks, unread = asked(config)
-        if unread:
-            raise ValueError("; ".join(unread))
-        return made
-
-
 CLASSES: dict[str, type[Arguments]] = {
     "SimpleRNN": RecurrentArguments,
     "LSTM": RecurrentArguments,
     "GRU": RecurrentArguments,
-    "RNN": CellArguments,
-    "Bidirectional": BidirectionalArguments,
 }

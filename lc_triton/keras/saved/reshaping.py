@@ -85,12 +85,21 @@ def _pad(tensor: Tensor, paddings: list[list[int]], mode: str = "CONSTANT", cons
 def _gather(
     params: Tensor, indices: Any, axis: int | None = None, batch_dims: int = 0, validate_indices: Any = None
 ) -> Tensor:
+    axis = (batch_dims if axis is None else axis) % params.ndim
     if batch_dims:
-        raise ValueError(f"batch_dims={batch_dims} has no counterpart here")
-    axis = (axis or 0) % params.ndim
+        return _gather_by_sample(params, indices, axis, batch_dims)
     index = torch.as_tensor(indices, device=params.device).long()
     found = params.index_select(axis, index.flatten())
     return found.reshape(*params.shape[:axis], *index.shape, *params.shape[axis + 1 :])
+
+
+def _gather_by_sample(params: Tensor, indices: Tensor, axis: int, batch_dims: int) -> Tensor:
+    if axis != batch_dims or axis < 1:
+        raise ValueError(f"batch_dims={batch_dims} of gather along axis {axis} has no counterpart here")
+    rows, index = params.flatten(0, axis - 1), indices.long().flatten(0, axis - 1)
+    of = torch.arange(len(rows), device=params.device).reshape(-1, *(1 for _ in range(index.ndim - 1)))
+    found: Tensor = rows[of, index].unflatten(0, params.shape[:axis])
+    return found
 
 
 def _slice(input_: Any, begin: list[int], size: list[int]) -> Any:
@@ -160,6 +169,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "tile": _tile,
     "pad": _pad,
     "gather": _gather,
+    "diag_part": lambda input, k=0, **kwargs: input.diagonal(k, -2, -1),
     "reverse": lambda tensor, axis: tensor.flip(axis),
     "roll": lambda input, shift, axis: input.roll(shift, axis),
     "repeat": lambda input, repeats, axis=None: input.repeat_interleave(repeats, axis),

@@ -31,6 +31,8 @@ class Slot:
     trained: bool = True
     # Another tensor of the module that the array holds too: conversions are of both, stacked.
     second: str | None = None
+    # Files that know parts hold the array here once more: a wrapper's, which is the layer's inside of it.
+    again: bool = False
 
     @property
     def attributes(self) -> tuple[str, ...]:
@@ -55,6 +57,12 @@ def same_layout(name: str, module: nn.Module, attribute: str, *, trained: bool =
     if tensor is None:
         return []
     return [Slot(name, module, attribute, tuple(tensor.shape), _identity, _identity, trained=trained)]
+
+
+def reshaped(slot: Slot, shape: tuple[int, ...]) -> Slot:
+    """The slot of a tensor whose numbers Keras stores in the same order and another shape."""
+    there, back = partial(torch.reshape, shape=shape), partial(torch.reshape, shape=slot.shape)
+    return replace(slot, shape=shape, to_keras=there, from_keras=back)
 
 
 def inside(part: str, slots: list[Slot]) -> list[Slot]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from lc_triton.errors import ConversionError
 from lc_triton.keras.saved import archive, matching, stored
 from lc_triton.keras.saved.archive import Config
 from lc_triton.keras.saved.filling import check_computed, copy, misfits, paired
-from lc_triton.keras.saved.weights import Origin, is_made_of_layers, slots
+from lc_triton.keras.saved.weights import Origin, slots
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ def load_weights(
         path: a `.h5`, `.keras` or `.weights.h5` file. A `.weights.h5` file of Keras 2 has no names: its layers are
             named by class and order, conv2d, conv2d_1, dense, ..., unless `config` is given.
         mapping: from the names of Keras layers to those of modules, as `named_modules` has them. A layer that it does
-            not name is matched by its own name: a module's whole name, or its last part.
+            not name is matched by its own name: a module's whole name, or its last part. A module of a model that
+            `load_model` read has its layer's name.
         strict: if True, nothing is written and an error is raised unless every module with weights and every layer
             with arrays has a counterpart. If False, the arrays that fit are written.
         config: for a file of weights alone: the model's `to_json()`, as text, as a mapping or as the path of its file.
@@ -79,7 +80,7 @@ def load_weights(
         >>> report = lc_triton.keras.load_weights(model, "model.h5", {"lc2d": "body.0"})  # doctest: +SKIP
     """
     path = Path(path)
-    modules = dict(_modules(model, ""))
+    modules = dict(matching.candidates(model))
     with archive.opened(path) as saved:
         saved = saved.with_config(config)
         layers = saved.layers()
@@ -90,7 +91,7 @@ def load_weights(
         misshapen: list[str] = []
         for layer, (module, arrays) in targets.matched.items():
             # In a file without its model, a layer's name may contain its class.
-            slots_here = slots(modules[module], origins(layer) or Origin(layer.rpartition("/")[2]))
+            slots_here = slots(modules[module].module, origins(layer) or Origin(layer.rpartition("/")[2]))
             arrays = matching.unwrapped(slots_here, arrays)
             wrong = misfits(layer, slots_here, arrays)
             misshapen += wrong
@@ -109,12 +110,3 @@ def load_weights(
         for _, _, of_layer in pairs:
             copy(of_layer)
     return report
-
-
-def _modules(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    """The modules that Keras has layers of, with their names; what is inside of one is not looked at."""
-    if slots(module) and not is_made_of_layers(module):
-        yield name, module
-        return
-    for child_name, child in module.named_children():
-        yield from _modules(child, f"{name}.{child_name}" if name else child_name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import nn
@@ -16,6 +16,7 @@ from lc_triton.keras.saved.activated import Activated
 from lc_triton.keras.saved.activation import PReLU
 from lc_triton.keras.saved.convolution import Convolution
 from lc_triton.keras.saved.graph import Functional, Model, Sequential, attribute_names
+from lc_triton.keras.saved.masks import STANDS_FOR
 from lc_triton.keras.saved.names import numbered
 from lc_triton.keras.saved.normalization import BatchNormalization, LayerNormalization
 from lc_triton.keras.saved.slots import (
@@ -28,6 +29,7 @@ from lc_triton.keras.saved.slots import (
     same_layout,
 )
 from lc_triton.keras.saved.spec import LayerSpec
+from lc_triton.keras.saved.spectral import SpectralNormalization
 from lc_triton.keras.saved.torch_slots import recurrent_slots
 from lc_triton.keras.saved.training import Trained
 from lc_triton.keras.saved.wrapping import TimeDistributed
@@ -79,7 +81,12 @@ def slots(module: nn.Module, origin: Origin = Origin()) -> list[Slot]:  # frozen
         return slots(module.layer, origin) + inside("activation", module.activation.slots())
     if isinstance(module, TimeDistributed):
         return inside("layer", slots(module.layer, origin.inner[0] if origin.inner else Origin()))
-    if hasattr(module, custom.STANDS_FOR):
+    if isinstance(module, SpectralNormalization):
+        held = slots(module.layer, origin.inner[0] if origin.inner else Origin())
+        kernel = next(slot for slot in held if slot.name in ("kernel", "embeddings"))
+        u = same_layout("vector_u", module, "vector_u", trained=False)
+        return [*inside("layer", held), replace(kernel, again=True), *u]
+    if hasattr(module, STANDS_FOR):
         return custom.own_slots(module, _known_slots)
     return _known_slots(module, origin)
 
@@ -90,20 +97,25 @@ def is_made_of_layers(module: nn.Module) -> bool:
 
 
 def keras_layers(model: Model) -> list[tuple[str, LayerSpec, nn.Module]]:
-    """The layers of a model that was read: their places in newer files, what they were made from, and the modules.
-
-    A part of a chain, `model[:2]`, has none: it is no model of Keras's any more.
-    """
-    if not hasattr(model, "keras"):
+    """The layers of a model that was read: their places in newer files, what they were made from, and the modules."""
+    read = read_layers(model)
+    if not read:
         return []
     layers = model.keras.layers
-    names = attribute_names([layer.name for layer in layers if layer.class_name != "InputLayer"])
-    places = numbered([layer.class_name for layer in layers])
-    return [
-        (f"layers/{place}", layer, getattr(model, names[layer.name]))
-        for place, layer in zip(places, layers, strict=True)
-        if layer.name in names
-    ]
+    places = dict(zip((layer.name for layer in layers), numbered([layer.class_name for layer in layers]), strict=True))
+    return [(f"layers/{places[layer.name]}", layer, module) for _, layer, module in read]
+
+
+def read_layers(model: nn.Module) -> list[tuple[str, LayerSpec, nn.Module]]:
+    """The layers of a model that was read: the names of their modules, what they were made from, and the modules.
+
+    Any other module has none, nor has a part of a chain, `model[:2]`: it is no model of Keras's any more.
+    """
+    if not isinstance(model, (Sequential, Functional)) or not hasattr(model, "keras"):
+        return []
+    layers = [layer for layer in model.keras.layers if layer.class_name != "InputLayer"]
+    names = attribute_names([layer.name for layer in layers])
+    return [(names[layer.name], layer, getattr(model, names[layer.name])) for layer in layers]
 
 
 def _known_slots(module: nn.Module, origin: Origin = Origin()) -> list[Slot]:  # frozen

@@ -11,6 +11,9 @@ TO_INTEGER = {"rni": "np.rint", "rzi": "np.trunc", "rmi": "np.floor", "rpi": "np
 
 
 def _convert(t: Operands, i: Instruction) -> None:
+    if i.op[-2:] == ["f16x2", "e4m3x2"]:
+        t.write(i.args[0], f"halves_of_e4m3({t.read(i.args[1], 'b16')})", "b32")
+        return
     target, source = [part for part in i.op if part in NUMPY_TYPES][-2:]
     if target in ("bf16x2", "f16x2"):
         _pack(t, i, target)

@@ -39,6 +39,16 @@ def float_to_f16(x: Array) -> Array:
     return x.astype(np.float16).view(np.uint16)
 
 
+def halves_of_e4m3(pair: Array) -> Array:
+    """Two numbers of float8_e4m3fn in 16 bits as float16 ones in 32."""
+    bits = np.ascontiguousarray(pair, dtype=np.uint16)[..., None] >> np.array([0, 8], np.uint16) & np.uint16(0xFF)
+    magnitude = bits & np.uint16(0x7F)
+    value = (magnitude << np.uint16(7)).view(np.float16) * np.float16(256)  # the exponents' biases are 7 and 15
+    half = np.where(magnitude == 0x7F, np.uint16(0x7FFF), value.view(np.uint16))
+    half = half | (bits & np.uint16(0x80)) << np.uint16(8)
+    return half.astype(np.uint32) @ np.array([1, 1 << 16], np.uint32)
+
+
 def round_to_tf32(bits: Array, away: bool) -> Array:
     """The bits of a float32 number rounded to 10 bits of mantissa: ties away from zero, or to even."""
     if away:
@@ -170,6 +180,7 @@ FUNCTIONS = (
     float_to_bf16,
     f16_to_float,
     float_to_f16,
+    halves_of_e4m3,
     round_to_tf32,
     float_to_integer,
     fma32,

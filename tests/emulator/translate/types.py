@@ -10,7 +10,7 @@ NUMPY_TYPES = {
 }  # fmt: skip
 # Bytes of a register; predicates are arrays of bool.
 REGISTER_BYTES = {
-    "pred": 0, "b16": 2, "s16": 2, "u16": 2, "b32": 4, "s32": 4, "u32": 4, "f32": 4, "b64": 8, "s64": 8, "u64": 8,
-    "f64": 8,
+    "pred": 0, "b16": 2, "s16": 2, "u16": 2, "f16": 2, "b32": 4, "s32": 4, "u32": 4, "f32": 4, "b64": 8, "s64": 8,
+    "u64": 8, "f64": 8,
 }  # fmt: skip
 FLOATS = ("f16", "bf16", "f32", "f64")

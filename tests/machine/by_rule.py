@@ -1,0 +1,175 @@
+"""The kernels whose tiles follow from a rule, compiled as their launches on tensors without memory would be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lc_triton.core.activations import Activation
+from lc_triton.core.geometry import Geometry
+from lc_triton.core.problem import Problem
+from lc_triton.launch import four_bits, gather, low_rank
+from lc_triton.launch.absent import compile_call
+from lc_triton.launch.build import machine_code
+from lc_triton.launch.ptx_scan import marks
+from lc_triton.ops.gather_passes import readers_of
+from lc_triton.tiles import paths, workloads
+from lc_triton.tiles.config import PASSES, Pass, TileConfig
+from lc_triton.tiles.device import DEVICES
+from tests.machine.in_flight import overwritten
+
+Compiled = tuple[Any, TileConfig]  # the kernel, and its tile
+
+
+def launched(module: ModuleType, arch: int | str, launch: Any, *args: Any) -> Compiled:
+    """What a function of a module of `lc_triton.launch` would run."""
+    found = []
+
+    def prepare(launches: Any, kernel: Any, grid: int, config: Any, tensors: Any, constants: Any, device: Any) -> Any:
+        found.append((compile_call(kernel, config, arch, *tensors, *constants), config))
+        return lambda *tensors: None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "prepare", prepare)
+        launch(*args)
+    return found[0]
+
+
+def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    """A tensor without memory."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def ends(batch: int, geo: Geometry, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The input and the output of a layer."""
+    x = empty(batch, *geo.in_spatial, geo.in_channels, dtype=dtype)
+    return x, empty(batch, *geo.out_spatial, geo.out_channels, dtype=dtype)
+
+
+def of_four_bits(pass_name: Pass, batch: int, geo: Geometry, dtype: torch.dtype, precision: str, arch: Any) -> Compiled:
+    """A pass on weights of 4 bits."""
+    problem, (x, y) = Problem(geo, Activation("relu"), "triton", precision), ends(batch, geo, dtype)
+    weight = empty(*geo.weight_shape[:-1], -(-geo.out_channels // 2), dtype=torch.uint8)
+    scale = empty(*geo.out_spatial, -(-geo.window // 32), geo.out_channels, dtype=torch.float32)
+    if pass_name == "forward":
+        return launched(four_bits, arch, four_bits.four_bits_forward, x, weight, scale, y[0], y, problem)
+    return launched(four_bits, arch, four_bits.four_bits_input_grad, y, weight, scale, x, problem.linear())
+
+
+def of_low_rank(batch: int, geo: Geometry, rank: int, dtype: torch.dtype, precision: str, arch: Any) -> Compiled:
+    """The forward of a layer that mixes the filters of a basis; it stores what gelu's derivative needs."""
+    problem, (x, y) = Problem(geo, Activation("gelu"), "triton", precision), ends(batch, geo, dtype)
+    basis = empty(rank, *geo.weight_shape[geo.ndim :], dtype=dtype)
+    mixing = empty(*geo.out_spatial, rank, dtype=dtype)
+    return launched(low_rank, arch, low_rank.low_rank_forward, x, basis, mixing, y[0], y, y, problem)
+
+
+def of_table(
+    pass_name: Pass,
+    sizes: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    weight_dtype: torch.dtype,
+    precision: str,
+    arch: Any,
+) -> Compiled:
+    """A pass of a layer of 40 positions over a table of 100 sites; sizes are batch, taps, channels and filters."""
+    batch, taps, channels, filters = sizes
+    neighbours = torch.arange(40 * taps).view(40, taps) % 100
+    rows, first, readers, most = readers_of(neighbours, 100)
+    index = gather.Index(100, rows.to("meta"), first.to("meta"), readers.to("meta"), most)
+    problem = Problem(
+        Geometry.make((40 * taps,), channels, filters, taps, stride=taps), Activation("relu"), "triton", precision
+    )
+    x, y = empty(batch, 100, channels, dtype=dtype), empty(batch, 40, filters, dtype=dtype)
+    weight = empty(40, taps, channels, filters, dtype=weight_dtype)
+    bias = empty(40, filters, dtype=weight_dtype)
+    if pass_name == "forward":
+        return launched(gather, arch, gather.gather_forward, x, weight, bias, y, None, index, problem)
+    if pass_name == "input_grad":
+        return launched(gather, arch, gather.gather_input_grad, y, weight, x, index, problem.linear())
+    return launched(gather, arch, gather.gather_weight_grad, x, y, weight, index, problem.linear())
+
+
+@dataclass(frozen=True)
+class RuleRow:
+    """A row of the gate: a layer, of whose kernel the figures are reviewed.
+
+    Args:
+        kind: "table", "four_bits", or "low_rank" with its rank.
+        workload: a published layer; of a table, its taps, channels and filters.
+        batch: samples.
+        dtype: of all tensors that are not bytes.
+        pass_name: the pass.
+        device: compiled for.
+    """
+
+    kind: str
+    workload: str
+    batch: int
+    dtype: str
+    pass_name: Pass
+    device: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.workload} b{self.batch} {self.dtype} {self.pass_name} {self.device}"
+
+    @property
+    def kernel(self) -> RuleRow:
+        """What tells one build from another: the row."""
+        return self
+
+    def build(self) -> Compiled:
+        """The kernel, and its tile."""
+        geo = workloads.read(paths.shipped_workloads())[self.workload].geometry
+        dtype, arch = getattr(torch, self.dtype), DEVICES[self.device].arch
+        if self.kind == "table":
+            sizes = self.batch, geo.taps, geo.in_channels, geo.out_channels
+            return of_table(self.pass_name, sizes, dtype, dtype, "ieee", arch)
+        if self.kind == "four_bits":
+            return of_four_bits(self.pass_name, self.batch, geo, dtype, "ieee", arch)
+        return of_low_rank(self.batch, geo, int(self.kind.removeprefix("low_rank")), dtype, "ieee", arch)
+
+    def figures(self) -> dict[str, Any]:
+        """The static figures, compiled here and now."""
+        compiled, _ = self.build()
+        code = machine_code(self.pass_name, compiled)
+        return {
+            "registers": code.registers,
+            "spills": code.spills,
+            "marks": len(marks(compiled.asm["ptx"]) + overwritten(compiled.asm["ptx"])),
+            "shared_bytes": code.shared_bytes,
+            "wgmma": code.wgmma > 0,
+            "weight_bits": code.weight_bits,
+        }
+
+    def faults(self, found: dict[str, Any]) -> list[str]:
+        """What is wrong with the row by itself."""
+        wrong = []
+        if found["spills"]:
+            wrong.append(f"{found['spills']} spills")
+        if found["marks"]:
+            wrong.append(f"{found['marks']} marks of a miscompilation, or writes of registers that a product may read")
+        if found["shared_bytes"] > DEVICES[self.device].shared_bytes:
+            wrong.append(f"{found['shared_bytes']} bytes of shared memory")
+        return wrong
+
+
+def rows() -> list[RuleRow]:
+    """bfloat16 for each architecture, and float32 for one."""
+    layers: list[tuple[str, str, int, tuple[Pass, ...]]] = [
+        *(("table", name, batch, PASSES) for name, batch in (("lrlc_l2", 64), ("lrlc_l1", 512))),
+        *(("four_bits", name, batch, PASSES[:2]) for name, batch in (("lrlc_l2", 64), ("deepface_l4", 1))),
+        *((f"low_rank{rank}", "lrlc_l2", batch, PASSES[:1]) for rank, batch in ((4, 64), (4, 512), (8, 64))),
+    ]
+    types = [("bfloat16", "a100"), ("bfloat16", "h100"), ("bfloat16", "b200"), ("float32", "h100")]
+    return [
+        RuleRow(kind, workload, batch, dtype, pass_name, device)
+        for kind, workload, batch, passes in layers
+        for pass_name in passes
+        for dtype, device in types
+    ]
