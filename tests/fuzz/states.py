@@ -2,8 +2,8 @@
 
     python -m tests.fuzz.states --cases 2000 --seed 0
 
-A case is a layer of any class, up to six changes of its state, an input and a way to call it, and a step of a fused
-optimizer. Right is what
+A case is a layer of any class, up to six changes of its state, an input and a way to call it, gradients that are added
+where they are made, and a step of a fused optimizer. Right is what
 `lc_triton.ops.reference` computes in float64 for the layer's weight, bias and shown arguments; or a LocalConvError, or
 torch's own error for a change or a call that it does not make (`TORCH_REFUSES`). All else is a finding.
 """
@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd import graph
 from torch.nn.utils import parametrize
 
-from lc_triton import FusedSGD, LocalConvError
+from lc_triton import FusedSGD, LocalConvError, accumulate_gradients
 from tests.fuzz import state_layers
 from tests.fuzz.state_changes import CHANGES
 
@@ -121,10 +121,51 @@ class Case:
                     self.compare(program, arguments, self.like(x), "none", cached=False)
                 except Exception as error:
                     self.judge("program", error)
-        try:
-            self.train()
-        except Exception as error:
-            self.judge("step", error)
+        for run in (self.accumulate, self.train):
+            try:
+                run()
+            except Exception as error:
+                self.judge("step", error)
+
+    def accumulate(self) -> None:
+        """Gradients that `accumulate_gradients` adds are the sum of autograd's, however these are made."""
+        layer, x = self.layer, self.input()
+        leaves = {name: p for name, p in layer.named_parameters() if p.requires_grad}
+        if not leaves or state_layers.changes_itself(layer):
+            return
+        way = self.pick("plain", "plain", "retained", "penalised", "two calls", "hooked")
+        of_main = self.pick(None, None, torch.float32, torch.float64) if way != "hooked" else None
+        self.log.append(f"gradients added, {way}, {of_main}: x {tuple(x.shape)} {x.stride()} {x.dtype}")
+
+        def loss() -> Tensor:
+            calls = [layer(x) for _ in range(2 if way == "two calls" else 1)]
+            total = sum((y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)).sum() for y in calls)
+            return total + sum(0.1 * p.sum() for p in leaves.values()) if way == "penalised" else total
+
+        asked = torch.autograd.grad(loss(), list(leaves.values()), allow_unused=True)
+        layer.zero_grad()
+        if of_main is not None:
+            for p in leaves.values():
+                p.main_grad = torch.zeros(p.shape, dtype=of_main)
+        hooks = [p.register_hook(lambda g: 3 * g) for p in leaves.values()] if way == "hooked" else []
+        with accumulate_gradients(layer):
+            for _ in range(3):
+                total = loss()
+                total.backward(retain_graph=way == "retained")
+                if way == "retained":
+                    total.backward()
+        for hook in hooks:
+            hook.remove()
+        factor = 3 * {"retained": 2, "hooked": 3}.get(way, 1)
+        eps = max(torch.finfo(dtype).eps for dtype in (x.dtype, layer.weight.dtype, of_main or torch.float64))
+        for (name, p), g in zip(leaves.items(), asked, strict=True):
+            got = 0 if p.grad is None else p.grad.double()
+            if of_main is not None:
+                got = got + p.main_grad.double()
+                del p.main_grad
+            p.grad = None
+            if g is not None:
+                close(f"the gradient of {name}", got, factor * g.double(), 16 * eps)
 
     def train(self) -> None:
         """A step of a fused optimizer is that of its gradients, however these are made."""
@@ -136,7 +177,9 @@ class Case:
         self.log.append(f"step, {way}: x {tuple(x.shape)} {x.stride()} {x.dtype}")
         x.requires_grad_(x.is_floating_point() and self.pick(True, False))
         count = 2 if way in ("twice", "two graphs") else 1
-        optimizer = FusedSGD(layer, lr=0.5, weight_decay=0.1, accumulate=self.pick(1, count))
+        (l1, l2), non_neg = self.pick((0.0, 0.0), (0.0, 0.05), (0.1, 0.05)), self.pick(False, False, True)
+        options = {"l1": l1, "l2": l2, "non_neg": non_neg}
+        optimizer = FusedSGD(layer, lr=0.5, weight_decay=0.1, accumulate=self.pick(1, count), **options)
         if way == "twice":
             optimizer.accumulate = 2
 
@@ -166,7 +209,9 @@ class Case:
         eps = max(torch.finfo(t.dtype).eps for t in (x, layer.weight))
         for name, p in leaves.items():
             g = gradients[name]
-            want = before[name] if g is None else 0.95 * before[name] - 0.5 * factor * g
+            old = before[name]
+            want = old if g is None else old - 0.5 * (factor * g + (0.1 + 2 * l2) * old + l1 * old.sign())
+            want = want.clamp(min=0) if non_neg else want
             close(f"{name} after a step", p, want, 4 * eps)
 
     def judge(self, where: str, error: Exception) -> None:

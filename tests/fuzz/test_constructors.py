@@ -242,6 +242,9 @@ def test_backends_and_other_functions(value, other):
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1)
     for function, arguments in (
         (lc_triton.regularization_loss, {"model": value}),
+        (lc_triton.regularization_loss, {"model": model, "optimizer": optimizer if other is None else other}),
+        (lc_triton.penalty_groups, {"model": value}),
+        (lc_triton.accumulate_gradients, {"model_or_params": value}),
         (lc_triton.apply_constraints, {"model": value}),
         (lc_triton.attach_constraints, {"model": value, "optimizer": optimizer}),
         (lc_triton.attach_constraints, {"model": model, "optimizer": other}),

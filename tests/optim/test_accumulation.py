@@ -112,7 +112,7 @@ OF_MAIN_GRAD = [way for way in STORED if way not in (with_hooks_after, hooks_of_
 
 
 @pytest.mark.parametrize("way", OF_MAIN_GRAD, ids=lambda way: way.__name__)
-@pytest.mark.parametrize("flagged", [False, True])
+@pytest.mark.parametrize("flagged", [True, pytest.param(False, marks=pytest.mark.nightly)])
 def test_the_sums_in_main_grad_are_torchs_in_every_case(way, flagged):
     net, same = network(F64), network(F64)
     nodes = with_main_grad(net, flagged=flagged)
@@ -134,8 +134,11 @@ def test_what_needs_no_gradient_stored_has_none(added):
         added.clear()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, BF16, torch.float16], ids=str)
-@pytest.mark.parametrize("flagged", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "flagged"),
+    [(BF16, True), (torch.float16, False), pytest.param(torch.float32, False, marks=pytest.mark.nightly)],
+    ids=str,
+)
 def test_main_grad_in_float32_has_the_accumulators_bits(dtype, flagged, added):
     """Beside weights of 16 bits the sums are not rounded before they are added: 64 batches within float32's error."""
     torch.manual_seed(0)

@@ -48,7 +48,7 @@ def test_steps_are_those_of_a_penalty_in_the_loss(kind, clip_norm):
 
 
 @pytest.mark.parametrize("way", [hooked, used_twice, checkpointed], ids=lambda way: way.__name__)
-@pytest.mark.parametrize("clip_norm", [None, 1e9])
+@pytest.mark.parametrize("clip_norm", [pytest.param(None, marks=pytest.mark.nightly), 1e9])
 def test_stored_gradients(way, clip_norm):
     """Penalised in step(), which leaves `.grad` as it was."""
     (net, fused), (same, plain) = pair(dtype=F64, l1=L1, l2=L2, clip_norm=clip_norm)

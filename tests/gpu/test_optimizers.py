@@ -1,0 +1,105 @@
+"""The fused optimizers and added gradients on a GPU, by the kernels: torch's numbers, and streams in order."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from lc_triton import FusedAdamW, FusedSGD, LocalConv2d, accumulate_gradients
+from tests.optim.networks import assert_same, batch, loss_of, network, weights
+
+pytestmark = pytest.mark.gpu
+
+DEVICE = "cuda"
+L1, L2 = 0.01, 0.02
+PAIRS = {
+    "adamw": (FusedAdamW, torch.optim.AdamW, {"lr": 1e-2}),
+    "nesterov": (FusedSGD, torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
+}
+
+
+def penalty_of(net):
+    return sum(L1 * p.abs().sum() + L2 * p.square().sum() for p in net.parameters())
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+@pytest.mark.parametrize("clip_norm", [None, 0.05])
+@pytest.mark.parametrize("penalised", [False, True])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.float64, 1e-10)], ids=str)
+def test_steps_are_torchs(kind, clip_norm, penalised, dtype, bound):
+    """Of several batch sizes, accumulated every second time; no gradient of a layer's weight is stored by the last."""
+    net = network(dtype).to(DEVICE)
+    same = copy.deepcopy(net)
+    ours, theirs, arguments = PAIRS[kind]
+    options = {"l1": L1, "l2": L2, "non_neg": True} if penalised else {}
+    fused, plain = ours(net, **arguments, clip_norm=clip_norm, **options), theirs(same.parameters(), **arguments)
+    for step in range(4):
+        fused.accumulate = 1 + step % 2
+        for optimizer in (fused, plain):
+            optimizer.zero_grad()
+        for part in range(fused.accumulate):
+            x = batch(2 * step + part, dtype, size=(1, 4, 40)[step % 3]).to(DEVICE)
+            for model in (net, same):
+                loss_of(model, x).backward()
+        assert all((w.grad is None) == (clip_norm is None or fused.accumulate == 1) for w in weights(net))
+        if penalised:
+            penalty_of(same).backward()
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(same.parameters(), clip_norm)
+        for optimizer in (fused, plain):
+            optimizer.step()
+        if penalised:
+            with torch.no_grad():
+                for p in same.parameters():
+                    p.clamp_(min=0)
+    for p, q in zip(net.parameters(), same.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=bound * max(0.1, q.abs().max().item()))  # all may be 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("of_sum", ["grad", "main_grad"])
+def test_sums_of_gradients(dtype, of_sum):
+    """In `.grad`, or in float32 beside weights of 16 bits: within the rounding of the sum, from float64."""
+    torch.manual_seed(0)
+    layer = LocalConv2d(3, 16, 3, input_size=(9, 8), padding=1, dtype=dtype, device=DEVICE)
+    double = copy.deepcopy(layer).double()
+    if of_sum == "main_grad":
+        layer.weight.main_grad = torch.zeros(layer.weight.shape, device=DEVICE)
+    accumulate_gradients(layer)
+    for step in range(8):
+        x = torch.randn(32, 3, 9, 8, generator=torch.Generator().manual_seed(step)).to(DEVICE, dtype)
+        g = torch.randn(32, 16, 9, 8, generator=torch.Generator().manual_seed(100 + step)).to(DEVICE, dtype)
+        layer(x).backward(g)
+        double(x.double()).backward(g.double())
+    got = layer.weight.grad if of_sum == "grad" else layer.weight.main_grad
+    assert (layer.weight.grad is None) == (of_sum == "main_grad")
+    unit = torch.finfo(got.dtype).eps * (8 if of_sum == "grad" else 32)
+    assert (got - double.weight.grad).abs().max() <= unit * double.weight.grad.abs().max()
+
+
+@pytest.mark.parametrize("way", ["updated", "added"])
+def test_layers_on_streams_of_their_own(way):
+    """The forward of each layer, and so its backward, on a stream; what follows on the current stream waits."""
+    nets = [network(torch.float64).to(DEVICE) for _ in range(2)]
+    if way == "updated":
+        optimizers = FusedSGD(nets[0], lr=0.1), torch.optim.SGD(nets[1].parameters(), lr=0.1)
+    else:
+        accumulate_gradients(nets[0])
+        optimizers = tuple(torch.optim.SGD(net.parameters(), lr=0.1) for net in nets)
+    streams = [torch.cuda.Stream() for _ in nets[0]]
+    for step in range(6):
+        x = batch(step, torch.float64, size=64).to(DEVICE)
+        y = x
+        for layer, stream in zip(nets[0], streams, strict=True):
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                y = layer(y)
+            torch.cuda.current_stream().wait_stream(stream)
+        (y - x.flatten(1)[:, :3]).square().mean().backward()
+        loss_of(nets[1], x).backward()
+        if way == "updated" or step % 2:
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+    assert_same(*nets, 1e-10)
