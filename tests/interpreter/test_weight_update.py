@@ -174,7 +174,7 @@ FILTERS_3 = Case("filters_3", (3, 3), 2, 3, 2, padding=1, batch=3)
         (GROUPS, TileConfig(1, 2, 8, 2, 2, dot=False)),
         pytest.param(FILTERS_3, TileConfig(2, 2, 4, 16, 16, stream=2), marks=pytest.mark.nightly),
     ],
-    ids=str,
+    ids=["two blocks", "split", "swapped", "groups", "streamed"],
 )
 def test_states_in_8_bits_have_the_codes_of_the_cpu(case, tile):
     """In float64, whose last places decide no code."""
@@ -192,6 +192,20 @@ def test_states_in_8_bits_have_the_codes_of_the_cpu(case, tile):
     for found, right, old in zip(got[1:], want[1:], before, strict=True):
         assert torch.equal(found, right)
         assert not torch.equal(found, old)
+
+
+def test_states_in_8_bits_of_groups_that_end_inside_a_block():
+    """No tile holds their blocks: the gradient is stored in between."""
+    case = Case("groups_of_16", (2,), 32, 32, 1, groups=2, batch=3)
+    t, rule = tensors(case), RULES["adamw"][0]
+    state = {}
+    to_codes(state, t.weight)
+    want, got = ([t.weight.clone(), *(state[key].clone() for key in (*CODES, AMAX))] for _ in range(2))
+    Update(rule, want[0], tuple(want[1:3]), small=Small(amax=want[3])).apply(expected(case, t)["dw"].clone())
+    update = Update(rule, got[0], tuple(got[1:3]), small=Small(amax=got[3]))
+    launch.weight_update(t.x, t.g, update, Problem(case.geometry, backend="triton"))
+    assert_close(got[0], want[0], 1e-10, "weight")
+    assert all(torch.equal(found, right) and found.any() for found, right in zip(got[1:], want[1:], strict=True))
 
 
 @pytest.mark.slow
@@ -231,3 +245,22 @@ def test_training_with_the_kernels(clip_norm):
             optimizer.step()
     for p, q in zip(net.parameters(), same.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-5 * q.abs().max().item())
+
+
+@pytest.mark.parametrize("tile", ["2x2", "split"])
+def test_penalties_and_bounds_of_masters_are_those_of_the_cpu(tile):
+    """A penalty is of the weight that the layer has; no master is negative afterwards."""
+    case = case_of("2d_asymmetric")
+    t, rule = tensors(case, torch.float32), RULES["adamw"][0]
+    parts = split_master(t.weight, random_bits(0, t.weight.numel(), 1, t.weight.device))
+    penalty, found = Penalty(0.1, 0.2, non_neg=True), []
+    for _ in range(2):
+        weight, correction = (part.clone() for part in parts)
+        states = tuple(torch.full(t.weight.shape, 0.25) for _ in range(2))
+        found.append(Update(rule, weight, states, penalty=penalty, small=Small(correction)))
+    found[0].apply(expected(case, t)["dw"].to(torch.float32))
+    launch.weight_update(t.x, t.g, found[1], Problem(case.geometry, backend="triton"), TILES[tile])
+    want, got = (join_master(update.weight, update.small.correction) for update in found)
+    assert_close(found[1].states[0], found[0].states[0], 1e-5, "first")
+    assert ((got - want).abs() <= want.abs() * 2**-14).all()
+    assert got.min() == 0 < got.max()
