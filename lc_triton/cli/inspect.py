@@ -14,6 +14,8 @@ def add(commands: Commands) -> None:
     add_kernels(parser, "h200", "h200")
     rules = ("adamw", "momentum", "nesterov", "sgd")
     parser.add_argument("--update", choices=rules, help="weight gradients update the weight by this optimizer")
+    states = ("float32", "bfloat16", "8 bits")
+    parser.add_argument("--states", choices=states, default="float32", help="how AdamW's states are kept")
     parser.add_argument("--json", action="store_true", help="one JSON array on standard output, nothing else")
     parser.set_defaults(call=run, after_interrupt="")
 
@@ -28,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
 
     reports = []
     for kernel in tqdm(kernels, desc="compiling", unit="kernel", disable=None):
-        report = inspect(*kernel, device, options.update)
+        report = inspect(*kernel, device, options.update, options.states)
         reports.append(report.to_json())
         if not options.json:
             tqdm.write(report.to_text() + "\n")

@@ -9,10 +9,29 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+# Filters next to each other whose states in 8 bits are parts of one largest magnitude; the last block may have fewer.
+BLOCK = 32
+
+
+class Small(NamedTuple):
+    """What lies beside a weight and its states where they are kept in fewer bits.
+
+    Args:
+        correction: `(*out_spatial, *kernel, C // groups, F)` in int8, from a weight in bfloat16 to its master; or None.
+        amax: `(*out_spatial, *kernel, C // groups, blocks, 2)` in float32, of states in 8 bits: the largest magnitudes
+            of both in each block of filters; or None.
+    """
+
+    correction: Tensor | None = None
+    amax: Tensor | None = None
+
+
+NOTHING_SMALL = Small()
 
 
 class Rule(Protocol):
@@ -26,7 +45,9 @@ class Rule(Protocol):
     def scalars(self) -> tuple[float, ...]:
         """What the kernels compute with, in the order that they read."""
 
-    def apply(self, weight: Tensor, gradient: Tensor, states: tuple[Tensor, ...], start: int = 0) -> None:
+    def apply(
+        self, weight: Tensor, gradient: Tensor, states: tuple[Tensor, ...], start: int = 0, small: Small = NOTHING_SMALL
+    ) -> None:
         """Update a weight and its states, or the part of each from an offset on, by torch's own operator."""
 
 
@@ -51,21 +72,31 @@ class Penalty:
 
     def gradient(self, weight: Tensor) -> Tensor:
         """What is added to the gradient of a weight, or of a part of one."""
-        weight = weight.detach()
+        weight = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
         gradient = weight * (2 * self.l2)
         return gradient.add_(weight.sign(), alpha=self.l1) if self.l1 else gradient
+
+    def bound(self, weight: Tensor, small: Small) -> None:
+        """Let no weight, and no master of one, be negative, if that is asked for."""
+        if not self.non_neg:
+            return
+        if small.correction is not None:
+            small.correction.masked_fill_(weight.signbit(), 0)
+        weight.clamp_(min=0)
 
 
 @dataclass(frozen=True)
 class Update:
-    """The update of a weight by its gradient.
+    """The update of a weight by its gradient; of a parameter that is no layer's weight, as one of any shape.
 
     Args:
         rule: of the optimizer.
         weight: `(*out_spatial, *kernel, C // groups, F)`, contiguous, as all other tensors here.
-        states: of the weight's shape, as many as the rule has; of its dtype, or AdamW's in bfloat16.
+        states: of the weight's shape, as many as the rule has; of its dtype (float32 of a weight in bfloat16), or
+            AdamW's in bfloat16, or in int8 and uint8.
         added: a gradient of earlier micro-batches, which is a part of the sum; or None.
         scale: a scalar that the gradient is multiplied by; or None.
+        small: what lies beside a weight or states of fewer bits.
         penalty: whose gradient is a part of the sum as well; or None.
     """
 
@@ -75,6 +106,7 @@ class Update:
     added: Tensor | None = None
     scale: Tensor | None = None
     penalty: Penalty | None = None
+    small: Small = NOTHING_SMALL
 
     def apply(self, gradient: Tensor) -> None:
         """Update all of the weight; the gradient may change."""
@@ -82,10 +114,9 @@ class Update:
 
     def apply_block(self, span: slice, gradient: Tensor) -> None:
         """Update the weights of the positions of `span`, in row-major order, by their gradient, which may change."""
-        weight = rows_of(self.weight)
-        size = weight.shape[1]
-        weight = weight[span]
-        gradient = gradient.reshape(gradient.numel() // size, size)
+        weight = rows_of(self.weight)[span]
+        gradient = gradient.reshape(weight.shape).contiguous()  # as torch's operators need it
+        small = Small(*(None if tensor is None else rows_of(tensor, self.weight.ndim)[span] for tensor in self.small))
         if self.added is not None:
             gradient += rows_of(self.added)[span]
         if self.penalty is not None and self.penalty.scalars:
@@ -93,15 +124,25 @@ class Update:
         if self.scale is not None:
             gradient *= self.scale
         states = tuple(rows_of(state)[span] for state in self.states)
-        self.rule.apply(weight, gradient, states, (span.start or 0) * size)
-        if self.penalty is not None and self.penalty.non_neg:
-            weight.clamp_(min=0)
+        start = (span.start or 0) * weight[0].numel()
+        self.rule.apply(weight, gradient, states, start, small)
+        if self.penalty is not None:
+            self.penalty.bound(weight, small)
 
 
-def rows_of(weight: Tensor) -> Tensor:
-    """A contiguous weight `(*out_spatial, *kernel, C // groups, F)` with one row a position, a view."""
-    ndim = (weight.ndim - 2) // 2
-    return weight.detach().view(-1, weight[(0,) * ndim].numel())
+def rows_of(tensor: Tensor, ndim: int | None = None) -> Tensor:
+    """A contiguous weight `(*out_spatial, *kernel, C // groups, F)`, or what lies beside one, as a view.
+
+    Args:
+        tensor: of the weight's dimensions, the last of which may be several.
+        ndim: how many dimensions the weight has, if it is not the tensor.
+
+    Returns:
+        `(P, T * C // groups, F)`, or the last size of what each filter or block has.
+    """
+    last = (ndim or tensor.ndim) - 1
+    positions = tensor.shape[: (last - 1) // 2].numel()
+    return tensor.detach().view(positions, -1, tensor.shape[last:].numel())
 
 
 class Deferred(Protocol):

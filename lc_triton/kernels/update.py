@@ -3,6 +3,11 @@
 import triton
 import triton.language as tl
 
+from lc_triton.kernels.common import unbounded
+
+# The least float32 that a magnitude is divided by.
+TINY = tl.constexpr(2.0**-126)
+
 
 @triton.jit
 def round_stochastically(b, b_r):
@@ -25,12 +30,92 @@ def random_bits(o, count):
 
 
 @triton.jit
-def update_weights(b_g, p_w, p_m, p_v, p_added, p_scalars, o, m, UPDATE: tl.constexpr):
+def join_master(b_w, b_c):
+    """The master of weights b_w in bfloat16 and their corrections b_c, as lc_triton.optim.rounding has it."""
+    b_bits = b_w.to(tl.float32).to(tl.int32, bitcast=True)
+    b_c = b_c.to(tl.int32)
+    b_c = tl.where((b_bits & 0x7FFFFFFF) == 0, tl.maximum(b_c, 0), b_c)
+    return (b_bits + (b_c << 8)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def split_master(b, b_r):
+    """Weights, as float32 that bfloat16 holds, and corrections of masters b in float32, rounded by 32 random bits b_r
+    as in lc_triton.optim.rounding.
+    """
+    b_own = (b_r.to(tl.uint32) * 0x9E3779B1) >> 24
+    b_bits = (b.to(tl.int32, bitcast=True) + b_own.to(tl.int32)) >> 8
+    b_high = (b_bits + 128) >> 8
+    b_w = tl.where(b == b, (b_high << 16).to(tl.float32, bitcast=True), b)
+    return b_w, tl.where(b == b, b_bits - (b_high << 8), 0)
+
+
+@triton.jit
+def first_of_blocks(b, BLOCK: tl.constexpr):
+    """Of columns b [BN], the first of each block, where the others are no less: [BN // BLOCK]."""
+    return tl.min(tl.reshape(b, (b.numel // BLOCK, BLOCK)), 1)
+
+
+@triton.jit
+def amax_offsets(o, FILTERS: tl.constexpr, BLOCK: tl.constexpr):
+    """Where p_amax has the magnitudes of the blocks whose first weights are at offsets o."""
+    if FILTERS % BLOCK == 0:
+        block = o.to(tl.uint64) // BLOCK
+    else:
+        o = unbounded(o)
+        row = o // FILTERS
+        block = row * ((FILTERS + BLOCK - 1) // BLOCK) + (o - row * FILTERS) // BLOCK
+    return block * 2
+
+
+@triton.jit
+def spread(b_amax, b, BLOCK: tl.constexpr):
+    """Of each number of b, what its block has."""
+    return tl.reshape(tl.broadcast_to(b_amax[:, None], (b.numel // BLOCK, BLOCK)), b.shape)
+
+
+@triton.jit
+def dequantize(b_c, b_amax, MOST: tl.constexpr, BLOCK: tl.constexpr):
+    """The numbers of codes b_c in float32, as lc_triton.optim.blocks has them."""
+    b_part = b_c.to(tl.float32) * (1 / MOST)
+    b = b_part * b_part
+    b = b * b * spread(b_amax, b, BLOCK)
+    return tl.where(b_part < 0, -b, b) if MOST == 127 else b
+
+
+@triton.jit
+def quantize(b, b_r, m, MOST: tl.constexpr, BLOCK: tl.constexpr):
+    """Codes in float32 of numbers b by 16 random bits b_r, and the largest magnitude of each block [BLOCKS], as in
+    lc_triton.optim.blocks.
+    """
+    b = b.to(tl.float32)
+    b_size = tl.where(m, tl.where(b == b, tl.abs(b), float("inf")), 0.0)
+    b_amax = tl.max(tl.reshape(b_size, (b.numel // BLOCK, BLOCK)), 1)
+    b_power = b_size * spread(1 / tl.maximum(b_amax, TINY), b, BLOCK) * (MOST * MOST * MOST * MOST)
+    b_low = tl.floor(tl.sqrt(tl.sqrt(b_power)))
+    b_below = b_low * b_low
+    b_below = b_below * b_below
+    b_above = (b_low + 1) * (b_low + 1)
+    b_above = b_above * b_above
+    b_up = (b_r.to(tl.float32) + 0.5) * 2.0**-16 * (b_above - b_below) < b_power - b_below
+    b_c = tl.where(b_up, b_low + 1, b_low)
+    b_c = tl.where(b_c < MOST, b_c, MOST)  # of what is no number too
+    if MOST == 127:
+        b_c = tl.where(b < 0, -b_c, b_c)
+    else:
+        b_c = tl.where(b > 0, tl.maximum(b_c, 1), b_c)
+    return b_c, b_amax
+
+
+@triton.jit
+def update_weights(b_g, p_w, p_m, p_v, p_amax, p_correction, p_added, p_scalars, o, m, o_b, m_b, UPDATE: tl.constexpr):
     """Update the weights at offsets o by their gradients b_g, both of any shape; m masks.
 
     The rules and the order of their scalars are those of lc_triton.optim.rules. p_m and p_v are the states, p_added a
-    gradient that is a part of the sum. AdamW's states may be bfloat16, which are rounded stochastically. UPDATE.penalty
-    is where the factors of sign(w) and w are among the scalars; 0 where there is no penalty.
+    gradient that is a part of the sum. AdamW's states may be bfloat16, which are rounded stochastically, or with a
+    p_amax codes of 8 bits: the last axis of o is whole blocks of filters then, whose first weights are at offsets o_b
+    [BLOCKS], which m_b masks. With a p_correction its weights are bfloat16, and what is updated are their masters.
+    UPDATE.penalty is where the factors of sign(w) and w are among the scalars; 0 where there is no penalty.
 
     The rule "square_sum" updates nothing: it stores the sum of the squares of the gradients, a scalar, at p_m.
     """
@@ -42,19 +127,34 @@ def update_weights(b_g, p_w, p_m, p_v, p_added, p_scalars, o, m, UPDATE: tl.cons
     if WITH_ADDED:
         b_g += tl.load(p_added + o, mask=m, other=0.0).to(ACC)
     b_g *= tl.load(p_scalars).to(ACC)
-    b_w = tl.load(p_w + o, mask=m, other=0.0).to(ACC)
-    if PENALTY > 0:
+    b_own = tl.load(p_w + o, mask=m, other=0.0)
+    b_w = b_own.to(ACC)
+    if PENALTY > 0:  # of the weight that the layer has
         b_l1 = tl.load(p_scalars + PENALTY).to(ACC)
         b_sign = tl.where(b_w > 0, b_l1, tl.where(b_w < 0, -b_l1, 0.0))
         b_g += (b_sign + b_w * tl.load(p_scalars + PENALTY + 1).to(ACC)) * tl.load(p_scalars).to(ACC)
+    if p_correction is not None:
+        b_w = join_master(b_own, tl.load(p_correction + o, mask=m, other=0)).to(ACC)
     if RULE == "adamw":
-        b_m = tl.load(p_m + o, mask=m, other=0.0).to(ACC)
-        b_v = tl.load(p_v + o, mask=m, other=0.0).to(ACC)
+        if p_amax is not None:
+            p_block = p_amax + amax_offsets(o_b, UPDATE.filters, UPDATE.block)  # [BLOCKS]
+            b_amax, b_amax_v = tl.load(p_block, mask=m_b, other=0.0), tl.load(p_block + 1, mask=m_b, other=0.0)
+            b_m = dequantize(tl.load(p_m + o, mask=m, other=0), b_amax, 127, UPDATE.block).to(ACC)
+            b_v = dequantize(tl.load(p_v + o, mask=m, other=0), b_amax_v, 255, UPDATE.block).to(ACC)
+        else:
+            b_m = tl.load(p_m + o, mask=m, other=0.0).to(ACC)
+            b_v = tl.load(p_v + o, mask=m, other=0.0).to(ACC)
         b_m += (b_g - b_m) * tl.load(p_scalars + 2).to(ACC)
         b_v = b_v * tl.load(p_scalars + 3).to(ACC) + b_g * b_g * tl.load(p_scalars + 4).to(ACC)
-        b_m16, b_v16 = b_m, b_v
-        if p_m.dtype.element_ty == tl.bfloat16:
+        b_m16, b_v16, b_r = b_m, b_v, o
+        if p_m.dtype.element_ty == tl.bfloat16 or p_amax is not None or p_correction is not None:
             b_r = random_bits(o, tl.load(p_scalars + 8).to(tl.int64))
+        if p_amax is not None:
+            b_m16, b_amax = quantize(b_m, b_r & 0xFFFF, m, 127, UPDATE.block)
+            b_v16, b_amax_v = quantize(b_v, b_r >> 16, m, 255, UPDATE.block)
+            tl.store(p_block, b_amax, mask=m_b)
+            tl.store(p_block + 1, b_amax_v, mask=m_b)
+        if p_m.dtype.element_ty == tl.bfloat16:
             b_m16 = round_stochastically(b_m, b_r & 0xFFFF)
             b_v16 = round_stochastically(b_v, b_r >> 16)
         tl.store(p_m + o, b_m16.to(p_m.dtype.element_ty), mask=m)
@@ -80,8 +180,23 @@ def update_weights(b_g, p_w, p_m, p_v, p_added, p_scalars, o, m, UPDATE: tl.cons
         b_w -= b_g * tl.load(p_scalars + 5).to(ACC)
     if NON_NEG:
         b_w = tl.where(b_w < 0, 0.0, b_w)  # a NaN stays
+    if RULE == "adamw" and p_correction is not None:
+        b_w, b_c = split_master(b_w.to(tl.float32), b_r)
+        tl.store(p_correction + o, b_c.to(tl.int8), mask=m)
     if RULE != "square_sum":
         tl.store(p_w + o, b_w.to(p_w.dtype.element_ty), mask=m)
+
+
+@triton.jit
+def filters_of(n, N: tl.constexpr, FILTERS: tl.constexpr, BLOCK: tl.constexpr):
+    """The offsets of weights n of rows that are filled up to whole blocks, and whether they exist."""
+    if FILTERS % BLOCK == 0:
+        return n, n < N
+    ROW: tl.constexpr = (FILTERS + BLOCK - 1) // BLOCK * BLOCK
+    n = unbounded(n)
+    row, f = n // ROW, n % ROW
+    n = row * FILTERS + f
+    return n, (f < FILTERS) & (n < N)
 
 
 @triton.jit
@@ -90,6 +205,8 @@ def combine_update_kernel(
     p_w,  # (N), the weight
     p_m,  # (N), its states
     p_v,  # (N)
+    p_amax,  # (N // F, blocks, 2) of states in 8 bits, the largest magnitudes of both in each block of filters
+    p_correction,  # (N), of a weight in bfloat16
     p_added,  # (N), a gradient that is a part of the sum
     p_scalars,  # (9), or (11) with a penalty
     N: tl.constexpr,
@@ -97,10 +214,21 @@ def combine_update_kernel(
     BN: tl.constexpr,
     UPDATE: tl.constexpr,
 ):
-    """Update BN weights a program by the gradient parts[0] + parts[1] + ..."""
+    """Update BN weights a program by the gradient parts[0] + parts[1] + ...
+
+    Where rows of F filters are no whole blocks of states in 8 bits, the programs count them as if they were.
+    """
+    F: tl.constexpr = UPDATE.filters
+    BLOCK: tl.constexpr = UPDATE.block
+
     # Tile.
     n = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
     m_n = n < N
+    n_b, m_b = n, m_n
+    if BLOCK > 0:
+        n_b = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN // BLOCK) * BLOCK
+        n, m_n = filters_of(n, N, F, BLOCK)
+        n_b, m_b = filters_of(n_b, N, F, BLOCK)
 
     # Loop over the parts.
     b_g = tl.load(p_parts + n, mask=m_n, other=0.0)  # [BN]
@@ -110,4 +238,4 @@ def combine_update_kernel(
     # Epilogue.
     RULE: tl.constexpr = UPDATE.rule
     p_first = p_m + tl.program_id(0) if RULE == "square_sum" else p_m
-    update_weights(b_g, p_w, p_first, p_v, p_added, p_scalars, n, m_n, UPDATE)
+    update_weights(b_g, p_w, p_first, p_v, p_amax, p_correction, p_added, p_scalars, n, m_n, n_b, m_b, UPDATE)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from lc_triton.kernels.common import activation_backward, decode_k, site_is_read, tap
-from lc_triton.kernels.update import update_weights
+from lc_triton.kernels.update import first_of_blocks, update_weights
 
 
 @triton.jit
@@ -125,11 +125,28 @@ def site_of(o01, t0, t1, ih, iw, x_pitch, SHAPE: tl.constexpr):
 
 
 @triton.jit
+def band_offsets(k, t, dh, dw, c, jr, jc, m_n, SHAPE: tl.constexpr, TILE: tl.constexpr):
+    """Where the weights of indices k [BK] lie among those of a position and a filter, for columns [BN] at rows jr and
+    columns jc of the tile; and which are in the band.
+    """
+    KH: tl.constexpr = SHAPE.kernel[2]
+    KW: tl.constexpr = SHAPE.kernel[3]
+    C: tl.constexpr = SHAPE.group_channels
+    F: tl.constexpr = SHAPE.filters
+    kh, m_h = tap(dh[:, None] - (jr * SHAPE.stride[2])[None, :], KH, SHAPE.dilation[2])
+    kw, m_w = tap(dw[:, None] - (jc * SHAPE.stride[3])[None, :], KW, SHAPE.dilation[3])
+    o_w = ((((t * KH)[:, None] + kh) * KW + kw) * C + c[:, None]) * F
+    return o_w, m_h & m_w & (k < TILE.k_total)[:, None] & m_n[None, :]
+
+
+@triton.jit
 def store_block(
     acc,
     p_dw,
     p_m,
     p_v,
+    p_amax,
+    p_correction,
     p_added,
     p_scalars,
     block,
@@ -155,14 +172,9 @@ def store_block(
     With UPDATE, p_dw is the weight, and is updated by the product. Taps on the padding store zeros: the mask of what is
     read has no part in this one.
     """
-    C: tl.constexpr = SHAPE.group_channels
-    F: tl.constexpr = SHAPE.filters
     FG: tl.constexpr = SHAPE.group_filters
-    KH: tl.constexpr = SHAPE.kernel[2]
-    KW: tl.constexpr = SHAPE.kernel[3]
     BK: tl.constexpr = TILE.block_k
     BN: tl.constexpr = TILE.block_n
-    KT: tl.constexpr = TILE.k_total
     DESCRIPTOR: tl.constexpr = TILE.descriptor
     RULE: tl.constexpr = UPDATE.rule
     if DESCRIPTOR:  # one position: k counts its weights as they lie, and a descriptor stores nothing past their end
@@ -170,13 +182,19 @@ def store_block(
         b_dw = acc.to(p_dw.dtype).reshape(1, BK, BN)
         p_dw.store([box.to(tl.int32), block * BK, group * FG + f0], b_dw)  # [1, BK, BN]
     else:
-        kh, m_h = tap(dh[:, None] - (jr * SHAPE.stride[2])[None, :], KH, SHAPE.dilation[2])
-        kw, m_w = tap(dw[:, None] - (jc * SHAPE.stride[3])[None, :], KW, SHAPE.dilation[3])
-        o_w = ((((t * KH)[:, None] + kh) * KW + kw) * C + c[:, None]) * F
-        m_dw = m_h & m_w & (k < KT)[:, None] & m_n[None, :]
+        o_w, m_dw = band_offsets(k, t, dh, dw, c, jr, jc, m_n, SHAPE, TILE)
         if RULE == "none":
             p_dw += position.to(tl.int64) * SHAPE.position_weights + f
             tl.store(p_dw[None, :] + o_w, acc.to(p_dw.dtype.element_ty), mask=m_dw)  # [BK, BN]
         else:
-            o_w = (position.to(tl.int64) * SHAPE.position_weights + f)[None, :] + o_w
-            update_weights(acc, p_dw, p_m, p_v, p_added, p_scalars, o_w, m_dw, UPDATE)
+            o_n = position.to(tl.int64) * SHAPE.position_weights + f
+            o_w = o_n[None, :] + o_w
+            o_b, m_b = o_w, m_dw
+            BLOCK: tl.constexpr = UPDATE.block
+            if BLOCK > 0:
+                jr, jc = first_of_blocks(jr, BLOCK), first_of_blocks(jc, BLOCK)  # [BN // BLOCK]
+                m_n = first_of_blocks(tl.where(m_n, 0, 1), BLOCK) == 0
+                o_b, m_b = band_offsets(k, t, dh, dw, c, jr, jc, m_n, SHAPE, TILE)
+                o_b = tl.reshape(first_of_blocks(o_n, BLOCK)[None, :] + o_b, (BK * BN // BLOCK,))
+                m_b = tl.reshape(m_b, (BK * BN // BLOCK,))
+            update_weights(acc, p_dw, p_m, p_v, p_amax, p_correction, p_added, p_scalars, o_w, m_dw, o_b, m_b, UPDATE)

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from lc_triton.kernels.common import tile_offsets
-from lc_triton.kernels.update import update_weights
+from lc_triton.kernels.update import first_of_blocks, update_weights
 from lc_triton.kernels.weight_block import decode_block, decode_index, load_dz, store_block, store_dz, sum_bias
 
 
@@ -19,6 +19,8 @@ def weight_grad_kernel(
     p_dz,  # (B, P, F), the gradient of z, for the input gradient
     p_m,  # (P, T, C // G, F), the states of the weight's optimizer; for "square_sum" one number a block of a program
     p_v,  # (P, T, C // G, F)
+    p_amax,  # (P, T, C // G, blocks, 2) of states in 8 bits, the largest magnitudes of both in each block of filters
+    p_correction,  # (P, T, C // G, F), of a weight in bfloat16, to its master
     p_added,  # (P, T, C // G, F), a gradient that is a part of the sum
     p_scalars,  # (9), the optimizer's hyperparameters
     B,
@@ -98,6 +100,8 @@ def weight_grad_kernel(
                 p_dw,
                 p_m + tl.program_id(0) * STREAM + block - chunk * STREAM if RULE == "square_sum" else p_m,
                 p_v,
+                p_amax,
+                p_correction,
                 p_added,
                 p_scalars,
                 block,
@@ -153,12 +157,20 @@ def weight_grad_kernel(
                 b_dw = tl.sum(acc[i], 0).to(p_dw.dtype.element_ty)
                 tl.store(p_dw + k * F, b_dw, mask=m_n & (k < TILE.k_total))  # [BN]
         else:
+            BLOCK: tl.constexpr = UPDATE.block
             o_w = position.to(tl.int64) * SHAPE.position_weights + f
+            o_b, m_b = o_w, m_n
+            if BLOCK > 0:
+                o_b, m_b = first_of_blocks(o_w, BLOCK), first_of_blocks(tl.where(m_n, 0, 1), BLOCK) == 0
             for i in tl.static_range(TAKEN):
                 k = chunk * BK + i
-                m_w = m_n & (k < TILE.k_total)
+                is_k = k < TILE.k_total
+                b_g, m_w, m_wb = tl.sum(acc[i], 0), m_n & is_k, m_b & is_k  # [BN], [BN], [BLOCKS]
+                o_k, o_kb = o_w + k * F, o_b + k * F
                 p_first = p_m + tl.program_id(0) * TAKEN + i if RULE == "square_sum" else p_m
-                update_weights(tl.sum(acc[i], 0), p_dw, p_first, p_v, p_added, p_scalars, o_w + k * F, m_w, UPDATE)
+                update_weights(
+                    b_g, p_dw, p_first, p_v, p_amax, p_correction, p_added, p_scalars, o_k, m_w, o_kb, m_wb, UPDATE
+                )
     else:
         # Loop over the batch, first for the bias gradient, then for the product. One loop for both would take g out of
         # the matmul's pipeline; in the other order the addresses would stay in registers during the product, and a
@@ -197,6 +209,8 @@ def weight_grad_kernel(
             p_dw,
             p_m + tl.program_id(0) if RULE == "square_sum" else p_m,
             p_v,
+            p_amax,
+            p_correction,
             p_added,
             p_scalars,
             chunk,

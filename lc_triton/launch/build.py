@@ -143,12 +143,20 @@ def call_args(
 def update_pointers(
     weight: Tensor, update: WeightUpdate, state_dtype: torch.dtype | None = None
 ) -> list[Tensor | None]:
-    """The states, the added gradient and the hyperparameters of an update."""
-    count = STATES[update.rule]
+    """The states, what lies beside them, the added gradient and the hyperparameters of an update.
+
+    States of int8 are those in 8 bits.
+    """
+    count, shape, dtype = STATES[update.rule], tuple(weight.shape), torch.promote_types(weight.dtype, torch.float32)
     if update.rule == "square_sum":
-        return [_empty((1,), torch.promote_types(weight.dtype, torch.float32)), None, None, _empty((3,), weight.dtype)]
-    states = [_empty(tuple(weight.shape), state_dtype or weight.dtype) if n < count else None for n in range(2)]
-    return [*states, weight if update.with_added else None, _empty((11,), weight.dtype)]
+        return [_empty((1,), dtype), None, None, None, None, _empty((3,), dtype)]
+    states = [_empty(shape, state_dtype or dtype) if n < count else None for n in range(2)]
+    amax = None
+    if update.block:
+        states[1] = _empty(shape, torch.uint8)
+        amax = _empty((*shape[:-1], -(-update.filters // update.block), 2), torch.float32)
+    correction = _empty(shape, torch.int8) if weight.dtype == torch.bfloat16 and count else None
+    return [*states, amax, correction, weight if update.with_added else None, _empty((11,), dtype)]
 
 
 def build_combine(

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from lc_triton.core.arguments import check_name
+from lc_triton.core.fused import BLOCK
 from lc_triton.core.problem import Problem
 from lc_triton.errors import ArgumentValueError
 from lc_triton.launch.build import MachineCode, build, machine_code
@@ -16,9 +18,12 @@ from lc_triton.tiles.config import Pass, TileConfig
 from lc_triton.tiles.device import Device
 from lc_triton.tiles.footprint import programs
 from lc_triton.tiles.select import Choice, select
+from lc_triton.tiles.space import has_whole_blocks
 from lc_triton.tiles.task import ITEMSIZE, Task, types_of
 from lc_triton.tiles.workloads import Workload
 
+# The dtype of a task's states by the name that FusedAdamW takes.
+STATE_DTYPES = {"float32": None, "bfloat16": "bfloat16", "8 bits": "int8"}
 NEXT = 3  # further candidates that are shown
 
 
@@ -37,6 +42,7 @@ class Report:
         roofline_us: unavoidable bytes at the copy rate, or unavoidable work at the matmul rate, whichever is more.
         next_best: the model's next candidates, with their predicted times in microseconds.
         update: the optimizer's rule by which a weight gradient updates the weight; "" where it is stored.
+        states: how the optimizer's states are kept, if not in the weight's dtype.
     """
 
     workload: str
@@ -55,6 +61,7 @@ class Report:
     roofline_us: float
     next_best: tuple[tuple[TileConfig, float], ...]
     update: str = ""
+    states: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As a flat JSON object."""
@@ -64,6 +71,7 @@ class Report:
             "dtype": self.dtype,
             "face": self.pass_name,
             **({"update": self.update} if self.update else {}),
+            **({"states": self.states} if self.states else {}),
             "arch": self.arch,
             "device": self.device,
             "config": asdict(self.choice.config),
@@ -87,6 +95,7 @@ class Report:
         product += f"; loop split in {c.split}" if c.split > 1 else ""
         share = self.roofline_us / self.predicted_us
         terms, with_update = self.terms, f" and {self.update} update" if self.update else ""
+        with_update += f" with states in {self.states}" if self.states else ""
         lines = [
             f"{self.workload}, batch {self.batch}, {self.dtype}, {self.pass_name}{with_update} on {self.arch}",
             f"  tile        {_words(c)}; {product}; {c.num_warps} warps, {c.num_stages} stages",
@@ -115,7 +124,13 @@ def _words(config: TileConfig) -> str:
 
 
 def inspect(
-    workload: Workload, batch: int, dtype: str, pass_name: Pass, device: Device, update: str | None = None
+    workload: Workload,
+    batch: int,
+    dtype: str,
+    pass_name: Pass,
+    device: Device,
+    update: str | None = None,
+    states: str = "float32",
 ) -> Report:
     """Compile the kernel that a launch would use and read its machine code; no GPU is needed.
 
@@ -125,11 +140,14 @@ def inspect(
         dtype: as `types_of` reads it: torch's name, "tf32", or x/weight such as "bfloat16/float32".
         pass_name: forward, input_grad or weight_grad.
         device: for which GPU.
-        update: of an optimizer, "adamw", "momentum", "nesterov" or "sgd": the weight gradient updates the weight, of
-            float32 or float64, instead of being stored. Other passes are as they are.
+        update: of an optimizer, "adamw", "momentum", "nesterov" or "sgd": the weight gradient updates the weight
+            instead of being stored. AdamW updates the master of a bfloat16 weight; others take float32 and float64.
+            Other passes are as they are.
+        states: how AdamW keeps its states: "float32" (of the weight, that is), "bfloat16" or "8 bits".
 
     Raises:
-        ArgumentValueError: a weight of 16 bits with `update`.
+        ArgumentValueError: a weight of 16 bits with `update`, but for bfloat16 with AdamW; other states of another
+            optimizer; states in 8 bits whose blocks no tile holds.
 
     Example:
         >>> from lc_triton.tiles import paths, workloads
@@ -142,10 +160,21 @@ def inspect(
     problem = Problem(workload.geometry, backend="triton", precision=precision)
     task, kind = Task.of(pass_name, problem, batch, x_dtype, weight_dtype), STORED
     if update is not None and pass_name == "weight_grad":
-        if task.weight_itemsize < ITEMSIZE["float32"]:
-            allowed = f"with weights of float32 for an update, as in '{x_dtype}/float32'"
+        if task.weight_itemsize < ITEMSIZE["float32"] and (weight_dtype, update) != ("bfloat16", "adamw"):
+            allowed = f"with weights of float32 for an update, as in '{x_dtype}/float32', or 'bfloat16' for adamw"
             raise ArgumentValueError(name="dtype", value=dtype, allowed=allowed)
-        kind, task = WeightUpdate(update), replace(task, states=STATES[update])
+        check_name("states", states, STATE_DTYPES)
+        if update != "adamw" and states != "float32":
+            raise ArgumentValueError(name="states", value=states, allowed=f"'float32' of {update}")
+        task = replace(task, states=STATES[update], state_dtype=STATE_DTYPES[states])
+        kind = WeightUpdate(update)
+        if task.in_8_bits:
+            kind = kind.in_8_bits(task.geometry.out_channels)
+            if not has_whole_blocks(task):
+                allowed = (
+                    f"for layers whose groups have a multiple of {BLOCK} filters; the gradient of others is stored"
+                )
+                raise ArgumentValueError(name="states", value=states, allowed=allowed)
     choice = select(task, device)
     compiled = build(
         pass_name,
@@ -156,6 +185,7 @@ def inspect(
         weight_dtype=getattr(torch, weight_dtype),
         batch=batch,
         update=kind,
+        state_dtype=None if task.state_dtype is None else getattr(torch, task.state_dtype),
     )
     code = machine_code(pass_name, compiled)
     others = [(config, 1e6 * seconds) for seconds, config in model.ranked(task, device) if config != choice.config]
@@ -176,4 +206,5 @@ def inspect(
         roofline_us=1e6 * model.roofline(task, device),
         next_best=tuple(others[:NEXT]),
         update="" if kind is STORED else kind.rule,
+        states="" if task.state_dtype is None else states,
     )

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from lc_triton.core.fused import BLOCK
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 from lc_triton.errors import ArgumentValueError
@@ -109,20 +110,27 @@ class WeightUpdate(NamedTuple):
 
     The other rules are those of `lc_triton.optim.rules`, and "square_sum" for the norm of a gradient. `with_added`:
     whether a gradient is added to the sums; `penalty`: where a penalty's factors are among the scalars, or 0;
-    `non_neg`: whether negative weights become 0.
+    `non_neg`: whether negative weights become 0. Of states in 8 bits, `filters`: of the layer; `block`: the filters of
+    a block, or their next power of two.
     """
 
     rule: str = "none"
     with_added: bool = False
     penalty: int = 0
     non_neg: bool = False
+    filters: int = 0
+    block: int = 0
+
+    def in_8_bits(self, filters: int) -> WeightUpdate:
+        """The same update of states in 8 bits."""
+        return self._replace(filters=filters, block=min(BLOCK, 1 << (filters - 1).bit_length()))
 
 
 STORED = WeightUpdate()
 # How many states the weight's optimizer has, by rule.
 STATES = {"adamw": 2, "momentum": 1, "nesterov": 1, "sgd": 0, "add": 0, "square_sum": 0}
 # The pointers of an update, of the states to the scalars, where there is none.
-NO_POINTERS = (None,) * 4
+NO_POINTERS = (None,) * 6
 PLAIN = Epilogue("none", "linear", 0.0, False)
 
 

@@ -18,7 +18,7 @@ from lc_triton.kernels.update import combine_update_kernel
 from lc_triton.kernels.weight_grad import weight_grad_kernel
 from lc_triton.launch.launcher import prepare
 from lc_triton.launch.layout import NO_POINTERS, STORED, Upstream, WeightUpdate, dense_rows, grid_of, is_wide, shape_of
-from lc_triton.launch.passes import COMBINED, SECOND_PASS, parts_of
+from lc_triton.launch.passes import COMBINED, SECOND_PASS, parts_of, weight_grad
 from lc_triton.launch.plan import MOST_TRIED, LaunchPlan
 from lc_triton.tiles import model
 from lc_triton.tiles.chooser import chooser
@@ -26,10 +26,14 @@ from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.device import of_gpu
 from lc_triton.tiles.key import bucket
 from lc_triton.tiles.select import select
+from lc_triton.tiles.space import has_whole_blocks
 from lc_triton.tiles.task import Task
 
 # Hyperparameters that are kept on a device: all weights of a group have the same ones in a step.
 MOST_KEPT = 64
+
+# Of a task, where it is not the weight's.
+STATE_DTYPES = {torch.bfloat16: "bfloat16", torch.int8: "int8"}
 
 _log = logging.getLogger("lc_triton.dispatch")
 _kept: OrderedDict[Any, Tensor] = OrderedDict()
@@ -37,13 +41,23 @@ Result = TypeVar("Result")
 
 
 def weight_update(x: Tensor, g: Tensor, update: Update, problem: Problem, config: TileConfig | None = None) -> None:
-    """Update a weight and its states by the weight gradient of (x, g), of at least one sample."""
-    weight, penalty = update.weight.detach(), update.penalty or Penalty()
+    """Update a weight and its states by the weight gradient of (x, g), of at least one sample.
+
+    The gradient is stored in between where states are in 8 bits and no tile holds whole blocks of them.
+    """
+    weight, penalty, small = update.weight.detach(), update.penalty or Penalty(), update.small
     first, second = (*update.states, None, None)[:2]
     offset = len(update.rule.scalars) if penalty.scalars else 0
     kind = WeightUpdate(update.rule.name, update.added is not None, offset, penalty.non_neg)
-    pointers = first, second, update.added, scalars_of(update, weight)
+    if small.amax is not None:
+        kind = kind.in_8_bits(problem.geometry.out_channels)
+    pointers = first, second, small.amax, small.correction, update.added, scalars_of(update, weight)
     states = tuple(state.dtype for state in update.states)
+    if small.amax is not None and config is None and not has_whole_blocks(task_of(problem, x, weight, states)):
+        gradient = torch.empty_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+        weight_grad(x, g, gradient, None, problem)
+        update.apply(gradient)
+        return
     _with_sound_tile(
         x, weight, states, problem, config, lambda plan: _launch(plan, x, g, weight, pointers, kind, problem)
     )
@@ -69,7 +83,7 @@ def weight_grad_square_sum(
             blocks = grid_of("weight_grad", problem.geometry, len(x), config) * of_program
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         sums = torch.zeros(blocks, dtype=dtype, device=x.device)
-        _launch(plan, x, g, weight, (sums, None, None, factors), kind, problem)
+        _launch(plan, x, g, weight, (sums, None, None, None, None, factors), kind, problem)
         return sums.sum(dtype=torch.float64)
 
     return _with_sound_tile(x, weight, (), problem, config, launch)
@@ -79,8 +93,8 @@ def task_of(problem: Problem, x: Tensor, weight: Tensor, states: tuple[torch.dty
     """The task of all batches of one bucket."""
     dtype, weight_dtype = (str(t.dtype).removeprefix("torch.") for t in (x, weight))
     task = Task.of("weight_grad", problem, bucket(len(x)), dtype, weight_dtype)
-    small = any(state != weight.dtype for state in states)
-    return replace(task, states=len(states), state_dtype="bfloat16" if small else None)
+    found = [STATE_DTYPES.get(state) for state in states]
+    return replace(task, states=len(found), state_dtype=found[0] if found else None)
 
 
 def _with_sound_tile(
@@ -147,7 +161,7 @@ def _launch(
         x: of the layer.
         g: of the layer's output.
         weight: contiguous.
-        pointers: the kernel's, to two states, an added gradient and the scalars.
+        pointers: the kernel's, to two states, what lies beside them, an added gradient and the scalars.
         kind: what the gradient is for.
         problem: of the layer.
     """
@@ -167,12 +181,19 @@ def _launch(
     prepare(plan.launches, weight_grad_kernel, grid, config, tensors, constants_of, device)(*tensors)
     tensors, numel = (parts, weight, *pointers), weight.numel()
     of_second = numel, config.split, COMBINED, kind
-    programs_of = -(-numel // COMBINED)
+    programs_of = -(-numbers_of(kind, numel) // COMBINED)
     prepare(plan.launches, combine_update_kernel, programs_of, SECOND_PASS, tensors, of_second, device)(*tensors)
 
 
+def numbers_of(kind: WeightUpdate, numel: int) -> int:
+    """How many numbers the second pass counts: the weights, with rows that it fills up to whole blocks."""
+    if not kind.block:
+        return numel
+    return numel // kind.filters * -(-kind.filters // kind.block) * kind.block
+
+
 def scalars_of(update: Update, weight: Tensor) -> Tensor:
-    """The hyperparameters of an update on the weight's device, in its dtype, copied without waiting for the device."""
+    """The hyperparameters of an update on the weight's device, in the dtype of its arithmetic."""
     numbers = update.rule.scalars
     if update.penalty is not None:
         numbers += update.penalty.scalars
@@ -185,12 +206,12 @@ def scalars_of(update: Update, weight: Tensor) -> Tensor:
 
 
 def _on_device(numbers: tuple[float, ...], weight: Tensor) -> Tensor:
-    """Numbers on the weight's device, in its dtype, copied without waiting for the device."""
-    stream = current_stream(weight)
-    key = weight.device, weight.dtype, None if stream is None else stream.cuda_stream, numbers
+    """Numbers on the weight's device, in float32 at least, copied without waiting for the device."""
+    stream, dtype = current_stream(weight), torch.promote_types(weight.dtype, torch.float32)
+    key = weight.device, dtype, None if stream is None else stream.cuda_stream, numbers
     kept = _kept.get(key)
     if kept is None:
-        kept = torch.tensor(numbers, dtype=weight.dtype)
+        kept = torch.tensor(numbers, dtype=dtype)
         if stream is not None:
             kept = kept.pin_memory().to(weight.device, non_blocking=True)
         _kept[key] = kept

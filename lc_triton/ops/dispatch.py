@@ -81,19 +81,26 @@ def weight_update(x: Tensor, g: Tensor, problem: Problem, update: Update) -> Non
     x, g, weight = as_stored(x), as_stored(g), update.weight
     fused = _is_fused(x, problem)
     if problem.backend == "cpu" and fused:
-        _cpu.weight_grad_blocks(x, g, problem, weight, update.apply_block)
+        _cpu.weight_grad_blocks(x, g, problem, _of_sums(weight), update.apply_block)
     elif problem.backend == "triton" and fused:
         from lc_triton import launch
 
         launch.weight_update(x, g, update, problem)
     else:
-        update.apply(weight_grad(x, g, problem, weight.dtype, with_bias=False)[0])
+        update.apply(weight_grad(x, g, problem, _of_sums(weight).dtype, with_bias=False)[0])
     increment_version(weight)
 
 
 def _is_fused(x: Tensor, problem: Problem) -> bool:
     """Whether the weight gradient need not be stored; filters that positions share are few, and theirs is."""
     return bool(x.shape[0]) and not problem.geometry.regions
+
+
+def _of_sums(weight: Tensor) -> Tensor:
+    """The weight, or of one in 16 bits a tensor without memory, in float32: the dtype of its gradient's sums."""
+    if weight.itemsize >= torch.float32.itemsize:
+        return weight
+    return torch.empty(weight.shape, dtype=torch.float32, device="meta")
 
 
 def weight_grad_square_sum(
@@ -116,9 +123,9 @@ def weight_grad_square_sum(
         total.add_(rows.to(torch.float64).square_().sum())
 
     if problem.backend == "cpu" and _is_fused(x, problem):
-        _cpu.weight_grad_blocks(x, g, problem, weight, add)
+        _cpu.weight_grad_blocks(x, g, problem, _of_sums(weight), add)
     else:
-        add(slice(0, None), weight_grad(x, g, problem, weight.dtype, with_bias=False)[0])
+        add(slice(0, None), weight_grad(x, g, problem, _of_sums(weight).dtype, with_bias=False)[0])
     return total
 
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from lc_triton.core.arguments import check_name
-from lc_triton.core.fused import Rule
+from lc_triton.core.fused import Rule, Small
 from lc_triton.optim import rules
 from lc_triton.optim.arguments import number
-from lc_triton.optim.fused import SMALL_STATES, FusedOptimizer
+from lc_triton.optim.fused import FusedOptimizer
+from lc_triton.optim.states import AMAX, CODES, CORRECTION, MASTERS, NUMBERS, SMALL_STATES, to_codes, to_numbers
 
 
 class FusedAdamW(FusedOptimizer, torch.optim.AdamW):
@@ -33,9 +34,14 @@ class FusedAdamW(FusedOptimizer, torch.optim.AdamW):
         eps: added to the root of the mean of squares.
         weight_decay: decoupled from the gradient.
         clip_norm: the largest norm of all gradients together, to which they are scaled in `step()`; None for no limit.
-        states: the dtype of the two states of layers' weights, "float32" (of the weight, that is) or "bfloat16", which
-            takes half the memory and is rounded stochastically. Other parameters, and weights that are spread over
-            ranks, keep states of their own dtype.
+        states: how the two states of layers' weights are kept: in "float32" (of the weight, that is), in "bfloat16", or
+            in "8 bits" with a largest magnitude for 32 filters. They take 8, 4 or 2.25 bytes; the small ones are
+            rounded stochastically. Other parameters, and weights that are spread over ranks, keep states of their own
+            dtype.
+        master: "24 bits" is for parameters in bfloat16 (`model.to(torch.bfloat16)`): what is updated is a master of 24
+            bits, the parameter's and those of its state "correction", which is rounded stochastically. The parameter is
+            the bfloat16 number next to it. Weights of layers are updated in backward, all others in `step()`. None
+            leaves such parameters to torch's update, which rounds them each step.
         accumulate: the number of backwards whose gradients are added up for one step. All but the last one store them
             in `.grad`; the last one updates.
         maximize: whether to follow the gradient upwards.
@@ -70,6 +76,7 @@ class FusedAdamW(FusedOptimizer, torch.optim.AdamW):
         weight_decay: float = 0.01,
         clip_norm: float | None = None,
         states: str = "float32",
+        master: str | None = None,
         *,
         accumulate: int = 1,
         maximize: bool = False,
@@ -79,15 +86,28 @@ class FusedAdamW(FusedOptimizer, torch.optim.AdamW):
     ) -> None:
         own = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
         self.states = check_name("states", states, tuple(SMALL_STATES))
+        self.master = None if master is None else check_name("master", master, MASTERS)
         super().__init__(model_or_params, clip_norm, accumulate, own, {"l1": l1, "l2": l2, "non_neg": non_neg})
 
-    def _rule(self, weight: Tensor, group: dict[str, Any], state: dict[str, Any]) -> tuple[Rule, tuple[Tensor, ...]]:
+    def _rule(
+        self, weight: Tensor, group: dict[str, Any], state: dict[str, Any]
+    ) -> tuple[Rule, tuple[Tensor, ...], Small]:
+        small_dtype = self.small_dtype if self._is_weight(weight) else None
+        in_8_bits = small_dtype == torch.uint8
+        dtype = small_dtype or torch.promote_types(weight.dtype, torch.float32)
         if not state:  # as torch makes it
             device = weight.device if group["fused"] else "cpu"
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-            state["exp_avg"] = torch.zeros_like(weight, requires_grad=False, dtype=self.small_dtype)
-            state["exp_avg_sq"] = torch.zeros_like(weight, requires_grad=False, dtype=self.small_dtype)
-        self.cast_states(state, self.small_dtype or weight.dtype)  # torch loads states in the weight's dtype
+            for key in () if in_8_bits else NUMBERS:
+                state[key] = torch.zeros_like(weight, requires_grad=False, dtype=dtype)
+        if in_8_bits:
+            to_codes(state, weight)
+        else:
+            to_numbers(state, dtype)
+        if weight.dtype != torch.bfloat16:
+            state.pop(CORRECTION, None)  # of a weight that has been converted since
+        elif CORRECTION not in state:
+            state[CORRECTION] = torch.zeros_like(weight, requires_grad=False, dtype=torch.int8)
         rule = rules.AdamW(
             lr=number(group["lr"]),
             beta1=number(group["betas"][0]),
@@ -98,4 +118,5 @@ class FusedAdamW(FusedOptimizer, torch.optim.AdamW):
             count=self.count_step(state["step"]),
             step=state["step"],
         )
-        return rule, (state["exp_avg"], state["exp_avg_sq"])
+        first, second = CODES if in_8_bits else NUMBERS
+        return rule, (state[first], state[second]), Small(state.get(CORRECTION), state.get(AMAX))

@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from lc_triton.core import fused
 from lc_triton.core.arguments import check_int
-from lc_triton.core.fused import Penalty, Rule, Update
+from lc_triton.core.fused import Penalty, Rule, Small, Update
 from lc_triton.errors import ArgumentValueError, LocalConvError, OptimizerStepError
 from lc_triton.layers._planned import PlannedLayer
 from lc_triton.optim.arguments import (
@@ -32,11 +32,14 @@ from lc_triton.optim.arguments import (
     overlapping,
 )
 from lc_triton.optim.slot import WeightSlot
+from lc_triton.optim.states import SMALL_STATES, drop_small
 
 # The fewest dimensions of a layer's weight.
 LEAST_NDIM = 4
-# The dtype of states by the name that users give it; None is the weight's.
-SMALL_STATES = {"float32": None, "bfloat16": torch.bfloat16}
+# The dtypes whose updates torch's operators and the kernels make alike.
+UPDATED = torch.float32, torch.float64
+# The dtypes of small states, of what lies beside them, and of those that are loaded to become small.
+OF_STATES = torch.float32, torch.bfloat16, torch.int8, torch.uint8
 
 
 class FusedOptimizer(torch.optim.Optimizer):
@@ -47,6 +50,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     """
 
     states = "float32"
+    master: str | None = None
     adds_penalties = True  # by the options `l1`, `l2` and `non_neg` of its groups: `regularization_loss` looks for it
 
     def __init__(
@@ -185,18 +189,17 @@ class FusedOptimizer(torch.optim.Optimizer):
             if slot.kept is not None and (scaled or slot.weight.grad is not None):
                 slot.store()
         self._warn_of_stored()
-        grads, own = self._penalise_stored(), {}
+        grads = self._penalise_stored()
+        own: list[tuple[Tensor, Tensor]] = []
         try:
             if self.clip_norm is not None:
                 self._clip(self.clip_norm)
-            if self.small_dtype is not None:
+            if self.has_small:
                 own = self._update_stored()
             self._torch_step()
         finally:
-            for slot, grad in own.items():
-                slot.weight.grad = grad
-            for p, grad in grads:
-                p.grad = grad
+            for parameter, grad in (*own, *grads):
+                parameter.grad = grad
         self._project()
         # A scaler that finds no support for it unscales before `step`, and leaves no trace: it is looked for again.
         self._has_scaler = scaled if getattr(self, "_step_supports_amp_scaling", False) else None
@@ -255,38 +258,59 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     @property
     def small_dtype(self) -> torch.dtype | None:
-        """The dtype of the states of layers' weights, if it is not the weight's."""
+        """The dtype of the states of layers' weights, if it is not the weight's: of those in 8 bits uint8."""
         return SMALL_STATES[self.states]
 
-    @staticmethod
-    def cast_states(state: dict[str, Any], dtype: torch.dtype) -> None:
-        """Bring the states that have the weight's shape to a dtype."""
-        for key, value in state.items():
-            if isinstance(value, Tensor) and value.ndim and value.dtype != dtype:
-                state[key] = value.to(dtype)
+    @property
+    def has_small(self) -> bool:
+        """Whether weights of layers, or their states, are kept in fewer bits than torch's step takes."""
+        return self.small_dtype is not None or self.master is not None
 
-    def _update_stored(self) -> dict[WeightSlot, Tensor]:
-        """Update weights with small states by their stored gradients, which are taken away from torch's step.
+    @property
+    def updated_dtypes(self) -> tuple[torch.dtype, ...]:
+        """The dtypes of weights that it updates where their gradient is made."""
+        return UPDATED if self.master is None else (*UPDATED, torch.bfloat16)
+
+    def _update_stored(self) -> list[tuple[Tensor, Tensor]]:
+        """Update what has small states or a master by stored gradients, which are taken away from torch's step.
 
         With a GradScaler a gradient is unscaled first, as torch's fused update does, and skipped if one is infinite.
         """
         found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         skipped = found_inf is not None and bool(found_inf.item())
-        own = {}
-        for slot in self._slots.values():
-            weight, grad = slot.weight, slot.weight.grad
-            if grad is None:
+        own = []
+        for parameter in [p for group in self.param_groups for p in group["params"]]:
+            grad = parameter.grad
+            if grad is None or not (id(parameter) in self._slots or self._has_master(parameter)):
                 continue
-            if not slot.takes_stored(grad) or self.obstacle(weight) is not None:
-                self.cast_states(self.state[weight], weight.dtype)
+            if not self._takes_stored(parameter, grad):
+                drop_small(self.state[parameter], parameter.dtype)
                 continue
-            own[slot], weight.grad = grad, None
+            own.append((parameter, grad))
+            parameter.grad = None
             if skipped:
                 continue
             if scale is not None:
                 grad /= scale.to(grad.device)
-            replace(self.update_of(weight), penalty=None).apply(grad)  # which is in the gradient
+            replace(self.update_of(parameter), penalty=None).apply(grad)  # which is in the gradient
         return own
+
+    def _has_master(self, parameter: Tensor) -> bool:
+        """Whether what is updated is the master of a parameter, which need not be a layer's weight."""
+        return self.master is not None and parameter.dtype == torch.bfloat16 and parameter.ndim > 0
+
+    def _takes_stored(self, parameter: Tensor, grad: Tensor) -> bool:
+        """Whether `step` updates a parameter by a stored gradient as backward would."""
+        plain = type(parameter) in (Tensor, nn.Parameter) and type(grad) is Tensor and grad.layout == torch.strided
+        if not (plain and parameter.is_contiguous() and not parameter.is_neg()):
+            return False
+        is_updated = self._is_weight(parameter) and parameter.dtype in self.updated_dtypes
+        return (is_updated or self._has_master(parameter)) and self.obstacle(parameter) is None
+
+    def _is_weight(self, parameter: Tensor) -> bool:
+        """Whether a parameter is known to be the weight of a layer of this library."""
+        slot = self._slots.get(id(parameter))
+        return slot is not None and slot.known
 
     def _refuse_second_updates(self, scaled: bool) -> None:
         updated = [slot for slot in self._slots.values() if slot.updated]
@@ -354,7 +378,8 @@ class FusedOptimizer(torch.optim.Optimizer):
             nn.utils.clip_grads_with_norm_(stored, clip_norm, norm)
         factor = (clip_norm / (norm.to(torch.float64) + 1e-6)).clamp(max=1.0)  # as torch has it
         for slot in kept:
-            slot.update_kept(factor.to(slot.weight.device, slot.weight.dtype))
+            dtype = torch.promote_types(slot.weight.dtype, torch.float32)
+            slot.update_kept(factor.to(slot.weight.device, dtype))
 
     def stores_all(self) -> bool:
         """Whether all gradients are stored for now, as is expected, so that no warning is due.
@@ -367,7 +392,8 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def obstacle(self, weight: Tensor) -> str | None:
         """Why the weight's group or its states do not let a kernel update it."""
-        if self._has_rival(self._slots[id(weight)]):
+        slot = self._slots.get(id(weight))
+        if slot is not None and self._has_rival(slot):
             return "another optimizer of this library updates it as well: delete one that is no longer used"
         if id(weight) in self._overlapping:
             return "another parameter lies in the same memory"
@@ -376,7 +402,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             if group.get(option):
                 return f"its group has {option}=True"
         states = [s for s in self.state.get(weight, {}).values() if isinstance(s, Tensor) and s.ndim]
-        dtypes = weight.dtype, self.small_dtype
+        dtypes = weight.dtype, self.small_dtype, *(OF_STATES if self.has_small else ())
         if any(s.dtype not in dtypes or s.device != weight.device or not s.is_contiguous() for s in states):
             return "its states are of another dtype, device or layout"
         return None
@@ -390,8 +416,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         """The update of the coming step, whose number is counted by this call."""
         group = self._group_of(weight)
         assert group is not None
-        rule, states = self._rule(weight, group, self.state[weight])
-        return Update(rule, weight, states, weight.grad, scale, _penalty_of_group(group))
+        rule, states, small = self._rule(weight, group, self.state[weight])
+        return Update(rule, weight, states, weight.grad, scale, _penalty_of_group(group), small)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop all gradients, as in torch, those too that wait for `step` because of `clip_norm`.
@@ -407,7 +433,9 @@ class FusedOptimizer(torch.optim.Optimizer):
             if slot.has_zero and not slot.updated and slot.weight.grad is None:
                 slot.weight.grad = torch.zeros_like(slot.weight)
 
-    def _rule(self, weight: Tensor, group: dict[str, Any], state: dict[str, Any]) -> tuple[Rule, tuple[Tensor, ...]]:
+    def _rule(
+        self, weight: Tensor, group: dict[str, Any], state: dict[str, Any]
+    ) -> tuple[Rule, tuple[Tensor, ...], Small]:
         """The rule of the coming step and the states that it changes, which are made if they are not there."""
         raise NotImplementedError
 
@@ -435,9 +463,23 @@ class FusedOptimizer(torch.optim.Optimizer):
                 for group, own in groups
             ]
         super().load_state_dict(saved)
+        self._restore_dtypes(state_dict)
+
+    def _restore_dtypes(self, state_dict: dict[str, Any]) -> None:
+        """Give the weights of layers the states as they were saved: torch has cast them to the weight's dtype."""
+        for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=True):
+            for index, weight in zip(saved["params"], group["params"], strict=True):
+                kept = state_dict["state"].get(index)
+                if not kept:
+                    continue
+                for key, value in kept.items() if id(weight) in self._slots or self._has_master(weight) else ():
+                    if isinstance(value, Tensor) and value.ndim and value.dtype != self.state[weight][key].dtype:
+                        self.state[weight][key] = value.detach().to(weight.device, copy=True)
+                if not self.has_small:
+                    drop_small(self.state[weight], weight.dtype)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"accumulate": self.accumulate, "clip_norm": self.clip_norm, "states": self.states}
+        own = {name: getattr(self, name) for name in ("accumulate", "clip_norm", "states", "master")}
         params = [p for group in self.param_groups for p in group["params"]]
         names = [self._names.get(id(p)) for p in params]
         known = [id(p) in self._slots and self._slots[id(p)].known for p in params]

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lc_triton.optim.rounding import random_bits, round_stochastically
+from lc_triton.core.fused import NOTHING_SMALL, Small
+from lc_triton.optim.blocks import MOST, dequantize, quantize
+from lc_triton.optim.rounding import join_master, random_bits, round_stochastically, split_master
 
 
 @dataclass(frozen=True)
@@ -46,16 +48,21 @@ class AdamW:
             float(self.count),
         )
 
-    def apply(self, weight: Tensor, gradient: Tensor, states: tuple[Tensor, ...], start: int = 0) -> None:
+    def apply(
+        self, weight: Tensor, gradient: Tensor, states: tuple[Tensor, ...], start: int = 0, small: Small = NOTHING_SMALL
+    ) -> None:
         """Update a weight and its states, or the part of each from an offset on, by torch's own operator.
 
-        States in bfloat16 are rounded stochastically.
+        States in bfloat16 or 8 bits, and the master of a weight in bfloat16, are rounded stochastically.
         """
-        mean, square = (state.to(weight.dtype) for state in states)
+        master = weight if small.correction is None else join_master(weight, small.correction)
+        amax = None if small.amax is None else small.amax.unflatten(-1, (-1, 2)).unbind(-1)
+        numbers = states if amax is None else map(dequantize, states, amax, MOST)
+        mean, square = (number.to(master.dtype) for number in numbers)
         step = self.step if self.step.device == weight.device else self.step.to(weight.device)
         torch._fused_adamw_(
-            [weight],
-            [gradient],
+            [master],
+            [gradient.to(master.dtype)],
             [mean],
             [square],
             [],
@@ -68,10 +75,20 @@ class AdamW:
             amsgrad=False,
             maximize=self.maximize,
         )
-        if mean is not states[0]:
-            bits = random_bits(start, weight.numel(), self.count, weight.device)
-            states[0].copy_(round_stochastically(mean, bits & 0xFFFF))
-            states[1].copy_(round_stochastically(square, bits >> 16))
+        if mean is states[0] and small.correction is None:
+            return
+        bits = random_bits(start, weight.numel(), self.count, weight.device)
+        halves = bits & 0xFFFF, bits >> 16
+        for i, number in enumerate((mean, square)):
+            if amax is not None:
+                codes, largest = quantize(number, halves[i], MOST[i])
+                states[i].copy_(codes)
+                amax[i].copy_(largest)
+            elif number is not states[i]:
+                states[i].copy_(round_stochastically(number, halves[i]))
+        if small.correction is not None:
+            for tensor, part in zip((weight, small.correction), split_master(master, bits), strict=True):
+                tensor.copy_(part)
 
 
 @dataclass(frozen=True)
@@ -111,7 +128,9 @@ class SGD:
             0.0,
         )
 
-    def apply(self, weight: Tensor, gradient: Tensor, states: tuple[Tensor, ...], start: int = 0) -> None:
+    def apply(
+        self, weight: Tensor, gradient: Tensor, states: tuple[Tensor, ...], start: int = 0, small: Small = NOTHING_SMALL
+    ) -> None:
         """Update a weight and its state, or the part of each from an offset on, by torch's own operator."""
         torch._fused_sgd_(
             [weight],
@@ -138,6 +157,8 @@ class Add:
         """The factor of g."""
         return (1.0, *(0.0,) * 8)
 
-    def apply(self, weight: Tensor, gradient: Tensor, states: tuple[Tensor, ...], start: int = 0) -> None:
+    def apply(
+        self, weight: Tensor, gradient: Tensor, states: tuple[Tensor, ...], start: int = 0, small: Small = NOTHING_SMALL
+    ) -> None:
         """Add a gradient to one, or to the part of one from an offset on."""
         weight += gradient

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lc_triton.core.fused import Rule
+from lc_triton.core.fused import NOTHING_SMALL, Rule, Small
 from lc_triton.optim import rules
 from lc_triton.optim.arguments import number
 from lc_triton.optim.fused import FusedOptimizer
@@ -94,7 +94,9 @@ class FusedSGD(FusedOptimizer, torch.optim.SGD):
         for p, grad in other_grads.items():
             p.grad = grad
 
-    def _rule(self, weight: Tensor, group: dict[str, Any], state: dict[str, Any]) -> tuple[Rule, tuple[Tensor, ...]]:
+    def _rule(
+        self, weight: Tensor, group: dict[str, Any], state: dict[str, Any]
+    ) -> tuple[Rule, tuple[Tensor, ...], Small]:
         momentum = number(group["momentum"])
         states: tuple[Tensor, ...] = ()
         is_first = momentum != 0 and state.get("momentum_buffer") is None
@@ -111,4 +113,4 @@ class FusedSGD(FusedOptimizer, torch.optim.SGD):
             maximize=group["maximize"],
             is_first=is_first,
         )
-        return rule, states
+        return rule, states, NOTHING_SMALL

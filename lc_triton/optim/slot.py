@@ -15,8 +15,6 @@ from lc_triton.errors import OptimizerStepError
 from lc_triton.optim.rules import Add
 
 _autograd: Any = torch._C._autograd
-# The dtypes whose updates torch's operators and the kernels make alike.
-UPDATED = torch.float32, torch.float64
 
 
 class Owner(Protocol):
@@ -24,6 +22,10 @@ class Owner(Protocol):
 
     accumulate: int
     clip_norm: float | None
+
+    @property
+    def updated_dtypes(self) -> tuple[torch.dtype, ...]:
+        """The dtypes of weights that it updates where their gradient is made."""
 
     def stores_all(self) -> bool:
         """Whether all gradients are stored for now, as is expected, so that no warning is due."""
@@ -162,12 +164,6 @@ class WeightSlot:
             self.weight.grad = gradient if self.weight.grad is None else self.weight.grad.add_(gradient)
             self.kept = None
 
-    def takes_stored(self, grad: Tensor) -> bool:
-        """Whether `step()` may update the weight by a stored gradient as backward would."""
-        weight = self.weight
-        plain = type(weight) in (Tensor, Parameter) and type(grad) is Tensor and grad.layout == torch.strided
-        return self.known and plain and weight.is_contiguous() and not weight.is_neg() and weight.dtype in UPDATED
-
     def update_kept(self, scale: Tensor) -> None:
         """Update the weight by the gradient that is kept, times `scale`."""
         owner = self._owner()
@@ -222,8 +218,10 @@ class WeightSlot:
             return "a compiler, tracer or dispatch mode sees its backward"
         if type(weight) not in (Tensor, Parameter) or not weight.is_contiguous() or weight.is_neg():
             return "it is not a plain contiguous tensor"
-        if weight.dtype not in UPDATED:
-            return f"its dtype is {str(weight.dtype).removeprefix('torch.')}, not float32 or float64"
+        owner = self._owner()
+        if owner is not None and weight.dtype not in owner.updated_dtypes:
+            own, *others = (str(dtype).removeprefix("torch.") for dtype in (weight.dtype, *owner.updated_dtypes))
+            return f"its dtype is {own}, not {', '.join(others[:-1])} or {others[-1]}"
         grad = weight.grad
         if grad is not None and (type(grad) is not Tensor or not is_alike(grad, weight)):
             return "its .grad is of another layout"

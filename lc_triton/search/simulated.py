@@ -120,7 +120,11 @@ def compile_and_simulate(task: Task, device: Device, config: TileConfig) -> floa
     problem = Problem(task.geometry, backend="triton", precision=task.precision)
     dtype, weight_dtype = getattr(torch, task.dtype), getattr(torch, task.weight_dtype)
     types: dict[str, Any] = {"dtype": dtype, "weight_dtype": weight_dtype, "batch": task.batch}
-    update = STORED if task.states is None else WeightUpdate(RULES[task.states])
+    update = STORED
+    if task.states is not None:
+        update = WeightUpdate(RULES[task.states])
+        if task.in_8_bits:
+            update = update.in_8_bits(task.geometry.out_channels)
     state_dtype = None if task.state_dtype is None else getattr(torch, task.state_dtype)
     try:
         compiled = build(task.pass_name, problem, config, device.arch, **types, update=update, state_dtype=state_dtype)

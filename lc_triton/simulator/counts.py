@@ -75,7 +75,8 @@ def _moved(task: Task, config: TileConfig) -> dict[str, Bytes]:
         again = 1 / count if config.stream == 1 and task.states is None else 0
         states = 0
         if task.states is not None and config.split == 1:
-            written, states = 2 * weight_bytes, 2 * task.states * geo.weight_numel * task.state_itemsize
+            written = 2 * geo.weight_numel * task.master_itemsize
+            states = int(2 * task.states * geo.weight_numel * task.state_itemsize)
         return {
             "x": Bytes(x, x_bytes),
             "g": Bytes(max(g, 0) * (1 + again), y_bytes),
@@ -96,7 +97,7 @@ def _second_launch_bytes(task: Task, config: TileConfig) -> int:
     """The parts, which are read, and the result, which is written, or read and written with its states."""
     geo, s = task.geo, task.itemsize
     if task.pass_name == "weight_grad":
-        return config.split * geo.weight_numel * _PART_BYTES + geo.weight_numel * task.moved_of_weight
+        return config.split * geo.weight_numel * _PART_BYTES + int(geo.weight_numel * task.moved_of_weight)
     numbers = {"forward": geo.positions * geo.out_channels, "input_grad": geo.sites * geo.in_channels}
     result = task.batch * numbers[task.pass_name] * s
     return config.split * result // s * _PART_BYTES + result

@@ -32,7 +32,8 @@ _CATEGORIES: dict[Pass, dict[str, str]] = {
     "input_grad": {"p_g": "x", "p_w": "w", "p_scale": "w", "p_bias": "bias", "p_dx": "out"},
     "weight_grad": {
         **{"p_x": "x", "p_g": "g", "p_saved": "g", "p_dw": "out", "p_db": "db", "p_dz": "dz"},
-        **{"p_m": "states", "p_v": "states", "p_added": "added", "p_scalars": "scalars"},
+        **{"p_m": "states", "p_v": "states", "p_amax": "states", "p_correction": "out"},
+        **{"p_added": "added", "p_scalars": "scalars"},
     },
 }
 # What is small, and counted by no formula: the share of its lanes that is not masked.

@@ -44,6 +44,8 @@ SCHEDULERS = 4
 # Instructions of a warp: for a program's tile, a quarter of that without tl.dot; for a step of the loop; for a copy of
 # 16 bytes; for a number that is stored; for a product without tl.dot. Read off compiled kernels.
 PROGRAM_INSTRUCTIONS, STEP_INSTRUCTIONS, COPY_INSTRUCTIONS, STORE_INSTRUCTIONS, PRODUCT_INSTRUCTIONS = 400, 40, 9, 3, 2
+# And for a weight whose states are in 8 bits, to make numbers of both codes and codes of both numbers.
+CODE_INSTRUCTIONS = 90
 # Steps or programs under way beside one from which on loads, products and stores hide each other.
 FULL_OVERLAP = 3
 # The share of the tensor cores' rate that single warps reach on a device whose matrix instruction is for four warps.
@@ -200,11 +202,12 @@ def _issue_seconds(task: Task, device: Device, config: TileConfig, count: int, s
     if is_thin(task):  # number by number
         loaded = config.block_b * config.block_k
     stores = steps if config.stream > 1 else 1
-    results = product(task, config) / threads * stores * task.weight_accesses
+    results = product(task, config) / threads * stores
+    of_result = STORE_INSTRUCTIONS * task.weight_accesses + (CODE_INSTRUCTIONS if task.in_8_bits else 0)
     instructions = (
         (PROGRAM_INSTRUCTIONS if config.dot else PROGRAM_INSTRUCTIONS / 4)
         + steps * (STEP_INSTRUCTIONS + COPY_INSTRUCTIONS * loaded / threads)
-        + STORE_INSTRUCTIONS * results
+        + of_result * results
     )
     if not config.dot:
         instructions += PRODUCT_INSTRUCTIONS * product(task, config) / threads * steps

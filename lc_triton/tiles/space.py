@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
+from lc_triton.core.fused import BLOCK
 from lc_triton.core.geometry import Geometry
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.device import Device
@@ -30,7 +31,8 @@ NUMBERS_OF_A_THREAD, SUMS_OF_A_THREAD, MAX_UNROLLED = 8, 72, 16
 MAX_VECTOR_DEPTH = 16
 # Weights that a thread updates at once: nothing spills up to here. Where blocks of k stream, each takes so many
 # registers beside those of the loop, for its states and their addresses. Half as many fit before Hopper, whose operands
-# are in registers as well. Read off compiled kernels: 222 registers for 32 weights, 128 for 16.
+# are in registers as well, and half with states in 8 bits. Read off compiled kernels: 222 registers for 32 weights, 128
+# for 16.
 MAX_UPDATED, REGISTERS_OF_UPDATE = 32, 5
 # An asynchronous copy moves so many bytes at once.
 COPY_BYTES = 16
@@ -48,7 +50,10 @@ MAX_SPLIT = 32
 
 
 def candidates(task: Task, device: Device) -> list[TileConfig]:
-    """Tiles that are legal for the problem, fit the device's shared memory and registers, and fill it."""
+    """Tiles that are legal for the problem, fit the device's shared memory and registers, and fill it.
+
+    There are none for states in 8 bits whose blocks no tile holds: `has_whole_blocks`.
+    """
     if task.joined is not task:
         return [config for config in candidates(task.joined, device) if fits_regions(config)]
     found = dict.fromkeys(
@@ -59,7 +64,7 @@ def candidates(task: Task, device: Device) -> list[TileConfig]:
     )
     count = {config: programs(task.pass_name, task.geo, task.batch, config) for config in found}
     # A tile that leaves three quarters of the device idle cannot be the fastest where another does not.
-    least = min(device.multiprocessors, max(count.values())) / 4
+    least = min(device.multiprocessors, max(count.values(), default=0)) / 4
     return [config for config in found if count[config] >= least]
 
 
@@ -171,9 +176,27 @@ def product(task: Task, config: TileConfig) -> int:
 
 
 def updates_fit(task: Task, device: Device, config: TileConfig) -> bool:
-    """Whether a thread has registers for the update of all weights whose gradients it holds."""
-    most = MAX_UPDATED // 2 if config.stream > 1 and _before_hopper(device) else MAX_UPDATED
+    """Whether a thread has registers for the update of all weights whose gradients it holds.
+
+    Of states in 8 bits, a tile must hold whole blocks of filters as well, and no blocks of k stream: simulated for an
+    H200, such kernels take 1.3 to 1.6 times as long.
+    """
+    most = MAX_UPDATED
+    if task.in_8_bits:
+        most //= 2
+        if config.stream > 1 or config.block_f % min(BLOCK, _power(task.geo.out_channels)):
+            return False
+        if config.dot and not has_whole_blocks(task):
+            return False
+    elif config.stream > 1 and _before_hopper(device):
+        most //= 2
     return product(task, config) <= most * device.lanes * config.num_warps
+
+
+def has_whole_blocks(task: Task) -> bool:
+    """Whether blocks of filters, which are counted over all groups, end where a group does, or no tile ends there."""
+    groups, filters = task.geo.groups, task.geo.out_channels
+    return groups == 1 or filters // groups % BLOCK == 0 or not _uses_dot(task.geo, task.batch)
 
 
 def uses_all(task: Task, device: Device, config: TileConfig) -> bool:

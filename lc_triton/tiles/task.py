@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from lc_triton.core.arguments import check_name
+from lc_triton.core.fused import BLOCK
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 from lc_triton.errors import ArgumentValueError
@@ -31,7 +32,8 @@ class Task:
         precision: of float32 products, "ieee" or "tf32".
         states: None where the result is stored; of a weight gradient that updates the weight instead, how many states
             the weight's optimizer has.
-        state_dtype: of the states; None where it is the weight's.
+        state_dtype: of the states; None where it is the weight's, or float32 of a weight of 16 bits. "int8" is 8 bits
+            and a largest magnitude for each block of filters.
     """
 
     pass_name: Pass
@@ -135,11 +137,11 @@ class Task:
     def least_bytes(self) -> int:
         """Bytes of input, output and weight, each moved once; the same for every pass.
 
-        An update reads and writes the weight and each of its states.
+        An update reads and writes the weight, the rest of its master if it has 16 bits, and each of its states.
         """
         geo = self.geometry
         activations = self.batch * (geo.sites * geo.in_channels + geo.positions * geo.out_channels)
-        return activations * self.itemsize + geo.weight_numel * self.moved_of_weight
+        return activations * self.itemsize + int(geo.weight_numel * self.moved_of_weight)
 
     @property
     def weight_accesses(self) -> int:
@@ -147,16 +149,29 @@ class Task:
         return 1 if self.states is None else 2 + 2 * self.states
 
     @property
-    def state_itemsize(self) -> int:
+    def state_itemsize(self) -> float:
         """Bytes of a number of a state."""
-        return self.weight_itemsize if self.state_dtype is None else ITEMSIZE[self.state_dtype]
+        if self.state_dtype is None:
+            return max(self.weight_itemsize, ITEMSIZE["float32"])
+        of_blocks = ITEMSIZE["float32"] / min(BLOCK, self.geo.out_channels) if self.in_8_bits else 0
+        return ITEMSIZE[self.state_dtype] + of_blocks
 
     @property
-    def moved_of_weight(self) -> int:
+    def in_8_bits(self) -> bool:
+        """Whether it updates states in 8 bits."""
+        return self.state_dtype == "int8"
+
+    @property
+    def master_itemsize(self) -> int:
+        """Bytes of what an update reads and writes of a weight: itself, and of one in bfloat16 its correction."""
+        return self.weight_itemsize + (self.weight_itemsize == ITEMSIZE["bfloat16"])
+
+    @property
+    def moved_of_weight(self) -> float:
         """Bytes that are moved for each weight: itself, or what an update reads and writes."""
         if self.states is None:
             return self.weight_itemsize
-        return 2 * (self.weight_itemsize + self.states * self.state_itemsize)
+        return 2 * (self.master_itemsize + self.states * self.state_itemsize)
 
     @property
     def flops(self) -> int:

@@ -78,7 +78,7 @@ def test_the_accuracy_of_small_states(monkeypatch, capsys, tmp_path):
     """Means over the seeds, each of training with the optimizer of its row."""
     taken = []
 
-    def digits(make, seed):
+    def digits(make, dtype, seed):
         taken.append(type(make([torch.nn.Parameter(torch.zeros(1))])))
         return 0.1 + seed, 0.5
 
@@ -86,17 +86,32 @@ def test_the_accuracy_of_small_states(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(states, "SEEDS", (0, 1))
     monkeypatch.setattr(states, "STEPS", 20)
     monkeypatch.setattr(states, "digits", digits)
-    monkeypatch.setattr(states, "ways", lambda: dict(list(made.items())[:2]))
+    monkeypatch.setattr(states, "ways", lambda: dict(list(made.items())[:4]))
     document = tmp_path / "optimizer.md"
     document.write_text("<!-- table states -->\n<!-- end -->\n")
     monkeypatch.setattr(sys, "argv", ["benchmarks", "states", "--document", str(document)])
     assert command.main() == 0
     assert capsys.readouterr().out == f"Written: {document}\n"
-    rows = [line.split(" | ") for line in document.read_text().splitlines() if "FusedAdamW" in line]
-    assert [row[1:4] for row in rows] == [["8", "0.6000", "50.00%"], ["4", "0.6000", "50.00%"]]
+    rows = [line.split(" | ") for line in document.read_text().splitlines() if line.startswith("| `Fu")]
+    assert [row[1:4] for row in rows] == [[size, "0.6000", "50.00%"] for size in ("4 + 8", "4 + 4", "4 + 2.5")]
     last = [float(row[4].strip(" |")) for row in rows]
     assert 0 < last[1] == pytest.approx(last[0], rel=0.01)
-    assert set(taken) == {lc_triton.FusedAdamW}
+    assert 0 < last[2] == pytest.approx(last[0], rel=0.05)
+    assert set(taken) == {lc_triton.FusedAdamW, states.DynamicAdamW}
+
+
+def test_the_codes_of_bitsandbytes():
+    """As its source has them: 256 numbers of seven decades; blocks are parts of their largest magnitude."""
+    signed, unsigned = states.dynamic_codes(True), states.dynamic_codes(False)
+    for codes in (signed, unsigned):
+        assert len(codes.unique()) == 256
+        assert codes[-1] == 1
+    assert signed[0].item() == pytest.approx(-0.9929688)
+    assert unsigned[:2].tolist() == pytest.approx([0.0, 3.25e-7])
+    x = torch.randn(600)
+    found = states.rounded(x, signed)
+    assert (found - x).abs().max() < 0.01 * x.abs().max()  # half of the widest step is 0.007
+    assert found[:256].abs().max().item() == pytest.approx(x[:256].abs().max().item(), rel=0.01)
 
 
 def test_unknown_contenders_are_named(monkeypatch, capsys, tmp_path):

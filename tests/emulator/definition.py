@@ -8,20 +8,41 @@ import torch
 from torch import Tensor
 
 from lc_triton.core.activations import LINEAR, Activation
-from lc_triton.core.fused import Update
+from lc_triton.core.fused import BLOCK, Update
 from lc_triton.core.geometry import Geometry
 from lc_triton.ops import reference
+from lc_triton.optim.blocks import MOST, dequantize
+from lc_triton.optim.rounding import join_master
 from lc_triton.tiles.footprint import rows_of_weight_grad
 
 # Half the distance from 1 to the next larger number, and half the distance from 0 to the least.
 UNIT = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 TINY = {torch.bfloat16: 1e-40, torch.float16: 2.0**-25, torch.float32: 1e-45, torch.float64: 0.0}
+# Of a master of 24 bits, which is rounded up or down: the distance from 1 to the next larger number.
+MASTER_UNIT = 2.0**-15
 TF32_UNIT = 2.0**-10  # truncated, not rounded
 LARGEST_FLOAT16 = 65504
 # How steep an activation is at most, where it is steeper than 1.2.
 SLOPE = {"selu": 1.8, "exponential": 20.0}
 # What exp, erf and division may cost, beside the sums, in units of the accumulator.
 ACTIVATION_UNITS = 50
+
+
+def plain_of(update: Update) -> list[Tensor]:
+    """The weight, or its master, and the states of an update as they are computed with."""
+    small = update.small
+    weight = update.weight if small.correction is None else join_master(update.weight, small.correction)
+    if small.amax is None:
+        return [weight, *update.states]
+    return [weight, *map(dequantize, update.states, small.amax.unbind(-1), MOST)]
+
+
+def between_codes(x: Tensor, most: int) -> Tensor:
+    """The distance of the codes beside each number, and of those beside them."""
+    blocks = torch.nn.functional.pad(x.abs(), (0, -x.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    amax = blocks.amax(-1, keepdim=True).expand_as(blocks).flatten(-2)[..., : x.shape[-1]]
+    place = (x.abs() / amax) ** 0.25 * most
+    return amax * (((place + 1) / most) ** 4 - ((place - 1).clamp(min=0) / most) ** 4)
 
 
 @dataclass(frozen=True)
@@ -119,20 +140,24 @@ class Definition:
         dw = self.weight_grad(x, dz)["dw"]
 
         def after(gradient: Tensor) -> list[Tensor]:
-            exact = [t.double().clone() for t in (update.weight, *update.states)]
+            exact = [t.double().clone() for t in plain_of(update)]
             added = None if update.added is None else update.added.double()
             of_exact = Update(update.rule, exact[0], tuple(exact[1:]), added, penalty=update.penalty)
             of_exact.apply(gradient.clone())
             return exact
 
         right, *off = after(dw.exact), after(dw.exact + dw.error), after(dw.exact - dw.error)
-        size = [t.double().abs() for t in (update.weight, *update.states)]
+        size = [t.double().abs() for t in plain_of(update)]
         error = [
             sum((o[i] - right[i]).abs() for o in off) + 16 * self.unit * (right[i].abs() + size[i] + dw.exact.abs())
             for i in range(len(right))
         ]
+        if update.small.correction is not None:
+            error[0] += MASTER_UNIT * (right[0].abs() + error[0]) * 1.001
         for i, state in enumerate(update.states, 1):
-            if state.dtype != update.weight.dtype:  # rounded up or down, not to the nearest number
+            if update.small.amax is not None:
+                error[i] += between_codes(right[i], MOST[i - 1])
+            elif state.dtype == torch.bfloat16:  # rounded up or down, not to the nearest number
                 error[i] += UNIT[state.dtype] * (right[i].abs() + error[i]) * 1.001
         names = "weight", "first", "second"
         return {name: Wanted(*both) for name, *both in zip(names, right, error, strict=False)}

@@ -28,7 +28,7 @@ NUMPY_TYPES = {
 # updates a weight and its states: it reads and writes them.
 TABLES = ("p_table", "p_first", "p_taps", "p_scale", "p_mixing")
 READ_ONLY = ("p_x", "p_w", "p_bias", "p_g", "p_saved", "p_parts", *TABLES, "p_added", "p_scalars")
-UPDATED = ("p_dw", "p_w", "p_m", "p_v")
+UPDATED = ("p_dw", "p_w", "p_m", "p_v", "p_amax", "p_correction")
 Parameter = tuple[str, Any, Any]  # name, Triton's type, value
 
 _active: list[EmulatedGPU] = []

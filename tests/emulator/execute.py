@@ -13,11 +13,12 @@ from triton.runtime.errors import OutOfResources
 
 from lc_triton import launch
 from lc_triton.core.activations import LINEAR, Activation, parse_activation
-from lc_triton.core.fused import Penalty, Rule, Update
+from lc_triton.core.fused import Penalty, Rule, Small, Update
 from lc_triton.core.problem import Problem
 from lc_triton.optim import rules
+from lc_triton.optim.states import AMAX, CODES, NUMBERS, to_codes
 from tests.cases import tensors
-from tests.emulator.definition import Definition, Wanted
+from tests.emulator.definition import Definition, Wanted, plain_of
 from tests.emulator.driver import Watch, emulated_gpu, sample
 from tests.emulator.jobs import TYPES, VIEWS, Job
 from tests.emulator.machine import Finding, Result
@@ -158,18 +159,29 @@ class _Run:
         """The update of the weight and of the optimizer's states by the weight gradient."""
         t, rule = self.tensors, RULES[self.job.rule]
         gen = torch.Generator().manual_seed(7)
-        dtype = torch.bfloat16 if self.job.rule == SMALL else t.weight.dtype
+        full = torch.promote_types(t.weight.dtype, torch.float32)
+        dtype = torch.bfloat16 if self.job.rule == SMALL else full
         states = tuple(
             torch.rand(t.weight.shape, generator=gen, dtype=torch.float64).add(0.5).to(dtype)
             for _ in range(STATES[self.job.rule])
         )
         added = states[0].to(t.weight.dtype, copy=True) if self.job.seed % 2 and states else None
+        small = Small()
+        if t.weight.dtype == torch.bfloat16 and states:
+            small = Small(torch.randint(-128, 128, t.weight.shape, generator=gen).to(torch.int8))
+        if self.job.rule == IN_8_BITS:
+            kept = dict(zip(NUMBERS, states, strict=True))
+            to_codes(kept, t.weight)
+            states, small = tuple(kept[key] for key in CODES), small._replace(amax=kept[AMAX])
         penalty = Penalty(0.01, 0.02, non_neg=True) if self.job.seed % 3 == 1 and states else None
-        wanted = self.definition.weight_update(t.x, t.g, Update(rule, t.weight, states, added, penalty=penalty))
-        update = Update(rule, t.weight.clone(), tuple(s.clone() for s in states), added, penalty=penalty)
+        given = Update(rule, t.weight, states, added, penalty=penalty, small=small)
+        wanted = self.definition.weight_update(t.x, t.g, given)
+        small = Small(*(None if kept is None else kept.clone() for kept in small))
+        copied = tuple(s.clone() for s in states)
+        update = Update(rule, t.weight.clone(), copied, added, penalty=penalty, small=small)
         launch.weight_update(t.x, t.g, update, self.problem.linear(), self.job.configs[2])
-        got = dict(zip(("first", "second"), update.states, strict=False))
-        self.compare("weight_grad_kernel", wanted, weight=update.weight, **got)
+        got = dict(zip(("weight", "first", "second"), plain_of(update), strict=False))
+        self.compare("weight_grad_kernel", wanted, **got)
         if self.job.rule == "add":
             total = launch.weight_grad_square_sum(t.x, t.g, t.weight, None, self.problem.linear(), self.job.configs[2])
             self.compare("weight_grad_kernel", self.definition.square_sum(t.x, t.g), total=total)
@@ -177,6 +189,8 @@ class _Run:
 
 # AdamW with states in bfloat16, which are rounded stochastically.
 SMALL = "adamw, small states"
+# In 8 bits, which are rounded stochastically as well.
+IN_8_BITS = "adamw, 8 bits"
 # An optimizer's rule at its third step, and how many states it has.
 RULES: dict[str, Rule] = {
     "adamw": rules.AdamW(0.01, 0.9, 0.99, 1e-8, 0.1, False, 3, torch.tensor(3.0)),
@@ -185,5 +199,5 @@ RULES: dict[str, Rule] = {
     "nesterov": rules.SGD(0.1, 0.9, 0.0, 0.01, True, False, False),
     "add": rules.Add(),
 }
-RULES[SMALL] = RULES["adamw"]
-STATES = {"adamw": 2, SMALL: 2, "sgd": 0, "momentum": 1, "nesterov": 1, "add": 0}
+RULES[SMALL] = RULES[IN_8_BITS] = RULES["adamw"]
+STATES = {"adamw": 2, SMALL: 2, IN_8_BITS: 2, "sgd": 0, "momentum": 1, "nesterov": 1, "add": 0}

@@ -295,6 +295,8 @@ def _shared(arch: int, types: str) -> Iterator[Job]:
 
 # Layers whose weights are updated, and tiles for it.
 UPDATED = [case for case in CASES if case.name in ("1d", "2d_asymmetric", "2d_groups", "3d")]
+# Layers whose filters are a block of 3, and blocks of 32 and 8.
+IN_8_BITS = [Case("filters_3", (4, 3), 2, 3, 2), Case("filters_40", (5,), 3, 40, 3, dilation=2)]
 UPDATE_TILES: dict[str, dict[str, Any]] = {
     **{name: FORCED[name] for name in ("1x1", "2x2", "2x4 swap", "1x2 reduce", "1x2 split", "1x1 reduce split")},
     "1x2 stream": {"rows": 1, "cols": 2, "stream": 2},
@@ -303,11 +305,13 @@ UPDATE_TILES: dict[str, dict[str, Any]] = {
 
 
 def _updates(arch: int, types: str) -> Iterator[Job]:
-    """Weights that an optimizer updates, of 32 bits or more; every second layer with a tile, others for each type."""
+    """Weights that an optimizer updates; every second layer with a tile, others for each type."""
     count = list(TYPES).index(types) + arch // 10
-    if TYPES[types].weight.itemsize < 4:
+    if types == "fp16":
         return
-    rules = "add", "nesterov", "adamw, small states", "momentum", "adamw", "sgd"
+    rules: tuple[str, ...] = "add", "nesterov", "adamw, small states", "momentum", "adamw", "sgd"
+    if types == "bf16":  # whose masters have 24 bits
+        rules = "adamw", "adamw, small states"
     for i, case in enumerate(UPDATED):
         for j, (name, given) in enumerate(UPDATE_TILES.items()):
             if (i + j + count) % 2:
@@ -315,6 +319,10 @@ def _updates(arch: int, types: str) -> Iterator[Job]:
             configs = None, None, tile(case.geometry.out_channels, **given)
             rule = rules[(i + j) % len(rules)]
             yield Job(f"updates/{case.name} {name}", case, types, arch, configs, seed=i + j, rule=rule)
+    for j, (name, given) in enumerate(UPDATE_TILES.items()):  # with states in 8 bits
+        case = IN_8_BITS[(j + count) % len(IN_8_BITS)]
+        configs = None, None, tile(case.filters, **given)
+        yield Job(f"updates/{case.name} {name}, 8 bits", case, types, arch, configs, seed=j, rule="adamw, 8 bits")
 
 
 def scaled(geo: Geometry, rows: int, cols: int) -> Case:

@@ -33,6 +33,8 @@ QUICK = {
     ("updates/2d_asymmetric 1x2 stream", "bf16/fp32", 90),
     ("updates/2d_groups 1x2 reduce", "fp64", 90),
     ("updates/1d 2x4 swap", "fp32", 80),  # states in bfloat16
+    ("updates/1d 1x2 split", "bf16", 80),  # masters of 24 bits
+    ("updates/filters_40 1x2 split, 8 bits", "fp32", 90),
     ("shared/rows 1x4 2 warps, region 16 swap", "fp16/fp32", 90),
     ("shared/block 1x2 reduce, region 64", "tf32", 80),
 }

@@ -7,11 +7,13 @@ import torch
 
 import lc_triton
 from lc_triton import launch
-from lc_triton.core.fused import Penalty, Update
+from lc_triton.core.fused import Penalty, Small, Update
 from lc_triton.core.problem import Problem
 from lc_triton.optim import rules
+from lc_triton.optim.rounding import join_master, random_bits, split_master
+from lc_triton.optim.states import AMAX, CODES, NUMBERS, to_codes
 from lc_triton.tiles.config import TileConfig
-from tests.cases import CASES, assert_close, expected, tensors
+from tests.cases import CASES, Case, assert_close, expected, tensors
 
 TILES = {
     "1x1": TileConfig(1, 1, 16, 16, 16),
@@ -140,6 +142,72 @@ def test_bfloat16_states_are_rounded_to_the_bits_of_the_cpu(tile):
         assert torch.equal(got, right)
 
 
+@pytest.mark.parametrize("tile", ["2x2", "split"])
+def test_masters_of_bfloat16_weights_are_those_of_the_cpu(tile):
+    """In float32, whose last places may differ: each master is within one of its 24 bits, and most are the same."""
+    case = case_of("2d_asymmetric")
+    t, rule = tensors(case, torch.float32), RULES["adamw"][0]
+    weight, correction = split_master(t.weight, random_bits(0, t.weight.numel(), 1, t.weight.device))
+    found = [(weight.clone(), correction.clone()), (weight.clone(), correction.clone())]
+    states = [[torch.full(t.weight.shape, 0.25) for _ in range(2)] for _ in found]
+    rule.apply(found[0][0], expected(case, t)["dw"], tuple(states[0]), 0, Small(found[0][1]))
+    update = Update(rule, found[1][0], tuple(states[1]), small=Small(found[1][1]))
+    launch.weight_update(t.x, t.g, update, Problem(case.geometry, backend="triton"), TILES[tile])
+    want, got = (join_master(*parts) for parts in found)
+    assert_close(states[1][0], states[0][0], 1e-5, "first")
+    assert ((got - want).abs() <= want.abs() * 2**-14).all()
+    assert (got == want).double().mean() > 0.95
+    assert not torch.equal(found[1][0], weight)
+
+
+FILTERS_40 = Case("filters_40", (3,), 2, 40, 2, batch=3)
+GROUPS = Case("groups", (3,), 2, 6, 2, groups=2)
+FILTERS_3 = Case("filters_3", (3, 3), 2, 3, 2, padding=1, batch=3)
+
+
+@pytest.mark.parametrize(
+    ("case", "tile"),
+    [
+        (FILTERS_40, TileConfig(1, 2, 32, 16, 16)),  # a block of 32 and one of 8
+        (FILTERS_40, TileConfig(1, 1, 64, 16, 16, split=2)),
+        (FILTERS_3, TileConfig(2, 2, 4, 16, 16, swap=True)),
+        (GROUPS, TileConfig(1, 2, 8, 2, 2, dot=False)),
+        pytest.param(FILTERS_3, TileConfig(2, 2, 4, 16, 16, stream=2), marks=pytest.mark.nightly),
+    ],
+    ids=["two blocks", "split", "swapped", "groups", "streamed"],
+)
+def test_states_in_8_bits_have_the_codes_of_the_cpu(case, tile):
+    """In float64, whose last places decide no code."""
+    t, rule = tensors(case), RULES["adamw"][0]
+    gen = torch.Generator().manual_seed(1)
+    state = {key: torch.rand(t.weight.shape, generator=gen) for key in NUMBERS}
+    state["exp_avg"] -= 0.5
+    to_codes(state, t.weight)
+    before = [state[key] for key in (*CODES, AMAX)]
+    want, got = ([t.weight.clone(), *(s.clone() for s in before)] for _ in range(2))
+    Update(rule, want[0], tuple(want[1:3]), small=Small(amax=want[3])).apply(expected(case, t)["dw"].clone())
+    update = Update(rule, got[0], tuple(got[1:3]), small=Small(amax=got[3]))
+    launch.weight_update(t.x, t.g, update, Problem(case.geometry, backend="triton"), tile)
+    assert_close(got[0], want[0], 1e-10, "weight")
+    for found, right, old in zip(got[1:], want[1:], before, strict=True):
+        assert torch.equal(found, right)
+        assert not torch.equal(found, old)
+
+
+def test_states_in_8_bits_of_groups_that_end_inside_a_block():
+    """No tile holds their blocks: the gradient is stored in between."""
+    case = Case("groups_of_16", (2,), 32, 32, 1, groups=2, batch=3)
+    t, rule = tensors(case), RULES["adamw"][0]
+    state = {}
+    to_codes(state, t.weight)
+    want, got = ([t.weight.clone(), *(state[key].clone() for key in (*CODES, AMAX))] for _ in range(2))
+    Update(rule, want[0], tuple(want[1:3]), small=Small(amax=want[3])).apply(expected(case, t)["dw"].clone())
+    update = Update(rule, got[0], tuple(got[1:3]), small=Small(amax=got[3]))
+    launch.weight_update(t.x, t.g, update, Problem(case.geometry, backend="triton"))
+    assert_close(got[0], want[0], 1e-10, "weight")
+    assert all(torch.equal(found, right) and found.any() for found, right in zip(got[1:], want[1:], strict=True))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("tile", "of_sum"), [("2x2", torch.float16), ("split", torch.float32)], ids=str)
 def test_products_of_16_bits_are_added_in_float32(tile, of_sum):
@@ -177,3 +245,22 @@ def test_training_with_the_kernels(clip_norm):
             optimizer.step()
     for p, q in zip(net.parameters(), same.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-5 * q.abs().max().item())
+
+
+@pytest.mark.parametrize("tile", ["2x2", "split"])
+def test_penalties_and_bounds_of_masters_are_those_of_the_cpu(tile):
+    """A penalty is of the weight that the layer has; no master is negative afterwards."""
+    case = case_of("2d_asymmetric")
+    t, rule = tensors(case, torch.float32), RULES["adamw"][0]
+    parts = split_master(t.weight, random_bits(0, t.weight.numel(), 1, t.weight.device))
+    penalty, found = Penalty(0.1, 0.2, non_neg=True), []
+    for _ in range(2):
+        weight, correction = (part.clone() for part in parts)
+        states = tuple(torch.full(t.weight.shape, 0.25) for _ in range(2))
+        found.append(Update(rule, weight, states, penalty=penalty, small=Small(correction)))
+    found[0].apply(expected(case, t)["dw"].to(torch.float32))
+    launch.weight_update(t.x, t.g, found[1], Problem(case.geometry, backend="triton"), TILES[tile])
+    want, got = (join_master(update.weight, update.small.correction) for update in found)
+    assert_close(found[1].states[0], found[0].states[0], 1e-5, "first")
+    assert ((got - want).abs() <= want.abs() * 2**-14).all()
+    assert got.min() == 0 < got.max()

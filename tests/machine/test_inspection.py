@@ -55,8 +55,15 @@ def test_weight_gradients_that_update_the_weight(capsys):
     out = capsys.readouterr().out
     assert "lrlc_l2, batch 32, bfloat16/float32, weight_grad and adamw update on sm_90\n" in out
     assert "registers, 0 spills" in out
-    assert cli.main([*command, "--dtype", "bfloat16"]) == 2
-    assert "dtype must be with weights of float32 for an update, as in 'bfloat16/float32'" in capsys.readouterr().err
+    assert cli.main([*command, "--dtype", "float16"]) == 2
+    assert "dtype must be with weights of float32 for an update, as in 'float16/float32'" in capsys.readouterr().err
+    assert cli.main([*command[:-1], "sgd", "--dtype", "bfloat16"]) == 2
+    assert cli.main([*command[:-1], "sgd", "--dtype", "float32", "--states", "bfloat16"]) == 2
+    capsys.readouterr()
+    assert cli.main([*command, "--dtype", "bfloat16", "--states", "8 bits"]) == 0
+    out = capsys.readouterr().out
+    assert "lrlc_l2, batch 32, bfloat16, weight_grad and adamw update with states in 8 bits on sm_90\n" in out
+    assert "registers, 0 spills" in out
 
 
 @pytest.mark.compile

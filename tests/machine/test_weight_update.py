@@ -76,11 +76,53 @@ def test_states_in_bfloat16_spill_nothing(name, batch, dtype, device):
     assert code.weight_bits == 128, (config, code)
 
 
-def test_the_second_pass_of_a_split_loop():
+@pytest.mark.parametrize(
+    ("name", "batch", "device", "state_dtype"),
+    [
+        ("deepface_l4", 32, "h100", None),
+        pytest.param("yolov1_local", 64, "h100", "bfloat16", **NIGHTLY),
+        pytest.param("lrlc_l2", 64, "a100", None, **NIGHTLY),
+        pytest.param("lrlc_l2", 64, "b200", None, **NIGHTLY),
+    ],
+)
+def test_masters_of_bfloat16_weights_spill_nothing(name, batch, device, state_dtype):
+    gpu = DEVICES[device]
+    task = replace(task_of(name, batch, "bfloat16"), weight_dtype="bfloat16", state_dtype=state_dtype)
+    config, problem = choose(task, gpu), Problem(task.geometry, backend="triton")
+    given = {"update": WeightUpdate("adamw"), "state_dtype": None if state_dtype is None else torch.bfloat16}
+    code = machine_code("weight_grad", build("weight_grad", problem, config, gpu.arch, batch=batch, **given))
+    assert code.spills == 0, (config, code)
+    assert code.weight_bits >= 64, (config, code)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "weight_dtype", "device"),
+    [
+        ("yolov1_local", 64, "bfloat16", "h100"),
+        pytest.param("deepface_l4", 32, "float32", "h100", **NIGHTLY),
+        pytest.param("lrlc_l2", 64, "float32", "a100", **NIGHTLY),
+        pytest.param("lrlc_l2", 64, "bfloat16", "b200", **NIGHTLY),
+    ],
+)
+def test_states_in_8_bits_spill_nothing(name, batch, weight_dtype, device):
+    gpu = DEVICES[device]
+    task = replace(task_of(name, batch, "bfloat16"), weight_dtype=weight_dtype, state_dtype="int8")
+    config, problem = choose(task, gpu), Problem(task.geometry, backend="triton")
+    update = WeightUpdate("adamw").in_8_bits(task.geometry.out_channels)
+    given = {"weight_dtype": getattr(torch, weight_dtype), "update": update, "state_dtype": torch.int8}
+    code = machine_code("weight_grad", build("weight_grad", problem, config, gpu.arch, batch=batch, **given))
+    assert code.spills == 0, (config, code)
+    assert code.weight_bits >= 64, (config, code)
+
+
+@pytest.mark.parametrize("state_dtype", [None, torch.int8])
+def test_the_second_pass_of_a_split_loop(state_dtype):
     weight = torch.empty((4, 8, 64), device="meta")
-    update = WeightUpdate("adamw", True)
+    update = WeightUpdate("adamw", with_added=True)
+    if state_dtype is not None:
+        update = update.in_8_bits(64)
     parts = torch.empty((2, *weight.shape), device="meta")
-    args = [parts, weight, *update_pointers(weight, update), weight.numel(), 2, COMBINED, update]
+    args = [parts, weight, *update_pointers(weight, update, state_dtype), weight.numel(), 2, COMBINED, update]
     code = machine_code("forward", compile_call(combine_update_kernel, SECOND_PASS, 90, *args))
     assert code.spills == 0
     assert code.load_bits == code.weight_bits == 128
@@ -93,7 +135,12 @@ def test_the_model_counts_what_an_update_moves():
     assert updated.least_bytes - stored.least_bytes == 5 * weights
     small = replace(updated, state_dtype="bfloat16")
     assert updated.least_bytes - small.least_bytes == 2 * weights  # each state moves half the bytes, twice
-    assert all(Task.from_json(task.to_json()) == task for task in (stored, updated, small))
+    codes = replace(updated, state_dtype="int8")
+    of_blocks = 4 / 16  # deepface_l4 has 16 filters, and each of their blocks a float32 number
+    assert updated.least_bytes - codes.least_bytes == weights * 4 * (4 - 1 - of_blocks) / 4
+    halves = replace(updated, weight_dtype="bfloat16")
+    assert updated.least_bytes - halves.least_bytes == weights // 2  # 3 bytes of a master for 4, twice
+    assert all(Task.from_json(task.to_json()) == task for task in (stored, updated, small, codes))
     gpu = DEVICES["h200"]
     assert ranked(updated, gpu)[0][0] > ranked(stored, gpu)[0][0]
     assert all(product(updated, c) <= MAX_UPDATED * gpu.lanes * c.num_warps for _, c in ranked(updated, gpu))

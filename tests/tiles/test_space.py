@@ -10,7 +10,14 @@ from lc_triton.tiles import model
 from lc_triton.tiles.config import PASSES, TileConfig
 from lc_triton.tiles.device import DEVICES, by_name
 from lc_triton.tiles.footprint import loop_steps, programs
-from lc_triton.tiles.space import candidates, descriptor_fits, overwrites_operand, resident, variants
+from lc_triton.tiles.space import (
+    candidates,
+    descriptor_fits,
+    has_whole_blocks,
+    overwrites_operand,
+    resident,
+    variants,
+)
 from lc_triton.tiles.task import Task
 
 H200 = by_name("h200")
@@ -47,6 +54,22 @@ def test_candidates_fit_and_fill(device, name, pass_name, dtype):
             second = config.block_n * (config.block_b if pass_name == "weight_grad" else config.block_k) * t.itemsize
             once = second if config.stream > 1 else 0
             assert config.num_stages * (first + second - once) + once <= gpu.shared_bytes
+
+
+@pytest.mark.parametrize("name", [*LAYERS, "groups_of_48"])
+def test_tiles_hold_whole_blocks_of_states_in_8_bits(name):
+    """Each run of 32 filters, or all of fewer, is in one program; of groups that end inside a run, in none."""
+    geometry = {**LAYERS, "groups_of_48": Geometry.make((8, 8), 96, 96, 3, groups=2)}[name]
+    t = Task("weight_grad", geometry, 64, "bfloat16", "float32", states=2, state_dtype="int8")
+    found, filters = candidates(t, H200), geometry.out_channels
+    assert bool(found) == has_whole_blocks(t) == (name != "groups_of_48")
+    for config in found:
+        owners = {}
+        per_group = filters // geometry.groups if config.dot else filters
+        for f in range(filters):
+            group, inner = divmod(f, per_group)
+            owners.setdefault(f // 32, set()).add((group, inner // config.block_f))
+        assert all(len(programs_of) == 1 for programs_of in owners.values()), config
 
 
 def test_a_loop_is_split_only_where_the_device_idles():

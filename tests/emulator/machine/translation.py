@@ -78,6 +78,6 @@ def class_of(instruction: Instruction) -> str:
         return "cp.async.bulk" if "bulk" in op else "cp.async" if op[2] in ("cg", "ca") else "cp.async sync"
     if op[0] == "wgmma":
         return f"wgmma.{op[1]}"
-    if op[0] in ("mma", "ldmatrix", "stmatrix", "bar", "shfl", "mbarrier", "fence", "bra", "mov"):
+    if op[0] in ("mma", "ldmatrix", "stmatrix", "bar", "shfl", "redux", "mbarrier", "fence", "bra", "mov"):
         return op[0]
     return "float" if op[-1] in ("f32", "f64", "f16", "bf16") else "integer"

@@ -42,6 +42,16 @@ class Warps(SharedMemory):
             exists = source <= high
         return np.take_along_axis(value, np.where(exists, source, own), 1).ravel(), exists.ravel()
 
+    def reduce(self, operation: str, value: Array, members: Array) -> Array:
+        """redux: the least or the largest integer of each warp, of all its threads."""
+        if self.mask is not None:
+            self.whole_warps(self.mask, 0)
+        if (np.asarray(members).astype(np.uint32) != 0xFFFFFFFF).any():
+            raise NotImplementedError("redux by a part of a warp")
+        of_warps = np.broadcast_to(value, (self.thread_count,)).reshape(-1, 32)
+        found = of_warps.min(1) if operation == "min" else of_warps.max(1)
+        return np.repeat(found, 32)
+
     def load_matrices(self, guard: Guard, address: Array, count: int, transposed: bool, inst: int) -> list[Array]:
         """ldmatrix: 8 x 8 matrices of 16-bit numbers, whose rows are at the addresses of eight threads each."""
         warps = self.whole_warps(guard, inst)

@@ -28,6 +28,14 @@ def _shuffle(t: Operands, i: Instruction) -> None:
         t.write(predicate.strip(), "v[1]", "pred")
 
 
+def _reduce(t: Operands, i: Instruction) -> None:
+    kind = i.op[3]
+    assert i.op[2] in ("min", "max"), i.text
+    value, members = t.read(i.args[1], kind), t.read(i.args[2], "u32")
+    t.lines.append(f"v=S.reduce({i.op[2]!r},{value},{members})")
+    t.write(i.args[0], "v", kind)
+
+
 def _matrices(i: Instruction) -> int:
     assert {"m8n8", "b16"} <= set(i.op), i.text
     return int(next(part for part in i.op if part in ("x1", "x2", "x4"))[1])
@@ -49,6 +57,7 @@ HANDLERS: dict[str, Handler] = {
     "bar": _warp_barrier,
     "elect": _elect,
     "shfl": _shuffle,
+    "redux": _reduce,
     "ldmatrix": _load_matrices,
     "stmatrix": _store_matrices,
 }

@@ -1,0 +1,258 @@
+"""Weights in bfloat16 whose master has 24 bits: its rounding, training with it, and every way a step is made."""
+
+import copy
+import io
+
+import pytest
+import torch
+
+from lc_triton import FusedAdamW, LocalConv2d
+from lc_triton.core.fused import Small
+from lc_triton.errors import ArgumentTypeError, UnknownNameError
+from lc_triton.optim import rules
+from lc_triton.optim.rounding import join_master, random_bits, split_master
+from lc_triton.optim.states import AMAX
+from tests.optim.networks import batch, loss_of, network, weights
+
+BF16, CPU = torch.bfloat16, torch.device("cpu")
+
+
+def bits_of(x):
+    return x.view(torch.int16 if x.dtype == BF16 else torch.int32)
+
+
+def make(**options):
+    """A network in bfloat16, and its optimizer."""
+    net = network(BF16)
+    return net, FusedAdamW(net, lr=0.01, master="24 bits", **options)
+
+
+def one_step(net, optimizer, step):
+    optimizer.zero_grad()
+    loss_of(net, batch(step).to(BF16)).backward()
+    optimizer.step()
+
+
+def masters(net, optimizer):
+    return [join_master(w.detach(), optimizer.state[w]["correction"]) for w in weights(net)]
+
+
+def test_every_number_of_24_bits_is_a_weight_and_a_correction():
+    """To the bit, and the weight is the bfloat16 number next to it: but for ties, torch's. Each 13th of all."""
+    number = (torch.arange(0, 1 << 24, 13) << 8).to(torch.int32)
+    master = number.view(torch.float32)
+    weight, correction = split_master(master, torch.zeros(len(number), dtype=torch.int64))
+    back, is_nan = join_master(weight, correction), master.isnan()
+    assert torch.equal(bits_of(back)[~is_nan], number[~is_nan])
+    assert back[is_nan].isnan().all()
+    differs = (bits_of(weight) != bits_of(master.to(BF16))) & ~is_nan
+    assert (number[differs] & 0xFFFF == 0x8000).all()
+
+
+def test_a_master_is_rounded_to_its_neighbours_with_the_right_mean():
+    bits = random_bits(0, 1 << 16, 3, CPU)
+    for x in (1.0 + 2**-18, -3.1415927, 1e-30):
+        found = join_master(*split_master(torch.full((1 << 16,), x), bits)).double()
+        place = 2.0 ** (torch.tensor(x).abs().log2().floor().item() - 15)
+        exact = torch.tensor(x).double()
+        assert len(found.unique()) == 2
+        assert (found - exact).abs().max() < place
+        assert (found.mean() - exact).abs() < place * 5 * 0.5 / 2**8
+
+
+def test_a_correction_of_a_weight_that_was_changed_is_no_nan():
+    """A weight that is set to 0 has a correction below 0, or above."""
+    corrections = torch.arange(-128, 128).to(torch.int8)
+    for value in (0.0, -0.0, 1.0, -3e38):
+        weight = torch.full((256,), value, dtype=BF16)
+        master = join_master(weight, corrections)
+        assert ((master - weight.float()).abs() <= weight.float().abs() * 2**-7 + 1e-40).all()
+
+
+def test_a_step_is_torchs_on_the_master():
+    """Masters that torch's operator updates in float32, to their last place."""
+    (weight, other), rule = torch.randn(2, 6, 64), rules.AdamW(0.01, 0.9, 0.99, 1e-8, 0.1, False, 1, torch.tensor(1.0))
+    weight, correction = split_master(weight, random_bits(0, 384, 1, CPU).view(6, 64))
+    exact, states = join_master(weight, correction), [torch.zeros(6, 64) for _ in range(4)]
+    rule.apply(exact, other.clone(), (states[0], states[1]))
+    rule.apply(weight, other.clone(), (states[2], states[3]), 0, Small(correction))
+    error = join_master(weight, correction) - exact
+    assert (error.abs() < exact.abs() * 2**-15).all()
+    assert torch.equal(states[0], states[2])
+    assert torch.equal(states[1], states[3])
+
+
+@pytest.mark.slow
+def test_training_follows_float32_weights():
+    """Of 30 steps with a small learning rate, where weights that are rounded each step hardly move."""
+    ends = {}
+    for way in ("float32", "master", "torch"):
+        torch.manual_seed(0)
+        teacher, layer = (LocalConv2d(2, 4, 3, input_size=(6, 6), bias=False) for _ in range(2))
+        teacher.weight.data.copy_(layer.weight + 0.1 * torch.randn(layer.weight.shape))
+        layer.to(torch.float32 if way == "float32" else BF16)
+        options = {"master": "24 bits"} if way == "master" else {}
+        kind = torch.optim.AdamW if way == "torch" else FusedAdamW
+        optimizer, start = kind(layer.parameters(), lr=1e-4, weight_decay=0.0, **options), layer.weight.detach().clone()
+        for step in range(30):
+            x = torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(step))
+            optimizer.zero_grad()
+            (layer(x.to(layer.weight.dtype)) - teacher(x).detach()).float().square().mean().backward()
+            assert (layer.weight.grad is None) == (way != "torch")
+            optimizer.step()
+        end = layer.weight.detach()
+        if way == "master":
+            end = join_master(end, optimizer.state[layer.weight]["correction"])
+        ends[way] = end.float() - start.float()
+    for way, least, most in (("master", 0.0, 0.05), ("torch", 0.2, 2.0)):
+        error = (ends[way] - ends["float32"]).norm() / ends["float32"].norm()
+        assert least <= error < most, (way, error)
+
+
+@pytest.mark.parametrize("options", [{"clip_norm": 0.05}, {"accumulate": 2}, {"states": "bfloat16"}], ids=str)
+def test_every_way_a_step_is_made_updates_masters(options):
+    """Within the rounding of what is stored in bfloat16; `paused` stores all gradients."""
+    (net, optimizer), (same, stored) = make(**options), make(**options)
+    for model, of in ((net, optimizer), (same, stored)):
+        for part in range(options.get("accumulate", 1)):
+            loss = loss_of(model, batch(part).to(BF16))
+            if of is stored:
+                with of.paused():
+                    loss.backward()
+            else:
+                loss.backward()
+                last = part + 1 == options.get("accumulate", 1)
+                assert all((w.grad is None) == last for w in weights(net))
+        of.step()
+    dtype, moved = BF16 if "states" in options else torch.float32, 0
+    for w, v, a, b in zip(weights(net), weights(same), masters(net, optimizer), masters(same, stored), strict=True):
+        of, other = optimizer.state[w], stored.state[v]
+        assert of["exp_avg"].dtype == of["exp_avg_sq"].dtype == dtype
+        assert of["correction"].dtype == torch.int8
+        large = of["exp_avg"].abs() > 0.1 * of["exp_avg"].abs().max()
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert (of[key] - other[key]).abs().max() < 2**-5 * of[key].abs().max()
+        assert (a - b)[large].abs().max() < 1e-4  # the first step is 0.01 by a gradient of any size
+        moved += int((a - w.detach()).count_nonzero())
+    assert moved
+
+
+def test_a_step_with_an_infinite_gradient_is_skipped():
+    net, optimizer = make()
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for step in range(3):
+        before = copy.deepcopy([*net.parameters()]), copy.deepcopy([optimizer.state[w] for w in weights(net)])
+        optimizer.zero_grad()
+        scaler.scale(loss_of(net, batch(step).to(BF16)) * (float("inf") if step == 1 else 1)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert all(torch.equal(p, q) for p, q in zip(before[0], net.parameters(), strict=True)) == (step == 1)
+        if step == 1:
+            for old, w in zip(before[1], weights(net), strict=True):
+                assert all(torch.equal(old[key], optimizer.state[w][key]) for key in old)
+
+
+@pytest.mark.parametrize("states", ["float32", "bfloat16"])
+def test_a_run_goes_on_from_its_state(states):
+    """Through torch.save, to the bits of one that was not interrupted."""
+    net, optimizer = make(states=states)
+    for step in range(4):
+        if step == 2:
+            file = io.BytesIO()
+            torch.save((net.state_dict(), optimizer.state_dict()), file)
+            file.seek(0)
+            saved = torch.load(file, weights_only=True)
+        one_step(net, optimizer, step)
+    again, resumed = make(states=states)
+    again.load_state_dict(saved[0])
+    resumed.load_state_dict(saved[1])
+    for step in (2, 3):
+        one_step(again, resumed, step)
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), again.parameters(), strict=True))
+    for w, v in zip(weights(net), weights(again), strict=True):
+        for key, value in optimizer.state[w].items():
+            assert value.dtype == resumed.state[v][key].dtype
+            assert torch.equal(value, resumed.state[v][key]), key
+
+
+def test_a_state_without_a_correction_begins_with_none():
+    """One of torch's AdamW; and an optimizer without a master drops the correction."""
+    net, optimizer = make()
+    one_step(net, optimizer, 0)
+    plain = FusedAdamW(net, lr=0.01)
+    plain.load_state_dict(optimizer.state_dict())
+    with plain.paused():
+        one_step(net, plain, 1)
+    state = plain.state[net[0].weight]
+    assert "correction" not in state
+    assert state["exp_avg"].dtype == BF16
+    optimizer.load_state_dict(plain.state_dict())
+    one_step(net, optimizer, 2)
+    assert optimizer.state[net[0].weight]["correction"].dtype == torch.int8
+    assert optimizer.state[net[0].weight]["exp_avg"].dtype == torch.float32
+
+
+def test_all_bfloat16_parameters_have_masters():
+    """Also biases, a Linear layer and a convolution, whose states are in float32 whatever those of layers are."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 3, 3),
+        LocalConv2d(3, 2, 3, input_size=(5, 5)),
+        torch.nn.Flatten(),
+        torch.nn.Linear(18, 3),
+    )
+    exact = copy.deepcopy(net)
+    net.to(BF16)
+    for p, q in zip(net.parameters(), exact.parameters(), strict=True):
+        q.data.copy_(p.data)
+    optimizer = FusedAdamW(net, lr=1e-4, states="8 bits", master="24 bits")
+    plain = torch.optim.AdamW(exact.parameters(), lr=1e-4)
+    for _ in range(20):
+        for p, q in zip(net.parameters(), exact.parameters(), strict=True):
+            p.grad = torch.ones_like(p)
+            q.grad = torch.ones_like(q)
+        net[1](torch.zeros(1, 3, 5, 5, dtype=BF16))  # a layer's weight is known by its graph
+        optimizer.step()
+        plain.step()
+    for p, q in zip(net.parameters(), exact.parameters(), strict=True):
+        state = optimizer.state[p]
+        assert (AMAX in state) == (p is net[1].weight)
+        assert p is net[1].weight or state["exp_avg"].dtype == torch.float32
+        assert torch.equal(p, join_master(p.detach(), state["correction"]).to(BF16))
+        error = join_master(p.detach(), state["correction"]) - q
+        assert (error.abs() < q.abs() * 2**-12 + 1e-6).all()
+
+
+def test_a_weight_that_is_converted_back_goes_on_in_its_dtype():
+    layer = LocalConv2d(2, 4, 3, input_size=(7, 7), bias=False, dtype=BF16)
+    optimizer = FusedAdamW(layer, master="24 bits")
+    for dtype in (BF16, torch.float32, BF16):
+        layer.to(dtype)
+        layer(batch(0).to(dtype)).square().mean().backward()
+        optimizer.step()
+        assert ("correction" in optimizer.state[layer.weight]) == (dtype == BF16)
+        assert optimizer.state[layer.weight]["exp_avg"].dtype == torch.float32
+
+
+def test_weights_of_other_dtypes_are_as_without_a_master():
+    """float32 weights to the bit; float16 ones store their gradient, with a warning."""
+    nets = [network(), network()]
+    for net, options in zip(nets, ({}, {"master": "24 bits"}), strict=True):
+        optimizer = FusedAdamW(net, lr=0.01, **options)
+        for step in range(2):
+            optimizer.zero_grad()
+            loss_of(net, batch(step)).backward()
+            optimizer.step()
+        assert all("correction" not in optimizer.state[w] for w in weights(net))
+    assert all(torch.equal(p, q) for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True))
+    layer = LocalConv2d(1, 2, 2, input_size=(3, 3), dtype=torch.float16)
+    optimizer = FusedAdamW(layer, master="24 bits")
+    layer(torch.ones(1, 1, 3, 3, dtype=torch.float16)).sum().backward()
+    with pytest.warns(UserWarning, match="its dtype is float16, not float32, float64 or bfloat16"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize(("master", "error"), [("16 bits", UnknownNameError), (24, ArgumentTypeError)])
+def test_other_masters_are_refused(master, error):
+    with pytest.raises(error, match="master"):
+        FusedAdamW(network(), master=master)
