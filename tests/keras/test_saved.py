@@ -337,7 +337,8 @@ def test_a_circle_is_named():
 
 def test_a_layer_called_with_more_than_its_input_is_refused():
     def change(layers):
-        next(s for s in layers if s["config"]["name"] == "norm")["inbound_nodes"][0][0][3] = {"mask": ["image", 0, 0]}
+        layer = next(s for s in layers if s["config"]["name"] == "local.layer")
+        layer["inbound_nodes"][0][0][3] = {"mask": ["image", 0, 0]}
 
     assert "called with mask=" in refused("every_layer", change)
 
