@@ -73,9 +73,7 @@ def of_kernel(problem: Problem, batch: int, rank: int) -> tuple[float, str]:
     moved = {**counts.moved, "w": Bytes(rounds * basis.nbytes, basis.nbytes)}
     steps = mixture.positions * -(-geo.window // config.block_k)  # one for each product of the tile's size
     counts = replace(counts, programs=grid, steps=steps, moved=moved)
-    cycles = simulate(task, config, disassemble(compiled), CONSTANTS, counts).use.cycles
-    least = sum(bytes_.memory for bytes_ in moved.values())  # the task's own has the weights of all positions
-    time = 1e6 * max(cycles / CONSTANTS.clock, least / CONSTANTS.memory_rate) + CONSTANTS.launch_us
+    time = simulate(task, config, disassemble(compiled), CONSTANTS, counts).microseconds
     return time, f"{mixture.positions} x {config.block_b} x {config.block_f}"
 
 

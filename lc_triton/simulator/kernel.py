@@ -119,15 +119,16 @@ def simulate(
     check_simulated(task)
     if config.descriptor:
         raise ArgumentValueError(name="config", value=config, allowed="without descriptor: boxes are not simulated")
+    # The update of a split loop is made by its second launch.
+    of_first = replace(task, states=None) if config.split > 1 else task
+    least = of_first.least_bytes if counts is None else sum(moved.memory for moved in counts.moved.values())
     counts = counts or counts_of(task, config)
     code = read_code(task.pass_name, config, disassembly, constants, counts)
     resident = resident_programs(disassembly.registers, disassembly.shared_bytes, config.num_warps)
     traffic = _traffic(code, counts, config.num_warps, constants)
     grid = Grid(counts.programs, config.num_warps, resident, code.traces, code.kind_of)
     use = execute(code.operations, grid, traffic, constants)
-    # The update of a split loop is made by its second launch.
-    of_first = replace(task, states=None) if config.split > 1 else task
-    seconds = max(use.cycles / constants.clock, of_first.least_bytes / constants.memory_rate)
+    seconds = max(use.cycles / constants.clock, least / constants.memory_rate)
     return Simulation(
         microseconds=1e6 * seconds + constants.launch_us + _second_launch_us(counts, constants),
         use=use,
