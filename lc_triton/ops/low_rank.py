@@ -104,7 +104,8 @@ def _gradients(
         return found
     differentiable, wanted = torch.is_grad_enabled(), [i for i in range(2) if needs[i]]
     g = dz.unsqueeze(2)  # (B, F, 1, *out_spatial)
-    with torch.set_grad_enabled(differentiable or bool(wanted)):
+    # In the dtype of the forward, even where the backward runs under autocast.
+    with torch.set_grad_enabled(differentiable or bool(wanted)), torch.autocast(x.device.type, enabled=False):
         # Other tensors than those that were saved: the basis may be a function of x.
         of = x.view_as(x), basis.view_as(basis)
         products = _convolve(*of, geo)

@@ -111,3 +111,18 @@ def test_where_the_kernel_pays():
     assert not launch.pays(large.geometry, 32, 9)
     assert not launch.pays(few.geometry, 32, 2)
     assert not launch.pays(Case("groups", (200,), 32, 32, 3, groups=4).geometry, 64, 2)
+
+
+def test_a_backward_under_autocast_computes_in_the_dtype_of_the_forward(monkeypatch):
+    """As the backward of torch's convolutions does, although the products are made anew."""
+    monkeypatch.setattr(launch, "pays", lambda *_: True)
+    layer = layer_of(BY_NAME["1d_groups"], 2, bias=False).float()
+    x = torch.randn(2, 4, 5, requires_grad=True)
+    with lc_triton.backend("triton"):
+        y = layer(x)
+    leaves, g = [x, *layer.parameters()], torch.randn_like(y)
+    want = torch.autograd.grad(y, leaves, g, retain_graph=True)
+    with torch.autocast("cpu", torch.float16):
+        got = torch.autograd.grad(y, leaves, g)
+    for a, b in zip(got, want, strict=True):
+        assert torch.equal(a, b)
