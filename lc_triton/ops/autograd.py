@@ -434,9 +434,9 @@ class LocalConv(torch.autograd.Function):
         operand = bound.operand_of(weight, node.operand_dtype)
         y, z = node.forward(x, operand, bias)
         saved = z if node.saves == "z" else y if node.saves == "y" else None
-        if operand is weight:
+        if operand is weight or not ctx.needs_input_grad[1]:
             ctx.save_for_backward(x, weight, saved)
-        else:  # a copy, which goes with the graph
+        else:  # a copy that the input gradient reads, which goes with the graph
             ctx.save_for_backward(x, weight, saved, operand)
         if node.saves == "z":
             ctx.set_materialize_grads(False)

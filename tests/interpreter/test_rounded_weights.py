@@ -78,6 +78,20 @@ def test_a_changed_weight_is_noticed(rounded):
         y.sum().backward()
 
 
+@pytest.mark.parametrize("needs_input_grad", [False, True])
+def test_a_graph_keeps_the_copy_for_the_input_gradient_alone(rounded, needs_input_grad):
+    layer, x = layer_and_input()
+    with lc_triton.backend("triton"):
+        y = layer(x.requires_grad_(needs_input_grad))
+    assert rounded == [torch.float16]
+    saved = [t.dtype for t in y.grad_fn.saved_tensors if t is not None and t.shape == layer.weight.shape]
+    assert saved == [torch.float32, torch.float16][: 1 + needs_input_grad]
+    dw = torch.autograd.grad(y, layer.weight, torch.ones_like(y))[0]
+    with lc_triton.backend("reference"):
+        want = torch.autograd.grad(layer.double()(x.double()).sum(), layer.weight)[0]
+    torch.testing.assert_close(dw.double(), want, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.nightly
 def test_second_derivatives_are_those_of_the_weight(rounded):
     layer, x = layer_and_input(activation="silu")
