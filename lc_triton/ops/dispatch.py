@@ -37,7 +37,7 @@ def forward(
     y = torch.empty((x.shape[0], *problem.geometry.bias_shape), dtype=x.dtype, device=x.device)
     z = torch.empty_like(y) if store_z else None
     if y.numel():
-        launch.forward(x, weight, bias, y, z, problem)
+        launch.forward(x, _rounded(x, weight), bias, y, z, problem)
     return y, z
 
 
@@ -51,8 +51,15 @@ def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem)
     geo = problem.geometry
     dx = torch.empty((g.shape[0], *geo.in_spatial, geo.in_channels), dtype=g.dtype, device=g.device)
     if dx.numel():
-        launch.input_grad(g, weight, bias, dx, problem)
+        launch.input_grad(g, _rounded(g, weight), bias, dx, problem)
     return dx
+
+
+def _rounded(x: Tensor, weight: Tensor) -> Tensor:
+    """The weight, or a copy in the dtype of x where one pass alone is worth making it."""
+    from lc_triton import launch
+
+    return weight.to(x.dtype) if launch.rounds_weight(x, weight, needs_input_grad=False) else weight
 
 
 def weight_grad(

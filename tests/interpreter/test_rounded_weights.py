@@ -68,6 +68,21 @@ def test_a_step_of_the_optimizer_reads_the_copy_and_writes_the_weight(rounded):
     torch.testing.assert_close(layer.weight, other.weight, rtol=0, atol=1e-6)
 
 
+def test_passes_that_run_by_themselves_round_too(rounded):
+    """Under saved-tensor hooks there is no node to keep a copy."""
+    layer, x = layer_and_input(activation="relu")
+    x.requires_grad_()
+    with lc_triton.backend("triton"):
+        expected = torch.autograd.grad(layer(x).sum(), (x, layer.weight))
+        rounded.clear()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+            y = layer(x)
+        found = torch.autograd.grad(y.sum(), (x, layer.weight))
+    assert rounded == [torch.float16] * 2
+    for grad, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(grad, right)
+
+
 def test_a_changed_weight_is_noticed(rounded):
     layer, x = layer_and_input()
     with lc_triton.backend("triton"):
