@@ -219,8 +219,10 @@ class FusedOptimizer(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     added = penalty.gradient(p)
+                    if scale is not None:
+                        added *= scale.to(added.device, added.dtype)
                     grads.append((p, p.grad))
-                    p.grad = p.grad + (added if scale is None else added * scale.to(added.device, added.dtype))
+                    p.grad = (p.grad + added).to(p.grad.dtype)
         return grads
 
     def _project(self) -> None:

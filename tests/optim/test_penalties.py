@@ -67,6 +67,28 @@ def test_stored_gradients(way, clip_norm):
     assert_same(net, same, 1e-10)
 
 
+@pytest.mark.parametrize("kind", [{}, {"master": "24 bits", "states": "8 bits"}, "sgd"], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_weights_of_16_bits(kind, dtype):
+    """Their stored gradients have the penalty's added in float32, and are rounded."""
+    layers = [LocalConv2d(2, 3, 3, input_size=(7, 7)).to(dtype) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    cls, options = (FusedSGD, {}) if kind == "sgd" else (FusedAdamW, kind)
+    penalised, plain = cls(layers[0], 0.01, l1=L1, l2=L2, **options), cls(layers[1], 0.01, **options)
+    for layer, optimizer in zip(layers, (penalised, plain), strict=True):
+        with optimizer.paused():
+            layer(batch(0).to(dtype)).float().square().mean().backward()
+    for p in layers[1].parameters():
+        p.grad = (p.grad.float() + L1 * p.detach().float().sign() + 2 * L2 * p.detach().float()).to(dtype)
+    before = [p.grad.clone() for p in layers[0].parameters()]
+    for optimizer in (penalised, plain):
+        with optimizer.paused():
+            optimizer.step()
+    for p, same, grad in zip(layers[0].parameters(), layers[1].parameters(), before, strict=True):
+        assert torch.equal(p, same)
+        assert torch.equal(p.grad, grad)
+
+
 def test_several_backwards_and_paused_ones_have_one_penalty():
     (net, fused), (same, plain) = pair("sgd, momentum", F64, l2=L2, accumulate=3)
     for step in range(2):
