@@ -32,7 +32,7 @@ from lc_triton.optim.arguments import (
     overlapping,
 )
 from lc_triton.optim.slot import WeightSlot
-from lc_triton.optim.states import SMALL_STATES, drop_small
+from lc_triton.optim.states import CORRECTION, SMALL_STATES, drop_small
 
 # The fewest dimensions of a layer's weight.
 LEAST_NDIM = 4
@@ -479,6 +479,8 @@ class FusedOptimizer(torch.optim.Optimizer):
                         self.state[weight][key] = value.detach().to(weight.device, copy=True)
                 if not self.has_small:
                     drop_small(self.state[weight], weight.dtype)
+                elif not self._has_master(weight):
+                    self.state[weight].pop(CORRECTION, None)
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("accumulate", "clip_norm", "states", "master")}
