@@ -32,7 +32,7 @@ from lc_triton.optim.arguments import (
     overlapping,
 )
 from lc_triton.optim.slot import WeightSlot
-from lc_triton.optim.states import CORRECTION, SMALL_STATES, drop_small
+from lc_triton.optim.states import CORRECTION, SMALL_STATES, check_shapes, drop_small
 
 # The fewest dimensions of a layer's weight.
 LEAST_NDIM = 4
@@ -454,9 +454,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Load a state of this class, or of torch's class whose update it makes.
 
         Raises:
-            LocalConvError: (also a ValueError) the state is none of an optimizer, or of one with other hyperparameters.
+            LocalConvError: (also a ValueError) the state is none of an optimizer, or of one with other hyperparameters
+                or with parameters of other shapes.
         """
         check_state(state_dict, REQUIRED & self.defaults.keys())
+        check_shapes(state_dict, self.param_groups, self._names)
         saved = dict(state_dict)
         if len(saved["param_groups"]) == len(self.param_groups):
             groups = zip(saved["param_groups"], self.param_groups, strict=True)

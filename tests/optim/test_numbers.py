@@ -414,3 +414,24 @@ def test_wrong_states():
     ]:
         with pytest.raises(lc_triton.LocalConvError, match=said):
             optimizer.load_state_dict(state)
+
+
+@pytest.mark.parametrize("make", [lc_triton.FusedAdamW, FusedSGD], ids=["adamw", "sgd"])
+@pytest.mark.parametrize("options", [{}, {"states": "8 bits", "master": "24 bits"}], ids=str)
+def test_a_state_of_other_shapes(make, options):
+    """Torch's fused operators and the kernels would leave its memory."""
+    if make is FusedSGD:
+        options = {"momentum": 0.9}
+    layers = [LocalConv2d(2, filters, 3, input_size=(7, 7), dtype=torch.float32) for filters in (4, 36)]
+    small, large = (make(layer, 0.01, **options) for layer in layers)
+    for layer, optimizer in zip(layers, (small, large), strict=True):
+        layer(batch(0)).square().mean().backward()
+        optimizer.step()
+    said = r"in state_dict must be of shape \(5, 5, 3, 3, 2, .*for weight, whose shape is \(5, 5, 3, 3, 2, 36\)"
+    with pytest.raises(lc_triton.LocalConvError, match=said):
+        large.load_state_dict(small.state_dict())
+    state = large.state_dict()
+    state["state"][1] = small.state_dict()["state"][1]  # of the bias
+    with pytest.raises(lc_triton.LocalConvError, match=r"for bias|for weight"):
+        large.load_state_dict(state)
+    large.load_state_dict(large.state_dict())
