@@ -287,6 +287,7 @@ class FusedOptimizer(torch.optim.Optimizer):
                 continue
             if not self._takes_stored(parameter, grad):
                 drop_small(self.state[parameter], parameter.dtype)
+                self._warn_of_no_master(parameter)
                 continue
             own.append((parameter, grad))
             parameter.grad = None
@@ -296,6 +297,17 @@ class FusedOptimizer(torch.optim.Optimizer):
                 grad /= scale.to(grad.device)
             replace(self.update_of(parameter), penalty=None).apply(grad)  # which is in the gradient
         return own
+
+    def _warn_of_no_master(self, parameter: Tensor) -> None:
+        """Say once that a parameter whose master was asked for is left to torch, and why."""
+        # torch.distributed.checkpoint makes states by a step without a learning rate.
+        if not self._has_master(parameter) or not (self._group_of(parameter) or {}).get("lr"):
+            return
+        name = self._names.get(id(parameter), f"a parameter of shape {tuple(parameter.shape)}")
+        if (name, "master") not in self._warned:
+            self._warned.add((name, "master"))
+            reason = self.obstacle(parameter) or "it or its gradient is not a plain contiguous tensor"
+            warnings.warn(f"{type(self).__name__} updates {name} without a master: {reason}", stacklevel=5)
 
     def _has_master(self, parameter: Tensor) -> bool:
         """Whether what is updated is the master of a parameter, which need not be a layer's weight."""

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import warnings
 
 import pytest
 import torch
@@ -222,6 +223,21 @@ def test_all_bfloat16_parameters_have_masters():
         assert torch.equal(p, join_master(p.detach(), state["correction"]).to(BF16))
         error = join_master(p.detach(), state["correction"]) - q
         assert (error.abs() < q.abs() * 2**-12 + 1e-6).all()
+
+
+def test_what_is_left_to_torch_is_named():
+    """A convolution in channels_last, once."""
+    net = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last)).to(BF16)
+    optimizer = FusedAdamW(net, master="24 bits")
+    for step in range(2):
+        net(batch(step).to(BF16)).square().mean().backward()
+        if step == 0:
+            with pytest.warns(UserWarning, match="updates 0.weight without a master: it or its gradient is not"):
+                optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+    assert "correction" not in optimizer.state[net[0].weight]
 
 
 def test_a_weight_that_is_converted_back_goes_on_in_its_dtype():
