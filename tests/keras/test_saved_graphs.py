@@ -1,6 +1,7 @@
 """Models inside models, wrappers, masks, operators and dictionaries that tf_keras saved, beside its own outputs."""
 
 import json
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -69,6 +70,12 @@ def test_models_inside_models(name, kind, folder):
 def test_operators_dictionaries_and_dtypes(name, folder):
     tolerance = {"mixed": 5e-3, "dtypes": 1e-6}.get(name)
     check(folder, name, outputs_of(load_model(folder / f"{name}.h5"), folder, name), tolerance)
+
+
+@pytest.mark.parametrize("name", ["nested", "operators"])
+def test_they_can_be_pickled(name, folder):
+    model = load_model(folder / f"{name}.h5")
+    check(folder, name, outputs_of(pickle.loads(pickle.dumps(model)), folder, name))
 
 
 @pytest.mark.slow

@@ -50,6 +50,13 @@ class Operation(nn.Module):
         """The function."""
         return self.name
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "function"}  # many cannot be pickled
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.function = find(self.name)
+
 
 class OperationArguments(Arguments):
     """`TFOpLambda` and `SlicingOpLambda`; the arguments of the function are those of the call."""
