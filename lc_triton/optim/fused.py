@@ -31,6 +31,8 @@ from lc_triton.optim.arguments import (
     is_number,
     overlapping,
 )
+from lc_triton.optim.clipping import clip
+from lc_triton.optim.penalties import bound_stored, penalise_stored, penalty_of_group
 from lc_triton.optim.slot import WeightSlot
 from lc_triton.optim.states import CORRECTION, SMALL_STATES, check_shapes, drop_small
 
@@ -189,18 +191,20 @@ class FusedOptimizer(torch.optim.Optimizer):
             if slot.kept is not None and (scaled or slot.weight.grad is not None):
                 slot.store()
         self._warn_of_stored()
-        grads = self._penalise_stored()
+        scale = getattr(self, "grad_scale", None)
+        grads = penalise_stored(self.param_groups, scale)
         own: list[tuple[Tensor, Tensor]] = []
         try:
             if self.clip_norm is not None:
-                self._clip(self.clip_norm)
+                clip(self._slots.values(), self.param_groups, self._names, self.clip_norm, scale)
             if self.has_small:
                 own = self._update_stored()
             self._torch_step()
         finally:
             for parameter, grad in (*own, *grads):
                 parameter.grad = grad
-        self._project()
+        updated = {id(slot.weight) for slot in self._slots.values() if slot.updated}
+        bound_stored(self.param_groups, updated, getattr(self, "found_inf", None))
         # A scaler that finds no support for it unscales before `step`, and leaves no trace: it is looked for again.
         self._has_scaler = scaled if getattr(self, "_step_supports_amp_scaling", False) else None
         for slot in self._slots.values():
@@ -208,33 +212,6 @@ class FusedOptimizer(torch.optim.Optimizer):
             if fused.slot_of(slot.weight) is None:  # a later optimizer of the weight is gone
                 fused.register(slot.weight, slot)
         return loss
-
-    def _penalise_stored(self) -> list[tuple[Tensor, Tensor]]:
-        """Add penalties to stored gradients, of which copies take the place: the parameters, and the gradients."""
-        grads, scale = [], getattr(self, "grad_scale", None)
-        for group in self.param_groups:
-            penalty = _penalty_of_group(group)
-            if penalty is None or not penalty.scalars:
-                continue
-            for p in group["params"]:
-                if p.grad is not None:
-                    added = penalty.gradient(p)
-                    if scale is not None:
-                        added *= scale.to(added.device, added.dtype)
-                    grads.append((p, p.grad))
-                    p.grad = (p.grad + added).to(p.grad.dtype)
-        return grads
-
-    def _project(self) -> None:
-        """Set negative numbers of parameters to 0 where the group asks for it and backward has not done it."""
-        groups = [group for group in self.param_groups if group.get("non_neg")]
-        found_inf = getattr(self, "found_inf", None) if groups else None
-        if found_inf is not None and found_inf.item():  # a skipped step
-            return
-        for p in (p for group in groups for p in group["params"]):
-            slot = self._slots.get(id(p))
-            if p.requires_grad and not (slot is not None and slot.updated):
-                p.clamp_(min=0)
 
     def _torch_step(self) -> None:
         """The update of torch's class. Torch runs the hooks of a step around `step` itself, once.
@@ -366,35 +343,6 @@ class FusedOptimizer(torch.optim.Optimizer):
             message = f"{type(self).__name__} stores the gradient of {', '.join(names)} and updates by it in step(): "
             warnings.warn(message + reason, stacklevel=4)
 
-    def _clip(self, clip_norm: float) -> None:
-        """Scale all gradients so that their norm, with a GradScaler that of the unscaled ones, is at most clip_norm.
-
-        Weights whose gradient is kept are updated here.
-        """
-        kept = [slot for slot in self._slots.values() if slot.kept is not None]
-        stored: list[Tensor] = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if not kept and not stored:
-            return
-        for p in stored:
-            if type(p) not in (Tensor, nn.Parameter):
-                reason = "its gradient is spread over ranks, and clip_norm takes plain ones: lc_triton.parallel has "
-                raise OptimizerStepError(name=self._names.get(id(p), "a DTensor"), reason=reason + "clip_grad_norm_")
-        norms = [slot.square_sum(self.penalty_of(slot.weight)).sqrt() for slot in kept]
-        if stored:
-            norms.append(nn.utils.get_total_norm([p.grad for p in stored if p.grad is not None]))
-        device = norms[0].device
-        dtype = torch.promote_types(norms[-1].dtype, torch.float32)
-        norm = torch.linalg.vector_norm(torch.stack([n.to(device, torch.float64) for n in norms])).to(dtype)
-        scale = getattr(self, "grad_scale", None)
-        if scale is not None:
-            norm = norm / scale.to(norm.device)
-        if stored:
-            nn.utils.clip_grads_with_norm_(stored, clip_norm, norm)
-        factor = (clip_norm / (norm.to(torch.float64) + 1e-6)).clamp(max=1.0)  # as torch has it
-        for slot in kept:
-            dtype = torch.promote_types(slot.weight.dtype, torch.float32)
-            slot.update_kept(factor.to(slot.weight.device, dtype))
-
     def stores_all(self) -> bool:
         """Whether all gradients are stored for now, as is expected, so that no warning is due.
 
@@ -424,14 +372,14 @@ class FusedOptimizer(torch.optim.Optimizer):
     def penalty_of(self, weight: Tensor) -> Penalty | None:
         """What the weight's group adds to its gradient, and the bound that it keeps it to; None for neither."""
         group = self._group_of(weight)
-        return None if group is None else _penalty_of_group(group)
+        return None if group is None else penalty_of_group(group)
 
     def update_of(self, weight: Tensor, scale: Tensor | None = None) -> Update:
         """The update of the coming step, whose number is counted by this call."""
         group = self._group_of(weight)
         assert group is not None
         rule, states, small = self._rule(weight, group, self.state[weight])
-        return Update(rule, weight, states, weight.grad, scale, _penalty_of_group(group), small)
+        return Update(rule, weight, states, weight.grad, scale, penalty_of_group(group), small)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop all gradients, as in torch, those too that wait for `step` because of `clip_norm`.
@@ -520,15 +468,6 @@ class FusedOptimizer(torch.optim.Optimizer):
         for slot in self._slots.values():
             slot.end_step()
         self._register()
-
-
-def _penalty_of_group(group: dict[str, Any]) -> Penalty | None:
-    """The penalty of a group's parameters: what is subtracted from them, whatever the gradient's sign; or None."""
-    l1, l2, non_neg = (group.get(name, default) for name, default in PENALTIES.items())
-    if not (l1 or l2 or non_neg):
-        return None
-    sign = -1 if group["maximize"] else 1
-    return Penalty(sign * l1, sign * l2, non_neg)
 
 
 def _lies_as_its_gradient(parameter: Tensor) -> bool:
