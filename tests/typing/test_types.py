@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 
 import lc_triton
-from lc_triton.core import activations, backend, geometry, names, padding_mode, share
+from lc_triton.core import activations, backend, geometry, names, padding, padding_mode, share
 from lc_triton.keras.activations import ACTIVATIONS
 from lc_triton.ops import quantized
 
@@ -39,7 +39,7 @@ def test_the_sample_marks_errors_for_both_checkers():
     [
         (names.ActivationName, activations.NAMES),
         (names.KerasActivationName, ACTIVATIONS),
-        (names.PaddingName, geometry.PADDING_NAMES),
+        (names.PaddingName, padding.PADDING_NAMES),
         (names.PaddingModeName, padding_mode.PADDING_MODES),
         (names.DataFormat, geometry.DATA_FORMATS),
         (names.ShareName, share.SHARE_NAMES),
