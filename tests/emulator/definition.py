@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lc_triton.core.activations import LINEAR, Activation
-from lc_triton.core.fused import BLOCK, Update
+from lc_triton.core.fused import BLOCK, Penalty, Update
 from lc_triton.core.geometry import Geometry
 from lc_triton.ops import reference
 from lc_triton.optim.blocks import MOST, dequantize
@@ -138,12 +138,14 @@ class Definition:
     def weight_update(self, x: Tensor, dz: Tensor, update: Update) -> dict[str, Wanted]:
         """The weight and the states after an update by the gradient of (x, dz); `update` stays as it is."""
         dw = self.weight_grad(x, dz)["dw"]
+        penalty = update.penalty or Penalty()
+        of_penalty = penalty.gradient(update.weight.double())  # of the weight that the layer has, not of its master
 
         def after(gradient: Tensor) -> list[Tensor]:
             exact = [t.double().clone() for t in plain_of(update)]
             added = None if update.added is None else update.added.double()
-            of_exact = Update(update.rule, exact[0], tuple(exact[1:]), added, penalty=update.penalty)
-            of_exact.apply(gradient.clone())
+            bound = Penalty(non_neg=penalty.non_neg)
+            Update(update.rule, exact[0], tuple(exact[1:]), added, penalty=bound).apply(gradient + of_penalty)
             return exact
 
         right, *off = after(dw.exact), after(dw.exact + dw.error), after(dw.exact - dw.error)
