@@ -55,16 +55,18 @@ def sum_bias(
     BN: tl.constexpr = TILE.block_n
     WITH_BIAS: tl.constexpr = UPSTREAM.with_bias
     STORE_DZ: tl.constexpr = UPSTREAM.store_dz
+    BY_BLOCK: tl.constexpr = p_g.dtype.element_ty.primitive_bitwidth > 16  # a block of sums spills on sm_100 then
     if WITH_BIAS or STORE_DZ:
-        b_db = tl.zeros((BB, BN), ACC)
+        b_db = tl.zeros((BN,) if BY_BLOCK else (BB, BN), ACC)
         for start in range(first, last, BB):
             b = start + tl.arange(0, BB)
             m = (b < B)[:, None] & m_n[None, :]
             b_g = load_dz(p_g, p_saved, b, o_n, o_s, m, g_pitch[0], SHAPE, UPSTREAM)  # [BB, BN]
             store_dz(p_dz, b_g, b, o_s, m, SHAPE, UPSTREAM)
-            b_db += b_g.to(ACC)
+            b_db += tl.sum(b_g.to(ACC), 0) if BY_BLOCK else b_g.to(ACC)
         if WITH_BIAS:
-            tl.store(p_db + o_s, tl.sum(b_db, 0).to(p_db.dtype.element_ty), mask=m_n)  # [BN]
+            b_sum = b_db if BY_BLOCK else tl.sum(b_db, 0)  # [BN]
+            tl.store(p_db + o_s, b_sum.to(p_db.dtype.element_ty), mask=m_n)
 
 
 @triton.jit
