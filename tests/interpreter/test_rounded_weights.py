@@ -30,7 +30,10 @@ def layer_and_input(transposed=False, **arguments):
     return kind(4, 6, 3, input_size=4, **arguments), torch.randn(3, 4, 4, 4).half()
 
 
-@pytest.mark.parametrize(("transposed", "activation"), [(False, "relu"), (False, "silu"), (True, None)])
+@pytest.mark.parametrize(
+    ("transposed", "activation"),
+    [(False, "relu"), pytest.param(False, "silu", marks=pytest.mark.nightly), (True, None)],
+)
 def test_gradients_are_those_of_the_rounded_weight(rounded, transposed, activation):
     layer, x = layer_and_input(transposed, activation=activation)
     x.requires_grad_()

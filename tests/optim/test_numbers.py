@@ -18,8 +18,15 @@ from tests.optim.networks import PAIRS, assert_same, batch, loss_of, network, pa
 BOUND = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
-@pytest.mark.parametrize("kind", PAIRS)
-@pytest.mark.parametrize("dtype", BOUND, ids=str)
+# Float64 shows what is wrong, float32 what its kernels do: one kind of each optimizer in every run.
+STEPS = [
+    pytest.param(kind, dtype, marks=[pytest.mark.nightly] * (dtype == torch.float32 and kind not in ("adamw", "sgd")))
+    for kind in PAIRS
+    for dtype in BOUND
+]
+
+
+@pytest.mark.parametrize(("kind", "dtype"), STEPS, ids=str)
 def test_fifty_steps_are_torchs(kind, dtype):
     (net, fused), (same, plain) = pair(kind, dtype)
     for step in range(50):
