@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lc_triton
+from lc_triton.core import fused
 from lc_triton.launch.absent import absent_gpu
 from lc_triton.ops import run as calls
 from lc_triton.tiles.chooser import chooser
@@ -225,6 +226,7 @@ def python_calls(function):
 @pytest.mark.parametrize("kind", ["function", "layer", "graph"])
 def test_what_runs_before_a_launch(kind, monkeypatch):
     monkeypatch.setattr(calls, "resolve", lambda device_type: "triton")
+    monkeypatch.setattr(fused, "slots", {})  # those of another test's optimizer may not have been collected yet
     layer = lc_triton.LocalConv2d(16, 16, 3, input_size=8, activation="relu", dtype=torch.float16)
     x = torch.empty(32, 16, 8, 8, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
     weight, bias = layer.weight, layer.bias
