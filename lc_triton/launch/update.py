@@ -53,7 +53,8 @@ def weight_update(x: Tensor, g: Tensor, update: Update, problem: Problem, config
         kind = kind.in_8_bits(problem.geometry.out_channels)
     pointers = first, second, small.amax, small.correction, update.added, scalars_of(update, weight)
     states = tuple(state.dtype for state in update.states)
-    if small.amax is not None and config is None and not has_whole_blocks(task_of(problem, x, weight, states)):
+    may_split_blocks = small.amax is not None and problem.geometry.groups > 1 and config is None
+    if may_split_blocks and not has_whole_blocks(task_of(problem, x, weight, states)):
         gradient = torch.empty_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
         weight_grad(x, g, gradient, None, problem)
         update.apply(gradient)
