@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from pydantic import StrictBool
 from torch import Tensor, nn
 
 from lc_triton.keras.saved.arguments import Arguments, Place
 from lc_triton.keras.saved.names import numbered
-from lc_triton.keras.saved.recurrent import Recurrent, RecurrentArguments
+from lc_triton.keras.saved.recurrent import LoopArguments, Recurrent, RecurrentArguments
 from lc_triton.keras.saved.slots import Slot
 from lc_triton.keras.saved.training import Trained, asked
 
@@ -78,25 +77,16 @@ class Stack(Trained):
         return f"sequences={self.sequences}, backwards={self.backwards}"
 
 
-class CellArguments(Arguments):
+class CellArguments(LoopArguments):
     """`RNN`, of cells that have a layer of their own."""
 
-    call_arguments = frozenset({"mask"})
-
     cell: dict[str, Any]
-    return_sequences: StrictBool = False
-    return_state: StrictBool = False
-    go_backwards: StrictBool = False
-    stateful: StrictBool = False
-    time_major: StrictBool = False
-    zero_output_for_mask: StrictBool = False
-    unroll: StrictBool = False
 
     def module(self, place: Place) -> nn.Module:
         """See the base."""
         config = self.cell.get("config")
         if self.cell.get("class_name") != "StackedRNNCells":
-            own = {name: getattr(self, name) for name in RecurrentArguments.model_fields if name in _SHARED}
+            own = {name: getattr(self, name) for name in _OF_LOOP}
             return self._layer(place, self.cell, place.shapes, own)
         cells = config.get("cells") if isinstance(config, dict) else None
         if not isinstance(cells, list) or not cells or not all(isinstance(cell, dict) for cell in cells):
@@ -135,6 +125,6 @@ class CellArguments(Arguments):
         return arguments.recurrent(Place(name.removesuffix("Cell"), shapes, place.keras))
 
 
-_SHARED = frozenset(CellArguments.model_fields) - {"name", "trainable", "dtype", "cell"}
+_OF_LOOP = LoopArguments.model_fields.keys() - Arguments.model_fields.keys()
 
 CLASSES: dict[str, type[Arguments]] = {"RNN": CellArguments}

@@ -296,28 +296,34 @@ def reordered(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
     return torch.cat([blocks[i] for i in order], -1) if len(order) > 1 else tensor
 
 
-class RecurrentArguments(Arguments):
-    """`SimpleRNN`, `LSTM` and `GRU`."""
+class LoopArguments(Arguments):
+    """How a recurrent layer goes over time, whichever its cells are."""
 
     call_arguments = frozenset({"mask"})
 
-    units: Count
-    activation: Any = "tanh"
-    recurrent_activation: Any = "sigmoid"
-    use_bias: StrictBool = True
     return_sequences: StrictBool = False
     return_state: StrictBool = False
     go_backwards: StrictBool = False
     stateful: StrictBool = False
     time_major: StrictBool = False
     zero_output_for_mask: StrictBool = False
+    # What changes no number.
+    unroll: StrictBool = False
+
+
+class RecurrentArguments(LoopArguments):
+    """`SimpleRNN`, `LSTM` and `GRU`."""
+
+    units: Count
+    activation: Any = "tanh"
+    recurrent_activation: Any = "sigmoid"
+    use_bias: StrictBool = True
     dropout: Rate = 0.0
     recurrent_dropout: Rate = 0.0
     implementation: Literal[0, 1, 2] = 2
     # Files from before there was a choice leave it out.
     reset_after: StrictBool = False
-    # What changes no number: how the loop is made, and how a bias is drawn.
-    unroll: StrictBool = False
+    # What changes no number: how a bias is drawn.
     unit_forget_bias: StrictBool = True
     use_cudnn: Any = None
 
