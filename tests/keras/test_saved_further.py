@@ -1,8 +1,6 @@
 """Models of saved/make_further.py beside tf_keras's own outputs and its training step: norms, cells, calls."""
 
 import json
-import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,35 +11,17 @@ from lc_triton.errors import ConversionError
 from lc_triton.keras import load_model, load_weights, save_weights
 from lc_triton.keras.saved.model import build
 from lc_triton.keras.saved.spec import parse
+from tests.keras.outputs import check, golden, unpacked
 
 pytestmark = pytest.mark.subprocess
 
-ARCHIVE = Path(__file__).parent / "saved" / "further.zip"
 RATE = 0.05
 MODELS = ("normalized", "stacked", "called")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    where = tmp_path_factory.mktemp("further")
-    with zipfile.ZipFile(ARCHIVE) as archive:
-        archive.extractall(where)
-    return where
-
-
-def golden(folder, name, letter):
-    data, found = np.load(folder / "outputs.npz"), []
-    while f"{name}/{letter}{len(found)}" in data:
-        found.append(torch.from_numpy(data[f"{name}/{letter}{len(found)}"]))
-    return found
-
-
-def check(outputs, wanted):
-    assert len(outputs) == len(wanted) > 0
-    for i, (got, want) in enumerate(zip(outputs, wanted, strict=True)):
-        assert (got.shape, got.dtype) == (want.shape, want.dtype), i
-        error = (got.double() - want.double()).abs().max() / want.double().abs().max()
-        assert error <= 1e-6, (i, f"{error:.1e}")
+    return unpacked("further", tmp_path_factory.mktemp("further"))
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,27 +13,17 @@ import lc_triton
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, ConversionError, KerasFileError
 from lc_triton.keras import load_model, load_weights, save_model, save_weights
 from lc_triton.keras.saved.operations import FUNCTIONS, find
+from tests.keras.outputs import golden, unpacked
 
 pytestmark = pytest.mark.subprocess
 
-ARCHIVE = Path(__file__).parent / "saved" / "graphs.zip"
 RATE = 0.05  # of the training step in saved/make_graphs.py
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    where = tmp_path_factory.mktemp("graphs")
-    with zipfile.ZipFile(ARCHIVE) as archive:
-        archive.extractall(where)
-    return where
-
-
-def golden(folder, name, letter):
-    data, found = np.load(folder / "outputs.npz"), []
-    while f"{name}/{letter}{len(found)}" in data:
-        found.append(torch.from_numpy(data[f"{name}/{letter}{len(found)}"]))
-    return found
+    return unpacked("graphs", tmp_path_factory.mktemp("graphs"))
 
 
 def listed(outputs):

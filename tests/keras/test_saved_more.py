@@ -1,8 +1,5 @@
 """Models of saved/make_more.py beside tf_keras's own outputs: functions, ways to resize, cells and kept states."""
 
-import zipfile
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -13,34 +10,14 @@ from lc_triton.keras import load_model
 from lc_triton.keras.saved.arguments import Place
 from lc_triton.keras.saved.classes import CLASSES
 from lc_triton.keras.saved.operations import find
+from tests.keras.outputs import check, golden, unpacked
 
 pytestmark = pytest.mark.subprocess
-
-ARCHIVE = Path(__file__).parent / "saved" / "more.zip"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    where = tmp_path_factory.mktemp("more")
-    with zipfile.ZipFile(ARCHIVE) as archive:
-        archive.extractall(where)
-    return where
-
-
-def golden(folder, name, letter):
-    data, found = np.load(folder / "outputs.npz"), []
-    while f"{name}/{letter}{len(found)}" in data:
-        found.append(torch.from_numpy(data[f"{name}/{letter}{len(found)}"]))
-    return found
-
-
-def check(outputs, wanted):
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    assert len(outputs) == len(wanted) > 0
-    for i, (got, want) in enumerate(zip(outputs, wanted, strict=True)):
-        assert (got.shape, got.dtype) == (want.shape, want.dtype), i
-        error = (got.double() - want.double()).abs().max() / want.double().abs().max()
-        assert error <= 1e-6, (i, f"{error:.1e}")
+    return unpacked("more", tmp_path_factory.mktemp("more"))
 
 
 @pytest.mark.parametrize("name", ["functions", "interpolated"])
