@@ -1,7 +1,6 @@
 """`lc-triton convert` as its users meet it: modules of their own, mixed precision, and what it refuses."""
 
 import json
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from lc_triton.cli import main
 from lc_triton.errors import ArgumentValueError
 from lc_triton.keras import load_model
 from lc_triton.keras.saved.comparison import compare
-from tests.keras.test_saved_graphs import ARCHIVE, golden
+from tests.keras.outputs import golden, unpacked
 
 pytestmark = pytest.mark.subprocess
 
@@ -55,9 +54,7 @@ modules = {
 def folder(tmp_path_factory):
     import numpy as np
 
-    where = tmp_path_factory.mktemp("convert")
-    with zipfile.ZipFile(ARCHIVE) as archive:
-        archive.extractall(where)
+    where = unpacked("graphs", tmp_path_factory.mktemp("convert"))
     for name in ("custom", "mixed", "keyed"):
         arrays = {f"{side}{i}": a.numpy() for side in "xy" for i, a in enumerate(golden(where, name, side))}
         np.savez(where / f"{name}.npz", **arrays)
