@@ -165,10 +165,14 @@ def _casting(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
 
     with ExitStack() as hooks:
         for layer in model.modules() if dtype is not None else ():
-            if isinstance(layer, PlannedLayer) and (layer.weight.dtype == torch.float32 or layer.is_quantized):
+            if isinstance(layer, PlannedLayer) and (layer.is_quantized or _is_float32(layer)):
                 for handle in (layer.register_forward_pre_hook(before), layer.register_forward_hook(after)):
                     hooks.callback(handle.remove)
         yield
+
+
+def _is_float32(layer: nn.Module) -> bool:
+    return all(parameter.dtype == torch.float32 for parameter in layer.parameters())
 
 
 def _cast(value: Any, dtype: torch.dtype | None) -> Any:

@@ -6,9 +6,10 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -102,6 +103,11 @@ resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def autocast_enabled(device_type: str) -> bool:
     """Whether autocast is on for a `device_type`; some (meta) have none, and torch raises when asked."""
     return _has_autocast(device_type) and torch.is_autocast_enabled(device_type)
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Where products are computed in their operands' dtype, on a `device_type` that may have no autocast (meta)."""
+    return torch.autocast(device_type, enabled=False) if autocast_enabled(device_type) else nullcontext()
 
 
 def _has_autocast(device_type: str) -> bool:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lc_triton.core.activations import AFTER_KERNEL
-from lc_triton.core.backend import autocast_enabled, resolve
+from lc_triton.core.backend import autocast_enabled, resolve, without_autocast
 from lc_triton.core.dtypes import check_dtypes
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
@@ -105,7 +105,7 @@ def _gradients(
     differentiable, wanted = torch.is_grad_enabled(), [i for i in range(2) if needs[i]]
     g = dz.unsqueeze(2)  # (B, F, 1, *out_spatial)
     # In the dtype of the forward, even where the backward runs under autocast.
-    with torch.set_grad_enabled(differentiable or bool(wanted)), torch.autocast(x.device.type, enabled=False):
+    with torch.set_grad_enabled(differentiable or bool(wanted)), without_autocast(x.device.type):
         # Other tensors than those that were saved: the basis may be a function of x.
         of = x.view_as(x), basis.view_as(basis)
         products = _convolve(*of, geo)

@@ -209,6 +209,29 @@ def test_quantized_weights_are_compiled_as_they_are(tmp_path):
     }
 
 
+@pytest.mark.slow
+@pytest.mark.compile
+@pytest.mark.parametrize(("batch", "autocast"), [(32, torch.bfloat16), (128, None)])
+def test_layers_with_kernels_of_their_own(autocast, batch, tmp_path, monkeypatch):
+    """What each launches; of low rank, the kernel mixes the basis, and a large batch takes weights that are made."""
+    launched = []
+    monkeypatch.setattr(
+        "lc_triton.launch.launcher.Launch.__init__", lambda self, kernel, *_: launched.append(kernel.__name__)
+    )
+    monkeypatch.setattr("lc_triton.launch.launcher.Launch.__call__", lambda *args: None)
+    layers = {
+        (64, 130): lc_triton.LowRankLocalConv1d(64, 64, 3, 130, rank=2, activation="relu"),
+        (40, 5): lc_triton.LocalGather(40, torch.randint(-1, 40, (50, 7)), 5, 9),
+        (8, 10): lc_triton.quantize_weights(lc_triton.LocalConv1d(8, 16, 3, input_size=10), "int4"),
+    }
+    for sizes, layer in layers.items():
+        lc_triton.precompile(layer, [(batch, *sizes)], out=tmp_path, autocast=autocast)
+    low_rank = {"low_rank_forward_kernel"}
+    low_rank = low_rank if batch == 32 else {"forward_kernel", "input_grad_kernel", "weight_grad_kernel"}
+    gather = {"gather_forward_kernel", "gather_input_grad_kernel", "gather_weight_grad_kernel"}
+    assert set(launched) == low_rank | gather | {"four_bits_forward_kernel", "four_bits_input_grad_kernel"}
+
+
 class Reading(nn.Module):
     def __init__(self):
         super().__init__()
