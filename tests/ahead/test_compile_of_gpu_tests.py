@@ -16,11 +16,15 @@ from tests.gpu.test_on_a_gpu import BATCHES, DTYPES
 @pytest.mark.compile
 def test_every_call_of_the_tests_on_a_gpu_can_be_compiled_ahead(tmp_path, monkeypatch):
     """Up to the compiler, which takes 15 minutes for all of them: `python -m tests.gpu.compile` runs it."""
-    monkeypatch.setattr(launcher.Launch, "__init__", lambda *args: None)
+    launched = set()
+    monkeypatch.setattr(launcher.Launch, "__init__", lambda self, kernel, *_: launched.add(kernel.__name__))
     monkeypatch.setattr(launcher.Launch, "__call__", lambda *args: None)
     device = by_name("h200")
     with collecting(device, tmp_path) as made:
         for call in calls(device):
             call()
+    others = ["low_rank_forward", *(f"four_bits_{name}" for name in ("forward", "input_grad"))]
+    others += [f"gather_{name}" for name in PASSES]
+    assert launched >= {f"{name}_kernel" for name in (*PASSES, "shared_weight_grad", "combine", *others)}
     assert {task.pass_name for task in made.tiles} == set(PASSES)
     assert len(made.tiles) >= len(CASES) * len(BATCHES) * len(DTYPES)

@@ -6,13 +6,18 @@ With a filled folder as Triton's cache the tests spend their time on the GPU. Se
 
 import argparse
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import torch
+from torch import nn
 
+from lc_triton import accumulate_gradients, local_conv
 from lc_triton.ahead.session import collecting
 from lc_triton.core.activations import FUSED_NAMES
 from lc_triton.core.geometry import Geometry
+from lc_triton.ops.quantized import quantize
 from lc_triton.search import scratch
 from lc_triton.search.strategy import FIRST
 from lc_triton.tiles import model
@@ -21,7 +26,10 @@ from lc_triton.tiles.device import Device, by_name
 from lc_triton.tiles.task import Task
 from tests import cases
 from tests.cases import CASES, Case, tensors
+from tests.gpu import test_low_rank as low_rank
 from tests.gpu import test_on_a_gpu as values
+from tests.gpu import test_optimizers as optimizers
+from tests.gpu import test_tables_and_four_bits as tables
 from tests.gpu import test_tuning as tuning
 from tests.shared_cases import SHARED
 
@@ -47,8 +55,57 @@ def calls(device: Device) -> Iterator[Callable[[], None]]:
         argument = ("gelu", "tanh") if name == "gelu_tanh" else name
         for dtype in (torch.float32, torch.bfloat16):
             yield partial(step, plain, dtype, activation=argument)
+    for dtype, batch, rank in product(low_rank.TOLERANCE, low_rank.BATCHES, low_rank.RANKS):
+        yield partial(step_of, low_rank.layer_of(rank, dtype, device="meta"), (batch, 64, 13, 12), dtype)
+    for dtype, batch, sizes in product(tables.DTYPES, tables.BATCHES, tables.SIZES):
+        yield partial(step_of, tables.layer_of(sizes, dtype).to("meta"), (batch, 40, sizes[0]), dtype)
+    for case, dtype, batch in tables.FOUR_BITS:
+        yield partial(four_bits, replace(case, batch=batch), dtype)
+    for name, clip_norm, penalised, (dtype, _) in product(*optimizers.STEPS.values()):
+        yield partial(training, name, clip_norm, penalised, dtype)
+    for dtype, of_sum in product(optimizers.SUM_DTYPES, optimizers.SUMS):
+        yield partial(sums, dtype, of_sum)
     for pass_name in PASSES:
         yield partial(candidates, pass_name, tuning.LAYER, device)
+
+
+def step_of(layer: nn.Module, size: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Forward and gradients of a layer."""
+    x = torch.empty(size, dtype=dtype, device="meta", requires_grad=True)
+    y = layer(x)
+    torch.autograd.grad(y, [x, *layer.parameters()], torch.empty_like(y))
+
+
+def four_bits(case: Case, dtype: torch.dtype) -> None:
+    """The products of a case whose weight is quantized, and its whole layer."""
+    t = tensors(case, dtype)
+    weight, scale = quantize(t.weight, "int4")
+    x, weight, scale, bias, g = (tensor.to("meta") for tensor in (t.x, weight, scale, t.bias, t.g))
+    arguments = case.arguments | {"data_format": "channels_last", "activation": "tanh", "weight_scale": scale}
+    local_conv(x, weight, bias, **arguments)
+    x.requires_grad_()
+    torch.autograd.grad(local_conv(x, weight, bias, **arguments), x, g)
+
+
+def training(name: str, clip_norm: float | None, penalised: bool, dtype: torch.dtype) -> None:
+    """Steps of a fused optimizer, of one batch and of two."""
+    net = optimizers.network(dtype).to("meta")
+    optimizer = optimizers.fused_of(net, name, clip_norm, penalised)
+    for size, accumulate in product(optimizers.BATCHES, (1, 2)):
+        optimizer.accumulate = accumulate
+        optimizer.zero_grad()
+        for _ in range(accumulate):
+            net(torch.empty((size, 2, 7, 7), dtype=dtype, device="meta")).sum().backward()
+        optimizer.step()
+
+
+def sums(dtype: torch.dtype, of_sum: str) -> None:
+    """Gradients that the kernel adds to those of the batch before."""
+    layer = optimizers.summing_layer(dtype, of_sum, "meta")
+    accumulate_gradients(layer)
+    for _ in range(2):
+        y = layer(torch.empty((32, 3, 9, 8), dtype=dtype, device="meta"))
+        y.backward(torch.empty_like(y))
 
 
 def candidates(pass_name: str, layer: Geometry, device: Device) -> None:

@@ -10,7 +10,13 @@ from tests.cases import assert_close
 pytestmark = pytest.mark.gpu
 
 TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 2e-5, torch.float64: 1e-12}
-ARGUMENTS = {"padding": 1, "groups": 2, "activation": "gelu"}
+BATCHES = [33, 128]
+RANKS = [1, 4, 8]
+
+
+def layer_of(rank, dtype, **arguments):
+    options = {"padding": 1, "groups": 2, "activation": "gelu", "dtype": dtype}
+    return lc_triton.LowRankLocalConv2d(64, 40, 3, (13, 12), rank, **options, **arguments)
 
 
 @pytest.fixture(autouse=True)
@@ -21,13 +27,12 @@ def _ieee():
     torch.backends.cuda.matmul.fp32_precision = before
 
 
-@pytest.mark.parametrize("rank", [1, 4, 8])
-@pytest.mark.parametrize("batch", [33, 128])
+@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_values_and_gradients(dtype, batch, rank, monkeypatch):
     torch.manual_seed(0)
-    layer = lc_triton.LowRankLocalConv2d(64, 40, 3, (13, 12), rank, **ARGUMENTS).to(dtype)
-    exact = lc_triton.LowRankLocalConv2d(64, 40, 3, (13, 12), rank, **ARGUMENTS).double()
+    layer, exact = layer_of(rank, dtype), layer_of(rank, torch.float64)
     exact.load_state_dict(layer.state_dict())
     layer = layer.cuda()
     x, g = torch.randn(batch, 64, 13, 12).to(dtype), torch.randn(batch, 40, 13, 12).to(dtype)

@@ -17,29 +17,48 @@ PAIRS = {
     "adamw": (FusedAdamW, torch.optim.AdamW, {"lr": 1e-2}),
     "nesterov": (FusedSGD, torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
 }
+STEPS = {
+    "kind": list(PAIRS),
+    "clip_norm": [None, 0.05],
+    "penalised": [False, True],
+    ("dtype", "bound"): [(torch.float32, 1e-4), (torch.float64, 1e-10)],
+}
+BATCHES = [1, 4, 40]
+SUMS, SUM_DTYPES = ["grad", "main_grad"], [torch.float32, torch.float16, torch.bfloat16]
+
+
+def fused_of(net, kind, clip_norm, penalised):
+    options = {"l1": L1, "l2": L2, "non_neg": True} if penalised else {}
+    return PAIRS[kind][0](net, **PAIRS[kind][2], clip_norm=clip_norm, **options)
+
+
+def summing_layer(dtype, of_sum, device):
+    layer = LocalConv2d(3, 16, 3, input_size=(9, 8), padding=1, dtype=dtype, device=device)
+    if of_sum == "main_grad":
+        layer.weight.main_grad = torch.zeros(layer.weight.shape, device=device)
+    return layer
 
 
 def penalty_of(net):
     return sum(L1 * p.abs().sum() + L2 * p.square().sum() for p in net.parameters())
 
 
-@pytest.mark.parametrize("kind", PAIRS)
-@pytest.mark.parametrize("clip_norm", [None, 0.05])
-@pytest.mark.parametrize("penalised", [False, True])
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.float64, 1e-10)], ids=str)
+@pytest.mark.parametrize("kind", STEPS["kind"])
+@pytest.mark.parametrize("clip_norm", STEPS["clip_norm"])
+@pytest.mark.parametrize("penalised", STEPS["penalised"])
+@pytest.mark.parametrize(("dtype", "bound"), STEPS["dtype", "bound"], ids=str)
 def test_steps_are_torchs(kind, clip_norm, penalised, dtype, bound):
     """Of several batch sizes, accumulated every second time; no gradient of a layer's weight is stored by the last."""
     net = network(dtype).to(DEVICE)
     same = copy.deepcopy(net)
-    ours, theirs, arguments = PAIRS[kind]
-    options = {"l1": L1, "l2": L2, "non_neg": True} if penalised else {}
-    fused, plain = ours(net, **arguments, clip_norm=clip_norm, **options), theirs(same.parameters(), **arguments)
+    _, theirs, arguments = PAIRS[kind]
+    fused, plain = fused_of(net, kind, clip_norm, penalised), theirs(same.parameters(), **arguments)
     for step in range(4):
         fused.accumulate = 1 + step % 2
         for optimizer in (fused, plain):
             optimizer.zero_grad()
         for part in range(fused.accumulate):
-            x = batch(2 * step + part, dtype, size=(1, 4, 40)[step % 3]).to(DEVICE)
+            x = batch(2 * step + part, dtype, size=BATCHES[step % 3]).to(DEVICE)
             for model in (net, same):
                 loss_of(model, x).backward()
         assert all((w.grad is None) == (clip_norm is None or fused.accumulate == 1) for w in weights(net))
@@ -57,15 +76,14 @@ def test_steps_are_torchs(kind, clip_norm, penalised, dtype, bound):
         torch.testing.assert_close(p, q, rtol=0, atol=bound * max(0.1, q.abs().max().item()))  # all may be 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("of_sum", ["grad", "main_grad"])
+@pytest.mark.parametrize("dtype", SUM_DTYPES, ids=str)
+@pytest.mark.parametrize("of_sum", SUMS)
 def test_sums_of_gradients(dtype, of_sum):
     """In `.grad`, or in float32 beside weights of 16 bits: within the rounding of the sum, from float64."""
     torch.manual_seed(0)
-    layer = LocalConv2d(3, 16, 3, input_size=(9, 8), padding=1, dtype=dtype, device=DEVICE)
-    double = copy.deepcopy(layer).double()
-    if of_sum == "main_grad":
-        layer.weight.main_grad = torch.zeros(layer.weight.shape, device=DEVICE)
+    layer = summing_layer(dtype, of_sum, DEVICE)
+    double = LocalConv2d(3, 16, 3, input_size=(9, 8), padding=1, dtype=torch.float64, device=DEVICE)
+    double.load_state_dict(layer.state_dict())
     accumulate_gradients(layer)
     for step in range(8):
         x = torch.randn(32, 3, 9, 8, generator=torch.Generator().manual_seed(step)).to(DEVICE, dtype)

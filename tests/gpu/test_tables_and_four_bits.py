@@ -1,5 +1,7 @@
 """LocalGather and weights of 4 bits on a GPU, by kernels of their own."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -13,6 +15,8 @@ pytestmark = pytest.mark.gpu
 
 BATCHES = [1, 16, 65]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+SIZES = [(16, 32), (1, 1), (5, 9)]  # channels and filters
+FOUR_BITS = pairwise([case for case in CASES if case.groups == 1], DTYPES, BATCHES)
 TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 2e-5, torch.float64: 1e-12}
 
 
@@ -24,14 +28,17 @@ def _ieee():
     torch.backends.cuda.matmul.fp32_precision = before
 
 
+def layer_of(sizes, dtype):
+    table = torch.randint(-1, 40, (50, 7), generator=torch.Generator().manual_seed(0))
+    return lc_triton.LocalGather(40, table, *sizes, activation="tanh", dtype=dtype)
+
+
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sizes", [(16, 32), (1, 1), (5, 9)])
+@pytest.mark.parametrize("sizes", SIZES)
 def test_tables(sizes, dtype, batch, monkeypatch):
-    torch.manual_seed(0)
-    table, (channels, filters) = torch.randint(-1, 40, (50, 7)), sizes
-    layer = lc_triton.LocalGather(40, table, channels, filters, activation="tanh", dtype=dtype)
-    exact = lc_triton.LocalGather(40, table, channels, filters, activation="tanh", dtype=torch.float64)
+    channels, filters = sizes
+    layer, exact = layer_of(sizes, dtype), layer_of(sizes, torch.float64)
     exact.load_state_dict(layer.state_dict())
     layer = layer.cuda()
     x, g = torch.randn(batch, 40, channels).to(dtype), torch.randn(batch, 50, filters).to(dtype)
@@ -50,9 +57,9 @@ def test_tables(sizes, dtype, batch, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
 
 
-@pytest.mark.parametrize(("case", "dtype", "batch"), pairwise([c for c in CASES if c.groups == 1], DTYPES, BATCHES))
+@pytest.mark.parametrize(("case", "dtype", "batch"), FOUR_BITS)
 def test_four_bits(case, dtype, batch, monkeypatch):
-    case = type(case)(**(vars(case) | {"batch": batch}))
+    case = replace(case, batch=batch)
     t, arguments = tensors(case, dtype), case.arguments | {"data_format": "channels_last", "activation": "tanh"}
     weight, scale = quantize(t.weight, "int4")
     exact = t.x.double().requires_grad_()

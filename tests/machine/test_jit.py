@@ -13,17 +13,37 @@ import triton.compiler
 from triton._C.libtriton import ir
 from triton.compiler.compiler import make_backend
 
+from lc_triton.ahead.session import collecting
 from lc_triton.core.activations import FUSED_NAMES
 from lc_triton.kernels.combine import combine_kernel
+from lc_triton.kernels.four_bits import four_bits_forward_kernel, four_bits_input_grad_kernel
+from lc_triton.kernels.gather import gather_forward_kernel, gather_input_grad_kernel, gather_weight_grad_kernel
+from lc_triton.kernels.low_rank import low_rank_forward_kernel
 from lc_triton.kernels.shared_weight_grad import shared_weight_grad_kernel
+from lc_triton.kernels.update import combine_update_kernel
 from lc_triton.launch.absent import absent_gpu
 from lc_triton.launch.plan import KERNELS
 from lc_triton.ops import run
+from lc_triton.tiles.device import by_name
 from tests import cases
 from tests.cases import CASES, tensors
+from tests.gpu.compile import calls
 from tests.shared_cases import SHARED
 
 pytestmark = pytest.mark.compile
+
+ALL = [
+    *KERNELS.values(),
+    shared_weight_grad_kernel,
+    combine_kernel,
+    combine_update_kernel,
+    low_rank_forward_kernel,
+    four_bits_forward_kernel,
+    four_bits_input_grad_kernel,
+    gather_forward_kernel,
+    gather_input_grad_kernel,
+    gather_weight_grad_kernel,
+]
 
 
 class Unfinished:
@@ -38,9 +58,8 @@ class Unfinished:
         return None
 
 
-@pytest.fixture
-def made(monkeypatch):
-    """The kernels whose IR was made, by name; within the test, CPU tensors go to them."""
+def stop_at_first_ir(monkeypatch):
+    """Make Triton's compilation end there; return the list to which it adds the kernels' names."""
     names = []
 
     def to_first_ir(source, target=None, options=None, **_):
@@ -54,10 +73,17 @@ def made(monkeypatch):
         names.append(source.fn.__name__)
         return Unfinished()
 
-    monkeypatch.setattr(run, "resolve", lambda device_type: "triton")
     monkeypatch.setattr(triton.compiler, "compile", to_first_ir)
-    for kernel in (*KERNELS.values(), shared_weight_grad_kernel, combine_kernel):
+    for kernel in ALL:
         monkeypatch.setattr(kernel, "compile", to_first_ir, raising=False)  # where the JIT keeps it
+    return names
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The kernels whose IR was made, by name; within the test, CPU tensors go to them."""
+    names = stop_at_first_ir(monkeypatch)
+    monkeypatch.setattr(run, "resolve", lambda device_type: "triton")
     with absent_gpu() as gpu:
         gpu.get_current_device = lambda: f"stops at the IR of {id(names)}"  # whose kernels the JIT keeps apart
         yield names
@@ -110,3 +136,13 @@ def test_activations(made, dtype):
     for name in FUSED_NAMES:
         drive(layer, 32, dtype, activation=("gelu", "tanh") if name == "gelu_tanh" else name)
     assert len(made) > len(FUSED_NAMES)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("part", range(8))
+def test_everything_that_the_tests_on_a_gpu_launch(part, monkeypatch, tmp_path):
+    names, device = stop_at_first_ir(monkeypatch), by_name("h200")
+    with collecting(device, tmp_path):
+        for call in list(calls(device))[part::8]:
+            call()
+    assert set(names) == {kernel.__name__ for kernel in ALL}
