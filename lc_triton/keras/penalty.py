@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from lc_triton.core.batched_gradients import one_by_one
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.tracing import is_tracing
 from lc_triton.keras import layout
@@ -84,6 +85,7 @@ class _WeightedSum(torch.autograd.Function):
         return total.to(wide(w.dtype))
 
     @staticmethod
+    @one_by_one
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
         (w,), (l1, l2), geometry = ctx.saved_tensors, ctx.factors, ctx.geometry
         if torch.is_grad_enabled() or not can_block(w):  # a double backward, or inside a transform

@@ -19,6 +19,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import Parameter
 
 from lc_triton.core import fused
+from lc_triton.core.batched_gradients import at_once
 from lc_triton.core.problem import Problem
 from lc_triton.core.tracing import (
     has_dispatch_modes,
@@ -55,10 +56,12 @@ class Forward(torch.autograd.Function):
         _keep(ctx, inputs, output[1] if saves == "z" else output if saves == "y" else None)
 
     @staticmethod
+    @at_once
     def backward(ctx: Any, grad: Any, grad_z: Tensor | None = None) -> Any:
         return *_gradients_of_forward(ctx, grad, grad_z), None
 
     @staticmethod
+    @at_once
     def jvp(ctx: Any, tx: Tensor | None, tw: Tensor | None, tb: Tensor | None, _: None) -> Any:
         with _differentiable():
             tz = _tangent(forward, ctx, tx, tw, tb)
@@ -83,10 +86,12 @@ class InputGrad(torch.autograd.Function):
         _keep(ctx, inputs, output if inputs[-1].activation.saves == "y" else None)
 
     @staticmethod
+    @at_once
     def backward(ctx: Any, grad: Tensor | None) -> Any:
         return *_gradients_of_input_grad(ctx, grad), None
 
     @staticmethod
+    @at_once
     def jvp(ctx: Any, tg: Tensor | None, tw: Tensor | None, tb: Tensor | None, _: None) -> Tensor:
         with _differentiable():
             return _activation_tangent(_tangent(transpose, ctx, tg, tw, tb), transpose, ctx)
@@ -112,10 +117,12 @@ class WeightGrad(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
+    @at_once
     def backward(ctx: Any, grad: Tensor | None, grad_bias: Tensor | None = None) -> Any:
         return *gradients_of_weight_grad(ctx, grad, grad_bias), None, None, None
 
     @staticmethod
+    @at_once
     def jvp(ctx: Any, tx: Tensor | None, tg: Tensor | None, *_: None) -> Any:
         none = (None, None)
         with _differentiable():
@@ -444,6 +451,7 @@ class LocalConv(torch.autograd.Function):
         return y
 
     @staticmethod
+    @at_once
     def backward(ctx: Any, grad: Tensor | None, grad_z: Tensor | None = None) -> Any:
         tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
         operand, tensors = tensors[-1] if len(tensors) > 3 else tensors[1], tensors[:3]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from lc_triton.core.batched_gradients import one_by_one
 from lc_triton.core.dtypes import HALF
 from lc_triton.core.tracing import is_observed
 
@@ -101,6 +102,7 @@ class _Gather(torch.autograd.Function):
         return _gathered(x, table)
 
     @staticmethod
+    @one_by_one
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return spread(grad, ctx.table), None
 
@@ -112,6 +114,7 @@ class _Spread(torch.autograd.Function):
         return _spread(windows, table)
 
     @staticmethod
+    @one_by_one
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return gather(grad, ctx.table), None
 

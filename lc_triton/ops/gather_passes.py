@@ -15,6 +15,7 @@ from torch import Tensor
 from lc_triton.core import fused
 from lc_triton.core.activations import AFTER_KERNEL
 from lc_triton.core.backend import autocast_enabled, resolve
+from lc_triton.core.batched_gradients import one_by_one
 from lc_triton.core.dtypes import check_dtypes
 from lc_triton.core.problem import Problem
 from lc_triton.core.tracing import is_plain
@@ -135,6 +136,7 @@ class _Forward(torch.autograd.Function):
         return (y, z) if saves == "z" else y
 
     @staticmethod
+    @one_by_one
     def backward(ctx: Any, grad: Tensor | None, grad_z: Tensor | None = None) -> Any:
         if grad is None and grad_z is None:
             return None, None, None, None
@@ -158,6 +160,7 @@ class _InputGrad(torch.autograd.Function):
         return _launch_input_grad(g, weight, call)
 
     @staticmethod
+    @one_by_one
     def backward(ctx: Any, grad: Tensor) -> Any:
         g, weight = ctx.saved_tensors
         need_g, need_w, _ = ctx.needs_input_grad
@@ -174,6 +177,7 @@ class _WeightGrad(torch.autograd.Function):
         return _launch_weight_grad(x, g, call, dtype)
 
     @staticmethod
+    @one_by_one
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, g = ctx.saved_tensors
         need_x, need_g, _, _ = ctx.needs_input_grad

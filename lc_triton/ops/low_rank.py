@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lc_triton.core.activations import AFTER_KERNEL
 from lc_triton.core.backend import autocast_enabled, resolve, without_autocast
+from lc_triton.core.batched_gradients import one_by_one
 from lc_triton.core.dtypes import check_dtypes
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
@@ -167,6 +168,7 @@ class _Layer(torch.autograd.Function):
         return (y, z) if saves == "z" else y
 
     @staticmethod
+    @one_by_one
     def backward(ctx: Any, grad: Tensor | None, grad_z: Tensor | None = None) -> Any:
         if grad is None and grad_z is None:
             return None, None, None, None, None

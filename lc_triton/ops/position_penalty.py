@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from lc_triton.core.batched_gradients import one_by_one
 from lc_triton.keras.penalty import can_block, wide
 
 KINDS = ("neighbours", "mean", "smooth")
@@ -136,6 +137,7 @@ class _Penalty(torch.autograd.Function):
         return value.to(wide(w.dtype))
 
     @staticmethod
+    @one_by_one
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         (w, *kept), kind = ctx.saved_tensors, ctx.kind
         if torch.is_grad_enabled() or not can_block(w):  # a double backward, or inside a transform

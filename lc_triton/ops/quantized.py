@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lc_triton import _cpu
 from lc_triton.core.backend import autocast_enabled, resolve
+from lc_triton.core.batched_gradients import one_by_one
 from lc_triton.core.dtypes import HALF
 from lc_triton.core.geometry import Geometry, spatial_dims
 from lc_triton.core.problem import Problem
@@ -212,6 +213,7 @@ class _Product(torch.autograd.Function):
         return y
 
     @staticmethod
+    @one_by_one
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         weight, scale = ctx.saved_tensors
         dx: Tensor = _Adjoint.apply(grad, weight, scale, ctx.problem, ctx.dtype)  # type: ignore[no-untyped-call]
@@ -242,6 +244,7 @@ class _Adjoint(torch.autograd.Function):
         return dx * peak
 
     @staticmethod
+    @one_by_one
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         weight, scale = ctx.saved_tensors
         sums: Tensor = _Product.apply(grad, weight, scale, ctx.problem)  # type: ignore[no-untyped-call]
