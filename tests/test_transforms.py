@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
+from torch.func import functional_call, functionalize, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import lc_triton
 from lc_triton.core.activations import parse_activation
@@ -257,3 +258,29 @@ def test_vjp_and_second_derivatives_under_no_grad():
 def test_a_dimension_that_is_not_there_is_torchs_own_error():
     with pytest.raises(ValueError, match="in_dim"):
         vmap(conv(FEW[0]), (9, None))(tensors(FEW[0]).x, tensors(FEW[0]).weight)
+
+
+FUNCTIONALIZED = {
+    "gelu": (lambda: lc_triton.LocalConv2d(2, 3, 3, input_size=5, activation="gelu"), (2, 5, 5)),
+    "transposed": (lambda: lc_triton.LocalConvTranspose1d(2, 3, 3, input_size=6, activation="tanh"), (2, 6)),
+    "gather": (lambda: lc_triton.LocalGather(6, torch.tensor([[0, 3], [-1, 5]]), 2, 3), (6, 2)),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONALIZED)
+def test_functionalize(name):
+    torch.manual_seed(0)
+    layer = FUNCTIONALIZED[name][0]().double()
+    x = torch.randn(2, *FUNCTIONALIZED[name][1], dtype=torch.float64)
+
+    def loss(f):
+        return lambda x: f(x).square().sum()
+
+    assert_close(functionalize(layer)(x), layer(x), 1e-12)
+    assert_close(make_fx(functionalize(layer))(x)(x), layer(x), 1e-12)
+    assert_close(functionalize(grad(loss(layer)))(x), grad(loss(layer))(x), 1e-12)
+    assert_close(grad(loss(functionalize(layer)))(x), grad(loss(layer))(x), 1e-12)
+    assert_close(vmap(functionalize(layer))(x[None])[0], layer(x), 1e-12)
+    assert_close(jvp(functionalize(layer), (x,), (x,))[1], jvp(layer, (x,), (x,))[1], 1e-12)
+    leaf = x.clone().requires_grad_()
+    assert_close(torch.autograd.grad(loss(functionalize(layer))(leaf), leaf)[0], grad(loss(layer))(x), 1e-12)

@@ -34,6 +34,24 @@ def in_transform() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def functionalizes() -> bool:
+    """Whether `torch.func.functionalize` is at work, which takes operators and no Function."""
+    return _FUNCTIONALIZE in _transforms()
+
+
+def only_functionalizes() -> bool:
+    """Whether that is the one transform."""
+    return _transforms() == {_FUNCTIONALIZE}
+
+
+_FUNCTIONALIZE: Any = torch._C._functorch.TransformType.Functionalize
+
+
+def _transforms() -> set[Any]:
+    functorch: Any = torch._C._functorch
+    return {level.key() for level in functorch.get_interpreter_stack() or ()}
+
+
 def is_observed() -> bool:
     """Whether a compiler, a tracer, a dispatch mode or a transform sees this thread's operators."""
     return (

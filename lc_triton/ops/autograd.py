@@ -22,12 +22,14 @@ from lc_triton.core import fused
 from lc_triton.core.batched_gradients import at_once
 from lc_triton.core.problem import Problem
 from lc_triton.core.tracing import (
+    functionalizes,
     has_dispatch_modes,
     has_saved_tensor_hooks,
     in_transform,
     is_observed,
     is_torchscript_onnx_export,
     is_tracing,
+    only_functionalizes,
 )
 from lc_triton.ops import bound, decompositions, dispatch, operators
 from lc_triton.ops.bound import NodeArguments
@@ -301,7 +303,7 @@ def dispatch_path(*tensors: Tensor | None) -> str:
     - "operator": by the custom operator, for compilers, tracers, exporters, dispatch modes and tensor subclasses.
     """
     if in_transform():
-        return "transform"
+        return "operator" if functionalizes() else "transform"
     if torch.compiler.is_compiling() or has_dispatch_modes() or is_tracing():
         return "operator"
     path, builds_graph = "direct", torch.is_grad_enabled()
@@ -315,8 +317,10 @@ def dispatch_path(*tensors: Tensor | None) -> str:
 
 
 def _recorded() -> Any:
-    """The module whose passes are recorded: operators, or decompositions for an exporter that knows no custom ones."""
-    return decompositions if is_torchscript_onnx_export() else operators
+    """The module whose passes are recorded: operators, or decompositions for what knows no custom ones."""
+    if is_torchscript_onnx_export() or (in_transform() and functionalizes() and not only_functionalizes()):
+        return decompositions
+    return operators
 
 
 _PLAIN = Tensor, Parameter
