@@ -127,7 +127,8 @@ class WeightSlot:
         if self._backwards < owner.accumulate:
             return self._adds(accumulate)
         self._attach(accumulate)
-        reason = self._obstacle() or owner.obstacle(self.weight) or ("the graph is retained" if keep else None)
+        # The owner's first: hooks may be those of its rival, another optimizer of this weight.
+        reason = owner.obstacle(self.weight) or self._obstacle() or ("the graph is retained" if keep else None)
         self.reason = reason or self.reason
         return reason is None
 

@@ -109,6 +109,18 @@ def test_two_optimizers_of_a_weight():
     assert all(w.grad is None for w in weights(net))  # the one that is left is fused again
 
 
+def test_a_second_optimizer_of_trained_weights_is_the_reason():
+    """Not the hooks that the first one has put on their nodes."""
+    net = network(torch.float64)
+    first = FusedAdamW(net)
+    train([(net, first)], range(1))
+    second = FusedSGD(net, lr=0.1)
+    loss_of(net, batch(1, torch.float64)).backward()
+    with pytest.warns(UserWarning, match="another optimizer of this library updates it as well") as caught:
+        second.step()
+    assert not any("hooks" in str(w.message) for w in caught)
+
+
 @pytest.mark.parametrize("with_scheduler", [False, True])
 def test_an_optimizer_made_anew_is_fused(with_scheduler):
     """Although a graph keeps the node that the one before had hooked, or a cycle the one before."""
