@@ -76,15 +76,15 @@ class Accumulation:
     """
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
-        self._slots = [AddingSlot(weight, name) for name, weight in weights.items()]
-        for weight, slot in zip(weights.values(), self._slots, strict=True):
-            fused.register(weight, slot, keep=True)
+        self._slots = [_share_slot(weight, name) for name, weight in weights.items()]
 
     def remove(self) -> None:
-        """Let autograd store and add gradients again."""
-        for slot in self._slots:
+        """Let autograd store and add gradients again, but for weights that another handle has asked for as well."""
+        slots, self._slots = self._slots, []
+        for slot in slots:
+            slot.handles -= 1
             weight = slot.weight
-            if weight is not None:
+            if weight is not None and not slot.handles:
                 fused.unregister(weight, slot)
 
     def __enter__(self) -> Accumulation:
@@ -92,6 +92,16 @@ class Accumulation:
 
     def __exit__(self, *_: object) -> None:
         self.remove()
+
+
+def _share_slot(weight: Tensor, name: str) -> AddingSlot:
+    """The slot of a weight for one more handle: the one that earlier handles have, or a new one."""
+    slot = fused.slot_of(weight)
+    if not isinstance(slot, AddingSlot):
+        slot = AddingSlot(weight, name)
+        fused.register(weight, slot, keep=True)
+    slot.handles += 1
+    return slot
 
 
 def _weights_of(model_or_params: Any) -> list[tuple[str, Tensor]]:
@@ -124,6 +134,7 @@ class AddingSlot:
 
     def __init__(self, weight: Tensor, name: str) -> None:
         self._weight, self.name = weakref.ref(weight), name
+        self.handles = 0  # that have asked for it and were not removed
         self._warned: set[str] = set()
         # By backward. The graph keeps what is pending alive, so that a backward that fails leaves nothing behind.
         self._pending: weakref.WeakValueDictionary[int, _Pending] = weakref.WeakValueDictionary()

@@ -304,11 +304,19 @@ def test_wrong_arguments(wrong):
         accumulate_gradients(wrong)
 
 
-def test_a_slot_is_not_the_optimizers():
+@pytest.mark.parametrize("first_ends", [True, False])
+def test_two_handles_of_a_weight_end_one_by_one(added, first_ends):
     layer = LocalConv2d(1, 2, 2, input_size=3)
-    first, second = accumulate_gradients(layer), accumulate_gradients(layer)
-    slot = slot_of(layer.weight)
-    first.remove()
-    assert slot_of(layer.weight) is slot
-    second.remove()
+    x = torch.ones(1, 1, 3, 3)
+    handles = [accumulate_gradients(layer), accumulate_gradients(layer)]
+    layer(x).sum().backward()
+    one, other = handles if first_ends else reversed(handles)
+    one.remove()
+    one.remove()  # changes nothing more
+    layer(x).sum().backward()
+    assert len(added) == 1
+    other.remove()
     assert slot_of(layer.weight) is None
+    layer(x).sum().backward()
+    assert len(added) == 1
+    torch.testing.assert_close(layer.weight.grad, torch.full_like(layer.weight, 3.0))
