@@ -164,6 +164,8 @@ class Deferred(Protocol):
 class Slot(Protocol):
     """What takes the gradients of a weight over: for its optimizer, or to add them to what is there."""
 
+    takes_parts: bool  # of a weight that is spread over ranks
+
     def enter_graph(self) -> None:
         """Count a graph that uses the weight."""
 
@@ -179,6 +181,35 @@ class Slot(Protocol):
 
     def defer(self, product: Deferred) -> None:
         """Take a gradient over."""
+
+
+class PartSlot:
+    """The slot of a rank's part of a weight, which is a tensor of one node of the graph behind the weight.
+
+    Args:
+        slot: of the weight.
+    """
+
+    takes_parts = True
+
+    def __init__(self, slot: Slot) -> None:
+        self._slot = slot
+
+    def enter_graph(self) -> None:
+        """Count a graph that uses the weight."""
+        self._slot.enter_graph()
+
+    def enter_evaluation(self) -> None:
+        """Learn that a layer in evaluation mode uses the weight."""
+        self._slot.enter_evaluation()
+
+    def takes(self, accumulate: Any) -> bool | None:
+        """As the weight's slot, of the node that makes the part."""
+        return self._slot.takes(accumulate.next_functions[0][0])
+
+    def defer(self, product: Deferred) -> None:
+        """Take a gradient over."""
+        self._slot.defer(product)
 
 
 # By the identity of the weight; empty where no such optimizer is alive, which callers look at first: it takes no call.

@@ -132,6 +132,8 @@ class AddingSlot:
         name: what warnings call it.
     """
 
+    takes_parts = False
+
     def __init__(self, weight: Tensor, name: str) -> None:
         self._weight, self.name = weakref.ref(weight), name
         self.handles = 0  # that have asked for it and were not removed

@@ -12,6 +12,7 @@ from lc_triton.core.fused import Rule, Small
 from lc_triton.optim import rules
 from lc_triton.optim.arguments import number
 from lc_triton.optim.fused import FusedOptimizer
+from lc_triton.optim.spread import is_spread
 from lc_triton.optim.states import AMAX, CODES, CORRECTION, MASTERS, NUMBERS, SMALL_STATES, to_codes, to_numbers
 
 
@@ -92,7 +93,7 @@ class FusedAdamW(FusedOptimizer, torch.optim.AdamW):
     def _rule(
         self, weight: Tensor, group: dict[str, Any], state: dict[str, Any]
     ) -> tuple[Rule, tuple[Tensor, ...], Small]:
-        small_dtype = self.small_dtype if self._is_weight(weight) else None
+        small_dtype = self.small_dtype if self._is_weight(weight) and not is_spread(weight) else None
         in_8_bits = small_dtype == torch.uint8
         dtype = small_dtype or torch.promote_types(weight.dtype, torch.float32)
         if not state:  # as torch makes it

@@ -34,6 +34,7 @@ from lc_triton.optim.arguments import (
 from lc_triton.optim.clipping import clip
 from lc_triton.optim.penalties import bound_stored, penalise_stored, penalty_of_group
 from lc_triton.optim.slot import WeightSlot
+from lc_triton.optim.spread import is_spread, is_spread_alike, part_of
 from lc_triton.optim.states import CORRECTION, SMALL_STATES, check_shapes, drop_small
 
 # The fewest dimensions of a layer's weight.
@@ -196,7 +197,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         own: list[tuple[Tensor, Tensor]] = []
         try:
             if self.clip_norm is not None:
-                clip(self._slots.values(), self.param_groups, self._names, self.clip_norm, scale)
+                clip(self._slots.values(), self.param_groups, self.clip_norm, scale)
             if self.has_small:
                 own = self._update_stored()
             self._torch_step()
@@ -245,10 +246,9 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Whether weights of layers, or their states, are kept in fewer bits than torch's step takes."""
         return self.small_dtype is not None or self.master is not None
 
-    @property
-    def updated_dtypes(self) -> tuple[torch.dtype, ...]:
-        """The dtypes of weights that it updates where their gradient is made."""
-        return UPDATED if self.master is None else (*UPDATED, torch.bfloat16)
+    def updated_dtypes(self, weight: Tensor) -> tuple[torch.dtype, ...]:
+        """The dtypes in which a weight is updated where its gradient is made; one that ranks share has no master."""
+        return UPDATED if self.master is None or is_spread(weight) else (*UPDATED, torch.bfloat16)
 
     def _update_stored(self) -> list[tuple[Tensor, Tensor]]:
         """Update what has small states or a master by stored gradients, which are taken away from torch's step.
@@ -295,7 +295,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         plain = type(parameter) in (Tensor, nn.Parameter) and type(grad) is Tensor and grad.layout == torch.strided
         if not (plain and parameter.is_contiguous() and not parameter.is_neg()):
             return False
-        is_updated = self._is_weight(parameter) and parameter.dtype in self.updated_dtypes
+        is_updated = self._is_weight(parameter) and parameter.dtype in self.updated_dtypes(parameter)
         return (is_updated or self._has_master(parameter)) and self.obstacle(parameter) is None
 
     def _is_weight(self, parameter: Tensor) -> bool:
@@ -331,7 +331,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             # torch.distributed.checkpoint makes states by a step without a learning rate.
             counts = slot.known and slot.weight.grad is not None and (self._group_of(slot.weight) or {}).get("lr")
             if counts and (slot.reason or (self.accumulate == 1 and not slot.has_zero)):
-                plain = type(slot.weight) in (Tensor, nn.Parameter)
+                plain = not is_spread(slot.weight)
                 other = "its gradient came by another way than the layer's own backward"
                 newest = fused.slot_of(slot.weight)
                 stored = newest.reason if isinstance(newest, WeightSlot) else None
@@ -367,6 +367,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         dtypes = weight.dtype, self.small_dtype, *(OF_STATES if self.has_small else ())
         if any(s.dtype not in dtypes or s.device != weight.device or not s.is_contiguous() for s in states):
             return "its states are of another dtype, device or layout"
+        if not all(is_spread_alike(s, weight) for s in states):
+            return "its states do not lie on the ranks as it does"
         return None
 
     def penalty_of(self, weight: Tensor) -> Penalty | None:
@@ -375,11 +377,13 @@ class FusedOptimizer(torch.optim.Optimizer):
         return None if group is None else penalty_of_group(group)
 
     def update_of(self, weight: Tensor, scale: Tensor | None = None) -> Update:
-        """The update of the coming step, whose number is counted by this call."""
+        """The update of the coming step, of this rank's part; the step's number is counted by this call."""
         group = self._group_of(weight)
         assert group is not None
         rule, states, small = self._rule(weight, group, self.state[weight])
-        return Update(rule, weight, states, weight.grad, scale, penalty_of_group(group), small)
+        added = None if weight.grad is None else part_of(weight.grad)
+        states = tuple(map(part_of, states))
+        return Update(rule, part_of(weight), states, added, scale, penalty_of_group(group), small)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop all gradients, as in torch, those too that wait for `step` because of `clip_norm`.

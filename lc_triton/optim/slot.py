@@ -7,12 +7,14 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from torch.nn import Parameter
 
 from lc_triton.core.fused import Deferred, Penalty, Update, current_stream
 from lc_triton.core.tracing import is_observed
 from lc_triton.errors import OptimizerStepError
 from lc_triton.optim.rules import Add
+from lc_triton.optim.spread import is_spread_alike, part_of, spread_like
 
 _autograd: Any = torch._C._autograd
 
@@ -23,9 +25,8 @@ class Owner(Protocol):
     accumulate: int
     clip_norm: float | None
 
-    @property
-    def updated_dtypes(self) -> tuple[torch.dtype, ...]:
-        """The dtypes of weights that it updates where their gradient is made."""
+    def updated_dtypes(self, weight: Tensor) -> tuple[torch.dtype, ...]:
+        """The dtypes in which a weight is updated where its gradient is made."""
 
     def stores_all(self) -> bool:
         """Whether all gradients are stored for now, as is expected, so that no warning is due."""
@@ -40,7 +41,7 @@ class Owner(Protocol):
         """What the weight's group adds to its gradient, if anything."""
 
     def update_of(self, weight: Tensor, scale: Tensor | None = None) -> Update:
-        """The update of the coming step, whose number is counted by this call."""
+        """The update of the coming step, of this rank's part; the step's number is counted by this call."""
 
 
 class Kept(NamedTuple):
@@ -58,12 +59,17 @@ class WeightSlot:
     AccumulateGrad node when everything in this backward that uses the weight is done: the slot's hook there updates the
     weight if this product is all that its gradient consists of, and otherwise stores the sum.
 
+    Of a weight that is spread over ranks, each rank has such a slot. Its products are of the rank's part, and what it
+    stores is the DTensor of it; nothing is sent. Only `clip_norm` adds up sums over the ranks.
+
     Args:
         weight: a leaf.
         name: what warnings call it.
         owner: its optimizer.
         known: whether it is known to be the weight of a layer of this library.
     """
+
+    takes_parts = True
 
     def __init__(self, weight: Tensor, name: str, owner: Owner, known: bool) -> None:
         self.weight, self.name, self.known = weight, name, known
@@ -161,7 +167,7 @@ class WeightSlot:
     def store(self) -> None:
         """Add the gradient that is kept, if there is one, to `.grad`."""
         if self.kept is not None:
-            gradient = on_stream(self.kept.stream, self.weight, self.kept.product.gradient)
+            gradient = self._gradient(self.kept.product, self.kept.stream)
             self.weight.grad = gradient if self.weight.grad is None else self.weight.grad.add_(gradient)
             self.kept = None
 
@@ -170,9 +176,19 @@ class WeightSlot:
         owner = self._owner()
         assert self.kept is not None
         assert owner is not None
-        update, product = owner.update_of(self.weight, scale), self.kept.product
-        on_stream(self.kept.stream, self.weight, lambda: product.update(update))
-        self.kept, self.has_zero, self.updated = None, True, True
+        self._update(self.kept.product, self.kept.stream, owner.update_of(self.weight, scale))
+        self.kept = None
+
+    def _update(self, product: Deferred, stream: Any, update: Update) -> None:
+        """Update the weight."""
+        on_stream(stream, self.weight, lambda: product.update(update))
+        if update.weight is not self.weight:  # a part, of which the DTensor does not see that it has changed
+            increment_version(self.weight)
+        self.updated = self.has_zero = True
+
+    def _gradient(self, product: Deferred, stream: Any) -> Tensor:
+        """Make a gradient as it is stored."""
+        return spread_like(on_stream(stream, self.weight, product.gradient), self.weight)
 
     def _attach(self, accumulate: Any) -> None:
         """Hook the node that adds gradients to `.grad`; held, it stays the same in all graphs."""
@@ -217,14 +233,15 @@ class WeightSlot:
             return "a CUDA graph is captured, whose replays would repeat the hyperparameters of this step"
         if is_observed():
             return "a compiler, tracer or dispatch mode sees its backward"
-        if type(weight) not in (Tensor, Parameter) or not weight.is_contiguous() or weight.is_neg():
+        part = part_of(weight)
+        if type(part) not in (Tensor, Parameter) or not part.is_contiguous() or part.is_neg():
             return "it is not a plain contiguous tensor"
         owner = self._owner()
-        if owner is not None and weight.dtype not in owner.updated_dtypes:
-            own, *others = (str(dtype).removeprefix("torch.") for dtype in (weight.dtype, *owner.updated_dtypes))
+        if owner is not None and weight.dtype not in (dtypes := owner.updated_dtypes(weight)):
+            own, *others = (str(dtype).removeprefix("torch.") for dtype in (weight.dtype, *dtypes))
             return f"its dtype is {own}, not {', '.join(others[:-1])} or {others[-1]}"
         grad = weight.grad
-        if grad is not None and (type(grad) is not Tensor or not is_alike(grad, weight)):
+        if grad is not None and not (is_spread_alike(grad, weight) and is_alike(grad, weight)):
             return "its .grad is of another layout"
         return None
 
@@ -240,18 +257,16 @@ class WeightSlot:
         if adding:
             grad = weight.grad
             if len(taken) == 1 and others is None and grad is not None:
-                on_stream(taken[0][1], weight, lambda: taken[0][0].update(Update(Add(), grad, ())))
+                on_stream(taken[0][1], weight, lambda: taken[0][0].update(Update(Add(), part_of(grad), ())))
                 return None
         elif len(taken) == 1 and others is None and self._graphs == 0:
-            if owner.clip_norm is not None and weight.grad is None:
-                self.kept = Kept(*taken[0], taken[0][0].versions())
-                return None
             if owner.clip_norm is not None:
-                weight.grad += on_stream(taken[0][1], weight, taken[0][0].gradient)
+                if weight.grad is None:
+                    self.kept = Kept(*taken[0], taken[0][0].versions())
+                else:
+                    weight.grad += self._gradient(*taken[0])
                 return None
-            update = owner.update_of(weight)
-            on_stream(taken[0][1], weight, lambda: taken[0][0].update(update))
-            self.updated = self.has_zero = True
+            self._update(*taken[0], owner.update_of(weight))
             weight.grad = None  # of earlier micro-batches, which is a part of the update
             return None
         if not adding:
@@ -263,7 +278,7 @@ class WeightSlot:
                 )
         if self._graphs and not adding:
             self.reason = "another graph that uses it waits for its backward: evaluate under torch.no_grad()"
-        gradients = [on_stream(stream, weight, product.gradient) for product, stream in taken]
+        gradients = [self._gradient(product, stream) for product, stream in taken]
         total = sum(gradients[1:], gradients[0])
         if others is not None:
             return (others + total,)

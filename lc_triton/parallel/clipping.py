@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import reduce
-from math import inf
 from types import GeneratorType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_ as clip_plain_grad_norm_
 from torch.nn.utils import clip_grads_with_norm_
 
 from lc_triton.errors import ArgumentTypeError
+from lc_triton.optim.norms import by_placing, norms
 
 
 def clip_grad_norm_(
@@ -67,20 +65,16 @@ def clip_grad_norm_(
         return norm
 
     with torch.no_grad():
-        norms = _norms(every, norm_type, one_by_one=foreach is False)
         dtype = reduce(torch.promote_types, (p.dtype for p in every), torch.float32)
-        total = torch.linalg.vector_norm(norms, norm_type).to(dtype)
+        each = norms(every, norm_type, one_by_one=foreach is False)
+        total = torch.linalg.vector_norm(each, norm_type).to(dtype)
         if error_if_nonfinite and not bool(total.isfinite()):
             raise RuntimeError(
                 f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, so it cannot be "
                 "clipped. To disable this error and scale the gradients by the non-finite norm anyway, set "
                 "`error_if_nonfinite=False`"
             )
-        kinds: dict[object, list[Tensor]] = {}
-        for p in every:
-            kind = (p.grad.device_mesh, p.grad.placements) if isinstance(p.grad, DTensor) else None
-            kinds.setdefault(kind, []).append(p)
-        for group in kinds.values():
+        for group in by_placing(every):
             clip_grads_with_norm_(group, max_norm, total, foreach)
     result: Tensor = total
     return result
@@ -91,50 +85,3 @@ def _number(name: str, value: float) -> float:
         return float(value)
     except (TypeError, ValueError):
         raise ArgumentTypeError(name=name, value=value, allowed="a number") from None
-
-
-def _norms(parameters: list[Tensor], norm_type: float, *, one_by_one: bool) -> Tensor:
-    """The norm of each gradient in float64, the same on all ranks.
-
-    What is sent follows from the parameters alone: a rank may have no numbers of some gradient, or no gradient.
-    """
-    grads = [_local(p) for p in parameters]
-    device = next((g.device for g in grads if g is not None), parameters[0].device)
-    # The norm of no numbers: that of a gradient to which they belong is the same without them.
-    nothing = inf if norm_type < 0 else 0.0
-    norms = torch.full((len(grads),), nothing, dtype=torch.float64, device=device)
-    there = [(i, g) for i, g in enumerate(grads) if g is not None and g.numel()]
-    if there:
-        local = [g for _, g in there]
-        at_least = [torch.promote_types(g.dtype, torch.float32) for g in local]
-        if one_by_one or len(set(at_least)) > 1:
-            found = [torch.linalg.vector_norm(g, norm_type, dtype=d) for g, d in zip(local, at_least, strict=True)]
-        else:
-            found = list(torch._foreach_norm(local, norm_type, dtype=at_least[0]))
-        index = torch.tensor([i for i, _ in there], device=device)
-        norms[index] = torch.stack([n.to(device, torch.float64) for n in found])
-
-    split: dict[tuple[DeviceMesh, int], list[int]] = {}
-    for i, p in enumerate(parameters):
-        if isinstance(p, DTensor):
-            for dim, placement in enumerate(p.placements):
-                if not isinstance(placement, Replicate):
-                    split.setdefault((p.device_mesh, dim), []).append(i)
-    finite = norm_type not in (0.0, inf, -inf)
-    for (mesh, dim), members in split.items():
-        index = torch.tensor(members, device=device)
-        part = (norms[index].pow(norm_type) if finite else norms[index]).to(mesh.device_type)
-        operation = {inf: dist.ReduceOp.MAX, -inf: dist.ReduceOp.MIN}.get(norm_type, dist.ReduceOp.SUM)
-        dist.all_reduce(part, operation, group=mesh.get_group(dim))
-        norms[index] = (part.pow(1 / norm_type) if finite else part).to(device)
-    return norms
-
-
-def _local(parameter: Tensor) -> Tensor | None:
-    """This rank's part of a parameter's gradient, with the parameter's placement."""
-    grad = parameter.grad
-    if isinstance(grad, DTensor) and isinstance(parameter, DTensor):
-        if grad.placements != parameter.placements:
-            grad = grad.redistribute(placements=parameter.placements)
-        return grad.to_local()
-    return grad

@@ -16,6 +16,9 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.placement_types import Placement
 from torch.torch_version import TorchVersion
 
+from lc_triton.core import fused
+from lc_triton.core.fused import PartSlot, Penalty, Slot, Update
+
 _TORCH_HAS_ALL_ORDERS = TorchVersion(torch.__version__) >= TorchVersion("2.13")
 
 
@@ -33,6 +36,17 @@ def to_local(tensor: DTensor) -> Tensor:
     if _TORCH_HAS_ALL_ORDERS or torch.compiler.is_compiling():
         return tensor.to_local()
     part: Tensor = _ToLocal.apply(tensor)  # type: ignore[no-untyped-call]
+    return part
+
+
+def part_for_update(tensor: DTensor, slot: Slot) -> Tensor:
+    """This rank's part of a weight that an optimizer may update in backward; the layer that reads it finds the slot."""
+    part: Tensor = _PartForUpdate.apply(tensor, slot)  # type: ignore[no-untyped-call]
+    if part.requires_grad:
+        if part.numel():
+            fused.register(part, PartSlot(slot), keep=True)
+        else:  # no layer reads it
+            slot.enter_graph()
     return part
 
 
@@ -69,6 +83,54 @@ class _ToLocal(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         return _FromLocal.apply(grad, ctx.whole)  # type: ignore[no-untyped-call]
+
+
+class _PartForUpdate(torch.autograd.Function):
+    """As `_ToLocal`. Where the slot has taken the gradient over there is none; a rank without numbers hands it over."""
+
+    @staticmethod
+    def forward(tensor: DTensor, slot: Slot) -> Tensor:
+        part = tensor.to_local()
+        return part.view_as(part)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        tensor, ctx.slot = inputs
+        ctx.whole = Whole(tensor.device_mesh, tensor.placements, tensor.shape, tensor.stride())
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> Any:
+        if grad is None:
+            return None, None
+        if not grad.numel():
+            takes = ctx.slot.takes(ctx.next_functions[0][0])
+            if takes:
+                ctx.slot.defer(_NoNumbers(grad))
+            if takes or takes is None:
+                return None, None
+        return _FromLocal.apply(grad, ctx.whole), None  # type: ignore[no-untyped-call]
+
+
+class _NoNumbers(NamedTuple):
+    """The weight gradient of a rank that owns nothing of the weight."""
+
+    empty: Tensor
+
+    def gradient(self) -> Tensor:
+        """The gradient, a tensor of its own."""
+        return torch.empty_like(self.empty)
+
+    def square_sum(self, penalty: Penalty | None) -> Tensor:
+        """Of no squares."""
+        return self.empty.new_zeros((), dtype=torch.float64)
+
+    def update(self, update: Update) -> None:
+        """Nothing: there are no numbers to update."""
+
+    def versions(self) -> tuple[int, ...]:
+        """Of no operands."""
+        return ()
 
 
 class _FromLocal(torch.autograd.Function):

@@ -15,18 +15,19 @@ from torch.distributed.tensor.parallel import ParallelStyle
 from torch.distributed.tensor.placement_types import Placement
 from torch.nn.parameter import is_lazy
 
+from lc_triton.core import fused
 from lc_triton.core.backend import autocast_enabled
 from lc_triton.core.dtypes import check_dtypes
 from lc_triton.core.parameters import is_plain
 from lc_triton.core.tracing import shape_of
 from lc_triton.errors import ArgumentTypeError, NotBuiltError, ParallelError, PartShapeError
 from lc_triton.keras import activations
-from lc_triton.layers._planned import PlannedLayer
+from lc_triton.layers._planned import PlannedLayer, note_evaluation
 from lc_triton.ops.checks import check_devices, check_input, check_tensor, split_shape
 from lc_triton.ops.plan import Plan, from_internal, input_format_of, to_internal
 from lc_triton.parallel.compare import compare_calls
 from lc_triton.parallel.exchange import Axis, move
-from lc_triton.parallel.local import Whole, from_local, redistributed, to_local
+from lc_triton.parallel.local import Whole, from_local, part_for_update, redistributed, to_local
 from lc_triton.parallel.part import Part, of_filters, of_positions
 from lc_triton.parallel.reset import reset_parameters
 
@@ -255,8 +256,8 @@ class _Shared:
             compare_calls(self.mesh.get_group(), x, lambda: self._check_call(layer, x, *whole, plan, part.input))
         else:
             self._check_call(layer, x, *whole, plan, part.input)
-        weight, bias = (None if p is None else to_local(cast(DTensor, p)) for p in whole)
-        assert weight is not None
+        weight = _part_of_weight(layer, cast(DTensor, whole[0]))
+        bias = None if whole[1] is None else to_local(cast(DTensor, whole[1]))
         x = self._local_input(x, plan, part.input)
         batched = x.ndim == plan.geometry.ndim + 2
         # A rank's part pads the channels that it reads; rows are taken of an input that is padded.
@@ -345,6 +346,17 @@ class _Shared:
             layout = Shard(dim)
             shape[dim] = plan.geometry.out_spatial[0] if self.style.along == "the rows" else plan.geometry.out_channels
         return from_local(y, Whole(self.mesh, (layout,), torch.Size(shape), _strides_like(y, shape)))
+
+
+def _part_of_weight(layer: PlannedLayer, weight: DTensor) -> Tensor:
+    """This rank's part of the weight, of which a layer finds the optimizer that updates it in backward."""
+    if fused.slots and not torch.compiler.is_compiling():
+        if not layer.training:
+            note_evaluation(weight)
+        slot = fused.slot_of(weight)
+        if slot is not None and slot.takes_parts:
+            return part_for_update(weight, slot)
+    return to_local(weight)
 
 
 _HOW_TO_LOAD = (

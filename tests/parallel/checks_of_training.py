@@ -1,5 +1,6 @@
 """Training on several ranks: the weights of one process, and checkpoints that any number of ranks reads."""
 
+import itertools
 import warnings
 
 import pytest
@@ -13,8 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import parallelize_module
 
 import lc_triton
-from lc_triton.errors import OptimizerStepError
-from lc_triton.parallel import PositionParallel, clip_grad_norm_
+from lc_triton.parallel import FilterParallel, PositionParallel, clip_grad_norm_
 from tests.cases import assert_close
 from tests.parallel.networks import WAYS, data, full, network, shared
 
@@ -82,30 +82,120 @@ def check_which_optimizers_take_both_kinds(mesh, folder):
 
 FUSED = (
     (lc_triton.FusedAdamW, {"lr": 0.01}),
-    (lc_triton.FusedAdamW, {"lr": 0.01, "l1": 0.01, "l2": 0.1, "non_neg": True}),
+    (lc_triton.FusedAdamW, {"lr": 0.01, "l1": 0.01, "l2": 0.1, "non_neg": True, "clip_norm": 0.05}),
+    (lc_triton.FusedAdamW, {"lr": 0.01, "states": "8 bits", "clip_norm": 1e9}),
     (lc_triton.FusedSGD, {"lr": 0.1, "momentum": 0.9, "accumulate": 2}),
 )
 
 
+def step_of(model, optimizer, batches, options):
+    """Backwards and steps; whether each weight of a shared layer had a gradient stored before its step."""
+    stored = []
+    for i, x in enumerate(batches):
+        model(x).square().mean().backward()
+        if (i + 1) % options.get("accumulate", 1) == 0:
+            stored += [model[n].weight.grad is not None for n in (0, 1)]
+            optimizer.step()
+            optimizer.zero_grad()
+    return stored
+
+
 def check_fused_optimizers(mesh, folder):
-    """Weights that ranks share are updated in step(), each rank its part; clip_norm does not take them."""
-    for way, (cls, options) in zip(WAYS, FUSED, strict=True):
+    """Weights that ranks share are updated in backward, each rank its part, of which the last one has none."""
+    for way, (cls, options) in zip(itertools.cycle(WAYS), FUSED, strict=False):
+        plain = {name: value for name, value in options.items() if name != "states"}  # which only whole weights have
         alone, net = network(rows=3), shared(mesh, network(rows=3), way)
-        for model in (alone, net):
-            optimizer = cls(model, **options)
-            for i, x in enumerate(BATCHES[:4]):
-                model(x).square().mean().backward()
-                if (i + 1) % options.get("accumulate", 1) == 0:
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore")  # of the stored gradients
-                        optimizer.step()
-                    optimizer.zero_grad()
-        assert_same(map(full, net.parameters()), alone.parameters(), way)
+        step_of(alone, cls(alone, **plain), BATCHES[:4], options)
+        optimizer = cls(net, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of a gradient that is stored
+            stored = step_of(net, optimizer, BATCHES[:4], options)
+        assert not any(stored), (way, options)
+        assert_same(map(full, net.parameters()), alone.parameters(), f"{way} {options}")
         states = [value for state in optimizer.state.values() for value in state.values() if value.ndim]
         assert sum(isinstance(value, DTensor) for value in states) == 4 * (1 + (cls is lc_triton.FusedAdamW))
-    net = shared(mesh, network(rows=3))
-    with pytest.raises(OptimizerStepError, match=r"weight is not updated: its gradient is spread over ranks"):
-        train(net, lc_triton.FusedAdamW(net, 0.01, clip_norm=1.0), BATCHES[:1])
+
+
+def check_fused_optimizers_of_layers_shared_by_filters(mesh, folder):
+    """The last of four ranks has none of three filters."""
+    models = [lc_triton.LocalConv2d(2, 3, 3, input_size=(4, 5), dtype=torch.float64) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    models[1] = parallelize_module(models[1], mesh, FilterParallel(), src_data_rank=None)
+    for model in models:
+        optimizer = lc_triton.FusedAdamW(model, 0.01, clip_norm=0.05)
+        for i in range(3):
+            model(data(4).roll(i)).square().mean().backward()
+            assert model.weight.grad is None
+            optimizer.step()
+            optimizer.zero_grad()
+    assert_same(map(full, models[1].parameters()), models[0].parameters())
+
+
+def hooked(net, x):
+    handle = net[0].weight.register_hook(lambda grad: 2 * grad)
+    net(x).square().mean().backward()
+    handle.remove()
+
+
+def retained(net, x):
+    loss = net(x).square().mean()
+    loss.backward(retain_graph=True)
+    net.zero_grad()
+    loss.backward()
+
+
+def used_twice(net, x):
+    (net(x).square().mean() + net(x.flip(0)).mean()).backward()
+
+
+def in_evaluation_mode(net, x):
+    net.eval()
+    net(x).square().mean().backward()
+    net.train()
+
+
+def saved_through_hooks(net, x):
+    with torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone):
+        loss = net(x).square().mean()
+    loss.backward()
+
+
+def paused(net, x, optimizer):
+    with optimizer.paused():
+        net(x).square().mean().backward()
+
+
+def check_fused_optimizers_where_a_gradient_is_stored(mesh, folder):
+    """The numbers are those of one process, with clipping too, which sends the same whatever a rank has stored."""
+    for way in (hooked, retained, used_twice, in_evaluation_mode, saved_through_hooks, paused):
+        for clip_norm in (None, 0.05):
+            alone, net = network(rows=3), shared(mesh, network(rows=3))
+            for model in (alone, net):
+                optimizer = lc_triton.FusedAdamW(model, 0.01, clip_norm=clip_norm)
+                for i, x in enumerate(BATCHES[:3]):
+                    optimizer.zero_grad()
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")  # of the stored gradients
+                        if i == 1:
+                            way(model, x, *([optimizer] if way is paused else []))
+                        else:
+                            model(x).square().mean().backward()
+                        optimizer.step()
+                if model is net and i == 2:
+                    assert net[0].weight.grad is None or way is not paused
+            assert_same(map(full, net.parameters()), alone.parameters(), f"{way.__name__} {clip_norm}")
+
+
+def check_a_graph_that_reads_an_updated_weight_is_refused(mesh, folder):
+    """As of one process, also where it holds the DTensor."""
+    net = shared(mesh, network(rows=6))
+    optimizer = lc_triton.FusedAdamW(net, 0.01)
+    net(data(6)).square().mean().backward()
+    optimizer.step()
+    later = net[0].weight.square()
+    net(data(6)).square().mean().backward()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        later.sum().backward()
 
 
 def check_clipping(mesh, folder):

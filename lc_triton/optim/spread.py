@@ -1,0 +1,50 @@
+"""Weights that are spread over ranks, and what lies like them: the part that this rank has."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+
+def is_spread(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor; there is none before its module is imported."""
+    if type(tensor) in (Tensor, Parameter):
+        return False
+    module: Any = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def part_of(tensor: Tensor) -> Tensor:
+    """This rank's part of a DTensor, in the same memory; any other tensor itself."""
+    if not is_spread(tensor):
+        return tensor
+    spread: Any = tensor
+    with torch.no_grad():
+        part: Tensor = spread.to_local()
+    return part
+
+
+def spread_like(part: Tensor, weight: Tensor) -> Tensor:
+    """The tensor of which this rank has a part as it has one of a weight; the part itself of a weight of one rank."""
+    if not is_spread(weight):
+        return part
+    whole: Any = weight
+    options: dict[str, Any] = {"run_check": False, "shape": whole.shape, "stride": whole.stride()}
+    tensor: Tensor = type(whole).from_local(part, whole.device_mesh, whole.placements, **options)
+    return tensor
+
+
+def is_spread_alike(tensor: Tensor, weight: Tensor) -> bool:
+    """Whether a tensor is plain beside a plain weight, or lies on the ranks as a DTensor does."""
+    if not (is_spread(tensor) and is_spread(weight)):
+        return type(tensor) in (Tensor, Parameter) and not is_spread(weight)
+    one, other = _placing(tensor), _placing(weight)
+    return one == other
+
+
+def _placing(tensor: Any) -> tuple[Any, ...]:
+    return tensor.device_mesh, tensor.placements
