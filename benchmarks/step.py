@@ -23,8 +23,6 @@ DEVICE, DTYPE, WEIGHT_DTYPE = "h200", "bfloat16", "float32"
 # each of its operations (torch/optim/adamw.py, `_multi_tensor_adam`): mul_ 8, lerp_ 12, mul_ 8, addcmul_ 12, sqrt 8,
 # div_ 8, add_ 8, addcdiv_ 16.
 UPDATE_BYTES = {"fused": 28, "foreach": 80}
-# Of AdamW: the means of the gradient and of its square.
-STATES = 2
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Step:
         """Forward, input gradient, the stored weight gradient, and the one that updates the weight."""
         geometry = layer(self.workload)
         tasks = {name: Task(name, geometry, self.batch, DTYPE, WEIGHT_DTYPE) for name in PASSES}
-        return {**tasks, "update": replace(tasks["weight_grad"], states=STATES)}
+        return {**tasks, "update": replace(tasks["weight_grad"], update="adamw")}
 
     @cached_property
     def simulated(self) -> dict[str, float]:

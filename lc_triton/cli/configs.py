@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 
-from lc_triton.cli.options import Commands, add_kernels, select_device, select_kernels
+from lc_triton.cli.options import Commands, add_kernels, add_update, select_device, select_kernels
 
 
 def add(commands: Commands) -> None:
     """Declare the command and its options."""
     parser = commands.add_parser("configs", help="list the tiles that would be used, and where they come from")
     add_kernels(parser, "h200", "h200")
+    add_update(parser)
     parser.add_argument("--json", action="store_true", help="one JSON array on standard output, nothing else")
     parser.set_defaults(call=run, after_interrupt="")
 
@@ -22,17 +23,21 @@ def run(options: argparse.Namespace) -> None:
 
     from lc_triton.tiles.select import select
     from lc_triton.tiles.task import Task, types_of
+    from lc_triton.tiles.updates import with_update
 
     kernels, device = select_kernels(options), select_device(options)
     rows = []
     for workload, batch, dtype, pass_name in kernels:
-        choice = select(Task(pass_name, workload.geometry, batch, *types_of(dtype)), device)
+        task = Task(pass_name, workload.geometry, batch, *types_of(dtype))
+        task = with_update(task, options.update, options.states)
+        choice = select(task, device)
         rows.append(
             {
                 "workload": workload.name,
                 "batch": batch,
                 "dtype": dtype,
                 "face": pass_name,
+                **({} if task.update is None else {"update": task.update, "states": options.states}),
                 "device": device.full_name,
                 "config": asdict(choice.config),
                 "source": choice.source,
@@ -48,8 +53,10 @@ def run(options: argparse.Namespace) -> None:
             tile += " swapped" if c.swap else "" if c.dot else " reduced"
             tile += (f" split {c.split}" if c.split > 1 else "") + (" boxes" if c.descriptor else "")
             where = f"{choice.path}{', stale: the kernel has changed since' if choice.stale else ''}"
+            kernel = pass_name if task.update is None else f"{pass_name}+{task.update}"
+            width = 12 if options.update is None else 24
             print(
-                f"{workload.name:22}{batch:>6}  {dtype:18}{pass_name:12}{tile:34}{choice.source}"
+                f"{workload.name:22}{batch:>6}  {dtype:18}{kernel:{width}}{tile:34}{choice.source}"
                 + (f" ({where})" if choice.path else "")
             )
     if options.json:

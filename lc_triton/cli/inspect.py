@@ -5,17 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 
-from lc_triton.cli.options import Commands, add_kernels, need_triton, select_device, select_kernels
+from lc_triton.cli.options import Commands, add_kernels, add_update, need_triton, select_device, select_kernels
 
 
 def add(commands: Commands) -> None:
     """Declare the command and its options."""
     parser = commands.add_parser("inspect", help="compile the chosen kernels for a GPU that need not be here")
     add_kernels(parser, "h200", "h200")
-    rules = ("adamw", "momentum", "nesterov", "sgd")
-    parser.add_argument("--update", choices=rules, help="weight gradients update the weight by this optimizer")
-    states = ("float32", "bfloat16", "8 bits")
-    parser.add_argument("--states", choices=states, default="float32", help="how AdamW's states are kept")
+    add_update(parser)
     parser.add_argument("--json", action="store_true", help="one JSON array on standard output, nothing else")
     parser.set_defaults(call=run, after_interrupt="")
 

@@ -61,6 +61,15 @@ def add_kernels(parser: argparse.ArgumentParser, device: str | None, default: st
     )
 
 
+def add_update(parser: argparse.ArgumentParser) -> None:
+    """The options that let weight gradients update the weight."""
+    rules = ("adamw", "momentum", "nesterov", "sgd", "square_sum")  # those of `tiles.updates`
+    words = "weight gradients update the weight by this optimizer, or are only squared, for clip_norm"
+    parser.add_argument("--update", choices=rules, help=words)
+    states = ("float32", "bfloat16", "8 bits")
+    parser.add_argument("--states", choices=states, default="float32", help="how AdamW's states are kept")
+
+
 def select_layers(options: argparse.Namespace, *, all_by_default: bool) -> list[Workload]:
     """The layers that --workloads, --workload, --all or --shapes name, each with the batches to take.
 

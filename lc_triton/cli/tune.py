@@ -12,6 +12,7 @@ from lc_triton._command import restart, sigterm_as_interrupt
 from lc_triton.cli.options import (
     Commands,
     add_kernels,
+    add_update,
     need_triton,
     select_device,
     select_dtypes,
@@ -32,6 +33,7 @@ def add(commands: Commands) -> None:
         "tune", help="find the best tile of each kernel on the GPU here, or by simulation, and keep it on file"
     )
     add_kernels(parser, None, "the GPU here")
+    add_update(parser)
     parser.add_argument("--budget", type=float, default=1800.0, metavar="SECONDS", help="for all (default: 1800)")
     parser.add_argument(
         "--out", type=Path, metavar="PATH", help="a folder, or a .json file for one pass (default: your own tiles)"
@@ -176,6 +178,10 @@ def _written_to(out: Path) -> str:
 def _tasks(options: argparse.Namespace) -> dict[str, Task]:
     """The kernels that the options name, each once, by labels."""
     from lc_triton.tiles import workloads
+    from lc_triton.tiles.updates import with_update
 
     layers = select_layers(options, all_by_default=True)
-    return workloads.tasks(layers, (), select_dtypes(options), select_passes(options))
+    stored = workloads.tasks(layers, (), select_dtypes(options), select_passes(options))
+    tasks = {label: with_update(task, options.update, options.states) for label, task in stored.items()}
+    of_update = f"+{options.update}" + (f" in {options.states}" if options.states != "float32" else "")
+    return {f"{label}{of_update if task.update else ''}": task for label, task in tasks.items()}

@@ -14,6 +14,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+# How many states the optimizer of a weight has, by the rule of its update. Two rules are of no optimizer: "add" adds
+# gradients up, and "square_sum" only makes the sum of their squares, for `clip_norm`.
+STATES = {"adamw": 2, "momentum": 1, "nesterov": 1, "sgd": 0, "add": 0, "square_sum": 0}
 # Filters next to each other whose states in 8 bits are parts of one largest magnitude; the last block may have fewer.
 BLOCK = 32
 

@@ -11,13 +11,15 @@ from lc_triton.launch.passes import (
     weight_grad,
 )
 from lc_triton.launch.plan import BoundPass, rounds_weight
-from lc_triton.launch.update import weight_grad_square_sum, weight_update
+from lc_triton.launch.update import bind_square_sum, bind_weight_update, weight_grad_square_sum, weight_update
 
 __all__ = [
     "BoundPass",
     "bind_forward",
     "bind_input_grad",
+    "bind_square_sum",
     "bind_weight_grad",
+    "bind_weight_update",
     "forward",
     "fuses_activation_grad",
     "input_grad",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lc_triton.core.activations import LINEAR
+from lc_triton.core.fused import STATES
 from lc_triton.core.problem import Problem
 from lc_triton.kernels.combine import combine_kernel
 from lc_triton.launch.absent import compile_call
@@ -19,7 +20,6 @@ from lc_triton.launch.disassembly import read_binary
 from lc_triton.launch.layout import (
     NO_POINTERS,
     PLAIN,
-    STATES,
     STORED,
     Epilogue,
     Upstream,

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from lc_triton.core.arguments import check_name
-from lc_triton.core.fused import BLOCK
 from lc_triton.core.problem import Problem
-from lc_triton.errors import ArgumentValueError
 from lc_triton.launch.build import MachineCode, build, machine_code
-from lc_triton.launch.layout import STATES, STORED, WeightUpdate
+from lc_triton.launch.layout import STORED, update_of
 from lc_triton.tiles import model
 from lc_triton.tiles.config import Pass, TileConfig
 from lc_triton.tiles.device import Device
 from lc_triton.tiles.footprint import programs
 from lc_triton.tiles.select import Choice, select
-from lc_triton.tiles.space import has_whole_blocks
-from lc_triton.tiles.task import ITEMSIZE, Task, types_of
+from lc_triton.tiles.task import Task, types_of
+from lc_triton.tiles.updates import with_update
 from lc_triton.tiles.workloads import Workload
 
-# The dtype of a task's states by the name that FusedAdamW takes.
-STATE_DTYPES = {"float32": None, "bfloat16": "bfloat16", "8 bits": "int8"}
 NEXT = 3  # further candidates that are shown
 
 
@@ -142,12 +137,11 @@ def inspect(
         device: for which GPU.
         update: of an optimizer, "adamw", "momentum", "nesterov" or "sgd": the weight gradient updates the weight
             instead of being stored. AdamW updates the master of a bfloat16 weight; others take float32 and float64.
-            Other passes are as they are.
+            "square_sum" only makes the sum of squares, for `clip_norm`. Other passes are as they are.
         states: how AdamW keeps its states: "float32" (of the weight, that is), "bfloat16" or "8 bits".
 
     Raises:
-        ArgumentValueError: a weight of 16 bits with `update`, but for bfloat16 with AdamW; other states of another
-            optimizer; states in 8 bits whose blocks no tile holds.
+        LocalConvError: (also a ValueError) what `with_update` refuses.
 
     Example:
         >>> from lc_triton.tiles import paths, workloads
@@ -158,23 +152,8 @@ def inspect(
     """
     x_dtype, weight_dtype, precision = types_of(dtype)
     problem = Problem(workload.geometry, backend="triton", precision=precision)
-    task, kind = Task.of(pass_name, problem, batch, x_dtype, weight_dtype), STORED
-    if update is not None and pass_name == "weight_grad":
-        if task.weight_itemsize < ITEMSIZE["float32"] and (weight_dtype, update) != ("bfloat16", "adamw"):
-            allowed = f"with weights of float32 for an update, as in '{x_dtype}/float32', or 'bfloat16' for adamw"
-            raise ArgumentValueError(name="dtype", value=dtype, allowed=allowed)
-        check_name("states", states, STATE_DTYPES)
-        if update != "adamw" and states != "float32":
-            raise ArgumentValueError(name="states", value=states, allowed=f"'float32' of {update}")
-        task = replace(task, states=STATES[update], state_dtype=STATE_DTYPES[states])
-        kind = WeightUpdate(update)
-        if task.in_8_bits:
-            kind = kind.in_8_bits(task.geometry.out_channels)
-            if not has_whole_blocks(task):
-                allowed = (
-                    f"for layers whose groups have a multiple of {BLOCK} filters; the gradient of others is stored"
-                )
-                raise ArgumentValueError(name="states", value=states, allowed=allowed)
+    task = with_update(Task.of(pass_name, problem, batch, x_dtype, weight_dtype), update, states)
+    kind = update_of(task)
     choice = select(task, device)
     compiled = build(
         pass_name,

@@ -13,6 +13,7 @@ from lc_triton.core.problem import Problem
 from lc_triton.errors import ArgumentValueError
 from lc_triton.tiles.config import Pass, TileConfig
 from lc_triton.tiles.footprint import program_footprint, programs
+from lc_triton.tiles.task import Task
 
 _INT32 = 2**31
 # Positions or sites that 32 bits count, those of a tile that reaches past the end too.
@@ -127,8 +128,16 @@ class WeightUpdate(NamedTuple):
 
 
 STORED = WeightUpdate()
-# How many states the weight's optimizer has, by rule.
-STATES = {"adamw": 2, "momentum": 1, "nesterov": 1, "sgd": 0, "add": 0, "square_sum": 0}
+
+
+def update_of(task: Task) -> WeightUpdate:
+    """What the kernel of a task does with its sums, without a penalty or an added gradient."""
+    if task.update is None:
+        return STORED
+    kind = WeightUpdate(task.update)
+    return kind.in_8_bits(task.geometry.out_channels) if task.in_8_bits else kind
+
+
 # The pointers of an update, of the states to the scalars, where there is none.
 NO_POINTERS = (None,) * 6
 PLAIN = Epilogue("none", "linear", 0.0, False)

@@ -18,14 +18,13 @@ from lc_triton.kernels.update import combine_update_kernel
 from lc_triton.kernels.weight_grad import weight_grad_kernel
 from lc_triton.launch.launcher import prepare
 from lc_triton.launch.layout import NO_POINTERS, STORED, Upstream, WeightUpdate, dense_rows, grid_of, is_wide, shape_of
-from lc_triton.launch.passes import COMBINED, SECOND_PASS, parts_of, weight_grad
+from lc_triton.launch.passes import COMBINED, SECOND_PASS, parts_of, rows_like, weight_grad
 from lc_triton.launch.plan import MOST_TRIED, LaunchPlan
 from lc_triton.tiles import model
 from lc_triton.tiles.chooser import chooser
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.device import of_gpu
 from lc_triton.tiles.key import bucket
-from lc_triton.tiles.select import select
 from lc_triton.tiles.space import has_whole_blocks
 from lc_triton.tiles.task import Task
 
@@ -38,6 +37,9 @@ STATE_DTYPES = {torch.bfloat16: "bfloat16", torch.int8: "int8"}
 _log = logging.getLogger("lc_triton.dispatch")
 _kept: OrderedDict[Any, Tensor] = OrderedDict()
 Result = TypeVar("Result")
+# What the kernel reads beside x, g and the weight: two states, amax, correction, an added gradient, the scalars.
+Pointers = tuple["Tensor | None", ...]
+BoundUpdate = Callable[[Tensor, Tensor, Tensor, Pointers], None]
 
 
 def weight_update(x: Tensor, g: Tensor, update: Update, problem: Problem, config: TileConfig | None = None) -> None:
@@ -52,15 +54,37 @@ def weight_update(x: Tensor, g: Tensor, update: Update, problem: Problem, config
     if small.amax is not None:
         kind = kind.in_8_bits(problem.geometry.out_channels)
     pointers = first, second, small.amax, small.correction, update.added, scalars_of(update, weight)
-    states = tuple(state.dtype for state in update.states)
     may_split_blocks = small.amax is not None and problem.geometry.groups > 1 and config is None
-    if may_split_blocks and not has_whole_blocks(task_of(problem, x, weight, states)):
+    if may_split_blocks and not has_whole_blocks(task_of(problem, x, weight, kind, first)):
         gradient = torch.empty_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
         weight_grad(x, g, gradient, None, problem)
         update.apply(gradient)
         return
-    _with_sound_tile(
-        x, weight, states, problem, config, lambda plan: _launch(plan, x, g, weight, pointers, kind, problem)
+    bind_weight_update(x, g, weight, pointers, kind, problem, config)(x, g, weight, pointers)
+
+
+def bind_weight_update(
+    x: Tensor,
+    g: Tensor,
+    weight: Tensor,
+    pointers: Pointers,
+    kind: WeightUpdate,
+    problem: Problem,
+    config: TileConfig | None = None,
+) -> BoundUpdate:
+    """An update with everything decided but the pointers: it is called with (x, g, weight, pointers).
+
+    Args:
+        x: of the layer.
+        g: of the layer's output.
+        weight: contiguous.
+        pointers: the kernel's, to two states, what lies beside them, an added gradient and the scalars.
+        kind: what the gradient is for.
+        problem: of the layer.
+        config: a tile given by hand.
+    """
+    return _with_sound_tile(
+        x, weight, kind, pointers[0], problem, config, lambda plan: _bind(plan, x, g, weight, pointers, kind, problem)
     )
 
 
@@ -71,54 +95,78 @@ def weight_grad_square_sum(
 
     Each program stores one number a block of the gradient, which lies nowhere as a whole.
     """
-    weight, scalars = weight.detach(), () if penalty is None else penalty.scalars
-    factors = _on_device((1.0, *scalars), weight)
-    kind = WeightUpdate("square_sum", penalty=1 if scalars else 0)
+    factors = _on_device((1.0, *(() if penalty is None else penalty.scalars)), weight)
+    return bind_square_sum(x, g, weight, factors, problem, config)(x, g, weight, factors)
 
-    def launch(plan: LaunchPlan) -> Tensor:
+
+def bind_square_sum(
+    x: Tensor, g: Tensor, weight: Tensor, factors: Tensor, problem: Problem, config: TileConfig | None = None
+) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """`weight_grad_square_sum` with everything decided but the pointers: it is called with (x, g, weight, factors).
+
+    Args:
+        x: of the layer.
+        g: of the layer's output.
+        weight: contiguous.
+        factors: of the gradient, which is 1, and the two of a penalty, if there is one.
+        problem: of the layer.
+        config: a tile given by hand.
+    """
+    kind = WeightUpdate("square_sum", penalty=1 if len(factors) > 1 else 0)
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+
+    def bind(plan: LaunchPlan) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
         config = plan.config
         if config.split > 1:
             blocks = -(-weight.numel() // COMBINED)
         else:
             of_program = config.stream if config.dot else config.block_k
             blocks = grid_of("weight_grad", problem.geometry, len(x), config) * of_program
-        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        sums = torch.zeros(blocks, dtype=dtype, device=x.device)
-        _launch(plan, x, g, weight, (sums, None, None, None, None, factors), kind, problem)
-        return sums.sum(dtype=torch.float64)
+        like = torch.empty(blocks, dtype=dtype, device="meta")
+        run = _bind(plan, x, g, weight.detach(), (like, None, None, None, None, factors), kind, problem)
 
-    return _with_sound_tile(x, weight, (), problem, config, launch)
+        def call(x: Tensor, g: Tensor, weight: Tensor, factors: Tensor) -> Tensor:
+            sums = torch.zeros(blocks, dtype=dtype, device=x.device)
+            run(x, g, weight.detach(), (sums, None, None, None, None, factors))
+            return sums.sum(dtype=torch.float64)
+
+        return call
+
+    return _with_sound_tile(x, weight, kind, None, problem, config, bind)
 
 
-def task_of(problem: Problem, x: Tensor, weight: Tensor, states: tuple[torch.dtype, ...]) -> Task:
-    """The task of all batches of one bucket."""
+def task_of(problem: Problem, x: Tensor, weight: Tensor, kind: WeightUpdate, state: Tensor | None) -> Task:
+    """The task of all batches of one bucket; `state` is the first one of the rule, or None."""
     dtype, weight_dtype = (str(t.dtype).removeprefix("torch.") for t in (x, weight))
     task = Task.of("weight_grad", problem, bucket(len(x)), dtype, weight_dtype)
-    found = [STATE_DTYPES.get(state) for state in states]
-    return replace(task, states=len(found), state_dtype=found[0] if found else None)
+    state_dtype = None if state is None or kind.rule == "square_sum" else STATE_DTYPES.get(state.dtype)
+    return replace(task, update=kind.rule, state_dtype=state_dtype)
 
 
 def _with_sound_tile(
     x: Tensor,
     weight: Tensor,
-    states: tuple[torch.dtype, ...],
+    kind: WeightUpdate,
+    state: Tensor | None,
     problem: Problem,
     config: TileConfig | None,
-    launch: Callable[[LaunchPlan], Result],
+    bind: Callable[[LaunchPlan], Result],
 ) -> Result:
-    """Launch with a tile given by hand, or else with the first that Triton compiles soundly."""
+    """Bind with a tile given by hand, or else with the first that Triton compiles soundly."""
     if config is not None:
-        return launch(_for_batch(LaunchPlan.make("weight_grad", problem, config), x, problem))
-    key = "weight_update", bucket(len(x)), x.dtype, weight.dtype, x.device.index, states, chooser.generation
+        return bind(_for_batch(LaunchPlan.make("weight_grad", problem, config), x, problem))
+    of_state = None if state is None else state.dtype
+    key = kind.rule, of_state, bucket(len(x)), x.dtype, weight.dtype, x.device.index, chooser.generation
     plan = problem.launches.get(key)
     if plan is None:
-        tile = select(task_of(problem, x, weight, states), of_gpu(x.device.index or 0)).config
+        tile = chooser(task_of(problem, x, weight, kind, state), x.device.index or 0)
         plan = problem.launches[key] = LaunchPlan.make("weight_grad", problem, tile)
     while True:
         try:
-            return launch(_for_batch(plan, x, problem))
+            return bind(_for_batch(plan, x, problem))
         except MiscompiledError as error:
-            plan = problem.launches[key] = _following(plan, x, weight, states, problem, error)
+            task = task_of(problem, x, weight, kind, state)
+            plan = problem.launches[key] = _following(plan, task, x.device.index or 0, problem, error)
 
 
 def _for_batch(plan: LaunchPlan, x: Tensor, problem: Problem) -> LaunchPlan:
@@ -128,62 +176,47 @@ def _for_batch(plan: LaunchPlan, x: Tensor, problem: Problem) -> LaunchPlan:
     return plan
 
 
-def _following(
-    plan: LaunchPlan,
-    x: Tensor,
-    weight: Tensor,
-    states: tuple[torch.dtype, ...],
-    problem: Problem,
-    error: MiscompiledError,
-) -> LaunchPlan:
+def _following(plan: LaunchPlan, task: Task, gpu: int, problem: Problem, error: MiscompiledError) -> LaunchPlan:
     """The plan of the model's next tile; the error where none may take its place."""
     refused = (*plan.refused, plan.config)
-    task = task_of(problem, x, weight, states)
-    tile = next((t for _, t in model.ranked(task, of_gpu(x.device.index or 0)) if t not in refused), None)
+    tile = next((t for _, t in model.ranked(task, of_gpu(gpu)) if t not in refused), None)
     if tile is None or len(refused) > MOST_TRIED:
         raise error
     _log.warning("%s: %s is launched instead, which may be slower", error, tile)
     return LaunchPlan.make("weight_grad", problem, tile)._replace(refused=refused)
 
 
-def _launch(
-    plan: LaunchPlan,
-    x: Tensor,
-    g: Tensor,
-    weight: Tensor,
-    pointers: tuple[Tensor | None, ...],
-    kind: WeightUpdate,
-    problem: Problem,
-) -> None:
-    """Launch with the tile of a plan, on the current stream.
-
-    Args:
-        plan: for the batch.
-        x: of the layer.
-        g: of the layer's output.
-        weight: contiguous.
-        pointers: the kernel's, to two states, what lies beside them, an added gradient and the scalars.
-        kind: what the gradient is for.
-        problem: of the layer.
-    """
+def _bind(
+    plan: LaunchPlan, x: Tensor, g: Tensor, weight: Tensor, pointers: Pointers, kind: WeightUpdate, problem: Problem
+) -> BoundUpdate:
+    """One launch with the tile of a plan, or two of a split loop; the other arguments as of `bind_weight_update`."""
     config, device = plan.config, x.device
-    (x, x_pitch), (g, g_pitch) = dense_rows(x), dense_rows(g)
+    (x_rows, x_pitch), (g_rows, g_pitch) = rows_like(x), rows_like(g)
     shape = shape_of(problem.geometry, True) if is_wide(x, g) else plan.narrow
     grid = grid_of("weight_grad", problem.geometry, len(x), config)
     constants = len(x), x_pitch, g_pitch, shape, plan.tile, Upstream(False)
-    parts = parts_of(weight, config)
-    tensors: tuple[Any, ...]
-    constants_of: tuple[Any, ...]
+    parts = parts_of(weight, config, "meta")
+    into = weight if parts is None else parts
+    tensors: tuple[Any, ...] = x_rows, g_rows, None, into, None, None, *(NO_POINTERS if parts is not None else pointers)
+    of_first = *constants, kind if parts is None else STORED
+    launch = prepare(plan.launches, weight_grad_kernel, grid, config, tensors, of_first, device)
     if parts is None:
-        tensors, constants_of = (x, g, None, weight, None, None, *pointers), (*constants, kind)
-        prepare(plan.launches, weight_grad_kernel, grid, config, tensors, constants_of, device)(*tensors)
-        return
-    tensors, constants_of = (x, g, None, parts, None, None), (*NO_POINTERS, *constants, STORED)
-    prepare(plan.launches, weight_grad_kernel, grid, config, tensors, constants_of, device)(*tensors)
-    tensors, numel = (parts, weight, *pointers), weight.numel()
-    of_second = numel, config.split, COMBINED, kind
-    programs_of = -(-numbers_of(kind, numel) // COMBINED)
-    prepare(plan.launches, combine_update_kernel, programs_of, SECOND_PASS, tensors, of_second, device)(*tensors)
+
+        def call(x: Tensor, g: Tensor, weight: Tensor, pointers: Pointers) -> None:
+            launch(dense_rows(x)[0], dense_rows(g)[0], None, weight, None, None, *pointers)
+
+        return call
+    numel = weight.numel()
+    programs_of, of_second = -(-numbers_of(kind, numel) // COMBINED), (numel, config.split, COMBINED, kind)
+    tensors = (parts, weight, *pointers)
+    second = prepare(plan.launches, combine_update_kernel, programs_of, SECOND_PASS, tensors, of_second, device)
+
+    def call_both(x: Tensor, g: Tensor, weight: Tensor, pointers: Pointers) -> None:
+        parts = parts_of(weight, config)
+        launch(dense_rows(x)[0], dense_rows(g)[0], None, parts, None, None, *NO_POINTERS)
+        second(parts, weight, *pointers)
+
+    return call_both
 
 
 def numbers_of(kind: WeightUpdate, numel: int) -> int:

@@ -7,7 +7,7 @@ import math
 import torch
 
 from lc_triton.ops import reference
-from lc_triton.search import comparison, scratch
+from lc_triton.search import comparison, scratch, updating
 from lc_triton.search.strategy import Disagreement
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.task import Task
@@ -26,13 +26,19 @@ class Judge:
     def __init__(self, task: Task, tensors: scratch.Tensors) -> None:
         self._task = task
         self._tensors = dict(tensors)
+        self._of_update: updating.Judge | None = None
         self._samples = comparison.sample_indices(task.batch, SAMPLES)
         if task.pass_name == "weight_grad":
             self._tensors["g"] = comparison.mask_samples(tensors["g"], self._samples)
         self._expected = _expected(task, self._tensors, self._samples)
+        if task.update is not None:
+            self._of_update = updating.Judge(task, self._tensors, self._expected["dw"], scratch.run)
 
     def check(self, config: TileConfig) -> None:
         """Raise `Disagreement` with the error of the results, or the error of a kernel that cannot run."""
+        if self._of_update is not None:
+            self._of_update.check(config)
+            return
         outputs = scratch.OUTPUTS[self._task.pass_name]
         for name in outputs:
             self._tensors[name].fill_(math.nan)

@@ -54,7 +54,7 @@ def note(path: Path, task: Task, tiles: list[TileConfig], error: BaseException) 
         "tiles": [asdict(tile) for tile in tiles],
         "error": first_line(error),
         "triton": metadata.version("triton"),
-        "kernel_hash": store.kernel_hash(task.pass_name),
+        "kernel_hash": store.kernel_hash_of(task),
     }
     with file_beside(path).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
@@ -71,7 +71,7 @@ def known(path: Path, task: Task) -> frozenset[TileConfig]:
         try:
             line = json.loads(text)
             same = line["triton"] == metadata.version("triton")
-            same = same and line["kernel_hash"] == store.kernel_hash(task.pass_name)
+            same = same and line["kernel_hash"] == store.kernel_hash_of(task)
             if same and Task.from_json(line["task"]).key == task.key:
                 found.update(TileConfig.from_json(tile) for tile in line["tiles"])
         except (ValueError, KeyError, TypeError):  # the last line of a process that was killed as it wrote

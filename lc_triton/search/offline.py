@@ -157,7 +157,7 @@ def entry_of(task: Task, device: Device, found: Found) -> Simulated:
         date=datetime.now(timezone.utc).date().isoformat(),
         torch=metadata.version("torch"),
         triton=metadata.version("triton"),
-        kernel_hash=store.kernel_hash(task.pass_name),
+        kernel_hash=store.kernel_hash_of(task),
         simulator=VERSION,
         constants=asdict(constants_of(device)),
     )
@@ -175,7 +175,7 @@ def _split(tasks: Mapping[str, Task], device: Device, file_of: FileOf, resume: b
         if (
             entry is not None
             and entry.finished
-            and entry.kernel_hash == store.kernel_hash(task.pass_name)
+            and entry.kernel_hash == store.kernel_hash_of(task)
             and (entry.simulator, entry.constants) == (VERSION, constants)
         ):
             finished.append(label)
@@ -187,7 +187,7 @@ def _split(tasks: Mapping[str, Task], device: Device, file_of: FileOf, resume: b
 def _on_file(task: Task, file_of: FileOf) -> list[TileConfig]:
     """The tile that an earlier search of the same kernel source has found, if there is one."""
     entry = store.read(file_of(task.pass_name)).simulated.get(task.key)
-    return [] if entry is None or entry.kernel_hash != store.kernel_hash(task.pass_name) else [entry.config]
+    return [] if entry is None or entry.kernel_hash != store.kernel_hash_of(task) else [entry.config]
 
 
 def _note(report: Report, label: str, task: Task, device: Device, file_of: FileOf, found: Found) -> None:

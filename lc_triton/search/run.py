@@ -189,7 +189,7 @@ def split(
     begun, finished = set(), []
     for label, task in tasks.items() if resume else ():
         entry = store.read(file_of(task.pass_name)).get(task.key)
-        if entry is not None and entry.finished and entry.kernel_hash == store.kernel_hash(task.pass_name):
+        if entry is not None and entry.finished and entry.kernel_hash == store.kernel_hash_of(task):
             finished.append(label)
         elif entry is not None:
             begun.add(label)
@@ -249,7 +249,7 @@ def measured(task: Task, device: Device, outcome: Outcome) -> Measured:
         date=datetime.now(timezone.utc).date().isoformat(),
         torch=metadata.version("torch"),
         triton=metadata.version("triton"),
-        kernel_hash=store.kernel_hash(task.pass_name),
+        kernel_hash=store.kernel_hash_of(task),
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lc_triton import launch
 from lc_triton.core.problem import Problem
+from lc_triton.search import updating
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.task import Task
 
@@ -21,6 +22,8 @@ OUTPUTS = {"forward": ("y",), "input_grad": ("dx",), "weight_grad": ("dw", "db")
 
 def make(task: Task, device: torch.device) -> Tensors:
     """Random inputs, the same each time, and outputs; torch's global generator does not change."""
+    if task.update is not None:
+        return updating.make(task, device)
     generator = torch.Generator(device).manual_seed(0)
     tensors: Tensors = {}
     for name, (shape, dtype) in layout(task).items():
@@ -41,6 +44,8 @@ def nbytes(task: Task) -> int:
 
 def bind(task: Task, tensors: Tensors, config: TileConfig) -> Callable[[], None]:
     """One launch, whose kernel is compiled now and run when the result is called."""
+    if task.update is not None:
+        return updating.bind(task, tensors, config)
     problem = Problem(task.geometry, backend="triton", precision=task.precision)
     t = tensors
     args: tuple[Tensor | None, ...]
@@ -61,6 +66,8 @@ def run(task: Task, tensors: Tensors, config: TileConfig) -> None:
 
 def layout(task: Task) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Shape and dtype of each tensor of a pass; parameters have the weight's dtype."""
+    if task.update is not None:
+        return updating.layout(task)
     geo = task.geometry
     inner = (task.batch, *geo.in_spatial, geo.in_channels)
     outer = (task.batch, *geo.out_spatial, geo.out_channels)

@@ -21,8 +21,6 @@ from lc_triton.tiles.task import Task
 if TYPE_CHECKING:
     from lc_triton.launch.disassembly import Disassembly
 
-# Of an update by an optimizer with so many states: others with as many move the same bytes.
-RULES = ("sgd", "momentum", "adamw")
 # The simulated microseconds of a tile, or an exception that says why it cannot be used.
 SimulateTile = Callable[[Task, Device, TileConfig], float]
 
@@ -114,20 +112,16 @@ def compile_and_simulate(task: Task, device: Device, config: TileConfig) -> floa
     """
     from lc_triton.launch.build import build
     from lc_triton.launch.disassembly import disassemble
-    from lc_triton.launch.layout import STORED, WeightUpdate
+    from lc_triton.launch.layout import update_of
     from lc_triton.launch.plan import kernel_of
 
     problem = Problem(task.geometry, backend="triton", precision=task.precision)
     dtype, weight_dtype = getattr(torch, task.dtype), getattr(torch, task.weight_dtype)
     types: dict[str, Any] = {"dtype": dtype, "weight_dtype": weight_dtype, "batch": task.batch}
-    update = STORED
-    if task.states is not None:
-        update = WeightUpdate(RULES[task.states])
-        if task.in_8_bits:
-            update = update.in_8_bits(task.geometry.out_channels)
     state_dtype = None if task.state_dtype is None else getattr(torch, task.state_dtype)
+    types |= {"update": update_of(task), "state_dtype": state_dtype}
     try:
-        compiled = build(task.pass_name, problem, config, device.arch, **types, update=update, state_dtype=state_dtype)
+        compiled = build(task.pass_name, problem, config, device.arch, **types)
     finally:
         kernel_of(task.pass_name, task.geometry).device_caches.clear()  # thousands of kernels would not fit in memory
     code = disassemble(compiled)

@@ -72,9 +72,9 @@ def _moved(task: Task, config: TileConfig) -> dict[str, Bytes]:
         g = _gathered(task, config) + tiles * task.batch * count * config.block_n * s - x
         written = weight_bytes if config.split == 1 else config.split * geo.weight_numel * _PART_BYTES
         # One program of a tile reads g a second time, for the bias gradient; where blocks of k stream, none does.
-        again = 1 / count if config.stream == 1 and task.states is None else 0
+        again = 1 / count if config.stream == 1 and task.update is None else 0
         states = 0
-        if task.states is not None and config.split == 1:
+        if task.update is not None and config.split == 1:
             written = 2 * geo.weight_numel * task.master_itemsize
             states = int(2 * task.states * geo.weight_numel * task.state_itemsize)
         return {

@@ -120,7 +120,7 @@ def simulate(
     if config.descriptor:
         raise ArgumentValueError(name="config", value=config, allowed="without descriptor: boxes are not simulated")
     # The update of a split loop is made by its second launch.
-    of_first = replace(task, states=None) if config.split > 1 else task
+    of_first = replace(task, update=None) if config.split > 1 else task
     least = of_first.least_bytes if counts is None else sum(moved.memory for moved in counts.moved.values())
     counts = counts or counts_of(task, config)
     code = read_code(task.pass_name, config, disassembly, constants, counts)

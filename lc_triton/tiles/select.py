@@ -13,7 +13,7 @@ from lc_triton.tiles.device import Device
 from lc_triton.tiles.entries import Measured, Simulated
 from lc_triton.tiles.key import ProblemKey
 from lc_triton.tiles.model import choose
-from lc_triton.tiles.space import overwrites_operand
+from lc_triton.tiles.space import may_launch
 from lc_triton.tiles.task import Task
 
 Source = Literal["user", "shipped", "architecture", "simulated", "model"]
@@ -46,8 +46,7 @@ class Choice:
 def select(task: Task, device: Device) -> Choice:
     """The tile for a kernel, by the order of `Choice.source`; the same arguments and files give the same answer.
 
-    A measured tile that `space.overwrites_operand` leaves out is passed over. Files hold no tiles of weight gradients
-    that update the weight.
+    A tile on file that `space.may_launch` leaves out is passed over.
 
     Args:
         task: the kernel.
@@ -60,14 +59,14 @@ def select(task: Task, device: Device) -> Choice:
         >>> select(Task("forward", layer, 32, "float32", "float32"), by_name("a100")).source
         'model'
     """
-    files = list(_files(task.pass_name, device)) if task.states is None else []
+    files = list(_files(task.pass_name, device))
     keys = _keys(task.key)
-    kernel_hash = store.kernel_hash(task.pass_name)
+    kernel_hash = store.kernel_hash_of(task)
     for source, path in files:
         entries = store.read_or_warn(path)
         for key in keys:
             measured = entries.get(key)
-            if measured is not None and not overwrites_operand(task, device, measured.config):
+            if measured is not None and may_launch(task, device, measured.config):
                 return Choice(measured.config, source, path, key, measured, measured.kernel_hash != kernel_hash)
     for source, path in files:
         if source == "architecture":  # what was simulated for another GPU
@@ -75,7 +74,7 @@ def select(task: Task, device: Device) -> Choice:
         entries = store.read_or_warn(path)
         for key in keys:
             simulated = entries.simulated.get(key)
-            sound = simulated is not None and not overwrites_operand(task, device, simulated.config)
+            sound = simulated is not None and may_launch(task, device, simulated.config)
             if simulated is not None and sound and simulated.kernel_hash == kernel_hash:
                 return Choice(simulated.config, "simulated", path, key, simulated=simulated)
     return Choice(choose(task, device), "model")

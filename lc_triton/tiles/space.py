@@ -60,7 +60,7 @@ def candidates(task: Task, device: Device) -> list[TileConfig]:
         config
         for unsplit in _unsplit(task, device)
         for config in (*_splits(task, device, unsplit), *_streams(task, device, unsplit))
-        if task.states is None or updates_fit(task, device, config)
+        if updates_fit(task, device, config)
     )
     count = {config: programs(task.pass_name, task.geo, task.batch, config) for config in found}
     # A tile that leaves three quarters of the device idle cannot be the fastest where another does not.
@@ -73,7 +73,8 @@ def variants(task: Task, device: Device, config: TileConfig) -> Iterator[TileCon
     for stages in (2, 3, 4, 5):
         yield replace(config, num_stages=stages)
     for warps in (4, 8):
-        yield replace(config, num_warps=warps)
+        if updates_fit(task, device, other := replace(config, num_warps=warps)):
+            yield other
     swapped = replace(config, swap=not config.swap)
     if config.dot and not overwrites_operand(task, device, swapped):
         yield swapped
@@ -85,9 +86,9 @@ def descriptor_fits(task: Task, device: Device, config: TileConfig) -> bool:
     """Whether a tensor descriptor can move the weights of a tile: a box, which the band of several positions is not.
 
     The device must be NVIDIA's of compute capability 9.0 or more; rows of the box are whole multiples of 16 bytes, and
-    no box writes into another group's filters, or of the input gradient, reads across positions.
+    no box writes into another group's filters, or of the input gradient, reads across positions. Updates move no boxes.
     """
-    if task.joined is not task:
+    if task.joined is not task or task.update is not None:
         return False
     if not (config.dot and config.rows * config.cols == 1 and isinstance(device.arch, int) and device.arch >= 90):
         return False
@@ -128,11 +129,18 @@ def overwrites_operand(task: Task, device: Device, config: TileConfig, *, activa
     return _rounds_weights(task) and config.block_k * task.itemsize > WARP_GROUP_DEPTH
 
 
+def may_launch(task: Task, device: Device, config: TileConfig) -> bool:
+    """Whether a tile that was measured or simulated, perhaps at another batch, may be used."""
+    if task.update is not None and not updates_fit(task, device, config):
+        return False
+    return not overwrites_operand(task, device, config)
+
+
 def resident(task: Task, device: Device, config: TileConfig) -> int:
     """How many programs of a tile one multiprocessor is planned to hold, by shared memory, registers and warps."""
     few = task.pass_name == "weight_grad" and not is_thin(task)
     of_thread = REGISTERS_OF_WEIGHT_GRAD if few else REGISTERS_OF_A_THREAD
-    of_product = REGISTERS_OF_UPDATE if task.states is not None and config.stream > 1 else 1
+    of_product = REGISTERS_OF_UPDATE if task.update is not None and config.stream > 1 else 1
     registers = of_product * product(task, config) + of_thread * device.lanes * config.num_warps
     by_shared = device.shared_bytes // shared_bytes(task, config) if config.dot else device.warps
     return max(1, min(by_shared, device.registers // registers, device.warps // config.num_warps))
@@ -176,11 +184,14 @@ def product(task: Task, config: TileConfig) -> int:
 
 
 def updates_fit(task: Task, device: Device, config: TileConfig) -> bool:
-    """Whether a thread has registers for the update of all weights whose gradients it holds.
+    """Whether a thread has registers for the update of all weights whose gradients it holds, where there is one.
 
+    The sum of squares is an update of no weight; its tiles are the same, with which it was compiled without spills.
     Of states in 8 bits, a tile must hold whole blocks of filters as well, and no blocks of k stream: simulated for an
     H200, such kernels take 1.3 to 1.6 times as long.
     """
+    if task.update is None:
+        return True
     most = MAX_UPDATED
     if task.in_8_bits:
         most //= 2

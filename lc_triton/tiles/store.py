@@ -17,6 +17,7 @@ from lc_triton.errors import ConfigFileError, LocalConvError, first_line
 from lc_triton.tiles.config import Pass
 from lc_triton.tiles.entries import Measured, Simulated, is_simulated
 from lc_triton.tiles.key import ProblemKey
+from lc_triton.tiles.task import Task
 
 SCHEMA = 1
 KIND = "lc_triton tiles"
@@ -134,17 +135,28 @@ def check_writable(path: Path) -> None:
     read(path)
 
 
+def kernel_hash_of(task: Task) -> str:
+    """The hash of the source of a task's kernel."""
+    return kernel_hash(task.pass_name, updates=task.update is not None)
+
+
 @cache
-def kernel_hash(pass_name: Pass) -> str:
+def kernel_hash(pass_name: Pass, *, updates: bool = False) -> str:
     """Twelve hexadecimal digits of the hash of a pass's source: a tile of another source is stale.
 
-    The source is the pass's kernel, the second launch of a split loop, and the functions that both call; the update by
-    an optimizer is left out, as no file holds tiles of kernels that make one.
+    The source is the pass's kernel, the second launch of a split loop, and the functions that both call. That of the
+    update counts only where the weight gradient makes one: it changes no other kernel.
+
+    Args:
+        pass_name: of the kernel.
+        updates: whether the weight gradient updates the weight.
     """
     digest = hashlib.sha256()
     own = [f"{pass_name}.py"]
     if pass_name == "weight_grad":
         own += ["weight_block.py", "shared_weight_grad.py"]
+    if updates:
+        own += ["update.py"]
     for name in ("common.py", "combine.py", *own):
         digest.update((KERNELS / name).read_bytes())
     return digest.hexdigest()[:12]

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from lc_triton.core.arguments import check_name
-from lc_triton.core.fused import BLOCK
+from lc_triton.core.fused import BLOCK, STATES
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 from lc_triton.errors import ArgumentValueError
@@ -17,6 +17,8 @@ from lc_triton.tiles.key import DTYPES, ProblemKey, bucket
 
 # Rows of the smallest product by tl.dot.
 LEAST_ROWS = 16
+# Rules that move what another one moves, by nearly the same instructions: its tiles are theirs.
+TILED_ALIKE = {"nesterov": "momentum", "add": "sgd"}
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int8": 1, "float8_e4m3fn": 1}
 
 
@@ -30,10 +32,10 @@ class Task:
         batch: B.
         dtype, weight_dtype: of x and of the weight, torch's names.
         precision: of float32 products, "ieee" or "tf32".
-        states: None where the result is stored; of a weight gradient that updates the weight instead, how many states
-            the weight's optimizer has.
-        state_dtype: of the states; None where it is the weight's, or float32 of a weight of 16 bits. "int8" is 8 bits
-            and a largest magnitude for each block of filters.
+        update: None where the result is stored; of a weight gradient that updates the weight instead, the rule, or
+            "square_sum": of `core.fused.STATES`. A weight in bfloat16 has a master for "adamw".
+        state_dtype: of the rule's states; None where it is the weight's, or float32 of a weight of 16 bits. "int8" is
+            8 bits and a largest magnitude for each block of filters.
     """
 
     pass_name: Pass
@@ -42,7 +44,7 @@ class Task:
     dtype: str
     weight_dtype: str
     precision: str = "ieee"
-    states: int | None = None
+    update: str | None = None
     state_dtype: str | None = None
 
     @classmethod
@@ -59,7 +61,7 @@ class Task:
             "dtype": self.dtype,
             "weight_dtype": self.weight_dtype,
             "precision": self.precision,
-            **({} if self.states is None else {"states": self.states}),
+            **({} if self.update is None else {"update": self.update}),
             **({} if self.state_dtype is None else {"state_dtype": self.state_dtype}),
         }
 
@@ -96,6 +98,8 @@ class Task:
             filters=geo.out_channels,
             groups=geo.groups,
             regions=geo.regions,
+            update=TILED_ALIKE.get(self.update or "", self.update or ""),
+            state_dtype=self.state_dtype or "",
         )
 
     @cached_property
@@ -144,9 +148,14 @@ class Task:
         return activations * self.itemsize + int(geo.weight_numel * self.moved_of_weight)
 
     @property
+    def states(self) -> int:
+        """How many states the rule of its update has."""
+        return 0 if self.update is None else STATES[self.update]
+
+    @property
     def weight_accesses(self) -> int:
-        """How often each weight, or a number of a state, is moved."""
-        return 1 if self.states is None else 2 + 2 * self.states
+        """How often each weight, or a number of a state, is moved; a square is added up instead."""
+        return 1 if self.update in (None, "square_sum") else 2 + 2 * self.states
 
     @property
     def state_itemsize(self) -> float:
@@ -163,13 +172,18 @@ class Task:
 
     @property
     def master_itemsize(self) -> int:
-        """Bytes of what an update reads and writes of a weight: itself, and of one in bfloat16 its correction."""
-        return self.weight_itemsize + (self.weight_itemsize == ITEMSIZE["bfloat16"])
+        """Bytes of what an update reads and writes of a weight: itself, and of one in bfloat16 its correction.
+
+        The sum of squares stores one number a program, and reads the weight for a penalty alone, which it seldom has.
+        """
+        if self.update == "square_sum":
+            return 0
+        return self.weight_itemsize + (self.update == "adamw" and self.weight_itemsize == ITEMSIZE["bfloat16"])
 
     @property
     def moved_of_weight(self) -> float:
         """Bytes that are moved for each weight: itself, or what an update reads and writes."""
-        if self.states is None:
+        if self.update is None:
             return self.weight_itemsize
         return 2 * (self.master_itemsize + self.states * self.state_itemsize)
 

@@ -210,7 +210,7 @@ def test_regimes_say_where_they_are(monkeypatch, capsys, tmp_path):
 
 def test_the_simulated_step_and_its_floor(monkeypatch, capsys, tmp_path):
     """Of an update: the bytes of torch's beside the simulated kernels, at the rate of a copy."""
-    monkeypatch.setattr(step, "compile_and_simulate", lambda task, gpu, config: 100.0 if task.states is None else 400.0)
+    monkeypatch.setattr(step, "compile_and_simulate", lambda task, gpu, config: 100.0 if task.update is None else 400.0)
     monkeypatch.setattr(step, "LAYERS", [("deepface_l4", 32)])
     of = step.Step("deepface_l4", 32)
     weights, rate = 4 * of.tasks["forward"].geometry.weight_numel, by_name(step.DEVICE).memory_rate

@@ -41,6 +41,30 @@ def test_the_models_best_run_agree_and_take_time(pass_name, types):
     assert min(min(t) for t in times) > 0
 
 
+@pytest.mark.parametrize(
+    ("update", "state_dtype", "types"),
+    [
+        ("adamw", None, ("bfloat16", "float32")),
+        ("adamw", "bfloat16", ("bfloat16", "float32")),
+        ("adamw", "int8", ("bfloat16", "bfloat16")),
+        ("momentum", None, ("bfloat16", "float32")),
+        ("sgd", None, ("float32", "float32", "tf32")),
+        ("square_sum", None, ("bfloat16", "float32")),
+    ],
+)
+def test_updates_agree_and_take_time(update, state_dtype, types):
+    from lc_triton.search.bench import GpuBench
+
+    task = Task("weight_grad", LAYER, 32, *types, update=update, state_dtype=state_dtype)
+    best = [config for _, config in model.ranked(task, of_gpu(0))[:3]]
+    bench = GpuBench(task, 0)
+    bench.compile(best)
+    for config in best:
+        bench.check(config)
+    times = bench.time(best, 5)
+    assert min(min(t) for t in times) > 0
+
+
 def entries(folder, pass_name):
     (path,) = folder.glob(f"*/*/{pass_name}.json")
     return store.read(path)

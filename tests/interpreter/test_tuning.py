@@ -1,5 +1,7 @@
 """What a tuner asks of the kernels: that a wrong one is caught, and that launches take the tile it found."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -46,6 +48,73 @@ def test_right_tiles_are_accepted(pass_name, types):
 def test_right_tiles_of_other_layers_are_accepted(pass_name, name):
     layer = next(case for case in CASES if case.name == name).geometry
     judge(pass_name, layer=layer, batch=3).check(TileConfig(1, 1, 16, 16, 16, dot=layer.groups < 5))
+
+
+UPDATES = [
+    ("adamw", None, "float32", "float32"),
+    ("adamw", "bfloat16", "float16", "float32"),
+    ("adamw", "int8", "float16", "float32"),
+    ("adamw", None, "float32", "bfloat16"),
+    ("adamw", None, "float64", "float64"),
+    ("momentum", None, "float16", "float32"),
+    ("nesterov", None, "float32", "float32"),
+    ("sgd", None, "float32", "float32"),
+    ("add", None, "float32", "float32"),
+    ("square_sum", None, "float16", "float32"),
+]
+
+
+def judge_of_update(update, state_dtype, *types, layer=LAYER):
+    task = Task("weight_grad", layer, 19, *types, update=update, state_dtype=state_dtype)
+    return Judge(task, scratch.make(task, CPU))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("of", UPDATES, ids=lambda of: "-".join(map(str, of)))
+def test_right_updates_are_accepted(of):
+    judge = judge_of_update(*of)
+    judge.check(TILE)
+    judge.check(replace(TILE, split=2))  # from the weights and states of before
+
+
+def gradient_of_another_size(tensors):
+    tensors["g"].mul_(1.05)
+
+
+def a_sample_too_few(tensors):
+    tensors["x"][0] = 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("of", UPDATES, ids=lambda of: "-".join(map(str, of)))
+@pytest.mark.parametrize("fault", [gradient_of_another_size, a_sample_too_few])
+def test_updates_by_a_wrong_gradient_are_caught(of, fault, monkeypatch):
+    right = scratch.run
+
+    def wrong(task, tensors, config):
+        operands = {name: tensors[name].clone() for name in ("x", "g")}
+        fault(operands)
+        right(task, {**tensors, **operands}, config)
+
+    monkeypatch.setattr(scratch, "run", wrong)
+    with pytest.raises(Disagreement, match="times what rounding"):
+        judge_of_update(*of).check(TILE)
+
+
+@pytest.mark.parametrize("name", ["weight", "first", "second", "correction", "total"])
+def test_what_an_update_leaves_as_it_was_is_caught(name, monkeypatch):
+    of = next(of for of in UPDATES if (of[0] == "square_sum") == (name == "total"))
+    of = UPDATES[3] if name == "correction" else of
+    right = scratch.run
+
+    def forgets(task, tensors, config):
+        before = tensors[name].clone()
+        right(task, tensors, config)
+        tensors[name].copy_(before)
+
+    monkeypatch.setattr(scratch, "run", forgets)
+    with pytest.raises(Disagreement, match="NaN or infinity" if name == "total" else "off by"):
+        judge_of_update(*of).check(TILE)
 
 
 def scaled(outputs):
@@ -99,6 +168,13 @@ def test_a_tap_too_few_is_caught(monkeypatch):
     monkeypatch.setattr(scratch, "run", wrong)
     with pytest.raises(Disagreement):
         judge("forward", ("float16", "float16")).check(TILE)
+
+
+def test_scratch_of_an_update_has_the_bytes_that_it_says():
+    for update, state_dtype, *types in UPDATES:
+        task = Task("weight_grad", LAYER, 4, *types, update=update, state_dtype=state_dtype)
+        made = scratch.make(task, CPU)
+        assert {name: (t.shape, t.dtype) for name, t in made.items()} == scratch.layout(task)
 
 
 def test_scratch_leaves_the_random_numbers_alone():

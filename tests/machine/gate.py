@@ -22,7 +22,7 @@ from tqdm import tqdm
 from lc_triton.core.activations import Activation
 from lc_triton.core.problem import Problem
 from lc_triton.launch.build import build, machine_code
-from lc_triton.launch.layout import STATES, WeightUpdate
+from lc_triton.launch.layout import WeightUpdate
 from lc_triton.launch.ptx_scan import marks
 from lc_triton.tiles import model, paths, space, workloads
 from lc_triton.tiles.config import PASSES, Pass, TileConfig
@@ -58,8 +58,8 @@ class Row:
 
     @property
     def task(self) -> Task:
-        geometry, states = layers()[self.workload].geometry, STATES.get(self.update)
-        return Task(self.pass_name, geometry, self.batch, *types_of(self.dtype), states=states)
+        geometry, update = layers()[self.workload].geometry, None if self.update == "none" else self.update
+        return Task(self.pass_name, geometry, self.batch, *types_of(self.dtype), update=update)
 
     @property
     def config(self) -> TileConfig:

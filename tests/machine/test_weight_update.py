@@ -21,8 +21,8 @@ pytestmark = [pytest.mark.compile, pytest.mark.slow]
 NIGHTLY = {"marks": pytest.mark.nightly}
 
 
-def task_of(name, batch, dtype, states=2):
-    return Task("weight_grad", geometry_of(name), batch, dtype, "float32", states=states)
+def task_of(name, batch, dtype):
+    return Task("weight_grad", geometry_of(name), batch, dtype, "float32", update="adamw")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,8 @@ def test_the_second_pass_of_a_split_loop(state_dtype):
 
 def test_the_model_counts_what_an_update_moves():
     """Weight, and both states, are read and written: six accesses for one."""
-    stored, updated = task_of("deepface_l4", 32, "bfloat16", None), task_of("deepface_l4", 32, "bfloat16")
+    updated = task_of("deepface_l4", 32, "bfloat16")
+    stored = replace(updated, update=None)
     weights = 4 * stored.geometry.weight_numel
     assert updated.least_bytes - stored.least_bytes == 5 * weights
     small = replace(updated, state_dtype="bfloat16")

@@ -16,7 +16,7 @@ from lc_triton import cli
 from lc_triton.search import timings, tuner
 from lc_triton.tiles import device_file, paths, store
 from lc_triton.tiles.config import PASSES, TileConfig
-from lc_triton.tiles.device import by_name
+from lc_triton.tiles.device import by_name, of_gpu
 from tests.search.fakes import FakeBench
 
 SHAPE = ["--shapes", "20x20x16,k3,f16", "--batches", "32"]
@@ -57,6 +57,9 @@ def gpu(monkeypatch):
         (["--dtypes", "float32/float16"], "dtype must be two equal ones, or float16/float32 or"),
         (["--gpu", "-1"], "--gpu must be below"),
         (["--out", "tiles.json"], "--out must be a folder, or else one of --faces"),
+        (["--states", "8 bits"], "states must be given beside an update, got '8 bits'"),
+        (["--update", "sgd", "--states", "8 bits"], "states must be 'float32' of sgd, got '8 bits'"),
+        (["--update", "sgd"], "dtype must be with weights of float32 for an update, as in 'bfloat16/float32'"),
         (["--workloads", "none.json"], "workload file none.json, line 1: it cannot be read"),
     ],
 )
@@ -113,6 +116,30 @@ def test_measuring(gpu, capsys, tmp_path):
     assert (key.dtype, key.precision, key.batch) == ("float32", "tf32", 32)
     assert cli.main(["tune", *SHAPE, "--dtypes", "tf32", "--resume"]) == 0
     assert capsys.readouterr().out == "0 measured; 3 on file already\n"  # and nothing is said to be written
+
+
+def test_measuring_an_update(gpu, capsys, tmp_path):
+    """The weight gradient's own row; other passes are as they are, and what is stored keeps its tile."""
+    arguments = [*SHAPE, "--dtypes", "bfloat16/float32", "--update", "adamw", "--states", "8 bits"]
+    assert cli.main(["tune", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "20x20x16,k3,f16 batch 32 bfloat16/float32 weight_grad+adamw in 8 bits: 10.1 us" in out
+    assert "20x20x16,k3,f16 batch 32 bfloat16/float32 forward: 10.1 us" in out
+    (key,) = store.read(next((tmp_path / "user").glob("*/*/weight_grad.json")))
+    assert (key.update, key.state_dtype) == ("adamw", "int8")
+    assert cli.main(["tune", *arguments, "--resume"]) == 0
+    assert capsys.readouterr().out == "0 measured; 3 on file already\n"
+    shown = [*SHAPE, "--dtypes", "bfloat16/float32", "--faces", "weight_grad", "--device", of_gpu(0).full_name]
+    for more, source in (
+        (["--update", "adamw", "--states", "8 bits"], "user"),
+        (["--update", "adamw"], "model"),
+        ([], "model"),
+    ):
+        assert cli.main(["configs", *shown, *more, "--json"]) == 0
+        (row,) = json.loads(capsys.readouterr().out)
+        assert (row["source"], row.get("update")) == (source, "adamw" if more else None)
+    assert cli.main(["configs", *shown, "--update", "adamw"]) == 0
+    assert "weight_grad+adamw " in capsys.readouterr().out
 
 
 def test_one_file(gpu, capsys, tmp_path):

@@ -24,6 +24,7 @@ from lc_triton.simulator import VERSION, constants_of
 from lc_triton.tiles import model, paths, store
 from lc_triton.tiles.config import PASSES, TileConfig
 from lc_triton.tiles.device import by_name
+from lc_triton.tiles.select import select
 from lc_triton.tiles.space import variants
 from lc_triton.tiles.task import Task
 from tests.search.fakes import H200, LAYER, file_of, task
@@ -144,7 +145,7 @@ def test_the_time_is_shared_and_resume_goes_on(folder, monkeypatch):
     report = run(folder, resume=True)
     assert (report.on_file, report.simulated) == (list(TASKS), {})
     assert report.to_text() == "0 simulated; 3 on file already"
-    monkeypatch.setattr(store, "kernel_hash", lambda pass_name: "0" * 12)
+    monkeypatch.setattr(store, "kernel_hash", lambda *_, **__: "0" * 12)
     assert list(run(folder, resume=True).simulated) == list(TASKS)
     monkeypatch.setattr(offline, "VERSION", VERSION + 1)
     assert list(run(folder, resume=True).simulated) == list(TASKS)
@@ -249,6 +250,27 @@ def test_configs_says_that_a_tile_was_simulated(folder, capsys):
     assert '"source": "simulated"' in out
     assert '"simulated_us": 8.0' in out
     assert '"median_us": null' in out
+
+
+def test_an_update_is_simulated_into_its_own_row(folder):
+    update = replace(task("weight_grad"), weight_dtype="float32", update="adamw")
+    best = model.ranked(update, H200)[3][1]
+    run(paths.user_configs(), {"layer": update}, us=lambda config: 8.0 if config == best else 10.0)
+    choice = select(update, H200)
+    assert (choice.source, choice.config, choice.simulated.kernel_hash) == (
+        "simulated",
+        best,
+        store.kernel_hash("weight_grad", updates=True),
+    )
+    assert select(replace(update, update=None), H200).source == "model"
+
+
+@pytest.mark.compile
+@pytest.mark.slow
+@pytest.mark.parametrize(("update", "state_dtype"), [("adamw", "int8"), ("square_sum", None)])
+def test_a_tile_of_an_update_is_compiled_and_simulated(update, state_dtype):
+    of = replace(task("weight_grad"), weight_dtype="float32", update=update, state_dtype=state_dtype)
+    assert 1.5 < compile_and_simulate(of, H200, model.choose(of, H200)) < 40
 
 
 @pytest.mark.compile

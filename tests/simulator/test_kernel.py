@@ -79,9 +79,9 @@ def test_the_bytes_of_a_weight_gradient():
 
 def test_the_bytes_of_an_update():
     """AdamW reads and writes the weight and two states; of a split loop, its second launch does."""
-    of = replace(task("weight_grad", batch=50, types=("bfloat16", "float32")), states=2)
+    of = replace(task("weight_grad", batch=50, types=("bfloat16", "float32")), update="adamw")
     weights = LAYER.weight_numel * 4
-    stored, moved = counts_of(replace(of, states=None), TILE).moved, counts_of(of, TILE).moved
+    stored, moved = counts_of(replace(of, update=None), TILE).moved, counts_of(of, TILE).moved
     assert moved["out"] == (2 * weights,) * 2
     assert moved["states"] == (4 * weights,) * 2
     assert "states" not in stored
@@ -97,8 +97,8 @@ def test_the_bytes_of_an_update():
 @pytest.mark.slow
 def test_an_update_takes_the_time_of_its_states():
     constants, times, loaded = constants_of(H200), {}, set()
-    for states, rule in ((None, "none"), (2, "adamw")):
-        of = replace(task("weight_grad", types=("bfloat16", "float32")), states=states)
+    for update, rule in ((None, "none"), ("adamw", "adamw")):
+        of = replace(task("weight_grad", types=("bfloat16", "float32")), update=update)
         code = compiled(of, TILE, WeightUpdate(rule))
         found = times[rule] = simulate(of, TILE, code, constants)
         loaded = {o.category for o in found.code.operations if o.kind == "load"}

@@ -12,7 +12,7 @@ from lc_triton.core.geometry import Geometry
 from lc_triton.tiles import paths, store
 from lc_triton.tiles.config import PASSES, TileConfig
 from lc_triton.tiles.device import by_name
-from lc_triton.tiles.model import choose
+from lc_triton.tiles.model import choose, ranked
 from lc_triton.tiles.select import select
 from lc_triton.tiles.task import Task
 from tests.tiles.test_store import MEASURED, SIMULATED
@@ -139,6 +139,42 @@ def test_a_measured_tile_that_overwrites_an_operand_is_passed_over(folders):
             store.merge(path, "", "forward", {mixed.key: replace(MEASURED, config=config)})
     assert (select(mixed, H200).source, select(mixed, H200).config) == ("shipped", sound)
     assert (select(mixed, by_name("b200")).source, select(mixed, by_name("b200")).config) == ("user", overwrites)
+
+
+def test_an_update_has_tiles_of_its_own_in_the_same_order(folders):
+    stored = task("weight_grad", types=("bfloat16", "float32"))
+    update = replace(stored, update="adamw")
+    right = [config for _, config in ranked(update, H200)[:3]]
+
+    def place(folder, device, entry, config):
+        path = store.file_of(folders / folder, H200.arch_name, device, "weight_grad")
+        entry = replace(entry, config=config, kernel_hash=store.kernel_hash_of(update))
+        store.merge(path, device, "weight_grad", {update.key: entry})
+
+    def found(of=update):
+        return select(of, H200).source, select(of, H200).config
+
+    assert found() == ("model", right[0])
+    place("shipped", "nvidia_h200", SIMULATED, right[1])
+    assert found() == ("simulated", right[1])
+    place("shipped", "nvidia_h100_80gb_hbm3", MEASURED, right[2])
+    assert found() == ("architecture", right[2])
+    place("shipped", "nvidia_h200", MEASURED, right[1])
+    assert found() == ("shipped", right[1])
+    place("user", "nvidia_h200", MEASURED, right[2])
+    assert found() == ("user", right[2])
+    for other in (stored, replace(update, update="sgd"), replace(update, state_dtype="int8")):
+        assert found(other)[0] == "model"
+    assert found(replace(update, batch=64)) == ("user", right[2])
+
+
+def test_a_tile_with_more_sums_than_an_update_has_registers_for_is_passed_over(folders):
+    """As one of another batch may be, or one that was written by hand."""
+    update = replace(task("weight_grad", types=("bfloat16", "float32")), update="adamw")
+    path = store.file_of(folders / "user", H200.arch_name, H200.folder, "weight_grad")
+    for config, source in ((TileConfig(1, 1, 128, 64, 128), "model"), (TileConfig(1, 1, 64, 64, 64), "user")):
+        store.merge(path, "", "weight_grad", {update.key: replace(MEASURED, config=config)})
+        assert select(update, H200).source == source
 
 
 def test_a_damaged_file_is_skipped_for_the_next(folders):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from lc_triton.core.fused import STATES
 from lc_triton.core.geometry import Geometry
 from lc_triton.errors import ArgumentValueError
 from lc_triton.tiles import model
@@ -11,10 +12,12 @@ from lc_triton.tiles.config import PASSES, TileConfig
 from lc_triton.tiles.device import DEVICES, by_name
 from lc_triton.tiles.footprint import loop_steps, programs
 from lc_triton.tiles.space import (
+    MAX_UPDATED,
     candidates,
     descriptor_fits,
     has_whole_blocks,
     overwrites_operand,
+    product,
     resident,
     variants,
 )
@@ -60,7 +63,7 @@ def test_candidates_fit_and_fill(device, name, pass_name, dtype):
 def test_tiles_hold_whole_blocks_of_states_in_8_bits(name):
     """Each run of 32 filters, or all of fewer, is in one program; of groups that end inside a run, in none."""
     geometry = {**LAYERS, "groups_of_48": Geometry.make((8, 8), 96, 96, 3, groups=2)}[name]
-    t = Task("weight_grad", geometry, 64, "bfloat16", "float32", states=2, state_dtype="int8")
+    t = Task("weight_grad", geometry, 64, "bfloat16", "float32", update="adamw", state_dtype="int8")
     found, filters = candidates(t, H200), geometry.out_channels
     assert bool(found) == has_whole_blocks(t) == (name != "groups_of_48")
     for config in found:
@@ -70,6 +73,23 @@ def test_tiles_hold_whole_blocks_of_states_in_8_bits(name):
             group, inner = divmod(f, per_group)
             owners.setdefault(f // 32, set()).add((group, inner // config.block_f))
         assert all(len(programs_of) == 1 for programs_of in owners.values()), config
+
+
+@pytest.mark.parametrize("update", ["adamw", "momentum", "sgd", "square_sum"])
+def test_variants_of_an_update_hold_what_it_has_registers_for(update):
+    t = Task("weight_grad", LAYERS["plain"], 64, "bfloat16", "float32", update=update)
+    for config in candidates(t, H200):
+        for variant in variants(t, H200, config):
+            assert product(t, variant) <= MAX_UPDATED * H200.lanes * variant.num_warps
+            assert not variant.descriptor
+
+
+def test_the_bytes_of_updates():
+    t = Task("weight_grad", LAYERS["plain"], 64, "bfloat16", "float32")
+    moved = {rule: replace(t, update=rule).moved_of_weight for rule in STATES}
+    assert moved == {"adamw": 24, "momentum": 16, "nesterov": 16, "sgd": 8, "add": 8, "square_sum": 0}
+    half = replace(t, weight_dtype="bfloat16")
+    assert [replace(half, update=rule).moved_of_weight for rule in ("adamw", "add", "square_sum")] == [22, 4, 0]
 
 
 def test_a_loop_is_split_only_where_the_device_idles():

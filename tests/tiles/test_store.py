@@ -13,11 +13,11 @@ from dataclasses import asdict, replace
 import pytest
 
 from lc_triton.core.geometry import Geometry
-from lc_triton.errors import ConfigFileError
+from lc_triton.errors import ConfigFileError, LocalConvError
 from lc_triton.tiles import store
 from lc_triton.tiles.config import PASSES, TileConfig
 from lc_triton.tiles.entries import Measured, Simulated
-from lc_triton.tiles.key import bucket
+from lc_triton.tiles.key import ProblemKey, bucket
 from lc_triton.tiles.task import Task
 
 LAYER = Geometry.make((8, 9), 16, 32, 3, stride=2, padding=1)
@@ -80,6 +80,43 @@ def test_round_trip(tmp_path):
     assert entries == {KEY: faster, KEY.at(64): replace(MEASURED, runner_up=None, runner_up_us=None)}
     content = json.loads(path.read_text())
     assert (content["schema"], content["device"], content["face"]) == (1, "NVIDIA H200", "forward")
+
+
+def test_tiles_of_updates_stand_beside_those_of_stored_gradients(tmp_path):
+    """A rule has its own, and each kind of states; older files have keys without these."""
+    path, stored = tmp_path / "weight_grad.json", Task("weight_grad", LAYER, 20, "bfloat16", "float32")
+    tasks = [stored, *(replace(stored, update=rule) for rule in ("adamw", "momentum", "sgd", "square_sum"))]
+    tasks += [replace(tasks[1], state_dtype=dtype) for dtype in ("bfloat16", "int8")]
+    for i, task in enumerate(tasks):
+        store.merge(path, "NVIDIA H200", "weight_grad", {task.key: replace(MEASURED, median_us=i)})
+    assert {key: entry.median_us for key, entry in store.read(path).items()} == {t.key: i for i, t in enumerate(tasks)}
+    problems = [entry["problem"] for entry in json.loads(path.read_text())["entries"]]
+    assert sum("update" in problem for problem in problems) == 6
+    assert sum("state_dtype" in problem for problem in problems) == 2
+    assert "update" not in KEY.to_json()
+    assert replace(stored, update="nesterov").key == replace(stored, update="momentum").key
+    assert replace(stored, update="add").key == replace(stored, update="sgd").key
+
+
+def test_the_source_of_the_update_counts_for_tiles_of_updates_alone():
+    stored = Task("weight_grad", LAYER, 20, "bfloat16", "float32")
+    assert store.kernel_hash_of(stored) == store.kernel_hash("weight_grad")
+    assert store.kernel_hash_of(replace(stored, update="adamw")) != store.kernel_hash("weight_grad")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"update": "adam"}, "update must be one of adamw, momentum, sgd, square_sum, got 'adam'"),
+        ({"state_dtype": "int8"}, "state_dtype must be one of bfloat16, int8 with the update adamw"),
+        ({"update": "sgd", "state_dtype": "int8"}, "state_dtype must be one of bfloat16, int8 with the update adamw"),
+        ({"update": "adamw", "state_dtype": "int4"}, "state_dtype must be one of bfloat16, int8 with"),
+        ({"rule": "adamw"}, "problem must be an object of"),
+    ],
+)
+def test_keys_of_unknown_updates_are_refused(fields, message):
+    with pytest.raises(LocalConvError, match=message):
+        ProblemKey.from_json(KEY.to_json() | fields)
 
 
 @pytest.mark.parametrize("order", [(MEASURED, SIMULATED), (SIMULATED, MEASURED)], ids=["measured first", "last"])
