@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lc_triton
 from lc_triton.core import fused
+from lc_triton.launch import passes, update
 from lc_triton.launch.absent import absent_gpu
 from lc_triton.ops import run as calls
 from lc_triton.tiles.chooser import chooser
@@ -238,3 +239,44 @@ def test_what_runs_before_a_launch(kind, monkeypatch):
     ours = [item for item in found if f"{Path('lc_triton')}/" in item[0] and not item[0].endswith("absent.py")]
     assert len(found) <= 25, found
     assert len({file for file, _ in ours}) <= 6, ours
+
+
+@pytest.mark.compile
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "arguments", "options"),
+    [
+        (lc_triton.LocalConv2d, {"activation": "relu"}, {}),
+        (lc_triton.LocalConv2d, {"activation": "silu", "bias": False}, {"states": "8 bits", "l1": 0.1}),
+        (lc_triton.LocalConv2d, {"groups": 2}, {"states": "bfloat16"}),
+        (lc_triton.LocalConvTranspose2d, {"activation": "tanh"}, {"accumulate": 2}),
+    ],
+    ids=["relu", "8 bits", "groups", "transposed"],
+)
+def test_a_backward_that_updates_is_bound(kind, arguments, options, monkeypatch):
+    """As one that stores gradients: once each launch was made, none is looked up."""
+    monkeypatch.setattr(calls, "resolve", lambda device_type: "triton")
+    layer = kind(16, 32, 3, input_size=8, **arguments)
+    optimizer = lc_triton.FusedAdamW(layer, **options)
+    prepared = []
+    for module in (passes, update):
+        monkeypatch.setattr(module, "prepare", lambda *args, of=module.prepare: prepared.append(args) or of(*args))
+
+    def step(x):
+        optimizer.zero_grad()
+        for _ in range(options.get("accumulate", 1)):
+            layer(x).sum().backward()
+        optimizer.step()
+
+    xs = [torch.randn(4, 16, 8, 8).requires_grad_() for _ in range(4)]
+    with absent_gpu() as gpu:
+        for x in xs[:2]:
+            step(x)
+        prepared.clear()
+        counts = []
+        for x in xs[2:]:
+            before = len(gpu.launches)
+            step(x)
+            counts.append(len(gpu.launches) - before)
+    assert counts[0] == counts[1] >= 3
+    assert not prepared

@@ -31,6 +31,8 @@ from lc_triton.tiles.task import Task
 # Hyperparameters that are kept on a device: all weights of a group have the same ones in a step.
 MOST_KEPT = 64
 
+NO_PENALTY = Penalty()
+
 # Of a task, where it is not the weight's.
 STATE_DTYPES = {torch.bfloat16: "bfloat16", torch.int8: "int8"}
 
@@ -42,25 +44,53 @@ Pointers = tuple["Tensor | None", ...]
 BoundUpdate = Callable[[Tensor, Tensor, Tensor, Pointers], None]
 
 
-def weight_update(x: Tensor, g: Tensor, update: Update, problem: Problem, config: TileConfig | None = None) -> None:
+def weight_update(
+    x: Tensor,
+    g: Tensor,
+    update: Update,
+    problem: Problem,
+    config: TileConfig | None = None,
+    bound: dict[Any, BoundUpdate] | None = None,
+) -> None:
     """Update a weight and its states by the weight gradient of (x, g), of at least one sample.
 
     The gradient is stored in between where states are in 8 bits and no tile holds whole blocks of them.
+
+    Args:
+        x: of the layer.
+        g: of the layer's output.
+        update: of the weight.
+        problem: of the layer.
+        config: a tile given by hand.
+        bound: updates that earlier calls bound for such x and g, by everything else that they were bound for; this
+            call adds its own. x and g begin at multiples of 16 bytes.
     """
-    weight, penalty, small = update.weight.detach(), update.penalty or Penalty(), update.small
+    weight, penalty, small = update.weight.detach(), update.penalty or NO_PENALTY, update.small
     first, second = (*update.states, None, None)[:2]
-    offset = len(update.rule.scalars) if penalty.scalars else 0
+    offset = len(update.rule.scalars) if penalty.l1 or penalty.l2 else 0
     kind = WeightUpdate(update.rule.name, update.added is not None, offset, penalty.non_neg)
     if small.amax is not None:
         kind = kind.in_8_bits(problem.geometry.out_channels)
     pointers = first, second, small.amax, small.correction, update.added, scalars_of(update, weight)
+    addresses, dtypes = weight.data_ptr(), [chooser.generation, weight.dtype]
+    for pointer in pointers:
+        if pointer is not None:
+            addresses |= pointer.data_ptr()
+        dtypes.append(None if pointer is None else pointer.dtype)
+    key = None if bound is None or config is not None or addresses % 16 else (kind, *dtypes)
+    if key is not None and bound is not None and key in bound:
+        bound[key](x, g, weight, pointers)
+        return
     may_split_blocks = small.amax is not None and problem.geometry.groups > 1 and config is None
     if may_split_blocks and not has_whole_blocks(task_of(problem, x, weight, kind, first)):
         gradient = torch.empty_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
         weight_grad(x, g, gradient, None, problem)
         update.apply(gradient)
         return
-    bind_weight_update(x, g, weight, pointers, kind, problem, config)(x, g, weight, pointers)
+    run = bind_weight_update(x, g, weight, pointers, kind, problem, config)
+    if key is not None and bound is not None:
+        bound[key] = run
+    run(x, g, weight, pointers)
 
 
 def bind_weight_update(
@@ -192,6 +222,7 @@ def _bind(
     """One launch with the tile of a plan, or two of a split loop; the other arguments as of `bind_weight_update`."""
     config, device = plan.config, x.device
     (x_rows, x_pitch), (g_rows, g_pitch) = rows_like(x), rows_like(g)
+    are_dense = x_rows is x and g_rows is g
     shape = shape_of(problem.geometry, True) if is_wide(x, g) else plan.narrow
     grid = grid_of("weight_grad", problem.geometry, len(x), config)
     constants = len(x), x_pitch, g_pitch, shape, plan.tile, Upstream(False)
@@ -203,7 +234,9 @@ def _bind(
     if parts is None:
 
         def call(x: Tensor, g: Tensor, weight: Tensor, pointers: Pointers) -> None:
-            launch(dense_rows(x)[0], dense_rows(g)[0], None, weight, None, None, *pointers)
+            if not are_dense:
+                x, g = dense_rows(x)[0], dense_rows(g)[0]
+            launch(x, g, None, weight, None, None, *pointers)
 
         return call
     numel = weight.numel()

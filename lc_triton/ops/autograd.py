@@ -401,7 +401,7 @@ class BoundNode:
         x, weight, bias: its tensors.
     """
 
-    __slots__ = ("arguments", "backwards", "bias_shape", "forward", "operand_dtype", "saves")
+    __slots__ = ("arguments", "backwards", "bias_shape", "deferrals", "forward", "operand_dtype", "saves")
 
     def __init__(self, arguments: NodeArguments, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         self.arguments = arguments
@@ -411,6 +411,7 @@ class BoundNode:
         operand = bound.operand_like(weight, self.operand_dtype)
         self.forward = bound.bind_forward(arguments, x, operand, bias, store_z=self.saves == "z")
         self.backwards: dict[Any, bound.BoundBackward | None] = {}
+        self.deferrals: dict[Any, bound.BoundDeferral | None] = {}
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """y in the output format, no view, with its gradients."""
@@ -430,6 +431,21 @@ class BoundNode:
             of_call = x, weight, operand, saved
             call = self.backwards[key] = bound.bind_backward(self.arguments, of_call, grad, self.bias_shape, needed)
         return None if call is None else call(x, weight, operand, saved, grad)
+
+    def deferral(
+        self, tensors: Any, operand: Tensor, grad: Tensor, needed: tuple[bool, bool, bool]
+    ) -> bound.BoundDeferral | None:
+        """The backward of x and bias by kernels alone; None where that cannot be."""
+        if type(grad) is not Tensor or grad.data_ptr() % 16:
+            return None
+        key = grad.stride(), grad.is_neg(), needed, chooser.generation
+        try:
+            return self.deferrals[key]
+        except KeyError:
+            x, weight, saved = tensors
+            found = bound.bind_deferral(self.arguments, (x, weight, operand, saved), grad, self.bias_shape, needed)
+            self.deferrals[key] = found
+            return found
 
 
 class LocalConv(torch.autograd.Function):
@@ -484,6 +500,7 @@ class WeightProduct(NamedTuple):
     g: Tensor
     problem: Problem
     weight: Tensor
+    bound_updates: dict[Any, Any] | None = None  # those that were bound for such operands
 
     def gradient(self) -> Tensor:
         """The gradient."""
@@ -495,7 +512,7 @@ class WeightProduct(NamedTuple):
 
     def update(self, update: fused.Update) -> None:
         """Update the weight by the gradient."""
-        dispatch.weight_update(self.x, self.g, self.problem, update)
+        dispatch.weight_update(self.x, self.g, self.problem, update, self.bound_updates)
 
     def versions(self) -> tuple[int, ...]:
         """Of the operands: how often each was changed in place."""
@@ -507,6 +524,12 @@ def _defer(
 ) -> Any:
     """dx and db, and nothing for the weight, whose gradient `slot` makes when nothing more reads the weight."""
     (x, weight, saved), (problem, input_format, output_format, transposed) = tensors, node.arguments
+    deferral = node.deferral(tensors, operand, grad, needed)
+    if deferral is not None:
+        dx, db, x, dz = deferral.call(x, weight, operand, saved, grad)
+        operands = (dz, x) if transposed else (x, dz)
+        slot.defer(WeightProduct(*operands, problem.linear(), weight, deferral.updates))
+        return dx, None, db
     x, grad, linear = input_format.to_internal(x), output_format.to_internal(grad), problem.linear()
     if saved is not None and node.saves == "y":
         saved = output_format.to_internal(saved)

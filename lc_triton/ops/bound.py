@@ -7,7 +7,7 @@ GPU it allocates the results and launches compiled kernels; a kernel reads memor
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,19 @@ BoundForward = Callable[[Tensor, Tensor, "Tensor | None"], "tuple[Tensor, Tensor
 Gradients = tuple["Tensor | None", "Tensor | None", "Tensor | None"]
 # (x, weight, operand, saved, grad) -> gradients; the operand is the weight as products read it.
 BoundBackward = Callable[[Tensor, Tensor, Tensor, "Tensor | None", Tensor], Gradients]
+
+
+class BoundDeferral(NamedTuple):
+    """A backward of x and bias alone, and the launches by which the weight is updated afterwards.
+
+    Args:
+        call: (x, weight, operand, saved, grad) -> dx and db, each None where it is not needed, and the operands x and
+            dz of the weight gradient in the internal format.
+        updates: bound updates of these operands, by their kinds: `launch.weight_update` fills it.
+    """
+
+    call: Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor | None, Tensor | None, Tensor, Tensor]]
+    updates: dict[Any, Any]
 
 
 class NodeArguments(NamedTuple):
@@ -164,6 +177,51 @@ def bind_backward(
         return call(to_internal(x), weight, operand, saved, grad_to_internal(grad))
 
     return call_with_views
+
+
+def bind_deferral(
+    node: NodeArguments,
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    grad: Tensor,
+    bias_shape: torch.Size | None,
+    needed: tuple[bool, bool, bool],
+) -> BoundDeferral | None:
+    """A backward that leaves the weight gradient to be made later, as an update: arguments as of `bind_backward`."""
+    x, _, operand, saved = tensors
+    if node.problem.backend != "triton" or not x.numel() or not grad.numel() or is_negated(x, operand, saved, grad):
+        return None
+    from lc_triton import launch
+
+    linear, act = node.problem.linear(), node.problem.activation
+    to_internal, grad_to_internal = node.input_format.to_internal, node.output_format.to_internal
+    saved_to_internal = grad_to_internal if act.saves == "y" else _as_it_is
+    need_x, _, need_b = needed
+    x = to_internal(x)
+    size, stride = node.input_format.layout(tuple(x.shape))
+    dx = x.new_empty(x.shape)
+    saved = None if saved is None else saved_to_internal(saved)
+    dz = act.backward(grad_to_internal(grad), saved)  # type: ignore[arg-type]
+    run: launch.BoundPass | None = None
+    more: tuple[None, ...] = ()
+    if need_x and node.transposed:
+        run, more = launch.bind_forward(dz, operand, None, dx, None, linear), (None,)
+    elif need_x:
+        run = launch.bind_input_grad(dz, operand, None, dx, linear)
+
+    def call(
+        x: Tensor, weight: Tensor, operand: Tensor, saved: Tensor | None, grad: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
+        x, saved = to_internal(x), None if saved is None else saved_to_internal(saved)
+        dz = act.backward(grad_to_internal(grad), saved)  # type: ignore[arg-type]
+        dx = db = None
+        if bias_shape is not None and need_b:
+            db = bias_grad(dz, weight.dtype, bias_shape)
+        if run is not None:
+            dx = x.new_empty_strided(size, stride)
+            run(dz, operand, None, dx, *more)
+        return dx, db, x, dz
+
+    return BoundDeferral(call, {})
 
 
 def _bind_backward(

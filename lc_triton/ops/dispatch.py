@@ -6,6 +6,8 @@ Any strides are taken; results are contiguous.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
@@ -83,8 +85,8 @@ def weight_grad(
     return dw, db
 
 
-def weight_update(x: Tensor, g: Tensor, problem: Problem, update: Update) -> None:
-    """Update a weight by the weight gradient of (x, g)."""
+def weight_update(x: Tensor, g: Tensor, problem: Problem, update: Update, bound: dict[Any, Any] | None = None) -> None:
+    """Update a weight by the weight gradient of (x, g); `bound` as of `launch.weight_update`."""
     x, g, weight = as_stored(x), as_stored(g), update.weight
     fused = _is_fused(x, problem)
     if problem.backend == "cpu" and fused:
@@ -92,7 +94,7 @@ def weight_update(x: Tensor, g: Tensor, problem: Problem, update: Update) -> Non
     elif problem.backend == "triton" and fused:
         from lc_triton import launch
 
-        launch.weight_update(x, g, update, problem)
+        launch.weight_update(x, g, update, problem, bound=bound)
     else:
         update.apply(weight_grad(x, g, problem, _of_sums(weight).dtype, with_bias=False)[0])
     increment_version(weight)

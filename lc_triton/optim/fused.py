@@ -149,7 +149,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _has_rival(self, slot: WeightSlot) -> bool:
         """Whether an earlier optimizer of this library that updates the weight is still alive."""
-        if all(other() is None for other in slot.others):
+        if not slot.others or all(other() is None for other in slot.others):
             return False
         if not self._has_collected:  # a scheduler and its optimizer refer to each other
             self._has_collected = True
@@ -363,12 +363,15 @@ class FusedOptimizer(torch.optim.Optimizer):
         for option in ("amsgrad", "capturable", "differentiable"):
             if group.get(option):
                 return f"its group has {option}=True"
-        states = [s for s in self.state.get(weight, {}).values() if isinstance(s, Tensor) and s.ndim]
-        dtypes = weight.dtype, self.small_dtype, *(OF_STATES if self.has_small else ())
-        if any(s.dtype not in dtypes or s.device != weight.device or not s.is_contiguous() for s in states):
-            return "its states are of another dtype, device or layout"
-        if not all(is_spread_alike(s, weight) for s in states):
-            return "its states do not lie on the ranks as it does"
+        small_dtype = self.small_dtype
+        dtypes = weight.dtype, small_dtype, *(OF_STATES if small_dtype is not None or self.master is not None else ())
+        for state in self.state.get(weight, {}).values():
+            if not isinstance(state, Tensor) or not state.ndim:
+                continue
+            if state.dtype not in dtypes or state.device != weight.device or not state.is_contiguous():
+                return "its states are of another dtype, device or layout"
+            if not is_spread_alike(state, weight):
+                return "its states do not lie on the ranks as it does"
         return None
 
     def penalty_of(self, weight: Tensor) -> Penalty | None:

@@ -8,16 +8,15 @@ from typing import Any
 from torch import Tensor
 
 from lc_triton.core.fused import Penalty
-from lc_triton.optim.arguments import PENALTIES
 
 
 def penalty_of_group(group: dict[str, Any]) -> Penalty | None:
     """The penalty of a group's parameters: what is subtracted from them, whatever the gradient's sign; or None."""
-    l1, l2, non_neg = (group.get(name, default) for name, default in PENALTIES.items())
+    l1, l2, non_neg = group.get("l1"), group.get("l2"), group.get("non_neg", False)
     if not (l1 or l2 or non_neg):
         return None
     sign = -1 if group["maximize"] else 1
-    return Penalty(sign * l1, sign * l2, non_neg)
+    return Penalty(sign * (l1 or 0.0), sign * (l2 or 0.0), non_neg)
 
 
 def penalise_stored(groups: list[dict[str, Any]], scale: Tensor | None) -> list[tuple[Tensor, Tensor]]:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+_PLAIN = Tensor, Parameter
+
 
 def is_spread(tensor: Tensor) -> bool:
     """Whether a tensor is a DTensor; there is none before its module is imported."""
-    if type(tensor) in (Tensor, Parameter):
+    if type(tensor) in _PLAIN:
         return False
     module: Any = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
@@ -20,7 +22,7 @@ def is_spread(tensor: Tensor) -> bool:
 
 def part_of(tensor: Tensor) -> Tensor:
     """This rank's part of a DTensor, in the same memory; any other tensor itself."""
-    if not is_spread(tensor):
+    if type(tensor) in _PLAIN or not is_spread(tensor):
         return tensor
     spread: Any = tensor
     with torch.no_grad():
@@ -40,8 +42,10 @@ def spread_like(part: Tensor, weight: Tensor) -> Tensor:
 
 def is_spread_alike(tensor: Tensor, weight: Tensor) -> bool:
     """Whether a tensor is plain beside a plain weight, or lies on the ranks as a DTensor does."""
+    if type(tensor) in _PLAIN:
+        return type(weight) in _PLAIN
     if not (is_spread(tensor) and is_spread(weight)):
-        return type(tensor) in (Tensor, Parameter) and not is_spread(weight)
+        return False
     one, other = _placing(tensor), _placing(weight)
     return one == other
 
