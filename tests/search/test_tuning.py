@@ -12,6 +12,8 @@ import torch
 
 import lc_triton
 from lc_triton.errors import ArgumentValueError, ConfigFileError, TuningError
+from lc_triton.launch.absent import absent_gpu
+from lc_triton.ops import run as calls
 from lc_triton.search import tuner
 from lc_triton.tiles import model, paths, store
 from lc_triton.tiles.chooser import chooser
@@ -67,6 +69,26 @@ def test_weights_of_8_bits_have_the_models_tile(gpu):
     with lc_triton.tuning(1e6):
         assert chooser(quantized, 0) == model.choose(quantized, H200)
     assert gpu == []
+
+
+@pytest.mark.compile
+@pytest.mark.slow
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_a_step_with_a_fused_optimizer_asks_for_its_updates(clip_norm, monkeypatch):
+    monkeypatch.setattr(calls, "resolve", lambda device_type: "triton")
+    layer = lc_triton.LocalConv2d(16, 32, 3, input_size=8)
+    optimizer = lc_triton.FusedAdamW(layer, states="8 bits", clip_norm=clip_norm)
+    asked = []
+
+    def tile(task, gpu):
+        asked.append((task.pass_name, task.update, task.state_dtype))
+        return model.choose(task, H200)
+
+    with absent_gpu(), chooser.asking(tile):
+        layer(torch.randn(4, 16, 8, 8)).sum().backward()
+        optimizer.step()
+    wanted = [("forward", None, None), ("weight_grad", "adamw", "int8")]
+    assert asked == wanted[:1] + [("weight_grad", "square_sum", None)] * (clip_norm is not None) + wanted[1:]
 
 
 def test_only_a_measurement_of_this_very_problem_counts(gpu, tmp_path):
