@@ -1,7 +1,7 @@
 """Penalties on how filters differ between positions, each value and each gradient in one pass over the weight.
 
-A weight is seen as `(P, D, A, B)`: P positions, D = taps * channels, and filters as a sheet `(A, B)`, of one row where
-there is none. A pair of neighbours is a pair of filters, of positions that lie `offset` apart.
+A weight is seen as `(*grid, D, A, B)`: positions, D = taps * channels, and filters as a sheet `(A, B)`, of one row
+where there is none. A pair of neighbours is a pair of filters.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,12 +21,21 @@ from lc_triton.keras.penalty import can_block, wide
 KINDS = ("neighbours", "mean", "smooth")
 REDUCTIONS = ("mean", "sum")
 
-# Numbers of a block of positions: with its neighbours and a buffer it stays in a core's cache.
-BLOCK = 1 << 17
+# Numbers of a block: calls of torch take a tenth of its time, and what they read and write stays in the last cache.
+BLOCK = 1 << 18
+# Blocks of a CPU in one of another device, where each call is a launch.
+LAUNCHED = 16
 
 Filters: TypeAlias = "tuple[Any, slice, slice]"
-Pair: TypeAlias = "tuple[int, Filters, Filters, int]"
 ALL: Filters = (..., slice(None), slice(None))
+
+
+class Pair(NamedTuple):
+    """Neighbours along one dimension: -1 where both filters belong to one position."""
+
+    dim: int
+    source: Filters
+    target: Filters
 
 
 @dataclass(frozen=True)
@@ -48,47 +57,30 @@ class Penalty:
     is_sheet: bool = False
 
     def pairs(self) -> list[list[Pair]]:
-        """For each direction its pairs: (offset, filters of the first, filters of the second, dimension crossed).
-
-        The dimension is -1 where both filters belong to one position.
-        """
+        """For each direction its pairs."""
         found = []
         for dim, size in enumerate(self.grid):
-            axis, offset = dim - len(self.grid) + 2, math.prod(self.grid[dim + 1 :])
+            axis = dim - len(self.grid) + 2
             direction: list[Pair] = []
             if self.is_sheet and self.sheet[axis] > 1:
-                direction.append((0, _along(axis, slice(None, -1)), _along(axis, slice(1, None)), -1))
+                direction.append(Pair(-1, _along(axis, slice(None, -1)), _along(axis, slice(1, None))))
             if self.is_sheet and size > 1:
-                direction.append((offset, _along(axis, slice(-1, None)), _along(axis, slice(1)), dim))
+                direction.append(Pair(dim, _along(axis, slice(-1, None)), _along(axis, slice(1))))
             elif size > 1:
-                direction.append((offset, ALL, ALL, dim))
+                direction.append(Pair(dim, ALL, ALL))
             if direction:
                 found.append(direction)
         return found
 
-    def weighted(self, w: Tensor) -> Iterator[tuple[Pair, Tensor]]:
-        """Each pair and its factors `(P - offset,)`: 0 where a step of `offset` leaves the grid."""
-        directions = self.pairs()
+    def weighted(self, w: Tensor) -> list[tuple[Pair, float]]:
+        """Each pair and its factor."""
+        numbers = w[..., :1, :, :] if self.kind == "neighbours" else w
+        found, directions = [], self.pairs()
         for direction in directions:
-            masks = [self._inside(pair, w) for pair in direction]
-            count = sum(self._numbers(pair, w, mask) for pair, mask in zip(direction, masks, strict=True))
+            count = sum(_sides(numbers, pair)[0].numel() for pair in direction)
             scale = 1 / (count * len(directions)) if self.reduction == "mean" else 1.0
-            for pair, mask in zip(direction, masks, strict=True):
-                yield pair, mask.to(wide(w.dtype)) * scale
-
-    def _inside(self, pair: Pair, w: Tensor) -> Tensor:
-        offset, _, _, dim = pair
-        first = torch.arange(w.shape[0] - offset, device=w.device)
-        if dim < 0:
-            return torch.ones_like(first, dtype=torch.bool)
-        return first // offset % self.grid[dim] < self.grid[dim] - 1
-
-    def _numbers(self, pair: Pair, w: Tensor, mask: Tensor) -> int:
-        """Pairs of filters, or of numbers where numbers are compared."""
-        _, source, _, dim = pair
-        positions = math.prod(self.grid) if dim < 0 else math.prod(self.grid) // self.grid[dim] * (self.grid[dim] - 1)
-        rows, columns = (len(range(n)[part]) for n, part in zip(w.shape[2:], source[1:], strict=True))
-        return positions * rows * columns * (w.shape[1] if self.kind == "smooth" else 1)
+            found += [(pair, scale) for pair in direction]
+        return found
 
 
 def _along(axis: int, part: slice) -> Filters:
@@ -96,9 +88,18 @@ def _along(axis: int, part: slice) -> Filters:
     return (..., part, slice(None)) if axis == 0 else (..., slice(None), part)
 
 
+def _sides(tensor: Tensor, pair: Pair) -> tuple[Tensor, Tensor]:
+    """The first and the second of all pairs in a tensor `(*grid, ..., A, B)`, views."""
+    dim, source, target = pair
+    if dim < 0:
+        return tensor[source], tensor[target]
+    size = tensor.shape[dim] - 1
+    return tensor.narrow(dim, 0, size)[source], tensor.narrow(dim, 1, size)[target]
+
+
 def penalty(weight: Tensor, kind: Penalty) -> Tensor:
     """A penalty of a weight `(*positions, ..., F)`, a scalar in its dtype, or in float32 where that has 16 bits."""
-    w = weight.reshape(math.prod(kind.grid), -1, *kind.sheet)
+    w = weight.reshape(*kind.grid, -1, *kind.sheet)
     if not can_block(w) or forward_ad._current_level >= 0 or not w.numel():
         return _plain(w, kind)
     value: Tensor = _Penalty.apply(w, kind)  # type: ignore[no-untyped-call]
@@ -109,14 +110,14 @@ def _plain(w: Tensor, kind: Penalty) -> Tensor:
     """The penalty in torch's own operations, which autograd, transforms and compilers know."""
     w = w.to(wide(w.dtype))
     if kind.kind == "mean":
-        squares = (w - w.mean(0)).square()
+        squares = (w - w.mean(tuple(range(len(kind.grid))))).square()
         return squares.mean() if kind.reduction == "mean" else squares.sum()
     total = w[:0].sum()  # 0 with a graph, where there are no pairs
-    unit = w * _inverse(w.square().sum(1)).unsqueeze(1) if kind.kind == "neighbours" else w
-    for (offset, source, target, _), factors in kind.weighted(w):
-        a, b = unit[: len(unit) - offset][source], unit[offset:][target]
-        each = (1 - (a * b).sum(1)) / 2 if kind.kind == "neighbours" else (a - b).square().sum(1)
-        total = total + (each.sum((1, 2)) * factors).sum()
+    unit = w * _inverse(w.square().sum(-3, keepdim=True)) if kind.kind == "neighbours" else w
+    for pair, scale in kind.weighted(w):
+        a, b = _sides(unit, pair)
+        each = (1 - (a * b).sum(-3)) / 2 if kind.kind == "neighbours" else (a - b).square()
+        total = total + each.sum() * scale
     return total
 
 
@@ -127,7 +128,7 @@ def _inverse(squares: Tensor) -> Tensor:
 
 
 class _Penalty(torch.autograd.Function):
-    """The penalty of w `(P, D, A, B)` and its gradient, block by block."""
+    """The penalty of w `(*grid, D, A, B)` and its gradient, block by block."""
 
     @staticmethod
     def forward(ctx: Any, w: Tensor, kind: Penalty) -> Tensor:
@@ -148,43 +149,77 @@ class _Penalty(torch.autograd.Function):
         return BACKWARD[kind.kind](w, kept, g, kind), None
 
 
-def _blocks(w: Tensor) -> Iterator[tuple[int, int]]:
-    """First and last position of each block."""
-    step = max(1, BLOCK // math.prod(w.shape[1:]))
-    for first in range(0, w.shape[0], step):
-        yield first, min(first + step, w.shape[0])
+class Block(NamedTuple):
+    """Rows of the first dimension of a grid, of some taps, and the row before them, which pairs along it read."""
+
+    first: int
+    start: int
+    stop: int
+    taps: slice
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """What the block reads of a tensor like the weight."""
+        return tensor[self.first : self.stop, ..., self.taps, :, :]
+
+    def sides(self, read: Tensor, pair: Pair) -> tuple[Tensor, Tensor]:
+        """The two of each pair whose second lies in the block, of what it reads."""
+        return _sides(read if pair.dim == 0 else read[self.start - self.first :], pair)
+
+    def rows(self, of_pairs: Tensor, pair: Pair) -> Tensor:
+        """The same pairs of a tensor that has an entry for each pair."""
+        return of_pairs[self.first : self.stop - 1] if pair.dim == 0 else of_pairs[self.start : self.stop]
 
 
-def _part(w: Tensor, first: int, last: int) -> Tensor:
-    """Positions of w, in float32 where it has 16 bits."""
-    return w[first:last].to(wide(w.dtype))
+def _blocks(w: Tensor) -> Iterator[Block]:
+    """Blocks of taps, one after the other, and of rows: the row before a block is still in the cache."""
+    most = BLOCK if w.device.type == "cpu" else BLOCK * LAUNCHED
+    row, filters = math.prod(w.shape[1:-3]), math.prod(w.shape[-2:])
+    count = max(1, min(w.shape[-3], most // (row * filters)))
+    rows = max(1, most // (row * count * filters))
+    for tap in range(0, w.shape[-3], count):
+        for start in range(0, len(w), rows):
+            yield Block(max(0, start - 1), start, min(start + rows, len(w)), slice(tap, tap + count))
 
 
-def _compared(w: Tensor, first: int, last: int, pair: Pair) -> tuple[Tensor, Tensor, int]:
-    """The two filters of the pairs whose first lies in a block, and where these end."""
-    offset, source, target, _ = pair
-    last = min(last, w.shape[0] - offset)
-    return _part(w, first, last)[source], _part(w, first + offset, last + offset)[target], last
+def _summed(w: Tensor, gradient: Tensor) -> Iterator[tuple[Block, Tensor, Tensor]]:
+    """Each block, what it reads of w, and its sums for a gradient, which go on from those of the row before.
+
+    Numbers of 16 bits are computed in float32, the sums of the last row too, which the next block completes.
+    """
+    dtype = wide(w.dtype)
+    last = w.new_empty(0, dtype=dtype)
+    for block in _blocks(w):
+        read, out = block.of(w), block.of(gradient)
+        if w.dtype == dtype:
+            yield block, read, out
+            continue
+        sums = torch.empty_like(out, dtype=dtype)
+        if block.first < block.start:
+            sums[0] = last
+        yield block, read.to(dtype), sums
+        out.copy_(sums)
+        last = sums[-1]
 
 
 def _cosines(w: Tensor, kind: Penalty) -> tuple[Tensor, Sequence[Tensor]]:
-    dtype, pairs = wide(w.dtype), list(kind.weighted(w))
-    squares = torch.empty((w.shape[0], *w.shape[2:]), dtype=dtype, device=w.device)
-    products = [torch.empty_like(squares[: w.shape[0] - pair[0]][pair[1]]) for pair, _ in pairs]
-    buffer = torch.empty(0, dtype=dtype, device=w.device)
-    for first, last in _blocks(w):
-        own = _part(w, first, last)
-        torch.sum(_into(buffer, torch.mul, own, own), 1, out=squares[first:last])
+    dtype, pairs = wide(w.dtype), kind.weighted(w)
+    squares = torch.zeros_like(w[..., :1, :, :], dtype=dtype)
+    products = [torch.zeros_like(_sides(squares, pair)[0]) for pair, _ in pairs]
+    buffer = squares.new_empty(0)
+    for block in _blocks(w):
+        read = block.of(w).to(dtype)
+        own = read[block.start - block.first :]
+        squares[block.start : block.stop] += _into(buffer, torch.mul, own, own).sum(-3, keepdim=True)
         for (pair, _), product in zip(pairs, products, strict=True):
-            a, b, end = _compared(w, first, last, pair)
-            if end > first:
-                torch.sum(_into(buffer, torch.mul, a, b), 1, out=product[first:end])
+            a, b = block.sides(read, pair)
+            rows = block.rows(product, pair)
+            rows += _into(buffer, torch.mul, a, b).sum(-3, keepdim=True)
     inverse = _inverse(squares)
     total = torch.zeros((), dtype=torch.float64, device=w.device)
-    for ((offset, source, target, _), factors), product in zip(pairs, products, strict=True):
-        product *= inverse[: len(product)][source]
-        product *= inverse[offset:][target]
-        total += ((1 - product).sum((1, 2), dtype=torch.float64) * factors).sum() / 2
+    for (pair, scale), product in zip(pairs, products, strict=True):
+        a, b = _sides(inverse, pair)
+        product.mul_(a).mul_(b)
+        total += (1 - product).sum(dtype=torch.float64) * (scale / 2)
     return total, (inverse, *products)
 
 
@@ -192,62 +227,46 @@ def _cosine_gradient(w: Tensor, kept: Sequence[Tensor], g: Tensor, kind: Penalty
     """Each filter times a number, less its neighbours times numbers: `d cos / d a = (b / |b| - cos a / |a|) / |a|`."""
     inverse, *cosines = kept
     own, of_pairs = torch.zeros_like(inverse), []
-    for ((offset, source, target, _), factors), cosine in zip(kind.weighted(w), cosines, strict=True):
-        scale = (factors * (g / 2)).view(-1, 1, 1)
-        a, b = inverse[: len(cosine)][source], inverse[offset:][target]
-        own[: len(cosine)][source] += scale * cosine * a.square()
-        own[offset:][target] += scale * cosine * b.square()
-        of_pairs.append((offset, source, target, (scale * a * b).unsqueeze(1)))
-    own = own.unsqueeze(1)
+    for (pair, scale), cosine in zip(kind.weighted(w), cosines, strict=True):
+        (a, b), (own_a, own_b) = _sides(inverse, pair), _sides(own, pair)
+        cosine = cosine * (g * (scale / 2))
+        own_a += cosine * a.square()
+        own_b += cosine * b.square()
+        of_pairs.append((pair, a * b * (g * (scale / 2))))
     gradient = torch.empty_like(w)
-    for first, last in _blocks(w):
-        out = gradient[first:last] if w.dtype == own.dtype else torch.empty_like(gradient[first:last], dtype=own.dtype)
-        torch.mul(_part(w, first, last), own[first:last], out=out)
-        for offset, source, target, factors in of_pairs:
-            end, begin = min(last, len(factors)), max(first, offset)
-            if end > first:
-                b = _part(w, first + offset, end + offset)[target]
-                out[: end - first][source].addcmul_(b, factors[first:end], value=-1)
-            if last > begin:
-                a = _part(w, begin - offset, last - offset)[source]
-                out[begin - first :][target].addcmul_(a, factors[begin - offset : last - offset], value=-1)
-        if w.dtype != own.dtype:
-            gradient[first:last] = out
+    for block, read, sums in _summed(w, gradient):
+        fresh = block.start - block.first
+        torch.mul(read[fresh:], own[block.start : block.stop], out=sums[fresh:])
+        for pair, factors in of_pairs:
+            (a, b), (to_a, to_b) = block.sides(read, pair), block.sides(sums, pair)
+            rows = block.rows(factors, pair)
+            to_a.addcmul_(b, rows, value=-1)
+            to_b.addcmul_(a, rows, value=-1)
     return gradient
 
 
 def _differences(w: Tensor, kind: Penalty) -> tuple[Tensor, Sequence[Tensor]]:
     total = torch.zeros((), dtype=torch.float64, device=w.device)
-    pairs, buffer = list(kind.weighted(w)), torch.empty(0, dtype=wide(w.dtype), device=w.device)
-    for first, last in _blocks(w):
-        for pair, factors in pairs:
-            a, b, end = _compared(w, first, last, pair)
-            if end > first:
-                apart = _into(buffer, torch.sub, a, b)
-                total += (apart.mul_(apart).sum((1, 2, 3)) * factors[first:end]).sum()
+    pairs, buffer = kind.weighted(w), w.new_empty(0, dtype=wide(w.dtype))
+    for block in _blocks(w):
+        read = block.of(w).to(buffer.dtype)
+        for pair, scale in pairs:
+            apart = _into(buffer, torch.sub, *block.sides(read, pair)).view(-1)
+            total += torch.dot(apart, apart) * scale
     return total, ()
 
 
 def _difference_gradient(w: Tensor, kept: Sequence[Tensor], g: Tensor, kind: Penalty) -> Tensor:
     """Differences, not multiples of filters: the gradient of equal neighbours is 0, not what rounding leaves."""
-    dtype = wide(w.dtype)
-    pairs = [(pair, (2 * g * factors).view(-1, 1, 1, 1)) for pair, factors in kind.weighted(w)]
-    gradient, buffer = torch.empty_like(w), torch.empty(0, dtype=dtype, device=w.device)
-    for first, last in _blocks(w):
-        out = gradient[first:last] if w.dtype == dtype else torch.empty_like(gradient[first:last], dtype=dtype)
-        out.zero_()
-        for pair, factors in pairs:
-            offset, source, target, _ = pair
-            a, b, end = _compared(w, first, last, pair)
-            if end > first:
-                out[: end - first][source].addcmul_(_into(buffer, torch.sub, a, b), factors[first:end])
-            begin = max(first, offset)
-            if last > begin:
-                a, b, _ = _compared(w, begin - offset, last - offset, pair)
-                apart = _into(buffer, torch.sub, b, a)
-                out[begin - first :][target].addcmul_(apart, factors[begin - offset : last - offset])
-        if w.dtype != dtype:
-            gradient[first:last] = out
+    pairs = [(pair, 2 * g * scale) for pair, scale in kind.weighted(w)]
+    gradient, buffer = torch.empty_like(w), w.new_empty(0, dtype=wide(w.dtype))
+    for block, read, sums in _summed(w, gradient):
+        sums[block.start - block.first :].zero_()
+        for pair, factor in pairs:
+            (a, b), (to_a, to_b) = block.sides(read, pair), block.sides(sums, pair)
+            apart = _into(buffer, torch.sub, a, b)
+            to_a.addcmul_(apart, factor)
+            to_b.addcmul_(apart, factor, value=-1)
     return gradient
 
 
@@ -257,28 +276,30 @@ def _variance(w: Tensor, kind: Penalty) -> tuple[Tensor, Sequence[Tensor]]:
     Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
     """
     total = torch.zeros((), dtype=torch.float64, device=w.device)
-    mean, buffer = torch.zeros_like(w[0], dtype=wide(w.dtype)), torch.empty(0, dtype=wide(w.dtype), device=w.device)
-    for first, last in _blocks(w):
-        own, size = _part(w, first, last), last - first
-        of_block = own.mean(0) if size > 1 else own[0]
-        if size > 1:
-            apart = _into(buffer, torch.sub, own, of_block)
-            total += apart.mul_(apart).sum()
-        moved = of_block - mean
-        mean.add_(moved, alpha=size / last)
-        total += moved.square_().sum() * (first * size / last)
+    w = w.flatten(0, -4)
+    mean, buffer = torch.zeros_like(w[0], dtype=wide(w.dtype)), w.new_empty(0, dtype=wide(w.dtype))
+    for block in _blocks(w):
+        before, size = block.start, block.stop - block.start
+        own = w[before : block.stop, block.taps].to(mean.dtype)
+        of_block = own.mean(0)
+        apart = _into(buffer, torch.sub, own, of_block).view(-1)
+        total += torch.dot(apart, apart)
+        moved = of_block.sub_(mean[block.taps])
+        mean[block.taps].add_(moved, alpha=size / block.stop)
+        total += moved.square_().sum() * (before * size / block.stop)
     return total * _scale(w, kind), (mean,)
 
 
 def _variance_gradient(w: Tensor, kept: Sequence[Tensor], g: Tensor, kind: Penalty) -> Tensor:
     (mean,) = kept
     gradient, factor = torch.empty_like(w), 2 * g * _scale(w, kind)
-    for first, last in _blocks(w):
-        out = gradient[first:last]
+    for block in _blocks(w):
+        rows = slice(block.start, block.stop)
+        own, out = w[rows, ..., block.taps, :, :], gradient[rows, ..., block.taps, :, :]
         if w.dtype == mean.dtype:
-            torch.sub(w[first:last], mean, out=out).mul_(factor)
+            torch.sub(own, mean[block.taps], out=out).mul_(factor)
         else:
-            out.copy_((_part(w, first, last) - mean) * factor)
+            out.copy_((own.to(mean.dtype) - mean[block.taps]) * factor)
     return gradient
 
 
