@@ -96,6 +96,24 @@ def test_accuracy_beside_torchs_own_matmul(name, dtype):
             assert_as_good(got[key], want[key], torchs[key], factor, key)
 
 
+SHARED_BY_ALL = ("all", "all_groups", "1d_all", "3d_all", "all_one_channel")
+
+
+@pytest.mark.parametrize("activation", ["linear", "relu", "gelu"])
+@pytest.mark.parametrize("name", SHARED_BY_ALL)
+def test_float32_layers_with_one_set_of_filters(name, activation):
+    """They are torch's convolution, whose padding is alike on both sides."""
+    more = {
+        "3d_all": Case("3d_all", (4, 3, 5), 2, 4, 2, stride=(1, 2, 1), padding=1, share="all"),
+        "all_one_channel": Case("all_one_channel", (6, 5), 1, 1, 3, padding=1, share="all", batch=5),
+    }
+    case = more.get(name) or BY_NAME[name]
+    t = tensors(case, torch.float32)
+    got, want = run(case, t, activation=activation), expected(case, t, Activation(activation))
+    for key in ("y", "dx", "dw", "db"):
+        assert_close(got[key], want[key], 2e-6, key)
+
+
 @pytest.mark.parametrize("activation", ["gelu", "mish", "hardswish", "silu", "softmax"])
 def test_activations(activation):
     """Some of torch's take twelve dimensions at most, fewer than a box of positions has."""

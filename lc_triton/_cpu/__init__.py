@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lc_triton._cpu import depthwise, direct, matmul, shared
+from lc_triton._cpu import convolution, depthwise, direct, matmul, shared
 from lc_triton._cpu.blocks import OnBlock, is_single
 from lc_triton._cpu.direct import Direct, bind_forward
 from lc_triton.core.backend import autocast_enabled
@@ -30,6 +30,8 @@ def forward(
     with _plain(x):
         if len(x) and (layer := Direct.of(problem, x, weight)):
             return direct.forward(layer, x, weight, bias, problem, store_z=store_z)
+        if convolution.is_convolution(problem, x, weight):
+            return convolution.forward(x, weight, bias, problem, store_z=store_z)
         shape = (x.shape[0], *problem.geometry.bias_shape)
         y = torch.empty(shape, dtype=x.dtype, device=x.device)
         z = torch.empty_like(y) if store_z else None
@@ -42,6 +44,8 @@ def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem)
     """act(dx + bias), where dx gathers what each site gave to the windows that read it."""
     geo = problem.geometry
     with _plain(g):
+        if convolution.is_convolution(problem, g, weight):
+            return convolution.input_grad(g, weight, bias, problem)
         dx = torch.empty((g.shape[0], *geo.in_spatial, geo.in_channels), dtype=g.dtype, device=g.device)
         if len(g) and (layer := Direct.of(problem, g, weight, input_grad=True)):
             direct.input_grad(layer, g, weight, bias, dx, problem)
@@ -60,6 +64,8 @@ def weight_grad(
             dw.zero_()
         elif layer := Direct.of(problem, x, dw):
             direct.weight_grad(layer, x, g, dw)
+        elif convolution.is_convolution(problem, x, dw):
+            convolution.weight_grad(x, g, dw, problem)
         else:
             _in_blocks(problem, len(x)).weight_grad(x, g, dw, problem)
         if not with_bias:
