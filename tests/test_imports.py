@@ -29,6 +29,7 @@ ROWS = [
     ["functional"],
     ["ops", "ops.run", "ops.linear", "ops.low_rank", "ops.gather_passes", "ops.quantized"],
     ["ops.operator_autograd"],
+    ["ops.node"],
     ["ops.autograd"],
     ["ops.decompositions"],
     ["ops.operators"],

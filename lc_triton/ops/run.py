@@ -25,6 +25,7 @@ from lc_triton.core.tracing import has_saved_tensor_hooks, is_observed
 from lc_triton.ops import autograd, bound
 from lc_triton.ops.bound import NodeArguments
 from lc_triton.ops.checks import check_input, check_parameters
+from lc_triton.ops.node import BoundNode, can_use_single_node
 from lc_triton.ops.plan import Plan, from_internal, input_format_of, problem_of, to_internal
 from lc_triton.tiles.chooser import chooser
 
@@ -130,8 +131,8 @@ def _bind(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, autocast: 
     problem = problem_of(plan, backend, precision_of(x.dtype))
     memory_format = input_format_of(x, plan)
     node = NodeArguments(problem, memory_format, memory_format, plan.transposed)
-    if autograd.can_use_single_node(x, weight, bias):
-        return autograd.BoundNode(node, x, weight, bias)
+    if can_use_single_node(x, weight, bias):
+        return BoundNode(node, x, weight, bias)
     dtype = bound.operand_dtype(node, x, weight, needs_input_grad=False)
     forward = bound.bind_forward(node, x, bound.operand_like(weight, dtype), bias)
     return lambda x, weight, bias: forward(x, bound.operand_of(weight, dtype), bias)[0]
@@ -167,7 +168,7 @@ def _run_checked(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> 
         y = definition(to_internal(x, plan), weight, bias, plan.geometry, plan.activation)
     else:
         problem = problem_of(plan, backend, precision_of(x.dtype))
-        if autograd.can_use_single_node(x, weight, bias):
+        if can_use_single_node(x, weight, bias):
             return _run_single_node(x, weight, bias, plan, problem, input_format)
         y = (autograd.transpose if plan.transposed else autograd.forward)(to_internal(x, plan), weight, bias, problem)
     # `from_internal` written out: a compiler that gives up on this frame would compile that function by itself, and
@@ -195,7 +196,7 @@ def _run_single_node(
         plan.transposed,
     )
     x = to_internal(x, plan) if plan.pad else x
-    y = autograd.BoundNode(node, x, weight, bias)(x, weight, bias)
+    y = BoundNode(node, x, weight, bias)(x, weight, bias)
     if unfused:
         y = problem.activation(y)
     if output_format is not input_format:

@@ -8,8 +8,8 @@ from lc_triton.core.memory_format import INTERNAL
 from lc_triton.core.problem import Problem
 from lc_triton.launch import plan
 from lc_triton.ops import reference
-from lc_triton.ops.autograd import BoundNode
 from lc_triton.ops.bound import NodeArguments
+from lc_triton.ops.node import BoundNode
 from tests.cases import Case, assert_close, tensors
 from tests.emulator.driver import emulated_gpu
 
