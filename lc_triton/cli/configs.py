@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from lc_triton.cli.options import Commands, add_kernels, add_update, select_device, select_kernels
+from lc_triton.cli.options import Commands, add_kernels, add_update, select_device, select_kernels, tasks_of
 
 
 def add(commands: Commands) -> None:
@@ -22,14 +22,10 @@ def run(options: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from lc_triton.tiles.select import select
-    from lc_triton.tiles.task import Task, types_of
-    from lc_triton.tiles.updates import with_update
 
     kernels, device = select_kernels(options), select_device(options)
     rows = []
-    for workload, batch, dtype, pass_name in kernels:
-        task = Task(pass_name, workload.geometry, batch, *types_of(dtype))
-        task = with_update(task, options.update, options.states)
+    for (workload, batch, dtype, pass_name), task in zip(kernels, tasks_of(options, kernels), strict=True):
         choice = select(task, device)
         rows.append(
             {

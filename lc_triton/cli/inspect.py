@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 
-from lc_triton.cli.options import Commands, add_kernels, add_update, need_triton, select_device, select_kernels
+from lc_triton.cli.options import (
+    Commands,
+    add_kernels,
+    add_update,
+    need_triton,
+    select_device,
+    select_kernels,
+    tasks_of,
+)
 
 
 def add(commands: Commands) -> None:
@@ -22,6 +30,7 @@ def run(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     kernels, device = select_kernels(options), select_device(options)
+    tasks_of(options, kernels)  # refuses one before another is compiled
     need_triton("inspect")
     from lc_triton.launch.inspection import inspect
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from lc_triton.tiles.config import Pass
     from lc_triton.tiles.device import Device
+    from lc_triton.tiles.task import Task
     from lc_triton.tiles.workloads import Workload
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -120,6 +121,24 @@ def select_passes(options: argparse.Namespace) -> tuple[Pass, ...]:
     return PASSES if "all" in options.passes else tuple(dict.fromkeys(options.passes))
 
 
+def select_update(options: argparse.Namespace, tasks: Sequence[Task], layers: Sequence[str]) -> list[Task]:
+    """Kernels as --update and --states want them.
+
+    Args:
+        options: of `add_kernels` and `add_update`.
+        tasks: of the kernels that `options` names.
+        layers: what an error calls the layer of each.
+    """
+    from lc_triton.errors import ArgumentValueError
+    from lc_triton.tiles.updates import with_update
+
+    if options.update is not None and "weight_grad" not in select_passes(options):
+        allowed = "given beside --faces weight_grad or all: no other pass updates the weight"
+        raise ArgumentValueError(name="--update", value=options.update, allowed=allowed)
+    pairs = zip(tasks, layers, strict=True)
+    return [with_update(task, options.update, options.states, layer) for task, layer in pairs]
+
+
 def select_device(options: argparse.Namespace) -> Device:
     """The GPU that --device names."""
     from lc_triton.errors import UnknownNameError
@@ -147,6 +166,14 @@ def select_kernels(options: argparse.Namespace) -> list[tuple[Workload, int, str
         for dtype in dtypes
         for pass_name in passes
     ]
+
+
+def tasks_of(options: argparse.Namespace, kernels: Sequence[tuple[Workload, int, str, Pass]]) -> list[Task]:
+    """The task of each kernel of `select_kernels`, by the options of `add_update` too."""
+    from lc_triton.tiles.task import Task, types_of
+
+    stored = [Task(pass_name, layer.geometry, batch, *types_of(dtype)) for layer, batch, dtype, pass_name in kernels]
+    return select_update(options, stored, [layer.name for layer, *_ in kernels])
 
 
 def need_triton(command: str) -> None:

@@ -18,6 +18,7 @@ from lc_triton.cli.options import (
     select_dtypes,
     select_layers,
     select_passes,
+    select_update,
 )
 from lc_triton.errors import LostGPUError
 
@@ -178,10 +179,9 @@ def _written_to(out: Path) -> str:
 def _tasks(options: argparse.Namespace) -> dict[str, Task]:
     """The kernels that the options name, each once, by labels."""
     from lc_triton.tiles import workloads
-    from lc_triton.tiles.updates import with_update
 
     layers = select_layers(options, all_by_default=True)
     stored = workloads.tasks(layers, (), select_dtypes(options), select_passes(options))
-    tasks = {label: with_update(task, options.update, options.states) for label, task in stored.items()}
+    tasks = dict(zip(stored, select_update(options, [*stored.values()], [*stored]), strict=True))
     of_update = f"+{options.update}" + (f" in {options.states}" if options.states != "float32" else "")
     return {f"{label}{of_update if task.update else ''}": task for label, task in tasks.items()}

@@ -152,7 +152,7 @@ def inspect(
     """
     x_dtype, weight_dtype, precision = types_of(dtype)
     problem = Problem(workload.geometry, backend="triton", precision=precision)
-    task = with_update(Task.of(pass_name, problem, batch, x_dtype, weight_dtype), update, states)
+    task = with_update(Task.of(pass_name, problem, batch, x_dtype, weight_dtype), update, states, workload.name)
     kind = update_of(task)
     choice = select(task, device)
     compiled = build(

@@ -16,7 +16,7 @@ RULES = ("adamw", "momentum", "nesterov", "sgd", "square_sum")
 STATE_DTYPES = {"float32": None, "bfloat16": "bfloat16", "8 bits": "int8"}
 
 
-def with_update(task: Task, update: str | None, states: str = "float32") -> Task:
+def with_update(task: Task, update: str | None, states: str = "float32", layer: str = "this one") -> Task:
     """The task whose weight gradient updates the weight; itself where it does not.
 
     Other passes do not, nor do weight gradients of filters that positions share, which are stored.
@@ -25,6 +25,7 @@ def with_update(task: Task, update: str | None, states: str = "float32") -> Task
         task: of a pass.
         update: of `RULES`; None for no update.
         states: how AdamW keeps its states: "float32" (of the weight, that is), "bfloat16" or "8 bits".
+        layer: what an error calls the layer.
 
     Raises:
         LocalConvError: (also a ValueError) a weight of 16 bits, but for bfloat16 with AdamW or the sum of squares;
@@ -54,6 +55,10 @@ def with_update(task: Task, update: str | None, states: str = "float32") -> Task
         raise ArgumentValueError(name="dtype", value=dtype, allowed=allowed)
     updated = replace(task, update=update, state_dtype=STATE_DTYPES[states])
     if updated.in_8_bits and not has_whole_blocks(updated):
-        allowed = f"for layers whose groups have a multiple of {BLOCK} filters; the gradient of others is stored"
+        of_group = task.geometry.out_channels // task.geometry.groups
+        allowed = (
+            f"for layers whose groups have a multiple of {BLOCK} filters: {layer} has groups of {of_group}, so that "
+            "its gradient is stored; leave it out, or take other states"
+        )
         raise ArgumentValueError(name="states", value=states, allowed=allowed)
     return updated

@@ -60,6 +60,7 @@ def gpu(monkeypatch):
         (["--states", "8 bits"], "states must be given beside an update, got '8 bits'"),
         (["--update", "sgd", "--states", "8 bits"], "states must be 'float32' of sgd, got '8 bits'"),
         (["--update", "sgd"], "dtype must be with weights of float32 for an update, as in 'bfloat16/float32'"),
+        (["--update", "sgd", "--faces", "forward"], "--update must be given beside --faces weight_grad or all"),
         (["--workloads", "none.json"], "workload file none.json, line 1: it cannot be read"),
     ],
 )
@@ -67,6 +68,19 @@ def gpu(monkeypatch):
 def test_wrong_arguments(arguments, message, dry, capsys):
     assert cli.main(["tune", *arguments, *["--dry-run"] * dry]) == 2
     assert capsys.readouterr().err.startswith("lc-triton: " + message)
+
+
+@pytest.mark.parametrize("command", ["tune", "configs", "inspect"])
+def test_a_layer_whose_states_no_tile_holds_is_named(command, capsys):
+    """Before anything is printed of the layers before it."""
+    layers = ["--shapes", "8x8x32,k3,f32", "8x8x32,k3,f40,g2", "--batches", "8"]
+    options = ["--faces", "weight_grad", "--update", "adamw", "--states", "8 bits"]
+    assert cli.main([command, *layers, *options]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    said = "lc-triton: states must be for layers whose groups have a multiple of 32 filters: 8x8x32,k3,f40,g2 "
+    assert err.startswith(said)
+    assert "has groups of 20, so that its gradient is stored; leave it out, or take other states" in err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU; says what happens without one")
