@@ -111,7 +111,9 @@ class SGD:
     @property
     def name(self) -> str:
         """The name that the kernels know it by."""
-        return "nesterov" if self.nesterov else "momentum" if self.momentum else "sgd"
+        if not self.momentum:  # as a scheduler may set it, whatever `nesterov` is
+            return "sgd"
+        return "nesterov" if self.nesterov else "momentum"
 
     @property
     def scalars(self) -> tuple[float, ...]:

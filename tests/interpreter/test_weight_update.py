@@ -33,6 +33,7 @@ RULES = {
     "momentum, first": (rules.SGD(0.1, 0.9, 0.5, 0.0, False, False, True), 1),
     "add": (rules.Add(), 0),
     "nesterov": (rules.SGD(0.1, 0.9, 0.0, 0.01, True, False, False), 1),
+    "nesterov, momentum set to 0": (rules.SGD(0.1, 0.0, 0.0, 0.01, True, False, False), 0),
 }
 
 
