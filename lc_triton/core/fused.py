@@ -215,8 +215,9 @@ class PartSlot:
         self._slot.defer(product)
 
 
-# By the identity of the weight; empty where no such optimizer is alive, which callers look at first: it takes no call.
-slots: dict[int, tuple[weakref.ref[Tensor], Callable[[], Any]]] = {}
+# By the identity of the weight: itself where the slot is kept here, else None, and the slot. Empty where no such
+# optimizer is alive, which callers look at first: it takes no call.
+slots: dict[int, tuple[weakref.ref[Tensor] | None, Callable[[], Any]]] = {}
 
 
 def register(weight: Tensor, slot: Slot, *, keep: bool = False) -> None:
@@ -224,8 +225,9 @@ def register(weight: Tensor, slot: Slot, *, keep: bool = False) -> None:
 
     Args:
         weight: a leaf.
-        slot: of it.
-        keep: whether the register keeps the slot alive, which then must not keep the weight alive.
+        slot: of it, which keeps the weight alive.
+        keep: whether the register keeps the slot alive, which then must not keep the weight alive. Such a weight has a
+            weak reference, with which torch cannot swap its contents: `module.to` does that to a DTensor.
     """
     key = id(weight)
 
@@ -234,7 +236,7 @@ def register(weight: Tensor, slot: Slot, *, keep: bool = False) -> None:
         if known is not None and gone in known:
             del slots[key]
 
-    slots[key] = weakref.ref(weight, forget), (lambda: slot) if keep else weakref.ref(slot, forget)
+    slots[key] = (weakref.ref(weight, forget), lambda: slot) if keep else (None, weakref.ref(slot, forget))
 
 
 def unregister(weight: Tensor, slot: Slot) -> None:
@@ -246,7 +248,7 @@ def unregister(weight: Tensor, slot: Slot) -> None:
 def slot_of(weight: Tensor) -> Slot | None:
     """The slot of a weight, if there is one."""
     known = slots.get(id(weight))
-    if known is None or known[0]() is not weight:
+    if known is None or (known[0] is not None and known[0]() is not weight):
         return None
     slot: Slot | None = known[1]()
     return slot

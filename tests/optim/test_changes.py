@@ -140,6 +140,27 @@ def test_an_optimizer_made_anew_is_fused(with_scheduler):
     assert graph.requires_grad
 
 
+@pytest.mark.parametrize("clip_norm", [None, 1e9])
+def test_parameters_that_torch_swaps(clip_norm):
+    """As it does with DTensors in `module.to`, and on demand in every conversion and load."""
+    (net, fused), (same, plain) = pair(dtype=torch.float64, clip_norm=clip_norm)
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        for model, _ in ((net, fused), (same, plain)):
+            model.float().double()
+        for step in range(3):
+            for model, optimizer in ((net, fused), (same, plain)):
+                optimizer.zero_grad()
+                loss_of(model, batch(step, torch.float64)).backward()
+                assert model is same or all(w.grad is None for w in weights(net))
+                optimizer.step()
+                optimizer.zero_grad()
+                model.load_state_dict({name: 0.9 * value for name, value in model.state_dict().items()})
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert_same(net, same, 1e-10)
+
+
 def test_weights_in_the_same_memory():
     """Tied by `.data`: each would be updated while the other's layer waits for its backward."""
     nets = []

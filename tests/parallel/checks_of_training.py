@@ -131,6 +131,20 @@ def check_fused_optimizers_of_layers_shared_by_filters(mesh, folder):
     assert_same(map(full, models[1].parameters()), models[0].parameters())
 
 
+def check_a_conversion_of_weights_that_an_optimizer_has(mesh, folder):
+    """Which swaps the contents of DTensors, if nothing refers to them weakly."""
+    alone, net = network(rows=3).float(), shared(mesh, network(rows=3).float())
+    optimizers = [lc_triton.FusedAdamW(model, 0.01) for model in (alone, net)]
+    for model, optimizer in zip((alone, net), optimizers, strict=True):
+        model.double()
+        stored = step_of(model, optimizer, BATCHES[:3], {})
+        assert not any(stored)
+    assert_same(map(full, net.parameters()), alone.parameters())
+    net = shared(mesh, network(rows=3).float())
+    lc_triton.accumulate_gradients(net)
+    net.double()
+
+
 def hooked(net, x):
     handle = net[0].weight.register_hook(lambda grad: 2 * grad)
     net(x).square().mean().backward()
