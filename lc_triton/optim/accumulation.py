@@ -17,8 +17,8 @@ from lc_triton.core.tracing import is_observed
 from lc_triton.errors import ArgumentTypeError
 from lc_triton.layers._planned import PlannedLayer
 from lc_triton.optim.rules import Add
+from lc_triton.optim.sharded import is_dtensor
 from lc_triton.optim.slot import WeightSlot, autograd_task, is_alike, lies_alike, on_stream
-from lc_triton.optim.spread import is_spread
 
 # The attributes by which Megatron-LM and TransformerEngine accumulate gradients.
 MAIN_GRAD, ADDED, OVERWRITTEN, ZEROED = (
@@ -122,7 +122,7 @@ def _weights_of(model_or_params: Any) -> list[tuple[str, Tensor]]:
 
 def _is_free(weight: Tensor) -> bool:
     """Whether no optimizer of this library updates the weight, and it is whole: autograd adds up parts of one."""
-    return not (is_spread(weight) or isinstance(fused.slot_of(weight), WeightSlot))
+    return not (is_dtensor(weight) or isinstance(fused.slot_of(weight), WeightSlot))
 
 
 class AddingSlot:

@@ -12,7 +12,7 @@ from lc_triton.core.fused import Rule, Small
 from lc_triton.optim import rules
 from lc_triton.optim.arguments import number
 from lc_triton.optim.fused import FusedOptimizer
-from lc_triton.optim.spread import is_spread
+from lc_triton.optim.sharded import is_dtensor
 from lc_triton.optim.states import AMAX, CODES, CORRECTION, MASTERS, NUMBERS, SMALL_STATES, to_codes, to_numbers
 
 
@@ -37,7 +37,7 @@ class FusedAdamW(FusedOptimizer, torch.optim.AdamW):
         clip_norm: the largest norm of all gradients together, to which they are scaled in `step()`; None for no limit.
         states: how the two states of layers' weights are kept: in "float32" (of the weight, that is), in "bfloat16", or
             in "8 bits" with a largest magnitude for 32 filters. They take 8, 4 or 2.25 bytes; the small ones are
-            rounded stochastically. Other parameters, and weights that are spread over ranks, keep states of their own
+            rounded stochastically. Other parameters, and weights that are sharded over ranks, keep states of their own
             dtype.
         master: "24 bits" is for parameters in bfloat16 (`model.to(torch.bfloat16)`): what is updated is a master of 24
             bits, the parameter's and those of its state "correction", which is rounded stochastically. The parameter is
@@ -93,7 +93,7 @@ class FusedAdamW(FusedOptimizer, torch.optim.AdamW):
     def _rule(
         self, weight: Tensor, group: dict[str, Any], state: dict[str, Any]
     ) -> tuple[Rule, tuple[Tensor, ...], Small]:
-        small_dtype = self.small_dtype if self._is_weight(weight) and not is_spread(weight) else None
+        small_dtype = self.small_dtype if self._is_weight(weight) and not is_dtensor(weight) else None
         in_8_bits = small_dtype == torch.uint8
         dtype = small_dtype or torch.promote_types(weight.dtype, torch.float32)
         if not state:  # as torch makes it

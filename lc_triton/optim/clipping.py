@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lc_triton.optim.penalties import penalty_of_group
+from lc_triton.optim.sharded import is_dtensor
 from lc_triton.optim.slot import WeightSlot
-from lc_triton.optim.spread import is_spread
 
 
 def clip(
@@ -22,7 +22,7 @@ def clip(
 ) -> None:
     """Scale all gradients so that their norm is at most clip_norm; weights whose gradient is kept are updated here.
 
-    Where parameters are spread over ranks, all ranks must call it: the sums of squares are added up over the ranks.
+    Where parameters are sharded over ranks, all ranks must call it: the sums of squares are added up over the ranks.
 
     Args:
         slots: of all weights.
@@ -33,7 +33,7 @@ def clip(
     parameters: list[Tensor] = [p for group in groups for p in group["params"]]
     kept = [slot for slot in slots if slot.kept is not None]
     stored = [p for p in parameters if p.grad is not None]
-    over_ranks = any(map(is_spread, parameters))
+    over_ranks = any(map(is_dtensor, parameters))
     if not (kept or stored or over_ranks):
         return
     penalties = {id(p): penalty_of_group(group) for group in groups for p in group["params"]} if kept else {}

@@ -33,8 +33,8 @@ from lc_triton.optim.arguments import (
 )
 from lc_triton.optim.clipping import clip
 from lc_triton.optim.penalties import bound_stored, penalise_stored, penalty_of_group
+from lc_triton.optim.sharded import is_dtensor, is_placed_alike, local_part
 from lc_triton.optim.slot import WeightSlot
-from lc_triton.optim.spread import is_spread, is_spread_alike, part_of
 from lc_triton.optim.states import CORRECTION, SMALL_STATES, check_shapes, drop_small
 
 # The fewest dimensions of a layer's weight.
@@ -248,7 +248,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def updated_dtypes(self, weight: Tensor) -> tuple[torch.dtype, ...]:
         """The dtypes in which a weight is updated where its gradient is made; one that ranks share has no master."""
-        return UPDATED if self.master is None or is_spread(weight) else (*UPDATED, torch.bfloat16)
+        return UPDATED if self.master is None or is_dtensor(weight) else (*UPDATED, torch.bfloat16)
 
     def _update_stored(self) -> list[tuple[Tensor, Tensor]]:
         """Update what has small states or a master by stored gradients, which are taken away from torch's step.
@@ -331,11 +331,11 @@ class FusedOptimizer(torch.optim.Optimizer):
             # torch.distributed.checkpoint makes states by a step without a learning rate.
             counts = slot.known and slot.weight.grad is not None and (self._group_of(slot.weight) or {}).get("lr")
             if counts and (slot.reason or (self.accumulate == 1 and not slot.has_zero)):
-                plain = not is_spread(slot.weight)
+                plain = not is_dtensor(slot.weight)
                 other = "its gradient came by another way than the layer's own backward"
                 newest = fused.slot_of(slot.weight)
                 stored = newest.reason if isinstance(newest, WeightSlot) else None
-                reason = slot.reason or stored or (other if plain else "it is spread over ranks")
+                reason = slot.reason or stored or (other if plain else "it is sharded over ranks")
                 if (slot.name, reason) not in self._warned:
                     self._warned.add((slot.name, reason))
                     found[reason].append(slot.name)
@@ -370,7 +370,7 @@ class FusedOptimizer(torch.optim.Optimizer):
                 continue
             if state.dtype not in dtypes or state.device != weight.device or not state.is_contiguous():
                 return "its states are of another dtype, device or layout"
-            if not is_spread_alike(state, weight):
+            if not is_placed_alike(state, weight):
                 return "its states do not lie on the ranks as it does"
         return None
 
@@ -384,9 +384,9 @@ class FusedOptimizer(torch.optim.Optimizer):
         group = self._group_of(weight)
         assert group is not None
         rule, states, small = self._rule(weight, group, self.state[weight])
-        added = None if weight.grad is None else part_of(weight.grad)
-        states = tuple(map(part_of, states))
-        return Update(rule, part_of(weight), states, added, scale, penalty_of_group(group), small)
+        added = None if weight.grad is None else local_part(weight.grad)
+        states = tuple(map(local_part, states))
+        return Update(rule, local_part(weight), states, added, scale, penalty_of_group(group), small)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop all gradients, as in torch, those too that wait for `step` because of `clip_norm`.

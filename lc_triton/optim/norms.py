@@ -1,4 +1,4 @@
-"""Norms of gradients of which some are spread over ranks: imported only where there are DTensors."""
+"""Norms of gradients of which some are sharded over ranks: imported only where there are DTensors."""
 
 from __future__ import annotations
 

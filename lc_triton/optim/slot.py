@@ -14,7 +14,7 @@ from lc_triton.core.fused import Deferred, Penalty, Update, current_stream
 from lc_triton.core.tracing import is_observed
 from lc_triton.errors import OptimizerStepError
 from lc_triton.optim.rules import Add
-from lc_triton.optim.spread import is_spread_alike, part_of, spread_like
+from lc_triton.optim.sharded import as_dtensor_like, is_placed_alike, local_part
 
 _autograd: Any = torch._C._autograd
 
@@ -59,7 +59,7 @@ class WeightSlot:
     AccumulateGrad node when everything in this backward that uses the weight is done: the slot's hook there updates the
     weight if this product is all that its gradient consists of, and otherwise stores the sum.
 
-    Of a weight that is spread over ranks, each rank has such a slot. Its products are of the rank's part, and what it
+    Of a weight that is sharded over ranks, each rank has such a slot. Its products are of the rank's part, and what it
     stores is the DTensor of it; nothing is sent. Only `clip_norm` adds up sums over the ranks.
 
     Args:
@@ -188,7 +188,7 @@ class WeightSlot:
 
     def _gradient(self, product: Deferred, stream: Any) -> Tensor:
         """Make a gradient as it is stored."""
-        return spread_like(on_stream(stream, self.weight, product.gradient), self.weight)
+        return as_dtensor_like(on_stream(stream, self.weight, product.gradient), self.weight)
 
     def _attach(self, accumulate: Any) -> None:
         """Hook the node that adds gradients to `.grad`; held, it stays the same in all graphs."""
@@ -233,7 +233,7 @@ class WeightSlot:
             return "a CUDA graph is captured, whose replays would repeat the hyperparameters of this step"
         if is_observed():
             return "a compiler, tracer or dispatch mode sees its backward"
-        part = part_of(weight)
+        part = local_part(weight)
         if type(part) not in (Tensor, Parameter) or not part.is_contiguous() or part.is_neg():
             return "it is not a plain contiguous tensor"
         owner = self._owner()
@@ -241,7 +241,7 @@ class WeightSlot:
             own, *others = (str(dtype).removeprefix("torch.") for dtype in (weight.dtype, *dtypes))
             return f"its dtype is {own}, not {', '.join(others[:-1])} or {others[-1]}"
         grad = weight.grad
-        if grad is not None and not (is_spread_alike(grad, weight) and is_alike(grad, weight)):
+        if grad is not None and not (is_placed_alike(grad, weight) and is_alike(grad, weight)):
             return "its .grad is of another layout"
         return None
 
@@ -257,7 +257,7 @@ class WeightSlot:
         if adding:
             grad = weight.grad
             if len(taken) == 1 and others is None and grad is not None:
-                on_stream(taken[0][1], weight, lambda: taken[0][0].update(Update(Add(), part_of(grad), ())))
+                on_stream(taken[0][1], weight, lambda: taken[0][0].update(Update(Add(), local_part(grad), ())))
                 return None
         elif len(taken) == 1 and others is None and self._graphs == 0:
             if owner.clip_norm is not None:

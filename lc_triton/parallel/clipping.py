@@ -1,4 +1,4 @@
-"""Clipping by the norm of all gradients, some of which are spread over ranks."""
+"""Clipping by the norm of all gradients, some of which are sharded over ranks."""
 
 from __future__ import annotations
 

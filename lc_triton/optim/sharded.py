@@ -1,4 +1,4 @@
-"""Weights that are spread over ranks, and what lies like them: the part that this rank has."""
+"""Weights that are DTensors, sharded over ranks, and tensors placed like them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import Parameter
 _PLAIN = Tensor, Parameter
 
 
-def is_spread(tensor: Tensor) -> bool:
+def is_dtensor(tensor: Tensor) -> bool:
     """Whether a tensor is a DTensor; there is none before its module is imported."""
     if type(tensor) in _PLAIN:
         return False
@@ -20,19 +20,19 @@ def is_spread(tensor: Tensor) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def part_of(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     """This rank's part of a DTensor, in the same memory; any other tensor itself."""
-    if type(tensor) in _PLAIN or not is_spread(tensor):
+    if type(tensor) in _PLAIN or not is_dtensor(tensor):
         return tensor
-    spread: Any = tensor
+    whole: Any = tensor
     with torch.no_grad():
-        part: Tensor = spread.to_local()
+        part: Tensor = whole.to_local()
     return part
 
 
-def spread_like(part: Tensor, weight: Tensor) -> Tensor:
+def as_dtensor_like(part: Tensor, weight: Tensor) -> Tensor:
     """The tensor of which this rank has a part as it has one of a weight; the part itself of a weight of one rank."""
-    if not is_spread(weight):
+    if not is_dtensor(weight):
         return part
     whole: Any = weight
     options: dict[str, Any] = {"run_check": False, "shape": whole.shape, "stride": whole.stride()}
@@ -40,11 +40,11 @@ def spread_like(part: Tensor, weight: Tensor) -> Tensor:
     return tensor
 
 
-def is_spread_alike(tensor: Tensor, weight: Tensor) -> bool:
+def is_placed_alike(tensor: Tensor, weight: Tensor) -> bool:
     """Whether a tensor is plain beside a plain weight, or lies on the ranks as a DTensor does."""
     if type(tensor) in _PLAIN:
         return type(weight) in _PLAIN
-    if not (is_spread(tensor) and is_spread(weight)):
+    if not (is_dtensor(tensor) and is_dtensor(weight)):
         return False
     one, other = _placing(tensor), _placing(weight)
     return one == other
