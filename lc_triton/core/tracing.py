@@ -79,6 +79,11 @@ def is_torchscript_onnx_export() -> bool:
     return is_tracing() and torch.onnx.is_in_onnx_export()
 
 
+def is_exporting() -> bool:
+    """Whether `torch.export` is at work; to the compiler of torch 2.11 `torch.compiler.is_exporting()` is always True."""
+    return torch.compiler._is_exporting_flag
+
+
 def has_outlived(tensor: Tensor) -> bool:
     """Whether a tensor belongs to a vmap or to a tracer's fake tensors, and that has ended: it has no numbers."""
     if torch.compiler.is_compiling():

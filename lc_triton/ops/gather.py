@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 
 from lc_triton.core.batched_gradients import one_by_one
 from lc_triton.core.dtypes import HALF
-from lc_triton.core.tracing import is_observed
+from lc_triton.core.tracing import is_exporting, is_observed
 
 NONE = -1  # in a table, where a position has fewer neighbours than others
 
@@ -71,7 +71,7 @@ def spread(windows: Tensor, table: Table) -> Tensor:
 def _uses_plain_operators() -> bool:
     """Whether something differentiates or records torch's own operators; compilers take the functions below."""
     if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting()
+        return is_exporting()
     return is_observed() or forward_ad._current_level >= 0
 
 

@@ -22,7 +22,7 @@ from lc_triton.core.batched_gradients import one_by_one
 from lc_triton.core.dtypes import check_dtypes
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
-from lc_triton.core.tracing import is_plain
+from lc_triton.core.tracing import is_exporting, is_plain
 from lc_triton.ops import bound, dispatch
 from lc_triton.ops.checks import check_devices, check_input
 from lc_triton.ops.plan import Plan, from_internal, input_format_of, problem_of, to_internal
@@ -52,7 +52,7 @@ def run_low_rank(x: Tensor, basis: Tensor, mixing: Tensor, bias: Tensor | None, 
     basis, mixing, bias = basis.to(dtype), mixing.to(dtype), None if bias is None else bias.to(dtype)
     batch = x.shape[0] if batched else 1
     plain = is_plain(x, basis, mixing, bias)
-    compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    compiled = torch.compiler.is_compiling() and not is_exporting()
     on_triton = (plain or compiled) and resolve(x.device.type) == "triton"
     if on_triton and mixes_weights(plan.geometry, batch, len(basis)):
         return run(x.to(dtype), unshared_weight(basis, mixing), bias, plan)
