@@ -129,6 +129,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(after, finished, tmp_path
         assert torch.equal(one[name], other[name]), name
 
 
+@pytest.mark.nightly
 @pytest.mark.subprocess
 @pytest.mark.slow
 def test_ctrl_c_in_a_real_process(tmp_path):

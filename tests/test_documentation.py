@@ -4,6 +4,7 @@ import doctest
 import importlib
 import inspect
 import json
+import os
 import pkgutil
 import re
 import subprocess
@@ -80,7 +81,11 @@ def test_the_site_shows_every_example():
 
 
 def dry(*arguments):
-    done = subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    # Without the variables of a make that runs these tests, such as VENV.
+    outer = {"MAKEFLAGS", "MAKEOVERRIDES", "VENV", "CONSTRAINTS"}
+    env = {name: value for name, value in os.environ.items() if name not in outer}
+    command = ["make", "--dry-run", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

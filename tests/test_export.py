@@ -198,6 +198,7 @@ assert "lc_triton" not in sys.modules
 """
 
 
+@pytest.mark.nightly
 @pytest.mark.subprocess
 @pytest.mark.slow
 def test_a_package_of_aotinductor_runs_without_the_library(tmp_path):

@@ -190,6 +190,7 @@ def test_exported_saved_and_loaded(strict, fresh):
         assert_close(again(x), net(x).detach().double(), 1e-6)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_transforms_under_the_compiler_are_right_if_not_compiled(fresh):
     """torch cannot look into a function with a tangent of its own: it runs that part as it is."""

@@ -78,6 +78,7 @@ for length, dtype in ((4096, "float32"), (16384, "float32"), (65536, "float64"))
 """
 
 
+@pytest.mark.nightly
 @pytest.mark.subprocess
 @pytest.mark.slow
 def test_long_sums_where_a_matmul_adds_number_after_number():

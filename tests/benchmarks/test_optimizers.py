@@ -73,6 +73,7 @@ def test_a_row_end_to_end(tmp_path, monkeypatch, capsys):
     assert f"| {FUSED} | {peer} |" in capsys.readouterr().out
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_accuracy_of_small_states(monkeypatch, capsys, tmp_path):
     """Means over the seeds, each of training with the optimizer of its row."""

@@ -144,6 +144,7 @@ def test_suites():
     assert len(set(suite("published"))) == len(suite("published")) > 40
 
 
+@pytest.mark.nightly
 @pytest.mark.compile
 @pytest.mark.subprocess
 @pytest.mark.slow
@@ -263,6 +264,7 @@ def test_slower_twice_is_slower(monkeypatch, capsys):
     assert "SLOWER" in capsys.readouterr().out
 
 
+@pytest.mark.nightly
 @pytest.mark.subprocess
 @pytest.mark.slow
 def test_a_state_that_is_wrong_is_named(monkeypatch, capsys):

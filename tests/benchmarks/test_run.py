@@ -95,6 +95,7 @@ def test_a_contender_that_ends_in_the_middle_is_named():
     assert entrant.close() == {"skipped": "its process ended during forward"}
 
 
+@pytest.mark.nightly
 @pytest.mark.subprocess
 @pytest.mark.slow
 def test_a_contender_that_fails_says_why(monkeypatch):
@@ -138,6 +139,7 @@ def test_who_does_not_run():
     assert "GiB" in refuses(Row("deepface_l4", 512, "float32", 1), "broadcast, multiply, sum")
 
 
+@pytest.mark.nightly
 @pytest.mark.subprocess
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")

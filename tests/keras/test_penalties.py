@@ -60,7 +60,7 @@ def test_a_penalty_and_its_gradient(name, padding):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["l1", "l2", "l1_l2"])
+@pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.nightly) for name in ("l1", "l2")), "l1_l2"])
 @pytest.mark.parametrize("padding", ["same", "valid"])
 def test_penalties_are_differentiated_twice(name, padding):
     regularizer, _, _ = REGULARIZERS[name]

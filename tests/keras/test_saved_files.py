@@ -268,7 +268,7 @@ def test_without_h5py(monkeypatch):
 @pytest.mark.slow
 def test_mutated_files():
     done = subprocess.run(
-        [sys.executable, "-m", "tests.keras.fuzz", "--cases", "12"],
+        [sys.executable, "-m", "tests.keras.fuzz", "--cases", "6"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -213,7 +213,7 @@ def test_float32_arithmetic_flushes_no_subnormal_number(pass_name, device):
     [
         TileConfig(2, 2, 16, 16, 16),
         TileConfig(1, 1, 16, 16, 16, split=2),
-        TileConfig(1, 1, 16, 16, 16, descriptor=True),
+        pytest.param(TileConfig(1, 1, 16, 16, 16, descriptor=True), **NIGHTLY),
         TileConfig(1, 1, 16, 16, 16, descriptor=True, split=2),
         TileConfig(1, 2, 16, 4, 16, dot=False),
     ],

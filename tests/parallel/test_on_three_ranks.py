@@ -8,6 +8,7 @@ from tests.parallel import checks_of_clipping, checks_of_copies, checks_of_empty
 pytestmark = [pytest.mark.subprocess, pytest.mark.slow]
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")
 def test_on_three_ranks(tmp_path):
     failed = ranks.run(

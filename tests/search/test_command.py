@@ -266,6 +266,7 @@ sys.exit(cli.main())
 """
 
 
+@pytest.mark.nightly
 @pytest.mark.subprocess
 @pytest.mark.slow
 def test_a_lost_gpu_costs_its_tile_and_nothing_else(tmp_path):

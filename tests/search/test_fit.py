@@ -60,7 +60,7 @@ def synthetic(noise=0.0, layers=LAYERS, tiles=24):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("noise", "allowed"), [(0.0, 0.01), (0.03, 0.12)])
+@pytest.mark.parametrize(("noise", "allowed"), [pytest.param(0.0, 0.01, marks=pytest.mark.nightly), (0.03, 0.12)])
 def test_the_constants_are_found_again(noise, allowed):
     before = {name: getattr(model, name) for name in fit.CONSTANTS}
     found = fit.fit(synthetic(noise), H200)

@@ -315,6 +315,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.nightly
 @pytest.mark.subprocess
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_was_simulated(tmp_path):

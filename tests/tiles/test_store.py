@@ -159,6 +159,7 @@ def writer(path, number, count):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.nightly
 @pytest.mark.subprocess
 @pytest.mark.slow
 def test_eight_processes_lose_no_entry(tmp_path):

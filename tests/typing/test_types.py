@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 SAMPLE = "tests/typing/user_code.py"
 
 
+@pytest.mark.nightly
 @pytest.mark.subprocess
 @pytest.mark.slow
 def test_user_code_passes_mypy():
