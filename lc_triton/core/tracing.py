@@ -80,7 +80,7 @@ def is_torchscript_onnx_export() -> bool:
 
 
 def is_exporting() -> bool:
-    """Whether `torch.export` is at work; the compiler of torch 2.11 always says so for `torch.compiler.is_exporting()`."""
+    """Whether `torch.export` is at work; to torch 2.11's compiler `torch.compiler.is_exporting()` is always True."""
     return torch.compiler._is_exporting_flag
 
 
