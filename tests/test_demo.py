@@ -333,7 +333,8 @@ def test_two_processes_end_as_one(tmp_path, capsys):
 @pytest.mark.subprocess
 @pytest.mark.slow
 @needs_gloo
-@pytest.mark.parametrize("wrong", ["checkpoint", pytest.param("folder", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("wrong", ["checkpoint", "folder"])
 def test_what_goes_wrong_on_two_processes_is_one_line(wrong, tmp_path):
     if wrong == "checkpoint":
         (tmp_path / "checkpoint.pt").write_bytes(b"junk")
