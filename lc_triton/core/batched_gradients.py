@@ -22,7 +22,7 @@ _is_batched: Callable[[Tensor], bool] = _functorch.is_legacy_batchedtensor
 
 
 def at_once(backward: Backward) -> Backward:
-    """Let a Function's backward, made of what `torch.func.vmap` has rules for, take many vectors."""
+    """Let a Function's backward or jvp, made of what `torch.func.vmap` has rules for, take many vectors."""
 
     def of_all(ctx: Any, vectors: Vectors, dims: Dims) -> list[Tensor | None]:
         found: Any = ()

@@ -167,7 +167,7 @@ class Deferred(Protocol):
 class Slot(Protocol):
     """What takes the gradients of a weight over: for its optimizer, or to add them to what is there."""
 
-    takes_parts: bool  # of a weight that is spread over ranks
+    takes_parts: bool  # of a weight that is sharded over ranks
 
     def enter_graph(self) -> None:
         """Count a graph that uses the weight."""
