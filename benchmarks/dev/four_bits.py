@@ -79,7 +79,7 @@ def main() -> None:
     for name in ("lrlc_l2", "deepface_l4"):
         problem = Problem(layers[name].geometry, backend="triton")
         for pass_name in PASSES:
-            for batch in (1, 16, 64):
+            for batch in (1, 4, 16, 64):
                 times = [of_bytes(pass_name, problem, batch, dtype) for dtype in ("bfloat16", "int8")]
                 times.append(of_four_bits(pass_name, problem, batch))
                 print(

@@ -9,8 +9,8 @@ so that the weight itself is scaled.
 import triton
 import triton.language as tl
 
-from lc_triton.kernels.blocks import block_of, multiply_transposed, place_of, window_sites
-from lc_triton.kernels.common import bias_and_activation, decode_k, unbounded
+from lc_triton.kernels.blocks import block_of, multiply_transposed, place_of, read_at, window_sites
+from lc_triton.kernels.common import bias_and_activation
 
 ENTRIES: tl.constexpr = tl.constexpr(32)  # of a window that share a scale, as in lc_triton.ops.quantized
 ZERO: tl.constexpr = tl.constexpr(0x88)  # two zeros: a number is stored plus 8
@@ -108,31 +108,6 @@ def four_bits_forward_kernel(
     _, b_y = bias_and_activation(acc, p_bias, position, f, m_n, F, EPILOGUE)
     o_y = b.to(tl.int64)[:, None] * SHAPE.out_numel + position.to(tl.int64) * F + f[None, :]
     tl.store(p_y + o_y, b_y.to(p_y.dtype.element_ty), mask=m_b[:, None] & m_n[None, :])  # [BB, BN]
-
-
-@triton.jit
-def read_at(k, i0, i1, ih, iw, N: tl.constexpr, LAST: tl.constexpr, SHAPE: tl.constexpr):
-    """Decode an index of the input gradient's loop: tap, window (o0, o1, oh, ow), filter; and whether it reads a site.
-
-    Coordinates of the site are those of the padded input. A tap has N filters, or bytes of them, of which LAST exist.
-    """
-    K0: tl.constexpr = SHAPE.kernel[0]
-    K1: tl.constexpr = SHAPE.kernel[1]
-    KH: tl.constexpr = SHAPE.kernel[2]
-    KW: tl.constexpr = SHAPE.kernel[3]
-    S0: tl.constexpr = SHAPE.stride[0]
-    S1: tl.constexpr = SHAPE.stride[1]
-    SH: tl.constexpr = SHAPE.stride[2]
-    SW: tl.constexpr = SHAPE.stride[3]
-    t0, t1, kh, kw, f = decode_k(k, K0, K1, KH, KW, N)
-    m = (k < K0 * K1 * KH * KW * N) & (f < LAST)
-    d0, d1 = i0 - t0 * SHAPE.dilation[0], i1 - t1 * SHAPE.dilation[1]
-    dh, dw = ih - kh * SHAPE.dilation[2], iw - kw * SHAPE.dilation[3]
-    m = m & (d0 >= 0) & (d1 >= 0) & (dh >= 0) & (dw >= 0)
-    o0, o1, oh, ow = unbounded(d0) // S0, unbounded(d1) // S1, unbounded(dh) // SH, unbounded(dw) // SW
-    m = m & (o0 * S0 == d0) & (o1 * S1 == d1) & (oh * SH == dh) & (ow * SW == dw)
-    m = m & (o0 < SHAPE.outputs[0]) & (o1 < SHAPE.outputs[1]) & (oh < SHAPE.outputs[2]) & (ow < SHAPE.outputs[3])
-    return ((t0 * K1 + t1) * KH + kh) * KW + kw, o0, o1, oh, ow, f, m
 
 
 @triton.jit(do_not_specialize=["B"])

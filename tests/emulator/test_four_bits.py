@@ -1,5 +1,7 @@
 """The kernels on weights of 4 bits, executed from their PTX, with the tiles that launches choose."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ pytestmark = [pytest.mark.compile, pytest.mark.slow]
 
 SCALES = Case("scales", (4,), 34, 20, 2, batch=33)
 STRIDE = Case("stride", (3, 4), 3, 5, 2, stride=(1, 2), padding=1, batch=2)
+WORDS = Case("words", (3, 4), 32, 16, 2, groups=2, padding=1, batch=3)
 GROUPS = Case("groups", (4,), 34, 34, 2, groups=2, padding=1, dilation=2, batch=5)
 
 
@@ -23,6 +26,8 @@ GROUPS = Case("groups", (4,), 34, 34, 2, groups=2, padding=1, dilation=2, batch=
     [
         (90, torch.bfloat16, SCALES),
         (80, torch.float32, STRIDE),
+        (90, torch.bfloat16, WORDS),
+        pytest.param(80, torch.float16, replace(WORDS, batch=1), marks=pytest.mark.nightly),
         pytest.param(80, torch.float16, GROUPS, marks=pytest.mark.nightly),
         pytest.param(90, torch.float32, SCALES, marks=pytest.mark.nightly),
         pytest.param(90, torch.float64, GROUPS, marks=pytest.mark.nightly),
@@ -36,7 +41,8 @@ def test_kernels_compute_the_definition_and_touch_nothing_else(arch, dtype, case
     with emulated_gpu(arch) as gpu:
         four_bits.four_bits_forward(t.x, weight, scale, t.bias, y, problem)
         four_bits.four_bits_input_grad(t.g, weight, scale, dx, problem.linear())
-    assert [name for name, _ in gpu.results] == [kernel.fn.__name__ for kernel in four_bits.KERNELS.values()]
+    kernels = four_bits.VECTOR_KERNELS if case.name == "words" else four_bits.KERNELS
+    assert [name for name, _ in gpu.results] == [kernel.fn.__name__ for kernel in kernels.values()]
     assert not [finding for _, result in gpu.results for finding in result.findings]
     arguments = case.arguments | {"data_format": "channels_last"}
     x = t.x.double().requires_grad_()

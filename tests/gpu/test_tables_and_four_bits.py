@@ -8,7 +8,7 @@ import torch
 import lc_triton
 from lc_triton.ops import gather_passes, quantized
 from lc_triton.ops.quantized import dequantize, quantize
-from tests.cases import CASES, assert_close, tensors
+from tests.cases import CASES, Case, assert_close, tensors
 from tests.pairwise import pairwise
 
 pytestmark = pytest.mark.gpu
@@ -16,7 +16,8 @@ pytestmark = pytest.mark.gpu
 BATCHES = [1, 16, 65]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 SIZES = [(16, 32), (1, 1), (5, 9)]  # channels and filters
-FOUR_BITS = pairwise([case for case in CASES if case.groups == 1], DTYPES, BATCHES)
+WORDS = [Case("words", (9, 8), 16, 24, 3, padding=1), Case("words_of_scales", (70,), 64, 136, 2, dilation=2)]
+FOUR_BITS = pairwise([case for case in CASES if case.groups == 1], DTYPES, BATCHES) + pairwise(WORDS, DTYPES, [1, 2, 3])
 TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 2e-5, torch.float64: 1e-12}
 
 

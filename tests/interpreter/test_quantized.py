@@ -5,6 +5,7 @@ import torch
 
 import lc_triton
 from lc_triton import launch
+from lc_triton.core.activations import Activation
 from lc_triton.core.problem import Problem
 from lc_triton.launch import four_bits
 from lc_triton.ops import quantized
@@ -100,6 +101,55 @@ def test_four_bits_with_64_bit_offsets_and_small_blocks():
     want = lc_triton.local_conv(exact, stands_for, **case.arguments, data_format="channels_last")
     assert_close(y, want.detach(), 1e-6)
     assert_close(dx, torch.autograd.grad(want, exact, t.g.double())[0], 1e-6)
+
+
+# Of few samples: channels that are several scales, a part of one, and neither (whose input gradient loads bytes);
+# filters that leave words empty, and two blocks of them; steps of scales and of taps that are not full.
+WORDS = [
+    (Case("blocks_of_filters", (5,), 64, 72, 2, stride=2, padding=1, batch=1), torch.float32),
+    (Case("parts_of_a_scale", (3, 4), 32, 16, (2, 3), groups=2, padding=1, dilation=(1, 2), batch=1), torch.float16),
+    (Case("two_channels", (4,), 2, 24, 3, padding=1, batch=3), torch.float32),
+    (Case("bytes", (4,), 35, 8, 2, batch=1), torch.float32),
+    (Case("3d", (2, 3, 2), 4, 8, 2, padding=(0, 1, 0), batch=2), torch.float32),
+]
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [pytest.param(*row, marks=() if n < 3 else pytest.mark.nightly) for n, row in enumerate(WORDS)],
+    ids=[row[0].name for row in WORDS],
+)
+def test_four_bits_of_few_samples(case, dtype, wide, monkeypatch):
+    t, problem = tensors(case, dtype), Problem(case.geometry, Activation("tanh"), "triton")
+    weight, scale = quantize(t.weight, "int4")
+    arguments = case.arguments | {"data_format": "channels_last"}
+    exact = t.x.double().requires_grad_()
+    z = lc_triton.local_conv(exact, dequantize(weight, scale, torch.float64), t.bias.double(), **arguments)
+    (dx_want,) = torch.autograd.grad(z, exact, t.g.double())
+    loads_bytes = ("input_grad",) if case.name == "bytes" else ()
+    monkeypatch.setattr(four_bits, "KERNELS", {name: four_bits.KERNELS[name] for name in loads_bytes})
+    monkeypatch.setattr(four_bits, "is_wide", lambda *_: wide)
+    y, dx = torch.full_like(t.g, float("nan")), torch.full_like(t.x, float("nan"))
+    four_bits.four_bits_forward(t.x, weight, scale, t.bias, y, problem)
+    four_bits.four_bits_input_grad(t.g, weight, scale, dx, problem.linear())
+    tolerance = 1e-6 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
+    assert_close(y, z.detach().tanh(), tolerance)
+    assert_close(dx, dx_want, tolerance)
+
+
+def test_four_bits_that_begin_within_a_word_are_loaded_as_bytes(monkeypatch):
+    case = WORDS[2][0]
+    t, problem = tensors(case, torch.float32), Problem(case.geometry, backend="triton")
+    weight, scale = quantize(t.weight, "int4")
+    moved = torch.empty(weight.numel() + 1, dtype=torch.uint8)[1:].view(weight.shape).copy_(weight)
+    assert moved.data_ptr() % 4
+    monkeypatch.setattr(four_bits, "VECTOR_KERNELS", {})
+    y = torch.empty_like(t.g)
+    four_bits.four_bits_forward(t.x, moved, scale, t.bias, y, problem)
+    arguments = case.arguments | {"data_format": "channels_last"}
+    want = lc_triton.local_conv(t.x.double(), dequantize(weight, scale, torch.float64), t.bias.double(), **arguments)
+    assert_close(y, want, 1e-6)
 
 
 def test_layers_of_small_groups_become_float32(monkeypatch):

@@ -159,11 +159,15 @@ class RuleRow:
         return wrong
 
 
+# Of weights of 4 bits: with tensor cores, and for few samples.
+FOUR_BITS = (("lrlc_l2", 64), ("lrlc_l2", 1), ("deepface_l4", 16), ("deepface_l4", 1))
+
+
 def rows() -> list[RuleRow]:
     """bfloat16 for each architecture, and float32 for one."""
     layers: list[tuple[str, str, int, tuple[Pass, ...]]] = [
         *(("table", name, batch, PASSES) for name, batch in (("lrlc_l2", 64), ("lrlc_l1", 512))),
-        *(("four_bits", name, batch, PASSES[:2]) for name, batch in (("lrlc_l2", 64), ("deepface_l4", 1))),
+        *(("four_bits", name, batch, PASSES[:2]) for name, batch in FOUR_BITS),
         *((f"low_rank{rank}", "lrlc_l2", batch, PASSES[:1]) for rank, batch in ((4, 64), (4, 512), (8, 64))),
     ]
     types = [("bfloat16", "a100"), ("bfloat16", "h100"), ("bfloat16", "b200"), ("float32", "h100")]

@@ -14,7 +14,7 @@ from tests.pairwise import pairwise
 pytestmark = [pytest.mark.compile, pytest.mark.slow]
 
 PASSES = ("forward", "input_grad")
-# Batch and layer: whole blocks, odd sizes, groups, three dimensions, vectors.
+# Batch and layer: whole blocks, odd sizes, groups, three dimensions, few samples.
 LAYERS = [
     (64, Geometry.make((16, 16), 64, 64, 3)),
     (16, Geometry.make((9, 9), 24, 20, 3, stride=2, padding=1)),
@@ -22,6 +22,9 @@ LAYERS = [
     (8, Geometry.make((8, 8), 64, 96, 3, groups=2, dilation=2)),
     (4, Geometry.make((5, 6, 7), 51, 51, 2, groups=3, padding=1)),
     (1, Geometry.make((16, 16), 64, 64, 3)),
+    (2, Geometry.make((9, 9), 24, 72, 3, stride=2, padding=1)),
+    (4, Geometry.make((40,), 16, 16, 9, groups=2, dilation=2)),
+    (2, Geometry.make((1,), 8, 8, 1)),  # whose strides of one site the JIT makes constants
 ]
 DTYPES = [(torch.bfloat16, "ieee"), (torch.float16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee")]
 DTYPES.append((torch.float64, "ieee"))

@@ -17,6 +17,7 @@ from lc_triton.ahead.session import collecting
 from lc_triton.core.activations import FUSED_NAMES
 from lc_triton.kernels.combine import combine_kernel
 from lc_triton.kernels.four_bits import four_bits_forward_kernel, four_bits_input_grad_kernel
+from lc_triton.kernels.four_bits_vector import four_bits_vector_forward_kernel, four_bits_vector_input_grad_kernel
 from lc_triton.kernels.gather import gather_forward_kernel, gather_input_grad_kernel, gather_weight_grad_kernel
 from lc_triton.kernels.low_rank import low_rank_forward_kernel
 from lc_triton.kernels.shared_weight_grad import shared_weight_grad_kernel
@@ -40,6 +41,8 @@ ALL = [
     low_rank_forward_kernel,
     four_bits_forward_kernel,
     four_bits_input_grad_kernel,
+    four_bits_vector_forward_kernel,
+    four_bits_vector_input_grad_kernel,
     gather_forward_kernel,
     gather_input_grad_kernel,
     gather_weight_grad_kernel,
