@@ -23,6 +23,25 @@ def by_rows(geometry: Geometry, ranks: int) -> Shares:
     return Shares(rows, chunks(geometry.in_spatial[0], ranks), tuple(rows_read(geometry, own) for own in rows))
 
 
+def splits_regions(geometry: Geometry, ranks: int) -> bool:
+    """Whether each rank's rows have filters of their own; otherwise every rank has the filters of all rows.
+
+    Raises:
+        ParallelError: blocks of rows that share filters, one of which two ranks would compute parts of.
+    """
+    block, count = geometry.regions[0] if geometry.regions else (1, geometry.out_spatial[0])
+    if block * count < geometry.out_spatial[0]:  # each region recurs, or there is one only
+        return False
+    for rows in chunks(geometry.out_spatial[0], ranks):
+        if rows.start % block and rows:
+            reason = (
+                f"share has blocks of {block} rows, and {ranks} ranks would cut one at row {rows.start}: take blocks "
+                "or a number of ranks that leave each block on one rank, or FilterParallel"
+            )
+            raise ParallelError(style="PositionParallel", reason=reason)
+    return True
+
+
 def by_filters(geometry: Geometry, ranks: int) -> Shares:
     """The filters over ranks.
 

@@ -335,7 +335,7 @@ class FusedOptimizer(torch.optim.Optimizer):
                 other = "its gradient came by another way than the layer's own backward"
                 newest = fused.slot_of(slot.weight)
                 stored = newest.reason if isinstance(newest, WeightSlot) else None
-                reason = slot.reason or stored or (other if plain else "it is sharded over ranks")
+                reason = slot.reason or stored or (other if plain else "it lies on several ranks")
                 if (slot.name, reason) not in self._warned:
                     self._warned.add((slot.name, reason))
                     found[reason].append(slot.name)

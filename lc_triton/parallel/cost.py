@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from lc_triton.core.arguments import check_int, check_name
 from lc_triton.core.geometry import Geometry
-from lc_triton.core.ranges import by_filters, by_rows, overlap
-from lc_triton.errors import ParallelError
+from lc_triton.core.ranges import by_filters, by_rows, overlap, splits_regions
 
 KINDS = ("data", "sharded data", "positions", "filters")
 
@@ -73,8 +72,7 @@ def cost(
     twice that, an exchange as what is sent. A channel bias is not counted.
 
     Raises:
-        LocalConvError: a kind that is not known, a number below 1, or "positions" of a layer whose positions share
-            filters.
+        LocalConvError: a kind that is not known, a number below 1, or a layer that ranks cannot share in this way.
 
     Example:
         >>> from lc_triton.core.geometry import Geometry
@@ -97,8 +95,6 @@ def cost(
         own = -(-numbers // ranks)
         return Cost(own * a_weight, 2 * numbers * weight_itemsize, activations, a_pass, 2 * a_pass)
 
-    if kind == "positions" and geometry.regions:
-        raise ParallelError(style=kind, reason="positions of several ranks share filters: take filters, or no share")
     by, size, whole = by_rows, geometry.in_spatial[0], geometry.out_spatial[0]
     if kind == "filters":
         by, size, whole = by_filters, geometry.in_channels, geometry.out_channels
@@ -114,4 +110,7 @@ def cost(
     inputs = max(map(len, read)) + (max(map(len, owned)) if split_input else size)
     outputs = len(computed[0]) + (0 if split_output else whole)
     own = -(-numbers * len(computed[0]) // whole)
+    if kind == "positions" and not splits_regions(geometry, ranks):  # the gradient of every filter is summed
+        own = geometry.weight_numel + -(-math.prod(geometry.bias_shape) * len(computed[0]) // whole)
+        backward += 2 * geometry.weight_numel * weight_itemsize * others // ranks
     return Cost(own * a_weight, 0, inputs * a_row + outputs * an_output, forward, backward)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lc_triton.core.geometry import Geometry
-from lc_triton.core.ranges import by_filters, by_rows, slab
+from lc_triton.core.ranges import by_filters, by_rows, slab, splits_regions
 from lc_triton.ops.plan import Plan
 from lc_triton.ops.run import run
 from lc_triton.parallel.exchange import Axis
@@ -26,6 +26,7 @@ class Part:
             position or one filter: see `_run_empty`.
         blank: rows of zeros that take the place of an input that the part does not read.
         whole: the plan of the layer.
+        first_region: where every rank has the filters of all rows, the region of the part's first row; else None.
     """
 
     input: Axis
@@ -33,9 +34,12 @@ class Part:
     plan: Plan
     blank: int
     whole: Plan
+    first_region: int | None = None
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The output of the part, channels last, from the input that it reads."""
+        if self.first_region is not None:
+            weight = self._regions_of(weight, self.first_region)
         if not self.output.own:
             return self._run_empty(x, weight, bias)
         if self.blank:
@@ -43,6 +47,12 @@ class Part:
             shape[self.input.dim] = self.blank
             x = torch.cat([x, x.new_zeros(shape)], self.input.dim)
         return run(x, weight, bias, self.plan)
+
+    def _regions_of(self, weight: Tensor, first: int) -> Tensor:
+        """The filters of this rank's regions, of all filters, beginning with those of its first row."""
+        if first:
+            weight = weight.roll(-first, 0)
+        return weight[tuple(slice(size) for size in self.plan.weight_shape[: self.plan.geometry.ndim])]
 
     def _run_empty(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """An empty output, by the same checks and autograd Functions as on ranks that have a part.
@@ -52,7 +62,8 @@ class Part:
         """
         spatial, channels = self.plan.input_sizes
         x = _zeros_like(x, (len(x), *spatial, channels))
-        weight = _zeros_like(weight, self.plan.weight_shape)
+        if not weight.numel():
+            weight = _zeros_like(weight, self.plan.weight_shape)
         if bias is not None and not bias.numel():
             bias = _zeros_like(bias, self.plan.bias_shapes[int(bias.ndim == 1)])
         spatial, filters = self.whole.output_sizes
@@ -84,6 +95,7 @@ def of_positions(plan: Plan, rank: int, group: dist.ProcessGroup) -> Part:
         plan=Plan(own, own, plan.activation, None, False, "zeros", (), full_geometry=geo if rows else None),
         blank=0 if not rows or shares.read[rank] else own.in_spatial[0],
         whole=plan,
+        first_region=None if splits_regions(geo, group.size()) else rows.start % geo.region_counts[0],
     )
 
 

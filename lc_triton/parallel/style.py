@@ -19,6 +19,7 @@ from lc_triton.core import fused
 from lc_triton.core.backend import autocast_enabled
 from lc_triton.core.dtypes import check_dtypes
 from lc_triton.core.parameters import is_plain
+from lc_triton.core.ranges import splits_regions
 from lc_triton.core.tracing import shape_of
 from lc_triton.errors import ArgumentTypeError, NotBuiltError, ParallelError, PartShapeError
 from lc_triton.keras import activations
@@ -59,8 +60,8 @@ class _LayerParallel(ParallelStyle):
         """The dimension of input and output that is split, in the layer's own format, counted from the last."""
         raise NotImplementedError
 
-    def _placement(self, name: str, parameter: Tensor) -> Placement:
-        """The placement of the parameter `name` on the ranks."""
+    def _placement(self, plan: Plan, name: str, parameter: Tensor, ranks: int) -> Placement:
+        """The placement of the parameter `name` on so many ranks."""
         raise NotImplementedError
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
@@ -73,7 +74,7 @@ class _LayerParallel(ParallelStyle):
         self._check(module, module._plan, device_mesh)
         shared = _shared(self, device_mesh, module._plan)  # what cannot be split is refused before anything is
         for name, parameter in list(module.named_parameters(recurse=False)):
-            placement = self._placement(name, parameter)
+            placement = self._placement(module._plan, name, parameter, device_mesh.size())
             part = distribute_tensor(parameter, device_mesh, [placement], src_data_rank=self.src_data_rank)
             module.register_parameter(name, nn.Parameter(part, requires_grad=parameter.requires_grad))
         module._shared = shared
@@ -107,10 +108,6 @@ class _LayerParallel(ParallelStyle):
                 refuse(f"{name}={layout} is not possible: this layer is split along {self.along}, Shard({positive})")
         if plan.pad and isinstance(self.input_layouts, Shard) and self.along != "the filters":
             refuse(f"padding_mode={plan.padding_mode!r} needs the whole input on every rank: input_layouts=Replicate()")
-        if plan.geometry.regions and self.along == "the rows":
-            refuse(
-                "positions of several ranks share filters (share=...): use FilterParallel, or with_share(None) first"
-            )
         for name in ("kernel_regularizer", "bias_regularizer", "kernel_constraint", "bias_constraint"):
             if getattr(module, name, None) is not None:
                 refuse(f"{name} needs the whole weight on every rank")
@@ -121,7 +118,8 @@ class PositionParallel(_LayerParallel):
 
     A rank has the weights, gradients and optimizer state of its own positions only: DTensors with `Shard(0)`. Only
     activations move between ranks: rows of the input that several ranks read, gathered outputs, and their gradients. A
-    bias of each channel ("channel") is replicated, and its gradient is summed.
+    bias of each channel ("channel") is replicated, and its gradient is summed. So are filters that the positions of
+    several ranks share (`share="all"`, `"columns"` in 2-D, a period); rows and whole blocks lie on one rank each.
 
     Args:
         input_layouts: `Replicate()` (the default): every rank has the whole input; or `Shard` of the rows: each rank
@@ -163,8 +161,10 @@ class PositionParallel(_LayerParallel):
     def _axis(self, plan: Plan) -> int:
         return -plan.geometry.ndim - (not plan.channels_first)
 
-    def _placement(self, name: str, parameter: Tensor) -> Placement:
-        return Replicate() if parameter.ndim == 1 else Shard(0)
+    def _placement(self, plan: Plan, name: str, parameter: Tensor, ranks: int) -> Placement:
+        if parameter.ndim == 1 or (name == "weight" and not splits_regions(plan.geometry, ranks)):
+            return Replicate()
+        return Shard(0)
 
 
 class FilterParallel(_LayerParallel):
@@ -204,7 +204,7 @@ class FilterParallel(_LayerParallel):
     def _axis(self, plan: Plan) -> int:
         return -plan.geometry.ndim - 1 if plan.channels_first else -1
 
-    def _placement(self, name: str, parameter: Tensor) -> Placement:
+    def _placement(self, plan: Plan, name: str, parameter: Tensor, ranks: int) -> Placement:
         return Shard(parameter.ndim - 1)
 
 
@@ -238,7 +238,8 @@ class _Shared:
         for name in ("weight", "bias"):
             if name not in layer._parameters:
                 self._refuse(f"{name} is computed by a parametrization: draw what it is computed from")
-        self._check_parameters(layer.weight, layer.bias)
+        assert layer._plan is not None
+        self._check_parameters(layer._plan, layer.weight, layer.bias)
         reset_parameters(layer)
 
     def part_of(self, plan: Plan) -> Part:
@@ -256,13 +257,15 @@ class _Shared:
             compare_calls(self.mesh.get_group(), x, lambda: self._check_call(layer, x, *whole, plan, part.input))
         else:
             self._check_call(layer, x, *whole, plan, part.input)
-        weight = _part_of_weight(layer, cast(DTensor, whole[0]))
+        weight = _part_of_weight(layer, cast(DTensor, whole[0]), alone=part.first_region is None)
         bias = None if whole[1] is None else to_local(cast(DTensor, whole[1]))
         x = self._local_input(x, plan, part.input)
         batched = x.ndim == plan.geometry.ndim + 2
         # A rank's part pads the channels that it reads; rows are taken of an input that is padded.
         x = to_internal(x, plan) if self.style.along == "the rows" else input_format_of(x, plan).to_internal(x)
         x = move("fetch" if self.input_split else "take", x, part.input)
+        if part.first_region is not None:
+            weight = move("share", weight, part.input)
         if bias is not None and isinstance(cast(DTensor, whole[1]).placements[0], Replicate):
             bias = move("share", bias, part.input)
         y = part(x, weight, bias)
@@ -276,7 +279,7 @@ class _Shared:
         """Refuse what cannot be computed, before anything is sent: what every rank can check is checked on all."""
         if self.output_split:
             self._check_behind(layer, plan)
-        self._check_parameters(weight, bias)
+        self._check_parameters(plan, weight, bias)
         if isinstance(x, DTensor) or not self.input_split:
             check_input(x, plan)
         else:
@@ -287,12 +290,12 @@ class _Shared:
         if not autocast_enabled(x.device.type):
             check_dtypes(plan.operand, x, weight, bias)
 
-    def _check_parameters(self, weight: Tensor, bias: Tensor | None) -> None:
+    def _check_parameters(self, plan: Plan, weight: Tensor, bias: Tensor | None) -> None:
         """Refuse parameters whose placement is not that of the shared layer."""
         for name, parameter in (("weight", weight), ("bias", bias)):
             if parameter is None:
                 continue
-            placements = (self.style._placement(name, parameter),)
+            placements = (self.style._placement(plan, name, parameter, self.mesh.size()),)
             if not isinstance(parameter, DTensor):
                 self._refuse(f"{name} is a plain {type(parameter).__name__}{_HOW_TO_LOAD}")
             if parameter.device_mesh != self.mesh or parameter.placements != placements:
@@ -348,13 +351,19 @@ class _Shared:
         return from_local(y, Whole(self.mesh, (layout,), torch.Size(shape), _strides_like(y, shape)))
 
 
-def _part_of_weight(layer: PlannedLayer, weight: DTensor) -> Tensor:
-    """This rank's part of the weight, of which a layer finds the optimizer that updates it in backward."""
+def _part_of_weight(layer: PlannedLayer, weight: DTensor, *, alone: bool) -> Tensor:
+    """This rank's part of the weight, of which a layer finds the optimizer that updates it in backward.
+
+    Args:
+        layer: whose weight it is.
+        weight: the whole.
+        alone: whether no other rank has the same part. Else its gradient is a sum over ranks, which comes later.
+    """
     if fused.slots and not torch.compiler.is_compiling():
         if not layer.training:
             note_evaluation(weight)
         slot = fused.slot_of(weight)
-        if slot is not None and slot.takes_parts:
+        if slot is not None and slot.takes_parts and alone:
             return part_for_update(weight, slot)
     return to_local(weight)
 

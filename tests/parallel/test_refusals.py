@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize, prune
 import lc_triton
 from lc_triton import errors as E
 from lc_triton.core.geometry import Geometry
-from lc_triton.core.ranges import by_filters, by_rows, chunks, slab
+from lc_triton.core.ranges import by_filters, by_rows, chunks, slab, splits_regions
 from lc_triton.core.share import parse_share
 from lc_triton.parallel import FilterParallel, PositionParallel, cost
 from tests.cases import CASES, IDS
@@ -63,12 +63,6 @@ APPLIED = [
         ROWS,
         E.ParallelError,
         "padding_mode='reflect' needs the whole input on every rank: input_layouts=Replicate()",
-    ),
-    (
-        lambda: conv(share="rows"),
-        {},
-        E.ParallelError,
-        "positions of several ranks share filters (share=...)",
     ),
     (lambda: keras(kernel_regularizer="l2"), {}, E.ParallelError, "kernel_regularizer needs the whole weight on every"),
     (
@@ -218,9 +212,39 @@ def test_costs_of_nonsense(arguments, message):
         cost(kind, Geometry.make((5,), 2, 2, 3), batch, ranks)
 
 
-def test_no_cost_of_positions_that_share_filters():
-    geometry = Geometry.make((5, 5), 2, 2, 3, regions=parse_share("rows", 2))
-    with pytest.raises(E.ParallelError, match="positions of several ranks share filters"):
-        cost("positions", geometry, 4, 2)
-    apart = Geometry.make((5, 5), 2, 2, 3)
-    assert cost("filters", geometry, 4, 2).weights < cost("filters", apart, 4, 2).weights
+def sharing(share):
+    return Geometry.make((8, 7), 2, 2, 3, regions=parse_share(share, 2))  # 6 rows
+
+
+@pytest.mark.parametrize(
+    ("share", "ranks", "apart"),
+    [
+        *((None, 4, True), ("rows", 4, True), ("all", 2, False), ("columns", 2, False), (("tile", 3), 2, False)),
+        *(((3, 1), 2, True), ((2, 2), 3, True), ((2, 2), 6, None), ((4, 1), 2, None), ((9, 1), 2, False)),
+    ],
+)
+def test_which_filters_belong_to_one_rank(share, ranks, apart):
+    geometry = sharing(share)
+    if apart is not None:
+        assert splits_regions(geometry, ranks) == apart
+        return
+    cut = -(-6 // ranks)
+    message = f"share has blocks of {share[0]} rows, and {ranks} ranks would cut one at row {cut}: take blocks or a"
+    with pytest.raises(E.ParallelError, match=message):
+        splits_regions(geometry, ranks)
+    with pytest.raises(E.ParallelError, match=message):
+        cost("positions", geometry, 4, ranks)
+
+
+def test_a_layer_whose_blocks_two_ranks_would_compute_stays_as_it_is(mesh, monkeypatch):
+    layer = conv(share=(3, 1))
+    monkeypatch.setattr("lc_triton.parallel.part.splits_regions", lambda geometry, _: splits_regions(geometry, 3))
+    with pytest.raises(E.ParallelError, match="would cut one at row 2"):
+        parallelize_module(layer, mesh["positions"], PositionParallel())
+    assert type(layer.weight) is nn.Parameter
+
+
+def test_costs_of_filters_that_are_shared():
+    assert cost("filters", sharing("rows"), 4, 2).weights < cost("filters", sharing(None), 4, 2).weights
+    rows, one = cost("positions", sharing("rows"), 4, 2), cost("positions", sharing("all"), 4, 2)
+    assert rows.sent_backward < one.sent_backward
