@@ -51,6 +51,7 @@ FOUR_BITS = [
     # Two steps of scales and the rest of a third, which taps share; filters of an odd number, several samples a block.
     (Case("1d_scales", (4,), 34, 5, 2, batch=3), torch.float32, "channel"),
     (Case("2d_stride", (3, 4), 2, 3, 2, stride=(1, 2), padding=1), torch.float16, "position"),
+    (Case("1d_words", (3,), 8, 16, 2, batch=2), torch.float16, "position"),
     (Case("1d_groups", (3,), 32, 32, 2, groups=2, dilation=2, batch=1), torch.float64, None),
     (Case("1d_odd_groups", (4,), 34, 34, 2, groups=2, padding=1, batch=4), torch.float32, "position"),
     (Case("3d", (2, 3, 2), 2, 4, 2, padding=(0, 1, 0), batch=1), torch.float32, "position"),
@@ -60,7 +61,7 @@ FOUR_BITS = [
 
 @pytest.mark.parametrize(
     ("case", "dtype", "bias_kind"),
-    [pytest.param(*row, marks=() if n < 3 else pytest.mark.nightly) for n, row in enumerate(FOUR_BITS)],
+    [pytest.param(*row, marks=() if n < 4 else pytest.mark.nightly) for n, row in enumerate(FOUR_BITS)],
     ids=[row[0].name for row in FOUR_BITS],
 )
 def test_four_bits(case, dtype, bias_kind, monkeypatch):
