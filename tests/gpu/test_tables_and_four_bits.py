@@ -1,6 +1,7 @@
 """LocalGather and weights of 4 bits on a GPU, by kernels of their own."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -17,7 +18,10 @@ BATCHES = [1, 16, 65]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 SIZES = [(16, 32), (1, 1), (5, 9)]  # channels and filters
 WORDS = [Case("words", (9, 8), 16, 24, 3, padding=1), Case("words_of_scales", (70,), 64, 136, 2, dilation=2)]
-FOUR_BITS = pairwise([case for case in CASES if case.groups == 1], DTYPES, BATCHES) + pairwise(WORDS, DTYPES, [1, 2, 3])
+FOUR_BITS = [
+    *pairwise([case for case in CASES if case.groups == 1], DTYPES, BATCHES),
+    *product(WORDS, DTYPES, [1, 2, 3]),
+]
 TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 2e-5, torch.float64: 1e-12}
 
 
