@@ -32,7 +32,7 @@ KERNELS = {"forward": forward_kernel, "input_grad": input_grad_kernel, "weight_g
 MOST_TRIED = 16
 # Samples from which float32 weights beside inputs of 16 bits are rounded once instead of by every program that reads
 # them: where the input gradient reads the copy as well, and where it does not; and the fewest weights.
-LEAST_BATCH, LEAST_BATCH_OF_FORWARD, LEAST_WEIGHTS = 128, 512, 1 << 18
+LEAST_BATCH, LEAST_BATCH_OF_FORWARD, LEAST_WEIGHTS = 128, 1024, 1 << 18
 # A launch, or a few: called with the tensors that it was bound for, or others of their shapes, strides and dtypes.
 BoundPass = Callable[..., None]
 

@@ -19,6 +19,7 @@ from lc_triton.tiles.device import Device
 from lc_triton.tiles.footprint import chunks, footprint_of, k_blocks, loop_steps, programs, tile_count
 from lc_triton.tiles.space import (
     COPY_BYTES,
+    MEMORY_LATENCY,
     WARP_GROUP_ROWS,
     candidates,
     has_room_for_activation_grad,
@@ -37,8 +38,6 @@ SECTOR_BYTES = 32
 # Seconds one step of a pipelined loop takes at least, and a program's start and end.
 STEP_SECONDS = 0.25e-6
 PROGRAM_SECONDS = 3e-6
-# Seconds from asking memory for bytes to having them: so many seconds' worth must be under way at the full rate.
-MEMORY_LATENCY = 0.8e-6
 # Warp schedulers of a multiprocessor.
 SCHEDULERS = 4
 # Instructions of a warp: for a program's tile, a quarter of that without tl.dot; for a step of the loop; for a copy of

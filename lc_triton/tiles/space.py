@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
@@ -36,13 +37,18 @@ MAX_VECTOR_DEPTH = 16
 MAX_UPDATED, REGISTERS_OF_UPDATE = 32, 5
 # An asynchronous copy moves so many bytes at once.
 COPY_BYTES = 16
+# Seconds from asking memory for bytes to having them: so many seconds' worth must be under way at the full rate.
+MEMORY_LATENCY = 0.8e-6
 # Numbers of a product that one warp can hold.
 SMALL_PRODUCT = 32 * 32
+# Samples of a block, and the fewest filters (or channels) of one of more than 128: with fewer, masks and addresses of
+# its many positions leave no registers.
+MAX_BATCH_BLOCK, LEAST_OF_WIDE = 256, 16
 # Positions a side of a tile, and in a row where there is one row only.
 MAX_SIDE, MAX_RUN = 8, 64
 # Registers of a thread in addition to its share of the accumulator: addresses, masks, operands. The weight gradient has
-# fewer, unless its input passes through registers.
-REGISTERS_OF_A_THREAD, REGISTERS_OF_WEIGHT_GRAD = 96, 64
+# fewer, unless its input passes through registers; so have the others without dot and with one group.
+REGISTERS_OF_A_THREAD, REGISTERS_OF_WEIGHT_GRAD, REGISTERS_WITHOUT_DOT = 96, 64, 48
 # Steps of a loop whose loads are under way at once, the one that is multiplied included.
 MAX_STAGES = 4
 # Each part of a split loop costs the traffic of the whole output in float32.
@@ -69,7 +75,16 @@ def candidates(task: Task, device: Device) -> list[TileConfig]:
 
 
 def variants(task: Task, device: Device, config: TileConfig) -> Iterator[TileConfig]:
-    """Legal tiles that differ from one in what the model does not see: stages, warps, the operands' order, TMA."""
+    """Legal tiles that differ from one in what the model does not see: stages, warps, the operands' order, TMA.
+
+    Without dot, loads are not pipelined: there are no stages, and more samples may read the same weights.
+    """
+    if not config.dot:
+        twice = replace(config, block_b=2 * config.block_b, num_warps=2 * config.num_warps)
+        for other in (*(replace(config, num_warps=warps) for warps in (1, 2, 4)), twice):
+            if other.block_b < 2 * task.batch and other.num_warps <= 8 and updates_fit(task, device, other):
+                yield other
+        return
     for stages in (2, 3, 4, 5):
         yield replace(config, num_stages=stages)
     for warps in (4, 8):
@@ -138,8 +153,11 @@ def may_launch(task: Task, device: Device, config: TileConfig) -> bool:
 
 def resident(task: Task, device: Device, config: TileConfig) -> int:
     """How many programs of a tile one multiprocessor is planned to hold, by shared memory, registers and warps."""
-    few = task.pass_name == "weight_grad" and not is_thin(task)
-    of_thread = REGISTERS_OF_WEIGHT_GRAD if few else REGISTERS_OF_A_THREAD
+    of_thread = REGISTERS_OF_A_THREAD
+    if task.pass_name == "weight_grad" and not is_thin(task):
+        of_thread = REGISTERS_OF_WEIGHT_GRAD
+    elif task.pass_name != "weight_grad" and not config.dot and task.geo.groups == 1:
+        of_thread = REGISTERS_WITHOUT_DOT
     of_product = REGISTERS_OF_UPDATE if task.update is not None and config.stream > 1 else 1
     registers = of_product * product(task, config) + of_thread * device.lanes * config.num_warps
     by_shared = device.shared_bytes // shared_bytes(task, config) if config.dot else device.warps
@@ -235,8 +253,12 @@ def _splits(task: Task, device: Device, config: TileConfig) -> Iterator[TileConf
     unsplit = programs(task.pass_name, task.geo, task.batch, config)
     loop = loop_steps(task.pass_name, task.geo, task.batch, config)
     for split in _powers(2, min(MAX_SPLIT, loop)):
-        if unsplit * split // 2 >= device.multiprocessors:
-            return
+        before = unsplit * split // 2
+        if before >= device.multiprocessors:
+            if config.dot or task.pass_name == "weight_grad":
+                return
+            if before * stage_bytes(task, config) >= device.memory_rate * MEMORY_LATENCY:
+                return  # enough is under way
         yield replace(config, split=split)
 
 
@@ -264,6 +286,8 @@ def _unsplit(task: Task, device: Device) -> Iterator[TileConfig]:
     tiled = geo.in_spatial if pass_name == "input_grad" else geo.out_spatial
     group = (geo.in_channels if pass_name == "input_grad" else geo.out_channels) // geo.groups
     full = _power(group)
+    # Before Hopper such blocks spill, as operands pass through registers, and the weight gradient sums samples.
+    wide = (device.warp_groups or _has_tensor_memory(device)) and pass_name != "weight_grad" and not limits.vector
     across = MAX_SIDE if tiled[2] > 1 else MAX_RUN
     for rows in _powers(1, min(MAX_SIDE, _power(tiled[2]))):
         for cols in _powers(1, min(across, _power(tiled[3]))):
@@ -273,7 +297,8 @@ def _unsplit(task: Task, device: Device) -> Iterator[TileConfig]:
                     continue  # split filters before positions, not both
                 if rows * cols * block_f > 256:
                     continue
-                for m in _powers(16, max(16, min(128, _power(task.batch)))):
+                most = MAX_BATCH_BLOCK if wide and block_f >= LEAST_OF_WIDE else 128
+                for m in _powers(16, max(16, min(most, _power(task.batch)))):
                     for k in (16, 32, 64):
                         yield from _sized(task, rows, cols, block_f, m, k, limits, device)
 
@@ -377,6 +402,8 @@ def _reduce_candidates(task: Task, device: Device) -> Iterator[TileConfig]:
         total, tiled = geo.in_channels, geo.in_spatial
     most = min(16, _power(task.batch))
     products = MAX_PRODUCTS if geo.groups > 1 else MAX_PRODUCTS // 2
+    # Of an input gradient, one warp takes whole runs of weights, which are a channel's filters: 1.4 times as slow else.
+    least = {"forward": 1, "input_grad": geo.out_channels, "weight_grad": math.inf}[task.pass_name]
     side = MAX_SIDE if geo.groups > 1 else 1
     for rows in _powers(1, min(side, _power(tiled[2]))):
         for cols in _powers(1, min(side, _power(tiled[3]))):
@@ -391,6 +418,8 @@ def _reduce_candidates(task: Task, device: Device) -> Iterator[TileConfig]:
                     for samples in _powers(min(4, most), most):
                         if samples * k * n <= products * warps // 4:
                             yield TileConfig(rows, cols, block_f, samples, k, dot=False, num_warps=warps, num_stages=2)
+                        if k >= least and geo.groups == 1 and warps > 1 and samples * k * n <= MAX_PRODUCTS // 4:
+                            yield TileConfig(rows, cols, block_f, samples, k, dot=False, num_warps=1, num_stages=2)
 
 
 def _window_candidates(

@@ -167,7 +167,7 @@ def test_tensor_descriptors_move_boxes(pass_name, device):
 def test_a_split_loop(pass_name, device):
     config = choose(Task(pass_name, geometry_of("lrlc_l2"), 512, "bfloat16", "bfloat16"), DEVICES[device])
     whole = built(pass_name, geometry_of("lrlc_l2"), 512, DEVICES[device], config=config)
-    split = built(pass_name, geometry_of("lrlc_l2"), 512, DEVICES[device], config=replace(config, split=4))
+    split = built(pass_name, geometry_of("lrlc_l2"), 512, DEVICES[device], config=replace(config, split=2))
     assert split.wgmma == whole.wgmma
     assert max(split.async_bits, split.load_bits) == max(whole.async_bits, whole.load_bits) == 128
     assert split.weight_bits == whole.weight_bits or pass_name == "weight_grad"  # which stores parts in float32

@@ -13,12 +13,14 @@ from lc_triton.tiles.device import DEVICES, by_name
 from lc_triton.tiles.footprint import loop_steps, programs
 from lc_triton.tiles.space import (
     MAX_UPDATED,
+    MEMORY_LATENCY,
     candidates,
     descriptor_fits,
     has_whole_blocks,
     overwrites_operand,
     product,
     resident,
+    stage_bytes,
     variants,
 )
 from lc_triton.tiles.task import Task
@@ -99,6 +101,43 @@ def test_a_loop_is_split_only_where_the_device_idles():
     for config in split:
         count = programs("forward", task("one_position").geo, 64, config)
         assert count // 2 < H200.multiprocessors
+
+
+def test_a_loop_without_dot_is_split_until_memory_is_kept_busy():
+    """Nothing in such a program hides a load, so all programs together must ask for a latency's worth of bytes."""
+    t = Task("forward", Geometry.make((7, 7), 1024, 256, 3, padding=1), 1, "bfloat16", "bfloat16")
+    split = [config for config in candidates(t, H200) if config.split > 1]
+    assert any(programs("forward", t.geo, 1, config) > 4 * H200.multiprocessors for config in split)
+    for config in split:
+        before = programs("forward", t.geo, 1, config) // 2
+        under_way = before * stage_bytes(t, config)
+        assert before < H200.multiprocessors or under_way < H200.memory_rate * MEMORY_LATENCY
+    pick = model.choose(t, H200)
+    assert pick.split > 1
+    assert pick.num_warps == 1
+    assert model.predict(t, H200, replace(pick, split=1)) > 1.5 * model.predict(t, H200, pick)
+
+
+@pytest.mark.parametrize("channels", [16, 64])
+def test_one_warp_of_an_input_gradient_reads_whole_runs_of_weights(channels):
+    t = Task("input_grad", Geometry.make((30, 30), 64, channels, 3), 1, "bfloat16", "bfloat16")
+    small = [config for config in candidates(t, H200) if config.num_warps == 1 and config.block_k * config.block_n > 512]
+    assert all(config.block_k >= channels for config in small)
+    assert bool(small) == (channels == 16)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("pass_name", PASSES)
+@pytest.mark.parametrize("name", ["plain", "thin"])
+def test_blocks_of_more_than_128_samples(name, pass_name, dtype):
+    found = candidates(task(name, pass_name, batch=512, dtype=dtype), H200)
+    wide = [config for config in found if config.block_b > 128]
+    assert bool(wide) == (pass_name != "weight_grad" and dtype == "bfloat16")
+    assert all(config.block_f >= 16 for config in wide)
+    others = (H200, 128), (by_name("a100"), 512), (by_name("mi300x"), 512)
+    for device, batch in others:
+        t = task(name, pass_name, batch=batch, dtype=dtype)
+        assert all(config.block_b <= 128 for config in candidates(t, device))
 
 
 @pytest.mark.parametrize("batch", [16, 64, 512])
@@ -324,4 +363,11 @@ def test_variants():
     assert replace(ONE, num_warps=8) in found
     assert replace(ONE, num_stages=5) in found
     assert not any(config.descriptor for config in variants(task(), by_name("a100"), ONE))
-    assert not any(config.swap for config in variants(task(), H200, TileConfig(1, 1, 64, 4, 4, dot=False)))
+
+
+def test_variants_without_dot_have_other_warps_and_more_samples():
+    """Their loads are not pipelined, so tiles that differ in stages alone are one kernel."""
+    tile = TileConfig(1, 1, 64, 4, 4, dot=False, num_warps=2, num_stages=2)
+    twice = replace(tile, block_b=8, num_warps=4)
+    assert set(variants(task("depthwise"), H200, tile)) == {*(replace(tile, num_warps=n) for n in (1, 2, 4)), twice}
+    assert twice not in variants(task("depthwise", batch=4), H200, tile)
