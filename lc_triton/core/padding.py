@@ -57,3 +57,15 @@ def padding_pairs(
         low = max(needed - size, 0) // 2 if padding == "same" else extent // 2
         pairs.append((low, max(needed - size - low, 0)))
     return tuple(pairs)
+
+
+def for_convolution(pairs: Pairs) -> tuple[list[int], list[int]]:
+    """Padding as torch's convolutions know it, alike on both sides, and for other padding what `F.pad` takes before.
+
+    Example:
+        >>> for_convolution(((1, 1), (2, 2))), for_convolution(((1, 0), (2, 2)))
+        (([1, 2], []), ([0, 0], [2, 2, 1, 0]))
+    """
+    if all(low == high for low, high in pairs):
+        return [low for low, _ in pairs], []
+    return [0] * len(pairs), [side for pair in reversed(pairs) for side in pair]

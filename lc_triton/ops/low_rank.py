@@ -21,6 +21,7 @@ from lc_triton.core.backend import autocast_enabled, resolve, without_autocast
 from lc_triton.core.batched_gradients import one_by_one
 from lc_triton.core.dtypes import check_dtypes
 from lc_triton.core.geometry import Geometry
+from lc_triton.core.padding import for_convolution
 from lc_triton.core.problem import Problem
 from lc_triton.core.tracing import is_exporting, is_plain
 from lc_triton.ops import bound, dispatch
@@ -86,12 +87,9 @@ def _convolve(x: Tensor, basis: Tensor, geo: Geometry) -> Tensor:
     """The products `(B, F, K, *out_spatial)` of x `(B, *spatial, C)` and the filters of the basis at every position."""
     rank, x = basis.shape[0], x.movedim(-1, 1)
     filters = basis.movedim((-1, 0, -2), (0, 1, 2)).flatten(0, 1)  # (F * K, C // groups, *kernel)
-    padding = [low for low, _ in geo.padding]
-    if any(low != high for low, high in geo.padding):
-        x, padding = F.pad(x, [side for pair in reversed(geo.padding) for side in pair]), [0] * geo.ndim
-    z: Tensor = CONVOLUTIONS[geo.ndim](
-        x, filters, stride=geo.stride, padding=padding, dilation=geo.dilation, groups=geo.groups
-    )
+    padding, sides = for_convolution(geo.padding)
+    x = F.pad(x, sides) if sides else x
+    z: Tensor = CONVOLUTIONS[geo.ndim](x, filters, None, geo.stride, padding, geo.dilation, geo.groups)
     by_filter: Tensor = z.unflatten(1, (geo.out_channels, rank))
     return by_filter
 
