@@ -15,7 +15,7 @@ from tests.ways import Way
 ACTIVATIONS = [None, "relu", "silu"]  # whose derivative needs nothing, the output, what it is computed from
 
 
-@pytest.fixture(autouse=True, params=[Way(direct=True), Way()], ids=["direct", "in blocks"])
+@pytest.fixture(autouse=True, params=[Way(), Way(block_bytes=500)], ids=["one block", "in blocks"])
 def way(request):
     with request.param.taken():
         yield

@@ -14,15 +14,15 @@ HALF = [torch.float16, torch.bfloat16]
 
 @pytest.fixture(
     params=[
-        Way(direct=True),
+        Way(),
         Way(block_bytes=1),
-        Way(block_bytes=1500, few_samples=True, few_filters=True),
+        Way(block_bytes=1500, few_samples=True, few_filters=True, tap_by_tap=True),
     ],
-    ids=["direct", "one_position", "in_blocks"],
+    ids=["one_block", "one_position", "in_blocks"],
     autouse=True,
 )
 def every_way(request, monkeypatch):
-    """One product where the layer can be, and the ways in blocks: windows copied as they lie or turned."""
+    """One block, and the ways in blocks: windows copied as they lie or turned."""
     request.param.take(monkeypatch)
 
 

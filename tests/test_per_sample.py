@@ -1,12 +1,14 @@
 """Filters of each sample, by vmap, and the layers of few channels that these are on a CPU."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.func import vmap
 
 import lc_triton
-from lc_triton._cpu import blocks
+from lc_triton._cpu import blocks, elementwise
 from tests.cases import Case, assert_as_good, assert_close, check, expected, peer, run, tensors
 
 FEW = [
@@ -22,13 +24,13 @@ FEW = [
 ]
 
 
-@pytest.fixture(params=[None, 400], ids=["usual_blocks", "small_blocks"])
+@pytest.fixture(params=itertools.product([None, 400], [0, 1 << 30]), ids=str)
 def by_taps(request, monkeypatch):
-    """Layers of one channel and one filter go tap by tap, whatever their size."""
-    monkeypatch.setattr(blocks, "LEAST_POSITIONS", 0)
-    monkeypatch.setattr(blocks, "LEAST_NUMBERS", 0)
-    if request.param:
-        monkeypatch.setattr(blocks, "BLOCK_BYTES", request.param)
+    """Blocks of the usual size and small ones, of which taps are multiplied one after the other or all at once."""
+    block_bytes, at_once = request.param
+    monkeypatch.setattr(elementwise, "AT_ONCE", at_once)
+    if block_bytes:
+        monkeypatch.setattr(blocks, "BLOCK_BYTES", block_bytes)
 
 
 @pytest.mark.parametrize("case", FEW, ids=lambda case: case.name)
@@ -44,6 +46,16 @@ def test_dtypes(case, dtype, by_taps):
     found, exact, theirs = run(case, t), expected(case, t), peer(case, t)
     for name in exact:
         assert_as_good(found[name], exact[name], theirs[name], 3, name)
+
+
+@pytest.mark.parametrize("case", FEW, ids=lambda case: case.name)
+def test_a_sum_is_the_same_to_the_bit_however_positions_are_cut(case, monkeypatch):
+    t, sums = tensors(case, torch.float32), []
+    for block_bytes in (blocks.BLOCK_BYTES, 400, 1):
+        monkeypatch.setattr(blocks, "BLOCK_BYTES", block_bytes)
+        sums.append(run(case, t)["y"])
+    assert torch.equal(sums[0], sums[1])
+    assert torch.equal(sums[0], sums[2])
 
 
 def patches(x, k):

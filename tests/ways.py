@@ -10,28 +10,28 @@ from typing import Any
 import pytest
 
 from lc_triton import functional
-from lc_triton._cpu import blocks, direct, products
+from lc_triton._cpu import blocks, elementwise, products
 
 _MANY = 1 << 30
 
 
 @dataclass(frozen=True)
 class Way:
-    """How a layer is taken: as one product, or in blocks of so many bytes, and by which of the rules.
+    """How a layer is taken: in blocks of so many bytes, and by which of the rules.
 
     Args:
-        direct: as one product, where the layer can be.
-        block_bytes: of a block; None for the usual.
+        block_bytes: of a block; None for the usual, one block for small layers.
         most_bytes: of a buffer that grows with the batch; None for the usual.
         few_samples: the input gradient's products with samples as rows.
         few_filters: the weight gradient's products with filters as rows.
+        tap_by_tap: the products of depthwise layers one tap after the other.
     """
 
-    direct: bool = False
     block_bytes: int | None = None
     most_bytes: int | None = None
     few_samples: bool = False
     few_filters: bool = False
+    tap_by_tap: bool = False
 
     @property
     def rules(self) -> dict[tuple[Any, str], Any]:
@@ -39,9 +39,8 @@ class Way:
         rules: dict[tuple[Any, str], Any] = {
             (products, "FEW_SAMPLES"): _MANY if self.few_samples else 0,
             (products, "FEW_FILTERS"): _MANY if self.few_filters else 0,
+            (elementwise, "AT_ONCE"): 0 if self.tap_by_tap else _MANY,
         }
-        if not self.direct:
-            rules[direct.Direct, "of"] = lambda *_, **__: None
         if self.block_bytes is not None:
             rules[blocks, "BLOCK_BYTES"] = self.block_bytes
         if self.most_bytes is not None:

@@ -1,4 +1,8 @@
-"""A layer cut into blocks of output positions, and the windows of a block as a view of its input."""
+"""A layer cut into boxes of output positions, and the windows of a box as a view of its input.
+
+Filters, results and windows of a box have leading dimensions for its regions: `(*regions, G, ...)`. Where no filters
+are shared, each position is a region; where they are, the positions of a region are dimensions before the batch.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +11,26 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lc_triton.core.activations import LINEAR
+from lc_triton._cpu.workspace import Buffer, strides
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 
-# Bytes of a block's windows a thread: within its share of the last cache on common servers. Smaller blocks would stay
+# Bytes of a box's windows a thread: within its share of the last cache on common servers. Smaller boxes would stay
 # nearer, but starting threads then takes longer than that saves.
 BLOCK_BYTES = 4 << 20
 # Bytes of a buffer that grows with the batch: what would take more goes through in parts of the batch.
 MOST_BYTES = 16 << 20
-# Positions, and numbers at a tap, from which a layer of one channel and one filter goes tap by tap.
-LEAST_POSITIONS, LEAST_NUMBERS = 1 << 10, 1 << 14
+
+# Numbers of a position at one tap below which a depthwise layer's weights are copied tap by tap first: read in place,
+# they are a window apart.
+RUN = 8
+
+ORIGIN: tuple[int, ...] = (0, 0, 0, 0)
 
 # What is done with the weight gradients of a run of positions, instead of storing them.
 OnBlock = Callable[[slice, Tensor], None]
@@ -32,15 +41,8 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def is_single(problem: Problem, batch: int) -> bool:
-    """Whether a layer goes tap by tap, for it has one channel, one filter and many positions."""
-    geo = problem.tuning_geometry
-    many = geo.positions >= LEAST_POSITIONS and geo.positions * batch >= LEAST_NUMBERS
-    return many and geo.in_channels == geo.out_channels == 1
-
-
 def block_bytes() -> int:
-    """Bytes of a block's windows."""
+    """Bytes of a box's windows."""
     return min(BLOCK_BYTES * torch.get_num_threads(), MOST_BYTES)
 
 
@@ -60,53 +62,105 @@ def merged_stride(sizes: Sequence[int], strides: Sequence[int]) -> int | None:
     return counted[-1][1] if counted else 1
 
 
-def part_of(tensor: Tensor, span: slice, dim: int = 0) -> Tensor:
-    """A part of a tensor along a dimension; the tensor itself where that is all of it, which takes no time."""
-    size = span.stop - span.start
-    return tensor if size == tensor.shape[dim] else tensor.narrow(dim, span.start, size)
+def part_of(tensor: Tensor, span: slice) -> Tensor:
+    """Some samples of a tensor; the tensor itself where that is all of it, which takes no time."""
+    return tensor if span.stop - span.start == tensor.shape[0] else tensor[span]
 
 
-def even_parts(size: int, most: int) -> list[slice]:
-    """`range(size)` in parts of about the same size, `most` at most."""
-    count = -(-size // most)
-    part = -(-size // count)
-    return [slice(start, min(start + part, size)) for start in range(0, size, part)]
+def even_size(size: int, most: int) -> int:
+    """The size of `range(size)`'s parts of about the same size, `most` at most but 1 at least."""
+    return -(-size // -(-size // max(1, most)))
 
 
 def parts(batch: int, sample_bytes: int) -> list[slice]:
     """The batch in parts of about the same size whose buffers take at most `MOST_BYTES`."""
-    return even_parts(batch, max(1, MOST_BYTES // sample_bytes))
+    size = even_size(batch, MOST_BYTES // sample_bytes)
+    return [slice(start, min(start + size, batch)) for start in range(0, batch, size)]
 
 
-@dataclass(frozen=True)
-class Block:
-    """A box of positions that are one run in row-major order."""
+class Segment(NamedTuple):
+    """A run of positions along a dimension that is `turns` times the same regions, each of `places` positions."""
 
-    first: tuple[int, ...]  # in four dimensions
-    shape: tuple[int, ...]
-    span: slice  # in row-major order
-
-    @property
-    def positions(self) -> int:
-        """How many positions it has."""
-        return math.prod(self.shape)
+    start: int
+    region: int  # the first one
+    turns: int
+    regions: int
+    places: int
 
 
-@lru_cache(maxsize=256)
-def _blocks(out_spatial: tuple[int, ...], most: int) -> tuple[Block, ...]:
-    """All positions in blocks of `most` at most, but of one at least."""
-    dim, inner = 3, 1
-    while dim > 0 and inner * out_spatial[dim] <= most:
-        inner *= out_spatial[dim]
-        dim -= 1
-    blocks, start = [], 0
-    for outer in itertools.product(*map(range, out_spatial[:dim])):
-        for cut in even_parts(out_spatial[dim], max(1, most // inner)):
-            count = cut.stop - cut.start
-            first = (*outer, cut.start, *(0 for _ in out_spatial[dim + 1 :]))
-            shape = (*(1 for _ in outer), count, *out_spatial[dim + 1 :])
-            blocks.append(Block(first, shape, slice(start, start := start + count * inner)))
-    return tuple(blocks)
+def segments(size: int, block: int, count: int, most: int) -> list[Segment]:
+    """So many positions along a dimension, in segments of `most` at most.
+
+    Example:
+        >>> [(s.start, s.turns, s.regions, s.places) for s in segments(7, 1, 3, 9)]
+        [(0, 2, 3, 1), (6, 1, 1, 1)]
+        >>> [(s.start, s.turns, s.regions, s.places) for s in segments(7, 2, 4, 9)]
+        [(0, 1, 3, 2), (6, 1, 1, 1)]
+    """
+    found, start = [], 0
+    while start < size:
+        left, region, place = min(size - start, most), start // block % count, start % block
+        blocks = left // block if place == 0 else 0
+        if blocks == 0:
+            segment = Segment(start, region, 1, 1, min(left, block - place))
+        elif region == 0 and blocks >= count:
+            segment = Segment(start, 0, blocks // count, count, block)
+        else:
+            segment = Segment(start, region, 1, min(blocks, count - region), block)
+        found.append(segment)
+        start += segment.turns * segment.regions * segment.places
+    return found
+
+
+class Box:
+    """A segment of each of four dimensions: positions whose windows are one matrix for each region."""
+
+    def __init__(self, layer: Layer, found: Sequence[Segment]) -> None:
+        self.layer = layer
+        self.first, self.shape = tuple(s.start for s in found), tuple(s.turns * s.regions * s.places for s in found)
+        self.region = tuple(s.region for s in found)  # the first one
+        of_blocks = [(d, s, *pair) for d, (s, pair) in enumerate(zip(found, layer.regions, strict=True))]
+        # (dimension, how many, positions from one to the next), where there are several.
+        self.leading = [(d, s.regions, block) for d, s, block, _ in of_blocks if s.regions > 1]
+        self.lead = len(self.leading) + 1  # leading dimensions of views, groups among them
+        turns = [((d, s.turns, block * count), (d, s.places, 1)) for d, s, block, count in of_blocks]
+        self.inner = [found for pair in turns for found in pair if found[1] > 1]
+        # These dimensions of a view in the order of positions.
+        every = [(*own, n) for n, own in enumerate(self.leading)]
+        every += [(*own, self.lead + n) for n, own in enumerate(self.inner)]
+        self.order = [n for _, _, _, n in sorted(every, key=lambda own: (own[0], -own[2]))]
+
+    def rows(self, tensor: Tensor, layout: Layout, first: tuple[int, ...] = ORIGIN) -> Tensor:
+        """A view `(*regions, G, *positions of a region, *layout.size)` of what begins with the position `first`."""
+        size, stride, offset = _numbers(self, layout, first)
+        return tensor.as_strided(size, stride, tensor.storage_offset() + offset)
+
+    def filters(self, weight: Tensor) -> Tensor:
+        """A view `(*regions, G, *kernel, C // G, F // G)` of a contiguous weight."""
+        size, stride, offset = _numbers(self, self.layer.weights, None)
+        return weight.as_strided(size, stride, weight.storage_offset() + offset)
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where a tensor has the numbers of a position and group."""
+
+    steps: tuple[int, ...]  # from one position, or region, to the next in each of four dimensions
+    group: int  # from one group to the next
+    size: tuple[int, ...]  # of the dimensions beside those
+    stride: tuple[int, ...]
+
+
+@lru_cache(maxsize=8192)
+def _numbers(box: Box, layout: Layout, first: tuple[int, ...] | None) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """Size, stride and offset of a view of the rows of a box from `first` on, or of its filters."""
+    at = box.region if first is None else [own - start for own, start in zip(box.first, first, strict=True)]
+    leading = [(d, n, 1 if first is None else step) for d, n, step in box.leading]
+    inner = [] if first is None else box.inner
+    size = *(n for _, n, _ in leading), box.layer.groups, *(n for _, n, _ in inner), *layout.size
+    of_leading, of_inner = ([step * layout.steps[d] for d, _, step in places] for places in (leading, inner))
+    offset = sum(start * step for start, step in zip(at, layout.steps, strict=True))
+    return size, (*of_leading, layout.group, *of_inner, *layout.stride), offset
 
 
 class Layer:
@@ -114,11 +168,24 @@ class Layer:
 
     def __init__(self, geo: Geometry, tuning: Geometry) -> None:
         self.geo, self.groups = geo, geo.groups
+        self.tuning_numbers = tuning.positions * tuning.out_channels
         self.tuning_filters = tuning.out_channels // tuning.groups  # of the layer that this one may be a part of
         self.channels, self.filters = geo.in_channels // geo.groups, geo.out_channels // geo.groups  # of a group
-        self.padded, self.pads = geo.padded().in_spatial, any(map(any, geo.padding))
-        one_run = geo.kernel[:3] == (1, 1, 1) and (geo.dilation[3] == 1 or geo.kernel[3] == 1)
-        self.flat = one_run and geo.groups == 1  # whether a window is one run in memory
+        self.taps = list(itertools.product(*map(range, geo.kernel)))
+        self.pads = any(map(any, geo.padding))
+        self.regions = geo.regions or tuple((1, n) for n in geo.out_spatial)
+        # Whether products are of numbers: groups have one channel each, or there is one channel and one filter.
+        several = tuning.groups > 1 or tuning.out_channels == 1
+        self.by_number = not geo.regions and several and tuning.in_channels == tuning.groups
+        # Of the weight: `(*kernel, C // G, F // G)` a region and group.
+        last, size = geo.out_channels, (*geo.kernel, self.channels)
+        regions = tuple(geo.window * last * step for step in strides(geo.region_counts))
+        stride = (*(last * step for step in strides(size)), 1)
+        self.weights = Layout(regions, self.filters, (*size, self.filters), stride)
+        # The stride of a window that is one dimension in memory.
+        steps = strides((*geo.padded().in_spatial, geo.in_channels))
+        taps = [step * d for step, d in zip(steps, geo.dilation, strict=False)]
+        self.tap_stride = None if geo.groups > 1 else merged_stride(size, (*taps, 1))
 
     @classmethod
     def of(cls, problem: Problem) -> Layer:
@@ -128,95 +195,86 @@ class Layer:
             layer = problem.launches["layer"] = cls(problem.geometry.as_4d(), problem.tuning_geometry)
         return layer
 
-    def spatial(self, x: Tensor) -> Tensor:
-        """x as `(B, I0, I1, IH, IW, C)`, contiguous."""
-        return x.contiguous().view(x.shape[0], *self.geo.in_spatial, self.geo.in_channels)
+    def sample_bytes(self, dtype: torch.dtype) -> int:
+        """Of one sample's part in the largest buffer, at one position."""
+        return dtype.itemsize * self.groups * (self.filters if self.by_number else self.geo.window)
 
-    def blocks(self, position_bytes: int) -> tuple[Block, ...]:
-        """All positions in blocks of about `block_bytes()`."""
-        return _blocks(self.geo.out_spatial, max(1, block_bytes() // max(1, position_bytes)))
+    def copies_filters(self, dtype: torch.dtype, weight_dtype: torch.dtype) -> bool:
+        """Whether the filters of a box go through a buffer of a dtype."""
+        return weight_dtype != dtype or (self.groups * self.filters < RUN if self.by_number else self.groups > 1)
 
+    def position_bytes(self, batch: int, dtype: torch.dtype, weight_dtype: torch.dtype) -> int:
+        """Of a position's part in the largest buffer."""
+        window = self.geo.window if self.copies_filters(dtype, weight_dtype) else 0
+        if self.by_number:
+            return self.sample_bytes(dtype) * max(batch, window)
+        return dtype.itemsize * self.groups * max(batch * self.geo.window, self.filters * max(batch, window))
 
-class Windows:
-    """The windows of a block's positions, as a view.
-
-    Where there is padding, the sites under the block and the zeros around them are copied to a small buffer first: a
-    padded copy of all of x never exists.
-
-    Args:
-        layer: the layer.
-        x: `(B, I0, I1, IH, IW, C)`, contiguous.
-        innermost: whether the windows have the batch innermost in memory: sites are then copied as with padding.
-    """
-
-    def __init__(self, layer: Layer, x: Tensor, *, innermost: bool = False) -> None:
-        self.layer = layer
-        self.x = x
-        self.innermost = innermost
-        self.copied = innermost or layer.pads
-        self.copy = x.new_empty(0) if self.copied else x
-
-    def of(self, block: Block) -> Tensor:
-        """The windows of a block, `(*positions, G, B, *kernel, C // G)`."""
-        geo, layer, x, offset = self.layer.geo, self.layer, self.x, 0
-        if self.copied:
-            x = self._copy(block)
-        batch, *steps, channel = x.stride()
-        moves = [s * step for s, step in zip(geo.stride, steps, strict=True)]
-        if not self.copied:
-            offset = int(x.storage_offset()) + sum(o * move for o, move in zip(block.first, moves, strict=True))
-        taps = (d * step for d, step in zip(geo.dilation, steps, strict=True))
-        size = (*block.shape, layer.groups, x.shape[0], *geo.kernel, layer.channels)
-        return x.as_strided(size, (*moves, layer.channels * channel, batch, *taps, channel), offset)
-
-    def _copy(self, block: Block) -> Tensor:
-        """The sites under a block, zeros where they lie in the padding."""
-        geo = self.layer.geo
-        start = [o * s - low for o, s, (low, _) in zip(block.first, geo.stride, geo.padding, strict=True)]
-        sizes = [(n - 1) * s + e for n, s, e in zip(block.shape, geo.stride, geo.extent, strict=True)]
-        shape = (self.x.shape[0], *sizes, geo.in_channels)
-        if self.copy.numel() < math.prod(shape):
-            self.copy = self.x.new_empty(math.prod(shape))
-        sites = self.copy[: math.prod(shape)]
-        sites = sites.view(*shape[1:], shape[0]).movedim(-1, 0) if self.innermost else sites.view(shape)
-        ends = [min(i + n, size) for i, n, size in zip(start, sizes, geo.in_spatial, strict=True)]
-        source = [slice(max(i, 0), max(i, 0, end)) for i, end in zip(start, ends, strict=True)]
-        own = [slice(s.start - i, s.stop - i) for s, i in zip(source, start, strict=True)]
-        target = sites[:, own[0], own[1], own[2], own[3]]
-        if target.numel() < sites.numel():
-            sites.zero_()
-        target.copy_(self.x[:, source[0], source[1], source[2], source[3]])
-        return sites
+    def boxes(self, position_bytes: int) -> tuple[Box, ...]:
+        """All positions in boxes of about `block_bytes()`."""
+        return _boxes(self, block_bytes() // position_bytes)
 
 
-class Outputs:
-    """Where a forward's blocks go: y = act(z), and z where it is wanted.
+@lru_cache(maxsize=256)
+def results(layer: Layer, batch: int) -> Layout:
+    """Of results `(B, *out_spatial, F)`, contiguous: `(B, F // G)` a position and group."""
+    last = layer.groups * layer.filters
+    steps = tuple(last * step for step in strides(layer.geo.out_spatial))
+    return Layout(steps, layer.filters, (batch, layer.filters), (layer.geo.positions * last, 1))
+
+
+@lru_cache(maxsize=1024)
+def _windows(layer: Layer, batch: int, strides: tuple[int, ...]) -> Layout:
+    """Of windows of sites `(B, I0, I1, IH, IW, C)`: `(B, *kernel, C // G)` a position and group."""
+    geo, (sample, *steps, channel) = layer.geo, strides
+    moves = tuple(s * step for s, step in zip(geo.stride, steps, strict=True))
+    taps = (d * step for d, step in zip(geo.dilation, steps, strict=True))
+    return Layout(moves, layer.channels * channel, (batch, *geo.kernel, layer.channels), (sample, *taps, channel))
+
+
+@lru_cache(maxsize=512)
+def _boxes(layer: Layer, most: int) -> tuple[Box, ...]:
+    """All positions in boxes of `most` at most, but of one at least."""
+    along, shape = [], layer.geo.out_spatial
+    for d, size in enumerate(shape):
+        along.append(segments(size, *layer.regions[d], even_size(size, most // math.prod(shape[d + 1 :]))))
+    return tuple(Box(layer, found) for found in itertools.product(*along))
+
+
+def windows(x: Tensor, box: Box, buffer: Buffer) -> Tensor:
+    """The windows of a box, `(*regions, G, *positions of a region, B, *kernel, C // G)`: a view.
+
+    Where there is padding, it is of a copy: of the sites under the box and the zeros around them. A padded copy of all
+    of x never exists.
 
     Args:
-        y, z: `(B, *out_spatial, F)`, contiguous.
-        problem: the layer and its activation.
-        bias: `(*out_spatial, F)` or `(F,)`, if it is still to be added: behind the sums, which costs no pass of its
-            own, and a sum that started from it would round each of its steps at the bias's size.
+        x: `(B, I0, I1, IH, IW, C)`, with the batch outermost or innermost in memory; so are the copies.
+        box: some positions.
+        buffer: for the copies.
     """
+    (batch, *_, channels), first = x.shape, ORIGIN
+    if box.layer.pads:
+        (sizes, read, own), first, source = under(box), box.first, x
+        if x.stride(0) == 1 < batch:
+            x = buffer.take(*sizes, channels, batch).movedim(-1, 0)
+        else:
+            x = buffer.take(batch, *sizes, channels)
+        inside = x[own]
+        if inside.numel() < x.numel():
+            x.zero_()
+        inside.copy_(source[read])
+    return box.rows(x, _windows(box.layer, batch, x.stride()), first)
 
-    def __init__(self, y: Tensor, z: Tensor | None, problem: Problem, bias: Tensor | None) -> None:
-        layer = Layer.of(problem)
-        last = layer.groups, layer.filters
-        sizes = (-1, layer.geo.positions, *last)
-        self.y = y.view(sizes)
-        self.z = None if z is None else z.view(sizes)
-        self.bias = None if bias is None else bias.reshape(last if bias.ndim == 1 else (1, *sizes[1:]))
-        self.activation = problem.activation
 
-    def store(self, part: slice, block: Block, out: Tensor) -> None:
-        """Write a block's sums `(B, positions, G, F // G)`, any strides; they may change."""
-        y, bias = part_of(part_of(self.y, part), block.span, 1), self.bias
-        if bias is not None:
-            bias = bias if bias.ndim == 2 else part_of(bias, block.span, 1)
-            if self.z is None and self.activation is LINEAR:
-                torch.add(out, bias, out=y)
-                return
-            out += bias
-        if self.z is not None:
-            part_of(part_of(self.z, part), block.span, 1).copy_(out)
-        y.copy_(self.activation(out))
+@lru_cache(maxsize=4096)
+def under(box: Box) -> tuple[list[int], tuple[slice, ...], tuple[slice, ...]]:
+    """The sites under a box: how many in each dimension, those that are in `(B, *sites, C)`, and where they go."""
+    sizes, source, target, geo = [], [slice(None)], [slice(None)], box.layer.geo
+    for d, (low, _) in enumerate(geo.padding):
+        start = box.first[d] * geo.stride[d] - low
+        sizes.append((box.shape[d] - 1) * geo.stride[d] + geo.extent[d])
+        first = max(start, 0)
+        end = max(first, min(start + sizes[d], geo.in_spatial[d]))
+        source.append(slice(first, end))
+        target.append(slice(first - start, end - start))
+    return sizes, tuple(source), tuple(target)

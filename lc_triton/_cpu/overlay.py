@@ -44,6 +44,11 @@ def _overlay(
     shape = (*windows.shape[:dim], size, *windows.shape[dim + 2 :])
     sites = buffer.take(*shape[1:], shape[0]).movedim(-1, 0) if innermost else buffer.take(*shape)
     sites.zero_()
+    if windows.stride(dim + 1) > windows.stride(dim):  # taps lie before positions
+        for tap, start in enumerate(range(0, taps * dilation, dilation)):
+            read = slice(start, start + (positions - 1) * stride + 1, stride)
+            sites[(slice(None),) * dim + (read,)].add_(windows.select(dim + 1, tap))
+        return sites
     apart = -(-((taps - 1) * dilation + 1) // stride)  # positions so far apart do not overlap
     before, (step, *after) = sites.stride()[:dim], sites.stride()[dim:]
     strides = (*before, apart * stride * step, dilation * step, *after)

@@ -28,7 +28,7 @@ def outside_inference_mode() -> AbstractContextManager[Any]:
 
 
 @lru_cache(maxsize=4096)
-def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+def strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Of a contiguous tensor."""
     return tuple(math.prod(shape[d + 1 :]) for d in range(len(shape)))
 
@@ -57,7 +57,7 @@ class Buffer:
         if self.typed.numel() < numel:
             size = -(-numel * self.typed.itemsize // 64) * 64
             self._allocate(size, self.typed.dtype, self.bytes.device)
-        return self.typed.as_strided(shape, _strides(shape))
+        return self.typed.as_strided(shape, strides(shape))
 
     def cast(self, tensor: Tensor) -> Tensor:
         """The tensor itself if it is of the buffer's dtype, else a contiguous copy that is."""

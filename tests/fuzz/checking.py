@@ -195,10 +195,7 @@ def _close(call: Call, want: Exact, name: str, got: Tensor) -> None:
 
 
 WAYS = [
-    Way(direct=True),
-    *(
-        Way(False, block, most, *rules)
-        for block, most in ((None, None), (1, 600), (600, 1), (1500, None))
-        for rules in itertools.product((False, True), repeat=2)
-    ),
+    Way(block, most, *rules, tap_by_tap=rules[0])
+    for block, most in ((None, None), (1, 600), (600, 1), (1500, None))
+    for rules in itertools.product((False, True), repeat=2)
 ]

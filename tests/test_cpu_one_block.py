@@ -1,12 +1,14 @@
-"""Layers that are one block: all windows are one matrix a position, a view of x or copied."""
+"""Small layers, in one block and in several: windows are one matrix a position, a view of x or copied."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
-from lc_triton._cpu import blocks
-from lc_triton._cpu.direct import Direct
+from lc_triton._cpu import blocks, passes
+from lc_triton._cpu.blocks import Layer
+from lc_triton._cpu.elementwise import Elementwise
 from lc_triton._cpu.workspace import Buffer
 from lc_triton.core.activations import Activation
 from lc_triton.core.geometry import Geometry
@@ -51,8 +53,9 @@ def in_one_block(request, monkeypatch):
 def test_values_and_gradients(case, batch, in_one_block):
     case = replace(case, batch=batch)
     t = tensors(case)
-    if in_one_block:
-        assert Direct.of(Problem(case.geometry), t.x, t.weight) is not None
+    layer = Layer.of(Problem(case.geometry))
+    boxes = layer.boxes(layer.position_bytes(batch, t.x.dtype, t.weight.dtype))
+    assert len(boxes) == 1 or not in_one_block
     check(run(case, t), expected(case, t))
 
 
@@ -88,22 +91,17 @@ VIEWS = ("1d_one_tap", "1d_overlapping", "2d_one_tap", "2d_one_position", "3d_on
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_windows_that_lie_as_matrices_are_not_copied(case, monkeypatch):
-    """They are views of x, which is padded first where it must be."""
+    """They are views of x, or of the padded sites."""
     t, taken, take = tensors(case), [], Buffer.take
-    direct = Direct.of(Problem(case.geometry), t.x, t.weight)
-    monkeypatch.setattr(Buffer, "take", lambda *a: (taken.append(a[1:]), take(*a))[1])
-    windows = direct.windows(t.x, Buffer(t.x.device).of(t.x.dtype))
-    assert windows.shape == (case.geometry.positions, case.batch, case.geometry.window)
+    y, problem = torch.empty(case.batch, *case.geometry.bias_shape, dtype=t.x.dtype), Problem(case.geometry)
+    monkeypatch.setattr(Buffer, "take", lambda *a: (taken.append(math.prod(a[1:])), take(*a))[1])
+    passes.forward(t.x, t.weight, None, y, None, problem)
+    assert_close(y, expected(case, t, bias=torch.zeros_like(t.bias))["y"])
+    padded = case.batch * math.prod(case.geometry.padded().in_spatial) * case.channels
+    sums = y.numel()
     if case.name in VIEWS:
-        assert not taken
-        assert case.padding or windows.data_ptr() == t.x.data_ptr()
-
-
-def test_groups_and_16_bits_go_in_blocks():
-    for groups, dtype in ((2, torch.float32), (1, torch.bfloat16)):
-        geometry = Geometry.make((4, 6), 2, 4, 2, stride=2, groups=groups)
-        x, weight = torch.empty(2, 4, 6, 2, dtype=dtype), torch.empty(geometry.weight_shape, dtype=dtype)
-        assert Direct.of(Problem(geometry), x, weight) is None
+        assert len(taken) == 1 + bool(case.padding)  # the sums, and the padded sites
+        assert sorted(taken) == sorted([sums, *([padded] if case.padding else [])])
 
 
 def test_a_layer_of_several_blocks_copies_no_windows_that_are_views(monkeypatch):
@@ -119,8 +117,8 @@ def test_a_layer_of_several_blocks_copies_no_windows_that_are_views(monkeypatch)
 
 
 def test_a_part_of_a_layer_is_computed_as_the_layer():
-    """What one block is goes by the layer that it is a part of."""
-    whole, part = (Geometry.make((size,), 64, 64, 1) for size in (1 << 20, 8))
-    x, weight = torch.empty(2, 8, 64), torch.empty(part.weight_shape)
-    assert Direct.of(Problem(part), x, weight) is not None
-    assert Direct.of(Problem(part, full_geometry=whole), x, weight) is None
+    """The order of a sum goes by the layer that it is a part of."""
+    whole, part = (Geometry.make((size,), 4, 4, 3, groups=4) for size in (1 << 20, 8))
+    problems = Problem(part), Problem(part, full_geometry=whole)
+    at_once = [Elementwise(Layer.of(problem), [Buffer(torch.device("cpu"))] * 4, 2).at_once for problem in problems]
+    assert at_once == [True, False]
