@@ -174,6 +174,8 @@ class Layer:
         self.taps = list(itertools.product(*map(range, geo.kernel)))
         self.pads = any(map(any, geo.padding))
         self.regions = geo.regions or tuple((1, n) for n in geo.out_spatial)
+        cuts = zip(geo.out_spatial, geo.stride, geo.extent, strict=True)
+        self.apart = all(n == 1 or stride >= extent for n, stride, extent in cuts)  # whether no site is read twice
         # Whether products are of numbers: groups have one channel each, or there is one channel and one filter.
         several = tuning.groups > 1 or tuning.out_channels == 1
         self.by_number = not geo.regions and several and tuning.in_channels == tuning.groups

@@ -93,7 +93,7 @@ def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem, on_block: On
                 sums = product.weight_grad(*operands, add=n > 0)
             if shared:
                 target += sums
-            elif sums is not target:
+            elif sums.data_ptr() != target.data_ptr():
                 target.copy_(sums)
             if on_block is not None:
                 on_block(slice(start, start := start + count), block)
@@ -109,13 +109,16 @@ def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, probl
         product = _product(layer, others, g.shape[0])
         for part in parts(g.shape[0], layer.sample_bytes(dtype)):
             own, target, batch = part_of(g, part), part_of(dx, part), part.stop - part.start
-            layout = results(layer, batch)
-            if batch > FEW_SAMPLES and not (layer.by_number or geo.regions):
+            layout, boxes = results(layer, batch), layer.boxes(layer.position_bytes(batch, dtype, weight.dtype))
+            once = layer.apart and bias is None and act is LINEAR
+            if not once and batch > FEW_SAMPLES and not (layer.by_number or geo.regions):
                 total = sums.take(*dx.shape[1:], batch).movedim(-1, 0)  # in memory as the products are
             else:
-                total = target if dx.dtype == dtype else sums.take(*target.shape)
-            all_sites = total.zero_().view(batch, *geo.in_spatial, geo.in_channels)
-            for box in layer.boxes(layer.position_bytes(batch, dtype, weight.dtype)):
+                total = target if once or dx.dtype == dtype else sums.take(*target.shape)
+            if not (once and geo.positions * geo.taps == geo.sites):
+                total.zero_()
+            all_sites = total.view(batch, *geo.in_spatial, geo.in_channels)
+            for box in boxes:
                 operands, (sizes, read, inside) = (box.rows(own, layout), box.filters(weight)), under(box)
                 if isinstance(product, Elementwise) and not product.at_once:
                     sites = product.input_grad_by_tap(*operands, box, sizes)
@@ -126,11 +129,11 @@ def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, probl
                         found = held.take(*found.shape).copy_(found)
                     shape = *box.shape, batch, *geo.kernel, layer.groups, layer.channels
                     sites = overlay(found.view(shape).movedim(4, 0), geo, sizes, (even, odd)).flatten(5, 6)
-                all_sites[read].add_(sites[inside])
+                (Tensor.copy_ if once else Tensor.add_)(all_sites[read], sites[inside])
             if bias is not None:
                 total += bias
             if total is not target or act is not LINEAR:
-                target.copy_(act(total))
+                target.flatten(1).copy_(act(total).flatten(1))  # matrices: torch turns them block by block
 
 
 def bind_forward(

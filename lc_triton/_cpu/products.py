@@ -34,8 +34,7 @@ class Matrices:
         self.layer = layer
         self.left, self.right, self.out, _ = buffers
         self.native = self.out.typed.itemsize == 2  # by the CPU's own instructions for 16 bits
-        self.total: Tensor | None = None  # of the weight gradient, and whether it is in the target
-        self.direct = False
+        self.total: Tensor | None = None  # of the weight gradient
 
     def forward(self, windows: Tensor, filters: Tensor, lead: int, bias: Tensor | None = None) -> Tensor:
         """Sums `(*regions, G, *positions, B, F // G)`; a bias `(..., G, 1, F // G)` is a term of them."""
@@ -51,21 +50,18 @@ class Matrices:
     def weight_grad(self, windows: Tensor, gradients: Tensor, lead: int, target: Tensor | None, *, add: bool) -> Tensor:
         """Sums `(*regions, G, *kernel, C // G, F // G)`, added to those of the call before where asked for.
 
-        They are in `target` itself, which is returned, if it is one matrix a region and group in memory.
+        They are in the memory of `target` if it has one matrix a region and group there.
         """
         a, b = self._windows(windows, lead).mT, matrices(gradients, lead, 1, self.right)
         if not add:
             few = not self.native and self.layer.tuning_filters <= min(FEW_FILTERS, b.shape[1] - 1)
             self.total = None if few or target is None else merged(target, lead, 1, self.out.typed.dtype)
-            self.direct = self.total is not None
             if few:
                 self.total = self.out.take(a.shape[0], b.shape[2], a.shape[1]).mT
             elif self.total is None:
                 self.total = self.out.take(a.shape[0], a.shape[1], b.shape[2])
         assert self.total is not None
         multiply(a, b, self.total, add=add)
-        if target is not None and self.direct:
-            return target
         return self.total.view(*windows.shape[:lead], *windows.shape[-5:], b.shape[2])
 
     def input_grad(self, gradients: Tensor, filters: Tensor, lead: int) -> Tensor:
