@@ -27,8 +27,8 @@ def _sites(layer: Layer, x: Tensor, dtype: torch.dtype, *, native: bool) -> Tens
     x = x.view(x.shape[0], *layer.geo.in_spatial, layer.geo.in_channels)
     if layer.by_number:
         return x.to(dtype)
-    scattered = layer.tap_stride is None and not layer.geo.regions
-    if native or (scattered and layer.geo.kernel[3] * layer.channels < min(SHORT_RUN, x.shape[0])):
+    run = layer.channels * (layer.geo.kernel[3] if layer.groups == 1 else 1)
+    if native or (layer.tap_stride is None and not layer.geo.regions and run < min(SHORT_RUN, x.shape[0])):
         return x.movedim(0, -1).contiguous().movedim(-1, 0)
     return x
 
@@ -133,7 +133,8 @@ def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, probl
             if bias is not None:
                 total += bias
             if total is not target or act is not LINEAR:
-                target.flatten(1).copy_(act(total).flatten(1))  # matrices: torch turns them block by block
+                # As matrices of one dtype, which torch turns block by block.
+                target.flatten(1).copy_(act(total).to(dx.dtype).flatten(1))
 
 
 def bind_forward(
@@ -145,11 +146,10 @@ def bind_forward(
         return None
     if not (batch and x.dtype is weight.dtype is compute_dtype(x.dtype)):
         return None
-    act, shape, matrix = problem.activation, (batch, *geo.bias_shape), (geo.window, geo.out_channels)
-    sample = x[0].numel()
+    act, shape, sample = problem.activation, (batch, *geo.bias_shape), x[0].numel()
 
     def call(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        z = torch.mm(x.as_strided((batch, geo.window), (sample, step)), weight.reshape(matrix))
+        z = torch.mm(x.as_strided((batch, geo.window), (sample, step)), weight.reshape(geo.window, -1))
         z.resize_(shape)  # no view: one made without gradients takes no change in place
         if bias is not None:
             z += bias
