@@ -132,6 +132,14 @@ def test_float32_weights_beside_a_16_bit_input():
         assert_close(got[name], want[name], tolerance, name)
 
 
+@pytest.mark.parametrize("filters", [1, 2])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_one_region_of_few_filters(filters, batch):
+    case = Case("all", (5, 4), 3, filters, 3, batch=batch, share="all")
+    t = tensors(case, torch.float32)
+    check(run(case, t), expected(case, t), 1e-6)
+
+
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_one_region_is_a_convolution(ndim, groups):

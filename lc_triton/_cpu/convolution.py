@@ -46,7 +46,9 @@ def forward(
 def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem) -> None:
     """dw."""
     filters = _filters(problem.geometry, dw)
-    filters.copy_(_gradients(problem.geometry, g, x, filters, False, True)[1])
+    # With the strides of one filter, torch refuses a batch of one.
+    shape_only = dw.new_empty(1).expand(filters.shape)
+    filters.copy_(_gradients(problem.geometry, g, x, shape_only, False, True)[1])
 
 
 def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
