@@ -41,6 +41,27 @@ def test_one_sample(case):
     check(run(case, t), expected(case, t))
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("1d", (4,), 2, 3, 4, stride=3, padding=[(1, 0)]),
+        Case("2d", (3, 2), 1, 1, (1, 2), stride=(1, 3), padding=(0, 1)),
+        Case("2d_groups", (3, 4), 4, 6, 2, stride=(2, 3), padding=[(3, 0), (0, 0)], groups=2),
+        Case("2d_rows", (3, 7), 3, 2, 1, stride=(3, 1), padding=(3, 0), share="rows"),
+    ],
+    ids=lambda case: case.name,
+)
+def test_sites_that_no_window_reads_get_zero(case):
+    """There are as many as places of padding that are read: windows have as many places as there are sites."""
+    assert case.geometry.positions * case.geometry.taps == case.geometry.sites
+    t = tensors(case)
+    torch.use_deterministic_algorithms(True)  # so that new memory is NaN
+    try:
+        check(run(case, t), expected(case, t))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.parametrize("channels", [1, 2])
 def test_channels_first_runs(channels):
     """Torch calls x contiguous whatever the stride of its one channel."""

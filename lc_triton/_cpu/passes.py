@@ -115,7 +115,7 @@ def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, probl
                 total = sums.take(*dx.shape[1:], batch).movedim(-1, 0)  # in memory as the products are
             else:
                 total = target if once or dx.dtype == dtype else sums.take(*target.shape)
-            if not (once and geo.positions * geo.taps == geo.sites):
+            if not (once and not layer.pads and geo.positions * geo.taps == geo.sites):
                 total.zero_()
             all_sites = total.view(batch, *geo.in_spatial, geo.in_channels)
             for box in boxes:
