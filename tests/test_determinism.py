@@ -97,7 +97,10 @@ def test_threads_of_a_program_agree():
     assert all(same(results[0], other) for other in results.values())
 
 
-@pytest.mark.parametrize("case", ALL, ids=NAMES)
+ONE_NUMBER = Case("one_number", (16, 16), 1, 1, 16, batch=3)  # one position, channel and filter
+
+
+@pytest.mark.parametrize("case", [*ALL, ONE_NUMBER], ids=[*NAMES, "one_number"])
 def test_training_and_inference_agree(case):
     t = tensors(case, torch.float32)
     y = run(case, t, activation="silu")["y"]

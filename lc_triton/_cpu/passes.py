@@ -144,6 +144,8 @@ def bind_forward(
     layer, geo, batch, step = Layer.of(problem), problem.geometry, len(x), Layer.of(problem).tap_stride
     if step is None or problem.tuning_geometry.positions > 1 or layer.pads or geo.regions or not x.is_contiguous():
         return None
+    if layer.by_number:  # whose sums have another order elsewhere
+        return None
     if not (batch and x.dtype is weight.dtype is compute_dtype(x.dtype)):
         return None
     act, shape, sample = problem.activation, (batch, *geo.bias_shape), x[0].numel()
