@@ -62,6 +62,28 @@ def test_windows_are_never_all_in_memory(case, way, monkeypatch):
     assert max(sizes) <= max(10_000 * torch.get_num_threads(), padded)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("2d", (8, 8), 8, 2, 3, batch=64),
+        Case("2d_rows", (8, 8), 8, 2, 3, batch=64, share="rows"),
+        Case("depthwise", (8, 8), 8, 8, 3, groups=8, batch=64),
+    ],
+    ids=lambda case: case.name,
+)
+def test_no_buffer_grows_with_the_batch(case, dtype, monkeypatch):
+    """Not even that of an input or its gradient, 32 samples of which are as much as a buffer may have."""
+    most = 32 * 4 * case.geometry.sites * case.channels
+    Way(block_bytes=10_000, most_bytes=most).take(monkeypatch)
+    monkeypatch.setattr(workspace, "_kept", threading.local())
+    sizes, take = [], Buffer.take
+    monkeypatch.setattr(Buffer, "take", lambda *a: (sizes.append(4 * math.prod(a[1:])), take(*a))[1])
+    t = tensors(case, dtype)
+    check(run(case, t), expected(case, t), 8 * torch.finfo(dtype).eps)
+    assert max(sizes) <= most
+
+
 def test_large_buffers_are_not_kept(monkeypatch):
     Way().take(monkeypatch)
     monkeypatch.setattr(workspace, "_kept", threading.local())

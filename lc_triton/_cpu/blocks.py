@@ -246,8 +246,8 @@ def _boxes(layer: Layer, most: int) -> tuple[Box, ...]:
 def windows(x: Tensor, box: Box, buffer: Buffer) -> Tensor:
     """The windows of a box, `(*regions, G, *positions of a region, B, *kernel, C // G)`: a view.
 
-    Where there is padding, it is of a copy: of the sites under the box and the zeros around them. A padded copy of all
-    of x never exists.
+    Where there is padding, or numbers are multiplied in another dtype, it is of a copy: of the sites under the box and
+    the zeros around them. Such a copy of all of x never exists.
 
     Args:
         x: `(B, I0, I1, IH, IW, C)`, with the batch outermost or innermost in memory; so are the copies.
@@ -255,7 +255,7 @@ def windows(x: Tensor, box: Box, buffer: Buffer) -> Tensor:
         buffer: for the copies.
     """
     (batch, *_, channels), first = x.shape, ORIGIN
-    if box.layer.pads:
+    if box.layer.pads or (box.layer.by_number and x.dtype != buffer.typed.dtype):
         (sizes, read, own), first, source = under(box), box.first, x
         if x.stride(0) == 1 < batch:
             x = buffer.take(*sizes, channels, batch).movedim(-1, 0)

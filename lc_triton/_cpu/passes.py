@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lc_triton._cpu import blocks
 from lc_triton._cpu.blocks import Layer, OnBlock, compute_dtype, multiplied, part_of, parts, results, under, windows
 from lc_triton._cpu.elementwise import Elementwise
 from lc_triton._cpu.overlay import overlay
@@ -20,13 +21,16 @@ from lc_triton.core.problem import Problem
 ROUNDED_ALIKE = ("linear", "relu", "relu6")
 # Numbers of a window in one run below which x is turned first, so that the batch is the run if it is longer.
 SHORT_RUN = 16
+# Samples for which the input gradient's sums are turned, so that the batch is innermost as in its products. For fewer,
+# products of a batch are read as fast as weights are read once more for each part of it.
+TURNED_SAMPLES = 16
 
 
 def _sites(layer: Layer, x: Tensor, dtype: torch.dtype, *, native: bool) -> Tensor:
     """A part of x as `windows` takes it."""
     x = x.view(x.shape[0], *layer.geo.in_spatial, layer.geo.in_channels)
     if layer.by_number:
-        return x.to(dtype)
+        return x
     run = layer.channels * (layer.geo.kernel[3] if layer.groups == 1 else 1)
     if native or (layer.tap_stride is None and not layer.geo.regions and run < min(SHORT_RUN, x.shape[0])):
         return x.movedim(0, -1).contiguous().movedim(-1, 0)
@@ -107,11 +111,13 @@ def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, probl
     geo, g, weight = layer.geo, g.contiguous(), weight.contiguous()
     with buffers(g, dtype, 8) as (even, odd, held, sums, *others):
         product = _product(layer, others, g.shape[0])
-        for part in parts(g.shape[0], layer.sample_bytes(dtype)):
+        once, sample = layer.apart and bias is None and act is LINEAR, dx[0].numel() * dtype.itemsize
+        turned = not (once or layer.by_number or geo.regions) and blocks.MOST_BYTES // sample >= TURNED_SAMPLES
+        sums_apart = not once and (turned or dx.dtype != dtype)
+        for part in parts(g.shape[0], max(layer.sample_bytes(dtype), sample if sums_apart else 0)):
             own, target, batch = part_of(g, part), part_of(dx, part), part.stop - part.start
             layout, boxes = results(layer, batch), layer.boxes(layer.position_bytes(batch, dtype, weight.dtype))
-            once = layer.apart and bias is None and act is LINEAR
-            if not once and batch > FEW_SAMPLES and not (layer.by_number or geo.regions):
+            if turned and batch > FEW_SAMPLES:
                 total = sums.take(*dx.shape[1:], batch).movedim(-1, 0)  # in memory as the products are
             else:
                 total = target if once or dx.dtype == dtype else sums.take(*target.shape)
