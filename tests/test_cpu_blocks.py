@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lc_triton._cpu import workspace
+import lc_triton
+from lc_triton._cpu import passes, workspace
 from lc_triton._cpu.workspace import Buffer
-from tests.cases import CASES, Case, check, expected, run, tensors
+from tests.cases import CASES, Case, assert_close, check, expected, run, tensors
 from tests.pairwise import pairwise
 from tests.ways import Way
 
@@ -82,6 +83,18 @@ def test_no_buffer_grows_with_the_batch(case, dtype, monkeypatch):
     t = tensors(case, dtype)
     check(run(case, t), expected(case, t), 8 * torch.finfo(dtype).eps)
     assert max(sizes) <= most
+
+
+def test_no_turned_input_grows_with_the_batch(monkeypatch):
+    case = Case("2d", (8, 8), 3, 2, 3, batch=64)
+    t, most = tensors(case, torch.float32), 32 * 4 * case.geometry.sites * case.channels
+    Way(most_bytes=most).take(monkeypatch)
+    turned, of = [], passes._sites
+    monkeypatch.setattr(passes, "_sites", lambda *a, **k: (turned.append(of(*a, **k)), turned[-1])[1])
+    with torch.no_grad():
+        y = lc_triton.local_conv(t.x, t.weight, t.bias, data_format="channels_last")
+    assert_close(y, expected(case, t)["y"], 1e-6)
+    assert [(x.stride(0), x.nbytes) for x in turned] == [(1, most)] * 2
 
 
 def test_large_buffers_are_not_kept(monkeypatch):

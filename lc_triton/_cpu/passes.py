@@ -31,10 +31,15 @@ def _sites(layer: Layer, x: Tensor, dtype: torch.dtype, *, native: bool) -> Tens
     x = x.view(x.shape[0], *layer.geo.in_spatial, layer.geo.in_channels)
     if layer.by_number:
         return x
+    turned = native or _turns(layer, x.shape[0])
+    return x.movedim(0, -1).contiguous().movedim(-1, 0) if turned else x
+
+
+def _turns(layer: Layer, batch: int) -> bool:
+    """Whether x is turned first, for a part of so many samples."""
     run = layer.channels * (layer.geo.kernel[3] if layer.groups == 1 else 1)
-    if native or (layer.tap_stride is None and not layer.geo.regions and run < min(SHORT_RUN, x.shape[0])):
-        return x.movedim(0, -1).contiguous().movedim(-1, 0)
-    return x
+    copied = layer.tap_stride is None and not (layer.by_number or layer.geo.regions)
+    return copied and run < min(SHORT_RUN, batch)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor | None, problem: Problem) -> None:
@@ -45,7 +50,9 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
     weight, bias = weight.contiguous(), bias if bias is None else bias.contiguous()
     with buffers(x, dtype, 5) as (padded, *others):
         product = _product(layer, others, x.shape[0])
-        for part in parts(x.shape[0], layer.sample_bytes(dtype)):
+        whole = problem.tuning_geometry  # so that ranks cut the batch alike
+        sample = whole.sites * whole.in_channels * x.itemsize if _turns(layer, x.shape[0]) else 0
+        for part in parts(x.shape[0], max(layer.sample_bytes(dtype), sample)):
             own, layout = _sites(layer, part_of(x, part), dtype, native=False), results(layer, part.stop - part.start)
             for box in layer.boxes(layer.position_bytes(own.shape[0], dtype, weight.dtype)):
                 terms = bias
