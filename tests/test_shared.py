@@ -140,6 +140,14 @@ def test_one_region_of_few_filters(filters, batch):
     check(run(case, t), expected(case, t), 1e-6)
 
 
+@pytest.mark.parametrize("filters", [1, 2])
+def test_one_region_of_one_channel(filters):
+    """Torch's convolution of such strides reads other numbers: they differ from call to call."""
+    case = Case("3d_all", (4, 4, 4), 1, filters, (1, 3, 4), stride=(2, 1, 3), batch=17, share="all")
+    t = tensors(case, torch.float32)
+    check(run(case, t), expected(case, t), 1e-6)
+
+
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_one_region_is_a_convolution(ndim, groups):

@@ -24,6 +24,11 @@ def _padded(x: Tensor, sides: list[int]) -> Tensor:
     return F.pad(x, sides) if sides else x
 
 
+def _channels_first(x: Tensor) -> Tensor:
+    """A view. With channels-last strides of one channel, torch 2.13.0 computes wrong numbers in 3-D."""
+    return x.unsqueeze(1).squeeze(-1) if x.shape[-1] == 1 else x.movedim(-1, 1)
+
+
 def _filters(geo: Geometry, weight: Tensor) -> Tensor:
     """Weights `(*ones, *kernel, C // G, F)` as `(F, C // G, *kernel)`, a view."""
     return weight.reshape(weight.shape[geo.ndim :]).movedim(-1, 0).movedim(-1, 1)
@@ -35,7 +40,7 @@ def forward(
     """y and z."""
     geo, (padding, sides) = problem.geometry, for_convolution(problem.geometry.padding)
     more = geo.stride, padding, geo.dilation, False, [0] * geo.ndim, geo.groups
-    z = torch.convolution(_padded(x.movedim(-1, 1), sides), _filters(geo, weight), None, *more)
+    z = torch.convolution(_padded(_channels_first(x), sides), _filters(geo, weight), None, *more)
     z = z.movedim(1, -1).contiguous()
     if bias is not None:
         z += bias
@@ -64,4 +69,4 @@ def _gradients(geo: Geometry, g: Tensor, x: Tensor, filters: Tensor, *mask: bool
     """Those of the padded input and of the filters; the other of the two gives its shape alone."""
     padding, sides = for_convolution(geo.padding)
     more = None, geo.stride, padding, geo.dilation, False, [0] * geo.ndim, geo.groups, (*mask, False)
-    return torch.ops.aten.convolution_backward(g.movedim(-1, 1), _padded(x.movedim(-1, 1), sides), filters, *more)
+    return torch.ops.aten.convolution_backward(_channels_first(g), _padded(_channels_first(x), sides), filters, *more)
