@@ -1,7 +1,7 @@
 """The three passes in pure torch, for CPU tensors (and any device torch knows).
 
-A pass works on blocks of output positions in buffers that stay in cache: the full patch matrix, T times the input,
-exists only where it is one block. 16-bit tensors are converted to float32 block by block, unless the CPU multiplies
+A pass works on boxes of output positions in buffers that stay in cache: the full patch matrix, T times the input,
+exists only where it is one box. 16-bit tensors are converted to float32 box by box, unless the CPU multiplies
 them: products accumulate in float32 and every result is rounded once.
 """
 
