@@ -134,11 +134,11 @@ def reference_of(layer, x, weight):
     [
         (128, True, torch.float16, torch.float32, 1 << 20, True),
         (127, True, torch.float16, torch.float32, 1 << 20, False),
-        (511, False, torch.bfloat16, torch.float32, 1 << 20, False),
-        (512, False, torch.bfloat16, torch.float32, 1 << 20, True),
-        (512, True, torch.bfloat16, torch.bfloat16, 1 << 20, False),
-        (512, True, torch.float32, torch.float32, 1 << 20, False),
-        (512, True, torch.float16, torch.float32, 1 << 16, False),
+        (1023, False, torch.bfloat16, torch.float32, 1 << 20, False),
+        (1024, False, torch.bfloat16, torch.float32, 1 << 20, True),
+        (1024, True, torch.bfloat16, torch.bfloat16, 1 << 20, False),
+        (1024, True, torch.float32, torch.float32, 1 << 20, False),
+        (1024, True, torch.float16, torch.float32, 1 << 16, False),
     ],
 )
 def test_when_a_weight_is_rounded_once(batch, needs_input_grad, dtype, weight_dtype, weights, rounds):
