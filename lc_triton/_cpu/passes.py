@@ -26,7 +26,7 @@ SHORT_RUN = 16
 TURNED_SAMPLES = 16
 
 
-def _sites(layer: Layer, x: Tensor, dtype: torch.dtype, *, native: bool) -> Tensor:
+def _sites(layer: Layer, x: Tensor, *, native: bool) -> Tensor:
     """A part of x as `windows` takes it."""
     x = x.view(x.shape[0], *layer.geo.in_spatial, layer.geo.in_channels)
     if layer.by_number:
@@ -53,7 +53,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
         whole = problem.tuning_geometry  # so that ranks cut the batch alike
         sample = whole.sites * whole.in_channels * x.itemsize if _turns(layer, x.shape[0]) else 0
         for part in parts(x.shape[0], max(layer.sample_bytes(dtype), sample)):
-            own, layout = _sites(layer, part_of(x, part), dtype, native=False), results(layer, part.stop - part.start)
+            own, layout = _sites(layer, part_of(x, part), native=False), results(layer, part.stop - part.start)
             for box in layer.boxes(layer.position_bytes(own.shape[0], dtype, weight.dtype)):
                 terms = bias
                 if bias is not None and bias.ndim > 1:
@@ -86,7 +86,7 @@ def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem, on_block: On
     total, x, g = torch.zeros_like(dw, dtype=dtype) if shared else dw, x.contiguous(), g.contiguous()
     with buffers(x, dtype, 6) as (padded, made, *others):
         product, cut, start = _product(layer, others, batch), parts(batch, layer.sample_bytes(dtype)), 0
-        sites = [_sites(layer, part_of(x, part), dtype, native=native) for part in cut]
+        sites = [_sites(layer, part_of(x, part), native=native) for part in cut]
         position_bytes = layer.position_bytes(cut[0].stop, dtype, dw.dtype)
         if on_block is not None:
             position_bytes = max(position_bytes, layer.geo.window * layer.geo.out_channels * dtype.itemsize)
