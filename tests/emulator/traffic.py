@@ -20,7 +20,7 @@ from lc_triton.core.problem import Problem
 from lc_triton.tiles import paths, workloads
 from lc_triton.tiles.config import PASSES, Pass, TileConfig
 from lc_triton.tiles.device import DEVICES, Device
-from lc_triton.tiles.footprint import k_blocks, programs
+from lc_triton.tiles.footprint import chunks, programs
 from lc_triton.tiles.model import choose, program_l2_bytes
 from lc_triton.tiles.space import resident, shared_bytes
 from lc_triton.tiles.task import Task
@@ -124,7 +124,7 @@ class Layer:
         if self.pass_name == "input_grad":
             tiled, channels = geo.in_spatial, geo.in_channels
         blocks = geo.groups * -(-(channels // geo.groups) // tile.block_f) if tile.dot else -(-channels // tile.block_f)
-        inner = blocks * k_blocks(self.pass_name, geo, tile)
+        inner = blocks * chunks(geo, tile)
         if self.pass_name != "weight_grad":
             inner = blocks * -(-self.batch // tile.block_b)
         tiles = [-(-size // count) for size, count in zip(tiled, (1, 1, tile.rows, tile.cols), strict=True)]
@@ -135,7 +135,7 @@ class Layer:
         first = number - (few - 1) // 2
         found: list[int] = []
         for at in range(first, first + few):
-            of_tile = range(at * inner, at * inner + k_blocks(self.pass_name, geo, tile))
+            of_tile = range(at * inner, at * inner + chunks(geo, tile))
             found += of_tile if self.pass_name == "weight_grad" else [at * inner]
         return found
 
@@ -180,7 +180,7 @@ def traffic(layer: Layer) -> Traffic:
         DryMachine,
         fill=False,
         choose=lambda *_: chosen,
-        runs=lambda kernel: kernel != "combine_kernel",
+        runs=lambda kernel: kernel not in ("combine_kernel", "pad_channels_kernel"),
         listener=l1,
     )
     result = layer.launch(watch)
