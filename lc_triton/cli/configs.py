@@ -47,7 +47,11 @@ def run(options: argparse.Namespace) -> None:
             c = choice.config
             tile = f"{c.rows}x{c.cols} f{c.block_f} b{c.block_b} k{c.block_k} w{c.num_warps} s{c.num_stages}"
             tile += " swapped" if c.swap else "" if c.dot else " reduced"
-            tile += (f" split {c.split}" if c.split > 1 else "") + (" boxes" if c.descriptor else "")
+            tile += (
+                (f" split {c.split}" if c.split > 1 else "")
+                + (" boxes" if c.descriptor else "")
+                + (" padded" if c.pad_channels else "")
+            )
             where = f"{choice.path}{', stale: the kernel has changed since' if choice.stale else ''}"
             kernel = pass_name if task.update is None else f"{pass_name}+{task.update}"
             width = 12 if options.update is None else 24

@@ -31,7 +31,8 @@ so every byte of the weights moves once. A 1 x 1 tile is the plain product of a 
 Where positions share filters (SHAPE.shared), P of the weight counts regions. The passes that read the weight only take
 the region of each position for its address. The weight gradient has a kernel of its own, which sums over the positions
 of a region as it sums over samples. Where positions read the sites of a table, the kernels are those of `gather`; for
-weights of 4 bits, of `four_bits`; and where positions mix a few filters, of `low_rank`.
+weights of 4 bits, of `four_bits`; and where positions mix a few filters, of `low_rank`. Images of three channels may
+first be copied with a fourth one, by `pad_channels`.
 
 Every kernel has four stages. Tile: what its program owns. Addresses: the pointers that do not change in the loop.
 Loop: load, multiply, add. Epilogue: bias and activation, and the stores.

@@ -8,7 +8,7 @@ from lc_triton.kernels.common import bias_and_activation, decode_k, region_of, s
 
 @triton.jit(do_not_specialize=["B"])
 def forward_kernel(
-    p_x,  # (B, I0, I1, IH, IW, C) with rows of sites dense; x_pitch holds the other strides, in sites
+    p_x,  # (B, I0, I1, IH, IW, C) with rows of sites dense, C padded or not; x_pitch holds the other strides, in sites
     p_w,  # (P, T, C // G, F), or with TILE.descriptor a tensor descriptor of it as (P, T * C // G, F); see SHAPE.shared
     p_bias,  # (P, F) or (F)
     p_y,  # (B, P, F); of a split loop (SPLIT, B, P, F), the sums of its parts
@@ -21,6 +21,7 @@ def forward_kernel(
 ):
     """y = act(x . w + bias), and z if asked for: BB samples, TQ x TP positions and FT filters a program."""
     C: tl.constexpr = SHAPE.group_channels
+    CX: tl.constexpr = SHAPE.channels // SHAPE.groups  # C, or with padding more: their products are masked
     F: tl.constexpr = SHAPE.filters
     FG: tl.constexpr = SHAPE.group_filters
     K0: tl.constexpr = SHAPE.kernel[0]
@@ -81,7 +82,7 @@ def forward_kernel(
     for start in range(0, KP, BK):
         k0 = part * KP + start
         k = k0 + tl.arange(0, BK)
-        t0, t1, row, col, c = decode_k(k, K0, K1, ROWS, COLS, C)
+        t0, t1, row, col, c = decode_k(k, K0, K1, ROWS, COLS, CX)
         dh, dw = row * TILE.step_h, col * TILE.step_w
         i0, i1 = s0 + t0 * SHAPE.dilation[0], s1 + t1 * SHAPE.dilation[1]
         ih, iw = sh + dh, sw + dw
@@ -108,7 +109,10 @@ def forward_kernel(
             kh, m_h = tap(dh[:, None] - (jr * SH)[None, :], KH, DH)
             kw, m_w = tap(dw[:, None] - (jc * SW)[None, :], KW, DW)
             o_w = ((((t0 * K1 + t1) * KH)[:, None] + kh) * KW + kw) * C + c[:, None]
-            b_w = tl.load(p_w[None, :] + o_w * F, mask=m_h & m_w & m_k[:, None] & m_n[None, :], other=0.0)  # [BK, BN]
+            m_w = m_h & m_w & m_k[:, None] & m_n[None, :]
+            if CX > C:
+                m_w = m_w & (c < C)[:, None]
+            b_w = tl.load(p_w[None, :] + o_w * F, mask=m_w, other=0.0)  # [BK, BN]
         if DOT:
             o_x = o_k + group * C
             b_x = tl.load(p_x[:, None] + o_x[None, :], mask=m_b[:, None] & m_k[None, :], other=0.0)  # [BB, BK]

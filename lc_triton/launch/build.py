@@ -28,9 +28,10 @@ from lc_triton.launch.layout import (
     shape_of,
     tile_of,
 )
-from lc_triton.launch.passes import COMBINED, SECOND_PASS, operand, parts_of
+from lc_triton.launch.passes import COMBINED, ELEMENTWISE, operand, parts_of
 from lc_triton.launch.plan import kernel_of
 from lc_triton.tiles.config import Pass, TileConfig
+from lc_triton.tiles.footprint import padded_channels
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ def call_args(
     geo, act = problem.geometry, problem.activation
     weight_dtype = weight_dtype or dtype
     x = _empty((batch, *geo.in_spatial, geo.in_channels), dtype)
+    if config.pad_channels:
+        x = _empty((*x.shape[:-1], padded_channels(geo.in_channels)), dtype)
     y = _empty((batch, *geo.out_spatial, geo.out_channels), dtype)
     weight: Any = _empty(geo.weight_shape, weight_dtype)
     biases: dict[str, Tensor | None] = {
@@ -113,7 +116,7 @@ def call_args(
         "position": _empty(x.shape[1:] if pass_name == "input_grad" else geo.bias_shape, weight_dtype),
     }
     split = config.split > 1  # it writes sums of parts, and `build_combine` has the rest
-    common = (shape_of(geo, wide), tile_of(pass_name, geo, config, problem.precision))
+    common = (shape_of(geo, wide, pad_channels=config.pad_channels), tile_of(pass_name, geo, config, problem.precision))
     if pass_name == "weight_grad" and geo.regions:
         dw = parts_of(weight, config) if split else weight
         return [x, y, dw, batch, dense_rows(x)[1], dense_rows(y)[1], *common]
@@ -170,7 +173,7 @@ def build_combine(
 ) -> Any:
     """The second pass of a split forward, compiled as in `build`."""
     args = combine_call_args(problem, split, dtype=dtype, bias=bias, batch=batch)
-    return compile_call(combine_kernel, SECOND_PASS, arch, *args)
+    return compile_call(combine_kernel, ELEMENTWISE, arch, *args)
 
 
 def combine_call_args(

@@ -12,7 +12,7 @@ from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 from lc_triton.errors import ArgumentValueError
 from lc_triton.tiles.config import Pass, TileConfig
-from lc_triton.tiles.footprint import program_footprint, programs
+from lc_triton.tiles.footprint import padded_channels, program_footprint, programs
 from lc_triton.tiles.task import Task
 
 _INT32 = 2**31
@@ -26,10 +26,10 @@ Four = tuple[int, ...]
 class Shape(NamedTuple):
     """A layer in four spatial dimensions; `wide` where a position, or an offset inside one sample, needs 64 bits.
 
-    `group_channels` and `group_filters` are those of one group, `position_weights` the weights of one position. Where
-    positions share filters (`shared`), the weight has one entry for each of `regions`: `region_counts` along each
-    dimension, of `region_sizes` positions at most, that are runs of `region_blocks` positions. `padded`: whether some
-    window may read a site outside the input.
+    `channels` are those of a site in memory, padding included; `group_channels` and `group_filters` those of one
+    group's filters; `position_weights` the weights of one position. Where positions share filters (`shared`), the
+    weight has one entry for each of `regions`: `region_counts` along each dimension, of `region_sizes` positions at
+    most, that are runs of `region_blocks` positions. `padded`: whether some window may read a site outside the input.
     """
 
     channels: int
@@ -144,7 +144,7 @@ PLAIN = Epilogue("none", "linear", 0.0, False)
 
 
 @lru_cache(maxsize=4096)
-def shape_of(geometry: Geometry, wide: bool) -> Shape:
+def shape_of(geometry: Geometry, wide: bool, *, pad_channels: bool = False) -> Shape:
     """The kernels' view of a geometry; `wide` is what the tensors need, and a layer may by itself."""
     geo = geometry.as_4d()
     if geo.window * geo.out_channels >= _INT32:
@@ -154,8 +154,9 @@ def shape_of(geometry: Geometry, wide: bool) -> Shape:
             allowed="below 2^31: the filters of one position must be addressable by 32 bits; use groups",
         )
     leading = (*geo.in_spatial[:2], *geo.out_spatial[:2], *geo.kernel[:2])
+    channels = padded_channels(geo.in_channels) if pad_channels else geo.in_channels
     return Shape(
-        channels=geo.in_channels,
+        channels=channels,
         filters=geo.out_channels,
         groups=geo.groups,
         inputs=geo.in_spatial,
@@ -167,7 +168,7 @@ def shape_of(geometry: Geometry, wide: bool) -> Shape:
         group_channels=geo.in_channels // geo.groups,
         group_filters=geo.out_channels // geo.groups,
         position_weights=geo.window * geo.out_channels,
-        in_numel=geo.sites * geo.in_channels,
+        in_numel=geo.sites * channels,
         out_numel=geo.positions * geo.out_channels,
         weight_numel=geo.weight_numel,
         lead=any(n > 1 for n in leading),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lc_triton.core.problem import Problem
 from lc_triton.kernels.combine import combine_kernel
+from lc_triton.kernels.pad_channels import pad_channels_kernel
 from lc_triton.kernels.shared_weight_grad import shared_weight_grad_kernel
 from lc_triton.kernels.weight_grad import weight_grad_kernel
 from lc_triton.launch.launcher import Launch, Launches, prepare
@@ -29,10 +30,11 @@ from lc_triton.launch.layout import (
 )
 from lc_triton.launch.plan import KERNELS, BoundPass, LaunchPlan, plan_for, with_sound_tile
 from lc_triton.tiles.config import Pass, TileConfig
+from lc_triton.tiles.footprint import padded_channels
 
-# Numbers that a program of the second pass adds up, and its warps.
+# Numbers that a program of the second pass adds up, or one that pads channels copies; and its warps.
 COMBINED = 1024
-SECOND_PASS = TileConfig(dot=False)
+ELEMENTWISE = TileConfig(dot=False)
 # Pairs of a sample and a position that 32 bits count, those of a block that reaches past the end too.
 MOST_ROWS = 2**31 - 2**16
 
@@ -127,13 +129,18 @@ def _bind_gather(
     y: Tensor,
     *z: Tensor | None,
 ) -> BoundPass:
-    """A pass that reads the weights, with the tile of a plan: one launch, or two where the k-loop is split."""
+    """A pass that reads the weights, with the tile of a plan.
+
+    One launch; with padded channels another one before, where the k-loop is split another one behind.
+    """
     config, batch, device = plan.config, x.shape[0], x.device
     kernel = KERNELS[pass_name]
-    rows, pitch = rows_like(x)
+    pad = _prepare_padding(plan.launches, x, device) if config.pad_channels else None
+    rows, pitch = rows_like(x if pad is None else _padded_like(x, "meta"))
     dense_bias = bias if bias is None or bias.is_contiguous() else _like(bias)
     epilogue = epilogue_of(problem, bias, store_z=any(tensor is not None for tensor in z))
-    shape = shape_of(problem.geometry, True) if is_wide(x, y) else plan.narrow
+    wide = is_wide(x if pad is None else rows, y)
+    shape = shape_of(problem.geometry, True, pad_channels=config.pad_channels) if wide else plan.narrow
     grid = grid_of(pass_name, problem.geometry, batch, config)
     filters = operand(pass_name, weight if weight.is_contiguous() else _like(weight), problem, config)
     parts = parts_of(y, config, "meta")
@@ -153,7 +160,10 @@ def _bind_gather(
         second = _prepare_combine(plan.launches, parts, dense_bias, y, pre_activation, batch, epilogue, device)
 
     def call(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, *z: Tensor | None) -> None:
-        rows = dense_rows(x)[0]
+        if pad is None:
+            rows = dense_rows(x)[0]
+        else:
+            pad(x, rows := _padded_like(x))
         filters = operand(pass_name, weight.contiguous(), problem, config)
         bias = None if bias is None else bias.contiguous()
         if second is None:
@@ -278,6 +288,23 @@ def operand(pass_name: Pass, weight: Tensor, problem: Problem, config: TileConfi
     return TensorDescriptor.from_tensor(weight, [1, config.block_k, config.block_f])
 
 
+def _padded_like(x: Tensor, device: str | None = None) -> Tensor:
+    """Room for a copy of x with padded channels."""
+    shape = *x.shape[:-1], padded_channels(x.shape[-1])
+    return torch.empty(shape, dtype=x.dtype, device=device or x.device)
+
+
+def _prepare_padding(launches: Launches, x: Tensor, device: torch.device) -> Launch:
+    """The launch that copies x, of any strides, with padded channels."""
+    padded = _padded_like(x, "meta")
+    lead = 6 - x.ndim
+    sizes = (1,) * lead + tuple(x.shape[1:-1])
+    strides = x.stride(0), *(0,) * lead, *x.stride()[1:]
+    grid = len(x) * -(-padded[0].numel() // COMBINED)
+    constants = strides, sizes, x.shape[-1], padded.shape[-1], COMBINED
+    return prepare(launches, pad_channels_kernel, grid, ELEMENTWISE, (x, padded), constants, device)
+
+
 def parts_of(result: Tensor, config: TileConfig, device: str | None = None) -> Tensor | None:
     """Room for the sums of a split loop's parts, in the accumulator's type; None if it is not split."""
     if config.split == 1:
@@ -300,4 +327,4 @@ def _prepare_combine(
     columns = parts[0].numel() // rows
     grid = rows * -(-columns // COMBINED)
     constants = (rows, columns, parts.shape[-1], parts.shape[0], COMBINED, epilogue)  # R, N, F, SPLIT, BN, EPILOGUE
-    return prepare(launches, combine_kernel, grid, SECOND_PASS, (parts, bias, y, z), constants, device)
+    return prepare(launches, combine_kernel, grid, ELEMENTWISE, (parts, bias, y, z), constants, device)

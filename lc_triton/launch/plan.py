@@ -24,7 +24,7 @@ from lc_triton.tiles.chooser import chooser
 from lc_triton.tiles.config import Pass, TileConfig
 from lc_triton.tiles.device import of_gpu
 from lc_triton.tiles.key import bucket
-from lc_triton.tiles.space import fits_regions
+from lc_triton.tiles.space import fits_regions, pads_channels
 from lc_triton.tiles.task import Task
 
 KERNELS = {"forward": forward_kernel, "input_grad": input_grad_kernel, "weight_grad": weight_grad_kernel}
@@ -73,7 +73,11 @@ class LaunchPlan(NamedTuple):
         if pass_name == "weight_grad" and geometry.regions and not fits_regions(config):
             allowed = "of one position, with tl.dot and no stream or descriptor, where positions share filters"
             raise ArgumentValueError(name="TileConfig", value=config, allowed=allowed)
-        return cls(config, shape_of(geometry, False), tile_of(pass_name, geometry, config, problem.precision), {})
+        if config.pad_channels and not pads_channels(pass_name, geometry):
+            allowed = "without pad_channels but in a forward without groups, of 3, 7, 11 ... channels"
+            raise ArgumentValueError(name="TileConfig", value=config, allowed=allowed)
+        narrow = shape_of(geometry, False, pad_channels=config.pad_channels)
+        return cls(config, narrow, tile_of(pass_name, geometry, config, problem.precision), {})
 
 
 def with_sound_tile(

@@ -18,7 +18,7 @@ from lc_triton.kernels.update import combine_update_kernel
 from lc_triton.kernels.weight_grad import weight_grad_kernel
 from lc_triton.launch.launcher import prepare
 from lc_triton.launch.layout import NO_POINTERS, STORED, Upstream, WeightUpdate, dense_rows, grid_of, is_wide, shape_of
-from lc_triton.launch.passes import COMBINED, SECOND_PASS, parts_of, rows_like, weight_grad
+from lc_triton.launch.passes import COMBINED, ELEMENTWISE, parts_of, rows_like, weight_grad
 from lc_triton.launch.plan import MOST_TRIED, LaunchPlan
 from lc_triton.tiles import model
 from lc_triton.tiles.chooser import chooser
@@ -242,7 +242,7 @@ def _bind(
     numel = weight.numel()
     programs_of, of_second = -(-numbers_of(kind, numel) // COMBINED), (numel, config.split, COMBINED, kind)
     tensors = (parts, weight, *pointers)
-    second = prepare(plan.launches, combine_update_kernel, programs_of, SECOND_PASS, tensors, of_second, device)
+    second = prepare(plan.launches, combine_update_kernel, programs_of, ELEMENTWISE, tensors, of_second, device)
 
     def call_both(x: Tensor, g: Tensor, weight: Tensor, pointers: Pointers) -> None:
         parts = parts_of(weight, config)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lc_triton.tiles.config import TileConfig
-from lc_triton.tiles.footprint import chunks, footprint_of, k_blocks, loop_steps, programs, tile_count
+from lc_triton.tiles.footprint import chunks, footprint_of, gathered, k_blocks, loop_steps, programs, tile_count
 from lc_triton.tiles.task import Task
 
 _PART_BYTES = 4  # of a number of a split loop's sums
@@ -32,14 +32,14 @@ class Counts:
         moved: bytes by category: x, the weight w, the upstream gradient g, and what is written (out). For the input
             gradient x is the gradient that it reads. Of a weight gradient that updates the weight, out is the weight,
             read and written, and states are those of its optimizer. Bias, bias gradient (db) and dz are not counted.
-        second_launch_bytes: bytes of the second launch of a split loop; 0 without a split.
+        other_launches: bytes of each launch beside it: the copy with padded channels, the second one of a split loop.
     """
 
     programs: int
     steps: int
     blocks: int
     moved: Mapping[str, Bytes]
-    second_launch_bytes: int
+    other_launches: tuple[int, ...] = ()
 
 
 def counts_of(task: Task, config: TileConfig) -> Counts:
@@ -54,7 +54,7 @@ def counts_of(task: Task, config: TileConfig) -> Counts:
         steps=steps,
         blocks=chunks(geo, config) if pass_name == "weight_grad" else 1,
         moved=moved,
-        second_launch_bytes=0 if config.split == 1 else _second_launch_bytes(task, config),
+        other_launches=_other_launches(task, config),
     )
 
 
@@ -83,6 +83,7 @@ def _moved(task: Task, config: TileConfig) -> dict[str, Bytes]:
             "out": Bytes(written, written),
             **({"states": Bytes(states, states)} if states else {}),
         }
+    x_bytes = x_bytes // geo.in_channels * gathered(geo, config).in_channels
     read, result = (x_bytes, y_bytes) if task.pass_name == "forward" else (y_bytes, x_bytes)
     written = result if config.split == 1 else config.split * result // s * _PART_BYTES
     batch_blocks = -(-task.batch // config.block_b)
@@ -91,6 +92,16 @@ def _moved(task: Task, config: TileConfig) -> dict[str, Bytes]:
         "x": Bytes(_gathered(task, config), read),
         "out": Bytes(written, written),
     }
+
+
+def _other_launches(task: Task, config: TileConfig) -> tuple[int, ...]:
+    found = []
+    if config.pad_channels:
+        numbers = task.geo.in_channels + gathered(task.geo, config).in_channels
+        found.append(task.batch * task.geo.sites * numbers * task.itemsize)
+    if config.split > 1:
+        found.append(_second_launch_bytes(task, config))
+    return tuple(found)
 
 
 def _second_launch_bytes(task: Task, config: TileConfig) -> int:
@@ -105,7 +116,7 @@ def _second_launch_bytes(task: Task, config: TileConfig) -> int:
 
 def _gathered(task: Task, config: TileConfig) -> int:
     """Bytes of the input footprints of all programs; what positions of a program share comes from L2 once."""
-    geo, pass_name = task.geo, task.pass_name
+    geo, pass_name = gathered(task.geo, config), task.pass_name
     gathers = footprint_of(pass_name, geo, config.rows, config.cols).k_total
     crossed = 1
     if not config.dot:

@@ -130,7 +130,7 @@ def simulate(
     use = execute(code.operations, grid, traffic, constants)
     seconds = max(use.cycles / constants.clock, least / constants.memory_rate)
     return Simulation(
-        microseconds=1e6 * seconds + constants.launch_us + _second_launch_us(counts, constants),
+        microseconds=1e6 * seconds + constants.launch_us + _other_launches_us(counts, constants),
         use=use,
         resident=resident,
         per_multiprocessor=-(-counts.programs // constants.multiprocessors),
@@ -260,9 +260,9 @@ def _traffic(code: KernelCode, counts: Counts, warps: int, constants: Constants)
     return traffic
 
 
-def _second_launch_us(counts: Counts, constants: Constants) -> float:
-    moved = counts.second_launch_bytes
-    if not moved:
-        return 0.0
-    rate = constants.cached_rate if moved < constants.cache_bytes else constants.memory_rate
-    return constants.second_launch_us + 1e6 * moved / rate
+def _other_launches_us(counts: Counts, constants: Constants) -> float:
+    microseconds = 0.0
+    for moved in counts.other_launches:
+        rate = constants.cached_rate if moved < constants.cache_bytes else constants.memory_rate
+        microseconds += constants.second_launch_us + 1e6 * moved / rate
+    return microseconds

@@ -28,6 +28,8 @@ class TileConfig:
         stream: blocks of k that a program of the weight gradient makes one after another, where the batch is one block:
             the gradients of the outputs are loaded once, and the input streams past them.
         descriptor: move the weights by tensor descriptors (TMA) where `space.descriptor_fits` allows.
+        pad_channels: of the forward, gather from a copy of the input with channels of zeros where `space.pads_channels`
+            allows: a site is then whole copies of 8 bytes.
         num_warps, num_stages: as Triton has them.
 
     Raises:
@@ -44,6 +46,7 @@ class TileConfig:
     split: int = 1
     stream: int = 1
     descriptor: bool = False
+    pad_channels: bool = False
     num_warps: int = 4
     num_stages: int = 3
 
@@ -54,7 +57,7 @@ class TileConfig:
                 raise ArgumentValueError(name=name, value=value, allowed="a power of two")
             object.__setattr__(self, name, value)
         object.__setattr__(self, "num_stages", check_int("num_stages", self.num_stages, 1))
-        for name in ("dot", "swap", "descriptor"):
+        for name in ("dot", "swap", "descriptor", "pad_channels"):
             if not isinstance(getattr(self, name), bool):
                 raise ArgumentTypeError(name=name, value=getattr(self, name), allowed="True or False")
         if self.dot and min(self.block_n, self.block_b, self.block_k) < 16:
@@ -71,6 +74,10 @@ class TileConfig:
             raise ArgumentValueError(
                 name="TileConfig", value=self, allowed="of one position and use tl.dot to move boxes by a descriptor"
             )
+        if self.pad_channels and (self.descriptor or not self.dot):
+            raise ArgumentValueError(
+                name="TileConfig", value=self, allowed="with tl.dot and without a descriptor to pad channels"
+            )
 
     @classmethod
     def from_json(cls, value: Any) -> TileConfig:
@@ -81,7 +88,7 @@ class TileConfig:
         """
         known = {f.name: f for f in fields(cls)}
         if isinstance(value, dict):
-            value = {"stream": 1, **value}  # which older files do not have
+            value = {"stream": 1, "pad_channels": False, **value}  # which older files do not have
         if not isinstance(value, dict) or value.keys() != known.keys():
             raise ArgumentTypeError(name="config", value=value, allowed=f"an object of {', '.join(sorted(known))}")
         for name, number in value.items():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from lc_triton.core.geometry import Geometry
 from lc_triton.tiles.config import Pass, TileConfig
@@ -24,9 +25,27 @@ class Footprint:
     k_total: int
 
 
+# Numbers of a site that one copy moves, of an input whose channels were padded.
+COPIED_CHANNELS = 4
+
+
+def padded_channels(channels: int) -> int:
+    """The channels of a site after padding."""
+    return -(-channels // COPIED_CHANNELS) * COPIED_CHANNELS
+
+
+@lru_cache(maxsize=4096)
+def gathered(geometry: Geometry, config: TileConfig) -> Geometry:
+    """The layer whose input a program gathers: with the channels that were padded, if the tile asks for it."""
+    if not config.pad_channels:
+        return geometry
+    return replace(geometry, in_channels=padded_channels(geometry.in_channels))
+
+
 def program_footprint(pass_name: Pass, geometry: Geometry, config: TileConfig) -> Footprint:
     """The footprint of a program's k-loop: of its tile, or without dot of one position, as each gathers its own."""
-    return footprint_of(pass_name, geometry, *((config.rows, config.cols) if config.dot else (1, 1)))
+    sides = (config.rows, config.cols) if config.dot else (1, 1)
+    return footprint_of(pass_name, gathered(geometry, config), *sides)
 
 
 def footprint_of(pass_name: Pass, geometry: Geometry, rows: int, cols: int) -> Footprint:

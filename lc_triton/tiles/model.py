@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.device import Device
-from lc_triton.tiles.footprint import chunks, footprint_of, k_blocks, loop_steps, programs, tile_count
+from lc_triton.tiles.footprint import chunks, footprint_of, gathered, k_blocks, loop_steps, programs, tile_count
 from lc_triton.tiles.space import (
     COPY_BYTES,
     MEMORY_LATENCY,
@@ -26,6 +26,7 @@ from lc_triton.tiles.space import (
     is_thin,
     on_vector_units,
     overwrites_operand,
+    pads_channels,
     product,
     resident,
     stage_bytes,
@@ -51,6 +52,9 @@ FULL_OVERLAP = 3
 UNGROUPED_MMA_RATE = 0.6
 # The predicted gain from which on a tile that leaves something idle goes before one that leaves nothing idle.
 MIN_GAIN = 1.5
+# Numbers of 16 bits that a multiprocessor loads one by one a cycle. Fitted to simulated forwards with and without
+# padded channels; and the filters for which a program loads them.
+LOADED_NUMBERS, LOADED_FOR = 12, 128
 # Seconds a second launch takes: the first must drain, and the host must issue it.
 LAUNCH_SECONDS = 5e-6
 
@@ -119,7 +123,7 @@ def _gathered_bytes(task: Task, config: TileConfig) -> float:
     """Bytes of whole sectors that the programs of a tile gather of one sample, as if nothing was padding."""
     geo, pass_name = task.geo, task.pass_name
     # What positions of a program share, its L1 holds.
-    gathers = footprint_of(pass_name, geo, config.rows, config.cols).k_total
+    gathers = footprint_of(pass_name, gathered(geo, config), config.rows, config.cols).k_total
     if pass_name == "weight_grad" and not config.dot:  # programs of other steps share nothing
         gathers = k_blocks(pass_name, geo, config) * min(gathers, config.block_k * config.rows * config.cols)
     return gathers * _crossed_groups(task, config) * task.itemsize * gather_traffic_ratio(task, config)
@@ -147,11 +151,11 @@ def program_l2_bytes(task: Task, config: TileConfig) -> float:
     Of the weight gradient, the mean over a tile's programs.
     """
     task = task.joined
-    gathered = _gathered_bytes(task, config)
+    of_x = _gathered_bytes(task, config)
     if task.pass_name == "weight_grad":
-        of_tile = task.batch / config.split * (gathered + _upstream_bytes(task, config))
+        of_tile = task.batch / config.split * (of_x + _upstream_bytes(task, config))
         return of_tile / chunks(task.geo, config)
-    return min(config.block_b, task.batch) * gathered / config.split + program_weight_bytes(task, config)
+    return min(config.block_b, task.batch) * of_x / config.split + program_weight_bytes(task, config)
 
 
 def program_weight_bytes(task: Task, config: TileConfig) -> float:
@@ -187,6 +191,7 @@ def predict(task: Task, device: Device, config: TileConfig) -> float:
         + (sum(parts) - slowest) * _exposed(task, device, config, count, steps)
         + math.ceil(count / slots) * (steps * STEP_SECONDS / 2 + PROGRAM_SECONDS / 8)
         + _second_pass(task, device, config)
+        + _thin_seconds(task, device, config)
     )
 
 
@@ -258,6 +263,21 @@ def _second_pass(task: Task, device: Device, config: TileConfig) -> float:
     return LAUNCH_SECONDS + 2 * config.split * numbers * itemsize / device.memory_rate
 
 
+def _thin_seconds(task: Task, device: Device, config: TileConfig) -> float:
+    """Seconds that sites of 3 channels cost: to copy the input with padded channels, or to load number by number.
+
+    The latter are the same for all tiles of a task: they say which way is taken, not by which tile.
+    """
+    geo = task.geo
+    if config.pad_channels:
+        numbers = task.batch * geo.sites * (geo.in_channels + gathered(geo, config).in_channels)
+        return LAUNCH_SECONDS / 2 + numbers * task.itemsize / device.memory_rate
+    if task.itemsize > 2 or not (config.dot and pads_channels(task.pass_name, geo)):
+        return 0.0
+    numbers = task.batch * geo.positions * geo.window * -(-geo.out_channels // LOADED_FOR)
+    return numbers / (LOADED_NUMBERS * device.clock * device.multiprocessors)
+
+
 def fuses_activation_grad(task: Task, device: Device, config: TileConfig) -> bool:
     """Whether the weight gradient should multiply g by the activation's derivative and write dz.
 
@@ -316,14 +336,14 @@ def gather_traffic_ratio(task: Task, config: TileConfig) -> float:
     sector, which is much where channels are few: in 16 bits, a run of three sites of one channel is 6 bytes, and takes
     32 or 64.
     """
-    geo, pass_name = task.geo, task.pass_name
-    gathered, width, step = geo.in_channels, geo.in_spatial[3], config.cols * geo.stride[3]
+    geo, pass_name = gathered(task.geo, config), task.pass_name
+    of_site, width, step = geo.in_channels, geo.in_spatial[3], config.cols * geo.stride[3]
     if pass_name == "input_grad":
-        gathered, width, step = geo.out_channels, geo.out_spatial[3], 1
-    channels = _crossed_groups(task, config) * gathered // geo.groups
+        of_site, width, step = geo.out_channels, geo.out_spatial[3], 1
+    channels = _crossed_groups(task, config) * of_site // geo.groups
     footprint = footprint_of(pass_name, geo, config.rows, config.cols)
-    site = gathered * task.itemsize
-    if channels == gathered and footprint.step_w == 1:
+    site = of_site * task.itemsize
+    if channels == of_site and footprint.step_w == 1:
         run, step = footprint.cols * site, site * math.gcd(width, step, geo.padding[3][0])
     else:
         run, step = channels * task.itemsize, math.gcd(site, channels * task.itemsize)

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from lc_triton.core.fused import BLOCK
 from lc_triton.core.geometry import Geometry
-from lc_triton.tiles.config import TileConfig
+from lc_triton.tiles.config import Pass, TileConfig
 from lc_triton.tiles.device import Device
-from lc_triton.tiles.footprint import footprint_of, k_blocks, loop_steps, programs
+from lc_triton.tiles.footprint import COPIED_CHANNELS, footprint_of, k_blocks, loop_steps, padded_channels, programs
 from lc_triton.tiles.task import Task
 
 # Rows of the smallest product that a warp group's matrix instruction makes.
@@ -37,6 +37,9 @@ MAX_VECTOR_DEPTH = 16
 MAX_UPDATED, REGISTERS_OF_UPDATE = 32, 5
 # An asynchronous copy moves so many bytes at once.
 COPY_BYTES = 16
+# Numbers of a window and samples from which on padded channels may be worth a copy: outputs of short windows take more
+# time than their inputs, and a copy of few samples as long as its launch. Twice the samples where weights are rounded.
+LEAST_PADDED_WINDOW, LEAST_PADDED_BATCH = 64, 128
 # Seconds from asking memory for bytes to having them: so many seconds' worth must be under way at the full rate.
 MEMORY_LATENCY = 0.8e-6
 # Numbers of a product that one warp can hold.
@@ -64,7 +67,7 @@ def candidates(task: Task, device: Device) -> list[TileConfig]:
         return [config for config in candidates(task.joined, device) if fits_regions(config)]
     found = dict.fromkeys(
         config
-        for unsplit in _unsplit(task, device)
+        for unsplit in (*_unsplit(task, device), *_padded(task, device))
         for config in (*_splits(task, device, unsplit), *_streams(task, device, unsplit))
         if updates_fit(task, device, config)
     )
@@ -123,6 +126,14 @@ def fits_regions(config: TileConfig) -> bool:
     return config.dot and config.rows * config.cols == 1 and config.stream == 1 and not config.descriptor
 
 
+def pads_channels(pass_name: Pass, geometry: Geometry) -> bool:
+    """Whether a pass may gather from a copy of its input with one more channel: then a site is whole copies of 8 bytes.
+
+    Asynchronous copies move 4 bytes at least, so numbers of 16 bits in sites of 3 channels are loaded one by one.
+    """
+    return pass_name == "forward" and geometry.groups == 1 and geometry.in_channels % COPIED_CHANNELS == 3
+
+
 def overwrites_operand(task: Task, device: Device, config: TileConfig, *, activation_grad: bool = False) -> bool:
     """Whether registers of an operand may be overwritten while a product still reads them.
 
@@ -147,6 +158,8 @@ def overwrites_operand(task: Task, device: Device, config: TileConfig, *, activa
 def may_launch(task: Task, device: Device, config: TileConfig) -> bool:
     """Whether a tile that was measured or simulated, perhaps at another batch, may be used."""
     if task.update is not None and not updates_fit(task, device, config):
+        return False
+    if config.pad_channels and not pads_channels(task.pass_name, task.geometry):
         return False
     return not overwrites_operand(task, device, config)
 
@@ -276,13 +289,26 @@ def _streams(task: Task, device: Device, config: TileConfig) -> Iterator[TileCon
             yield replace(tile, num_stages=stages)
 
 
-def _unsplit(task: Task, device: Device) -> Iterator[TileConfig]:
-    """Tiles that are legal for the problem and fit the device's shared memory and registers, none of them split."""
+def _padded(task: Task, device: Device) -> Iterator[TileConfig]:
+    """Tiles of a forward that gathers 16-bit numbers from a copy with channels of zeros."""
+    geo, least = task.geometry, LEAST_PADDED_BATCH * (2 if _rounds_weights(task) else 1)
+    if task.itemsize != 2 or geo.window < LEAST_PADDED_WINDOW or task.batch < least:
+        return
+    if pads_channels(task.pass_name, geo):
+        wider = replace(task, geometry=replace(geo, in_channels=padded_channels(geo.in_channels)))
+        yield from (replace(tile, pad_channels=True) for tile in _unsplit(wider, device, thin=False) if tile.dot)
+
+
+def _unsplit(task: Task, device: Device, *, thin: bool | None = None) -> Iterator[TileConfig]:
+    """Tiles that are legal for the problem and fit the device's shared memory and registers, none of them split.
+
+    `thin`: whether the gathered operand passes through registers, where `is_thin` does not say it.
+    """
     geo, pass_name = task.geo, task.pass_name
     if not _uses_dot(geo, task.batch):
         yield from _reduce_candidates(task, device)
         return
-    limits = _Limits.of(task, device)
+    limits = _Limits.of(task, device, thin=is_thin(task) if thin is None else thin)
     tiled = geo.in_spatial if pass_name == "input_grad" else geo.out_spatial
     group = (geo.in_channels if pass_name == "input_grad" else geo.out_channels) // geo.groups
     full = _power(group)
@@ -317,8 +343,8 @@ class _Limits(NamedTuple):
     area: int
 
     @classmethod
-    def of(cls, task: Task, device: Device) -> _Limits:
-        vector, thin = on_vector_units(task), is_thin(task)
+    def of(cls, task: Task, device: Device, *, thin: bool) -> _Limits:
+        vector = on_vector_units(task)
         old = _before_hopper(device)
         through_registers = thin or (task.pass_name == "input_grad" and (vector or old))
         if vector:

@@ -153,6 +153,8 @@ def kernel_hash(pass_name: Pass, *, updates: bool = False) -> str:
     """
     digest = hashlib.sha256()
     own = [f"{pass_name}.py"]
+    if pass_name == "forward":
+        own += ["pad_channels.py"]
     if pass_name == "weight_grad":
         own += ["weight_block.py", "shared_weight_grad.py"]
     if updates:

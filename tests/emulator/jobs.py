@@ -186,6 +186,18 @@ WIDE_TILES = {
     "tma 8 warps": TileConfig(1, 1, 128, 128, 64, descriptor=True, num_warps=8, num_stages=2),
     "tma f16": TileConfig(1, 1, 16, 64, 64, descriptor=True),
 }
+# Layers of 3 and 7 channels, and tiles whose input gets more of them.
+IMAGES = [
+    Case("image", (9, 8), 3, 40, 5, stride=2, padding=2, batch=70),
+    Case("image_1d", (11,), 7, 64, 4, dilation=2, padding=3, batch=130),
+    Case("image_3d", (3, 4, 4), 3, 32, 3, padding=1, batch=33),
+]
+PADDED_TILES = {
+    "64": TileConfig(1, 1, 64, 64, 64, pad_channels=True),
+    "32 8 warps": TileConfig(1, 2, 64, 128, 32, num_warps=8, num_stages=4, pad_channels=True),
+    "swap band": TileConfig(1, 2, 32, 32, 32, swap=True, pad_channels=True),
+    "split": TileConfig(2, 2, 16, 64, 16, split=2, pad_channels=True),
+}
 
 
 def tile(channels: int, rows: int, cols: int, dot: bool = True, **more: Any) -> TileConfig:
@@ -244,6 +256,13 @@ def _wide(arch: int, types: str) -> Iterator[Job]:
                 bias=("position", "channel", "none")[count // 3 % 3],
                 most=16,
             )
+    if TYPES[types].x.itemsize == 2:
+        for case in IMAGES:
+            for name, config in PADDED_TILES.items():
+                count += 1
+                act, view, bias = (list(kinds)[count % len(kinds)] for kinds in (ACTS, VIEWS, ("position", "channel")))
+                given = {"act": act, "bias": bias, "view": view, "seed": count, "most": 32}
+                yield Job(f"wide/{case.name} padded {name}", case, types, arch, (config, None, None), **given)
 
 
 def _cases(arch: int, types: str) -> Iterator[Job]:

@@ -55,6 +55,9 @@ def calls(device: Device) -> Iterator[Callable[[], None]]:
         argument = ("gelu", "tanh") if name == "gelu_tanh" else name
         for dtype in (torch.float32, torch.bfloat16):
             yield partial(step, plain, dtype, activation=argument)
+    for dtype, config, channels_first in product((torch.float16, torch.bfloat16), values.PADDED_TILES, (False, True)):
+        t = tensors(values.IMAGE, dtype, device="meta")
+        yield partial(values.padded_forward, t, config, channels_first=channels_first)
     for dtype, batch, rank in product(low_rank.TOLERANCE, low_rank.BATCHES, low_rank.RANKS):
         yield partial(step_of, low_rank.layer_of(rank, dtype, device="meta"), (batch, 64, 13, 12), dtype)
     for dtype, batch, sizes in product(tables.DTYPES, tables.BATCHES, tables.SIZES):

@@ -4,7 +4,10 @@ import pytest
 import torch
 
 import lc_triton
+from lc_triton import launch
 from lc_triton.core.activations import FUSED_NAMES, parse_activation
+from lc_triton.core.problem import Problem
+from lc_triton.tiles.config import TileConfig
 from tests import cases
 from tests.cases import CASES, IDS, assert_as_good, assert_close, expected, peer, tensors
 from tests.shared_cases import SHARED
@@ -13,6 +16,11 @@ pytestmark = pytest.mark.gpu
 
 BATCHES = [2, 33, 256]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+IMAGE = cases.Case("image", (16, 13), 3, 40, 5, stride=(2, 1), padding=2, batch=70)
+PADDED_TILES = (
+    TileConfig(1, 1, 64, 64, 64, pad_channels=True),
+    TileConfig(1, 2, 32, 32, 32, swap=True, split=2, pad_channels=True),
+)
 EXACT = {torch.float32: 2e-5, torch.float64: 1e-12}
 
 
@@ -20,6 +28,14 @@ def run(case, t, **kwargs):
     """y, dx, dw and db by the kernels."""
     with lc_triton.backend("triton"):
         return cases.run(case, t, **kwargs)
+
+
+def padded_forward(t, config, *, channels_first):
+    """y of `IMAGE`, of a copy of x with padded channels."""
+    x = t.x.movedim(-1, 1).contiguous().movedim(1, -1) if channels_first else t.x
+    y = torch.full((IMAGE.batch, *IMAGE.geometry.bias_shape), float("nan"), dtype=x.dtype, device=x.device)
+    launch.forward(x, t.weight, t.bias, y, None, Problem(IMAGE.geometry, backend="triton"), config)
+    return y
 
 
 def need_free_memory(gigabytes):
@@ -97,6 +113,15 @@ def test_activations(name, dtype):
     want, got = expected(case, t, act), run(case, t, activation=argument)
     for key, exact in want.items():
         assert_close(got[key], exact, 4e-5 if dtype == torch.float32 else 0.03, key)
+
+
+@pytest.mark.parametrize("channels_first", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_inputs_with_padded_channels(dtype, channels_first):
+    t = tensors(IMAGE, dtype, device="cuda")
+    want, theirs = expected(IMAGE, t)["y"], peer(IMAGE, t)["y"]
+    for config in PADDED_TILES:
+        assert_as_good(padded_forward(t, config, channels_first=channels_first), want, theirs, 2, "y")
 
 
 @pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])

@@ -20,6 +20,7 @@ from lc_triton.kernels.four_bits import four_bits_forward_kernel, four_bits_inpu
 from lc_triton.kernels.four_bits_vector import four_bits_vector_forward_kernel, four_bits_vector_input_grad_kernel
 from lc_triton.kernels.gather import gather_forward_kernel, gather_input_grad_kernel, gather_weight_grad_kernel
 from lc_triton.kernels.low_rank import low_rank_forward_kernel
+from lc_triton.kernels.pad_channels import pad_channels_kernel
 from lc_triton.kernels.shared_weight_grad import shared_weight_grad_kernel
 from lc_triton.kernels.update import combine_update_kernel
 from lc_triton.launch.absent import absent_gpu
@@ -37,6 +38,7 @@ ALL = [
     *KERNELS.values(),
     shared_weight_grad_kernel,
     combine_kernel,
+    pad_channels_kernel,
     combine_update_kernel,
     low_rank_forward_kernel,
     four_bits_forward_kernel,

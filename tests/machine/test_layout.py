@@ -134,7 +134,7 @@ def test_filters_of_a_position_past_32_bits_are_refused():
         shape_of(Geometry.make((1,), 2**15, 2**16, 1), False)
 
 
-@pytest.mark.parametrize("name", ["forward", "input_grad", "weight_grad", "combine", "common"])
+@pytest.mark.parametrize("name", ["forward", "input_grad", "weight_grad", "combine", "pad_channels", "common"])
 def test_no_function_of_the_kernels_is_given_a_tuple_out_of_a_tuple(name):
     """Triton 3.6 compiles none: a tuple that is a field of another is no constant to it."""
     shape = shape_of(Geometry.make((5,), 1, 1, 3), False)

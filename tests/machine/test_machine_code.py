@@ -162,6 +162,19 @@ def test_tensor_descriptors_move_boxes(pass_name, device):
     assert code.wgmma > 0 or device == "b200"
 
 
+@pytest.mark.parametrize("device", ["a100", "h100", "b200"])
+def test_sites_with_padded_channels_are_copied_whole(device):
+    layer, dtype = geometry_of("s_local"), torch.bfloat16
+    raw = choose(Task("forward", layer, 64, "bfloat16", "bfloat16"), DEVICES[device])
+    padded = choose(Task("forward", layer, 512, "bfloat16", "bfloat16"), DEVICES[device])
+    assert not raw.pad_channels
+    assert padded.pad_channels
+    assert built("forward", layer, 64, DEVICES[device], dtype, config=raw).narrow_copies == 0  # number by number
+    code = built("forward", layer, 512, DEVICES[device], dtype, config=padded)
+    assert code.narrow_copies > 0
+    assert code.spills == 0
+
+
 @pytest.mark.parametrize("device", ["h100", "mi300x", *(pytest.param(name, **NIGHTLY) for name in ("a100", "b200"))])
 @pytest.mark.parametrize("pass_name", PASSES)
 def test_a_split_loop(pass_name, device):

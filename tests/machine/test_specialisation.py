@@ -10,6 +10,7 @@ from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 from lc_triton.core.share import parse_share
 from lc_triton.kernels.combine import combine_kernel
+from lc_triton.kernels.pad_channels import pad_channels_kernel
 from lc_triton.kernels.shared_weight_grad import shared_weight_grad_kernel
 from lc_triton.launch import passes
 from lc_triton.launch.absent import compile_call
@@ -51,7 +52,7 @@ def first_ir(src, target=None, options=None, _env_vars=None):
 def only_the_first_ir(monkeypatch):
     import triton.compiler
 
-    kernels = [*KERNELS.values(), shared_weight_grad_kernel, combine_kernel]
+    kernels = [*KERNELS.values(), shared_weight_grad_kernel, combine_kernel, pad_channels_kernel]
     monkeypatch.setattr(triton.compiler, "compile", first_ir)
     for kernel in kernels:
         monkeypatch.setattr(kernel, "device_caches", type(kernel.device_caches)(kernel.create_binder))
@@ -69,6 +70,9 @@ def arguments(kernel, layer, tile):
     problem, config = LAYERS[layer], TILES[tile]
     if kernel == "combine":
         return combine_kernel, combine_call_args(problem, 2)
+    if kernel == "pad_channels":
+        x, padded = (torch.empty(2, 6, 6, channels, device="meta") for channels in (3, 4))
+        return pad_channels_kernel, [x, padded, (108, 0, 0, 18, 3, 1), (1, 1, 6, 6), 3, 4, passes.COMBINED]
     return KERNELS[kernel], call_args(kernel, problem, config)
 
 
@@ -95,11 +99,13 @@ CALLS = [(k, t, layer) for k in KERNELS for t in TILES for layer in LAYERS if (t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kernel", "tile", "layer"), [*CALLS, ("combine", "split", "2d")])
+@pytest.mark.parametrize(
+    ("kernel", "tile", "layer"), [*CALLS, ("combine", "split", "2d"), ("pad_channels", "dot", "2d")]
+)
 def test_integers_may_have_every_value(kernel, tile, layer):
     function, args = arguments(kernel, layer, tile)
     places = list(integers(function, args))
-    assert len(places) == {"weight_grad": 9, "combine": 1}.get(kernel, 5)
+    assert len(places) == {"weight_grad": 9, "combine": 1, "pad_channels": 6}.get(kernel, 5)
     for value in VALUES:
         compile_call(function, TILES[tile], 90, *replaced(args, places, value))
     if (layer, tile) == ("2d", "dot"):

@@ -11,7 +11,7 @@ from lc_triton.kernels.update import combine_update_kernel
 from lc_triton.launch.absent import compile_call
 from lc_triton.launch.build import build, machine_code, update_pointers
 from lc_triton.launch.layout import WeightUpdate
-from lc_triton.launch.passes import COMBINED, SECOND_PASS
+from lc_triton.launch.passes import COMBINED, ELEMENTWISE
 from lc_triton.tiles.device import DEVICES
 from lc_triton.tiles.model import choose, ranked
 from lc_triton.tiles.space import MAX_UPDATED, product
@@ -124,7 +124,7 @@ def test_the_second_pass_of_a_split_loop(state_dtype):
         update = update.in_8_bits(64)
     parts = torch.empty((2, *weight.shape), device="meta")
     args = [parts, weight, *update_pointers(weight, update, state_dtype), weight.numel(), 2, COMBINED, update]
-    code = machine_code("forward", compile_call(combine_update_kernel, SECOND_PASS, 90, *args))
+    code = machine_code("forward", compile_call(combine_update_kernel, ELEMENTWISE, 90, *args))
     assert code.spills == 0
     assert code.load_bits == code.weight_bits == 128
 

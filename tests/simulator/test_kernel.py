@@ -57,7 +57,7 @@ def test_the_bytes_of_a_forward():
     assert counts.moved["w"] == (2 * weights, weights)
     assert counts.moved["x"] == (tiles * 50 * 3 * 4 * 16 * 2, 50 * 400 * 16 * 2)
     assert counts.moved["out"] == (50 * 324 * 16 * 2,) * 2
-    assert counts.second_launch_bytes == 0
+    assert counts.other_launches == ()
 
 
 def test_the_bytes_of_a_split_forward():
@@ -65,7 +65,7 @@ def test_the_bytes_of_a_split_forward():
     result = 32 * 324 * 16
     assert counts.steps == 3
     assert counts.moved["out"] == (2 * 4 * result,) * 2
-    assert counts.second_launch_bytes == 2 * 4 * result + 2 * result
+    assert counts.other_launches == (2 * 4 * result + 2 * result,)
 
 
 def test_the_bytes_of_a_weight_gradient():
@@ -90,7 +90,7 @@ def test_the_bytes_of_an_update():
     of_split = counts_of(of, replace(TILE, split=2))
     assert "states" not in of_split.moved
     assert of_split.moved["out"] == (2 * weights,) * 2
-    assert of_split.second_launch_bytes == 2 * weights + 6 * weights
+    assert of_split.other_launches == (2 * weights + 6 * weights,)
 
 
 @pytest.mark.compile

@@ -273,7 +273,7 @@ def test_the_weight_gradient_loads_no_weights_and_swaps_whatever_their_type(weig
 )
 def test_steps_are_shorter_where_both_operands_pass_through_registers(name, weight_dtype, device, deepest):
     made = Task("forward", LAYERS[name], 512, "bfloat16", weight_dtype)
-    large = [c for c in candidates(made, by_name(device)) if min(c.block_b, c.block_n) >= 128]
+    large = [c for c in candidates(made, by_name(device)) if min(c.block_b, c.block_n) >= 128 and not c.pad_channels]
     assert max(config.block_k for config in large) == deepest
 
 

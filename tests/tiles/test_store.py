@@ -290,14 +290,15 @@ def kernel_modules(*names):
 
 @pytest.mark.parametrize("pass_name", PASSES)
 def test_the_hash_follows_the_source_of_what_is_launched(pass_name, tmp_path, monkeypatch):
-    """The pass's kernel and the second launch of a split loop, and no other pass; no file has tiles of an update."""
+    """The pass's kernel, the launches before and behind it, and no other pass; no file has tiles of an update."""
     shutil.copytree(store.KERNELS, tmp_path / "kernels")
     monkeypatch.setattr(store, "KERNELS", tmp_path / "kernels")
     of_source = store.kernel_hash.__wrapped__
     before = of_source(pass_name)
     assert len(before) == 12
     assert len({of_source(name) for name in PASSES}) == 3
-    launched = kernel_modules(pass_name, "combine", *["shared_weight_grad"] * (pass_name == "weight_grad"))
+    beside = {"forward": ["pad_channels"], "input_grad": [], "weight_grad": ["shared_weight_grad"]}[pass_name]
+    launched = kernel_modules(pass_name, "combine", *beside)
     launched -= {"update"}
     for file in store.KERNELS.glob("[a-z]*.py"):
         source = file.read_bytes()
