@@ -104,9 +104,10 @@ def descriptor_fits(task: Task, device: Device, config: TileConfig) -> bool:
     """Whether a tensor descriptor can move the weights of a tile: a box, which the band of several positions is not.
 
     The device must be NVIDIA's of compute capability 9.0 or more; rows of the box are whole multiples of 16 bytes, and
-    no box writes into another group's filters, or of the input gradient, reads across positions. Updates move no boxes.
+    no box writes into another group's filters, or of the input gradient, reads across positions. Updates move no boxes,
+    and a box of weights has no padded channels.
     """
-    if task.joined is not task or task.update is not None:
+    if task.joined is not task or task.update is not None or config.pad_channels:
         return False
     if not (config.dot and config.rows * config.cols == 1 and isinstance(device.arch, int) and device.arch >= 90):
         return False
