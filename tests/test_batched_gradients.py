@@ -61,6 +61,7 @@ def test_second_derivatives(name):
     close([g for g in got if g is not None], [g for g in want if g is not None])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["reverse-mode", "forward-mode"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_jacobian(name, strategy):

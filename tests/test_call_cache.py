@@ -181,6 +181,7 @@ def test_arguments_that_are_equal_share_no_plan(stride):
         lc_triton.local_conv(x, weight, stride=stride)
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
 @pytest.mark.parametrize("activation", ["relu", "silu", "linear"])

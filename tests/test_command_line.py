@@ -119,6 +119,7 @@ def test_the_shared_options_take_several_of_each(capsys):
     assert TileConfig(**rows[-1]["config"]) == select(task, by_name("h100")).config
 
 
+@pytest.mark.slow
 def test_tuning_by_the_names_that_inspect_takes(capsys):
     """--all, the singular options and `--face all`."""
     arguments = ["--workload", "lrlc_l2", "--batch", "64", "--dtype", "float16", "--face", "all"]

@@ -203,6 +203,7 @@ def test_one_layer_that_cannot_be_written_keeps_all_from_being_written(file):
     assert_same_state(one, before[0])
 
 
+@pytest.mark.slow
 @pytest.mark.subprocess
 def test_weights_of_other_layers_are_written_through_parametrizations(tmp_path):
     pytest.importorskip("h5py")

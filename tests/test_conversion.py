@@ -302,6 +302,7 @@ class LeNet(nn.Module):
         return self.head(x.view(x.size(0), -1))
 
 
+@pytest.mark.slow
 def test_views_behind_a_converted_layer_go_on_working():
     net, x = LeNet(), torch.randn(2, 1, 8, 8)
     want = net(x)

@@ -161,6 +161,7 @@ def test_activations_are_torchs_own_with_their_derivatives(name):
         assert_close(act.backward(torch.ones_like(z), saved), slope, 1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("case", CASES, ids=IDS)
@@ -301,6 +302,7 @@ def check_both_orders(case, inputs, **kwargs):
     assert torch.autograd.gradgradcheck(f, inputs, fast_mode=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUSED_NAMES)
 @pytest.mark.parametrize("case", [BY_NAME["1d_stride_same"], BY_NAME["2d_groups"]], ids=lambda c: c.name)
 def test_gradcheck_of_first_and_second_order(case, name):

@@ -33,6 +33,7 @@ PRODUCTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", [True, False], ids=["as the CPU can", "in float32"])
 @pytest.mark.parametrize("activation", [None, "relu", "tanh"])
 @pytest.mark.parametrize("most_bytes", [1 << 24, 20_000])  # all of the batch at a time, or parts of it

@@ -165,6 +165,7 @@ def test_ctrl_c_in_a_real_process(tmp_path):
     assert len(runs["locally connected"]["history"]["train_loss"]) >= 1
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_trains_no_more(finished, tmp_path, capsys):
     (tmp_path / "checkpoint.pt").write_bytes((finished / "checkpoint.pt").read_bytes())
     assert cli.main([*SMALL, "--out", str(tmp_path), "--resume"]) == 0
@@ -233,6 +234,7 @@ def test_a_checkpoint_of_something_else_is_refused(change, message, finished, tm
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_other_dtypes_train(dtype):
     settings = Settings(epochs=4, dtype=dtype, device="cpu")

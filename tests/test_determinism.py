@@ -80,6 +80,7 @@ def test_processes_agree():
     assert re.fullmatch(r"[0-9a-f]{64}\n", runs.pop())
 
 
+@pytest.mark.slow
 def test_threads_of_a_program_agree():
     case, results = LARGER[0], {}
     t = tensors(case, torch.float32)
@@ -112,6 +113,7 @@ def test_training_and_inference_agree(case):
         assert torch.equal(again, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", LARGER, ids=lambda case: case.name)
 def test_torchs_deterministic_mode_refuses_nothing_and_changes_no_bit(case):
     t = tensors(case, torch.float32)

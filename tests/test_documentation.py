@@ -26,6 +26,7 @@ MODULES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings(name):
     module = importlib.import_module(name)
@@ -54,6 +55,7 @@ def test_the_packages_help_names_everything():
         assert re.search(rf"\b{name}\b", text) or name.startswith(("Lazy", "__")), name
 
 
+@pytest.mark.slow
 @pytest.mark.subprocess
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
 def test_python_in_documents_runs(path, tmp_path, monkeypatch):

@@ -81,6 +81,7 @@ def test_decomposed_in_16_bits(case, dtype, weight_dtype):
         assert_as_good(found[name], want[name], theirs[name], factor, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight_dtype", [None, torch.float32], ids=["alike", "float32_weights"])
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @EACH_CASE
@@ -174,6 +175,7 @@ def test_a_program_is_as_small_for_many_taps():
     assert size <= 70
 
 
+@pytest.mark.slow
 def test_a_training_step_decomposed():
     net, x = network(), torch.randn(4, 2, 6, 6)
     parameters = dict(net.named_parameters())
@@ -291,6 +293,7 @@ class AsAFunction(nn.Module):
         return lc_triton.local_conv(x, self.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize(
     "make",

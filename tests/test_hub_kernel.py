@@ -70,6 +70,7 @@ def test_the_kernels_package_loads_it(built, monkeypatch):
     agrees(kernels.get_local_kernel(built.parents[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.subprocess
 def test_nothing_in_it_imports_the_installed_package(built):
     found = 0

@@ -4,6 +4,7 @@ import ast
 import graphlib
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -75,15 +76,20 @@ def row(module):
     pytest.fail(f"lc_triton.{module} is in no row: add it to the table in {Path(__file__).name}")
 
 
+@cache
 def modules():
-    for path in sorted(PACKAGE.rglob("*.py")):
-        yield ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip("."), path
+    """(name, path) of each."""
+    return [
+        (".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip("."), path)
+        for path in sorted(PACKAGE.rglob("*.py"))
+    ]
 
 
+@cache
 def imports(path):
     """(module of ours, whether at module level, line) for each import in a file."""
     tree = ast.parse(path.read_text())
-    top = {id(n) for n in tree.body}
+    top, lines = {id(n) for n in tree.body}, []
     for node in ast.walk(tree):
         found = []
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "lc_triton":
@@ -97,7 +103,8 @@ def imports(path):
             found = [a.name for a in node.names if a.name.split(".")[0] in ("lc_triton", "triton")]
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "triton":
             found = [node.module]
-        yield from ((name, id(node) in top, node.lineno) for name in found)
+        lines += [(name, id(node) in top, node.lineno) for name in found]
+    return lines
 
 
 def test_imports_run_one_way():

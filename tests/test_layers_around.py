@@ -47,6 +47,7 @@ def made(make, dtype=torch.float64, batch=2, seed=0):
     return layer, dict(layer.named_parameters()), torch.randn(batch, *shape, dtype=dtype)
 
 
+@pytest.mark.slow
 @EACH
 def test_gradients_of_first_and_second_order(make):
     layer, parameters, x = made(make)

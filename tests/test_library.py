@@ -176,6 +176,7 @@ def test_from_the_third_batch_size_on_nothing_is_compiled_again(fresh):
     assert len(seen) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [True, False])
 def test_exported_saved_and_loaded(strict, fresh):
     net, x = network().eval(), torch.randn(4, 2, 6, 6)

@@ -60,6 +60,7 @@ def test_what_float16_cannot_hold_is_inf_as_torchs_own_is():
     assert set(kinds(got["y"]).flatten().tolist()) == {0, 2, 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", FUSED_NAMES)
 def test_behind_an_activation(activation):
     case, act = BY_NAME["2d_asymmetric"], parse_activation(activation)
@@ -71,6 +72,7 @@ def test_behind_an_activation(activation):
                 assert torch.equal(got[key].isfinite(), exact.isfinite()), (name, value, key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["x", "g", "weight"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF], ids=str)
 @pytest.mark.parametrize("case", [BY_NAME[name] for name in ("1d", "2d", "2d_depthwise")], ids=lambda case: case.name)
@@ -95,6 +97,7 @@ LARGE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", LARGE, ids=lambda case: case.name)
 def test_windows_and_sums_of_65536_numbers(case):
     geo = case.geometry

@@ -140,6 +140,7 @@ def test_the_sdist_gives_the_same_wheel(wheel, tmp_path):
     assert set(zipfile.ZipFile(built).namelist()) == set(zipfile.ZipFile(wheel).namelist())
 
 
+@pytest.mark.slow
 def test_hints_name_extras_that_hold_what_they_say(metadata):
     """Each MissingPackageError of the library, by its source."""
     found = 0

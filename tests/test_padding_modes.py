@@ -117,6 +117,7 @@ def test_conversion_to_a_convolution():
     assert_close(again(x), flat(x).detach().double(), 1e-6)
 
 
+@pytest.mark.slow
 def test_recorded_programs_compute_the_same():
     layer = lc_triton.LocalConv2d(2, 3, 3, (4, 6), padding=1, padding_mode=MIXED, activation="tanh")
     x = torch.randn(2, 2, 4, 6)

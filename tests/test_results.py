@@ -31,6 +31,7 @@ def large(request):
     return result, found.clone()
 
 
+@pytest.mark.slow
 def test_a_large_result_may_be_resized(large):
     result, values = large
     y = result()
@@ -40,6 +41,7 @@ def test_a_large_result_may_be_resized(large):
     assert int(y.sum(dtype=torch.float64)) == y.numel()
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_large_result_may_be_freed(large):
     result, values = large
     y = result()
@@ -48,6 +50,7 @@ def test_the_memory_of_a_large_result_may_be_freed(large):
     assert torch.equal(result(), values)
 
 
+@pytest.mark.slow
 def test_a_large_result_may_be_written_to_by_torch(large):
     result, values = large
     y = result()
@@ -59,6 +62,7 @@ def test_a_large_result_may_be_written_to_by_torch(large):
     assert y.shape == smaller.shape
 
 
+@pytest.mark.slow
 def test_a_result_is_not_changed_by_the_next_call(large):
     result, values = large
     first = result()

@@ -254,6 +254,7 @@ def test_decomposed_passes_are_the_definition(case):
     assert all(value.is_contiguous() for value in got.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["block", pytest.param("3d_tile", marks=pytest.mark.nightly)])
 def test_torchs_checks_of_operators(name):
     t, problem = tensors(BY_NAME[name]), Problem(BY_NAME[name].geometry, Activation("tanh"))

@@ -72,6 +72,7 @@ def gradients(run, layer, x):
     return torch.autograd.grad(run(x).square().sum(), list(layer.parameters()))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error::torch.jit.TracerWarning")
 def test_jit_trace(case):
     program = torch.jit.trace(case.layer, case.x)
@@ -83,12 +84,14 @@ def test_jit_trace(case):
                 torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_jit_trace_without_gradients(case):
     with torch.no_grad():
         program = torch.jit.trace(case.layer, case.x)
     assert_same(program, case)
 
 
+@pytest.mark.slow
 def test_jit_trace_saved_and_loaded(case):
     file = io.BytesIO()
     torch.jit.save(torch.jit.freeze(torch.jit.trace(case.layer.eval(), case.x)), file)
@@ -119,6 +122,7 @@ def test_make_fx(case, mode, pre_dispatch):
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5, check_stride=False)
 
 
+@pytest.mark.slow
 def test_export(case):
     program = torch.export.export(case.layer, (case.x,), dynamic_shapes=({0: Dim("batch", max=99)},))
     assert any("lc_triton" in str(node.target) for node in program.graph.nodes)

@@ -186,6 +186,7 @@ def hessian_of(f, weight):
     return hessian(lambda w: f(w).square().sum())(weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", [*ACTIVATIONS, "softplus"])
 @KINDS
 def test_second_derivatives_of_all_at_once_by_every_pair_of_modes(kind, activation):

@@ -25,6 +25,7 @@ def test_a_seed_always_draws_the_same_layers():
     assert first(1, 50) == first(1, 50) != first(2, 50)
 
 
+@pytest.mark.slow
 def test_draws_stay_inside_their_bounds_and_reach_them():
     pairs = first(0, 2000)
     layers = [layer(workload) for workload, _ in pairs]

@@ -218,6 +218,7 @@ def call(monkeypatch, *arguments):
     return command.main()
 
 
+@pytest.mark.slow
 def test_a_dry_run_has_a_plan_and_writes_nothing(tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, "--deadline", 900, "--out", tmp_path / "out", "--dry-run", "--rows", "published") == 0
     out = capsys.readouterr().out
@@ -274,6 +275,7 @@ def test_everything_runs_under_a_stand_in_but_for_numbers(tmp_path, monkeypatch)
 # ---- what is compared
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workload", ["9x8x6,k3,f4,p1", "11x7x4,k3,f6,s2,g2", "17x3,k4,f5,d2", "5x4x5x2,k2,f3"])
 @pytest.mark.parametrize("name", [OURS, "F.unfold + einsum"])
 def test_results_are_compared_in_bands(workload, name):
@@ -366,6 +368,7 @@ def test_a_graph_of_several_calls_gives_the_time_of_one(cuda):
     assert replayed.isnan().all()  # what a capture left there does not count
 
 
+@pytest.mark.slow
 def test_a_row_is_checked_and_timed(cuda):
     row = Row("9x8x6,k3,f4,p1", 6, "float32", 1)
     for name in (OURS, "F.unfold + bmm"):

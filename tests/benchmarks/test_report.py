@@ -67,6 +67,7 @@ def write(path, rows, **extra):
     return path
 
 
+@pytest.mark.slow
 def test_the_table_of_a_run(tmp_path, document, full):
     rows = [
         row("lrlc_l1", 64, lc_triton=times(2.0, 9.0), F_unfold=times(4.0, 36.0, 40_000_000), slow=times(5.0, 50.0)),

@@ -45,6 +45,7 @@ def odd_tensors(t):
     return [*found, torch.nested.nested_tensor([t]), nn.ReLU()]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @cases("functions")
 @given(any_call, st.data())

@@ -1,5 +1,6 @@
 """Any call that the operators take, on the CPU path, against the definition."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,6 +26,7 @@ def test_one_dimension(call, way):
     held(call, way)
 
 
+@pytest.mark.slow
 @cases("faces_2d")
 @given(calls(2), st.sampled_from(WAYS))
 def test_two_dimensions(call, way):

@@ -131,6 +131,7 @@ def test_transforms_of_a_backward_and_autocast():
     assert_close(half, y.detach(), 2e-3)
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_updates_in_backward_takes_windows(monkeypatch):
     layer = lc_triton.LocalGather(4, [[0, -1], [2, 0]], 1, 2)
     optimizer = lc_triton.FusedSGD(layer.parameters(), lr=0.1)

@@ -25,6 +25,7 @@ def test_with_the_models_tiles(name):
         assert_close(got[key], exact, name=key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["linear", "tanh", "silu"])
 def test_gradcheck_of_first_and_second_order(activation):
     x = torch.randn(1, 1, 3, dtype=torch.float64, requires_grad=True)
@@ -70,6 +71,7 @@ def test_an_empty_batch_launches_nothing():
     assert not weight.grad.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["tanh", "gelu"])
 @pytest.mark.parametrize("name", ["1d_stride_same", "2d_groups", "2d_depthwise_multiplier"])
 def test_the_transposed_layer(name, activation):

@@ -35,8 +35,15 @@ def forward(case, x, weight, bias, config, act="linear"):
     return y, z
 
 
-@pytest.mark.parametrize("name", [*TILES])
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def marks(case, name):
+    if (case.name, name) == ("image", "2x2"):
+        return ()
+    return pytest.mark.nightly if case.name == "volume" and name != "1x2_split" else pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("case", "name"), [pytest.param(c, n, id=f"{c.name}-{n}", marks=marks(c, n)) for c in CASES for n in TILES]
+)
 def test_values(case, name):
     t = tensors(case)
     y, z = forward(case, t.x, t.weight, t.bias, TILES[name], "relu")
@@ -53,6 +60,7 @@ VIEWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*VIEWS])
 def test_inputs_of_any_strides(name):
     t = tensors(IMAGE)
@@ -60,6 +68,7 @@ def test_inputs_of_any_strides(name):
     assert_close(forward(IMAGE, t.x, t.weight, t.bias, TILES["2x2"])[1], expected(IMAGE, t)["y"])
 
 
+@pytest.mark.slow
 def test_a_nan_reaches_the_outputs_that_read_it_alone():
     t = tensors(IMAGE)
     t.x[0, 2, 3, 1] = NAN

@@ -160,6 +160,7 @@ def test_weights_that_begin_anywhere_need_no_descriptor():
 ODD = next(c for c in CASES if c.name == "2d_asymmetric")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("seed", range(3))
 def test_accuracy_beside_torchs_own_matmul(dtype, seed):

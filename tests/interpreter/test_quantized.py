@@ -59,6 +59,7 @@ FOUR_BITS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "dtype", "bias_kind"),
     [pytest.param(*row, marks=() if n < 4 else pytest.mark.nightly) for n, row in enumerate(FOUR_BITS)],
@@ -115,6 +116,7 @@ WORDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize(
     ("case", "dtype"),

@@ -30,6 +30,7 @@ def layer_and_input(transposed=False, **arguments):
     return kind(4, 6, 3, input_size=4, **arguments), torch.randn(3, 4, 4, 4).half()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("transposed", "activation"),
     [(False, "relu"), pytest.param(False, "silu", marks=pytest.mark.nightly), (True, None)],
@@ -58,6 +59,7 @@ def test_gradients_are_those_of_the_rounded_weight(rounded, transposed, activati
         torch.testing.assert_close(grad.double(), right, rtol=4e-3, atol=2e-2)
 
 
+@pytest.mark.slow
 def test_a_step_of_the_optimizer_reads_the_copy_and_writes_the_weight(rounded):
     layer, x = layer_and_input()
     other = lc_triton.LocalConv2d(4, 6, 3, input_size=4)
@@ -71,6 +73,7 @@ def test_a_step_of_the_optimizer_reads_the_copy_and_writes_the_weight(rounded):
     torch.testing.assert_close(layer.weight, other.weight, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_passes_that_run_by_themselves_round_too(rounded):
     """Under saved-tensor hooks there is no node to keep a copy."""
     layer, x = layer_and_input(activation="relu")

@@ -101,6 +101,7 @@ def test_updates_by_a_wrong_gradient_are_caught(of, fault, monkeypatch):
         judge_of_update(*of).check(TILE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["weight", "first", "second", "correction", "total"])
 def test_what_an_update_leaves_as_it_was_is_caught(name, monkeypatch):
     of = next(of for of in UPDATES if (of[0] == "square_sum") == (name == "total"))

@@ -141,6 +141,7 @@ def test_initializers_draw_from_keras_distribution(record):
         assert abs(got - want) <= (0.01 if sharp else 0.25) * abs(want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("record", DRAWN, ids=range(len(DRAWN)))
 def test_initializers_draw_as_kerass_do_for_each_implementation(record):
     assert initializers.fans(record["shape"], "keras") == tuple(record["fans"])

@@ -39,6 +39,7 @@ def take(pairs):
     return tuple(torch.tensor(pairs).T)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data_format", FORMATS)
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_implementations_2_and_3(case, data_format):

@@ -71,6 +71,7 @@ def test_penalties_are_differentiated_twice(name, padding):
         assert torch.autograd.gradgradcheck(f, weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["l1", "l2", "l1_l2"])
 def test_penalties_under_transforms(name):
     regularizer, l1, l2 = REGULARIZERS[name]
@@ -180,6 +181,7 @@ def test_the_orthogonal_penalty_has_kerass_least_norm():
     assert_close(ours, theirs, 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NORMS)
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize(

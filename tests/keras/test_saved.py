@@ -215,6 +215,7 @@ def test_every_layout_goes_into_layers_of_torchs_convention(i, data_format, kind
     assert torch.equal(model["sequence"].bias, want.sequence.bias)
 
 
+@pytest.mark.slow
 def test_nothing_is_written_unless_everything_fits():
     model = Own()
     model.F8 = nn.Linear(16, 9)
@@ -244,6 +245,7 @@ def test_a_mapping_names_what_exists(mapping, message):
         load_weights(Own(), HERE / "deepface.h5", mapping)
 
 
+@pytest.mark.slow
 def test_weights_of_any_model_can_be_saved(tmp_path):
     model = Own()
     load_weights(model, HERE / "deepface.h5", {"L6": "body.third"})
@@ -343,6 +345,7 @@ def test_a_layer_called_with_more_than_its_input_is_refused():
     assert "called with mask=" in refused("every_layer", change)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", ["all", "rows", (2, 2), ("tile", 2)])
 def test_filters_that_positions_share_need_with_share(share, tmp_path):
     """Keras has no such layer: its files hold filters of each position."""
@@ -360,6 +363,7 @@ def test_filters_that_positions_share_need_with_share(share, tmp_path):
     torch.testing.assert_close(other(x), net(x))
 
 
+@pytest.mark.slow
 def test_weights_alone_need_a_configuration():
     with pytest.raises(KerasFileError, match="it holds weights alone"):
         load_model(HERE / "deepface.weights.h5")

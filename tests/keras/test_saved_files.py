@@ -130,6 +130,7 @@ def test_numbers_of_other_types_are_taken(tmp_path):
     assert torch.equal(got.image.weight, want.image.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", [None, "gzip"])
 def test_numbers_of_bfloat16_are_taken(compression, tmp_path):
     def edit(file):  # as ml_dtypes, whose type HDF5 does not know, is written: two bytes a number
@@ -188,6 +189,7 @@ def archive(tmp_path, **parts):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parts", "match"),
     [
@@ -210,6 +212,7 @@ def test_an_archive_writes_nothing_where_it_says(tmp_path):
     assert not Path("/tmp/lc_triton_evil").exists()
 
 
+@pytest.mark.slow
 def test_an_archive_that_expands_like_a_bomb(tmp_path):
     for name in ("config.json", "model.weights.h5"):
         path = tmp_path / "model.keras"
@@ -239,6 +242,7 @@ def test_a_checkpoint_runs_no_code(tmp_path):
     assert not Path("/tmp/lc_triton_evil").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "match"),
     [

@@ -47,6 +47,7 @@ def outputs_of(model, folder, name):
         return listed(model(*golden(folder, name, "x")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["h5", "keras", "weights.h5"])
 @pytest.mark.parametrize("name", ["nested", "masked"])
 def test_models_inside_models(name, kind, folder):
@@ -55,6 +56,7 @@ def test_models_inside_models(name, kind, folder):
     check(folder, name, outputs_of(model, folder, name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["operators", "keyed", "dtypes", "mixed"])
 def test_operators_dictionaries_and_dtypes(name, folder):
     tolerance = {"mixed": 5e-3, "dtypes": 1e-6}.get(name)
@@ -126,6 +128,7 @@ class Ends(nn.Identity):
         return None
 
 
+@pytest.mark.slow
 def test_a_module_of_ones_own_hands_a_mask_on_where_keras_does(folder):
     x = golden(folder, "masked", "x")
     want = load_model(folder / "masked.h5")(*x)[1]
@@ -171,6 +174,7 @@ def test_layers_inside_models_and_wrappers_are_named_all_at_once(folder):
         assert entry in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "node", "message"),
     [
@@ -204,6 +208,7 @@ def test_an_output_that_no_layer_has_is_named(folder):
         load_model(folder / "keyed.weights.h5", config=config)
 
 
+@pytest.mark.slow
 def test_a_function_that_cannot_be_called_so_is_named(folder):
     """A list of constants is no tensor, and a power of two numbers may have millions of digits."""
     config = json.loads((folder / "operators.json").read_text())
@@ -269,6 +274,7 @@ MODULES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["h5", "weights.h5"])
 def test_modules_of_ones_own_stand_for_layers(kind, folder, tmp_path):
     config = folder / "custom.json" if kind == "weights.h5" else None
@@ -296,6 +302,7 @@ def test_the_error_has_the_line_to_write(folder):
     assert set(made) == {"double", "Scale", "Block", "sine"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("modules", "error", "message"),
     [
@@ -330,6 +337,7 @@ class Own(nn.Module):
         self.each = lc_triton.LocalConv1d(1, 2, 2, input_size=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["h5", "keras", "weights.h5"])
 def test_weights_of_models_inside_models_go_into_a_net_of_ones_own(kind, folder):
     own, want = Own(), load_model(folder / "nested.h5")
@@ -345,6 +353,7 @@ def test_weights_of_models_inside_models_go_into_a_net_of_ones_own(kind, folder)
     assert torch.equal(own.each.weight, want.steps.layer.each.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind"), [("every_layer", "h5"), ("masked", "keras"), ("masked", "weights.h5")])
 def test_weights_go_into_a_model_that_was_read(name, kind, folder):
     """Names that torch changes, `local.layer` and `train`, are Keras's own here; what a wrapper holds has its name."""
@@ -357,6 +366,7 @@ def test_weights_go_into_a_model_that_was_read(name, kind, folder):
     assert all(torch.equal(value, want[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_weights_need_no_configuration_that_can_be_read(folder, tmp_path):
     """Neither Lambda nor a class of one's own keeps arrays from being read, nor a model of a class of one's own."""
     import h5py

@@ -140,6 +140,7 @@ def classes_here():
     return found
 
 
+@pytest.mark.slow
 def test_recurrent_layers_handle_dropout_in_training(folder):
     golden, model = Golden(folder, "recurrent"), read(folder, "recurrent")
     torch.manual_seed(0)
@@ -315,6 +316,7 @@ def test_weights_go_into_recurrent_modules_of_torch(folder, kind, tmp_path):
     check_own(again, golden, names)
 
 
+@pytest.mark.slow
 def test_weights_go_into_tables_and_transposed_convolutions_of_torch(folder):
     golden = Golden(folder, "scaled")
     model = nn.Sequential(nn.Embedding(11, 4))

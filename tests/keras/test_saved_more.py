@@ -20,11 +20,13 @@ def folder(tmp_path_factory):
     return unpacked("more", tmp_path_factory.mktemp("more"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["functions", "interpolated"])
 def test_outputs_are_those_of_keras(folder, name):
     check(load_model(folder / f"{name}.h5")(*golden(folder, name, "x")), golden(folder, name, "y"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["h5", "keras"])
 def test_the_optimizer_of_a_model_inside_is_not_read(folder, kind):
     model = load_model(folder / f"adversarial.{kind}")
@@ -47,6 +49,7 @@ def test_states_go_on_to_the_next_batch_until_they_are_reset(folder):
     check(tuple(y[:1] for y in model(x[:1])), [y[:1] for y in golden(folder, "stateful", "y")])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cells", "remembering"])
 def test_a_training_step_is_that_of_keras(folder, name):
     model, inputs = load_model(folder / f"{name}.h5"), golden(folder, name, "x")

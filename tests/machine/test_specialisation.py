@@ -113,6 +113,7 @@ def test_integers_may_have_every_value(kernel, tile, layer):
             compile_call(function, TILES[tile], 90, *replaced(args, [place], 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pass_name", ["weight_grad", *(pytest.param(n, marks=pytest.mark.nightly) for n in ("forward", "input_grad"))]
 )
@@ -128,6 +129,7 @@ def test_integers_beside_shared_filters(pass_name, wide):
         compile_call(function, config, 90, *replaced(args, [place], 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 2])
 def test_both_launches_of_a_split_loop(batch, monkeypatch):
     problem, compiled = LAYERS["2d"], []

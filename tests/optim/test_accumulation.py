@@ -111,6 +111,7 @@ def test_the_sums_are_torchs_in_every_case(way):
 OF_MAIN_GRAD = [way for way in STORED if way not in (with_hooks_after, hooks_of_the_node, create_graph_of_weights)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", OF_MAIN_GRAD, ids=lambda way: way.__name__)
 @pytest.mark.parametrize("flagged", [True, pytest.param(False, marks=pytest.mark.nightly)])
 def test_the_sums_in_main_grad_are_torchs_in_every_case(way, flagged):
@@ -221,6 +222,7 @@ def test_the_reason_is_said_once(prepare, said, added):
     assert not getattr(layer.weight, "grad_added_to_main_grad", False)
 
 
+@pytest.mark.slow
 def test_it_ends_with_its_handle_and_with_the_weight(added):
     layer = LocalConv2d(1, 2, 2, input_size=3)
     x = torch.ones(1, 1, 3, 3)
@@ -242,6 +244,7 @@ def test_it_ends_with_its_handle_and_with_the_weight(added):
     assert key not in known
 
 
+@pytest.mark.slow
 def test_fused_optimizers_keep_their_weights():
     """Those that are there, and those that come later."""
     net = network(F64)

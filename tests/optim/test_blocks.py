@@ -145,6 +145,7 @@ def test_a_step_with_an_infinite_gradient_is_skipped():
         assert all(torch.equal(old[key], optimizer.state[w][key]) for key in old)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"clip_norm": 0.05}, {"accumulate": 2}, {"maximize": True}], ids=str)
 def test_options_beside_float32_states(options):
     """One step: weights are updated before states are rounded, so that they are those of float32 states."""
@@ -163,6 +164,7 @@ def test_options_beside_float32_states(options):
             assert number.abs().amax() == exact.abs().amax()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("master", [None, "24 bits"])
 def test_a_run_goes_on_from_its_state(master):
     """Through torch.save, to the bits of one that was not interrupted."""

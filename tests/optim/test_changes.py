@@ -54,6 +54,7 @@ def groups_reordered(net, optimizer, x):
 CHANGES = frozen_before_backward, taken_out_of_the_groups, groups_replaced, groups_reordered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "clip_norm"),
     [*((change, clip_norm) for change in CHANGES for clip_norm in (None, 1e9)), (taken_out_before_step, 1e9)],
@@ -82,6 +83,7 @@ def test_zeroed_gradients_update_layers_that_are_not_used(kind, clip_norm):
     assert_same(net, same, 1e-10)
 
 
+@pytest.mark.slow
 def test_two_optimizers_of_a_weight():
     """Which take turns, as where training goes on with SGD after AdamW."""
     net, same = network(torch.float64), network(torch.float64)
@@ -109,6 +111,7 @@ def test_two_optimizers_of_a_weight():
     assert all(w.grad is None for w in weights(net))  # the one that is left is fused again
 
 
+@pytest.mark.slow
 def test_a_second_optimizer_of_trained_weights_is_the_reason():
     """Not the hooks that the first one has put on their nodes."""
     net = network(torch.float64)
@@ -121,6 +124,7 @@ def test_a_second_optimizer_of_trained_weights_is_the_reason():
     assert not any("hooks" in str(w.message) for w in caught)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_scheduler", [False, True])
 def test_an_optimizer_made_anew_is_fused(with_scheduler):
     """Although a graph keeps the node that the one before had hooked, or a cycle the one before."""
@@ -140,6 +144,7 @@ def test_an_optimizer_made_anew_is_fused(with_scheduler):
     assert graph.requires_grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip_norm", [None, 1e9])
 def test_parameters_that_torch_swaps(clip_norm):
     """As it does with DTensors in `module.to`, and on demand in every conversion and load."""

@@ -129,6 +129,7 @@ STORED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", STORED, ids=lambda way: way.__name__)
 def test_the_numbers_are_torchs_and_the_reason_is_said(way):
     """Steps of that kind among plain ones; float64 shows any difference in what is summed."""
@@ -321,6 +322,7 @@ def test_distributed_data_parallel(tmp_path):
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_is_gone_updates_nothing():
     layer = LocalConv2d(1, 2, 2, input_size=3)
     FusedAdamW(layer)

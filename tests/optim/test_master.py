@@ -110,6 +110,7 @@ def test_training_follows_float32_weights():
         assert least <= error < most, (way, error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"clip_norm": 0.05}, {"accumulate": 2}, {"states": "bfloat16"}], ids=str)
 def test_every_way_a_step_is_made_updates_masters(options):
     """Within the rounding of what is stored in bfloat16; `paused` stores all gradients."""
@@ -153,6 +154,7 @@ def test_a_step_with_an_infinite_gradient_is_skipped():
                 assert all(torch.equal(old[key], optimizer.state[w][key]) for key in old)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("states", ["float32", "bfloat16"])
 def test_a_run_goes_on_from_its_state(states):
     """Through torch.save, to the bits of one that was not interrupted."""
@@ -176,6 +178,7 @@ def test_a_run_goes_on_from_its_state(states):
             assert torch.equal(value, resumed.state[v][key]), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("states", ["float32", "8 bits"])
 def test_a_state_without_a_correction_begins_with_none(states):
     """One of torch's AdamW; and an optimizer without a master drops the correction."""

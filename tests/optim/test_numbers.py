@@ -109,6 +109,7 @@ def test_groups_schedulers_and_frozen_layers():
     assert_same(net, same, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adamw", "sgd, momentum"])
 @pytest.mark.parametrize("steps", [3, 4])
 def test_accumulated_gradients(kind, steps):
@@ -189,6 +190,7 @@ def test_an_empty_batch_decays_weights_as_in_torch():
     assert_same(net, same, 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adamw", "sgd, nesterov"])
 @pytest.mark.parametrize("scale", [0.1, 100.0])
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -230,6 +232,7 @@ def test_clip_norm_of_a_second_backward_and_of_changed_inputs():
         fused.step()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip_norm", [None, 0.01])
 def test_a_grad_scaler(clip_norm):
     """The same numbers as with torch's optimizer, and a step with an infinite gradient is skipped to the bit."""
@@ -268,6 +271,7 @@ def test_a_closure():
     assert_same(net, same, 1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adamw", "sgd, momentum"])
 def test_state_travels_between_ours_and_torchs(kind):
     """After three steps each optimizer goes on from the other's state; a copy and a pickle go on from their own."""
@@ -289,6 +293,7 @@ def test_state_travels_between_ours_and_torchs(kind):
         assert_same(model, same, 1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip_norm", [None, 0.1])
 def test_constraints_and_penalties_of_keras_layers(clip_norm):
     """A constraint is a pass after the step; a penalty in the loss is a part of a stored gradient."""
@@ -317,6 +322,7 @@ def test_constraints_and_penalties_of_keras_layers(clip_norm):
         assert_same(layer, same, 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error:FusedAdamW")
 def test_a_distributed_checkpoint_goes_on_to_the_bit(tmp_path):
     (net, fused), _ = pair(dtype=torch.float64)
@@ -335,6 +341,7 @@ def test_a_distributed_checkpoint_goes_on_to_the_bit(tmp_path):
     assert other[0].weight.grad is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("saved", "loaded"), [("float32", "bfloat16"), ("bfloat16", "float32")])
 def test_a_distributed_checkpoint_of_states_of_another_dtype(saved, loaded, tmp_path):
     """They are rounded when they are loaded or used; weights, step and options are what they were."""
@@ -423,6 +430,7 @@ def test_wrong_states():
             optimizer.load_state_dict(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [lc_triton.FusedAdamW, FusedSGD], ids=["adamw", "sgd"])
 @pytest.mark.parametrize("options", [{}, {"states": "8 bits", "master": "24 bits"}], ids=str)
 def test_a_state_of_other_shapes(make, options):

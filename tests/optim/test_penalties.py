@@ -30,6 +30,7 @@ def backward_with_penalty(net, x, optimizer, scale=1.0):
     (scale * (loss_of(net, x) + sign * penalty_of(net))).backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PAIRS)
 @pytest.mark.parametrize("clip_norm", [None, 0.05])
 def test_steps_are_those_of_a_penalty_in_the_loss(kind, clip_norm):
@@ -67,6 +68,7 @@ def test_stored_gradients(way, clip_norm):
     assert_same(net, same, 1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [{}, {"master": "24 bits", "states": "8 bits"}, "sgd"], ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_weights_of_16_bits(kind, dtype):
@@ -107,6 +109,7 @@ def test_several_backwards_and_paused_ones_have_one_penalty():
     assert_same(net, same, 1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("states", ["float32", "bfloat16"])
 def test_a_grad_scaler_and_small_states(states):
     """A step with an infinite gradient is skipped to the bit, and so is the bound."""

@@ -153,6 +153,7 @@ def test_a_step_with_an_infinite_gradient_is_skipped():
                 assert all(torch.equal(old[key], optimizer.state[w][key]) for key in old)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"clip_norm": 0.05}, {"accumulate": 2}, {"maximize": True}], ids=str)
 def test_options_beside_float32_states(options):
     """One step: weights are updated before states are rounded, so that they are those of float32 states."""
@@ -207,6 +208,7 @@ def test_weights_that_no_longer_qualify_go_on_with_torch():
     assert optimizer.state[net[1].weight]["exp_avg"].dtype == BF16
 
 
+@pytest.mark.slow
 def test_a_regression_of_200_steps_ends_where_float32_states_do():
     """The loss of a layer that learns another one's outputs: within 5%, and 100 times below its start."""
     losses = {}

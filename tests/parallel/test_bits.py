@@ -50,6 +50,7 @@ def parts(plan, x, weight, bias, count):
     return torch.cat(out, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("case", [*CASES, *LARGER], ids=lambda case: case.name)
 def test_each_rank_computes_the_same_bits(case, dtype):

@@ -116,6 +116,7 @@ def test_a_dry_run_for_a_gpu_that_is_not_here(capsys, tmp_path):
         assert "stands in" not in out
 
 
+@pytest.mark.slow
 def test_published_networks_are_tuned_by_default(capsys):
     assert cli.main(["tune", "--dry-run"]) == 0
     assert "  deepface_l4 batch 512 bfloat16 weight_grad: " in capsys.readouterr().out

@@ -72,6 +72,7 @@ def test_the_constants_are_found_again(noise, allowed):
     assert {name: getattr(model, name) for name in fit.CONSTANTS} == before == {n: found.before[n] for n in before}
 
 
+@pytest.mark.slow
 def test_what_no_tile_depends_on_stays_as_it_is():
     """One layer whose tiles are not split, and whose products all fill a warp group's instruction."""
     found = fit.fit(synthetic(layers=LAYERS[3:4], tiles=12), H200)
@@ -86,6 +87,7 @@ def test_too_few_times():
         fit.fit(few, H200)
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, capsys):
     path = tmp_path / "times.jsonl"
     for timing in synthetic(layers=LAYERS[:1], tiles=8):

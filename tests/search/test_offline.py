@@ -125,6 +125,7 @@ def test_tiles_that_fail_are_told_and_cannot_win(folder, capsys):
     assert not file_of(folder)("input_grad").exists()
 
 
+@pytest.mark.slow
 def test_the_time_is_shared_and_resume_goes_on(folder, monkeypatch):
     """Three kernels share 0.6 s: each is cut short after its first tiles, and what is cut short is begun anew."""
     tried = []

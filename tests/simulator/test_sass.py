@@ -79,6 +79,7 @@ def test_nested_loops_are_executed_anew_each_time():
     assert trace_of(parse(text), {2: 2, 3: 3}) == ([0] + [1, 2] * 2 + [3]) * 3 + [4]
 
 
+@pytest.mark.slow
 def test_a_warp_without_an_end_is_refused():
     text = sass(".L_x_0:", ("NOP", control()), ("@P0 BRA `(.L_x_0)", control()), ("EXIT", control()))
     with pytest.raises(RuntimeError, match="executes more than 3,000,000 instructions"):

@@ -123,6 +123,7 @@ def test_the_list_is_whole():
     assert {name for name in CASES if not hasattr(K, name)} == {name for name in CASES if name.startswith("Locally")}
 
 
+@pytest.mark.slow
 @pytest.mark.subprocess
 @pytest.mark.filterwarnings("ignore:.*HDF5 file:UserWarning")
 @pytest.mark.parametrize("kind", ["keras", "h5", "weights.h5"])
@@ -158,6 +159,7 @@ def one(i):
     return model, torch.from_numpy(rng.standard_normal((5, *shape)).astype("float32"))
 
 
+@pytest.mark.slow
 @pytest.mark.subprocess
 @pytest.mark.parametrize("i", range(5))
 def test_batch_normalization_trains_on_as_in_keras(i, tmp_path):
