@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -105,7 +105,7 @@ def tune_offline(
         try:
             for label in todo:
                 task = tasks[label]
-                known = _on_file(task, file_of)
+                known = _known(task, device, file_of(task.pass_name))
                 future = executor.submit(search_here, task, device, simulate_tile or compile_and_simulate, known)
                 running[future] = label
             interrupts.heed()
@@ -184,10 +184,21 @@ def _split(tasks: Mapping[str, Task], device: Device, file_of: FileOf, resume: b
     return sorted(todo, key=todo.__getitem__), finished
 
 
-def _on_file(task: Task, file_of: FileOf) -> list[TileConfig]:
-    """The tile that an earlier search of the same kernel source has found, if there is one."""
-    entry = store.read(file_of(task.pass_name)).simulated.get(task.key)
-    return [] if entry is None or entry.kernel_hash != store.kernel_hash_of(task) else [entry.config]
+def _known(task: Task, device: Device, path: Path) -> list[TileConfig]:
+    """The tiles that earlier searches of the same kernel source have found for the same sizes, its own first.
+
+    Those of the other 16-bit type, whose kernels have nearly the same instructions, and of other GPUs of the
+    architecture, whose folders lie beside that of the file.
+    """
+    other = {"float16": "bfloat16", "bfloat16": "float16"}
+    types = other.get(task.dtype, task.dtype), other.get(task.weight_dtype, task.weight_dtype)
+    alike = task, replace(task, dtype=types[0], weight_dtype=types[1])
+    arch = path.parent.parent
+    others = sorted(arch.glob(f"*/{path.name}")) if arch.name == device.arch_name else []
+    files = dict.fromkeys([path, *others])
+    found = [store.read_or_warn(file).simulated.get(each.key) for file in files for each in alike]
+    kernel_hash = store.kernel_hash_of(task)
+    return [*dict.fromkeys(entry.config for entry in found if entry is not None and entry.kernel_hash == kernel_hash)]
 
 
 def _note(report: Report, label: str, task: Task, device: Device, file_of: FileOf, found: Found) -> None:

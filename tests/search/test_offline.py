@@ -74,6 +74,33 @@ def test_the_models_best_and_the_neighbours_of_the_fastest_are_tried():
     assert found.finished
 
 
+def test_tiles_found_for_the_other_16_bit_type_and_other_gpus_are_tried_first(tmp_path):
+    tried, ranked = [], [config for _, config in model.ranked(task(), H200)]
+
+    def note(config):
+        tried.append(config)
+        return 1.0 if config == ranked[7] else 2.0
+
+    def first(types, device):
+        tried.clear()
+        one = {"forward": Task("forward", LAYER, 32, *types)}
+        tune_offline(
+            one,
+            device,
+            lambda name: store.file_of(tmp_path, device.arch_name, device.folder, name),
+            1e6,
+            jobs=1,
+            simulate_tile=lambda task, device, config: note(config),
+            pool=threads,
+        )
+        return tried[0]
+
+    assert first(("bfloat16", "bfloat16"), H200) == ranked[0]
+    assert first(("float16", "float16"), H200) == ranked[7]
+    assert first(("bfloat16", "bfloat16"), by_name("h100")) == ranked[7]
+    assert first(("bfloat16", "float32"), H200) != ranked[7]
+
+
 def test_no_boxes_are_simulated():
     """The tile that boxes could move is tried without them."""
     layer = Task("forward", replace(LAYER, in_channels=64, out_channels=64), 64, "bfloat16", "bfloat16")
