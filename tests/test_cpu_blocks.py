@@ -10,6 +10,8 @@ import torch
 import lc_triton
 from lc_triton._cpu import passes, workspace
 from lc_triton._cpu.workspace import Buffer
+from lc_triton.core.problem import Problem
+from lc_triton.ops import dispatch
 from tests.cases import CASES, Case, assert_close, check, expected, run, tensors
 from tests.pairwise import pairwise
 from tests.ways import Way
@@ -90,12 +92,17 @@ def test_no_turned_input_grows_with_the_batch(monkeypatch):
     case = Case("2d", (8, 8), 3, 2, 3, batch=64)
     t, most = tensors(case, torch.float32), 32 * 4 * case.geometry.sites * case.channels
     Way(most_bytes=most).take(monkeypatch)
-    turned, of = [], passes._sites
-    monkeypatch.setattr(passes, "_sites", lambda *a, **k: (turned.append(of(*a, **k)), turned[-1])[1])
+    turned, of = [], passes.windows
+    monkeypatch.setattr(passes, "windows", lambda *a, **k: (turned.append(of(*a, **k)), turned[-1])[1])
+    sizes, take = [], Buffer.take
+    monkeypatch.setattr(Buffer, "take", lambda *a: (sizes.append(4 * math.prod(a[1:])), take(*a))[1])
     with torch.no_grad():
         y = lc_triton.local_conv(t.x, t.weight, t.bias, data_format="channels_last")
+    dw, _ = dispatch.weight_grad(t.x, t.g, Problem(case.geometry), torch.float32, with_bias=False)
     assert_close(y, expected(case, t)["y"], 1e-6)
-    assert [(x.stride(0), x.nbytes) for x in turned] == [(1, most)] * 2
+    assert_close(dw, expected(case, t)["dw"], 1e-6)
+    assert {rows.layout.stride[0] for rows in turned} == {1}
+    assert max(sizes) <= most
 
 
 def test_large_buffers_are_not_kept(monkeypatch):
@@ -109,9 +116,9 @@ def test_large_buffers_are_not_kept(monkeypatch):
 
 def test_buffers_in_use_are_left_alone():
     like = torch.empty(0)
-    with workspace.buffers(like, torch.float32, 1) as (outer,):
+    with workspace.buffers(like, torch.float32) as (outer, *_):
         first = outer.take(3).fill_(1)
-        with workspace.buffers(like, torch.float64, 2) as inner:
+        with workspace.buffers(like, torch.float64) as inner:
             for buffer in inner:
                 buffer.take(3).fill_(2)
         assert first.tolist() == [1, 1, 1]

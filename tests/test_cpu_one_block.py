@@ -54,7 +54,7 @@ def test_values_and_gradients(case, batch, in_one_block):
     case = replace(case, batch=batch)
     t = tensors(case)
     layer = Layer.of(Problem(case.geometry))
-    boxes = layer.boxes(layer.position_bytes(batch, t.x.dtype, t.weight.dtype))
+    _, boxes = layer.cut(batch, t.x.dtype, t.weight.dtype)
     assert len(boxes) == 1 or not in_one_block
     check(run(case, t), expected(case, t))
 

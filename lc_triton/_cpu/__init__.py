@@ -7,26 +7,30 @@ them: products accumulate in float32 and every result is rounded once.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from lc_triton._cpu import convolution, passes
+from lc_triton._cpu import convolution, passes, position
 from lc_triton._cpu.blocks import OnBlock
-from lc_triton._cpu.passes import bind_forward
-from lc_triton.core.backend import without_autocast
+from lc_triton.core.backend import as_written
 from lc_triton.core.problem import Problem
 
-__all__ = ["bind_forward", "forward", "input_grad", "weight_grad", "weight_grad_blocks"]
+__all__ = ["forward", "input_grad", "weight_grad", "weight_grad_blocks"]
 
 
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, *, store_z: bool
 ) -> tuple[Tensor, Tensor | None]:
     """y = act(x . w + bias) and, if asked for, the pre-activation."""
-    with torch.no_grad(), without_autocast(x.device.type):
-        if convolution.is_convolution(problem, x, weight):
-            return convolution.forward(x, weight, bias, problem, store_z=store_z)
-        y = torch.empty((x.shape[0], *problem.geometry.bias_shape), dtype=x.dtype, device=x.device)
+    with as_written(x.device.type):
+        if (operator := _operator(problem, x, weight)) is not None:
+            z = operator.forward(x, weight, problem)
+            z = z if bias is None else z.add_(bias)
+            y = problem.activation(z)
+            return y, (z.clone() if y is z else z) if store_z else None
+        y = x.new_empty((x.shape[0], *problem.geometry.bias_shape))
         z = torch.empty_like(y) if store_z else None
         if len(x):
             passes.forward(x, weight, bias, y, z, problem)
@@ -36,10 +40,11 @@ def forward(
 def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
     """act(dx + bias), where dx gathers what each site gave to the windows that read it."""
     geo = problem.geometry
-    with torch.no_grad(), without_autocast(g.device.type):
-        if convolution.is_convolution(problem, g, weight):
-            return convolution.input_grad(g, weight, bias, problem)
-        dx = torch.empty((g.shape[0], *geo.in_spatial, geo.in_channels), dtype=g.dtype, device=g.device)
+    with as_written(g.device.type):
+        if (operator := _operator(problem, g, weight)) is not None:
+            dx = operator.input_grad(g, weight, problem)
+            return problem.activation(dx if bias is None else dx.add_(bias))
+        dx = g.new_empty((g.shape[0], *geo.in_spatial, geo.in_channels))
         if len(g):
             passes.input_grad(g, weight, bias, dx, problem)
         return dx
@@ -49,14 +54,12 @@ def weight_grad(
     x: Tensor, g: Tensor, problem: Problem, dtype: torch.dtype, *, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
     """dw and, if asked for, the bias gradient of each position, in `dtype`."""
-    with torch.no_grad(), without_autocast(x.device.type):
+    with as_written(x.device.type):
         dw = torch.empty(problem.geometry.weight_shape, dtype=dtype, device=x.device)
-        if not len(x):
-            dw.zero_()
-        elif convolution.is_convolution(problem, x, dw):
-            convolution.weight_grad(x, g, dw, problem)
+        if len(x):
+            (_operator(problem, x, dw) or passes).weight_grad(x, g, dw, problem)
         else:
-            passes.weight_grad(x, g, dw, problem)
+            dw.zero_()
         if not with_bias:
             return dw, None
         return dw, g.sum(0, dtype=torch.promote_types(g.dtype, torch.float32)).to(dtype)
@@ -64,5 +67,12 @@ def weight_grad(
 
 def weight_grad_blocks(x: Tensor, g: Tensor, problem: Problem, weight: Tensor, on_block: OnBlock) -> None:
     """Give `on_block` the weight gradient block by block, each while it is in cache; the weight shows its dtype."""
-    with torch.no_grad(), without_autocast(x.device.type):
+    with as_written(x.device.type):
         passes.weight_grad(x, g, weight, problem, on_block)
+
+
+def _operator(problem: Problem, *tensors: Tensor) -> Any:
+    """The module of a layer whose linear passes are one operator of torch each; None for others."""
+    if position.is_position(problem, *tensors):
+        return position
+    return convolution if convolution.is_convolution(problem, *tensors) else None

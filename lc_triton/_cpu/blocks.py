@@ -41,11 +41,6 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def block_bytes() -> int:
-    """Bytes of a box's windows."""
-    return min(BLOCK_BYTES * torch.get_num_threads(), MOST_BYTES)
-
-
 @cache
 def multiplied() -> frozenset[torch.dtype]:
     """The 16-bit dtypes that this CPU has matrix products for, summed in float32 and rounded once, as torch says it."""
@@ -72,17 +67,10 @@ def even_size(size: int, most: int) -> int:
     return -(-size // -(-size // max(1, most)))
 
 
-def parts(batch: int, sample_bytes: int) -> list[slice]:
-    """The batch in parts of about the same size whose buffers take at most `MOST_BYTES`."""
-    size = even_size(batch, MOST_BYTES // sample_bytes)
-    return [slice(start, min(start + size, batch)) for start in range(0, batch, size)]
-
-
 class Segment(NamedTuple):
     """A run of positions along a dimension that is `turns` times the same regions, each of `places` positions."""
 
     start: int
-    region: int  # the first one
     turns: int
     regions: int
     places: int
@@ -92,9 +80,9 @@ def segments(size: int, block: int, count: int, most: int) -> list[Segment]:
     """So many positions along a dimension, in segments of `most` at most.
 
     Example:
-        >>> [(s.start, s.turns, s.regions, s.places) for s in segments(7, 1, 3, 9)]
+        >>> [tuple(segment) for segment in segments(7, 1, 3, 9)]
         [(0, 2, 3, 1), (6, 1, 1, 1)]
-        >>> [(s.start, s.turns, s.regions, s.places) for s in segments(7, 2, 4, 9)]
+        >>> [tuple(segment) for segment in segments(7, 2, 4, 9)]
         [(0, 1, 3, 2), (6, 1, 1, 1)]
     """
     found, start = [], 0
@@ -102,11 +90,11 @@ def segments(size: int, block: int, count: int, most: int) -> list[Segment]:
         left, region, place = min(size - start, most), start // block % count, start % block
         blocks = left // block if place == 0 else 0
         if blocks == 0:
-            segment = Segment(start, region, 1, 1, min(left, block - place))
+            segment = Segment(start, 1, 1, min(left, block - place))
         elif region == 0 and blocks >= count:
-            segment = Segment(start, 0, blocks // count, count, block)
+            segment = Segment(start, blocks // count, count, block)
         else:
-            segment = Segment(start, region, 1, min(blocks, count - region), block)
+            segment = Segment(start, 1, min(blocks, count - region), block)
         found.append(segment)
         start += segment.turns * segment.regions * segment.places
     return found
@@ -116,51 +104,110 @@ class Box:
     """A segment of each of four dimensions: positions whose windows are one matrix for each region."""
 
     def __init__(self, layer: Layer, found: Sequence[Segment]) -> None:
-        self.layer = layer
+        self.layer, geo = layer, layer.geo
         self.first, self.shape = tuple(s.start for s in found), tuple(s.turns * s.regions * s.places for s in found)
-        self.region = tuple(s.region for s in found)  # the first one
-        of_blocks = [(d, s, *pair) for d, (s, pair) in enumerate(zip(found, layer.regions, strict=True))]
-        # (dimension, how many, positions from one to the next), where there are several.
-        self.leading = [(d, s.regions, block) for d, s, block, _ in of_blocks if s.regions > 1]
+        self.region = tuple(
+            s.start // block % n for s, (block, n) in zip(found, layer.regions, strict=True)
+        )  # the first
+        # (dimension, how many, positions from one to the next, whether they are regions), where there are several.
+        dims: list[tuple[int, int, int, bool]] = []
+        for d, (s, (block, count)) in enumerate(zip(found, layer.regions, strict=True)):
+            dims += [(d, s.turns, block * count, False), (d, s.regions, block, True), (d, s.places, 1, False)]
+        dims = [own for own in dims if own[1] > 1]
+        self.leading, self.inner = [own for own in dims if own[3]], [own for own in dims if not own[3]]
         self.lead = len(self.leading) + 1  # leading dimensions of views, groups among them
-        turns = [((d, s.turns, block * count), (d, s.places, 1)) for d, s, block, count in of_blocks]
-        self.inner = [found for pair in turns for found in pair if found[1] > 1]
-        # These dimensions of a view in the order of positions.
-        every = [(*own, n) for n, own in enumerate(self.leading)]
-        every += [(*own, self.lead + n) for n, own in enumerate(self.inner)]
-        self.order = [n for _, _, _, n in sorted(every, key=lambda own: (own[0], -own[2]))]
-
-    def rows(self, tensor: Tensor, layout: Layout, first: tuple[int, ...] = ORIGIN) -> Tensor:
-        """A view `(*regions, G, *positions of a region, *layout.size)` of what begins with the position `first`."""
-        size, stride, offset = _numbers(self, layout, first)
-        return tensor.as_strided(size, stride, tensor.storage_offset() + offset)
-
-    def filters(self, weight: Tensor) -> Tensor:
-        """A view `(*regions, G, *kernel, C // G, F // G)` of a contiguous weight."""
-        size, stride, offset = _numbers(self, self.layer.weights, None)
-        return weight.as_strided(size, stride, weight.storage_offset() + offset)
+        self.order = [[*self.leading, None, *self.inner].index(own) for own in dims]  # those of positions in a view
+        # The sites under it: how many in each dimension, those that are in `(B, *sites, C)`, and where they go.
+        cuts = zip(self.shape, geo.stride, geo.extent, strict=True)
+        self.sites = tuple((n - 1) * stride + extent for n, stride, extent in cuts)
+        read, inside = [slice(None)], [slice(None)]
+        for d, (low, _) in enumerate(geo.padding):
+            start = self.first[d] * geo.stride[d] - low
+            first = max(start, 0)
+            end = max(first, min(start + self.sites[d], geo.in_spatial[d]))
+            read.append(slice(first, end))
+            inside.append(slice(first - start, end - start))
+        self.read, self.inside = tuple(read), tuple(inside)
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Where a tensor has the numbers of a position and group."""
+    """Where a tensor has the numbers of a position, or region, and group."""
 
     steps: tuple[int, ...]  # from one position, or region, to the next in each of four dimensions
     group: int  # from one group to the next
     size: tuple[int, ...]  # of the dimensions beside those
     stride: tuple[int, ...]
+    first: tuple[int, ...] | None = ORIGIN  # the position that the tensor begins with; None: it has regions
+
+
+class View(NamedTuple):
+    """Where a view lies in a tensor."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The view."""
+        return tensor.as_strided(self.size, self.stride, tensor.storage_offset() + self.offset)
+
+
+class Rows(NamedTuple):
+    """What a tensor has of a box: `(*regions, G, *positions of a region, *layout.size)`; filters have no positions."""
+
+    box: Box
+    tensor: Tensor
+    layout: Layout
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Of `view`."""
+        return _view(self.box, self.layout).size
+
+    def view(self, *first: int) -> Tensor:
+        """A view, whose first dimensions are these."""
+        return _view(self.box, self.layout, *first).of(self.tensor)
+
+    def merged(self, dtype: torch.dtype, columns: int = 1) -> Tensor | None:
+        """`(n, rows, columns)`, so many dimensions as columns; None where that is no view of a dtype."""
+        found = _merged(self.box, self.layout, columns)
+        return found.of(self.tensor) if found.stride and self.tensor.dtype == dtype else None
+
+    def matrices(self, buffer: Buffer, columns: int = 1) -> Tensor:
+        """`merged`, or a copy."""
+        found = self.merged(buffer.dtype, columns)
+        if found is None:
+            buffer.take(*self.size).copy_(self.view())
+            found = buffer.take(*_merged(self.box, self.layout, columns).size)
+        return found
 
 
 @lru_cache(maxsize=8192)
-def _numbers(box: Box, layout: Layout, first: tuple[int, ...] | None) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """Size, stride and offset of a view of the rows of a box from `first` on, or of its filters."""
-    at = box.region if first is None else [own - start for own, start in zip(box.first, first, strict=True)]
-    leading = [(d, n, 1 if first is None else step) for d, n, step in box.leading]
-    inner = [] if first is None else box.inner
+def _view(box: Box, layout: Layout, *first: int) -> View:
+    """The view of a box's rows whose first dimensions are these."""
+    if first:
+        size, stride, offset = _view(box, layout)
+        order = [d % len(size) for d in first]
+        order += [d for d in range(len(size)) if d not in order]
+        return View(tuple(size[d] for d in order), tuple(stride[d] for d in order), offset)
+    start, of_regions = layout.first, layout.first is None
+    at = box.region if start is None else [own - n for own, n in zip(box.first, start, strict=True)]
+    leading = [(d, n, 1 if of_regions else step) for d, n, step, _ in box.leading]
+    inner = [] if of_regions else [own[:3] for own in box.inner]
     size = *(n for _, n, _ in leading), box.layer.groups, *(n for _, n, _ in inner), *layout.size
     of_leading, of_inner = ([step * layout.steps[d] for d, _, step in places] for places in (leading, inner))
-    offset = sum(start * step for start, step in zip(at, layout.steps, strict=True))
-    return size, (*of_leading, layout.group, *of_inner, *layout.stride), offset
+    offset = sum(n * step for n, step in zip(at, layout.steps, strict=True))
+    return View(size, (*of_leading, layout.group, *of_inner, *layout.stride), offset)
+
+
+@lru_cache(maxsize=8192)
+def _merged(box: Box, layout: Layout, columns: int) -> View:
+    """The same as matrices, without strides where they are none."""
+    size, stride, offset = _view(box, layout)
+    spans = slice(box.lead), slice(box.lead, -columns), slice(-columns, None)
+    steps = tuple(step for span in spans if (step := merged_stride(size[span], stride[span])) is not None)
+    return View(tuple(math.prod(size[span]) for span in spans), steps if len(steps) == 3 else (), offset)
 
 
 class Layer:
@@ -174,20 +221,18 @@ class Layer:
         self.taps = list(itertools.product(*map(range, geo.kernel)))
         self.pads = any(map(any, geo.padding))
         self.regions = geo.regions or tuple((1, n) for n in geo.out_spatial)
-        cuts = zip(geo.out_spatial, geo.stride, geo.extent, strict=True)
-        self.apart = all(n == 1 or stride >= extent for n, stride, extent in cuts)  # whether no site is read twice
         # Whether products are of numbers: groups have one channel each, or there is one channel and one filter.
         several = tuning.groups > 1 or tuning.out_channels == 1
         self.by_number = not geo.regions and several and tuning.in_channels == tuning.groups
-        # Of the weight: `(*kernel, C // G, F // G)` a region and group.
-        last, size = geo.out_channels, (*geo.kernel, self.channels)
-        regions = tuple(geo.window * last * step for step in strides(geo.region_counts))
-        stride = (*(last * step for step in strides(size)), 1)
-        self.weights = Layout(regions, self.filters, (*size, self.filters), stride)
+        # Whether windows lie in x, and no two of them have a site in common.
+        cuts = zip(geo.out_spatial, geo.stride, geo.extent, strict=True)
+        self.apart = not self.pads and all(n == 1 or stride >= extent for n, stride, extent in cuts)
+        self.strides = strides((1, *geo.in_spatial, geo.in_channels))  # of contiguous sites
         # The stride of a window that is one dimension in memory.
         steps = strides((*geo.padded().in_spatial, geo.in_channels))
         taps = [step * d for step, d in zip(steps, geo.dilation, strict=False)]
-        self.tap_stride = None if geo.groups > 1 else merged_stride(size, (*taps, 1))
+        self.tap_stride = None if geo.groups > 1 else merged_stride((*geo.kernel, self.channels), (*taps, 1))
+        self.is_matrix = tuning.positions == 1 and not (self.tap_stride is None or self.pads or self.by_number)
 
     @classmethod
     def of(cls, problem: Problem) -> Layer:
@@ -197,24 +242,40 @@ class Layer:
             layer = problem.launches["layer"] = cls(problem.geometry.as_4d(), problem.tuning_geometry)
         return layer
 
-    def sample_bytes(self, dtype: torch.dtype) -> int:
-        """Of one sample's part in the largest buffer, at one position."""
-        return dtype.itemsize * self.groups * (self.filters if self.by_number else self.geo.window)
+    def copies_sites(self, x_dtype: torch.dtype, dtype: torch.dtype, *, turned: bool) -> bool:
+        """Whether windows are of copies of the sites under a box."""
+        return self.pads or turned or (self.by_number and x_dtype != dtype)
 
     def copies_filters(self, dtype: torch.dtype, weight_dtype: torch.dtype) -> bool:
         """Whether the filters of a box go through a buffer of a dtype."""
         return weight_dtype != dtype or (self.groups * self.filters < RUN if self.by_number else self.groups > 1)
 
-    def position_bytes(self, batch: int, dtype: torch.dtype, weight_dtype: torch.dtype) -> int:
-        """Of a position's part in the largest buffer."""
-        window = self.geo.window if self.copies_filters(dtype, weight_dtype) else 0
-        if self.by_number:
-            return self.sample_bytes(dtype) * max(batch, window)
-        return dtype.itemsize * self.groups * max(batch * self.geo.window, self.filters * max(batch, window))
+    def cut(
+        self, batch: int, dtype: torch.dtype, weight_dtype: torch.dtype, sample_bytes: int = 0, position_bytes: int = 0
+    ) -> tuple[list[slice], list[Box]]:
+        """The batch in parts of about the same size, and all positions in boxes.
 
-    def boxes(self, position_bytes: int) -> tuple[Box, ...]:
-        """All positions in boxes of about `block_bytes()`."""
-        return _boxes(self, block_bytes() // position_bytes)
+        The bytes are those that one sample and one position have in a further buffer.
+        """
+        most = min(BLOCK_BYTES * torch.get_num_threads(), MOST_BYTES)
+        return _cut(self, batch, dtype, weight_dtype, sample_bytes, position_bytes, most, MOST_BYTES)
+
+
+@lru_cache(maxsize=512)
+def _cut(
+    layer: Layer, batch: int, dtype: torch.dtype, weight_dtype: torch.dtype, sample: int, position: int, *most: int
+) -> tuple[list[slice], list[Box]]:
+    """Parts whose buffers take `most[1]` bytes at most, and boxes whose buffers take about `most[0]`."""
+    number, window = dtype.itemsize * layer.groups, layer.geo.window
+    row = layer.filters if layer.by_number else window
+    size = even_size(batch, most[1] // max(sample, number * row))
+    copied = window if layer.copies_filters(dtype, weight_dtype) else 0
+    position = max(position, number * max(size * row, layer.filters * max(size, copied)))
+    along, shape = [], layer.geo.out_spatial
+    for d, n in enumerate(shape):
+        along.append(segments(n, *layer.regions[d], even_size(n, most[0] // position // math.prod(shape[d + 1 :]))))
+    parts = [slice(start, min(start + size, batch)) for start in range(0, batch, size)]
+    return parts, [Box(layer, found) for found in itertools.product(*along)]
 
 
 @lru_cache(maxsize=256)
@@ -225,58 +286,55 @@ def results(layer: Layer, batch: int) -> Layout:
     return Layout(steps, layer.filters, (batch, layer.filters), (layer.geo.positions * last, 1))
 
 
+@lru_cache(maxsize=256)
+def weights(layer: Layer, shape: tuple[int, ...], first: tuple[int, ...] | None = None) -> Layout:
+    """Of filters of so many regions, or positions from `first` on: `(*kernel, C // G, F // G)` a region and group."""
+    last, size = layer.geo.out_channels, (*layer.geo.kernel, layer.channels)
+    steps = tuple(layer.geo.window * last * step for step in strides(shape))
+    return Layout(steps, layer.filters, (*size, layer.filters), (*(last * n for n in strides(size)), 1), first)
+
+
 @lru_cache(maxsize=1024)
-def _windows(layer: Layer, batch: int, strides: tuple[int, ...]) -> Layout:
-    """Of windows of sites `(B, I0, I1, IH, IW, C)`: `(B, *kernel, C // G)` a position and group."""
+def sites(layer: Layer, batch: int, strides: tuple[int, ...], first: tuple[int, ...] = ORIGIN) -> Layout:
+    """Of sites `(B, I0, I1, IH, IW, C)` from those under a position on: `(B, *kernel, C // G)` a position and group."""
     geo, (sample, *steps, channel) = layer.geo, strides
     moves = tuple(s * step for s, step in zip(geo.stride, steps, strict=True))
     taps = (d * step for d, step in zip(geo.dilation, steps, strict=True))
-    return Layout(moves, layer.channels * channel, (batch, *geo.kernel, layer.channels), (sample, *taps, channel))
+    of_window = (batch, *geo.kernel, layer.channels), (sample, *taps, channel)
+    return Layout(moves, layer.channels * channel, *of_window, first)
 
 
-@lru_cache(maxsize=512)
-def _boxes(layer: Layer, most: int) -> tuple[Box, ...]:
-    """All positions in boxes of `most` at most, but of one at least."""
-    along, shape = [], layer.geo.out_spatial
-    for d, size in enumerate(shape):
-        along.append(segments(size, *layer.regions[d], even_size(size, most // math.prod(shape[d + 1 :]))))
-    return tuple(Box(layer, found) for found in itertools.product(*along))
+def windows(x: Tensor, box: Box, buffer: Buffer, *, turned: bool) -> Rows:
+    """The windows of a box, `(*regions, G, *positions of a region, B, *kernel, C // G)`.
 
-
-def windows(x: Tensor, box: Box, buffer: Buffer) -> Tensor:
-    """The windows of a box, `(*regions, G, *positions of a region, B, *kernel, C // G)`: a view.
-
-    Where there is padding, or numbers are multiplied in another dtype, it is of a copy: of the sites under the box and
-    the zeros around them. Such a copy of all of x never exists.
+    Where there is padding, or numbers are multiplied in another dtype, they are of a copy: of the sites under the box
+    and the zeros around them. Such a copy of all of x never exists.
 
     Args:
-        x: `(B, I0, I1, IH, IW, C)`, with the batch outermost or innermost in memory; so are the copies.
+        x: sites, contiguous ones where they are not copied.
         box: some positions.
         buffer: for the copies.
+        turned: whether windows are of a copy that has the batch innermost.
     """
-    (batch, *_, channels), first = x.shape, ORIGIN
-    if box.layer.pads or (box.layer.by_number and x.dtype != buffer.typed.dtype):
-        (sizes, read, own), first, source = under(box), box.first, x
-        if x.stride(0) == 1 < batch:
-            x = buffer.take(*sizes, channels, batch).movedim(-1, 0)
-        else:
-            x = buffer.take(batch, *sizes, channels)
-        inside = x[own]
-        if inside.numel() < x.numel():
-            x.zero_()
-        inside.copy_(source[read])
-    return box.rows(x, _windows(box.layer, batch, x.stride()), first)
+    if not box.layer.copies_sites(x.dtype, buffer.dtype, turned=turned):
+        return Rows(box, x, sites(box.layer, x.shape[0], box.layer.strides))
+    numel, read, inside, layout = _copied(box, x.shape, x.stride(), turned=turned)
+    copy = buffer.take(numel)
+    target = inside.of(copy)
+    if target.numel() < numel:
+        copy.zero_()
+    target.copy_(read.of(x))
+    return Rows(box, copy, layout)
 
 
 @lru_cache(maxsize=4096)
-def under(box: Box) -> tuple[list[int], tuple[slice, ...], tuple[slice, ...]]:
-    """The sites under a box: how many in each dimension, those that are in `(B, *sites, C)`, and where they go."""
-    sizes, source, target, geo = [], [slice(None)], [slice(None)], box.layer.geo
-    for d, (low, _) in enumerate(geo.padding):
-        start = box.first[d] * geo.stride[d] - low
-        sizes.append((box.shape[d] - 1) * geo.stride[d] + geo.extent[d])
-        first = max(start, 0)
-        end = max(first, min(start + sizes[d], geo.in_spatial[d]))
-        source.append(slice(first, end))
-        target.append(slice(first - start, end - start))
-    return sizes, tuple(source), tuple(target)
+def _copied(
+    box: Box, shape: tuple[int, ...], strides: tuple[int, ...], *, turned: bool
+) -> tuple[int, View, View, Layout]:
+    """A copy of the sites under a box: how many numbers, where those in x lie in x and in the copy, and its windows."""
+    geo, batch = box.layer.geo, shape[0]
+    x = torch.empty_strided(shape, strides, device="meta").view(batch, *geo.in_spatial, geo.in_channels)
+    size = (*box.sites, geo.in_channels, batch) if turned else (batch, *box.sites, geo.in_channels)
+    copy = torch.empty(size, device="meta").movedim(-1 if turned else 0, 0)
+    read, inside = (View(t.shape, t.stride(), int(t.storage_offset())) for t in (x[box.read], copy[box.inside]))
+    return copy.numel(), read, inside, sites(box.layer, batch, copy.stride(), box.first)

@@ -34,18 +34,12 @@ def _filters(geo: Geometry, weight: Tensor) -> Tensor:
     return weight.reshape(weight.shape[geo.ndim :]).movedim(-1, 0).movedim(-1, 1)
 
 
-def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, *, store_z: bool
-) -> tuple[Tensor, Tensor | None]:
-    """y and z."""
+def forward(x: Tensor, weight: Tensor, problem: Problem) -> Tensor:
+    """x . w."""
     geo, (padding, sides) = problem.geometry, for_convolution(problem.geometry.padding)
     more = geo.stride, padding, geo.dilation, False, [0] * geo.ndim, geo.groups
     z = torch.convolution(_padded(_channels_first(x), sides), _filters(geo, weight), None, *more)
-    z = z.movedim(1, -1).contiguous()
-    if bias is not None:
-        z += bias
-    y = problem.activation(z)
-    return y, (z.clone() if y is z else z) if store_z else None
+    return z.movedim(1, -1).contiguous()
 
 
 def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem) -> None:
@@ -56,13 +50,12 @@ def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem) -> None:
     filters.copy_(_gradients(problem.geometry, g, x, shape_only, False, True)[1])
 
 
-def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
-    """act(dx + bias)."""
+def input_grad(g: Tensor, weight: Tensor, problem: Problem) -> Tensor:
+    """dx."""
     geo, (_, sides) = problem.geometry, for_convolution(problem.geometry.padding)
     shape_only = g.new_empty(1).expand(g.shape[0], *geo.in_spatial, geo.in_channels)
     found = _gradients(geo, g, shape_only, _filters(geo, weight), True, False)[0]
-    dx = _padded(found, [-side for side in sides]).movedim(1, -1).contiguous()
-    return problem.activation(dx if bias is None else dx.add_(bias))
+    return _padded(found, [-side for side in sides]).movedim(1, -1).contiguous()
 
 
 def _gradients(geo: Geometry, g: Tensor, x: Tensor, filters: Tensor, *mask: bool) -> Any:

@@ -6,18 +6,19 @@ one filter is one too, such as each sample's kernel in kernel prediction.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lc_triton._cpu.blocks import Box, Layer
+from lc_triton._cpu.blocks import Layer, Rows
 from lc_triton._cpu.workspace import Buffer
 
 # A layer's numbers at a tap up to which all taps are multiplied at once: up to here that takes 0.3 to 0.6 times as long
 # as one after the other, and as long from 3 times as many on.
 AT_ONCE = 1 << 14
+# The dimensions of windows `(*regions, G, B, *kernel, 1)` that come first: taps, then samples.
+BY_TAP = -5, -4, -3, -2, -6
 
 
 class Elementwise:
@@ -26,20 +27,18 @@ class Elementwise:
     def __init__(self, layer: Layer, buffers: list[Buffer], batch: int) -> None:
         self.layer = layer
         self.at_once = layer.tuning_numbers * batch <= AT_ONCE
-        self.left, self.right, self.out, self.sums = buffers
+        self.left, self.right, self.out, self.sums, *_ = buffers
 
-    def forward(self, windows: Tensor, filters: Tensor, lead: int, bias: Tensor | None = None) -> Tensor:
+    def forward(self, windows: Rows, filters: Rows, bias: Tensor | None = None) -> Tensor:
         """Sums `(*regions, G, B, F // G)`."""
-        a, b = _by_tap(windows), self._factors(filters)
+        a, b = windows.view(*BY_TAP), self._factors(filters)
         out = self.sums.take(*a.shape[4:-1], b.shape[-1])
         if self.at_once:
-            products = torch.mul(a, b, out=self.out.take(*a.shape[:4], *out.shape)).flatten(0, 3)
-            left = products.shape[0]
-            while left > 1:  # halves are added: the order of torch.sum depends on how many positions there are
-                half = left // 2
-                products[:half].add_(products[left - half : left])
-                left -= half
-            out = products[0]
+            products = torch.mul(a, b, out=self.out.take(*a.shape[:4], *out.shape))
+            # Halves are added: the order of torch.sum depends on how many positions there are.
+            for rows, more in self.out.halves(len(self.layer.taps), out.numel()):
+                rows.add_(more)
+            out = products[0, 0, 0, 0]
         else:
             first, *others = self.layer.taps
             torch.mul(a[first], b[first], out=out)
@@ -47,9 +46,9 @@ class Elementwise:
                 out.addcmul_(a[tap], b[tap])
         return out.movedim(0, -2)
 
-    def weight_grad(self, windows: Tensor, gradients: Tensor, lead: int, target: Tensor | None, *, add: bool) -> Tensor:
+    def weight_grad(self, windows: Rows, gradients: Rows, target: Rows | None, *, add: bool) -> Tensor:
         """Sums `(*regions, G, *kernel, 1, F // G)`, added to those of the call before where asked for."""
-        a, b = _by_tap(windows), self.right.cast(gradients.movedim(-2, 0))
+        a, b = windows.view(*BY_TAP), self.right.cast(gradients.view(-2))
         total = self.sums.take(*a.shape[:4], *b.shape[1:])
         taps: list[Any] = [()] if self.at_once else self.layer.taps
         products = self.out.take(*a[taps[0]].shape[: -b.ndim], *b.shape)
@@ -61,21 +60,22 @@ class Elementwise:
                 torch.sum(products, -b.ndim, out=total[tap])
         return total.unsqueeze(4).movedim((0, 1, 2, 3, 4), (-6, -5, -4, -3, -2))
 
-    def input_grad(self, gradients: Tensor, filters: Tensor, lead: int) -> Tensor:
+    def input_grad(self, gradients: Rows, filters: Rows) -> Tensor:
         """What windows get, `(*regions, G, B, *kernel, 1)`."""
-        gradient, factors = self.right.cast(gradients.movedim(-2, 0)), self._factors(filters)
+        gradient, factors = self.right.cast(gradients.view(-2)), self._factors(filters)
         products = self.out.take(*factors.shape[:4], *gradient.shape[:-1])
         torch.mul(gradient[..., 0], factors[..., 0], out=products)
         for f in range(1, self.layer.filters):
             products.addcmul_(gradient[..., f], factors[..., f])
         return products.unsqueeze(-1).movedim((4, 0, 1, 2, 3), (-6, -5, -4, -3, -2))
 
-    def input_grad_by_tap(self, gradients: Tensor, filters: Tensor, box: Box, sizes: Sequence[int]) -> Tensor:
-        """The sites under a box, `(B, *sizes, G)`, that what each tap gives was added to."""
-        geo, shape = self.layer.geo, (*box.shape, *gradients.shape[-3::2])
-        gradient = self.right.cast(gradients.movedim(-2, 0)).view(-1, *shape)
+    def input_grad_by_tap(self, gradients: Rows, filters: Rows) -> Tensor:
+        """The sites under a box, `(B, *sites, G)`, that what each tap gives was added to."""
+        geo, box = self.layer.geo, gradients.box
+        shape = *box.shape, *gradients.size[-3::2]
+        gradient = self.right.cast(gradients.view(-2)).view(-1, *shape)
         factors = self._factors(filters).view(*geo.kernel, *shape)
-        sites = self.out.take(gradient.shape[0], *sizes, self.layer.groups).zero_()
+        sites = self.out.take(gradient.shape[0], *box.sites, self.layer.groups).zero_()
         for tap in self.layer.taps:
             cuts = zip(tap, geo.dilation, box.shape, geo.stride, strict=True)
             read = slice(None), *(slice(k * d, k * d + (n - 1) * s + 1, s) for k, d, n, s in cuts)
@@ -84,14 +84,9 @@ class Elementwise:
                 target.addcmul_(gradient[..., f], factors[tap][..., f])
         return sites
 
-    def _factors(self, filters: Tensor) -> Tensor:
+    def _factors(self, rows: Rows) -> Tensor:
         """The filters of a box as `(*kernel, 1, *regions, G, F // G)`."""
-        filters = filters.movedim((-6, -5, -4, -3, -2), (0, 1, 2, 3, 4))
-        if self.layer.copies_filters(self.left.typed.dtype, filters.dtype):
+        filters = rows.view(-6, -5, -4, -3, -2)
+        if self.layer.copies_filters(self.left.dtype, filters.dtype):
             return self.left.take(*filters.shape).copy_(filters)
         return filters
-
-
-def _by_tap(windows: Tensor) -> Tensor:
-    """Windows `(*regions, G, B, *kernel, 1)` as `(*kernel, B, *regions, G, 1)`, a view."""
-    return windows.movedim((-5, -4, -3, -2, -6), (0, 1, 2, 3, 4))

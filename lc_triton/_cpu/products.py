@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from lc_triton._cpu.blocks import Layer, merged_stride
+from lc_triton._cpu.blocks import Layer, Rows
 from lc_triton._cpu.workspace import Buffer
 
 # Samples that are the rows of the input gradient's products, two at least, not their columns: MKL reads the weights, a
@@ -22,7 +20,7 @@ FEW_FILTERS = 8
 
 
 class Matrices:
-    """The three products of a box: `(*regions, G, ...)` each, of `lead` dimensions, groups among them.
+    """The three products of a box.
 
     Args:
         layer: the layer.
@@ -32,41 +30,45 @@ class Matrices:
 
     def __init__(self, layer: Layer, buffers: list[Buffer]) -> None:
         self.layer = layer
-        self.left, self.right, self.out, _ = buffers
-        self.native = self.out.typed.itemsize == 2  # by the CPU's own instructions for 16 bits
-        self.total: Tensor | None = None  # of the weight gradient
+        self.left, self.right, self.out, *_ = buffers
+        self.native = self.out.dtype.itemsize == 2  # by the CPU's own instructions for 16 bits
+        self.total: Tensor  # of the weight gradient
 
-    def forward(self, windows: Tensor, filters: Tensor, lead: int, bias: Tensor | None = None) -> Tensor:
+    def forward(self, windows: Rows, filters: Rows, bias: Tensor | None = None) -> Tensor:
         """Sums `(*regions, G, *positions, B, F // G)`; a bias `(..., G, 1, F // G)` is a term of them."""
-        a, b = self._windows(windows, lead), matrices(filters, lead, 1, self.right)
+        a, b = self._windows(windows), filters.matrices(self.right)
         out = self.out.take(a.shape[0], a.shape[1], b.shape[2])
         if bias is None:
             multiply(a, b, out)
         else:
-            terms = bias.expand(*windows.shape[:lead], 1, -1)
+            terms = bias.expand(*windows.size[: windows.box.lead], 1, -1)
             torch.baddbmm(terms.reshape(out.shape[0], 1, -1), a, b, out=out)
-        return out.view(*windows.shape[:-5], b.shape[2])
+        return out.view(*windows.size[:-5], b.shape[2])
 
-    def weight_grad(self, windows: Tensor, gradients: Tensor, lead: int, target: Tensor | None, *, add: bool) -> Tensor:
+    def weight_grad(self, windows: Rows, gradients: Rows, target: Rows | None, *, add: bool) -> Tensor | None:
         """Sums `(*regions, G, *kernel, C // G, F // G)`, added to those of the call before where asked for.
 
-        They are in the memory of `target` if it has one matrix a region and group there.
+        None if they are in `target`, which is so where it has one matrix a region and group.
         """
-        a, b = self._windows(windows, lead).mT, matrices(gradients, lead, 1, self.right)
+        a, b = self._windows(windows).mT, gradients.matrices(self.right)
         if not add:
             few = not self.native and self.layer.tuning_filters <= min(FEW_FILTERS, b.shape[1] - 1)
-            self.total = None if few or target is None else merged(target, lead, 1, self.out.typed.dtype)
-            if few:
+            found = None if few or target is None else target.merged(self.out.dtype)
+            self.is_target = found is not None
+            if found is not None:
+                self.total = found
+            elif few:
                 self.total = self.out.take(a.shape[0], b.shape[2], a.shape[1]).mT
-            elif self.total is None:
+            else:
                 self.total = self.out.take(a.shape[0], a.shape[1], b.shape[2])
-        assert self.total is not None
         multiply(a, b, self.total, add=add)
-        return self.total.view(*windows.shape[:lead], *windows.shape[-5:], b.shape[2])
+        if self.is_target:
+            return None
+        return self.total.view(*windows.size[: windows.box.lead], *windows.size[-5:], b.shape[2])
 
-    def input_grad(self, gradients: Tensor, filters: Tensor, lead: int) -> Tensor:
+    def input_grad(self, gradients: Rows, filters: Rows) -> Tensor:
         """What windows get, `(*regions, G, *positions, B, *kernel, C // G)`, any strides."""
-        a, b = matrices(gradients, lead, 1, self.right), matrices(filters, lead, 1, self.left)
+        a, b, lead = gradients.matrices(self.right), filters.matrices(self.left), filters.box.lead
         (count, rows, _), window = a.shape, b.shape[1]
         if rows > FEW_SAMPLES and not self.layer.geo.regions:
             out = self.out.take(count, window, rows)
@@ -76,40 +78,19 @@ class Matrices:
             out = self.out.take(count, a.shape[1], window)
             multiply(a, b.mT, out)
             out = out[:, :rows].mT
-        found = out.view(*filters.shape[:-1], *gradients.shape[lead:-1])
+        found = out.view(*filters.size[:-1], *gradients.size[lead:-1])
         return found.movedim(tuple(range(lead, lead + 5)), tuple(range(-5, 0)))
 
-    def _windows(self, windows: Tensor, lead: int) -> Tensor:
+    def _windows(self, windows: Rows) -> Tensor:
         """Windows as matrices: a view where they lie as such, as in 1-D, else copied in the order of their sites."""
-        if windows.stride(-6) != 1 or windows.shape[-6] == 1:
-            return matrices(windows, lead, 5, self.left)
-        rows = tuple(range(lead, windows.ndim - 5))
-        source = windows.movedim(rows, tuple(range(-len(rows), 0)))
+        layout, lead = windows.layout, windows.box.lead
+        if layout.stride[0] != 1 or layout.size[0] == 1:
+            return windows.matrices(self.left, 5)
+        view = windows.view()
+        rows = tuple(range(lead, view.ndim - 5))
+        source = view.movedim(rows, tuple(range(-len(rows), 0)))
         copy = self.left.take(*source.shape).copy_(source)
         return copy.view(copy.shape[:lead].numel(), -1, math.prod(copy.shape[-len(rows) :])).mT
-
-
-def merged(tensor: Tensor, lead: int, columns: int, dtype: torch.dtype) -> Tensor | None:
-    """`(*leading, *rows, *columns)` as `(n, rows, columns)`; None where that is no view of a dtype."""
-    found = _merged(tensor.shape, tensor.stride(), lead, columns) if tensor.dtype == dtype else None
-    return None if found is None else tensor.as_strided(*found)
-
-
-@lru_cache(maxsize=4096)
-def _merged(size: torch.Size, stride: tuple[int, ...], lead: int, columns: int) -> tuple[Any, Any] | None:
-    """Size and stride of `merged`."""
-    spans = slice(lead), slice(lead, -columns), slice(-columns, None)
-    found = [merged_stride(size[span], stride[span]) for span in spans]
-    return None if None in found else ([math.prod(size[span]) for span in spans], found)
-
-
-def matrices(tensor: Tensor, lead: int, columns: int, buffer: Buffer) -> Tensor:
-    """`merged`, or a copy."""
-    found = merged(tensor, lead, columns, buffer.typed.dtype)
-    if found is not None:
-        return found
-    copy = buffer.take(*tensor.shape).copy_(tensor)
-    return copy.view(copy.shape[:lead].numel(), -1, copy.shape[-columns:].numel())
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor, *, add: bool = False) -> None:

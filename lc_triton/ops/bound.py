@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lc_triton import _cpu
 from lc_triton.core.memory_format import MemoryFormat
 from lc_triton.core.problem import Problem
 from lc_triton.ops import dispatch
@@ -61,7 +60,7 @@ def bind_forward(
     shape = len(internal), *((*geo.in_spatial, geo.in_channels) if node.transposed else geo.bias_shape)
     size, stride = node.output_format.layout(shape)
     if problem.backend != "triton" or 0 in shape:
-        return _bind_passes(node, internal, weight, bias, size, stride, store_z)
+        return _bind_passes(node, size, stride, store_z)
     from lc_triton import launch
 
     if is_negated(x, weight, bias):  # which no kernel sees
@@ -110,16 +109,8 @@ def operand_like(weight: Tensor, dtype: torch.dtype | None) -> Tensor:
     return weight if dtype is None else torch.empty(weight.shape, dtype=dtype, device="meta")
 
 
-def _bind_passes(
-    node: NodeArguments,
-    internal: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    size: tuple[int, ...],
-    stride: tuple[int, ...],
-    store_z: bool,
-) -> BoundForward:
-    """The forward of a layer by the pure-torch passes; x is `internal` in the internal format."""
+def _bind_passes(node: NodeArguments, size: tuple[int, ...], stride: tuple[int, ...], store_z: bool) -> BoundForward:
+    """The forward of a layer by the pure-torch passes."""
     problem, to_internal = node.problem, node.input_format.to_internal
 
     def call_passes(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -129,18 +120,7 @@ def _bind_passes(
             y, z = dispatch.forward(to_internal(x), weight, bias, problem, store_z=store_z)
         return y.as_strided_(size, stride), z
 
-    product = None
-    if problem.backend == "cpu" and not (node.transposed or store_z or is_negated(internal, weight, bias)):
-        product = _cpu.bind_forward(problem, internal, weight, size, stride)
-    if product is None:
-        return call_passes
-
-    def call_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if torch._C._is_any_autocast_enabled():  # which would convert the operands of a product
-            return call_passes(x, weight, bias)
-        return product(x, weight, bias), None
-
-    return call_product
+    return call_passes
 
 
 def bind_backward(
