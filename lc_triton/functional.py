@@ -213,7 +213,7 @@ def _run(
     if callable(activation) and not isinstance(activation, type):
         activation, after = None, activation
     arguments = (data_format, activation, *sizes, *others)
-    if is_cacheable(x, weight, bias) and _FIXED.issuperset(map(type, arguments)):
+    if is_cacheable(x, weight, bias) and (_FIXED.issuperset(map(type, arguments)) or all(map(_is_fixed, arguments))):
         y = run_cached(x, weight, bias, _plan_of_shapes(kind, x.shape, weight.shape, *arguments))
     else:
         y = run(x, weight, bias, _plan_of_tensors(kind, x, weight, data_format, activation, sizes, others))
@@ -242,7 +242,7 @@ def _run_quantized(
 def _plan_of_shapes(
     kind: str, shape: tuple[int, ...], weight_shape: tuple[int, ...], data_format: str, activation: Any, *more: Any
 ) -> Plan:
-    """The plan for arguments that are numbers, names and None; typed, since True == 1 == 1.0."""
+    """The plan for arguments that are numbers, names, None and tuples of int; typed, since True == 1 == 1.0."""
     ndim = spatial_dims(weight_shape)
     check_name("data_format", data_format, DATA_FORMATS)
     spatial, channels = split_shape(shape, ndim, data_format, OPERANDS[kind])
@@ -379,6 +379,12 @@ def _transpose_plan(
 
 DEEPEST = 2  # sequences in sequences that any argument has; one that holds itself has no end
 _FIXED = frozenset((int, str, float, bool, type(None)))
+_INTEGERS = frozenset((int,))
+
+
+def _is_fixed(value: Any) -> bool:
+    """Whether an argument stands for itself alone, in a key too: (1, 1) == (1, True), but an int is no bool."""
+    return type(value) in _FIXED or (type(value) is tuple and _INTEGERS.issuperset(map(type, value)))
 
 
 class _Frozen(tuple[Any, ...]):

@@ -25,7 +25,7 @@ from lc_triton.core.tracing import (
     is_tracing,
     only_functionalizes,
 )
-from lc_triton.ops import bound, decompositions, dispatch, operators
+from lc_triton.ops import bound, decompositions, dispatch, operators, vmap
 from lc_triton.ops.vmap import Ensemble
 
 Dims = tuple[int | None, ...]
@@ -280,7 +280,7 @@ def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     if torch.compiler.is_compiling():  # which then runs this part of the program as it is
         raise RuntimeError("torch.compile cannot look into a function that has a tangent of its own")
     if torch._C._are_functorch_transforms_active():
-        return function.apply(*args)
+        return vmap.apply_rule(function, _apply, args) if vmap.is_innermost() else function.apply(*args)
     base: Any = super(torch.autograd.Function, function)
     return base.apply(*args)
 
