@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lc_triton
-from lc_triton._cpu import blocks, passes
+from lc_triton._cpu import blocks
 from lc_triton.core.activations import parse_activation
 from tests.cases import CASES, IDS, Case, assert_close, check, expected, run, tensors
 
@@ -40,7 +40,7 @@ PRODUCTS = [
 @pytest.mark.parametrize("case", PRODUCTS, ids=lambda case: case.name)
 def test_products_of_bfloat16_are_rounded_once(case, most_bytes, activation, own, monkeypatch):
     if not own:
-        monkeypatch.setattr(passes, "multiplied", frozenset)
+        monkeypatch.setattr(blocks, "multiplied", frozenset)
     monkeypatch.setattr(blocks, "MOST_BYTES", most_bytes)
     t = tensors(case, torch.bfloat16)
     got, want = run(case, t, activation=activation), expected(case, t, parse_activation(activation))

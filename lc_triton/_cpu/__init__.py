@@ -32,7 +32,7 @@ def forward(
             return y, (z.clone() if y is z else z) if store_z else None
         y = x.new_empty((x.shape[0], *problem.geometry.bias_shape))
         z = torch.empty_like(y) if store_z else None
-        if len(x):
+        if x.shape[0]:
             passes.forward(x, weight, bias, y, z, problem)
         return y, z
 
@@ -45,7 +45,7 @@ def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem)
             dx = operator.input_grad(g, weight, problem)
             return problem.activation(dx if bias is None else dx.add_(bias))
         dx = g.new_empty((g.shape[0], *geo.in_spatial, geo.in_channels))
-        if len(g):
+        if g.shape[0]:
             passes.input_grad(g, weight, bias, dx, problem)
         return dx
 
@@ -56,7 +56,7 @@ def weight_grad(
     """dw and, if asked for, the bias gradient of each position, in `dtype`."""
     with as_written(x.device.type):
         dw = torch.empty(problem.geometry.weight_shape, dtype=dtype, device=x.device)
-        if len(x):
+        if x.shape[0]:
             (_operator(problem, x, dw) or passes).weight_grad(x, g, dw, problem)
         else:
             dw.zero_()

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lc_triton._cpu.workspace import Buffer, strides
+from lc_triton._cpu.workspace import Buffer
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 
@@ -26,11 +26,11 @@ BLOCK_BYTES = 4 << 20
 # Bytes of a buffer that grows with the batch: what would take more goes through in parts of the batch.
 MOST_BYTES = 16 << 20
 
+# Numbers of a window in one run below which sites are turned first, so that the batch is the run if it is longer.
+SHORT_RUN = 16
 # Numbers of a position at one tap below which a depthwise layer's weights are copied tap by tap first: read in place,
 # they are a window apart.
 RUN = 8
-
-ORIGIN: tuple[int, ...] = (0, 0, 0, 0)
 
 # What is done with the weight gradients of a run of positions, instead of storing them.
 OnBlock = Callable[[slice, Tensor], None]
@@ -67,22 +67,15 @@ def even_size(size: int, most: int) -> int:
     return -(-size // -(-size // max(1, most)))
 
 
-class Segment(NamedTuple):
-    """A run of positions along a dimension that is `turns` times the same regions, each of `places` positions."""
+def segments(size: int, block: int, count: int, most: int) -> list[tuple[int, int, int, int]]:
+    """So many positions along a dimension, in segments of `most` at most: (start, turns, regions, places).
 
-    start: int
-    turns: int
-    regions: int
-    places: int
-
-
-def segments(size: int, block: int, count: int, most: int) -> list[Segment]:
-    """So many positions along a dimension, in segments of `most` at most.
+    A segment is `turns` times the same regions, each of `places` positions.
 
     Example:
-        >>> [tuple(segment) for segment in segments(7, 1, 3, 9)]
+        >>> segments(7, 1, 3, 9)
         [(0, 2, 3, 1), (6, 1, 1, 1)]
-        >>> [tuple(segment) for segment in segments(7, 2, 4, 9)]
+        >>> segments(7, 2, 4, 9)
         [(0, 1, 3, 2), (6, 1, 1, 1)]
     """
     found, start = [], 0
@@ -90,33 +83,29 @@ def segments(size: int, block: int, count: int, most: int) -> list[Segment]:
         left, region, place = min(size - start, most), start // block % count, start % block
         blocks = left // block if place == 0 else 0
         if blocks == 0:
-            segment = Segment(start, 1, 1, min(left, block - place))
+            split = 1, 1, min(left, block - place)
         elif region == 0 and blocks >= count:
-            segment = Segment(start, blocks // count, count, block)
+            split = blocks // count, count, block
         else:
-            segment = Segment(start, 1, min(blocks, count - region), block)
-        found.append(segment)
-        start += segment.turns * segment.regions * segment.places
+            split = 1, min(blocks, count - region), block
+        found.append((start, *split))
+        start += math.prod(split)
     return found
 
 
 class Box:
     """A segment of each of four dimensions: positions whose windows are one matrix for each region."""
 
-    def __init__(self, layer: Layer, found: Sequence[Segment]) -> None:
+    def __init__(self, layer: Layer, found: Sequence[tuple[int, int, int, int]]) -> None:
         self.layer, geo = layer, layer.geo
-        self.first, self.shape = tuple(s.start for s in found), tuple(s.turns * s.regions * s.places for s in found)
-        self.region = tuple(
-            s.start // block % n for s, (block, n) in zip(found, layer.regions, strict=True)
-        )  # the first
-        # (dimension, how many, positions from one to the next, whether they are regions), where there are several.
-        dims: list[tuple[int, int, int, bool]] = []
-        for d, (s, (block, count)) in enumerate(zip(found, layer.regions, strict=True)):
-            dims += [(d, s.turns, block * count, False), (d, s.regions, block, True), (d, s.places, 1, False)]
-        dims = [own for own in dims if own[1] > 1]
-        self.leading, self.inner = [own for own in dims if own[3]], [own for own in dims if not own[3]]
+        self.first, self.splits = tuple(start for start, *_ in found), [split for _, *split in found]
+        self.shape = tuple(map(math.prod, self.splits))
+        self.region = [n // block % count for n, (block, count) in zip(self.first, layer.regions, strict=True)]
+        # Of the twelve dimensions of `splits`: the regions, and the positions of a region, where there are several.
+        dims = [d for d, n in enumerate(itertools.chain(*self.splits)) if n > 1]
+        self.leading, self.inner = [d for d in dims if d % 3 == 1], [d for d in dims if d % 3 != 1]
         self.lead = len(self.leading) + 1  # leading dimensions of views, groups among them
-        self.order = [[*self.leading, None, *self.inner].index(own) for own in dims]  # those of positions in a view
+        self.order = [[*self.leading, None, *self.inner].index(d) for d in dims]  # those of positions in a view
         # The sites under it: how many in each dimension, those that are in `(B, *sites, C)`, and where they go.
         cuts = zip(self.shape, geo.stride, geo.extent, strict=True)
         self.sites = tuple((n - 1) * stride + extent for n, stride, extent in cuts)
@@ -132,13 +121,11 @@ class Box:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Where a tensor has the numbers of a position, or region, and group."""
+    """Where a tensor has the numbers of its positions, or regions: `(*positions, G, ...)`, without memory."""
 
-    steps: tuple[int, ...]  # from one position, or region, to the next in each of four dimensions
-    group: int  # from one group to the next
-    size: tuple[int, ...]  # of the dimensions beside those
-    stride: tuple[int, ...]
-    first: tuple[int, ...] | None = ORIGIN  # the position that the tensor begins with; None: it has regions
+    rows: Tensor
+    first: tuple[int, ...] | None = (0, 0, 0, 0)  # the position that it begins with; None: it has regions
+    turned: bool = False  # whether the batch is the last dimension of windows, not the first
 
 
 class View(NamedTuple):
@@ -150,11 +137,12 @@ class View(NamedTuple):
 
     def of(self, tensor: Tensor) -> Tensor:
         """The view."""
-        return tensor.as_strided(self.size, self.stride, tensor.storage_offset() + self.offset)
+        size, stride, offset = self
+        return tensor.as_strided(size, stride, tensor.storage_offset() + offset)
 
 
 class Rows(NamedTuple):
-    """What a tensor has of a box: `(*regions, G, *positions of a region, *layout.size)`; filters have no positions."""
+    """What a tensor has of a box: `(*regions, G, *positions of a region, ...)`; filters have no positions."""
 
     box: Box
     tensor: Tensor
@@ -186,19 +174,14 @@ class Rows(NamedTuple):
 @lru_cache(maxsize=8192)
 def _view(box: Box, layout: Layout, *first: int) -> View:
     """The view of a box's rows whose first dimensions are these."""
-    if first:
-        size, stride, offset = _view(box, layout)
-        order = [d % len(size) for d in first]
-        order += [d for d in range(len(size)) if d not in order]
-        return View(tuple(size[d] for d in order), tuple(stride[d] for d in order), offset)
-    start, of_regions = layout.first, layout.first is None
-    at = box.region if start is None else [own - n for own, n in zip(box.first, start, strict=True)]
-    leading = [(d, n, 1 if of_regions else step) for d, n, step, _ in box.leading]
-    inner = [] if of_regions else [own[:3] for own in box.inner]
-    size = *(n for _, n, _ in leading), box.layer.groups, *(n for _, n, _ in inner), *layout.size
-    of_leading, of_inner = ([step * layout.steps[d] for d, _, step in places] for places in (leading, inner))
-    offset = sum(n * step for n, step in zip(at, layout.steps, strict=True))
-    return View(size, (*of_leading, layout.group, *of_inner, *layout.stride), offset)
+    rows, start = layout.rows, layout.first
+    for d, split in enumerate(box.splits):
+        at, split = (box.region[d], [1, split[1], 1]) if start is None else (box.first[d] - start[d], split)
+        rows = rows.narrow(3 * d, at, math.prod(split)).unflatten(3 * d, split)
+    dims = [*box.leading, 12, *(() if start is None else box.inner), *range(13, rows.ndim)]
+    order = [dims[d] for d in first]
+    order += [d for d in dims if d not in order]
+    return View(tuple(rows.shape[d] for d in order), tuple(rows.stride(d) for d in order), int(rows.storage_offset()))
 
 
 @lru_cache(maxsize=8192)
@@ -227,11 +210,9 @@ class Layer:
         # Whether windows lie in x, and no two of them have a site in common.
         cuts = zip(geo.out_spatial, geo.stride, geo.extent, strict=True)
         self.apart = not self.pads and all(n == 1 or stride >= extent for n, stride, extent in cuts)
-        self.strides = strides((1, *geo.in_spatial, geo.in_channels))  # of contiguous sites
         # The stride of a window that is one dimension in memory.
-        steps = strides((*geo.padded().in_spatial, geo.in_channels))
-        taps = [step * d for step, d in zip(steps, geo.dilation, strict=False)]
-        self.tap_stride = None if geo.groups > 1 else merged_stride((*geo.kernel, self.channels), (*taps, 1))
+        window = _windows(self, _numbers(1, *geo.padded().in_spatial, geo.in_channels)).rows[0, 0, 0, 0, 0, 0]
+        self.tap_stride = None if geo.groups > 1 else merged_stride(window.shape, window.stride())
         self.is_matrix = tuning.positions == 1 and not (self.tap_stride is None or self.pads or self.by_number)
 
     @classmethod
@@ -242,9 +223,15 @@ class Layer:
             layer = problem.launches["layer"] = cls(problem.geometry.as_4d(), problem.tuning_geometry)
         return layer
 
-    def copies_sites(self, x_dtype: torch.dtype, dtype: torch.dtype, *, turned: bool) -> bool:
-        """Whether windows are of copies of the sites under a box."""
-        return self.pads or turned or (self.by_number and x_dtype != dtype)
+    def turns(self, batch: int) -> bool:
+        """Whether windows are of sites that are turned first."""
+        run = self.channels * (self.geo.kernel[3] if self.groups == 1 else 1)
+        copied = self.tap_stride is None and not (self.by_number or self.geo.regions)
+        return copied and run < min(SHORT_RUN, batch)
+
+    def is_native(self, *dtypes: torch.dtype) -> bool:
+        """Whether products of these dtypes are left to the CPU's own instructions for 16 bits."""
+        return not (self.by_number or self.geo.regions) and len(set(dtypes)) == 1 and dtypes[0] in multiplied()
 
     def copies_filters(self, dtype: torch.dtype, weight_dtype: torch.dtype) -> bool:
         """Whether the filters of a box go through a buffer of a dtype."""
@@ -278,46 +265,50 @@ def _cut(
     return parts, [Box(layer, found) for found in itertools.product(*along)]
 
 
+def _numbers(*size: int) -> Tensor:
+    return torch.empty(size, device="meta")
+
+
 @lru_cache(maxsize=256)
-def results(layer: Layer, batch: int) -> Layout:
-    """Of results `(B, *out_spatial, F)`, contiguous: `(B, F // G)` a position and group."""
-    last = layer.groups * layer.filters
-    steps = tuple(last * step for step in strides(layer.geo.out_spatial))
-    return Layout(steps, layer.filters, (batch, layer.filters), (layer.geo.positions * last, 1))
+def results(layer: Layer, batch: int, *, alike: bool = False) -> Layout:
+    """Of results `(B, *out_spatial, F)`, or `(F,)` alike everywhere: `(B, F // G)` a position and group."""
+    rows = _numbers(*(() if alike else (batch, *layer.geo.out_spatial)), layer.groups, layer.filters)
+    return Layout(rows.expand(batch, *layer.geo.out_spatial, -1, -1).permute(1, 2, 3, 4, 5, 0, 6))
 
 
 @lru_cache(maxsize=256)
 def weights(layer: Layer, shape: tuple[int, ...], first: tuple[int, ...] | None = None) -> Layout:
     """Of filters of so many regions, or positions from `first` on: `(*kernel, C // G, F // G)` a region and group."""
-    last, size = layer.geo.out_channels, (*layer.geo.kernel, layer.channels)
-    steps = tuple(layer.geo.window * last * step for step in strides(shape))
-    return Layout(steps, layer.filters, (*size, layer.filters), (*(last * n for n in strides(size)), 1), first)
+    return Layout(
+        _numbers(*shape, *layer.geo.kernel, layer.channels, layer.groups, layer.filters).movedim(-2, 4), first
+    )
 
 
-@lru_cache(maxsize=1024)
-def sites(layer: Layer, batch: int, strides: tuple[int, ...], first: tuple[int, ...] = ORIGIN) -> Layout:
-    """Of sites `(B, I0, I1, IH, IW, C)` from those under a position on: `(B, *kernel, C // G)` a position and group."""
-    geo, (sample, *steps, channel) = layer.geo, strides
-    moves = tuple(s * step for s, step in zip(geo.stride, steps, strict=True))
-    taps = (d * step for d, step in zip(geo.dilation, steps, strict=True))
-    of_window = (batch, *geo.kernel, layer.channels), (sample, *taps, channel)
-    return Layout(moves, layer.channels * channel, *of_window, first)
+@lru_cache(maxsize=256)
+def sites(layer: Layer, batch: int) -> Layout:
+    """Of sites `(B, *in_spatial, C)` without padding: `(B, *kernel, C // G)` a position and group."""
+    return _windows(layer, _numbers(batch, *layer.geo.in_spatial, layer.geo.in_channels))
+
+
+def _windows(layer: Layer, x: Tensor, first: tuple[int, ...] = (0, 0, 0, 0), *, turned: bool = False) -> Layout:
+    """The windows of the positions from `first` on in their sites."""
+    x, geo = x.unflatten(5, (layer.groups, layer.channels)), layer.geo
+    for d, (extent, stride, dilation) in enumerate(zip(geo.extent, geo.stride, geo.dilation, strict=True), 1):
+        x = x.unfold(d, extent, stride)[..., ::dilation]
+    window = (7, 8, 9, 10, 6)
+    return Layout(x.permute(1, 2, 3, 4, 5, *((*window, 0) if turned else (0, *window))), first, turned)
 
 
 def windows(x: Tensor, box: Box, buffer: Buffer, *, turned: bool) -> Rows:
     """The windows of a box, `(*regions, G, *positions of a region, B, *kernel, C // G)`.
 
     Where there is padding, or numbers are multiplied in another dtype, they are of a copy: of the sites under the box
-    and the zeros around them. Such a copy of all of x never exists.
-
-    Args:
-        x: sites, contiguous ones where they are not copied.
-        box: some positions.
-        buffer: for the copies.
-        turned: whether windows are of a copy that has the batch innermost.
+    and the zeros around them. So they are if they are turned: the batch is innermost in the copy, and their last
+    dimension. A copy of all of x never exists. Where there is none, x is contiguous.
     """
-    if not box.layer.copies_sites(x.dtype, buffer.dtype, turned=turned):
-        return Rows(box, x, sites(box.layer, x.shape[0], box.layer.strides))
+    layer = box.layer
+    if not (layer.pads or turned or (layer.by_number and x.dtype != buffer.dtype)):
+        return Rows(box, x, sites(layer, x.shape[0]))
     numel, read, inside, layout = _copied(box, x.shape, x.stride(), turned=turned)
     copy = buffer.take(numel)
     target = inside.of(copy)
@@ -334,7 +325,7 @@ def _copied(
     """A copy of the sites under a box: how many numbers, where those in x lie in x and in the copy, and its windows."""
     geo, batch = box.layer.geo, shape[0]
     x = torch.empty_strided(shape, strides, device="meta").view(batch, *geo.in_spatial, geo.in_channels)
-    size = (*box.sites, geo.in_channels, batch) if turned else (batch, *box.sites, geo.in_channels)
-    copy = torch.empty(size, device="meta").movedim(-1 if turned else 0, 0)
+    sites = *box.sites, geo.in_channels
+    copy = _numbers(*sites, batch).movedim(-1, 0) if turned else _numbers(batch, *sites)
     read, inside = (View(t.shape, t.stride(), int(t.storage_offset())) for t in (x[box.read], copy[box.inside]))
-    return copy.numel(), read, inside, sites(box.layer, batch, copy.stride(), box.first)
+    return copy.numel(), read, inside, _windows(box.layer, copy, box.first, turned=turned)

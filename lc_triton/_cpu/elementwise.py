@@ -29,16 +29,17 @@ class Elementwise:
         self.at_once = layer.tuning_numbers * batch <= AT_ONCE
         self.left, self.right, self.out, self.sums, *_ = buffers
 
-    def forward(self, windows: Rows, filters: Rows, bias: Tensor | None = None) -> Tensor:
+    def forward(self, windows: Rows, filters: Rows, target: Rows, bias: Tensor | None) -> Tensor:
         """Sums `(*regions, G, B, F // G)`."""
         a, b = windows.view(*BY_TAP), self._factors(filters)
         out = self.sums.take(*a.shape[4:-1], b.shape[-1])
         if self.at_once:
-            products = torch.mul(a, b, out=self.out.take(*a.shape[:4], *out.shape))
-            # Halves are added: the order of torch.sum depends on how many positions there are.
-            for rows, more in self.out.halves(len(self.layer.taps), out.numel()):
-                rows.add_(more)
-            out = products[0, 0, 0, 0]
+            torch.mul(a, b, out=self.out.take(*a.shape[:4], *out.shape))
+            left, numel = len(self.layer.taps), out.numel()
+            while left > 1:  # halves are added: the order of torch.sum depends on how many positions there are
+                rows, left = self.out.take(left, numel), left - left // 2
+                self.out.take(rows.shape[0] - left, numel).add_(rows[left:])
+            out = self.out.take(*out.shape)
         else:
             first, *others = self.layer.taps
             torch.mul(a[first], b[first], out=out)
@@ -46,7 +47,7 @@ class Elementwise:
                 out.addcmul_(a[tap], b[tap])
         return out.movedim(0, -2)
 
-    def weight_grad(self, windows: Rows, gradients: Rows, target: Rows | None, *, add: bool) -> Tensor:
+    def weight_grad(self, windows: Rows, gradients: Rows, target: Rows, *, add: bool) -> Tensor:
         """Sums `(*regions, G, *kernel, 1, F // G)`, added to those of the call before where asked for."""
         a, b = windows.view(*BY_TAP), self.right.cast(gradients.view(-2))
         total = self.sums.take(*a.shape[:4], *b.shape[1:])
@@ -61,13 +62,13 @@ class Elementwise:
         return total.unsqueeze(4).movedim((0, 1, 2, 3, 4), (-6, -5, -4, -3, -2))
 
     def input_grad(self, gradients: Rows, filters: Rows) -> Tensor:
-        """What windows get, `(*regions, G, B, *kernel, 1)`."""
+        """What windows get, `(*regions, G, *kernel, 1, B)`."""
         gradient, factors = self.right.cast(gradients.view(-2)), self._factors(filters)
         products = self.out.take(*factors.shape[:4], *gradient.shape[:-1])
         torch.mul(gradient[..., 0], factors[..., 0], out=products)
         for f in range(1, self.layer.filters):
             products.addcmul_(gradient[..., f], factors[..., f])
-        return products.unsqueeze(-1).movedim((4, 0, 1, 2, 3), (-6, -5, -4, -3, -2))
+        return products.unsqueeze(4).movedim((0, 1, 2, 3, 4, 5), (-6, -5, -4, -3, -2, -1))
 
     def input_grad_by_tap(self, gradients: Rows, filters: Rows) -> Tensor:
         """The sites under a box, `(B, *sites, G)`, that what each tap gives was added to."""

@@ -7,47 +7,38 @@ import math
 import torch
 from torch import Tensor
 
-from lc_triton._cpu import blocks
-from lc_triton._cpu.blocks import Layer, OnBlock, Rows, compute_dtype, multiplied, part_of, results, weights, windows
+from lc_triton._cpu.blocks import Layer, OnBlock, Rows, compute_dtype, part_of, results, sites, weights, windows
 from lc_triton._cpu.elementwise import Elementwise
 from lc_triton._cpu.overlay import overlay
-from lc_triton._cpu.products import FEW_SAMPLES, Matrices
+from lc_triton._cpu.products import Matrices
 from lc_triton._cpu.workspace import Buffer, buffers
 from lc_triton.core.activations import LINEAR
 from lc_triton.core.problem import Problem
 
 # Activations whose values of a rounded number are the rounded values of the number.
 ROUNDED_ALIKE = ("linear", "relu", "relu6")
-# Numbers of a window in one run below which sites are turned first, so that the batch is the run if it is longer.
-SHORT_RUN = 16
-# Samples for which the input gradient's sums are turned, so that the batch is innermost as in its products. For fewer,
-# products of a batch are read as fast as weights are read once more for each part of it.
-TURNED_SAMPLES = 16
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor | None, problem: Problem) -> None:
     """y and z, of the windows and the filters of each box."""
     layer, act, batch = Layer.of(problem), problem.activation, x.shape[0]
-    native = _native(layer, x.dtype, weight.dtype) and act.name in ROUNDED_ALIKE
-    dtype, turned = x.dtype if native else compute_dtype(x.dtype), _turns(layer, batch)
-    x = x if layer.copies_sites(x.dtype, dtype, turned=turned) else x.contiguous()
-    weight, bias = weight.contiguous(), bias if bias is None else bias.contiguous()
+    native = layer.is_native(x.dtype, weight.dtype) and act.name in ROUNDED_ALIKE
+    dtype, turned = x.dtype if native else compute_dtype(x.dtype), layer.turns(batch)
+    x, weight = x if turned or layer.pads else x.contiguous(), weight.contiguous()
+    bias = None if bias is None else bias.contiguous()
     filters, (parts, boxes) = weights(layer, layer.geo.region_counts), layer.cut(batch, dtype, weight.dtype)
     with buffers(x, dtype) as (padded, *others):
         product = _product(layer, others, batch)
         for part in parts:
             own, own_y, layout = part_of(x, part), part_of(y, part), results(layer, part.stop - part.start)
             for box in boxes:
-                terms = bias
-                if bias is not None and bias.ndim > 1:
-                    terms = Rows(box, bias, results(layer, 1)).view()
-                elif bias is not None:
-                    terms = bias.view(layer.groups, *[1] * len(box.inner), 1, layer.filters)
+                terms = None if bias is None else Rows(box, bias, results(layer, 1, alike=bias.ndim == 1)).view()
                 # A sum in 16 bits is rounded where its product ends, so that the bias is one of its terms. Else the
                 # bias comes behind: a sum that started from it would round each of its steps at the bias's size.
                 inside, terms = (terms, None) if native else (None, terms)
-                out = product.forward(windows(own, box, padded, turned=turned), Rows(box, weight, filters), inside)
-                target = Rows(box, own_y, layout).view()
+                operands = windows(own, box, padded, turned=turned), Rows(box, weight, filters)
+                rows = Rows(box, own_y, layout)
+                out, target = product.forward(*operands, rows, inside), rows.view()
                 if terms is not None and z is None and act is LINEAR:
                     torch.add(out, terms, out=target)
                     continue
@@ -64,11 +55,11 @@ def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem, on_block: On
     Boxes that have positions of one region add to its filters one after the other.
     """
     layer, shared, batch = Layer.of(problem), bool(problem.geometry.regions), x.shape[0]
-    native = _native(layer, x.dtype, dw.dtype) and len(layer.cut(batch, x.dtype, dw.dtype)[0]) == 1
+    native = layer.is_native(x.dtype, dw.dtype) and len(layer.cut(batch, x.dtype, dw.dtype)[0]) == 1
     dtype = x.dtype if native else compute_dtype(x.dtype)
-    turned, filters = batch > 1 and (native or _turns(layer, batch)), weights(layer, layer.geo.region_counts)
-    x = x if layer.copies_sites(x.dtype, dtype, turned=turned) else x.contiguous()
-    total, g = torch.zeros_like(dw, dtype=dtype) if shared else dw, g.contiguous()
+    turned, filters = batch > 1 and (native or layer.turns(batch)), weights(layer, layer.geo.region_counts)
+    x, g = x if turned or layer.pads else x.contiguous(), g.contiguous()
+    total = torch.zeros_like(dw, dtype=dtype) if shared else dw
     block_bytes = 0 if on_block is None else layer.geo.window * layer.geo.out_channels * dtype.itemsize
     parts, boxes = layer.cut(batch, dtype, dw.dtype, position_bytes=block_bytes)
     with buffers(x, dtype) as (padded, made, *others):
@@ -83,7 +74,7 @@ def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem, on_block: On
             for n, part in enumerate(parts):
                 own = windows(part_of(x, part), box, padded, turned=turned)
                 gradients = Rows(box, part_of(g, part), results(layer, part.stop - part.start))
-                sums = product.weight_grad(own, gradients, None if shared else target, add=n > 0)
+                sums = product.weight_grad(own, gradients, target, add=n > 0)
             if sums is not None:
                 (Tensor.add_ if shared else Tensor.copy_)(target.view(), sums)
             if on_block is not None:
@@ -95,54 +86,38 @@ def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem, on_block: On
 def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, problem: Problem) -> None:
     """act(dx + bias): what the windows of each box hold, added to the sites that they read."""
     layer, dtype, act = Layer.of(problem), compute_dtype(g.dtype), problem.activation
-    geo, g, weight, sample_bytes = layer.geo, g.contiguous(), weight.contiguous(), dx[0].numel() * dtype.itemsize
+    geo, g, weight = layer.geo, g.contiguous(), weight.contiguous()
     in_place = dx.dtype == dtype or (layer.apart and bias is None and act is LINEAR)
-    turned = not (layer.apart or layer.by_number or geo.regions) and blocks.MOST_BYTES // sample_bytes >= TURNED_SAMPLES
-    filters, sums_bytes = weights(layer, geo.region_counts), 0 if in_place and not turned else sample_bytes
-    parts, boxes = layer.cut(g.shape[0], dtype, weight.dtype, sums_bytes)
+    sample_bytes = 0 if in_place else geo.sites * geo.in_channels * dtype.itemsize
+    filters, (parts, boxes) = weights(layer, geo.region_counts), layer.cut(len(g), dtype, weight.dtype, sample_bytes)
     with buffers(g, dtype) as (even, odd, held, sums, *others):
         product = _product(layer, others, g.shape[0])
         for part in parts:
             own, target, batch = part_of(g, part), part_of(dx, part), part.stop - part.start
-            if turned and batch > FEW_SAMPLES:
-                total = sums.take(*dx.shape[1:], batch).movedim(-1, 0)  # in memory as the products are
-            else:
-                total = target if in_place else sums.take(*target.shape)
+            total = target if in_place else sums.take(*target.shape)
             if not (layer.apart and geo.positions * geo.taps == geo.sites):
                 total.zero_()
-            all_sites = total.view(batch, *geo.in_spatial, geo.in_channels)
             for box in boxes:
-                operands = Rows(box, own, results(layer, batch)), Rows(box, weight, filters)
+                operands, lead = (Rows(box, own, results(layer, batch)), Rows(box, weight, filters)), box.lead
                 if isinstance(product, Elementwise) and not product.at_once:
-                    all_sites[box.read].add_(product.input_grad_by_tap(*operands)[box.inside])
-                    continue
-                found = product.input_grad(*operands)
-                if layer.apart:
-                    Rows(box, total, blocks.sites(layer, batch, layer.strides)).view().copy_(found)
-                    continue
-                found = found.permute(*box.order, -6, -5, -4, -3, -2, box.lead - 1, -1)
-                if box.inner:
-                    found = held.take(*found.shape).copy_(found)
-                found = found.view(*box.shape, batch, *geo.kernel, layer.groups, layer.channels).movedim(4, 0)
-                all_sites[box.read].add_(overlay(found, geo, box.sites, (even, odd)).flatten(5, 6)[box.inside])
+                    found = product.input_grad_by_tap(*operands)
+                else:
+                    found = product.input_grad(*operands)
+                    if layer.apart:
+                        Rows(box, total, sites(layer, batch)).view(*range(lead), -5, -4, -3, -2, -1).copy_(found)
+                        continue
+                    places = [d if d < lead else d + 5 for d in box.order]
+                    found = found.permute(*places, -1, lead, lead + 1, lead + 2, lead + 3, lead - 1, lead + 4)
+                    if box.inner:
+                        found = held.take(*found.shape).copy_(found)
+                    found = found.view(*box.shape, batch, *geo.kernel, layer.groups, layer.channels).movedim(4, 0)
+                    found = overlay(found, geo, box.sites, (even, odd)).flatten(5, 6)
+                total.view(batch, *geo.in_spatial, geo.in_channels)[box.read].add_(found[box.inside])
             if bias is not None:
                 total += bias
             if total is not target or act is not LINEAR:
-                # As matrices of one dtype, which torch turns block by block.
-                target.flatten(1).copy_(act(total).to(dx.dtype).flatten(1))
-
-
-def _turns(layer: Layer, batch: int) -> bool:
-    """Whether windows are of sites that are turned first."""
-    run = layer.channels * (layer.geo.kernel[3] if layer.groups == 1 else 1)
-    copied = layer.tap_stride is None and not (layer.by_number or layer.geo.regions)
-    return copied and run < min(SHORT_RUN, batch)
+                target.copy_(act(total))
 
 
 def _product(layer: Layer, buffers: list[Buffer], batch: int) -> Elementwise | Matrices:
     return Elementwise(layer, buffers, batch) if layer.by_number else Matrices(layer, buffers)
-
-
-def _native(layer: Layer, *dtypes: torch.dtype) -> bool:
-    """Whether products of these dtypes are left to the CPU's own instructions for 16 bits."""
-    return not (layer.by_number or layer.geo.regions) and len(set(dtypes)) == 1 and dtypes[0] in multiplied()

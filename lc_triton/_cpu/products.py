@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -20,13 +18,7 @@ FEW_FILTERS = 8
 
 
 class Matrices:
-    """The three products of a box.
-
-    Args:
-        layer: the layer.
-        buffers: for operands and results, of the dtype of the products. What a product returns is overwritten by the
-            next one.
-    """
+    """The three products of a box, in the dtype of the buffers; what one returns is overwritten by the next one."""
 
     def __init__(self, layer: Layer, buffers: list[Buffer]) -> None:
         self.layer = layer
@@ -34,26 +26,26 @@ class Matrices:
         self.native = self.out.dtype.itemsize == 2  # by the CPU's own instructions for 16 bits
         self.total: Tensor  # of the weight gradient
 
-    def forward(self, windows: Rows, filters: Rows, bias: Tensor | None = None) -> Tensor:
-        """Sums `(*regions, G, *positions, B, F // G)`; a bias `(..., G, 1, F // G)` is a term of them."""
+    def forward(self, windows: Rows, filters: Rows, target: Rows, bias: Tensor | None) -> Tensor:
+        """Sums of the size of the target; a bias `(..., G, 1, F // G)` is a term of them."""
         a, b = self._windows(windows), filters.matrices(self.right)
         out = self.out.take(a.shape[0], a.shape[1], b.shape[2])
         if bias is None:
             multiply(a, b, out)
         else:
-            terms = bias.expand(*windows.size[: windows.box.lead], 1, -1)
+            terms = bias.expand(*target.size[: target.box.lead], 1, -1)
             torch.baddbmm(terms.reshape(out.shape[0], 1, -1), a, b, out=out)
-        return out.view(*windows.size[:-5], b.shape[2])
+        return out.view(target.size)
 
-    def weight_grad(self, windows: Rows, gradients: Rows, target: Rows | None, *, add: bool) -> Tensor | None:
-        """Sums `(*regions, G, *kernel, C // G, F // G)`, added to those of the call before where asked for.
+    def weight_grad(self, windows: Rows, gradients: Rows, target: Rows, *, add: bool) -> Tensor | None:
+        """Sums of the size of the target, added to those of the call before where asked for.
 
-        None if they are in `target`, which is so where it has one matrix a region and group.
+        None if they are in the target, which is so where it has one matrix a region and group, and one box.
         """
         a, b = self._windows(windows).mT, gradients.matrices(self.right)
         if not add:
             few = not self.native and self.layer.tuning_filters <= min(FEW_FILTERS, b.shape[1] - 1)
-            found = None if few or target is None else target.merged(self.out.dtype)
+            found = None if few or self.layer.geo.regions else target.merged(self.out.dtype)
             self.is_target = found is not None
             if found is not None:
                 self.total = found
@@ -62,13 +54,11 @@ class Matrices:
             else:
                 self.total = self.out.take(a.shape[0], a.shape[1], b.shape[2])
         multiply(a, b, self.total, add=add)
-        if self.is_target:
-            return None
-        return self.total.view(*windows.size[: windows.box.lead], *windows.size[-5:], b.shape[2])
+        return None if self.is_target else self.total.view(target.size)
 
     def input_grad(self, gradients: Rows, filters: Rows) -> Tensor:
-        """What windows get, `(*regions, G, *positions, B, *kernel, C // G)`, any strides."""
-        a, b, lead = gradients.matrices(self.right), filters.matrices(self.left), filters.box.lead
+        """What windows get, `(*regions, G, *kernel, C // G, *positions, B)`, any strides."""
+        a, b = gradients.matrices(self.right), filters.matrices(self.left)
         (count, rows, _), window = a.shape, b.shape[1]
         if rows > FEW_SAMPLES and not self.layer.geo.regions:
             out = self.out.take(count, window, rows)
@@ -78,19 +68,11 @@ class Matrices:
             out = self.out.take(count, a.shape[1], window)
             multiply(a, b.mT, out)
             out = out[:, :rows].mT
-        found = out.view(*filters.size[:-1], *gradients.size[lead:-1])
-        return found.movedim(tuple(range(lead, lead + 5)), tuple(range(-5, 0)))
+        return out.view(*filters.size[:-1], *gradients.size[filters.box.lead : -1])
 
     def _windows(self, windows: Rows) -> Tensor:
         """Windows as matrices: a view where they lie as such, as in 1-D, else copied in the order of their sites."""
-        layout, lead = windows.layout, windows.box.lead
-        if layout.stride[0] != 1 or layout.size[0] == 1:
-            return windows.matrices(self.left, 5)
-        view = windows.view()
-        rows = tuple(range(lead, view.ndim - 5))
-        source = view.movedim(rows, tuple(range(-len(rows), 0)))
-        copy = self.left.take(*source.shape).copy_(source)
-        return copy.view(copy.shape[:lead].numel(), -1, math.prod(copy.shape[-len(rows) :])).mT
+        return windows.matrices(self.left).mT if windows.layout.turned else windows.matrices(self.left, 5)
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor, *, add: bool = False) -> None:

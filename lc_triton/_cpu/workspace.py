@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 from contextlib import nullcontext
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -19,29 +18,17 @@ MOST_VIEWS = 64
 _kept = threading.local()
 
 
-@lru_cache(maxsize=4096)
-def strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Of a contiguous tensor."""
-    return tuple(math.prod(shape[d + 1 :]) for d in range(len(shape)))
-
-
 class Buffer:
     """A growing piece of memory; what one `take` returns is overwritten by the next."""
 
     def __init__(self, device: torch.device) -> None:
         self.bytes, self.size, self.dtype = torch.empty(0, dtype=torch.uint8, device=device), 0, torch.uint8
-        self.forget()
-
-    def forget(self) -> None:
-        """Forget the views of it."""
         self.taken: dict[tuple[int, ...], Tensor] = {}
-        self.halved: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
 
     def of(self, dtype: torch.dtype) -> Buffer:
         """The same memory, for tensors of a dtype."""
         if self.dtype != dtype:
-            self.dtype = dtype
-            self.forget()
+            self.dtype, self.taken = dtype, {}
         return self
 
     def take(self, *shape: int) -> Tensor:
@@ -52,25 +39,13 @@ class Buffer:
             # leave: torch's, left by a signal's exception on its way in or out, restores the gradient mode when that
             # exception is freed, long after the call.
             with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
-                size = math.prod(shape) * self.dtype.itemsize
+                numel = math.prod(shape)
+                size = numel * self.dtype.itemsize
                 if self.size < size:
-                    self.bytes, self.size = self.bytes.new_empty(-(-size // 64) * 64), size
-                    self.forget()
+                    self.bytes, self.size, self.taken = self.bytes.new_empty(-(-size // 64) * 64), size, {}
                 elif len(self.taken) >= MOST_VIEWS:
-                    self.forget()
-                found = self.taken[shape] = self.bytes.view(self.dtype).as_strided(shape, strides(shape))
-        return found
-
-    def halves(self, count: int, numel: int) -> list[tuple[Tensor, Tensor]]:
-        """Rows and others to add to them, pair after pair, so that the first of so many rows becomes the sum of all."""
-        found: list[tuple[Tensor, Tensor]] | None = self.halved.get((count, numel))
-        if found is None:
-            rows, found = self.take(count, numel), []
-            while len(rows) > 1:
-                half = len(rows) // 2
-                found.append((rows[:half], rows[-half:]))
-                rows = rows[:-half]
-            self.halved[count, numel] = found
+                    self.taken = {}
+                found = self.taken[shape] = self.bytes.view(self.dtype)[:numel].view(shape)
         return found
 
     def cast(self, tensor: Tensor) -> Tensor:
@@ -79,11 +54,9 @@ class Buffer:
 
 
 class buffers:
-    """A `with` block's eight buffers: on the CPU those that this thread used last, unless they are in use already.
+    """A `with` block's eight buffers on the device of a tensor, to take tensors of a dtype from.
 
-    Args:
-        like: a tensor on the buffers' device.
-        dtype: of what is taken from them.
+    On the CPU they are those that this thread used last, unless they are in use already.
     """
 
     def __init__(self, like: Tensor, dtype: torch.dtype) -> None:
