@@ -32,6 +32,8 @@ SHORT_RUN = 16
 # they are a window apart.
 RUN = 8
 
+Ints = tuple[int, ...]
+ORIGIN: Ints = (0, 0, 0, 0)
 # What is done with the weight gradients of a run of positions, instead of storing them.
 OnBlock = Callable[[slice, Tensor], None]
 
@@ -105,7 +107,8 @@ class Box:
         dims = [d for d, n in enumerate(itertools.chain(*self.splits)) if n > 1]
         self.leading, self.inner = [d for d in dims if d % 3 == 1], [d for d in dims if d % 3 != 1]
         self.lead = len(self.leading) + 1  # leading dimensions of views, groups among them
-        self.order = [[*self.leading, None, *self.inner].index(d) for d in dims]  # those of positions in a view
+        # Those of positions in what windows get, `(*regions, G, *kernel, C // G, *positions of a region, B)`.
+        self.order = [[*self.leading, *[None] * 6, *self.inner].index(d) for d in dims]
         # The sites under it: how many in each dimension, those that are in `(B, *sites, C)`, and where they go.
         cuts = zip(self.shape, geo.stride, geo.extent, strict=True)
         self.sites = tuple((n - 1) * stride + extent for n, stride, extent in cuts)
@@ -124,15 +127,15 @@ class Layout:
     """Where a tensor has the numbers of its positions, or regions: `(*positions, G, ...)`, without memory."""
 
     rows: Tensor
-    first: tuple[int, ...] | None = (0, 0, 0, 0)  # the position that it begins with; None: it has regions
+    first: Ints | None = ORIGIN  # the position that it begins with; None: it has regions
     turned: bool = False  # whether the batch is the last dimension of windows, not the first
 
 
 class View(NamedTuple):
     """Where a view lies in a tensor."""
 
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
+    size: Ints
+    stride: Ints
     offset: int
 
     def of(self, tensor: Tensor) -> Tensor:
@@ -149,7 +152,7 @@ class Rows(NamedTuple):
     layout: Layout
 
     @property
-    def size(self) -> tuple[int, ...]:
+    def size(self) -> Ints:
         """Of `view`."""
         return _view(self.box, self.layout).size
 
@@ -198,6 +201,7 @@ class Layer:
 
     def __init__(self, geo: Geometry, tuning: Geometry) -> None:
         self.geo, self.groups = geo, geo.groups
+        self.turned_numbers = tuning.sites * tuning.in_channels  # so that ranks cut the batch alike
         self.tuning_numbers = tuning.positions * tuning.out_channels
         self.tuning_filters = tuning.out_channels // tuning.groups  # of the layer that this one may be a part of
         self.channels, self.filters = geo.in_channels // geo.groups, geo.out_channels // geo.groups  # of a group
@@ -210,8 +214,9 @@ class Layer:
         # Whether windows lie in x, and no two of them have a site in common.
         cuts = zip(geo.out_spatial, geo.stride, geo.extent, strict=True)
         self.apart = not self.pads and all(n == 1 or stride >= extent for n, stride, extent in cuts)
+        self.weights = weights(self, geo.region_counts)
         # The stride of a window that is one dimension in memory.
-        window = _windows(self, _numbers(1, *geo.padded().in_spatial, geo.in_channels)).rows[0, 0, 0, 0, 0, 0]
+        window = sites(self, 1, geo.padded().in_spatial).rows[0, 0, 0, 0, 0, 0]
         self.tap_stride = None if geo.groups > 1 else merged_stride(window.shape, window.stride())
         self.is_matrix = tuning.positions == 1 and not (self.tap_stride is None or self.pads or self.by_number)
 
@@ -224,7 +229,7 @@ class Layer:
         return layer
 
     def turns(self, batch: int) -> bool:
-        """Whether windows are of sites that are turned first."""
+        """Whether x is turned first, so that the batch is innermost."""
         run = self.channels * (self.geo.kernel[3] if self.groups == 1 else 1)
         copied = self.tap_stride is None and not (self.by_number or self.geo.regions)
         return copied and run < min(SHORT_RUN, batch)
@@ -240,10 +245,7 @@ class Layer:
     def cut(
         self, batch: int, dtype: torch.dtype, weight_dtype: torch.dtype, sample_bytes: int = 0, position_bytes: int = 0
     ) -> tuple[list[slice], list[Box]]:
-        """The batch in parts of about the same size, and all positions in boxes.
-
-        The bytes are those that one sample and one position have in a further buffer.
-        """
+        """The batch in parts, and all positions in boxes; the bytes are of a sample or position in a further buffer."""
         most = min(BLOCK_BYTES * torch.get_num_threads(), MOST_BYTES)
         return _cut(self, batch, dtype, weight_dtype, sample_bytes, position_bytes, most, MOST_BYTES)
 
@@ -265,37 +267,36 @@ def _cut(
     return parts, [Box(layer, found) for found in itertools.product(*along)]
 
 
-def _numbers(*size: int) -> Tensor:
-    return torch.empty(size, device="meta")
+def _numbers(batch: int, *size: int, turned: bool = False) -> Tensor:
+    """A tensor without memory, with its first dimension innermost if it is turned."""
+    return torch.empty((*size, batch) if turned else (batch, *size), device="meta").movedim(-1 if turned else 0, 0)
 
 
 @lru_cache(maxsize=256)
 def results(layer: Layer, batch: int, *, alike: bool = False) -> Layout:
     """Of results `(B, *out_spatial, F)`, or `(F,)` alike everywhere: `(B, F // G)` a position and group."""
-    rows = _numbers(*(() if alike else (batch, *layer.geo.out_spatial)), layer.groups, layer.filters)
-    return Layout(rows.expand(batch, *layer.geo.out_spatial, -1, -1).permute(1, 2, 3, 4, 5, 0, 6))
+    spatial = layer.geo.out_spatial
+    rows = _numbers(*(() if alike else (batch, *spatial)), layer.groups, layer.filters).expand(batch, *spatial, -1, -1)
+    return Layout(rows.permute(1, 2, 3, 4, 5, 0, 6))
 
 
 @lru_cache(maxsize=256)
-def weights(layer: Layer, shape: tuple[int, ...], first: tuple[int, ...] | None = None) -> Layout:
+def weights(layer: Layer, shape: Ints, first: Ints | None = None) -> Layout:
     """Of filters of so many regions, or positions from `first` on: `(*kernel, C // G, F // G)` a region and group."""
-    return Layout(
-        _numbers(*shape, *layer.geo.kernel, layer.channels, layer.groups, layer.filters).movedim(-2, 4), first
-    )
+    rows = _numbers(*shape, *layer.geo.kernel, layer.channels, layer.groups, layer.filters)
+    return Layout(rows.movedim(-2, 4), first)
 
 
-@lru_cache(maxsize=256)
-def sites(layer: Layer, batch: int) -> Layout:
-    """Of sites `(B, *in_spatial, C)` without padding: `(B, *kernel, C // G)` a position and group."""
-    return _windows(layer, _numbers(batch, *layer.geo.in_spatial, layer.geo.in_channels))
+@lru_cache(maxsize=4096)
+def sites(layer: Layer, batch: int, shape: Ints, first: Ints = ORIGIN, *, turned: bool = False) -> Layout:
+    """Of sites `(B, *shape, C)` under the positions from `first` on: `(B, *kernel, C // G)` a position and group.
 
-
-def _windows(layer: Layer, x: Tensor, first: tuple[int, ...] = (0, 0, 0, 0), *, turned: bool = False) -> Layout:
-    """The windows of the positions from `first` on in their sites."""
-    x, geo = x.unflatten(5, (layer.groups, layer.channels)), layer.geo
+    The batch is innermost in the memory of turned sites, and behind the window.
+    """
+    geo, x = layer.geo, _numbers(batch, *shape, layer.groups, layer.channels, turned=turned)
     for d, (extent, stride, dilation) in enumerate(zip(geo.extent, geo.stride, geo.dilation, strict=True), 1):
         x = x.unfold(d, extent, stride)[..., ::dilation]
-    window = (7, 8, 9, 10, 6)
+    window = 7, 8, 9, 10, 6
     return Layout(x.permute(1, 2, 3, 4, 5, *((*window, 0) if turned else (0, *window))), first, turned)
 
 
@@ -303,12 +304,12 @@ def windows(x: Tensor, box: Box, buffer: Buffer, *, turned: bool) -> Rows:
     """The windows of a box, `(*regions, G, *positions of a region, B, *kernel, C // G)`.
 
     Where there is padding, or numbers are multiplied in another dtype, they are of a copy: of the sites under the box
-    and the zeros around them. So they are if they are turned: the batch is innermost in the copy, and their last
-    dimension. A copy of all of x never exists. Where there is none, x is contiguous.
+    and the zeros around them. Such a copy of all of x never exists. Where there is none, x is contiguous. If x is
+    turned, so that the batch is innermost in memory, it is the last dimension of the windows.
     """
     layer = box.layer
-    if not (layer.pads or turned or (layer.by_number and x.dtype != buffer.dtype)):
-        return Rows(box, x, sites(layer, x.shape[0]))
+    if not (layer.pads or (layer.by_number and x.dtype != buffer.dtype)):
+        return Rows(box, x, sites(layer, x.shape[0], layer.geo.in_spatial, turned=turned))
     numel, read, inside, layout = _copied(box, x.shape, x.stride(), turned=turned)
     copy = buffer.take(numel)
     target = inside.of(copy)
@@ -319,13 +320,10 @@ def windows(x: Tensor, box: Box, buffer: Buffer, *, turned: bool) -> Rows:
 
 
 @lru_cache(maxsize=4096)
-def _copied(
-    box: Box, shape: tuple[int, ...], strides: tuple[int, ...], *, turned: bool
-) -> tuple[int, View, View, Layout]:
+def _copied(box: Box, shape: Ints, strides: Ints, *, turned: bool) -> tuple[int, View, View, Layout]:
     """A copy of the sites under a box: how many numbers, where those in x lie in x and in the copy, and its windows."""
     geo, batch = box.layer.geo, shape[0]
     x = torch.empty_strided(shape, strides, device="meta").view(batch, *geo.in_spatial, geo.in_channels)
-    sites = *box.sites, geo.in_channels
-    copy = _numbers(*sites, batch).movedim(-1, 0) if turned else _numbers(batch, *sites)
+    copy = _numbers(batch, *box.sites, geo.in_channels, turned=turned)
     read, inside = (View(t.shape, t.stride(), int(t.storage_offset())) for t in (x[box.read], copy[box.inside]))
-    return copy.numel(), read, inside, _windows(box.layer, copy, box.first, turned=turned)
+    return copy.numel(), read, inside, sites(box.layer, batch, box.sites, box.first, turned=turned)

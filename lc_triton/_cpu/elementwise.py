@@ -25,8 +25,7 @@ class Elementwise:
     """As `products.Matrices`, for layers without shared filters: taps are the first dimensions."""
 
     def __init__(self, layer: Layer, buffers: list[Buffer], batch: int) -> None:
-        self.layer = layer
-        self.at_once = layer.tuning_numbers * batch <= AT_ONCE
+        self.layer, self.at_once = layer, layer.tuning_numbers * batch <= AT_ONCE
         self.left, self.right, self.out, self.sums, *_ = buffers
 
     def forward(self, windows: Rows, filters: Rows, target: Rows, bias: Tensor | None) -> Tensor:
@@ -47,7 +46,7 @@ class Elementwise:
                 out.addcmul_(a[tap], b[tap])
         return out.movedim(0, -2)
 
-    def weight_grad(self, windows: Rows, gradients: Rows, target: Rows, *, add: bool) -> Tensor:
+    def weight_grad(self, windows: Rows, gradients: Rows, target: Rows, *, add: bool, begun: bool) -> Tensor:
         """Sums `(*regions, G, *kernel, 1, F // G)`, added to those of the call before where asked for."""
         a, b = windows.view(*BY_TAP), self.right.cast(gradients.view(-2))
         total = self.sums.take(*a.shape[:4], *b.shape[1:])
@@ -88,6 +87,5 @@ class Elementwise:
     def _factors(self, rows: Rows) -> Tensor:
         """The filters of a box as `(*kernel, 1, *regions, G, F // G)`."""
         filters = rows.view(-6, -5, -4, -3, -2)
-        if self.layer.copies_filters(self.left.dtype, filters.dtype):
-            return self.left.take(*filters.shape).copy_(filters)
-        return filters
+        copied = self.layer.copies_filters(self.left.dtype, filters.dtype)
+        return self.left.take(*filters.shape).copy_(filters) if copied else filters

@@ -16,11 +16,7 @@ from lc_triton.core.geometry import Geometry
 def overlay(windows: Tensor, geo: Geometry, sizes: Sequence[int], buffers: tuple[Buffer, Buffer]) -> Tensor:
     """Sites `(B, *sizes, ...)` that windows `(B, *positions, *kernel, ...)` were added to, all of four dimensions.
 
-    Args:
-        windows: any strides.
-        geo: its stride and dilation say where windows lie.
-        sizes: of the sites, from the first position's first tap on.
-        buffers: where sites lie; the batch is innermost there if it is in `windows`.
+    The sites are those from the first position's first tap on, in a buffer. The batch is innermost if it is in windows.
     """
     innermost = windows.stride(0) == 1 and windows.shape[0] > 1
     for d, stride, dilation, size in reversed(list(zip(range(4), geo.stride, geo.dilation, sizes, strict=True))):

@@ -11,16 +11,13 @@ from lc_triton.core.problem import Problem
 
 def is_position(problem: Problem, *tensors: Tensor) -> bool:
     """Whether a layer is one, and its products are of these tensors' dtype."""
-    if not Layer.of(problem).is_matrix:
-        return False
     dtype = compute_dtype(tensors[0].dtype)
-    return all(t.shape[0] and t.dtype == dtype for t in tensors)
+    return Layer.of(problem).is_matrix and all(t.shape[0] and t.dtype == dtype for t in tensors)
 
 
 def _windows(x: Tensor, problem: Problem) -> Tensor:
     """The windows of contiguous sites, `(B, D)`."""
-    geo, step = problem.geometry, Layer.of(problem).tap_stride
-    assert step is not None
+    geo, step = problem.geometry, Layer.of(problem).tap_stride or 0
     return x.as_strided((x.shape[0], geo.window), (geo.sites * geo.in_channels, step), x.storage_offset())
 
 

@@ -24,7 +24,6 @@ class Matrices:
         self.layer = layer
         self.left, self.right, self.out, *_ = buffers
         self.native = self.out.dtype.itemsize == 2  # by the CPU's own instructions for 16 bits
-        self.total: Tensor  # of the weight gradient
 
     def forward(self, windows: Rows, filters: Rows, target: Rows, bias: Tensor | None) -> Tensor:
         """Sums of the size of the target; a bias `(..., G, 1, F // G)` is a term of them."""
@@ -37,24 +36,21 @@ class Matrices:
             torch.baddbmm(terms.reshape(out.shape[0], 1, -1), a, b, out=out)
         return out.view(target.size)
 
-    def weight_grad(self, windows: Rows, gradients: Rows, target: Rows, *, add: bool) -> Tensor | None:
+    def weight_grad(self, windows: Rows, gradients: Rows, target: Rows, *, add: bool, begun: bool) -> Tensor | None:
         """Sums of the size of the target, added to those of the call before where asked for.
 
-        None if they are in the target, which is so where it has one matrix a region and group, and one box.
+        None if they are in the target, which has one matrix a region and group then: added to it if it is begun.
         """
         a, b = self._windows(windows).mT, gradients.matrices(self.right)
-        if not add:
-            few = not self.native and self.layer.tuning_filters <= min(FEW_FILTERS, b.shape[1] - 1)
-            found = None if few or self.layer.geo.regions else target.merged(self.out.dtype)
-            self.is_target = found is not None
-            if found is not None:
-                self.total = found
-            elif few:
-                self.total = self.out.take(a.shape[0], b.shape[2], a.shape[1]).mT
-            else:
-                self.total = self.out.take(a.shape[0], a.shape[1], b.shape[2])
-        multiply(a, b, self.total, add=add)
-        return None if self.is_target else self.total.view(target.size)
+        few = not self.native and self.layer.tuning_filters <= min(FEW_FILTERS, b.shape[1] - 1)
+        total = None if few or self.layer.geo.regions else target.merged(self.out.dtype)
+        if total is not None:
+            multiply(a, b, total, add=add or begun)
+            return None
+        count, rows, columns = a.shape[0], a.shape[1], b.shape[2]
+        total = self.out.take(count, columns, rows).mT if few else self.out.take(count, rows, columns)
+        multiply(a, b, total, add=add)
+        return total.view(target.size)
 
     def input_grad(self, gradients: Rows, filters: Rows) -> Tensor:
         """What windows get, `(*regions, G, *kernel, C // G, *positions, B)`, any strides."""
