@@ -218,6 +218,10 @@ class Layer:
         # The stride of a window that is one dimension in memory.
         window = sites(self, 1, geo.padded().in_spatial).rows[0, 0, 0, 0, 0, 0]
         self.tap_stride = None if geo.groups > 1 else merged_stride(window.shape, window.stride())
+        # Samples from which on x is turned first, so that the batch is innermost.
+        copied = self.tap_stride is None and not (self.by_number or geo.regions)
+        run = self.channels * (geo.kernel[3] if geo.groups == 1 else 1)
+        self.turned_from = run + 1 if copied and run < SHORT_RUN else math.inf
         self.is_matrix = tuning.positions == 1 and not (self.tap_stride is None or self.pads or self.by_number)
 
     @classmethod
@@ -228,15 +232,9 @@ class Layer:
             layer = problem.launches["layer"] = cls(problem.geometry.as_4d(), problem.tuning_geometry)
         return layer
 
-    def turns(self, batch: int) -> bool:
-        """Whether x is turned first, so that the batch is innermost."""
-        run = self.channels * (self.geo.kernel[3] if self.groups == 1 else 1)
-        copied = self.tap_stride is None and not (self.by_number or self.geo.regions)
-        return copied and run < min(SHORT_RUN, batch)
-
     def is_native(self, *dtypes: torch.dtype) -> bool:
         """Whether products of these dtypes are left to the CPU's own instructions for 16 bits."""
-        return not (self.by_number or self.geo.regions) and len(set(dtypes)) == 1 and dtypes[0] in multiplied()
+        return dtypes[0] in multiplied() and len(set(dtypes)) == 1 and not (self.by_number or self.geo.regions)
 
     def copies_filters(self, dtype: torch.dtype, weight_dtype: torch.dtype) -> bool:
         """Whether the filters of a box go through a buffer of a dtype."""

@@ -27,7 +27,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
     """y and z, of the windows and the filters of each box."""
     layer, act, batch = Layer.of(problem), problem.activation, x.shape[0]
     native = layer.is_native(x.dtype, weight.dtype) and act.name in ROUNDED_ALIKE
-    dtype, turned = x.dtype if native else compute_dtype(x.dtype), layer.turns(batch)
+    dtype, turned = x.dtype if native else compute_dtype(x.dtype), batch >= layer.turned_from
     x, weight = x if layer.pads and not turned else x.contiguous(), weight.contiguous()
     bias = None if bias is None else bias.contiguous()
     parts, boxes = layer.cut(batch, dtype, weight.dtype, layer.turned_numbers * dtype.itemsize if turned else 0)
@@ -61,7 +61,7 @@ def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem, on_block: On
     layer, shared, batch = Layer.of(problem), bool(problem.geometry.regions), x.shape[0]
     native = layer.is_native(x.dtype, dw.dtype) and len(layer.cut(batch, x.dtype, dw.dtype)[0]) == 1
     dtype = x.dtype if native else compute_dtype(x.dtype)
-    turned = batch > 1 and (native or layer.turns(batch))
+    turned = batch > 1 and (native or batch >= layer.turned_from)
     x, g = x if layer.pads and not turned else x.contiguous(), g.contiguous()
     total = torch.zeros_like(dw, dtype=dtype) if shared else dw
     block_bytes = 0 if on_block is None else layer.geo.window * layer.geo.out_channels * dtype.itemsize

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lc_triton import _cpu
 from lc_triton.core.memory_format import MemoryFormat
 from lc_triton.core.problem import Problem
 from lc_triton.ops import dispatch
@@ -60,7 +61,8 @@ def bind_forward(
     shape = len(internal), *((*geo.in_spatial, geo.in_channels) if node.transposed else geo.bias_shape)
     size, stride = node.output_format.layout(shape)
     if problem.backend != "triton" or 0 in shape:
-        return _bind_passes(node, size, stride, store_z)
+        on_cpu = problem.backend == "cpu" and not is_negated(x, weight, bias)
+        return _bind_passes(_cpu if on_cpu else dispatch, node, size, stride, store_z)
     from lc_triton import launch
 
     if is_negated(x, weight, bias):  # which no kernel sees
@@ -109,15 +111,17 @@ def operand_like(weight: Tensor, dtype: torch.dtype | None) -> Tensor:
     return weight if dtype is None else torch.empty(weight.shape, dtype=dtype, device="meta")
 
 
-def _bind_passes(node: NodeArguments, size: tuple[int, ...], stride: tuple[int, ...], store_z: bool) -> BoundForward:
-    """The forward of a layer by the pure-torch passes."""
+def _bind_passes(
+    passes: Any, node: NodeArguments, size: tuple[int, ...], stride: tuple[int, ...], store_z: bool
+) -> BoundForward:
+    """The forward of a layer by the pure-torch passes, of `dispatch` where tensors may have to be stored first."""
     problem, to_internal = node.problem, node.input_format.to_internal
 
     def call_passes(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if node.transposed:
-            y, z = dispatch.input_grad(to_internal(x), weight, bias, problem), None
+            y, z = passes.input_grad(to_internal(x), weight, bias, problem), None
         else:
-            y, z = dispatch.forward(to_internal(x), weight, bias, problem, store_z=store_z)
+            y, z = passes.forward(to_internal(x), weight, bias, problem, store_z=store_z)
         return y.as_strided_(size, stride), z
 
     return call_passes
