@@ -29,6 +29,7 @@ CASES = [
     Case("2d_disjoint_dilated", (8, 9), 2, 3, 2, dilation=2, stride=3, batch=3),
     Case("2d_full_width", (6, 4), 2, 3, (2, 4), stride=(2, 1), batch=3),
     Case("2d_one_position", (3, 4), 2, 5, (3, 4), batch=3),
+    Case("1d_one_position_dilated", (7,), 2, 5, 3, dilation=3, batch=3),
     Case("2d_one_position_of_a_part", (4, 5), 2, 5, (3, 4), stride=4, batch=3),
     Case("3d_one_tap", (2, 3, 4), 2, 3, 1, batch=3),
     Case("3d_disjoint", (4, 4, 5), 2, 3, 2, stride=2, batch=3),

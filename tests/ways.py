@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lc_triton import functional
-from lc_triton._cpu import blocks, elementwise, products
+from lc_triton._cpu import blocks, elementwise, passes, products
 
 _MANY = 1 << 30
 
@@ -22,7 +22,7 @@ class Way:
     Args:
         block_bytes: of a block; None for the usual, one block for small layers.
         most_bytes: of a buffer that grows with the batch; None for the usual.
-        few_samples: the input gradient's products with samples as rows.
+        few_samples: the input gradient's products with samples as rows, and its sums not turned.
         few_filters: the weight gradient's products with filters as rows.
         tap_by_tap: the products of depthwise layers one tap after the other.
     """
@@ -38,6 +38,7 @@ class Way:
         """What the constants of the rules have to be."""
         rules: dict[tuple[Any, str], Any] = {
             (products, "FEW_SAMPLES"): _MANY if self.few_samples else 0,
+            (passes, "TURNED_SAMPLES"): _MANY if self.few_samples else 1,
             (products, "FEW_FILTERS"): _MANY if self.few_filters else 0,
             (elementwise, "AT_ONCE"): 0 if self.tap_by_tap else _MANY,
         }
