@@ -174,7 +174,7 @@ class Rows(NamedTuple):
         return found
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=1 << 15)
 def _view(box: Box, layout: Layout, *first: int) -> View:
     """The view of a box's rows whose first dimensions are these."""
     rows, start = layout.rows, layout.first
@@ -187,7 +187,7 @@ def _view(box: Box, layout: Layout, *first: int) -> View:
     return View(tuple(rows.shape[d] for d in order), tuple(rows.stride(d) for d in order), int(rows.storage_offset()))
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=1 << 15)
 def _merged(box: Box, layout: Layout, columns: int) -> View:
     """The same as matrices, without strides where they are none."""
     size, stride, offset = _view(box, layout)
@@ -248,7 +248,7 @@ class Layer:
         return _cut(self, batch, dtype, weight_dtype, sample_bytes, position_bytes, most, MOST_BYTES)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=4096)
 def _cut(
     layer: Layer, batch: int, dtype: torch.dtype, weight_dtype: torch.dtype, sample: int, position: int, *most: int
 ) -> tuple[list[slice], list[Box]]:
@@ -270,7 +270,7 @@ def _numbers(batch: int, *size: int, turned: bool = False) -> Tensor:
     return torch.empty((*size, batch) if turned else (batch, *size), device="meta").movedim(-1 if turned else 0, 0)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def results(layer: Layer, batch: int, *, alike: bool = False) -> Layout:
     """Of results `(B, *out_spatial, F)`, or `(F,)` alike everywhere: `(B, F // G)` a position and group."""
     spatial = layer.geo.out_spatial
@@ -278,7 +278,7 @@ def results(layer: Layer, batch: int, *, alike: bool = False) -> Layout:
     return Layout(rows.permute(1, 2, 3, 4, 5, 0, 6))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def weights(layer: Layer, shape: Ints, first: Ints | None = None) -> Layout:
     """Of filters of so many regions, or positions from `first` on: `(*kernel, C // G, F // G)` a region and group."""
     rows = _numbers(*shape, *layer.geo.kernel, layer.channels, layer.groups, layer.filters)
