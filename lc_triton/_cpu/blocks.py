@@ -222,7 +222,7 @@ class Layer:
         copied = self.tap_stride is None and not (self.by_number or geo.regions)
         run = self.channels * (geo.kernel[3] if geo.groups == 1 else 1)
         self.turned_from = run + 1 if copied and run < SHORT_RUN else math.inf
-        self.is_matrix = tuning.positions == 1 and not (self.tap_stride is None or self.pads or self.by_number)
+        self.is_matrix = tuning.positions == 1 and not (self.tap_stride is None or self.pads)
 
     @classmethod
     def of(cls, problem: Problem) -> Layer:
