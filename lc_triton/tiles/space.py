@@ -52,6 +52,11 @@ MAX_SIDE, MAX_RUN = 8, 64
 # Registers of a thread in addition to its share of the accumulator: addresses, masks, operands. The weight gradient has
 # fewer, unless its input passes through registers; so have the others without dot and with one group.
 REGISTERS_OF_A_THREAD, REGISTERS_OF_WEIGHT_GRAD, REGISTERS_WITHOUT_DOT = 96, 64, 48
+# Three rules that were found with simulated kernels, for Hopper alone. The share of multiprocessors with a program from
+# which on the others do not matter: 128 programs on 132 are well placed. Streaming programs of eight warps that each
+# has at least: fewer end at unlike times. And the numbers of both operands of a weight gradient that loops over
+# samples, where one passes through registers.
+LEAST_BUSY, LEAST_STREAMS, MAX_THIN_NUMBERS = 0.9, 4, 80 * 128
 # Steps of a loop whose loads are under way at once, the one that is multiplied included.
 MAX_STAGES = 4
 # Each part of a split loop costs the traffic of the whole output in float32.
@@ -149,7 +154,7 @@ def overwrites_operand(task: Task, device: Device, config: TileConfig, *, activa
         config: the tile.
         activation_grad: whether the weight gradient takes g through the derivative of an activation.
     """
-    if device.arch != 90 or not (config.dot and config.swap) or on_vector_units(task):
+    if not (_is_hopper(device) and config.dot and config.swap) or on_vector_units(task):
         return False
     if task.pass_name == "weight_grad":
         return activation_grad and config.block_b * task.itemsize > WARP_GROUP_DEPTH
@@ -243,17 +248,22 @@ def has_whole_blocks(task: Task) -> bool:
 
 
 def uses_all(task: Task, device: Device, config: TileConfig) -> bool:
-    """Whether every multiprocessor has a program, and every thread a whole copy of weights a step.
+    """Whether nearly every multiprocessor has a program, and every thread a whole copy of weights a step.
 
     The weight gradient loads no weights: there, of each operand.
     """
-    if programs(task.pass_name, task.geo, task.batch, config) < device.multiprocessors:
+    if programs(task.pass_name, task.geo, task.batch, config) < least_programs(device):
         return False
     loaded = _copies(task, device, config.block_k, config.block_n)
     if task.pass_name == "weight_grad" and config.dot:
         thinner = min(config.block_k, config.block_n)
         loaded = min(loaded, config.block_b * thinner * task.itemsize // (COPY_BYTES * device.lanes))
     return loaded >= config.num_warps
+
+
+def least_programs(device: Device) -> float:
+    """How many programs keep a device busy."""
+    return (LEAST_BUSY if _is_hopper(device) else 1) * device.multiprocessors
 
 
 def _copies(task: Task, device: Device, k: int, n: int) -> int:
@@ -286,7 +296,8 @@ def _streams(task: Task, device: Device, config: TileConfig) -> Iterator[TileCon
     for stream in _powers(2, _power(blocks)):
         tile = replace(config, stream=stream)
         stages = min(MAX_STAGES, stream + 1, (device.shared_bytes - kept_bytes(task, tile)) // stage_bytes(task, tile))
-        if stages >= 3:
+        few = programs(task.pass_name, task.geo, task.batch, tile) < LEAST_STREAMS * device.multiprocessors
+        if stages >= 3 and not (few and _is_hopper(device) and tile.num_warps > 4):
             yield replace(tile, num_stages=stages)
 
 
@@ -373,6 +384,9 @@ def _sized(
         return
     if task.pass_name == "weight_grad" and m > 64 and (area < 64 * 16 or (limits.thin and m * k > 64 * 128)):
         return  # so deep and so small or thin a product spills: its operands are in registers twice over
+    loops = task.pass_name == "weight_grad" and task.batch > m
+    if loops and limits.thin and _is_hopper(device) and (m + n) * k > MAX_THIN_NUMBERS:
+        return  # a smaller one leaves registers to other programs, which alone hide its loads
     if task.weight_itemsize == 1 and task.itemsize == 4 and k > 32:
         return  # 8-bit weights widen to four times their registers, and 64 steps of them spill
     if limits.thin and _rounds_weights(task) and min(m, n) >= 128 and k > 32 and not _has_tensor_memory(device):
@@ -407,6 +421,11 @@ def swaps(task: Task, device: Device, k: int, m: int, n: int) -> bool:
 def _rounds_weights(task: Task) -> bool:
     """Whether the weights pass through registers on their way to the product, to be rounded to x's type."""
     return task.pass_name != "weight_grad" and task.weight_itemsize != task.itemsize
+
+
+def _is_hopper(device: Device) -> bool:
+    """Whether the simulator knows it."""
+    return device.arch == 90
 
 
 def _before_hopper(device: Device) -> bool:

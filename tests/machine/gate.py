@@ -154,10 +154,10 @@ def wants_whole_loads(row: Row) -> bool:
 
 
 def fills(row: Row) -> bool:
-    """Whether every multiprocessor has a program, or the loop is split as far as it goes."""
+    """Whether the device is busy, or the loop is split as far as it goes."""
     count = programs(row.pass_name, row.task.geo, row.batch, row.config)
     loop = loop_steps(row.pass_name, row.task.geo, row.batch, row.config)
-    return count >= DEVICES[row.device].multiprocessors or 2 * row.config.split > min(space.MAX_SPLIT, loop)
+    return count >= space.least_programs(DEVICES[row.device]) or 2 * row.config.split > min(space.MAX_SPLIT, loop)
 
 
 def wants_wgmma(row: Row) -> bool:

@@ -372,3 +372,29 @@ def test_variants_without_dot_have_other_warps_and_more_samples():
     twice = replace(tile, block_b=8, num_warps=4)
     assert set(variants(task("depthwise"), H200, tile)) == {*(replace(tile, num_warps=n) for n in (1, 2, 4)), twice}
     assert twice not in variants(task("depthwise", batch=4), H200, tile)
+
+
+def test_nearly_all_multiprocessors_are_enough_on_hopper():
+    layer = Geometry.make((4, 4), 256, 256, 3, padding=1)
+    t = Task("forward", layer, 512, "bfloat16", "bfloat16")
+    pick = model.choose(t, H200)
+    assert programs("forward", layer.as_4d(), 512, pick) == 128 < H200.multiprocessors
+    assert pick.split == 1
+    a100 = by_name("a100")
+    assert programs("forward", layer.as_4d(), 512, model.choose(t, a100)) >= a100.multiprocessors
+
+
+def test_eight_warps_stream_where_each_multiprocessor_has_several_programs():
+    few, many = Geometry.make((10, 10), 16, 16, 5), Geometry.make((63, 63), 16, 16, 9)
+    for layer, streams in ((few, False), (many, True)):
+        t = Task("weight_grad", layer, 128, "bfloat16", "bfloat16")
+        found = [c for c in candidates(t, H200) if c.stream > 1 and c.num_warps > 4]
+        least = 4 * H200.multiprocessors
+        assert all(programs("weight_grad", layer.as_4d(), 128, c) >= least for c in found)
+        assert bool(found) is streams
+
+
+def test_thin_weight_gradients_over_many_samples_hold_few_numbers():
+    layer = Geometry.make((32, 32), 3, 256, 9, stride=2, padding=4)
+    found = candidates(Task("weight_grad", layer, 512, "bfloat16", "bfloat16"), H200)
+    assert max((c.block_b + c.block_n) * c.block_k for c in found if c.block_b < 512) <= 80 * 128
