@@ -23,6 +23,8 @@ _chosen: ContextVar[str | None] = ContextVar("lc_triton_backend", default=None)
 _ahead: ContextVar[bool] = ContextVar("lc_triton_ahead", default=False)
 # The name that the innermost `backend` block of this context gave; None outside of one.
 chosen = _chosen.get
+# Whether this context is inside of a `compiling_ahead` block.
+is_compiling_ahead = _ahead.get
 
 
 @cache

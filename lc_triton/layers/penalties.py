@@ -37,7 +37,7 @@ def position_penalty(
 
     Returns:
         A scalar in the weight's dtype, or in float32 for 16 bits, differentiable any number of times. Value and
-        gradient are computed block by block, without a tensor of the weight's size but the gradient.
+        gradient are computed by kernels or block by block, without a tensor of the weight's size but the gradient.
 
     Raises:
         LocalConvError: (also a ValueError or TypeError) naming the argument, its value and what is allowed.

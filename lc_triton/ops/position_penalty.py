@@ -1,7 +1,7 @@
 """Penalties on how filters differ between positions, each value and each gradient in one pass over the weight.
 
-A weight is seen as `(*grid, D, A, B)`: positions, D = taps * channels, and filters as a sheet `(A, B)`, of one row
-where there is none. A pair of neighbours is a pair of filters.
+On a GPU each is a launch, elsewhere a loop over blocks. A weight is seen as `(*grid, D, A, B)`: positions, D = taps *
+channels, and filters as a sheet `(A, B)`, of one row where there is none. A pair of neighbours is a pair of filters.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from lc_triton.core.backend import is_compiling_ahead, resolve
 from lc_triton.core.batched_gradients import one_by_one
 from lc_triton.keras.penalty import can_block, wide
+from lc_triton.ops.dispatch import as_stored
 
 KINDS = ("neighbours", "mean", "smooth")
 REDUCTIONS = ("mean", "sum")
@@ -25,6 +27,8 @@ REDUCTIONS = ("mean", "sum")
 BLOCK = 1 << 18
 # Blocks of a CPU in one of another device, where each call is a launch.
 LAUNCHED = 16
+# Of a position, for the kernels.
+MOST_NUMBERS = 2**30
 
 Filters: TypeAlias = "tuple[Any, slice, slice]"
 ALL: Filters = (..., slice(None), slice(None))
@@ -100,10 +104,34 @@ def _sides(tensor: Tensor, pair: Pair) -> tuple[Tensor, Tensor]:
 def penalty(weight: Tensor, kind: Penalty) -> Tensor:
     """A penalty of a weight `(*positions, ..., F)`, a scalar in its dtype, or in float32 where that has 16 bits."""
     w = weight.reshape(*kind.grid, -1, *kind.sheet)
-    if not can_block(w) or forward_ad._current_level >= 0 or not w.numel():
+    if not _is_plain(w) or forward_ad._current_level >= 0 or not w.numel():
         return _plain(w, kind)
     value: Tensor = _Penalty.apply(w, kind)  # type: ignore[no-untyped-call]
     return value
+
+
+def _is_plain(w: Tensor) -> bool:
+    """Whether w is memory that nothing records, or no memory at all, for which kernels are compiled."""
+    return can_block(w) or (w.is_meta and is_compiling_ahead())
+
+
+def _has_kernels(w: Tensor, kind: Penalty) -> bool:
+    """Whether kernels compute a penalty; they count the numbers of a position in 32 bits."""
+    return not kind.is_sheet and w.shape[-3:].numel() < MOST_NUMBERS and resolve(w.device.type) == "triton"
+
+
+def _shape_for_kernels(w: Tensor, kind: Penalty) -> Any:
+    """The weight and the factors of its pairs, as the kernels read them."""
+    from lc_triton.launch.position_penalty import WeightShape
+
+    before = 3 - len(kind.grid)
+    if kind.kind == "mean":
+        factors = dict.fromkeys(range(3), _scale(w, kind))
+    else:
+        factors = {before + pair.dim: scale for pair, scale in kind.weighted(w)}
+    z, h, w_ = (1,) * before + kind.grid
+    of_z, of_h, of_w = (factors.get(dim, 0.0) for dim in range(3))
+    return WeightShape((z, h, w_), w.shape[-3], math.prod(kind.sheet), (of_z, of_h, of_w))
 
 
 def _plain(w: Tensor, kind: Penalty) -> Tensor:
@@ -128,24 +156,36 @@ def _inverse(squares: Tensor) -> Tensor:
 
 
 class _Penalty(torch.autograd.Function):
-    """The penalty of w `(*grid, D, A, B)` and its gradient, block by block."""
+    """The penalty of w `(*grid, D, A, B)` and its gradient, by kernels or block by block."""
 
     @staticmethod
     def forward(ctx: Any, w: Tensor, kind: Penalty) -> Tensor:
-        value, kept = FORWARD[kind.kind](w, kind)
+        ctx.kind, ctx.shape = kind, None
+        if _has_kernels(w, kind):
+            from lc_triton.launch import position_penalty as launch
+
+            ctx.shape = _shape_for_kernels(w, kind)
+            value, of_kernel = launch.VALUES[kind.kind](as_stored(w).contiguous(), ctx.shape)
+            kept: Sequence[Tensor] = () if of_kernel is None else (of_kernel,)
+        else:
+            value, kept = FORWARD[kind.kind](w, kind)
         ctx.save_for_backward(w, *kept)
-        ctx.kind = kind
         return value.to(wide(w.dtype))
 
     @staticmethod
     @one_by_one
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         (w, *kept), kind = ctx.saved_tensors, ctx.kind
-        if torch.is_grad_enabled() or not can_block(w):  # a double backward, or inside a transform
+        if torch.is_grad_enabled() or not _is_plain(w):  # a double backward, or inside a transform
             with torch.enable_grad():
                 again = w if w.requires_grad else w.detach().requires_grad_()
                 (gradient,) = torch.autograd.grad(_plain(again, kind), again, g, create_graph=True)
             return gradient, None
+        if ctx.shape is not None:
+            from lc_triton.launch import position_penalty as launch
+
+            stored, of_kernel = as_stored(w).contiguous(), kept[0] if kept else None
+            return launch.GRADIENTS[kind.kind](stored, of_kernel, as_stored(g), ctx.shape), None
         return BACKWARD[kind.kind](w, kept, g, kind), None
 
 

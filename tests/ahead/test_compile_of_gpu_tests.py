@@ -4,6 +4,7 @@ import pytest
 
 from lc_triton.ahead.session import collecting
 from lc_triton.launch import launcher
+from lc_triton.ops.position_penalty import KINDS
 from lc_triton.tiles.config import PASSES
 from lc_triton.tiles.device import by_name
 from tests.cases import CASES
@@ -26,6 +27,7 @@ def test_every_call_of_the_tests_on_a_gpu_can_be_compiled_ahead(tmp_path, monkey
     others = ["low_rank_forward"]
     others += [f"{kind}_{name}" for kind in ("four_bits", "four_bits_vector") for name in ("forward", "input_grad")]
     others += [f"gather_{name}" for name in PASSES]
+    others += [f"{kind}{of}" for kind in KINDS for of in ("", "_grad")]
     assert launched >= {
         f"{name}_kernel" for name in (*PASSES, "shared_weight_grad", "combine", "pad_channels", *others)
     }

@@ -26,7 +26,7 @@ NUMPY_TYPES = {
 }  # fmt: skip
 # What kernels only read, by the names of their arguments; all else they only write. A kernel that has the last one
 # updates a weight and its states: it reads and writes them.
-TABLES = ("p_table", "p_first", "p_taps", "p_scale", "p_mixing")
+TABLES = ("p_table", "p_first", "p_taps", "p_scale", "p_mixing", "p_mean")
 READ_ONLY = ("p_x", "p_w", "p_bias", "p_g", "p_saved", "p_parts", *TABLES, "p_added", "p_scalars")
 UPDATED = ("p_dw", "p_w", "p_m", "p_v", "p_amax", "p_correction")
 Parameter = tuple[str, Any, Any]  # name, Triton's type, value

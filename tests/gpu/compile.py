@@ -29,6 +29,7 @@ from tests.cases import CASES, Case, tensors
 from tests.gpu import test_low_rank as low_rank
 from tests.gpu import test_on_a_gpu as values
 from tests.gpu import test_optimizers as optimizers
+from tests.gpu import test_position_penalty as penalties
 from tests.gpu import test_tables_and_four_bits as tables
 from tests.gpu import test_tuning as tuning
 from tests.shared_cases import SHARED
@@ -64,6 +65,9 @@ def calls(device: Device) -> Iterator[Callable[[], None]]:
         yield partial(step_of, tables.layer_of(sizes, dtype).to("meta"), (batch, 40, sizes[0]), dtype)
     for case, dtype, batch in tables.FOUR_BITS:
         yield partial(four_bits, replace(case, batch=batch), dtype)
+    for name, kind, dtype, reduction in penalties.ROWS:
+        layer = penalties.LAYERS[name]().to("meta", dtype)
+        yield partial(penalties.results, layer, kind, reduction, torch.empty((), device="meta"))
     for name, clip_norm, penalised, (dtype, _) in product(*optimizers.STEPS.values()):
         yield partial(training, name, clip_norm, penalised, dtype)
     for dtype, of_sum in product(optimizers.SUM_DTYPES, optimizers.SUMS):

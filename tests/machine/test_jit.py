@@ -21,6 +21,14 @@ from lc_triton.kernels.four_bits_vector import four_bits_vector_forward_kernel, 
 from lc_triton.kernels.gather import gather_forward_kernel, gather_input_grad_kernel, gather_weight_grad_kernel
 from lc_triton.kernels.low_rank import low_rank_forward_kernel
 from lc_triton.kernels.pad_channels import pad_channels_kernel
+from lc_triton.kernels.position_penalty import (
+    mean_grad_kernel,
+    mean_kernel,
+    neighbours_grad_kernel,
+    neighbours_kernel,
+    smooth_grad_kernel,
+    smooth_kernel,
+)
 from lc_triton.kernels.shared_weight_grad import shared_weight_grad_kernel
 from lc_triton.kernels.update import combine_update_kernel
 from lc_triton.launch.absent import absent_gpu
@@ -48,6 +56,12 @@ ALL = [
     gather_forward_kernel,
     gather_input_grad_kernel,
     gather_weight_grad_kernel,
+    smooth_kernel,
+    smooth_grad_kernel,
+    neighbours_kernel,
+    neighbours_grad_kernel,
+    mean_kernel,
+    mean_grad_kernel,
 ]
 
 

@@ -1,0 +1,58 @@
+"""The kernels of position_penalty, compiled to machine code for GPUs that need not be here."""
+
+import pytest
+import torch
+
+from lc_triton.launch import position_penalty as launch
+from lc_triton.launch.build import machine_code
+from lc_triton.launch.ptx_scan import marks
+from lc_triton.ops.position_penalty import KINDS
+from lc_triton.tiles.device import DEVICES
+from tests.machine.by_rule import empty, launched
+from tests.machine.test_ptx_scan import narrowed
+from tests.pairwise import pairwise
+
+pytestmark = [pytest.mark.compile, pytest.mark.slow]
+
+# Grid, entries, filters: whole blocks, a row, odd ones of three dimensions, one filter.
+SIZES = [((1, 54, 54), 576, 64), ((1, 1, 300), 27, 24), ((5, 7, 6), 35, 3), ((1, 9, 7), 20, 1)]
+DTYPES = [torch.bfloat16, torch.float32, torch.float64]
+
+
+def compiled(kind, of_gradient, sizes, dtype, arch):
+    """The kernel that a launch on tensors without memory would run."""
+    shape = launch.WeightShape(*sizes, (0.1, 0.2, 0.3))
+    w, of_sums = empty(*shape.grid, shape.numbers, dtype=dtype), torch.promote_types(dtype, torch.float32)
+    if not of_gradient:
+        return launched(launch, arch, launch.VALUES[kind], w, shape)[0]
+    kept = {
+        "neighbours": empty(shape.dimensions + 1, shape.positions, shape.filters, dtype=of_sums),
+        "mean": empty(shape.numbers, dtype=of_sums),
+        "smooth": None,
+    }
+    return launched(launch, arch, launch.GRADIENTS[kind], w, kept[kind], empty(dtype=of_sums), shape)[0]
+
+
+ROWS = pairwise(KINDS, (False, True), SIZES, DTYPES, ["a100", "h100", "b200"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "of_gradient", "sizes", "dtype", "name"),
+    [pytest.param(*row, marks=() if n % 4 == 0 else pytest.mark.nightly) for n, row in enumerate(ROWS)],
+)
+def test_registers_and_marks(kind, of_gradient, sizes, dtype, name):
+    kernel = compiled(kind, of_gradient, sizes, dtype, DEVICES[name].arch)
+    assert machine_code("forward", kernel).spills == 0
+    assert not marks(kernel.asm["ptx"])
+    assert not narrowed(kernel.asm["llir"])
+    assert "atom" not in kernel.asm["ptx"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("of_gradient", [False, True])
+def test_whole_rows_move_128_bits_at_a_time(kind, of_gradient):
+    for dtype in (torch.bfloat16, torch.float32):
+        kernel = compiled(kind, of_gradient, SIZES[0], dtype, 90)
+        assert machine_code("forward", kernel).weight_bits == 128
+        if of_gradient:
+            assert machine_code("weight_grad", kernel).weight_bits == 128
