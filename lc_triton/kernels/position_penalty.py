@@ -135,29 +135,29 @@ def smooth_grad_kernel(
         left = left + (load_numbers(p_w, z, h0 + i, w0 - 1, n, m_n, SHAPE),)  # [BN]
         column = column + (load_numbers(p_w, z, h0 + i, w0, n, m_n, SHAPE),)  # [BN]
 
-    # Loop over columns.
+    # Loop over columns. All that one needs is loaded before anything is stored.
     for w in range(w0, tl.minimum(w0 + TILE.cols, W)):
-        right = ()
+        right, above, below, before, behind = (), column[0], column[0], column, column
         for i in tl.static_range(TR):
             right = right + (load_numbers(p_w, z, h0 + i, w + 1, n, m_n, SHAPE),)  # [BN]
+        if H > 1:
+            above = load_numbers(p_w, z, h0 - 1, w, n, m_n, SHAPE)  # [BN]
+            below = load_numbers(p_w, z, h0 + TR, w, n, m_n, SHAPE)  # [BN]
+        if Z > 1:
+            before, behind = (), ()
+            for i in tl.static_range(TR):
+                before = before + (load_numbers(p_w, z - 1, h0 + i, w, n, m_n, SHAPE),)  # [BN]
+                behind = behind + (load_numbers(p_w, z + 1, h0 + i, w, n, m_n, SHAPE),)  # [BN]
         for i in tl.static_range(TR):
             h, own = h0 + i, column[i]
-            acc = apart(own, left[i], w > 0, ACC) + apart(own, right[i], w + 1 < W, ACC)
-            acc = SHAPE.scales[2] * acc
+            acc = SHAPE.scales[2] * (apart(own, left[i], w > 0, ACC) + apart(own, right[i], w + 1 < W, ACC))
             if H > 1:
-                if i > 0:
-                    above = column[i - 1]
-                else:
-                    above = load_numbers(p_w, z, h - 1, w, n, m_n, SHAPE)  # [BN]
-                if i + 1 < TR:
-                    below = column[i + 1]
-                else:
-                    below = load_numbers(p_w, z, h + 1, w, n, m_n, SHAPE)  # [BN]
-                acc += SHAPE.scales[1] * (apart(own, above, h > 0, ACC) + apart(own, below, h + 1 < H, ACC))
+                of_h = apart(own, column[i - 1] if i > 0 else above, h > 0, ACC)
+                of_h += apart(own, column[i + 1] if i + 1 < TR else below, h + 1 < H, ACC)
+                acc += SHAPE.scales[1] * of_h
             if Z > 1:
-                before = load_numbers(p_w, z - 1, h, w, n, m_n, SHAPE)  # [BN]
-                behind = load_numbers(p_w, z + 1, h, w, n, m_n, SHAPE)  # [BN]
-                acc += SHAPE.scales[0] * (apart(own, before, z > 0, ACC) + apart(own, behind, z + 1 < Z, ACC))
+                of_z = apart(own, before[i], z > 0, ACC) + apart(own, behind[i], z + 1 < Z, ACC)
+                acc += SHAPE.scales[0] * of_z
 
             # Epilogue of a position.
             position, m = place_of(z, h, w, SHAPE)
@@ -169,7 +169,7 @@ def smooth_grad_kernel(
 def inverse_norm(squares):
     """1 / norm, and 0 for a filter of zeros, which has no direction."""
     nonzero = squares > 0.0
-    return tl.where(nonzero, 1.0 / tl.sqrt(tl.where(nonzero, squares, 1.0)), 0.0)
+    return tl.where(nonzero, tl.rsqrt(tl.where(nonzero, squares, 1.0)), 0.0)
 
 
 @triton.jit
@@ -220,7 +220,7 @@ def neighbours_kernel(
             along_z = along_z + (tl.zeros((BK, BN), ACC),)
 
     # Loop over the entries of filters.
-    for start in range(0, D, BK):
+    for start in tl.range(0, D, BK, num_stages=TILE.stages):
         k = start + tl.arange(0, BK)
         n = k[:, None] * F + f[None, :]
         m_n = (k < D)[:, None] & m_f[None, :]
@@ -295,10 +295,11 @@ def load_of_filters(p_saved, z, h, w, f, m_f, KIND: tl.constexpr, SHAPE: tl.cons
 
 
 @triton.jit
-def of_pair(b_own, b_other, own, other, cosine, exists, ACC: tl.constexpr):
-    """The gradient of -cos(a, b) for a, times the norm of a: `cos a / |a| - b / |b|`, zero without such a pair."""
-    d = (cosine * own)[None, :] * b_own.to(ACC) - other[None, :] * b_other.to(ACC)
-    return tl.where(exists, d, 0.0)
+def load_direction(p_w, p_saved, z, h, w, n, m_n, f, m_f, SHAPE: tl.constexpr):
+    """The directions `a / |a|` of a position's filters, in the shape of n, and 1 / |a|; zeros off the grid."""
+    inverse = load_of_filters(p_saved, z, h, w, f, m_f, 0, SHAPE)
+    b_w = load_numbers(p_w, z, h, w, n, m_n, SHAPE)  # [BK, BN]
+    return b_w.to(inverse.dtype) * inverse[None, :], inverse
 
 
 @triton.jit
@@ -333,55 +334,52 @@ def neighbours_grad_kernel(
     n = k[:, None] * F + f[None, :]
     m_n = (k < D)[:, None] & m_f[None, :]
     g = tl.load(p_g).to(ACC) * 0.5
-    left, column = (), ()
+    left, column, of_column, cosines_left = (), (), (), ()
     for i in tl.static_range(TR):
-        left = left + (load_numbers(p_w, z, h0 + i, w0 - 1, n, m_n, SHAPE),)  # [BK, BN]
-        column = column + (load_numbers(p_w, z, h0 + i, w0, n, m_n, SHAPE),)  # [BK, BN]
+        direction, _ = load_direction(p_w, p_saved, z, h0 + i, w0 - 1, n, m_n, f, m_f, SHAPE)
+        left = left + (direction,)
+        direction, inverse = load_direction(p_w, p_saved, z, h0 + i, w0, n, m_n, f, m_f, SHAPE)
+        column, of_column = column + (direction,), of_column + (inverse,)
+        cosines_left = cosines_left + (load_of_filters(p_saved, z, h0 + i, w0 - 1, f, m_f, 1, SHAPE),)
 
-    # Loop over columns.
+    # Loop over columns. All that one needs is loaded before anything is stored. Neighbours off the grid are zeros.
     for w in range(w0, tl.minimum(w0 + TILE.cols, W)):
-        right = ()
+        right, of_right, cosines_right = (), (), ()
         for i in tl.static_range(TR):
-            right = right + (load_numbers(p_w, z, h0 + i, w + 1, n, m_n, SHAPE),)  # [BK, BN]
+            direction, inverse = load_direction(p_w, p_saved, z, h0 + i, w + 1, n, m_n, f, m_f, SHAPE)
+            right, of_right = right + (direction,), of_right + (inverse,)
+            cosines_right = cosines_right + (load_of_filters(p_saved, z, h0 + i, w, f, m_f, 1, SHAPE),)
+        above, below, cosines_h = column[0], column[0], ()
+        if H > 1:
+            above, _ = load_direction(p_w, p_saved, z, h0 - 1, w, n, m_n, f, m_f, SHAPE)
+            below, _ = load_direction(p_w, p_saved, z, h0 + TR, w, n, m_n, f, m_f, SHAPE)
+            for i in tl.static_range(TR + 1):
+                cosines_h = cosines_h + (load_of_filters(p_saved, z, h0 + i - 1, w, f, m_f, 2, SHAPE),)
+        of_z, cosines_z = (), ()
+        if Z > 1:
+            for i in tl.static_range(TR):
+                before, _ = load_direction(p_w, p_saved, z - 1, h0 + i, w, n, m_n, f, m_f, SHAPE)
+                behind, _ = load_direction(p_w, p_saved, z + 1, h0 + i, w, n, m_n, f, m_f, SHAPE)
+                cosine = load_of_filters(p_saved, z - 1, h0 + i, w, f, m_f, 3, SHAPE)
+                cosine += load_of_filters(p_saved, z, h0 + i, w, f, m_f, 3, SHAPE)
+                of_z, cosines_z = of_z + (before + behind,), cosines_z + (cosine,)
         for i in tl.static_range(TR):
-            h, b_own = h0 + i, column[i]
-            own = load_of_filters(p_saved, z, h, w, f, m_f, 0, SHAPE)
-            other = load_of_filters(p_saved, z, h, w - 1, f, m_f, 0, SHAPE)
-            cosine = load_of_filters(p_saved, z, h, w - 1, f, m_f, 1, SHAPE)
-            acc = of_pair(b_own, left[i], own, other, cosine, w > 0, ACC)
-            other = load_of_filters(p_saved, z, h, w + 1, f, m_f, 0, SHAPE)
-            cosine = load_of_filters(p_saved, z, h, w, f, m_f, 1, SHAPE)
-            acc = SHAPE.scales[2] * (acc + of_pair(b_own, right[i], own, other, cosine, w + 1 < W, ACC))
+            cosine = SHAPE.scales[2] * (cosines_left[i] + cosines_right[i])  # [BN]
+            acc = SHAPE.scales[2] * (left[i] + right[i])  # [BK, BN]
             if H > 1:
-                if i > 0:
-                    above = column[i - 1]
-                else:
-                    above = load_numbers(p_w, z, h - 1, w, n, m_n, SHAPE)  # [BK, BN]
-                if i + 1 < TR:
-                    below = column[i + 1]
-                else:
-                    below = load_numbers(p_w, z, h + 1, w, n, m_n, SHAPE)  # [BK, BN]
-                other = load_of_filters(p_saved, z, h - 1, w, f, m_f, 0, SHAPE)
-                cosine = load_of_filters(p_saved, z, h - 1, w, f, m_f, 2, SHAPE)
-                of_h = of_pair(b_own, above, own, other, cosine, h > 0, ACC)
-                other = load_of_filters(p_saved, z, h + 1, w, f, m_f, 0, SHAPE)
-                cosine = load_of_filters(p_saved, z, h, w, f, m_f, 2, SHAPE)
-                acc += SHAPE.scales[1] * (of_h + of_pair(b_own, below, own, other, cosine, h + 1 < H, ACC))
+                cosine += SHAPE.scales[1] * (cosines_h[i] + cosines_h[i + 1])
+                of_above, of_below = column[i - 1] if i > 0 else above, column[i + 1] if i + 1 < TR else below
+                acc += SHAPE.scales[1] * (of_above + of_below)
             if Z > 1:
-                before = load_numbers(p_w, z - 1, h, w, n, m_n, SHAPE)  # [BK, BN]
-                behind = load_numbers(p_w, z + 1, h, w, n, m_n, SHAPE)  # [BK, BN]
-                other = load_of_filters(p_saved, z - 1, h, w, f, m_f, 0, SHAPE)
-                cosine = load_of_filters(p_saved, z - 1, h, w, f, m_f, 3, SHAPE)
-                of_z = of_pair(b_own, before, own, other, cosine, z > 0, ACC)
-                other = load_of_filters(p_saved, z + 1, h, w, f, m_f, 0, SHAPE)
-                cosine = load_of_filters(p_saved, z, h, w, f, m_f, 3, SHAPE)
-                acc += SHAPE.scales[0] * (of_z + of_pair(b_own, behind, own, other, cosine, z + 1 < Z, ACC))
+                cosine += SHAPE.scales[0] * cosines_z[i]
+                acc += SHAPE.scales[0] * of_z[i]
 
             # Epilogue of a position.
-            position, m = place_of(z, h, w, SHAPE)
-            b_dw = (g * own)[None, :] * acc
+            position, m = place_of(z, h0 + i, w, SHAPE)
+            b_dw = (g * of_column[i])[None, :] * (cosine[None, :] * column[i] - acc)
             tl.store(p_dw + position * (D * F) + n, b_dw.to(p_dw.dtype.element_ty), mask=m_n & m)  # [BK, BN]
-        left, column = column, right
+        left, cosines_left = column, cosines_right
+        column, of_column = right, of_right
 
 
 @triton.jit

@@ -27,14 +27,18 @@ from lc_triton.tiles.key import bucket
 # A thread loads 16 bytes of each block, or two numbers where rows do not begin at multiples of that; the threads of a
 # program at most, and those of a warp.
 VECTOR, LEAST, THREADS, WARP = 16, 2, 128, 32
+# Numbers of a thread in a block of filters, beside which a kernel holds numbers of each filter.
+MOST = 4
 # Bytes that programs read between a position and its neighbour in the slowest dimension: L2 holds a few times as much.
 REUSED = 1 << 22
 # Programs that a launch should have: some four for each multiprocessor.
 PROGRAMS = 512
 # Rows of positions of a program by the dimensions of the grid, and columns that it walks along.
-ROWS, COLUMNS = {1: 1, 2: 4, 3: 2}, 16
+ROWS, COLUMNS = {1: 1, 2: 4, 3: 2}, 8
 # Rows and columns of a program of the cosines, whose sums are in registers.
 PAIRED = {1: (1, 4), 2: (2, 2), 3: (1, 2)}
+# Of its loop, whose loads are asynchronous.
+STAGES = 3
 # Positions of a chunk, of which the mean is taken, and how many are loaded at a time.
 CHUNK, LOADED = 64, 8
 
@@ -78,6 +82,7 @@ class PenaltyTile(NamedTuple):
     block_k: int
     block_n: int
     span: int
+    stages: int
 
 
 class Block(NamedTuple):
@@ -90,9 +95,17 @@ class Block(NamedTuple):
     across: int
 
     @classmethod
-    def of(cls, w: Tensor, rows: int, row: int, longest: int) -> Block:
-        """A block of a position's rows of so many numbers, at most `longest` threads wide."""
-        vector = VECTOR // w.itemsize
+    def of(cls, w: Tensor, rows: int, row: int, longest: int, most: int) -> Block:
+        """A block of a position's rows of so many numbers.
+
+        Args:
+            w: the weight.
+            rows: of a position.
+            row: numbers of one.
+            longest: threads of a row of the block, at most.
+            most: numbers of a thread.
+        """
+        vector = min(VECTOR // w.itemsize, most)
         of_thread = max(min(LEAST, vector), math.gcd(row, vector))
         n = min(bucket(row), of_thread * longest)
         k = min(bucket(rows), of_thread * THREADS // n)
@@ -101,16 +114,17 @@ class Block(NamedTuple):
     @classmethod
     def of_numbers(cls, w: Tensor, shape: WeightShape) -> Block:
         """The block of a kernel to which filters do not matter."""
-        return cls.of(w, 1, shape.numbers, THREADS)
+        return cls.of(w, 1, shape.numbers, THREADS, VECTOR)
 
     @classmethod
     def of_filters(cls, w: Tensor, shape: WeightShape) -> Block:
-        """The block of a kernel that reads numbers of each filter beside the weight; its rows are up to 256 bytes."""
-        return cls.of(w, shape.entries, shape.filters, WARP // 2)
+        """The block of a kernel that reads numbers of each filter beside the weight; its rows are up to 32 numbers."""
+        return cls.of(w, shape.entries, shape.filters, WARP // 4, MOST)
 
-    def config(self, rows: int, cols: int) -> TileConfig:
-        """The tile of so many positions."""
-        return TileConfig(rows, cols, self.filters, 1, self.entries, dot=False, num_warps=self.warps, num_stages=1)
+    def config(self, rows: int, cols: int, stages: int = 1) -> TileConfig:
+        """The tile of so many positions, whose loads are so many steps of a loop ahead, less one."""
+        block = self.filters, 1, self.entries
+        return TileConfig(rows, cols, *block, dot=False, num_warps=self.warps, num_stages=stages)
 
 
 class Tiling(NamedTuple):
@@ -165,7 +179,7 @@ def smooth_grad(w: Tensor, kept: Tensor | None, g: Tensor, shape: WeightShape) -
 def neighbours(w: Tensor, shape: WeightShape) -> tuple[Tensor, Tensor]:
     """The penalty, a float64 scalar; 1 / norm of each filter and the cosines of all pairs, for the gradient."""
     block = Block.of_filters(w, shape)
-    config, size = block.config(*PAIRED[shape.dimensions]), shape.entries * block.filters * w.itemsize
+    config, size = block.config(*PAIRED[shape.dimensions], STAGES), shape.entries * block.filters * w.itemsize
     tiling = Tiling.of(shape, config, block.across, size)
     kept = w.new_empty((shape.dimensions + 1, shape.positions, shape.filters), dtype=_accumulator(w))
     sums = kept.new_empty(tiling.programs)
@@ -235,6 +249,6 @@ def _launches_of(shape: WeightShape, config: TileConfig, device: int | None, gen
 
 def _launch(kernel: Any, tensors: tuple[Any, ...], shape: WeightShape, tiling: Tiling) -> None:
     config, device = tiling.config, tensors[0].device
-    tile = PenaltyTile(config.rows, config.cols, config.block_k, config.block_f, tiling.span)
+    tile = PenaltyTile(config.rows, config.cols, config.block_k, config.block_f, tiling.span, config.num_stages)
     launches = _launches_of(shape, config, device.index, chooser.generation)
     prepare(launches, kernel, tiling.programs, config, tensors, (shape, tile), device)(*tensors)

@@ -50,9 +50,10 @@ def test_registers_and_marks(kind, of_gradient, sizes, dtype, name):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("of_gradient", [False, True])
-def test_whole_rows_move_128_bits_at_a_time(kind, of_gradient):
+def test_whole_rows_move_as_many_bits_as_a_thread_holds(kind, of_gradient):
     for dtype in (torch.bfloat16, torch.float32):
         kernel = compiled(kind, of_gradient, SIZES[0], dtype, 90)
-        assert machine_code("forward", kernel).weight_bits == 128
+        bits = 64 if kind == "neighbours" and dtype == torch.bfloat16 else 128  # by four numbers
+        assert machine_code("forward", kernel).weight_bits == bits
         if of_gradient:
-            assert machine_code("weight_grad", kernel).weight_bits == 128
+            assert machine_code("weight_grad", kernel).weight_bits == bits
