@@ -49,11 +49,10 @@ def test_registers_and_marks(kind, of_gradient, sizes, dtype, name):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("of_gradient", [False, True])
-def test_whole_rows_move_as_many_bits_as_a_thread_holds(kind, of_gradient):
-    for dtype in (torch.bfloat16, torch.float32):
-        kernel = compiled(kind, of_gradient, SIZES[0], dtype, 90)
-        bits = 64 if kind == "neighbours" and dtype == torch.bfloat16 else 128  # by four numbers
-        assert machine_code("forward", kernel).weight_bits == bits
-        if of_gradient:
-            assert machine_code("weight_grad", kernel).weight_bits == bits
+@pytest.mark.parametrize(("of_gradient", "dtype"), [(False, torch.bfloat16), (True, torch.float32)])
+def test_whole_rows_move_as_many_bits_as_a_thread_holds(kind, of_gradient, dtype):
+    kernel = compiled(kind, of_gradient, SIZES[0], dtype, 90)
+    bits = 64 if kind == "neighbours" and dtype == torch.bfloat16 else 128  # by four numbers
+    assert machine_code("forward", kernel).weight_bits == bits
+    if of_gradient:
+        assert machine_code("weight_grad", kernel).weight_bits == bits
