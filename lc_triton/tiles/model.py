@@ -23,6 +23,7 @@ from lc_triton.tiles.space import (
     WARP_GROUP_ROWS,
     candidates,
     has_room_for_activation_grad,
+    is_hopper,
     is_thin,
     on_vector_units,
     overwrites_operand,
@@ -50,8 +51,9 @@ CODE_INSTRUCTIONS = 90
 FULL_OVERLAP = 3
 # The share of the tensor cores' rate that single warps reach on a device whose matrix instruction is for four warps.
 UNGROUPED_MMA_RATE = 0.6
-# The predicted gain from which on a tile that leaves something idle goes before one that leaves nothing idle.
-MIN_GAIN = 1.5
+# The predicted gain from which on a tile that leaves something idle goes before one that leaves nothing idle. Of Hopper
+# it is known from simulated kernels.
+MIN_GAIN, MIN_GAIN_ON_HOPPER = 1.5, 1.1
 # Numbers of 16 bits that a multiprocessor loads one by one a cycle. Fitted to simulated forwards with and without
 # padded channels; and the filters for which a program loads them.
 LOADED_NUMBERS, LOADED_FOR = 12, 128
@@ -76,8 +78,9 @@ def ranked(task: Task, device: Device) -> list[tuple[float, TileConfig]]:
     A tile that uses all of the device goes before one that does not, unless the latter is predicted to be MIN_GAIN
     times faster: the prediction is less certain than the idle part.
     """
+    least_gain = MIN_GAIN_ON_HOPPER if is_hopper(device) else MIN_GAIN
     timed = [(predict(task, device, config), config) for config in candidates(task, device)]
-    return sorted(timed, key=lambda pair: pair[0] * (1 if uses_all(task, device, pair[1]) else MIN_GAIN))
+    return sorted(timed, key=lambda pair: pair[0] * (1 if uses_all(task, device, pair[1]) else least_gain))
 
 
 class RooflineTerms(NamedTuple):

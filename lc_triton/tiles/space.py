@@ -154,7 +154,7 @@ def overwrites_operand(task: Task, device: Device, config: TileConfig, *, activa
         config: the tile.
         activation_grad: whether the weight gradient takes g through the derivative of an activation.
     """
-    if not (_is_hopper(device) and config.dot and config.swap) or on_vector_units(task):
+    if not (is_hopper(device) and config.dot and config.swap) or on_vector_units(task):
         return False
     if task.pass_name == "weight_grad":
         return activation_grad and config.block_b * task.itemsize > WARP_GROUP_DEPTH
@@ -252,18 +252,14 @@ def uses_all(task: Task, device: Device, config: TileConfig) -> bool:
 
     The weight gradient loads no weights: there, of each operand.
     """
-    if programs(task.pass_name, task.geo, task.batch, config) < least_programs(device):
+    least = LEAST_BUSY if is_hopper(device) else 1
+    if programs(task.pass_name, task.geo, task.batch, config) < least * device.multiprocessors:
         return False
     loaded = _copies(task, device, config.block_k, config.block_n)
     if task.pass_name == "weight_grad" and config.dot:
         thinner = min(config.block_k, config.block_n)
         loaded = min(loaded, config.block_b * thinner * task.itemsize // (COPY_BYTES * device.lanes))
     return loaded >= config.num_warps
-
-
-def least_programs(device: Device) -> float:
-    """How many programs keep a device busy."""
-    return (LEAST_BUSY if _is_hopper(device) else 1) * device.multiprocessors
 
 
 def _copies(task: Task, device: Device, k: int, n: int) -> int:
@@ -297,7 +293,7 @@ def _streams(task: Task, device: Device, config: TileConfig) -> Iterator[TileCon
         tile = replace(config, stream=stream)
         stages = min(MAX_STAGES, stream + 1, (device.shared_bytes - kept_bytes(task, tile)) // stage_bytes(task, tile))
         few = programs(task.pass_name, task.geo, task.batch, tile) < LEAST_STREAMS * device.multiprocessors
-        if stages >= 3 and not (few and _is_hopper(device) and tile.num_warps > 4):
+        if stages >= 3 and not (few and is_hopper(device) and tile.num_warps > 4):
             yield replace(tile, num_stages=stages)
 
 
@@ -385,7 +381,7 @@ def _sized(
     if task.pass_name == "weight_grad" and m > 64 and (area < 64 * 16 or (limits.thin and m * k > 64 * 128)):
         return  # so deep and so small or thin a product spills: its operands are in registers twice over
     loops = task.pass_name == "weight_grad" and task.batch > m
-    if loops and limits.thin and _is_hopper(device) and (m + n) * k > MAX_THIN_NUMBERS:
+    if loops and limits.thin and is_hopper(device) and (m + n) * k > MAX_THIN_NUMBERS:
         return  # a smaller one leaves registers to other programs, which alone hide its loads
     if task.weight_itemsize == 1 and task.itemsize == 4 and k > 32:
         return  # 8-bit weights widen to four times their registers, and 64 steps of them spill
@@ -423,7 +419,7 @@ def _rounds_weights(task: Task) -> bool:
     return task.pass_name != "weight_grad" and task.weight_itemsize != task.itemsize
 
 
-def _is_hopper(device: Device) -> bool:
+def is_hopper(device: Device) -> bool:
     """Whether the simulator knows it."""
     return device.arch == 90
 
