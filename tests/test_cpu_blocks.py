@@ -69,6 +69,29 @@ def test_windows_are_never_all_in_memory(case, way, monkeypatch):
 @pytest.mark.parametrize(
     "case",
     [
+        Case("one_tap", (5, 4), 3, 6, 1, groups=3),
+        Case("side_by_side", (4, 6), 3, 3, 2, stride=2, groups=3),
+        Case("side_by_side_dilated", (8,), 1, 1, 2, stride=3, dilation=2),
+    ],
+    ids=lambda case: case.name,
+)
+@pytest.mark.parametrize("most_bytes", [200, 1 << 20])
+def test_no_gradient_is_added_to_what_memory_holds(case, dtype, most_bytes, monkeypatch):
+    """Windows that have no site in common write each site once."""
+    Way(most_bytes=most_bytes, tap_by_tap=True).take(monkeypatch)
+    monkeypatch.setattr(workspace, "_kept", threading.local())
+    t = tensors(case, dtype)
+    torch.use_deterministic_algorithms(True)  # so that new memory is NaN
+    try:
+        check(run(case, t), expected(case, t), 8 * torch.finfo(dtype).eps)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "case",
+    [
         Case("2d", (8, 8), 8, 2, 3, batch=64),
         Case("2d_rows", (8, 8), 8, 2, 3, batch=64, share="rows"),
         Case("depthwise", (8, 8), 8, 8, 3, groups=8, batch=64),

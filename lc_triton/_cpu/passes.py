@@ -118,15 +118,16 @@ def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, probl
                 else:
                     found = product.input_grad(*operands)
                     if layer.apart:
-                        places = Rows(box, total, sites(layer, batch, geo.in_spatial))
-                        places.view(*range(lead), -5, -4, -3, -2, -1).copy_(found)
+                        of_windows = Rows(box, total, sites(layer, batch, geo.in_spatial))
+                        of_windows.view(*range(lead), -5, -4, -3, -2, -1).copy_(found)
                         continue
                     found = found.permute(*box.order, -1, lead, lead + 1, lead + 2, lead + 3, lead - 1, lead + 4)
                     if box.inner:
                         found = held.take(*found.shape).copy_(found)
                     found = found.view(*box.shape, batch, *geo.kernel, layer.groups, layer.channels).movedim(4, 0)
                     found = overlay(found, geo, box.sites, (even, odd)).flatten(5, 6)
-                total.view(batch, *geo.in_spatial, geo.in_channels)[box.read].add_(found[box.inside])
+                places = total.view(batch, *geo.in_spatial, geo.in_channels)[box.read]
+                (Tensor.copy_ if layer.apart else Tensor.add_)(places, found[box.inside])
             if bias is not None:
                 total += bias
             if total is not target or act is not LINEAR:
