@@ -1,5 +1,6 @@
 """How the pure-torch path cuts a layer into blocks, and the memory that these go through."""
 
+import itertools
 import math
 import threading
 from dataclasses import replace
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 import lc_triton
-from lc_triton._cpu import passes, workspace
+from lc_triton._cpu import blocks, passes, workspace
 from lc_triton._cpu.workspace import Buffer
 from lc_triton.core.problem import Problem
 from lc_triton.ops import dispatch
@@ -86,6 +87,28 @@ def test_no_gradient_is_added_to_what_memory_holds(case, dtype, most_bytes, monk
         check(run(case, t), expected(case, t), 8 * torch.finfo(dtype).eps)
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("2d", (4, 5), 3, 4, 2, batch=9),
+        Case("2d_groups", (4, 5), 6, 6, (2, 1), groups=2, batch=9),
+        Case("one_position", (3, 2), 3, 4, (3, 1), stride=2, batch=9),
+        Case("2d_blocks", (3, 3), 3, 4, 1, share=(1, 1), batch=9),
+        Case("2d_padded", (3, 3), 2, 4, 2, padding=1, batch=9),
+    ],
+    ids=lambda case: case.name,
+)
+def test_parts_of_different_sizes_are_added(case, dtype, monkeypatch):
+    """The last part may have fewer samples than there are filters where the first has more."""
+    t, geo = tensors(case, dtype), case.geometry
+    of_sample = geo.groups * geo.window, geo.sites * geo.in_channels  # of one window, or of a turned input
+    for samples, numbers in itertools.product(range(1, case.batch), of_sample):
+        monkeypatch.setattr(blocks, "MOST_BYTES", samples * numbers * max(4, dtype.itemsize))
+        dw, _ = dispatch.weight_grad(t.x, t.g, Problem(geo), dtype, with_bias=False)
+        assert_close(dw, expected(case, t)["dw"], 8 * torch.finfo(dtype).eps, f"{samples} samples at most")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

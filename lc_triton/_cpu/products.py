@@ -24,6 +24,7 @@ class Matrices:
         self.layer = layer
         self.left, self.right, self.out, *_ = buffers
         self.native = self.out.dtype.itemsize == 2  # by the CPU's own instructions for 16 bits
+        self.few = False  # whether filters are the rows of the weight gradient's products
 
     def forward(self, windows: Rows, filters: Rows, target: Rows, bias: Tensor | None) -> Tensor:
         """Sums of the size of the target; a bias `(..., G, 1, F // G)` is a term of them."""
@@ -42,13 +43,14 @@ class Matrices:
         None if they are in the target, which has one matrix a region and group then: added to it if it is begun.
         """
         a, b = self._windows(windows).mT, gradients.matrices(self.right)
-        few = not self.native and self.layer.tuning_filters <= min(FEW_FILTERS, b.shape[1] - 1)
-        total = None if few or self.layer.geo.regions else target.merged(self.out.dtype)
+        if not add:  # a later part is added to sums in the order of the first one's, and may have fewer samples
+            self.few = not self.native and self.layer.tuning_filters <= min(FEW_FILTERS, b.shape[1] - 1)
+        total = None if self.few or self.layer.geo.regions else target.merged(self.out.dtype)
         if total is not None:
             multiply(a, b, total, add=add or begun)
             return None
         count, rows, columns = a.shape[0], a.shape[1], b.shape[2]
-        total = self.out.take(count, columns, rows).mT if few else self.out.take(count, rows, columns)
+        total = self.out.take(count, columns, rows).mT if self.few else self.out.take(count, rows, columns)
         multiply(a, b, total, add=add)
         return total.view(target.size)
 
