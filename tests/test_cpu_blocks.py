@@ -10,6 +10,7 @@ import torch
 
 import lc_triton
 from lc_triton._cpu import blocks, passes, workspace
+from lc_triton._cpu.blocks import Layer
 from lc_triton._cpu.workspace import Buffer
 from lc_triton.core.problem import Problem
 from lc_triton.ops import dispatch
@@ -146,6 +147,14 @@ def test_no_turned_input_grows_with_the_batch(monkeypatch):
     dw, _ = dispatch.weight_grad(t.x, t.g, Problem(case.geometry), torch.float32, with_bias=False)
     assert_close(dw, expected(case, t)["dw"], 1e-6)
     assert [(x.stride(0), x.nbytes) for x in turned] == [(1, most)] * 4
+
+
+def test_batches_of_many_sizes_have_the_same_boxes():
+    """Those of each size would stay in memory, some megabytes a layer."""
+    layer = Layer.of(Problem(Case("2d", (24, 24), 32, 4, 3, padding=1).geometry))
+    found = [layer.cut(batch, torch.float32, torch.float32)[1] for batch in range(3700, 3800)]
+    assert len(found[0]) == layer.geo.positions
+    assert all(boxes is found[0] for boxes in found)
 
 
 def test_large_buffers_are_not_kept(monkeypatch):

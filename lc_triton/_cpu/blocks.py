@@ -242,7 +242,7 @@ class Layer:
 
     def cut(
         self, batch: int, dtype: torch.dtype, weight_dtype: torch.dtype, sample_bytes: int = 0, position_bytes: int = 0
-    ) -> tuple[list[slice], list[Box]]:
+    ) -> tuple[list[slice], tuple[Box, ...]]:
         """The batch in parts, and all positions in boxes; the bytes are of a sample or position in a further buffer."""
         most = min(BLOCK_BYTES * torch.get_num_threads(), MOST_BYTES)
         return _cut(self, batch, dtype, weight_dtype, sample_bytes, position_bytes, most, MOST_BYTES)
@@ -251,18 +251,25 @@ class Layer:
 @lru_cache(maxsize=4096)
 def _cut(
     layer: Layer, batch: int, dtype: torch.dtype, weight_dtype: torch.dtype, sample: int, position: int, *most: int
-) -> tuple[list[slice], list[Box]]:
+) -> tuple[list[slice], tuple[Box, ...]]:
     """Parts whose buffers take `most[1]` bytes at most, and boxes whose buffers take about `most[0]`."""
     number, window = dtype.itemsize * layer.groups, layer.geo.window
     row = layer.filters if layer.by_number else window
     size = even_size(batch, most[1] // max(sample, number * row))
     copied = window if layer.copies_filters(dtype, weight_dtype) else 0
     position = max(position, number * max(size * row, layer.filters * max(size, copied)))
-    along, shape = [], layer.geo.out_spatial
-    for d, n in enumerate(shape):
-        along.append(segments(n, *layer.regions[d], even_size(n, most[0] // position // math.prod(shape[d + 1 :]))))
+    shape = layer.geo.out_spatial
+    sizes = [even_size(n, most[0] // position // math.prod(shape[d + 1 :])) for d, n in enumerate(shape)]
     parts = [slice(start, min(start + size, batch)) for start in range(0, batch, size)]
-    return parts, [Box(layer, found) for found in itertools.product(*along)]
+    return parts, _boxes(layer, *sizes)
+
+
+@lru_cache(maxsize=512)
+def _boxes(layer: Layer, *sizes: int) -> tuple[Box, ...]:
+    """All positions in boxes of so many at most in each dimension: the same for many batches, and made once."""
+    cuts = zip(layer.geo.out_spatial, layer.regions, sizes, strict=True)
+    along = [segments(n, *regions, size) for n, regions, size in cuts]
+    return tuple(Box(layer, found) for found in itertools.product(*along))
 
 
 def _numbers(batch: int, *size: int, turned: bool = False) -> Tensor:
