@@ -113,7 +113,7 @@ def prepare(
     device: torch.device,
 ) -> Launch:
     """The launch of a kernel on a one-dimensional grid, from `launches` if it is there: arguments as of `Launch`."""
-    key = kernel, *map(_kind, tensors), constants
+    key = kernel, grid, *map(_kind, tensors), constants
     launch = launches.get(key)
     if launch is None:
         launch = launches[key] = Launch(kernel, grid, config, tensors, constants, device)

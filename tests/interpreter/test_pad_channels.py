@@ -9,6 +9,8 @@ from lc_triton import launch
 from lc_triton.core.activations import Activation
 from lc_triton.core.problem import Problem
 from lc_triton.errors import LocalConvError
+from lc_triton.launch.passes import _bind_gather
+from lc_triton.launch.plan import LaunchPlan
 from lc_triton.tiles.config import TileConfig
 from tests.cases import Case, assert_close, expected, tensors
 
@@ -77,6 +79,22 @@ def test_a_nan_reaches_the_outputs_that_read_it_alone():
     got = forward(IMAGE, t.x, t.weight, t.bias, TILES["1x1"])[1]
     assert torch.equal(got.isnan(), want.isnan())
     assert 0 < got.isnan().sum() < got.numel()
+
+
+def test_another_batch_of_the_same_bucket_is_copied_whole():
+    """A plan is for all of its bucket, and its launches are kept by what they depend on."""
+    problem = Problem(CASES[2].geometry, Activation("linear"), "triton")
+    plan = LaunchPlan.make("forward", problem, TILES["1x1"])
+    torch.use_deterministic_algorithms(True)  # so that new memory is NaN
+    try:
+        for batch in (2, 3, 2):
+            case = replace(CASES[2], batch=batch)
+            t = tensors(case)
+            y = t.x.new_empty(batch, *case.geometry.bias_shape)
+            _bind_gather(plan, "forward", problem, t.x, t.weight, t.bias, y, None)(t.x, t.weight, t.bias, y, None)
+            assert_close(y, expected(case, t)["y"])
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize(
