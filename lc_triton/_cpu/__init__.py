@@ -39,12 +39,11 @@ def forward(
 
 def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
     """act(dx + bias), where dx gathers what each site gave to the windows that read it."""
-    geo = problem.geometry
     with as_written(g.device.type):
         if (operator := _operator(problem, g, weight)) is not None:
             dx = operator.input_grad(g, weight, problem)
             return problem.activation(dx if bias is None else dx.add_(bias))
-        dx = g.new_empty((g.shape[0], *geo.in_spatial, geo.in_channels))
+        dx = g.new_empty((g.shape[0], *problem.geometry.in_spatial, problem.geometry.in_channels))
         if g.shape[0]:
             passes.input_grad(g, weight, bias, dx, problem)
         return dx

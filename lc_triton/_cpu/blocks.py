@@ -75,8 +75,6 @@ def segments(size: int, block: int, count: int, most: int) -> list[tuple[int, in
     A segment is `turns` times the same regions, each of `places` positions.
 
     Example:
-        >>> segments(7, 1, 3, 9)
-        [(0, 2, 3, 1), (6, 1, 1, 1)]
         >>> segments(7, 2, 4, 9)
         [(0, 1, 3, 2), (6, 1, 1, 1)]
     """
@@ -140,8 +138,7 @@ class View(NamedTuple):
 
     def of(self, tensor: Tensor) -> Tensor:
         """The view."""
-        size, stride, offset = self
-        return tensor.as_strided(size, stride, tensor.storage_offset() + offset)
+        return tensor.as_strided(self.size, self.stride, tensor.storage_offset() + self.offset)
 
 
 class Rows(NamedTuple):
@@ -167,8 +164,7 @@ class Rows(NamedTuple):
 
     def matrices(self, buffer: Buffer, columns: int = 1) -> Tensor:
         """`merged`, or a copy."""
-        found = self.merged(buffer.dtype, columns)
-        if found is None:
+        if (found := self.merged(buffer.dtype, columns)) is None:
             buffer.take(*self.size).copy_(self.view())
             found = buffer.take(*_merged(self.box, self.layout, columns).size)
         return found
@@ -268,8 +264,7 @@ def _cut(
 def _boxes(layer: Layer, *sizes: int) -> tuple[Box, ...]:
     """All positions in boxes of so many at most in each dimension: the same for many batches, and made once."""
     cuts = zip(layer.geo.out_spatial, layer.regions, sizes, strict=True)
-    along = [segments(n, *regions, size) for n, regions, size in cuts]
-    return tuple(Box(layer, found) for found in itertools.product(*along))
+    return tuple(Box(layer, found) for found in itertools.product(*(segments(n, *at, size) for n, at, size in cuts)))
 
 
 def _numbers(batch: int, *size: int, turned: bool = False) -> Tensor:

@@ -23,9 +23,8 @@ def _windows(x: Tensor, problem: Problem) -> Tensor:
 
 def forward(x: Tensor, weight: Tensor, problem: Problem) -> Tensor:
     """x . w, no view: one made without gradients takes no change in place."""
-    geo = problem.geometry
-    z = torch.mm(_windows(x.contiguous(), problem), weight.reshape(geo.window, -1))
-    return z.resize_(x.shape[0], *geo.bias_shape)
+    z = torch.mm(_windows(x.contiguous(), problem), weight.reshape(problem.geometry.window, -1))
+    return z.resize_(x.shape[0], *problem.geometry.bias_shape)
 
 
 def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem) -> None:
@@ -36,7 +35,6 @@ def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem) -> None:
 def input_grad(g: Tensor, weight: Tensor, problem: Problem) -> Tensor:
     """dx."""
     geo = problem.geometry
-    found = torch.mm(g.flatten(1), weight.reshape(geo.window, -1).T)
     dx = g.new_zeros(g.shape[0], *geo.in_spatial, geo.in_channels)
-    _windows(dx, problem).copy_(found)
+    _windows(dx, problem).copy_(torch.mm(g.flatten(1), weight.reshape(geo.window, -1).T))
     return dx
