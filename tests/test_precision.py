@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lc_triton
-from lc_triton.ops import dispatch
+from lc_triton import _cpu
 from lc_triton.ops.run import precision_of
 from tests.cases import assert_close
 
@@ -45,7 +45,7 @@ def test_settings_reach_a_problem(of_all, of_matmul, want, monkeypatch):
         return run
 
     for name in ("forward", "input_grad", "weight_grad"):
-        monkeypatch.setattr(dispatch, name, watched(getattr(dispatch, name)))
+        monkeypatch.setattr(_cpu, name, watched(getattr(_cpu, name)))
     torch.backends.fp32_precision = of_all
     torch.backends.cuda.matmul.fp32_precision = of_matmul
     # On a CPU, where these settings mean nothing, calls are remembered without them, but for those of such a padding.
