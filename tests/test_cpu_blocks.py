@@ -90,6 +90,7 @@ def test_no_gradient_is_added_to_what_memory_holds(case, dtype, most_bytes, monk
         torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 @pytest.mark.parametrize(
     "case",

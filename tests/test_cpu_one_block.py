@@ -60,6 +60,7 @@ def test_values_and_gradients(case, batch, in_one_block):
     check(run(case, t), expected(case, t))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channel", [True, False])
 @pytest.mark.parametrize("activation", ["linear", "tanh", "silu"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -191,6 +191,7 @@ def damaged(content):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncated", "empty", "flipped", "text"])
 def test_a_damaged_checkpoint_is_refused_and_left_as_it_is(damage, finished, tmp_path, capsys):
     content = damaged((finished / "checkpoint.pt").read_bytes())[damage]

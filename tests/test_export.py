@@ -71,6 +71,7 @@ def test_decomposed_activations(name):
     assert_close(back, reference.transpose(t.g, t.weight, bias, case.geometry, act))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight_dtype", [None, torch.float32], ids=["alike", "float32_weights"])
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @EACH_CASE

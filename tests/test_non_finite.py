@@ -26,6 +26,7 @@ def every_way(request, monkeypatch):
     request.param.take(monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["x", "weight", "bias", "g"])
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_it_reaches_what_the_definition_says_and_changes_no_other_bit(case, name):

@@ -157,6 +157,7 @@ def test_hints_name_extras_that_hold_what_they_say(metadata):
     assert {"h5py", "pydantic"} <= requirements(metadata, "keras")  # what hdf5.py asks for
 
 
+@pytest.mark.slow
 def test_metadata(wheel, metadata):
     assert metadata["Name"] == "lc-triton"
     assert metadata["License-Expression"] == "Apache-2.0"

@@ -41,6 +41,7 @@ def imported(tree):
             yield node.module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.relative_to(PACKAGE).as_posix())
 def test_no_module_reaches_the_network_or_runs_data(path):
     tree = ast.parse(path.read_text())

@@ -117,6 +117,7 @@ def test_per_sample_gradients(kind, case, activation):
             assert_close(a[n], b, 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", [*ACTIVATIONS, "relu", "elu", "silu"])
 @pytest.mark.parametrize("case", FEW, **ids)
 @KINDS

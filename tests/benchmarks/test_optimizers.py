@@ -24,6 +24,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [ROW, MIXED], ids=["float32", "mixed"])
 @pytest.mark.parametrize("name", NAMES)
 def test_each_contender_makes_the_step(name, row):

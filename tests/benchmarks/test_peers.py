@@ -7,6 +7,7 @@ from benchmarks.peers import PEERS
 from tests.cases import CASES, IDS, assert_close, expected, tensors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 @pytest.mark.parametrize("name", PEERS)
 def test_values_and_gradients(name, case):

@@ -126,6 +126,7 @@ def test_a_wrong_row_has_no_times(tmp_path, document, full):
     )
 
 
+@pytest.mark.slow
 def test_growth(tmp_path, document, full):
     rows = [row(*pair, lc_triton=times(0.5 * n, 2.0 * n * n)) for n, pair in GROWTH["batch"].items()]
     report([write(tmp_path / "growth.json", rows)], document)

@@ -125,6 +125,7 @@ def constructor(call, lazy):
     return getattr(lc_triton, f"{'Lazy' * lazy}{kind}{geo.ndim}d"), arguments
 
 
+@pytest.mark.slow
 @cases("layers")
 @given(any_call, st.booleans(), st.data())
 def test_layers(call, lazy, data):

@@ -27,6 +27,7 @@ def results(layer, x, g):
 FEW = ("duplicates", "masks", "nothing")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n if n in FEW else pytest.param(n, marks=pytest.mark.nightly) for n in TABLES])
 def test_values_and_gradients_of_two_orders(name, monkeypatch):
     torch.manual_seed(0)

@@ -81,6 +81,7 @@ def test_a_nan_reaches_the_outputs_that_read_it_alone():
     assert 0 < got.isnan().sum() < got.numel()
 
 
+@pytest.mark.slow
 def test_another_batch_of_the_same_bucket_is_copied_whole():
     """A plan is for all of its bucket, and its launches are kept by what they depend on."""
     problem = Problem(CASES[2].geometry, Activation("linear"), "triton")

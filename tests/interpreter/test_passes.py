@@ -175,6 +175,7 @@ def test_accuracy_beside_torchs_own_matmul(dtype, seed):
         assert_as_good(got[name], want[name], peers[name], factor, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("swap", [False, True])
 def test_16_bit_input_with_float32_weights(swap):
     t = tensors(ODD, torch.float16, weight_dtype=torch.float32)

@@ -16,6 +16,7 @@ from tests.cases import CASES, Case, assert_close, tensors
 BY_NAME = {case.name: case for case in CASES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind", "dtype"),
     [

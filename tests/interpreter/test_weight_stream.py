@@ -31,6 +31,7 @@ def weight_grad(case, t, config, with_bias=True):
     return dw, db
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TILES)
 @pytest.mark.parametrize(
     "case", ["1d", "1d_causal_dilated", "2d_asymmetric", "2d_dilated_stride_gcd", "2d_groups", "3d"]

@@ -125,6 +125,7 @@ def test_the_sum_of_squares(case, tile, penalty):
     assert torch.equal(t.weight, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tile", ["2x2", "split"])
 def test_bfloat16_states_are_rounded_to_the_bits_of_the_cpu(tile):
     """A few last places apart in float64, hardly a number is rounded to the other side."""

@@ -47,6 +47,7 @@ def test_the_fixtures_are_there():
     assert {f"local_{i}_{f}" for i in (1, 2, 3) for f in ("channels_last", "channels_first")} <= set(NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["h5", "keras", "weights.h5"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_computes_what_keras_computes(name, kind):

@@ -26,6 +26,7 @@ STEPS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "dtype"), STEPS, ids=str)
 def test_fifty_steps_are_torchs(kind, dtype):
     (net, fused), (same, plain) = pair(kind, dtype)

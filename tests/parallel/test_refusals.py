@@ -170,6 +170,7 @@ def test_filters_that_straddle_groups():
         by_filters(Geometry.make((5,), 4, 6, 3, groups=2), 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
 def test_who_reads_what(case, ranks):

@@ -41,6 +41,7 @@ def task(name="plain", pass_name="forward", batch=64, dtype="bfloat16"):
     return Task(pass_name, LAYERS[name], batch, dtype, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("pass_name", PASSES)
 @pytest.mark.parametrize("name", LAYERS)
