@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lc_triton._cpu import convolution, passes, position
 from lc_triton._cpu.blocks import OnBlock
-from lc_triton.core.backend import as_written
+from lc_triton.core.backend import without_autograd_and_autocast
 from lc_triton.core.problem import Problem
 
 __all__ = ["forward", "input_grad", "weight_grad", "weight_grad_blocks"]
@@ -24,7 +24,7 @@ def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, *, store_z: bool
 ) -> tuple[Tensor, Tensor | None]:
     """y = act(x . w + bias) and, if asked for, the pre-activation."""
-    with as_written(x.device.type):
+    with without_autograd_and_autocast(x.device.type):
         if (operator := _operator(problem, x, weight)) is not None:
             z = operator.forward(x, weight, problem)
             z = z if bias is None else z.add_(bias)
@@ -39,7 +39,7 @@ def forward(
 
 def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
     """act(dx + bias), where dx gathers what each site gave to the windows that read it."""
-    with as_written(g.device.type):
+    with without_autograd_and_autocast(g.device.type):
         if (operator := _operator(problem, g, weight)) is not None:
             dx = operator.input_grad(g, weight, problem)
             return problem.activation(dx if bias is None else dx.add_(bias))
@@ -53,7 +53,7 @@ def weight_grad(
     x: Tensor, g: Tensor, problem: Problem, dtype: torch.dtype, *, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
     """dw and, if asked for, the bias gradient of each position, in `dtype`."""
-    with as_written(x.device.type):
+    with without_autograd_and_autocast(x.device.type):
         dw = torch.empty(problem.geometry.weight_shape, dtype=dtype, device=x.device)
         if x.shape[0]:
             (_operator(problem, x, dw) or passes).weight_grad(x, g, dw, problem)
@@ -66,7 +66,7 @@ def weight_grad(
 
 def weight_grad_blocks(x: Tensor, g: Tensor, problem: Problem, weight: Tensor, on_block: OnBlock) -> None:
     """Give `on_block` the weight gradient block by block, each while it is in cache; the weight shows its dtype."""
-    with as_written(x.device.type):
+    with without_autograd_and_autocast(x.device.type):
         passes.weight_grad(x, g, weight, problem, on_block)
 
 

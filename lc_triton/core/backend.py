@@ -112,18 +112,18 @@ def without_autocast(device_type: str) -> AbstractContextManager[Any]:
     return torch.autocast(device_type, enabled=False) if autocast_enabled(device_type) else nullcontext()
 
 
-def as_written(device_type: str) -> AbstractContextManager[Any]:
+def without_autograd_and_autocast(device_type: str) -> AbstractContextManager[Any]:
     """Where products are computed as they are written, and none is recorded: no autograd and no autocast.
 
     No context where both are off anyway: entering two takes as long as a small product.
     """
     if torch._C._is_any_autocast_enabled():
-        return _as_written(device_type)
+        return _without_autograd_and_autocast(device_type)
     return torch.no_grad() if torch.is_grad_enabled() else nullcontext()
 
 
 @contextmanager
-def _as_written(device_type: str) -> Iterator[None]:
+def _without_autograd_and_autocast(device_type: str) -> Iterator[None]:
     with torch.no_grad(), without_autocast(device_type):
         yield
 

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lc_triton.tiles.config import TileConfig
-from lc_triton.tiles.footprint import chunks, footprint_of, gathered, k_blocks, loop_steps, programs, tile_count
+from lc_triton.tiles.footprint import (
+    chunks,
+    footprint_of,
+    gathered,
+    k_blocks,
+    loop_steps,
+    padding_bytes,
+    programs,
+    tile_count,
+)
 from lc_triton.tiles.task import Task
 
 _PART_BYTES = 4  # of a number of a split loop's sums
@@ -95,13 +104,9 @@ def _moved(task: Task, config: TileConfig) -> dict[str, Bytes]:
 
 
 def _other_launches(task: Task, config: TileConfig) -> tuple[int, ...]:
-    found = []
-    if config.pad_channels:
-        numbers = task.geo.in_channels + gathered(task.geo, config).in_channels
-        found.append(task.batch * task.geo.sites * numbers * task.itemsize)
-    if config.split > 1:
-        found.append(_second_launch_bytes(task, config))
-    return tuple(found)
+    before = padding_bytes(task.geo, config, task.batch, task.itemsize)
+    behind = _second_launch_bytes(task, config) if config.split > 1 else 0
+    return tuple(moved for moved in (before, behind) if moved)
 
 
 def _second_launch_bytes(task: Task, config: TileConfig) -> int:

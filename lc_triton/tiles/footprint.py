@@ -42,6 +42,13 @@ def gathered(geometry: Geometry, config: TileConfig) -> Geometry:
     return replace(geometry, in_channels=padded_channels(geometry.in_channels))
 
 
+def padding_bytes(geometry: Geometry, config: TileConfig, batch: int, itemsize: int) -> int:
+    """Bytes that the copy with padded channels moves; 0 where the tile asks for none."""
+    if not config.pad_channels:
+        return 0
+    return batch * geometry.sites * (geometry.in_channels + gathered(geometry, config).in_channels) * itemsize
+
+
 def program_footprint(pass_name: Pass, geometry: Geometry, config: TileConfig) -> Footprint:
     """The footprint of a program's k-loop: of its tile, or without dot of one position, as each gathers its own."""
     sides = (config.rows, config.cols) if config.dot else (1, 1)

@@ -16,7 +16,16 @@ from typing import NamedTuple
 
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.device import Device
-from lc_triton.tiles.footprint import chunks, footprint_of, gathered, k_blocks, loop_steps, programs, tile_count
+from lc_triton.tiles.footprint import (
+    chunks,
+    footprint_of,
+    gathered,
+    k_blocks,
+    loop_steps,
+    padding_bytes,
+    programs,
+    tile_count,
+)
 from lc_triton.tiles.space import (
     COPY_BYTES,
     MEMORY_LATENCY,
@@ -273,8 +282,8 @@ def _thin_seconds(task: Task, device: Device, config: TileConfig) -> float:
     """
     geo = task.geo
     if config.pad_channels:
-        numbers = task.batch * geo.sites * (geo.in_channels + gathered(geo, config).in_channels)
-        return LAUNCH_SECONDS / 2 + numbers * task.itemsize / device.memory_rate
+        moved = padding_bytes(geo, config, task.batch, task.itemsize)
+        return LAUNCH_SECONDS / 2 + moved / device.memory_rate
     if task.itemsize > 2 or not (config.dot and pads_channels(task.pass_name, geo)):
         return 0.0
     numbers = task.batch * geo.positions * geo.window * -(-geo.out_channels // LOADED_FOR)

@@ -420,7 +420,7 @@ def _rounds_weights(task: Task) -> bool:
 
 
 def is_hopper(device: Device) -> bool:
-    """Whether the simulator knows it."""
+    """Whether a device is a Hopper, the one architecture that the simulator knows."""
     return device.arch == 90
 
 
