@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -17,15 +17,15 @@ from lc_triton.core.names import ActivationArg, DataFormat, PaddingArg, PaddingM
 from lc_triton.core.share import parse_share, share_of
 from lc_triton.core.tracing import shape_of
 from lc_triton.errors import LocalConvError
-from lc_triton.ops.checks import check_tensor, split_shape
-from lc_triton.ops.plan import Plan
+from lc_triton.ops.checks import check_tensor, check_weight, split_shape
+from lc_triton.ops.plan import Plan, Plans
 from lc_triton.ops.quantized import check_quantized, run_quantized
 from lc_triton.ops.run import is_cacheable, run, run_cached
 
 __all__ = ["local_conv", "local_conv_transpose"]
 
-# The input's name in errors, and how many arguments may be sequences.
-OPERANDS, SIZES = {"conv": "x", "transpose": "y"}, {"conv": 5, "transpose": 5}
+# The input's name in errors.
+OPERANDS = {"conv": "x", "transpose": "y"}
 
 
 def local_conv(
@@ -84,7 +84,7 @@ def local_conv(
         >>> lc_triton.local_conv(x, weight, activation="relu").shape
         torch.Size([8, 64, 30, 30])
     """
-    if not torch.compiler.is_compiling() and has_torch_function((x, weight, bias, weight_scale)):
+    if has_torch_function((x, weight, bias, weight_scale)) and not torch.compiler.is_compiling():
         found: Tensor = handle_torch_function(
             local_conv,
             (x, weight, bias, weight_scale),
@@ -102,10 +102,10 @@ def local_conv(
             weight_scale=weight_scale,
         )
         return found
-    sizes = (stride, padding, dilation, padding_mode, share)
+    arguments = ("conv", data_format, activation, stride, padding, dilation, padding_mode, share, groups)
     if weight_scale is not None:
-        return _run_quantized(x, weight, bias, weight_scale, activation, data_format, sizes, (groups,))
-    return _run("conv", x, weight, bias, activation, data_format, sizes, (groups,))
+        return _run_quantized(x, weight, bias, weight_scale, arguments)
+    return _run(x, weight, bias, arguments)
 
 
 def local_conv_transpose(
@@ -157,7 +157,7 @@ def local_conv_transpose(
         >>> lc_triton.local_conv_transpose(y, weight, stride=2, activation="relu").shape
         torch.Size([8, 3, 32, 32])
     """
-    if not torch.compiler.is_compiling() and has_torch_function((y, weight, bias)):
+    if has_torch_function((y, weight, bias)) and not torch.compiler.is_compiling():
         found: Tensor = handle_torch_function(
             local_conv_transpose,
             (y, weight, bias),
@@ -174,8 +174,8 @@ def local_conv_transpose(
             output_size=output_size,
         )
         return found
-    sizes = (stride, padding, output_padding, dilation, output_size)
-    return _run("transpose", y, weight, bias, activation, data_format, sizes, (groups,))
+    arguments = ("transpose", data_format, activation, stride, padding, output_padding, dilation, output_size, groups)
+    return _run(y, weight, bias, arguments)
 
 
 def call_of_plan(x: Any, weight: Tensor, bias: Tensor | None, plan: Plan) -> Any:
@@ -197,85 +197,53 @@ def call_of_plan(x: Any, weight: Tensor, bias: Tensor | None, plan: Plan) -> Any
     return after(y) if callable(after) else y
 
 
-def _run(
-    kind: str,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    activation: Any,
-    data_format: str,
-    sizes: tuple[Any, ...],
-    others: tuple[Any, ...],
-) -> Tensor:
-    """Run "conv" or "transpose" by its plan, made of shapes, arguments that may be sequences, and others."""
+# "conv" or "transpose", the data format, the activation, five arguments that may be sequences, and the groups.
+Arguments = tuple[Any, ...]
+
+
+def _run(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: Arguments) -> Tensor:
+    """Run an operator by its plan, which shapes and arguments make."""
     # A callable stays out of the cached plan, which would keep alive whatever the callable refers to.
-    after: Callable[[Tensor], Tensor] | None = None
+    activation, after = arguments[2], None
     if callable(activation) and not isinstance(activation, type):
-        activation, after = None, activation
-    arguments = (data_format, activation, *sizes, *others)
+        arguments, after = (*arguments[:2], None, *arguments[3:]), activation
     if is_cacheable(x, weight, bias) and (_FIXED.issuperset(map(type, arguments)) or all(map(_is_fixed, arguments))):
-        y = run_cached(x, weight, bias, _plan_of_shapes(kind, x.shape, weight.shape, *arguments))
+        y = run_cached(x, weight, bias, _plans_of(arguments))
     else:
-        y = run(x, weight, bias, _plan_of_tensors(kind, x, weight, data_format, activation, sizes, others))
+        y = run(x, weight, bias, _plan_of_tensors(x, weight, arguments))
     return y if after is None else after(y)
 
 
-def _run_quantized(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor,
-    activation: ActivationArg,
-    data_format: str,
-    sizes: tuple[Any, ...],
-    others: tuple[Any, ...],
-) -> Tensor:
+def _run_quantized(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, arguments: Arguments) -> Tensor:
     """As `_run`, for a weight of 8 or 4 bits."""
     check_tensor("x", x)
     shape = check_quantized(weight, scale)
-    return run_quantized(
-        x, weight, scale, bias, _plan_of_tensors("conv", x, shape, data_format, activation, sizes, others)
-    )
+    return run_quantized(x, weight, scale, bias, _plan_of_tensors(x, shape, arguments))
 
 
-@lru_cache(maxsize=4096, typed=True)
-def _plan_of_shapes(
-    kind: str, shape: tuple[int, ...], weight_shape: tuple[int, ...], data_format: str, activation: Any, *more: Any
-) -> Plan:
-    """The plan for arguments that are numbers, names, None and tuples of int; typed, since True == 1 == 1.0."""
-    ndim = spatial_dims(weight_shape)
-    check_name("data_format", data_format, DATA_FORMATS)
-    spatial, channels = split_shape(shape, ndim, data_format, OPERANDS[kind])
-    return _find(
-        kind, weight_shape, spatial, channels, data_format, activation, more[: SIZES[kind]], more[SIZES[kind] :]
-    )
+@lru_cache(maxsize=4096)
+def _plans_of(arguments: Arguments) -> Plans:
+    """The plans of all tensors for arguments of which `_is_fixed` is true."""
+    return Plans(lambda x, weight: _plan_of_tensors(x, weight, arguments))
 
 
-def _plan_of_tensors(
-    kind: str,
-    x: Tensor,
-    weight: Tensor | tuple[int, ...],
-    data_format: str,
-    activation: Any,
-    sizes: tuple[Any, ...],
-    others: tuple[Any, ...],
-) -> Plan:
+def _plan_of_tensors(x: Tensor, weight: Tensor | tuple[int, ...], arguments: Arguments) -> Plan:
     """The plan for any arguments, and for tensors that may belong to a compiler or a tracer; a weight, or its shape."""
+    kind, data_format, *more = arguments
     name = OPERANDS[kind]
     check_tensor(name, x)
     if not isinstance(weight, tuple):
-        check_tensor("weight", weight)
+        check_weight(weight)
     weight_shape = weight if isinstance(weight, tuple) else shape_of(weight)
     ndim = spatial_dims(weight_shape)
     check_name("data_format", data_format, DATA_FORMATS)
     spatial, channels = split_shape(shape_of(x), ndim, data_format, name)
-    call_args = data_format, activation, sizes, others
     if not torch.compiler.is_compiling():
-        return _find(kind, weight_shape, spatial, channels, *call_args)
+        return _find(kind, weight_shape, spatial, channels, data_format, *more)
     # Dynamic sizes become numbers: filters belong to positions, so a plan is for one size.
     shape = tuple(operator.index(n) for n in weight_shape)
     spatial = tuple(operator.index(n) for n in spatial)
-    plan: Plan = getattr(_Plans, _place(kind, shape, spatial, operator.index(channels), *call_args))
+    plan: Plan = getattr(_Plans, _place(kind, shape, spatial, operator.index(channels), data_format, *more))
     return plan
 
 
@@ -300,12 +268,11 @@ def _find(
     spatial: tuple[int, ...],
     channels: int,
     data_format: str,
-    activation: Any,
-    sizes: tuple[Any, ...],
-    others: tuple[Any, ...],
+    *more: Any,
 ) -> Plan:
-    """The plan for the shapes of tensors, for arguments that may be sequences, and for others: made once."""
-    key = (weight_shape, spatial, channels, data_format, _freeze(activation), *map(_freeze, sizes), *map(_now, others))
+    """The plan for the shapes of tensors and for the rest of `Arguments`: made once."""
+    *may_be_sequences, groups = more
+    key = (weight_shape, spatial, channels, data_format, *map(_freeze, may_be_sequences), _now(groups))
     make: Any = _conv_plan if kind == "conv" else _transpose_plan
     plan: Plan | None
     try:
@@ -378,13 +345,15 @@ def _transpose_plan(
 
 
 DEEPEST = 2  # sequences in sequences that any argument has; one that holds itself has no end
-_FIXED = frozenset((int, str, float, bool, type(None)))
-_INTEGERS = frozenset((int,))
+_FIXED = frozenset((int, str, type(None)))
 
 
-def _is_fixed(value: Any) -> bool:
-    """Whether an argument stands for itself alone, in a key too: (1, 1) == (1, True), but an int is no bool."""
-    return type(value) in _FIXED or (type(value) is tuple and _INTEGERS.issuperset(map(type, value)))
+def _is_fixed(value: Any, depth: int = 0) -> bool:
+    """Whether an argument is equal to none of another meaning, as 1 == True == 1.0 are: its numbers are all int."""
+    kind = type(value)
+    if kind is not tuple or depth >= DEEPEST:
+        return kind in _FIXED
+    return _FIXED.issuperset(map(type, value)) or all(_is_fixed(v, depth + 1) for v in value)
 
 
 class _Frozen(tuple[Any, ...]):
@@ -401,7 +370,7 @@ def _freeze(value: Any, depth: int = 0) -> Any:
 
 def _now(value: Any) -> Any:
     """What stands for an integer and may stand for another later, as a tensor may, as the integer it is now."""
-    if type(value) in _FIXED:
+    if type(value) in _FIXED or type(value) in (bool, float):
         return value
     number = as_index(value)
     return value if number is None else number

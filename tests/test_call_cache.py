@@ -281,3 +281,20 @@ def test_a_backward_that_updates_is_bound(kind, arguments, options, monkeypatch)
             counts.append(len(gpu.launches) - before)
     assert counts[0] == counts[1] >= 3
     assert not prepared
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "wrong"),
+    [
+        ("stride", 1, True),
+        ("stride", (1, 1), (1, True)),
+        ("padding", ((0, 0), (0, 0)), ((0, False), (0, 0))),
+        ("groups", 1, 1.0),
+    ],
+)
+def test_arguments_that_are_equal_but_wrong_find_no_call(name, right, wrong):
+    x, weight = torch.randn(X), torch.randn(WEIGHT)
+    lc_triton.local_conv(x, weight, **{name: right})
+    assert wrong == right
+    with pytest.raises(lc_triton.LocalConvError, match=name):
+        lc_triton.local_conv(x, weight, **{name: wrong})

@@ -256,6 +256,7 @@ CALLS = [
         "layer '0' is not built",
     ),
     (lambda: lc_triton.local_conv(X, LAYER.weight), E.DtypeError, "needs its scale: local_conv(..., weight_scale="),
+    (lambda: lc_triton.local_conv(X, LAYER.weight, stride=[1, 1]), E.DtypeError, "needs its scale: local_conv("),
     (lambda: conv(scale=2.0), E.ArgumentTypeError, "weight_scale must be a dense torch.Tensor, got 2.0"),
     (lambda: conv(scale=torch.tensor(2.0)), E.RankError, "weight_scale must have the shape (*out_spatial, F)"),
     (lambda: conv(scale=LAYER.weight_scale[:2]), E.ArgumentValueError, "weight_scale.shape must be (3, 3), got (2, 3)"),

@@ -50,7 +50,7 @@ class Way:
 
     def take(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Until the patches are undone. Calls that were bound before would go on as they are: they are forgotten."""
-        for plans in (functional._plan_of_shapes, functional._conv_plan, functional._transpose_plan):
+        for plans in (functional._plans_of, functional._conv_plan, functional._transpose_plan):
             plans.cache_clear()
         for (module, name), value in self.rules.items():
             monkeypatch.setattr(module, name, value)

@@ -12,17 +12,23 @@ from torch.nn import Parameter
 
 def is_tracing() -> bool:
     """Whether `torch.jit.trace`, or an exporter built on it, records this thread's operators."""
-    return torch._C._get_tracing_state() is not None
+    return _get_state() is not None
 
 
+# Names of this module: an attribute of an attribute takes a third of such a function's time.
 _set_state: Any = torch._C._set_tracing_state  # type: ignore[attr-defined]
+_get_state = torch._C._get_tracing_state
 _in_pre_dispatch: Any = torch._C._dispatch_tls_is_dispatch_key_included
+_count_modes = torch._C._len_torch_dispatch_stack
+_has_transforms = torch._C._are_functorch_transforms_active
+_top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+_is_compiling = torch.compiler.is_compiling
 _PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
 
 
 def has_dispatch_modes() -> bool:
     """Whether a dispatch mode sees this thread's operators, those of `make_fx(pre_dispatch=True)` included."""
-    return torch._C._len_torch_dispatch_stack() > 0 or _in_pre_dispatch(_PRE_DISPATCH)
+    return _count_modes() > 0 or _in_pre_dispatch(_PRE_DISPATCH)
 
 
 # The compiler cannot look into it. It leaves frames alone that such a mode sees, so within a compiled one none does.
@@ -31,7 +37,7 @@ has_dispatch_modes._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def in_transform() -> bool:
     """Whether torch.func or forward-mode differentiation is at work."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return _has_transforms() or forward_ad._current_level >= 0
 
 
 def functionalizes() -> bool:
@@ -55,12 +61,12 @@ def _transforms() -> set[Any]:
 def is_observed() -> bool:
     """Whether a compiler, a tracer, a dispatch mode or a transform sees this thread's operators."""
     return (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
+        _is_compiling()
+        or _has_transforms()
         or forward_ad._current_level >= 0
-        or torch._C._len_torch_dispatch_stack() > 0
+        or _count_modes() > 0
         or _in_pre_dispatch(_PRE_DISPATCH)
-        or torch._C._get_tracing_state() is not None
+        or _get_state() is not None
     )
 
 
@@ -71,7 +77,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
 
 def has_saved_tensor_hooks() -> bool:
     """Whether hooks see the tensors that are saved for gradients."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    return _top_hooks(True) is not None
 
 
 def is_torchscript_onnx_export() -> bool:
@@ -97,7 +103,7 @@ def has_outlived(tensor: Tensor) -> bool:
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:
     """A tensor's shape in plain integers: a tracer's are tensors, and a comparison of those is a warning."""
-    state = torch._C._get_tracing_state()
+    state = _get_state()
     if state is None:
         return tensor.shape
     _set_state(None)

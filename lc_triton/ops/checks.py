@@ -85,14 +85,19 @@ def _remedy_for_channels(x: Tensor, plan: Plan, channels: int) -> str:
     return f"make a layer for {channels}"
 
 
-def check_parameters(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> None:
-    """Refuse a weight or bias of another shape than the plan's, or of another device than x."""
+def check_weight(weight: object) -> None:
+    """Refuse what is no floating-point tensor, and filters of few bits without their scale."""
     if isinstance(weight, Tensor) and weight.dtype in STORED:
         allowed = (
             "a weight that quantize_weights made needs its scale: local_conv(..., weight_scale=layer.weight_scale)"
         )
         raise DtypeError(name="weight", value=str(weight.dtype).removeprefix("torch."), allowed=allowed)
     check_tensor("weight", weight)
+
+
+def check_parameters(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> None:
+    """Refuse a weight or bias of another shape than the plan's, or of another device than x."""
+    check_weight(weight)
     if (shape := shape_of(weight)) != plan.weight_shape:
         plan.geometry.check_weight(shape)
     if bias is not None:

@@ -64,6 +64,10 @@ class Plan:
         for kind in itertools.product(("triton", "cpu"), ("ieee", "tf32")):
             self.problems[kind] = _problem(self.geometry, self.activation, *kind, self.full_geometry)
 
+    def plan_for(self, x: Tensor, weight: Tensor) -> Plan:
+        """This plan, whatever the tensors."""
+        return self
+
     def __reduce__(self) -> Any:
         # A copy makes new calls: they hold compiled kernels.
         return type(self), tuple(getattr(self, f.name) for f in fields(self) if f.init)
@@ -95,6 +99,18 @@ class Plan:
         fused, after = (act, None) if isinstance(act, Activation) else (LINEAR, act)
         inner, pad = split_padding(geometry, padding_mode)
         return cls(geometry, inner, fused, after, data_format == "channels_first", padding_mode, pad, transposed)
+
+
+class Plans:
+    """The plans of one function's calls with the same arguments, and their bound calls, as `Plan.calls`.
+
+    Args:
+        plan_for: makes or finds the plan of (x, weight).
+    """
+
+    def __init__(self, plan_for: Callable[[Tensor, Tensor], Plan]) -> None:
+        self.plan_for = plan_for
+        self.calls: dict[tuple[Any, ...], Callable[..., Tensor]] = {}
 
 
 def input_format_of(x: Tensor, plan: Plan) -> MemoryFormat:

@@ -1,8 +1,8 @@
 """A plan's call: from the call cache, or else by checks, autocast, memory format and the pass.
 
-The cache is `Plan.calls`. Its key covers everything but values, so a call that was checked once is checked for all
-calls with its key. Compilers, tracers, exporters, dispatch modes, transforms, tensor subclasses and saved-tensor hooks
-bypass it.
+The cache is `Plan.calls` of a layer, and `Plans.calls` of a function's arguments. Its key covers everything but values,
+so a call that was checked once is checked for all calls with its key. Compilers, tracers, exporters, dispatch modes,
+transforms, tensor subclasses and saved-tensor hooks bypass it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,15 @@ from lc_triton.ops import autograd, bound
 from lc_triton.ops.bound import NodeArguments
 from lc_triton.ops.checks import check_input, check_parameters
 from lc_triton.ops.node import BoundNode, can_use_single_node
-from lc_triton.ops.plan import Plan, from_internal, input_format_of, problem_of, to_internal
+from lc_triton.ops.plan import Plan, Plans, from_internal, input_format_of, problem_of, to_internal
 from lc_triton.tiles.chooser import chooser
 
-# Bound calls that a plan keeps: training with batches of any size would keep one for each.
-MOST_CALLS = 256
+# Bound calls that a plan keeps, or the arguments of a function: training with batches of any size would keep one for
+# each.
+MOST_CALLS = 1024
+
+# Names of this module: an attribute of an attribute takes a third of such a function's time.
+_is_any_autocast_enabled, _is_grad_enabled = torch._C._is_any_autocast_enabled, torch.is_grad_enabled
 
 _log = logging.getLogger("lc_triton.dispatch")
 
@@ -44,18 +48,18 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
     return run_cached(x, weight, bias, plan)
 
 
-def run_cached(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, *, is_cast: bool = False) -> Tensor:
+def run_cached(x: Tensor, weight: Tensor, bias: Tensor | None, plans: Plan | Plans, *, is_cast: bool = False) -> Tensor:
     """`run` for tensors of which `is_cacheable` is true; `is_cast` where autocast has had its turn."""
-    autocast = not is_cast and torch._C._is_any_autocast_enabled() and autocast_enabled(x.device.type)
+    autocast = not is_cast and _is_any_autocast_enabled() and autocast_enabled(x.device.type)
     key = cache_key(x, weight, bias, autocast)
     if key is None:
-        return _run_uncached(x, weight, bias, plan)
-    call = plan.calls.get(key)
+        return _run_uncached(x, weight, bias, plans.plan_for(x, weight))
+    call = plans.calls.get(key)
     if call is None:
-        call = _bind(x, weight, bias, plan, autocast)
-        if len(plan.calls) >= MOST_CALLS:
-            plan.calls.clear()
-        plan.calls[key] = call
+        call = _bind(x, weight, bias, plans.plan_for(x, weight), autocast)
+        if len(plans.calls) >= MOST_CALLS:
+            plans.calls.clear()
+        plans.calls[key] = call
     return call(x, weight, bias)
 
 
@@ -83,7 +87,7 @@ def cache_key(x: Tensor, weight: Tensor, bias: Tensor | None, autocast: bool) ->
         if bias is not None:
             addresses, negated = addresses | bias.data_ptr(), negated or bias.is_neg()
             graph = graph or bias.requires_grad
-            of_bias = bias.shape, bias.stride(), bias.dtype, bias.device
+            of_bias = bias.shape, bias.is_contiguous() or bias.stride(), bias.dtype, bias.device
         if addresses % 16 or negated:
             return None
         return (
@@ -92,15 +96,15 @@ def cache_key(x: Tensor, weight: Tensor, bias: Tensor | None, autocast: bool) ->
             dtype,
             x.device,
             weight.shape,
-            weight.stride(),
+            weight.is_contiguous() or weight.stride(),  # True takes less time to make and to hash
             weight.dtype,
             weight.device,
             of_bias,
             chosen(),
             autocast,
-            precision_of(dtype),
+            precision_of(dtype) if dtype is torch.float32 else "ieee",
             chooser.generation,
-            torch.is_grad_enabled() and (graph, x.requires_grad),
+            _is_grad_enabled() and (graph, x.requires_grad),
         )
     except RuntimeError:  # a sparse tensor has no strides
         return None
