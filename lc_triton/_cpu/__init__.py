@@ -70,8 +70,8 @@ def weight_grad_blocks(x: Tensor, g: Tensor, problem: Problem, weight: Tensor, o
         passes.weight_grad(x, g, weight, problem, on_block)
 
 
-def _operator(problem: Problem, *tensors: Tensor) -> Any:
+def _operator(problem: Problem, samples: Tensor, weight: Tensor) -> Any:
     """The module of a layer whose linear passes are one operator of torch each; None for others."""
-    if position.is_position(problem, *tensors):
+    if position.is_position(problem, samples, weight):
         return position
-    return convolution if convolution.is_convolution(problem, *tensors) else None
+    return convolution if convolution.is_convolution(problem, samples, weight) else None

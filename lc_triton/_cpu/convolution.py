@@ -13,11 +13,11 @@ from lc_triton.core.padding import for_convolution
 from lc_triton.core.problem import Problem
 
 
-def is_convolution(problem: Problem, *tensors: Tensor) -> bool:
+def is_convolution(problem: Problem, samples: Tensor, weight: Tensor) -> bool:
     """Whether a layer is one; for float64 torch would write the windows of all samples at once."""
     geo = problem.geometry
     one = bool(geo.regions) and geo.filter_sets == 1 and geo.ndim <= 3  # of torch's
-    return one and all(t.shape[0] and t.dtype == torch.float32 for t in tensors)
+    return one and samples.dtype == weight.dtype == torch.float32 and len(samples) > 0
 
 
 def _padded(x: Tensor, sides: list[int]) -> Tensor:

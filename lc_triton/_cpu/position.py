@@ -9,10 +9,9 @@ from lc_triton._cpu.blocks import Layer, compute_dtype
 from lc_triton.core.problem import Problem
 
 
-def is_position(problem: Problem, *tensors: Tensor) -> bool:
+def is_position(problem: Problem, x: Tensor, weight: Tensor) -> bool:
     """Whether a layer is one, and its products are of these tensors' dtype."""
-    dtype = compute_dtype(tensors[0].dtype)
-    return Layer.of(problem).is_matrix and all(t.shape[0] and t.dtype == dtype for t in tensors)
+    return Layer.of(problem).is_matrix and x.dtype == weight.dtype == compute_dtype(x.dtype) and len(x) > 0
 
 
 def _windows(x: Tensor, problem: Problem) -> Tensor:
