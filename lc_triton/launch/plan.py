@@ -24,7 +24,7 @@ from lc_triton.tiles.chooser import chooser
 from lc_triton.tiles.config import Pass, TileConfig
 from lc_triton.tiles.device import of_gpu
 from lc_triton.tiles.key import bucket
-from lc_triton.tiles.space import fits_regions, pads_channels
+from lc_triton.tiles.limits import fits_regions, pads_channels
 from lc_triton.tiles.task import Task
 
 KERNELS = {"forward": forward_kernel, "input_grad": input_grad_kernel, "weight_grad": weight_grad_kernel}

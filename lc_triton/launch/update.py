@@ -25,7 +25,7 @@ from lc_triton.tiles.chooser import chooser
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.device import of_gpu
 from lc_triton.tiles.key import bucket
-from lc_triton.tiles.space import has_whole_blocks
+from lc_triton.tiles.limits import has_whole_blocks
 from lc_triton.tiles.task import Task
 
 # Hyperparameters that are kept on a device: all weights of a group have the same ones in a step.

@@ -15,7 +15,7 @@ from lc_triton.simulator.sass import Instruction, loops, parse
 from lc_triton.simulator.subpartition import Grid, Traffic, Use, execute
 from lc_triton.simulator.trace import Trace, trace_of
 from lc_triton.tiles.config import Pass, TileConfig
-from lc_triton.tiles.space import on_vector_units
+from lc_triton.tiles.limits import on_vector_units
 from lc_triton.tiles.task import Task
 
 if TYPE_CHECKING:

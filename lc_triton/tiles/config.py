@@ -27,9 +27,9 @@ class TileConfig:
             launch adds the parts in order.
         stream: blocks of k that a program of the weight gradient makes one after another, where the batch is one block:
             the gradients of the outputs are loaded once, and the input streams past them.
-        descriptor: move the weights by tensor descriptors (TMA) where `space.descriptor_fits` allows.
-        pad_channels: of the forward, gather from a copy of the input with channels of zeros where `space.pads_channels`
-            allows: a site is then whole copies of 8 bytes.
+        descriptor: move the weights by tensor descriptors (TMA) where `limits.descriptor_fits` allows.
+        pad_channels: of the forward, gather from a copy of the input with channels of zeros where
+            `limits.pads_channels` allows: a site is then whole copies of 8 bytes.
         num_warps, num_stages: as Triton has them.
 
     Raises:

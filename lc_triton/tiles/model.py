@@ -26,11 +26,9 @@ from lc_triton.tiles.footprint import (
     programs,
     tile_count,
 )
-from lc_triton.tiles.space import (
+from lc_triton.tiles.limits import (
     COPY_BYTES,
-    MEMORY_LATENCY,
     WARP_GROUP_ROWS,
-    candidates,
     has_room_for_activation_grad,
     is_hopper,
     is_thin,
@@ -40,8 +38,8 @@ from lc_triton.tiles.space import (
     product,
     resident,
     stage_bytes,
-    uses_all,
 )
+from lc_triton.tiles.space import MEMORY_LATENCY, candidates, uses_all
 from lc_triton.tiles.task import Task
 
 # Memory moves in sectors of so many bytes.

@@ -12,8 +12,8 @@ from lc_triton.tiles.config import Pass, TileConfig
 from lc_triton.tiles.device import Device
 from lc_triton.tiles.entries import Measured, Simulated
 from lc_triton.tiles.key import ProblemKey
+from lc_triton.tiles.limits import may_launch
 from lc_triton.tiles.model import choose
-from lc_triton.tiles.space import may_launch
 from lc_triton.tiles.task import Task
 
 Source = Literal["user", "shipped", "architecture", "simulated", "model"]
@@ -46,7 +46,7 @@ class Choice:
 def select(task: Task, device: Device) -> Choice:
     """The tile for a kernel, by the order of `Choice.source`; the same arguments and files give the same answer.
 
-    A tile on file that `space.may_launch` leaves out is passed over.
+    A tile on file that `limits.may_launch` leaves out is passed over.
 
     Args:
         task: the kernel.

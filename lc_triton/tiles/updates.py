@@ -7,7 +7,7 @@ from dataclasses import replace
 from lc_triton.core.arguments import check_name
 from lc_triton.core.fused import BLOCK
 from lc_triton.errors import ArgumentValueError
-from lc_triton.tiles.space import has_whole_blocks
+from lc_triton.tiles.limits import has_whole_blocks
 from lc_triton.tiles.task import ITEMSIZE, Task
 
 # What may be asked for: the rules of optimizers, and the sum of squares of `clip_norm`.

@@ -14,8 +14,8 @@ from lc_triton.core.geometry import Geometry
 from lc_triton.tiles import model, paths, workloads
 from lc_triton.tiles.config import PASSES, TileConfig
 from lc_triton.tiles.device import DEVICES, Device
+from lc_triton.tiles.limits import descriptor_fits, shared_bytes
 from lc_triton.tiles.model import choose
-from lc_triton.tiles.space import descriptor_fits, shared_bytes
 from lc_triton.tiles.task import Task
 from tests.cases import CASES, Case
 from tests.shared_cases import SHARED

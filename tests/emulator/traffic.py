@@ -21,8 +21,8 @@ from lc_triton.tiles import paths, workloads
 from lc_triton.tiles.config import PASSES, Pass, TileConfig
 from lc_triton.tiles.device import DEVICES, Device
 from lc_triton.tiles.footprint import chunks, programs
+from lc_triton.tiles.limits import resident, shared_bytes
 from lc_triton.tiles.model import choose, program_l2_bytes
-from lc_triton.tiles.space import resident, shared_bytes
 from lc_triton.tiles.task import Task
 from tests.emulator.driver import Watch, emulated_gpu
 from tests.emulator.jobs import TYPES, describe

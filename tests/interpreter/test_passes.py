@@ -11,7 +11,7 @@ from lc_triton.core.activations import FUSED_NAMES, Activation, parse_activation
 from lc_triton.core.problem import Problem
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.device import DEVICES
-from lc_triton.tiles.space import descriptor_fits
+from lc_triton.tiles.limits import descriptor_fits
 from lc_triton.tiles.task import Task
 from tests.cases import CASES, Case, assert_as_good, assert_close, check, expected, tensors
 

@@ -24,7 +24,7 @@ from lc_triton.core.problem import Problem
 from lc_triton.launch.build import build, machine_code
 from lc_triton.launch.layout import WeightUpdate
 from lc_triton.launch.ptx_scan import marks
-from lc_triton.tiles import model, paths, space, workloads
+from lc_triton.tiles import limits, model, paths, space, workloads
 from lc_triton.tiles.config import PASSES, Pass, TileConfig
 from lc_triton.tiles.device import DEVICES
 from lc_triton.tiles.footprint import loop_steps, programs
@@ -159,7 +159,7 @@ def fills(row: Row) -> bool:
     Half a Hopper is enough: simulated, 72 programs of all_tnn_l5 b64 take 14.2 us, 144 smaller ones 25.9.
     """
     device = DEVICES[row.device]
-    least = device.multiprocessors / 2 if space.is_hopper(device) else device.multiprocessors
+    least = device.multiprocessors / 2 if limits.is_hopper(device) else device.multiprocessors
     count = programs(row.pass_name, row.task.geo, row.batch, row.config)
     loop = loop_steps(row.pass_name, row.task.geo, row.batch, row.config)
     return count >= least or 2 * row.config.split > min(space.MAX_SPLIT, loop)
@@ -191,7 +191,7 @@ def faults_of_chosen(row: Row, found: dict[str, Any]) -> list[str]:
     """What is wrong by itself with a row whose tile the model picks."""
     wrong = []
     device = DEVICES[row.device]
-    planned = space.resident(row.task, device, row.config)
+    planned = limits.resident(row.task, device, row.config)
     if found["spills"]:
         wrong.append(f"{found['spills']} spills")
     if found["marks"]:

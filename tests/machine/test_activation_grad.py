@@ -9,8 +9,8 @@ from lc_triton.core.problem import Problem
 from lc_triton.launch.build import build
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.device import by_name
+from lc_triton.tiles.limits import has_room_for_activation_grad, shared_bytes
 from lc_triton.tiles.model import fuses_activation_grad
-from lc_triton.tiles.space import has_room_for_activation_grad, shared_bytes
 from lc_triton.tiles.task import Task
 
 H100 = by_name("h100")

@@ -11,7 +11,7 @@ from lc_triton.core.problem import Problem
 from lc_triton.launch.build import build
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.device import by_name
-from lc_triton.tiles.space import overwrites_operand
+from lc_triton.tiles.limits import overwrites_operand
 from lc_triton.tiles.task import Task, types_of
 from tests.machine.gate import figures, rows
 from tests.machine.in_flight import overwritten

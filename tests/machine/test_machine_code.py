@@ -16,8 +16,8 @@ from lc_triton.launch.build import build, build_combine, machine_code, weight_li
 from lc_triton.tiles import paths
 from lc_triton.tiles.config import PASSES, TileConfig
 from lc_triton.tiles.device import DEVICES
+from lc_triton.tiles.limits import descriptor_fits
 from lc_triton.tiles.model import choose
-from lc_triton.tiles.space import descriptor_fits
 from lc_triton.tiles.task import Task
 
 pytestmark = [pytest.mark.compile, pytest.mark.slow]

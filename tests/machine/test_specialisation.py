@@ -94,7 +94,7 @@ def replaced(args, places, value):
     return changed
 
 
-# Boxes are for layers without groups, as `space.descriptor_fits` has it.
+# Boxes are for layers without groups, as `limits.descriptor_fits` has it.
 CALLS = [(k, t, layer) for k in KERNELS for t in TILES for layer in LAYERS if (t, layer) != ("boxes", "3d")]
 
 

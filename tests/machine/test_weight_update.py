@@ -13,8 +13,8 @@ from lc_triton.launch.build import build, machine_code, update_pointers
 from lc_triton.launch.layout import WeightUpdate
 from lc_triton.launch.passes import COMBINED, ELEMENTWISE
 from lc_triton.tiles.device import DEVICES
+from lc_triton.tiles.limits import MAX_UPDATED, product
 from lc_triton.tiles.model import choose, ranked
-from lc_triton.tiles.space import MAX_UPDATED, product
 from lc_triton.tiles.task import Task
 from tests.machine.test_machine_code import geometry_of
 

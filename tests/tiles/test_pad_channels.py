@@ -10,7 +10,8 @@ from lc_triton.launch.layout import shape_of, tile_of
 from lc_triton.tiles import model
 from lc_triton.tiles.config import PASSES, TileConfig
 from lc_triton.tiles.device import DEVICES, by_name
-from lc_triton.tiles.space import candidates, may_launch, variants
+from lc_triton.tiles.limits import may_launch
+from lc_triton.tiles.space import candidates, variants
 from lc_triton.tiles.task import Task
 
 H200 = by_name("h200")

@@ -14,8 +14,9 @@ from lc_triton.tiles.config import PASSES, TileConfig
 from lc_triton.tiles.device import DEVICES
 from lc_triton.tiles.footprint import loop_steps, programs
 from lc_triton.tiles.key import ProblemKey
+from lc_triton.tiles.limits import fits_regions
 from lc_triton.tiles.model import choose, fuses_activation_grad, predict, roofline_terms
-from lc_triton.tiles.space import candidates, fits_regions, variants
+from lc_triton.tiles.space import candidates, variants
 from lc_triton.tiles.task import Task
 from tests.shared_cases import SHARED
 

@@ -11,18 +11,16 @@ from lc_triton.tiles import model
 from lc_triton.tiles.config import PASSES, TileConfig
 from lc_triton.tiles.device import DEVICES, by_name
 from lc_triton.tiles.footprint import loop_steps, programs
-from lc_triton.tiles.space import (
+from lc_triton.tiles.limits import (
     MAX_UPDATED,
-    MEMORY_LATENCY,
-    candidates,
     descriptor_fits,
     has_whole_blocks,
     overwrites_operand,
     product,
     resident,
     stage_bytes,
-    variants,
 )
+from lc_triton.tiles.space import MEMORY_LATENCY, candidates, variants
 from lc_triton.tiles.task import Task
 
 H200 = by_name("h200")
