@@ -203,11 +203,14 @@ Arguments = tuple[Any, ...]
 
 def _run(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: Arguments) -> Tensor:
     """Run an operator by its plan, which shapes and arguments make."""
-    # A callable stays out of the cached plan, which would keep alive whatever the callable refers to.
-    activation, after = arguments[2], None
-    if callable(activation) and not isinstance(activation, type):
-        arguments, after = (*arguments[:2], None, *arguments[3:]), activation
-    if is_cacheable(x, weight, bias) and (_FIXED.issuperset(map(type, arguments)) or all(map(_is_fixed, arguments))):
+    after, is_fixed = None, _FIXED.issuperset(map(type, arguments))
+    if not is_fixed:
+        # A callable stays out of the cached plan, which would keep alive whatever the callable refers to.
+        activation = arguments[2]
+        if callable(activation) and not isinstance(activation, type):
+            arguments, after = (*arguments[:2], None, *arguments[3:]), activation
+        is_fixed = all(map(_is_fixed, arguments))
+    if is_fixed and is_cacheable(x, weight, bias):
         y = run_cached(x, weight, bias, _plans_of(arguments))
     else:
         y = run(x, weight, bias, _plan_of_tensors(x, weight, arguments))

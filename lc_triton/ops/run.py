@@ -80,13 +80,12 @@ def cache_key(x: Tensor, weight: Tensor, bias: Tensor | None, autocast: bool) ->
 
     The rare ones begin at an address that is no multiple of 16 bytes, or are views that torch negates lazily.
     """
-    dtype, graph = x.dtype, x.requires_grad or weight.requires_grad
+    dtype = x.dtype
     try:
         addresses, negated = x.data_ptr() | weight.data_ptr(), x.is_neg() or weight.is_neg()
         of_bias: Any = None
         if bias is not None:
             addresses, negated = addresses | bias.data_ptr(), negated or bias.is_neg()
-            graph = graph or bias.requires_grad
             of_bias = bias.shape, bias.is_contiguous() or bias.stride(), bias.dtype, bias.device
         if addresses % 16 or negated:
             return None
@@ -104,7 +103,7 @@ def cache_key(x: Tensor, weight: Tensor, bias: Tensor | None, autocast: bool) ->
             autocast,
             precision_of(dtype) if dtype is torch.float32 else "ieee",
             chooser.generation,
-            _is_grad_enabled() and (graph, x.requires_grad),
+            _is_grad_enabled() and (x.requires_grad, weight.requires_grad or (bias is not None and bias.requires_grad)),
         )
     except RuntimeError:  # a sparse tensor has no strides
         return None
