@@ -108,8 +108,10 @@ def quantize(b, b_r, m, MOST: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def update_weights(b_g, p_w, p_m, p_v, p_amax, p_correction, p_added, p_scalars, o, m, o_b, m_b, UPDATE: tl.constexpr):
-    """Update the weights at offsets o by their gradients b_g, both of any shape; m masks.
+def update_weights(
+    b_g, p_w, p_m, p_v, p_amax, p_correction, p_added, p_scalars, o, m, o_b, m_b, UPDATE: tl.constexpr, b_own=None
+):
+    """Update the weights at offsets o by their gradients b_g, both of any shape; m masks. b_own: the weights, loaded.
 
     The rules and the order of their scalars are those of lc_triton.optim.rules. p_m and p_v are the states, p_added a
     gradient that is a part of the sum. AdamW's states may be bfloat16, which are rounded stochastically, or with a
@@ -127,7 +129,8 @@ def update_weights(b_g, p_w, p_m, p_v, p_amax, p_correction, p_added, p_scalars,
     if WITH_ADDED:
         b_g += tl.load(p_added + o, mask=m, other=0.0).to(ACC)
     b_g *= tl.load(p_scalars).to(ACC)
-    b_own = tl.load(p_w + o, mask=m, other=0.0)
+    if b_own is None:
+        b_own = tl.load(p_w + o, mask=m, other=0.0)
     b_w = b_own.to(ACC)
     if PENALTY > 0:  # of the weight that the layer has
         b_l1 = tl.load(p_scalars + PENALTY).to(ACC)

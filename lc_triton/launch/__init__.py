@@ -1,6 +1,7 @@
 """The host side of each kernel: layout, grid, device, launch. Importing it imports triton."""
 
 from lc_triton.launch.launcher import reads_memory_alone
+from lc_triton.launch.linear_backward import input_grad_and_update, reads_weight_once
 from lc_triton.launch.passes import (
     bind_forward,
     bind_input_grad,
@@ -23,7 +24,9 @@ __all__ = [
     "forward",
     "fuses_activation_grad",
     "input_grad",
+    "input_grad_and_update",
     "reads_memory_alone",
+    "reads_weight_once",
     "rounds_weight",
     "weight_grad",
     "weight_grad_square_sum",

@@ -65,24 +65,14 @@ def weight_update(
         bound: updates that earlier calls bound for such x and g, by everything else that they were bound for; this
             call adds its own. x and g begin at multiples of 16 bytes.
     """
-    weight, penalty, small = update.weight.detach(), update.penalty or NO_PENALTY, update.small
-    first, second = (*update.states, None, None)[:2]
-    offset = len(update.rule.scalars) if penalty.l1 or penalty.l2 else 0
-    kind = WeightUpdate(update.rule.name, update.added is not None, offset, penalty.non_neg)
-    if small.amax is not None:
-        kind = kind.in_8_bits(problem.geometry.out_channels)
-    pointers = first, second, small.amax, small.correction, update.added, scalars_of(update, weight)
-    addresses, dtypes = weight.data_ptr(), [chooser.generation, weight.dtype]
-    for pointer in pointers:
-        if pointer is not None:
-            addresses |= pointer.data_ptr()
-        dtypes.append(None if pointer is None else pointer.dtype)
-    key = None if bound is None or config is not None or addresses % 16 else (kind, *dtypes)
+    weight, small = update.weight.detach(), update.small
+    kind, pointers = arguments_of(update, weight, problem)
+    key = None if bound is None or config is not None else bound_key(kind, weight, pointers)
     if key is not None and bound is not None and key in bound:
         bound[key](x, g, weight, pointers)
         return
     may_split_blocks = small.amax is not None and problem.geometry.groups > 1 and config is None
-    if may_split_blocks and not has_whole_blocks(task_of(problem, x, weight, kind, first)):
+    if may_split_blocks and not has_whole_blocks(task_of(problem, x, weight, kind, pointers[0])):
         gradient = torch.empty_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
         weight_grad(x, g, gradient, None, problem)
         update.apply(gradient)
@@ -91,6 +81,29 @@ def weight_update(
     if key is not None and bound is not None:
         bound[key] = run
     run(x, g, weight, pointers)
+
+
+def arguments_of(update: Update, weight: Tensor, problem: Problem) -> tuple[WeightUpdate, Pointers]:
+    """What the kernel of an update does with its sums, and what it reads beside x, g and the weight."""
+    penalty, small = update.penalty or NO_PENALTY, update.small
+    first, second = (*update.states, None, None)[:2]
+    offset = len(update.rule.scalars) if penalty.l1 or penalty.l2 else 0
+    kind = WeightUpdate(update.rule.name, update.added is not None, offset, penalty.non_neg)
+    if small.amax is not None:
+        kind = kind.in_8_bits(problem.geometry.out_channels)
+    return kind, (first, second, small.amax, small.correction, update.added, scalars_of(update, weight))
+
+
+def bound_key(kind: WeightUpdate, weight: Tensor, pointers: Pointers) -> tuple[Any, ...] | None:
+    """Everything about an update but its operands that a launch is bound for; None where an address is no multiple of
+    16 bytes.
+    """
+    addresses, dtypes = weight.data_ptr(), [chooser.generation, weight.dtype]
+    for pointer in pointers:
+        if pointer is not None:
+            addresses |= pointer.data_ptr()
+        dtypes.append(None if pointer is None else pointer.dtype)
+    return None if addresses % 16 else (kind, *dtypes)
 
 
 def bind_weight_update(

@@ -1,0 +1,161 @@
+"""A layer whose window is one site: its input gradient and the update of its weight in one launch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lc_triton.core.fused import Update
+from lc_triton.core.problem import Problem
+from lc_triton.errors import MiscompiledError
+from lc_triton.kernels.linear_backward import linear_backward_kernel
+from lc_triton.launch.launcher import prepare
+from lc_triton.launch.layout import Pitch, WeightUpdate, dense_rows
+from lc_triton.launch.passes import bind_input_grad
+from lc_triton.launch.rule import MAX_BATCH_WITHOUT_DOT, MIN_DOT_COLUMNS, MIN_DOT_DEPTH, PlainTile, blocks
+from lc_triton.launch.update import Pointers, arguments_of, bind_weight_update, bound_key
+from lc_triton.tiles.config import TileConfig
+from lc_triton.tiles.key import bucket
+
+# The largest batches whose samples are one block; and of products by `tl.dot` without tensor cores, which are unrolled.
+MOST_SAMPLES, MOST_SAMPLES_OF_VECTORS = 128, 32
+# Channels of a program, at most: fewer than the 64 rows of a warp group's product. Filters of a block: of products by
+# tensor cores, of others, and of float64.
+CHANNELS, FILTERS, FILTERS_OF_VECTORS, FILTERS_OF_FLOAT64 = 32, 64, 32, 16
+# Weights of a block for each warp of a program, half as many in float64; and products that a program without `tl.dot` holds at once, and a warp.
+WEIGHTS_OF_A_WARP, MAX_PRODUCTS, PRODUCTS_OF_A_WARP = 256, 2048, 512
+
+# (x, g, dx, weight, pointers) -> nothing; the pointers are those of an update.
+BoundLinear = Callable[[Tensor, Tensor, Tensor, Tensor, Pointers], None]
+
+_log = logging.getLogger("lc_triton.dispatch")
+
+
+class LinearShape(NamedTuple):
+    """A layer as the kernel reads it."""
+
+    positions: int
+    channels: int
+    filters: int
+
+
+def reads_weight_once(x: Tensor, problem: Problem) -> bool:
+    """Whether `input_grad_and_update` takes a layer and its input: windows of one site, and few samples."""
+    geo = problem.geometry
+    is_linear = geo.taps == 1 and geo.groups == 1 and not geo.regions and geo.in_spatial == geo.out_spatial
+    if not is_linear or any(map(any, geo.padding)) or geo.window * geo.out_channels >= 2**31:
+        return False
+    is_unrolled = _is_product(len(x), problem) and _on_vector_units(x, problem)
+    return 0 < len(x) <= (MOST_SAMPLES_OF_VECTORS if is_unrolled else MOST_SAMPLES)
+
+
+def input_grad_and_update(
+    x: Tensor,
+    g: Tensor,
+    dx: Tensor,
+    update: Update,
+    problem: Problem,
+    config: TileConfig | None = None,
+    bound: dict[Any, BoundLinear] | None = None,
+) -> None:
+    """Write dx, of the weight as it is, and update the weight by the weight gradient of (x, g).
+
+    Args:
+        x: of the layer, of which `reads_weight_once` is true.
+        g: of the layer's output.
+        dx: in the memory order of a contiguous x.
+        update: of the weight, with no states in 8 bits.
+        problem: of the layer.
+        config: a tile given by hand.
+        bound: as of `launch.weight_update`, for (x, g, dx).
+    """
+    weight = update.weight.detach()
+    kind, pointers = arguments_of(update, weight, problem)
+    key = bound_key(kind, weight, pointers)
+    run = None if bound is None or key is None else bound.get(key)
+    if run is None:
+        try:
+            run = _bind(x, g, weight, pointers, kind, problem, config or tile_of(x, problem))
+        except MiscompiledError as error:
+            if config is not None:  # a tile given by hand
+                raise
+            _log.warning("%s: two launches take its place, which may be slower", error)
+            run = _bind_two(x, g, weight, pointers, kind, problem)
+        if bound is not None and key is not None:
+            bound[key] = run
+    run(x, g, dx, weight, pointers)
+
+
+def tile_of(x: Tensor, problem: Problem) -> TileConfig:
+    """The tile for all batches of one bucket, by a rule of sizes."""
+    channels, filters, batch = problem.geometry.in_channels, problem.geometry.out_channels, len(x)
+    b, k, n = bucket(batch), min(bucket(channels), CHANNELS), min(bucket(filters), FILTERS)
+    if _is_product(batch, problem):
+        if _on_vector_units(x, problem):
+            n = min(n, FILTERS_OF_FLOAT64 if x.dtype == torch.float64 else FILTERS_OF_VECTORS)
+        b, k, n = (max(16, size) for size in (b, k, n))
+        warps = k * max(n, b // 2) * (2 if x.dtype == torch.float64 else 1) // WEIGHTS_OF_A_WARP
+        return TileConfig(1, 1, n, b, k, num_warps=max(1, min(8, warps)), num_stages=2)
+    n = min(n, FILTERS_OF_VECTORS, MAX_PRODUCTS // b)
+    k = min(k, MAX_PRODUCTS // (b * n))
+    warps = b * k * n // PRODUCTS_OF_A_WARP
+    return TileConfig(1, 1, n, b, k, dot=False, num_warps=max(1, min(4, warps)), num_stages=2)
+
+
+def _is_product(batch: int, problem: Problem) -> bool:
+    """Whether blocks are multiplied by `tl.dot`, which would be mostly padding below these sizes."""
+    geo = problem.geometry
+    return batch > MAX_BATCH_WITHOUT_DOT and geo.out_channels >= MIN_DOT_COLUMNS and geo.in_channels >= MIN_DOT_DEPTH
+
+
+def _on_vector_units(x: Tensor, problem: Problem) -> bool:
+    """Whether products are made without tensor cores."""
+    return x.dtype == torch.float64 or (x.dtype == torch.float32 and problem.precision == "ieee")
+
+
+def _bind_two(
+    x: Tensor, g: Tensor, weight: Tensor, pointers: Pointers, kind: WeightUpdate, problem: Problem
+) -> BoundLinear:
+    """The same by the kernels of the two passes."""
+    dx = torch.empty(x.shape, dtype=x.dtype, device="meta")
+    input_grad = bind_input_grad(g, weight, None, dx, problem)
+    update = bind_weight_update(x, g, weight, pointers, kind, problem)
+
+    def call(x: Tensor, g: Tensor, dx: Tensor, weight: Tensor, pointers: Pointers) -> None:
+        input_grad(g, weight, None, dx)
+        update(x, g, weight, pointers)
+
+    return call
+
+
+def _by_position(x: Tensor) -> tuple[Tensor, Pitch]:
+    """x `(B, *spatial, C)` as `(B, P, C)` with its positions dense, and its strides in positions."""
+    return dense_rows(x if x.ndim == 3 else x.flatten(1, -2))
+
+
+def _bind(
+    x: Tensor,
+    g: Tensor,
+    weight: Tensor,
+    pointers: Pointers,
+    kind: WeightUpdate,
+    problem: Problem,
+    config: TileConfig,
+) -> BoundLinear:
+    """The launch with everything decided but the pointers: it is called with (x, g, dx, weight, pointers)."""
+    geo = problem.geometry
+    shape = LinearShape(geo.positions, geo.in_channels, geo.out_channels)
+    (x_rows, x_pitch), (g_rows, g_pitch) = _by_position(x), _by_position(g)
+    grid = shape.positions * blocks(shape.channels, config.block_k)
+    constants = len(x), x_pitch[0], g_pitch[0], shape, PlainTile.of(config, problem.precision), kind
+    dx = torch.empty(x_rows.shape, dtype=x.dtype, device="meta")
+    launches = problem.launches.setdefault(("linear_backward", config, x.device.index), {})
+    tensors = x_rows, g_rows, dx, weight, *pointers
+    launch = prepare(launches, linear_backward_kernel, grid, config, tensors, constants, x.device)
+    if x_rows is x and g_rows is g:
+        return lambda x, g, dx, weight, pointers: launch(x, g, dx, weight, *pointers)
+    return lambda x, g, dx, weight, pointers: launch(_by_position(x)[0], _by_position(g)[0], dx, weight, *pointers)
