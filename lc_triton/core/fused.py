@@ -182,12 +182,15 @@ class Slot(Protocol):
             accumulate: the graph's node that would add the gradient to `.grad`.
         """
 
+    def update_in_node(self) -> Update | None:
+        """The update of a weight whose gradient is taken over, if the layer's node is to make it; else it defers."""
+
     def defer(self, product: Deferred) -> None:
         """Take a gradient over."""
 
 
 class PartSlot:
-    """The slot of a rank's part of a weight, which is a tensor of one node of the graph behind the weight.
+    """The slot of a rank's part of a weight, or of a view of one: a tensor of one node of the graph behind the weight.
 
     Args:
         slot: of the weight.
@@ -209,6 +212,10 @@ class PartSlot:
     def takes(self, accumulate: Any) -> bool | None:
         """As the weight's slot, of the node that makes the part."""
         return self._slot.takes(accumulate.next_functions[0][0])
+
+    def update_in_node(self) -> Update | None:
+        """As the weight's slot."""
+        return self._slot.update_in_node()
 
     def defer(self, product: Deferred) -> None:
         """Take a gradient over."""

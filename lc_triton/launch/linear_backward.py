@@ -21,12 +21,14 @@ from lc_triton.launch.update import Pointers, arguments_of, bind_weight_update, 
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.key import bucket
 
-# The largest batches whose samples are one block; and of products by `tl.dot` without tensor cores, which are unrolled.
+# The largest batches whose samples are one block, and those of products by `tl.dot` without tensor cores: these are
+# unrolled.
 MOST_SAMPLES, MOST_SAMPLES_OF_VECTORS = 128, 32
 # Channels of a program, at most: fewer than the 64 rows of a warp group's product. Filters of a block: of products by
 # tensor cores, of others, and of float64.
 CHANNELS, FILTERS, FILTERS_OF_VECTORS, FILTERS_OF_FLOAT64 = 32, 64, 32, 16
-# Weights of a block for each warp of a program, half as many in float64; and products that a program without `tl.dot` holds at once, and a warp.
+# Weights of a block for each warp of a program, half as many in float64. Products that a program without `tl.dot` holds
+# at once, and a warp.
 WEIGHTS_OF_A_WARP, MAX_PRODUCTS, PRODUCTS_OF_A_WARP = 256, 2048, 512
 
 # (x, g, dx, weight, pointers) -> nothing; the pointers are those of an update.

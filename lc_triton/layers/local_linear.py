@@ -19,7 +19,7 @@ from lc_triton.core.parameters import trains
 from lc_triton.core.tracing import shape_of
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, ConversionError, RankError
 from lc_triton.layers import sharing
-from lc_triton.layers._planned import PlannedLayer, refuse_proxy
+from lc_triton.layers._planned import PlannedLayer, note_evaluation, refuse_proxy
 from lc_triton.ops.checks import check_tensor
 from lc_triton.ops.linear import run_linear
 from lc_triton.ops.plan import Plan
@@ -124,6 +124,8 @@ class LocalLinear(PlannedLayer):
             self._check_x(x)
         if weight.shape != self._shapes["weight"] or (bias is not None and bias.shape != self._shapes["bias"]):
             self._check_parameters()
+        if not self.training:
+            note_evaluation(weight)
         samples = x if x.ndim == 3 else x.unsqueeze(0) if x.ndim == 2 else x.flatten(0, -3)
         y = run_linear(samples, weight, bias, plan)
         if x.ndim != 3:

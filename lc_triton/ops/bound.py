@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lc_triton import _cpu
+from lc_triton.core.fused import Update
 from lc_triton.core.memory_format import MemoryFormat
 from lc_triton.core.problem import Problem
 from lc_triton.ops import dispatch
@@ -32,10 +33,13 @@ class BoundDeferral(NamedTuple):
         call: (x, weight, operand, saved, grad) -> dx and db, each None where it is not needed, and the operands x and
             dz of the weight gradient in the internal format.
         updates: bound updates of these operands, by their kinds: `launch.weight_update` fills it.
+        call_once: (x, weight, saved, grad, update) -> dx and db: the update is made with dx, by one launch that reads
+            the weight once. None where no kernel does that.
     """
 
     call: Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor | None, Tensor | None, Tensor, Tensor]]
     updates: dict[Any, Any]
+    call_once: Callable[[Tensor, Tensor, Tensor | None, Tensor, Update], tuple[Tensor, Tensor | None]] | None = None
 
 
 class NodeArguments(NamedTuple):
@@ -181,31 +185,46 @@ def bind_deferral(
     saved_to_internal = grad_to_internal if act.saves == "y" else _as_it_is
     need_x, _, need_b = needed
     x = to_internal(x)
-    size, stride = node.input_format.layout(tuple(x.shape))
-    dx = x.new_empty(x.shape)
-    saved = None if saved is None else saved_to_internal(saved)
-    dz = act.backward(grad_to_internal(grad), saved)  # type: ignore[arg-type]
+    internal_shape = x.shape
+    size, stride = node.input_format.layout(tuple(internal_shape))
+    more: tuple[None, ...] = (None,) if node.transposed else ()
     run: launch.BoundPass | None = None
-    more: tuple[None, ...] = ()
-    if need_x and node.transposed:
-        run, more = launch.bind_forward(dz, operand, None, dx, None, linear), (None,)
-    elif need_x:
-        run = launch.bind_input_grad(dz, operand, None, dx, linear)
+
+    def bind(dz: Tensor, operand: Tensor) -> launch.BoundPass:
+        dx = torch.empty(internal_shape, dtype=dz.dtype, device=dz.device)
+        if node.transposed:
+            return launch.bind_forward(dz, operand, None, dx, None, linear)
+        return launch.bind_input_grad(dz, operand, None, dx, linear)
+
+    def operands(x: Tensor, weight: Tensor, saved: Tensor | None, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        x, saved = to_internal(x), None if saved is None else saved_to_internal(saved)
+        dz = act.backward(grad_to_internal(grad), saved)  # type: ignore[arg-type]
+        return x, dz, bias_grad(dz, weight.dtype, bias_shape) if bias_shape is not None and need_b else None
 
     def call(
         x: Tensor, weight: Tensor, operand: Tensor, saved: Tensor | None, grad: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
-        x, saved = to_internal(x), None if saved is None else saved_to_internal(saved)
-        dz = act.backward(grad_to_internal(grad), saved)  # type: ignore[arg-type]
-        dx = db = None
-        if bias_shape is not None and need_b:
-            db = bias_grad(dz, weight.dtype, bias_shape)
-        if run is not None:
+        nonlocal run
+        x, dz, db = operands(x, weight, saved, grad)
+        dx = None
+        if need_x:
+            run = run or bind(dz, operand)  # at the first call, which may never come where `call_once` is
             dx = x.new_empty_strided(size, stride)
             run(dz, operand, None, dx, *more)
         return dx, db, x, dz
 
-    return BoundDeferral(call, {})
+    updates_once: dict[Any, Any] = {}
+
+    def call_once(
+        x: Tensor, weight: Tensor, saved: Tensor | None, grad: Tensor, update: Update
+    ) -> tuple[Tensor, Tensor | None]:
+        x, dz, db = operands(x, weight, saved, grad)
+        dx = x.new_empty_strided(size, stride)
+        dispatch.input_grad_and_update(x, dz, dx, linear, update, updates_once)
+        return dx, db
+
+    is_once = need_x and not node.transposed and launch.reads_weight_once(x, linear)
+    return BoundDeferral(call, {}, call_once if is_once else None)
 
 
 def _bind_backward(

@@ -100,6 +100,16 @@ def weight_update(x: Tensor, g: Tensor, problem: Problem, update: Update, bound:
     increment_version(weight)
 
 
+def input_grad_and_update(
+    x: Tensor, g: Tensor, dx: Tensor, problem: Problem, update: Update, bound: dict[Any, Any] | None = None
+) -> None:
+    """Write dx and update the weight by (x, g), where `launch.reads_weight_once`; `bound` as of that launch."""
+    from lc_triton import launch
+
+    launch.input_grad_and_update(as_stored(x), as_stored(g), dx, update, problem, bound=bound)
+    increment_version(update.weight)
+
+
 def _is_fused(x: Tensor, problem: Problem) -> bool:
     """Whether the weight gradient need not be stored; filters that positions share are few, and theirs is."""
     return bool(x.shape[0]) and not problem.geometry.regions

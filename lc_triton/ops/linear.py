@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lc_triton.core import fused
 from lc_triton.core.activations import AFTER_KERNEL
 from lc_triton.core.backend import autocast_enabled, resolve
+from lc_triton.core.fused import PartSlot
 from lc_triton.ops.plan import Plan
 from lc_triton.ops.run import run
 
@@ -18,13 +20,24 @@ def run_linear(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Te
     as the product. Numbers of 16 bits go the passes' way, which rounds once.
     """
     if not _is_one_product(x, weight, bias):
-        return run(x, weight.unsqueeze(1), bias, plan)
+        return run(x, _of_one_tap(weight), bias, plan)
     by_position = x.transpose(0, 1)
     z = torch.bmm(by_position, weight) if bias is None else torch.baddbmm(bias.unsqueeze(1), by_position, weight)
     y = plan.activation(z.transpose(0, 1))
     if isinstance(plan.after, str):
         return AFTER_KERNEL[plan.after](y, dim=-1)
     return y if plan.after is None else plan.after(y)
+
+
+def _of_one_tap(weight: Tensor) -> Tensor:
+    """The weight as `(P, 1, C, F)`. Where kernels read it, the node of the layer finds the optimizer's slot by it."""
+    view = weight.unsqueeze(1)
+    if torch.compiler.is_compiling() or not fused.slots or not view.requires_grad or type(view) is not Tensor:
+        return view
+    slot = fused.slot_of(weight)
+    if slot is not None and resolve(weight.device.type) == "triton":
+        fused.register(view, PartSlot(slot), keep=True)
+    return view
 
 
 def _is_one_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

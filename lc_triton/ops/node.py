@@ -161,6 +161,9 @@ def _defer(
     (x, weight, saved), (problem, input_format, output_format, transposed) = tensors, node.arguments
     deferral = node.deferral(tensors, operand, grad, needed)
     if deferral is not None:
+        if deferral.call_once is not None and (update := slot.update_in_node()) is not None:
+            of_x, of_bias = deferral.call_once(x, weight, saved, grad, update)
+            return of_x, None, of_bias
         dx, db, x, dz = deferral.call(x, weight, operand, saved, grad)
         operands = (dz, x) if transposed else (x, dz)
         slot.defer(WeightProduct(*operands, problem.linear(), weight, deferral.updates))

@@ -181,6 +181,10 @@ class AddingSlot:
         assert weight is not None
         self._pending[autograd_task()].products.append((product, current_stream(weight)))
 
+    def update_in_node(self) -> Update | None:
+        """None: other uses of the weight are added too, whichever way they come."""
+        return None
+
     def has_pending(self) -> bool:
         """Whether the backward that is running has been asked to add a gradient."""
         return autograd_task() in self._pending
@@ -258,7 +262,7 @@ class _Pending:
         target = _target(weight)
         if target is None:  # dropped by a hook meanwhile
             first, stream = products.pop(0)
-            target = weight.grad = on_stream(stream, weight, first.gradient)
+            target = weight.grad = on_stream(stream, weight, first.gradient).view_as(weight)
         for product, stream in products:
             update = Update(Add(), target, ())
             on_stream(stream, weight, lambda product=product, update=update: product.update(update))

@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from lc_triton.core import fused
 from lc_triton.core.arguments import check_int
 from lc_triton.core.fused import Penalty, Rule, Small, Update
-from lc_triton.errors import ArgumentValueError, LocalConvError, OptimizerStepError
+from lc_triton.errors import ArgumentTypeError, ArgumentValueError, LocalConvError, OptimizerStepError
 from lc_triton.layers._planned import PlannedLayer
 from lc_triton.optim.arguments import (
     PENALTIES,
@@ -37,8 +37,8 @@ from lc_triton.optim.sharded import is_dtensor, is_placed_alike, local_part
 from lc_triton.optim.slot import WeightSlot
 from lc_triton.optim.states import CORRECTION, SMALL_STATES, check_shapes, drop_small
 
-# The fewest dimensions of a layer's weight.
-LEAST_NDIM = 4
+# The fewest dimensions of the weight of a layer with windows, and of LocalLinear's, which is updated on a GPU alone.
+LEAST_NDIM, LEAST_NDIM_OF_LINEAR = 4, 3
 # The dtypes whose updates torch's operators and the kernels make alike.
 UPDATED = torch.float32, torch.float64
 # The dtypes of small states, of what lies beside them, and of those that are loaded to become small.
@@ -54,6 +54,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     states = "float32"
     master: str | None = None
+    read_once = False
     adds_penalties = True  # by the options `l1`, `l2` and `non_neg` of its groups: `regularization_loss` looks for it
 
     def __init__(
@@ -61,6 +62,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         model_or_params: Any,
         clip_norm: float | None,
         accumulate: int,
+        read_once: bool,
         hyperparameters: dict[str, Any],
         penalties: dict[str, Any],
     ) -> None:
@@ -68,6 +70,9 @@ class FusedOptimizer(torch.optim.Optimizer):
         if clip_norm is not None and not (is_number(clip_norm) and clip_norm > 0):
             raise ArgumentValueError(name="clip_norm", value=clip_norm, allowed="a positive number or None")
         self.clip_norm = clip_norm
+        if not isinstance(read_once, bool):
+            raise ArgumentTypeError(name="read_once", value=read_once, allowed="True or False")
+        self.read_once = read_once
         self._names: dict[int, str] = {}
         self._known: set[int] = set()
         self._slots: dict[int, WeightSlot] = {}
@@ -120,9 +125,10 @@ class FusedOptimizer(torch.optim.Optimizer):
                 self._places[key] = number, index
                 if names:
                     self._names[key] = names[index]
-                if key not in self._slots and (is_lazy(parameter) or parameter.ndim >= LEAST_NDIM):
+                if key not in self._slots and (is_lazy(parameter) or parameter.ndim >= LEAST_NDIM_OF_LINEAR):
                     name = self._names.get(key, f"parameter {index} of group {number}")
-                    self._slots[key] = slot = WeightSlot(parameter, name, self, key in self._known)
+                    known = key in self._known and (is_lazy(parameter) or parameter.ndim >= LEAST_NDIM)
+                    self._slots[key] = slot = WeightSlot(parameter, name, self, known)
                     earlier = fused.slot_of(parameter)
                     if isinstance(earlier, WeightSlot):
                         slot.others = [*earlier.others, weakref.ref(earlier)]
@@ -240,6 +246,11 @@ class FusedOptimizer(torch.optim.Optimizer):
     def small_dtype(self) -> torch.dtype | None:
         """The dtype of the states of layers' weights, if it is not the weight's: of those in 8 bits uint8."""
         return SMALL_STATES[self.states]
+
+    @property
+    def reads_weights_once(self) -> bool:
+        """Whether layers update their weights in their own nodes, where a kernel does that."""
+        return self.read_once and self.clip_norm is None and self.small_dtype != torch.uint8
 
     @property
     def has_small(self) -> bool:
@@ -452,7 +463,7 @@ class FusedOptimizer(torch.optim.Optimizer):
                     self.state[weight].pop(CORRECTION, None)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("accumulate", "clip_norm", "states", "master")}
+        own = {name: getattr(self, name) for name in ("accumulate", "clip_norm", "read_once", "states", "master")}
         params = [p for group in self.param_groups for p in group["params"]]
         names = [self._names.get(id(p)) for p in params]
         known = [id(p) in self._slots and self._slots[id(p)].known for p in params]

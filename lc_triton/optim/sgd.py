@@ -30,9 +30,15 @@ class FusedSGD(FusedOptimizer, torch.optim.SGD):
             made. It is an option of each group, as the next two are; `penalty_groups` has those of Keras layers.
         l2: the factor of the penalty `sum(w^2)`, likewise.
         non_neg: whether negative numbers become 0 after each update.
+        read_once: whether a layer whose window is one site (LocalLinear, kernels of 1) may update its weight together
+            with its input's gradient, in a kernel that reads the weight once. Pass True only if the layer's forward is
+            the weight's only use in each graph: a gradient of another use comes too late, and backward raises an
+            error. It changes nothing on a CPU, for batches above 128 (above 32 of products
+            without tensor cores), weights that ranks share, `clip_norm`, and layers whose input needs no gradient.
 
     Raises:
         LocalConvError: (also a ValueError or TypeError) an argument out of range or of a wrong type.
+        OptimizerStepError: in backward, with `read_once`: another use of a weight gave a gradient.
 
     Source: `torch.optim.SGD`.
 
@@ -62,6 +68,7 @@ class FusedSGD(FusedOptimizer, torch.optim.SGD):
         l1: float = 0.0,
         l2: float = 0.0,
         non_neg: bool = False,
+        read_once: bool = False,
     ) -> None:
         own = {
             "lr": lr,
@@ -71,7 +78,8 @@ class FusedSGD(FusedOptimizer, torch.optim.SGD):
             "nesterov": nesterov,
             "maximize": maximize,
         }
-        super().__init__(model_or_params, clip_norm, accumulate, own, {"l1": l1, "l2": l2, "non_neg": non_neg})
+        penalties = {"l1": l1, "l2": l2, "non_neg": non_neg}
+        super().__init__(model_or_params, clip_norm, accumulate, read_once, own, penalties)
 
     def _torch_step(self) -> None:
         """Torch's update, which takes no group in which some momentum buffers are there and others are not."""

@@ -14,7 +14,7 @@ from lc_triton.core.fused import Deferred, Penalty, Update, current_stream
 from lc_triton.core.tracing import is_observed
 from lc_triton.errors import OptimizerStepError
 from lc_triton.optim.rules import Add
-from lc_triton.optim.sharded import as_dtensor_like, is_placed_alike, local_part
+from lc_triton.optim.sharded import as_dtensor_like, is_dtensor, is_placed_alike, local_part
 
 _autograd: Any = torch._C._autograd
 
@@ -24,6 +24,10 @@ class Owner(Protocol):
 
     accumulate: int
     clip_norm: float | None
+
+    @property
+    def reads_weights_once(self) -> bool:
+        """Whether layers update their weights in their own nodes, where a kernel does that."""
 
     def updated_dtypes(self, weight: Tensor) -> tuple[torch.dtype, ...]:
         """The dtypes in which a weight is updated where its gradient is made."""
@@ -83,6 +87,7 @@ class WeightSlot:
         self._task = -1  # the last backward that made a gradient of it
         self._deferred: dict[int, list[tuple[Deferred, Any]]] = {}  # by backward
         self._adding: set[int] = set()  # backwards whose gradient is added to `.grad`
+        self._in_node: tuple[int, Any] | None = None  # the backward whose node made the update, and its stream
         self._node: Any = None
         self._hooks: tuple[Any, ...] = ()
         self.others: list[weakref.ref[Any]] = []  # slots that optimizers made earlier for this weight
@@ -94,7 +99,7 @@ class WeightSlot:
         self._graphs = self._backwards = 0
         self._deferred.clear()
         self._adding.clear()
-        self.kept = None
+        self._in_node = self.kept = None
 
     def drop_counted(self) -> None:
         """Count the backwards of the coming step anew, as what they added to `.grad` is dropped."""
@@ -148,6 +153,20 @@ class WeightSlot:
         self._adding.add(autograd_task())
         return True
 
+    def update_in_node(self) -> Update | None:
+        """The update of the coming step, for the layer's node to make: it counts as made.
+
+        None where another graph waits for its backward, or another layer's gradient of this one is taken over.
+        """
+        owner, task = self._owner(), autograd_task()
+        if owner is None or not owner.reads_weights_once or is_dtensor(self.weight):
+            return None
+        if self._graphs or task in self._adding or task in self._deferred:
+            return None
+        self._in_node = task, current_stream(self.weight)
+        self.updated = self.has_zero = True
+        return owner.update_of(self.weight)
+
     def defer(self, product: Deferred) -> None:
         """Take a gradient over."""
         self._deferred.setdefault(autograd_task(), []).append((product, current_stream(self.weight)))
@@ -188,7 +207,8 @@ class WeightSlot:
 
     def _gradient(self, product: Deferred, stream: Any) -> Tensor:
         """Make a gradient as it is stored."""
-        return as_dtensor_like(on_stream(stream, self.weight, product.gradient), self.weight)
+        gradient = on_stream(stream, self.weight, product.gradient)  # of a view of the weight, perhaps
+        return as_dtensor_like(gradient.view(local_part(self.weight).shape), self.weight)
 
     def _attach(self, accumulate: Any) -> None:
         """Hook the node that adds gradients to `.grad`; held, it stays the same in all graphs."""
@@ -250,6 +270,8 @@ class WeightSlot:
         task = autograd_task()
         taken, adding = self._deferred.pop(task, []), task in self._adding
         self._adding.discard(task)
+        if self._in_node is not None and self._in_node[0] == task:
+            self._end_update_in_node(self._in_node[1], grads[0])
         owner = self._owner()
         if not taken or owner is None:
             return None
@@ -285,6 +307,21 @@ class WeightSlot:
         with torch.no_grad():
             weight.grad = total if weight.grad is None else weight.grad.add_(total)
         return None
+
+    def _end_update_in_node(self, stream: Any, others: Tensor | None) -> None:
+        """Let later work wait for the update that the layer's node made, and refuse another gradient."""
+        self._in_node = None
+        current = current_stream(self.weight)
+        if stream != current:
+            current.wait_stream(stream)
+        self.weight.grad = None  # of earlier micro-batches, which is a part of the update
+        if others is not None:
+            reason = (
+                "with read_once=True its layer's backward updated it by the layer's gradient alone, and then another "
+                "use of it in the same graph gave a gradient, which is lost. Restore the parameters, or go on from "
+                "the weight as it is; and pass read_once=False, or give a penalty as l1 and l2 of its group"
+            )
+            raise OptimizerStepError(name=self.name, reason=reason)
 
 
 def autograd_task() -> int:

@@ -1,4 +1,4 @@
-"""The kernel that makes the input gradient and updates the weight, interpreted: against the definition and two launches."""
+"""One launch that makes the input gradient and updates the weight, interpreted: against the definition and two."""
 
 import pytest
 import torch

@@ -1,0 +1,389 @@
+"""Optimizers with read_once=True: a layer's node updates its weight, where nothing else can want a gradient of it."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import lc_triton
+from lc_triton import FusedAdamW, FusedSGD, LocalConv1d, LocalConvTranspose1d, LocalLinear
+from lc_triton.errors import OptimizerStepError
+from lc_triton.launch import linear_backward
+from lc_triton.ops import dispatch
+from lc_triton.optim import slot
+from lc_triton.tiles.chooser import chooser
+from lc_triton.tiles.config import TileConfig
+from tests.optim.networks import PAIRS, assert_same
+
+# Of all passes: the model takes longer to choose than they do.
+TILE = TileConfig(1, 1, 8, 2, 4, dot=False, num_warps=1)
+
+
+@pytest.fixture(autouse=True)
+def _kernels():
+    with lc_triton.backend("triton"), chooser.asking(lambda task, gpu: TILE):
+        yield
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """How often a backward read a weight once, and how often an update came after it."""
+    counts = {"once": 0, "after": 0}
+
+    def counting(name, run):
+        def call(*args, **kwargs):
+            counts[name] += 1
+            return run(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(dispatch, "input_grad_and_update", counting("once", dispatch.input_grad_and_update))
+    monkeypatch.setattr(dispatch, "weight_update", counting("after", dispatch.weight_update))
+    return counts
+
+
+def network():
+    """The first layer's input needs no gradient; the second is the one that is read once, of two memory formats."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        LocalLinear(2, 4, 3, activation="tanh"),
+        LocalLinear(2, 3, 5, activation="silu"),
+        LocalConv1d(2, 1, 1, input_size=5, activation="relu"),
+    ).double()
+
+
+class OnCpu(nn.Sequential):
+    """Layers on the CPU path, which takes less time than interpreted kernels."""
+
+    def forward(self, x):
+        with lc_triton.backend("cpu"):
+            return super().forward(x)
+
+
+def batch(step, size=2):
+    return torch.randn(size, 2, 4, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+
+
+def loss_of(net, x):
+    return (net(x) - 1).square().sum()
+
+
+def pair(kind="sgd", read_once=True, **options):
+    """A network with a fused optimizer, and a copy with torch's."""
+    ours, theirs, arguments = PAIRS[kind]
+    net = network()
+    same = OnCpu(*copy.deepcopy(net))
+    fused = ours(net, **arguments, **options, read_once=read_once)
+    return (net, fused), (same, theirs(same.parameters(), **arguments))
+
+
+def weights(net):
+    return [layer.weight for layer in net]
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_training_is_torchs(kind, launched):
+    (net, fused), (same, plain) = pair(kind)
+    for step in range(2):
+        for model, optimizer in ((net, fused), (same, plain)):
+            optimizer.zero_grad()
+            loss_of(model, batch(step)).backward()
+            if model is net:
+                assert all(weight.grad is None for weight in weights(net))
+            optimizer.step()
+    assert launched == {"once": 4, "after": 2}
+    assert_same(net, same, 1e-12)
+
+
+def test_without_it_the_updates_come_after(launched):
+    (net, fused), (same, plain) = pair(read_once=False)
+    for model, optimizer in ((net, fused), (same, plain)):
+        loss_of(model, batch(0)).backward()
+        optimizer.step()
+    assert launched == {"once": 0, "after": 3}
+    assert_same(net, same, 1e-12)
+
+
+def test_penalties_and_bounds(launched):
+    (net, fused), (same, plain) = pair("adamw", l1=0.1, l2=0.2, non_neg=True)
+    loss_of(net, batch(0)).backward()
+    penalty = sum(0.1 * p.abs().sum() + 0.2 * p.square().sum() for p in same.parameters())
+    (loss_of(same, batch(0)) + penalty).backward()
+    fused.step()
+    plain.step()
+    for p in same.parameters():
+        p.data.clamp_(min=0)
+    assert launched["once"] == 2
+    assert_same(net, same, 1e-12)
+
+
+def test_micro_batches_are_added_up(launched):
+    (net, fused), (same, plain) = pair("sgd, momentum", accumulate=3)
+    for _ in range(2):
+        for step in range(3):
+            loss_of(net, batch(step)).backward()
+            loss_of(same, batch(step)).backward()
+        assert all(weight.grad is None for weight in weights(net))
+        for optimizer in (fused, plain):
+            optimizer.step()
+            optimizer.zero_grad()
+    assert launched == {"once": 4, "after": 8}  # the second of three micro-batches is added to `.grad` by "add"
+    assert_same(net, same, 1e-12)
+
+
+@pytest.mark.parametrize("options", [{"states": "bfloat16"}, {"states": "8 bits"}], ids=lambda o: o["states"])
+def test_small_states(options, launched):
+    """The bits of an optimizer without it; states in 8 bits keep two launches."""
+    found = []
+    for read_once in (True, False):
+        net = network()
+        optimizer = FusedAdamW(net, lr=0.1, read_once=read_once, **options)
+        loss_of(net, batch(0)).backward()
+        optimizer.step()
+        found.append((net, optimizer))
+    assert launched["once"] == (2 if options["states"] == "bfloat16" else 0)
+    assert_same(found[0][0], found[1][0], 1e-12)
+    (one, first), (two, second) = found
+    for p, q in zip(weights(one), weights(two), strict=True):
+        for key, state in first.state[p].items():
+            torch.testing.assert_close(state, second.state[q][key], rtol=1e-12, atol=1e-12)
+            assert key == "step" or state.dtype != p.dtype
+
+
+def with_penalty_that_comes_after(net, x):
+    """Its node is older than the layer's: the engine reaches it later."""
+    penalty = net[1].weight.sum()
+    return loss_of(net, x) + penalty
+
+
+def with_penalty_that_comes_before(net, x):
+    loss = loss_of(net, x)
+    return loss + net[1].weight.sum()
+
+
+@pytest.mark.parametrize("way", [with_penalty_that_comes_after, with_penalty_that_comes_before])
+def test_another_gradient_of_the_weight_is_refused(way):
+    (net, fused), (same, plain) = pair()
+    with pytest.raises(OptimizerStepError, match=r"1\.weight.*read_once=True.*is lost.*read_once=False.*l1 and l2"):
+        way(net, batch(0)).backward()
+    loss_of(same, batch(0)).backward()
+    plain.step()
+    torch.testing.assert_close(net[1].weight, same[1].weight, rtol=1e-12, atol=1e-12)  # the layer's gradient alone
+    fused.zero_grad()
+    fused.step()
+    loss_of(net, batch(1)).backward()  # and training may go on
+    fused.step()
+
+
+def test_a_use_that_saved_the_weight_is_torchs_error():
+    (net, fused), _ = pair()
+    penalty = net[1].weight.square().sum()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (loss_of(net, batch(0)) + penalty).backward()
+    assert not fused.state[net[1].weight]  # of plain gradient descent
+
+
+def used_twice(net, x):
+    (loss_of(net, x) + loss_of(net, 2 * x)).backward()
+
+
+def of_two_graphs(net, x):
+    first, second = loss_of(net, x), loss_of(net, 2 * x)
+    first.backward()
+    second.backward()
+
+
+def retained(net, x):
+    loss = loss_of(net, x)
+    loss.backward(retain_graph=True)
+    loss.backward()
+
+
+def create_graph(net, x):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of a cycle
+        loss_of(net, x).backward(create_graph=True)
+    for p in net.parameters():
+        p.grad = p.grad.detach()
+
+
+def hooked(net, x):
+    handles = [w.register_hook(lambda g: 2 * g) for w in weights(net)]
+    loss_of(net, x).backward()
+    for handle in handles:
+        handle.remove()
+
+
+def checkpointed(net, x):
+    torch.utils.checkpoint.checkpoint(net, x, use_reentrant=False).square().sum().backward()
+
+
+def checkpointed_by_a_node(net, x):
+    torch.utils.checkpoint.checkpoint(net, x.requires_grad_(), use_reentrant=True).square().sum().backward()
+
+
+def in_evaluation(net, x):
+    net.eval()
+    loss_of(net, x).backward()
+    net.train()
+
+
+def compiled(net, x):
+    loss_of(torch.compile(net, backend="aot_eager"), x).backward()
+
+
+WAYS = [
+    *(used_twice, of_two_graphs, retained, create_graph, hooked, checkpointed, checkpointed_by_a_node, in_evaluation),
+    pytest.param(compiled, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_where_a_gradient_must_exist_nothing_is_bypassed(way, launched):
+    (net, fused), (same, plain) = pair()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the optimizer says why it stores gradients
+        way(net, batch(0))
+        assert launched["once"] == (2 if way in (of_two_graphs, retained) else 0)  # of the last backward
+        fused.step()
+    way(same, batch(0))
+    plain.step()
+    assert_same(net, same, 1e-12)
+
+
+def test_gradients_that_are_asked_for_change_nothing(launched):
+    (net, fused), _ = pair()
+    before = copy.deepcopy(net.state_dict())
+    x = batch(0).requires_grad_()
+    torch.autograd.grad(loss_of(net, x), x)
+    found = torch.autograd.grad(loss_of(net, x), weights(net))
+    assert [g.shape for g in found] == [w.shape for w in weights(net)]
+    loss_of(net, x).backward(inputs=[x])
+    with fused.paused():
+        loss_of(net, x).backward()
+    torch.testing.assert_close([w.grad for w in weights(net)], list(found), rtol=1e-12, atol=1e-12)
+    for p in net.parameters():
+        p.grad = None
+        p.requires_grad_(False)
+    loss_of(net, x).backward()
+    assert launched == {"once": 0, "after": 0}
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_a_weight_that_is_frozen_between_forward_and_backward(launched):
+    (net, fused), _ = pair()
+    loss, before = loss_of(net, batch(0)), net[1].weight.detach().clone()
+    net[1].weight.requires_grad_(False)
+    loss.backward()
+    assert torch.equal(net[1].weight, before)
+    assert launched["once"] == 1
+    fused.step()
+
+
+def test_a_second_backward_is_stored_and_refused(launched):
+    (net, fused), _ = pair()
+    loss_of(net, batch(0)).backward()
+    before = net[1].weight.detach().clone()
+    loss_of(net, batch(1)).backward()
+    assert torch.equal(net[1].weight, before)
+    assert net[1].weight.grad is not None
+    with pytest.raises(OptimizerStepError, match="a backward updated it"):
+        fused.step()
+
+
+def test_a_scaler_stores_all(launched):
+    (net, fused), (same, plain) = pair()
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(loss_of(net, batch(0))).backward()
+    scaler.step(fused)
+    loss_of(same, batch(0)).backward()
+    plain.step()
+    assert launched == {"once": 0, "after": 0}
+    assert_same(net, same, 1e-12)
+
+
+def test_clipping_keeps_two_launches(launched):
+    (net, fused), (same, plain) = pair(clip_norm=0.1)
+    loss_of(net, batch(0)).backward()
+    fused.step()
+    loss_of(same, batch(0)).backward()
+    torch.nn.utils.clip_grad_norm_(same.parameters(), 0.1)
+    plain.step()
+    assert launched["once"] == 0
+    assert_same(net, same, 1e-6)
+
+
+def test_large_batches_and_other_windows_keep_two_launches(launched):
+    layers = {
+        LocalLinear(2, 3, 1): torch.ones(129, 2, 3),
+        LocalConv1d(2, 3, 2, input_size=3): torch.ones(2, 2, 3),
+        LocalConvTranspose1d(2, 3, 1, input_size=3): torch.ones(2, 2, 3),
+    }
+    for layer, x in layers.items():
+        optimizer = FusedSGD(layer, lr=0.1, read_once=True)
+        layer(x.requires_grad_()).sum().backward()
+        assert layer.weight.grad is None
+        optimizer.step()
+    assert launched == {"once": 0, "after": 3}
+
+
+def test_a_backward_that_fails_leaves_nothing_behind(launched):
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise ValueError("no gradient")
+
+    (net, fused), _ = pair()
+    with pytest.raises(ValueError, match="no gradient"):
+        net[2](net[1](Fails.apply(net[0](batch(0))))).sum().backward()
+    assert launched["once"] == 2
+    fused.step()
+    loss_of(net, batch(1)).backward()
+    fused.step()
+    assert launched["once"] == 4
+
+
+def test_a_launch_is_bound_at_the_first_step(monkeypatch):
+    (net, fused), _ = pair()
+    bind, count = linear_backward._bind, []
+    monkeypatch.setattr(linear_backward, "_bind", lambda *args: count.append(args) or bind(*args))
+    for step in range(3):
+        loss_of(net, batch(step)).backward()
+        fused.step()
+    assert len(count) == 2
+
+
+def test_accumulated_gradients_of_a_layer_of_matrices():
+    layer, x = LocalLinear(2, 3, 4).double(), torch.ones(2, 2, 3, dtype=torch.float64)
+    with lc_triton.accumulate_gradients(layer):
+        for _ in range(3):
+            layer(x).square().sum().backward()
+    (once,) = torch.autograd.grad(layer(x).square().sum(), layer.weight)
+    torch.testing.assert_close(layer.weight.grad, 3 * once, rtol=1e-12, atol=0)
+
+
+def test_later_work_waits_for_the_stream_of_the_layer(monkeypatch):
+    """On a GPU the layer's node and AccumulateGrad may run on two; autograd is given nothing to wait for."""
+
+    class Stream:
+        def __init__(self):
+            self.waited = []
+
+        def wait_stream(self, other):
+            self.waited.append(other)
+
+    layer, x = LocalLinear(2, 3, 4).double(), torch.ones(2, 2, 3, dtype=torch.float64, requires_grad=True)
+    optimizer = FusedSGD(layer, lr=0.1, read_once=True)
+    streams = of_layer, of_weight = Stream(), Stream()
+    following = iter(streams)
+    monkeypatch.setattr(slot, "current_stream", lambda weight: next(following))
+    layer(x).sum().backward()
+    optimizer.step()
+    assert of_weight.waited == [of_layer]
+    assert of_layer.waited == []
