@@ -56,7 +56,7 @@ def linear_backward_kernel(
         acc = tl.zeros((BK, BB), ACC)
     else:
         acc = tl.zeros((BB, BK, BN), ACC)  # summed over filters once, after the loop
-    for start in range(0, F, BN):
+    for start in tl.range(0, F, BN, num_stages=2):
         f = start + tl.arange(0, BN)
         m_f = f < F
         b_g = tl.load(p_g + f[None, :], mask=m_b[:, None] & m_f[None, :], other=0.0)  # [BB, BN]

@@ -21,15 +21,14 @@ from lc_triton.launch.update import Pointers, arguments_of, bind_weight_update, 
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.key import bucket
 
-# The largest batches whose samples are one block, and those of products by `tl.dot` without tensor cores: these are
-# unrolled.
-MOST_SAMPLES, MOST_SAMPLES_OF_VECTORS = 128, 32
-# Channels of a program, at most: fewer than the 64 rows of a warp group's product. Filters of a block: of products by
-# tensor cores, of others, and of float64.
-CHANNELS, FILTERS, FILTERS_OF_VECTORS, FILTERS_OF_FLOAT64 = 32, 64, 32, 16
-# Weights of a block for each warp of a program, half as many in float64. Products that a program without `tl.dot` holds
-# at once, and a warp.
-WEIGHTS_OF_A_WARP, MAX_PRODUCTS, PRODUCTS_OF_A_WARP = 256, 2048, 512
+# The largest batches whose samples are one block: of products by `tl.dot` by the bytes of a number of x, so that their
+# registers suffice, and of others.
+MOST_SAMPLES, MOST_SAMPLES_WITHOUT_DOT = {2: 64, 4: 32, 8: 32}, 128
+# Channels of a program, at most: fewer than the 64 rows of a warp group's product. Filters of a block, of products by
+# tensor cores, and their bytes, as many numbers as x has in them, of others; such bytes of weights for each warp.
+CHANNELS, FILTERS, FILTER_BYTES, WARP_BYTES = 32, 64, 128, 512
+# Filters of a block, products that a program holds at once, and those of a warp, without `tl.dot`.
+FILTERS_WITHOUT_DOT, MAX_PRODUCTS, PRODUCTS_OF_A_WARP = 32, 2048, 512
 
 # (x, g, dx, weight, pointers) -> nothing; the pointers are those of an update.
 BoundLinear = Callable[[Tensor, Tensor, Tensor, Tensor, Pointers], None]
@@ -51,8 +50,8 @@ def reads_weight_once(x: Tensor, problem: Problem) -> bool:
     is_linear = geo.taps == 1 and geo.groups == 1 and not geo.regions and geo.in_spatial == geo.out_spatial
     if not is_linear or any(map(any, geo.padding)) or geo.window * geo.out_channels >= 2**31:
         return False
-    is_unrolled = _is_product(len(x), problem) and _on_vector_units(x, problem)
-    return 0 < len(x) <= (MOST_SAMPLES_OF_VECTORS if is_unrolled else MOST_SAMPLES)
+    most = MOST_SAMPLES[x.itemsize] if _is_product(len(x), problem) else MOST_SAMPLES_WITHOUT_DOT
+    return 0 < len(x) <= most
 
 
 def input_grad_and_update(
@@ -81,7 +80,7 @@ def input_grad_and_update(
     run = None if bound is None or key is None else bound.get(key)
     if run is None:
         try:
-            run = _bind(x, g, weight, pointers, kind, problem, config or tile_of(x, problem))
+            run = bind(x, g, weight, pointers, kind, problem, config or tile_of(x, problem))
         except MiscompiledError as error:
             if config is not None:  # a tile given by hand
                 raise
@@ -94,15 +93,15 @@ def input_grad_and_update(
 
 def tile_of(x: Tensor, problem: Problem) -> TileConfig:
     """The tile for all batches of one bucket, by a rule of sizes."""
-    channels, filters, batch = problem.geometry.in_channels, problem.geometry.out_channels, len(x)
-    b, k, n = bucket(batch), min(bucket(channels), CHANNELS), min(bucket(filters), FILTERS)
-    if _is_product(batch, problem):
-        if _on_vector_units(x, problem):
-            n = min(n, FILTERS_OF_FLOAT64 if x.dtype == torch.float64 else FILTERS_OF_VECTORS)
+    channels, filters, b = problem.geometry.in_channels, problem.geometry.out_channels, bucket(len(x))
+    k, n = min(bucket(channels), CHANNELS), bucket(filters)
+    if _is_product(len(x), problem):
+        on_tensor_cores = x.itemsize == 2 or problem.precision == "tf32"
+        n = min(n, FILTERS if on_tensor_cores else FILTER_BYTES // x.itemsize)
         b, k, n = (max(16, size) for size in (b, k, n))
-        warps = k * max(n, b // 2) * (2 if x.dtype == torch.float64 else 1) // WEIGHTS_OF_A_WARP
-        return TileConfig(1, 1, n, b, k, num_warps=max(1, min(8, warps)), num_stages=2)
-    n = min(n, FILTERS_OF_VECTORS, MAX_PRODUCTS // b)
+        warps = k * n * x.itemsize // WARP_BYTES
+        return TileConfig(1, 1, n, b, k, num_warps=max(1, min(4, warps)), num_stages=2)
+    n = min(n, FILTERS_WITHOUT_DOT, MAX_PRODUCTS // b)
     k = min(k, MAX_PRODUCTS // (b * n))
     warps = b * k * n // PRODUCTS_OF_A_WARP
     return TileConfig(1, 1, n, b, k, dot=False, num_warps=max(1, min(4, warps)), num_stages=2)
@@ -112,11 +111,6 @@ def _is_product(batch: int, problem: Problem) -> bool:
     """Whether blocks are multiplied by `tl.dot`, which would be mostly padding below these sizes."""
     geo = problem.geometry
     return batch > MAX_BATCH_WITHOUT_DOT and geo.out_channels >= MIN_DOT_COLUMNS and geo.in_channels >= MIN_DOT_DEPTH
-
-
-def _on_vector_units(x: Tensor, problem: Problem) -> bool:
-    """Whether products are made without tensor cores."""
-    return x.dtype == torch.float64 or (x.dtype == torch.float32 and problem.precision == "ieee")
 
 
 def _bind_two(
@@ -139,7 +133,7 @@ def _by_position(x: Tensor) -> tuple[Tensor, Pitch]:
     return dense_rows(x if x.ndim == 3 else x.flatten(1, -2))
 
 
-def _bind(
+def bind(
     x: Tensor,
     g: Tensor,
     weight: Tensor,

@@ -209,16 +209,19 @@ def test_which_layers_and_batches_it_takes():
     assert not takes(x, (3,), 32, 8, 1, stride=2, padding=1)  # whose output has the size of its input
     assert not takes(x[:0], (4,), 32, 8, 1)
     assert not takes(torch.empty(33, 4, 32), (4,), 32, 8, 1)
-    assert takes(torch.empty(128, 4, 32), (4,), 32, 8, 1, precision="tf32")
+    assert takes(torch.empty(32, 4, 32), (4,), 32, 8, 1, precision="tf32")
+    assert not takes(torch.empty(33, 4, 32), (4,), 32, 8, 1, precision="tf32")
+    assert takes(torch.empty(64, 4, 32, dtype=torch.bfloat16), (4,), 32, 8, 1)
     assert takes(torch.empty(128, 4, 32), (4,), 32, 1, 1)
-    assert not takes(torch.empty(129, 4, 32, dtype=torch.bfloat16), (4,), 32, 8, 1)
+    assert not takes(torch.empty(65, 4, 32, dtype=torch.bfloat16), (4,), 32, 8, 1)
+    assert not takes(torch.empty(129, 4, 32), (4,), 32, 1, 1)
 
 
 def test_a_kernel_that_is_compiled_wrongly_gives_way_to_two(monkeypatch, caplog):
     def refuse(*args):
         raise MiscompiledError(version="0", kernel="linear_backward_kernel", tile=TileConfig(), mark="a mark")
 
-    monkeypatch.setattr(linear_backward, "_bind", refuse)
+    monkeypatch.setattr(linear_backward, "bind", refuse)
     one, two = hold((2, 17, 9), 3, lambda w: Update(RULES["sgd"][0], w.clone(), ()), 1e-12)
     assert torch.equal(one.weight, two.weight)
     assert "two launches take its place" in caplog.text
@@ -227,8 +230,8 @@ def test_a_kernel_that_is_compiled_wrongly_gives_way_to_two(monkeypatch, caplog)
 def test_launches_are_bound_once(monkeypatch):
     x, g, weight = operands((2, 17, 9), 3)
     problem, bound, calls = problem_of((2, 17, 9)), {}, []
-    bind = linear_backward._bind
-    monkeypatch.setattr(linear_backward, "_bind", lambda *args: calls.append(args) or bind(*args))
+    bind = linear_backward.bind
+    monkeypatch.setattr(linear_backward, "bind", lambda *args: calls.append(args) or bind(*args))
     for _ in range(2):
         update = Update(RULES["sgd"][0], weight.clone(), ())
         launch.input_grad_and_update(x, g, torch.empty_like(x), update, problem, bound=bound)

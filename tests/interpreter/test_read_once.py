@@ -351,8 +351,8 @@ def test_a_backward_that_fails_leaves_nothing_behind(launched):
 
 def test_a_launch_is_bound_at_the_first_step(monkeypatch):
     (net, fused), _ = pair()
-    bind, count = linear_backward._bind, []
-    monkeypatch.setattr(linear_backward, "_bind", lambda *args: count.append(args) or bind(*args))
+    bind, count = linear_backward.bind, []
+    monkeypatch.setattr(linear_backward, "bind", lambda *args: count.append(args) or bind(*args))
     for step in range(3):
         loss_of(net, batch(step)).backward()
         fused.step()

@@ -13,9 +13,10 @@ from torch import Tensor
 from lc_triton.core.activations import Activation
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
-from lc_triton.launch import four_bits, gather, low_rank
+from lc_triton.launch import four_bits, gather, linear_backward, low_rank
 from lc_triton.launch.absent import compile_call
-from lc_triton.launch.build import machine_code
+from lc_triton.launch.build import machine_code, update_pointers
+from lc_triton.launch.layout import WeightUpdate
 from lc_triton.launch.ptx_scan import marks
 from lc_triton.ops.gather_passes import readers_of
 from lc_triton.tiles import paths, workloads
@@ -95,15 +96,34 @@ def of_table(
     return launched(gather, arch, gather.gather_weight_grad, x, y, weight, index, problem.linear())
 
 
+def of_linear(
+    sizes: tuple[int, int, int],
+    dtype: torch.dtype,
+    weight_dtype: torch.dtype,
+    precision: str,
+    arch: Any,
+    update: WeightUpdate,
+    state_dtype: torch.dtype | None = None,
+) -> Compiled:
+    """The backward of 40 maps that updates their weights; sizes are batch, channels and filters."""
+    batch, channels, filters = sizes
+    geo = Geometry.make((40,), channels, filters, 1)
+    problem, (x, g) = Problem(geo, backend="triton", precision=precision), ends(batch, geo, dtype)
+    assert linear_backward.reads_weight_once(x, problem)
+    weight = empty(*geo.weight_shape, dtype=weight_dtype)
+    pointers, config = tuple(update_pointers(weight, update, state_dtype)), linear_backward.tile_of(x, problem)
+    return launched(linear_backward, arch, linear_backward.bind, x, g, weight, pointers, update, problem, config)
+
+
 @dataclass(frozen=True)
 class RuleRow:
     """A row of the gate: a layer, of whose kernel the figures are reviewed.
 
     Args:
-        kind: "table", "four_bits", or "low_rank" with its rank.
-        workload: a published layer; of a table, its taps, channels and filters.
+        kind: "table", "four_bits", "low_rank" with its rank, or "linear+" with the rule of an optimizer.
+        workload: a published layer; of a table, its taps, channels and filters; of linear maps, "channels x filters".
         batch: samples.
-        dtype: of all tensors that are not bytes.
+        dtype: of all tensors that are not bytes; of linear maps, of x beside float32 weights.
         pass_name: the pass.
         device: compiled for.
     """
@@ -125,8 +145,12 @@ class RuleRow:
 
     def build(self) -> Compiled:
         """The kernel, and its tile."""
-        geo = workloads.read(paths.shipped_workloads())[self.workload].geometry
         dtype, arch = getattr(torch, self.dtype), DEVICES[self.device].arch
+        if self.kind.startswith("linear"):
+            channels, filters = map(int, self.workload.split("x"))
+            update = WeightUpdate(self.kind.removeprefix("linear+"))
+            return of_linear((self.batch, channels, filters), dtype, torch.float32, "ieee", arch, update)
+        geo = workloads.read(paths.shipped_workloads())[self.workload].geometry
         if self.kind == "table":
             sizes = self.batch, geo.taps, geo.in_channels, geo.out_channels
             return of_table(self.pass_name, sizes, dtype, dtype, "ieee", arch)
@@ -161,6 +185,8 @@ class RuleRow:
 
 # Of weights of 4 bits: with tensor cores, and for few samples.
 FOUR_BITS = (("lrlc_l2", 64), ("lrlc_l2", 1), ("deepface_l4", 16), ("deepface_l4", 1))
+# Backwards that update the weight: of matrices, and of maps to one number. The rows are named after the input gradient.
+LINEAR = (("sgd", "512x512", 32), ("adamw", "512x512", 32), ("adamw", "96x24", 16), ("adamw", "64x1", 128))
 
 
 def rows() -> list[RuleRow]:
@@ -169,6 +195,7 @@ def rows() -> list[RuleRow]:
         *(("table", name, batch, PASSES) for name, batch in (("lrlc_l2", 64), ("lrlc_l1", 512))),
         *(("four_bits", name, batch, PASSES[:2]) for name, batch in FOUR_BITS),
         *((f"low_rank{rank}", "lrlc_l2", batch, PASSES[:1]) for rank, batch in ((4, 64), (4, 512), (8, 64))),
+        *((f"linear+{rule}", sizes, batch, PASSES[1:2]) for rule, sizes, batch in LINEAR),
     ]
     types = [("bfloat16", "a100"), ("bfloat16", "h100"), ("bfloat16", "b200"), ("float32", "h100")]
     return [
