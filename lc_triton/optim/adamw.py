@@ -53,9 +53,9 @@ class FusedAdamW(FusedOptimizer, torch.optim.AdamW):
         read_once: whether a layer whose window is one site (LocalLinear, kernels of 1) may update its weight together
             with its input's gradient, in a kernel that reads the weight once. Pass True only if the layer's forward is
             the weight's only use in each graph: a gradient of another use comes too late, and backward raises an error.
-            It changes nothing on a CPU, for states in 8 bits, with `clip_norm`, for weights that ranks share, for layers
-            whose input needs no gradient, and for batches above 64 (in float32 and float64 above 32; where a map has
-            too few numbers for tensor cores above 128).
+            It changes nothing on a CPU, with `clip_norm`, for states in 8 bits, for weights that ranks share, where the
+            layer's input needs no gradient, and for batches above 64 (in float32 and float64 above 32; of maps of few
+            numbers above 128).
 
     Raises:
         LocalConvError: (also a ValueError or TypeError) an argument out of range or of a wrong type.

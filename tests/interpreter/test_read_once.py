@@ -9,6 +9,7 @@ from torch import nn
 
 import lc_triton
 from lc_triton import FusedAdamW, FusedSGD, LocalConv1d, LocalConvTranspose1d, LocalLinear
+from lc_triton.core.fused import slots
 from lc_triton.errors import OptimizerStepError
 from lc_triton.launch import linear_backward
 from lc_triton.ops import dispatch
@@ -387,3 +388,15 @@ def test_later_work_waits_for_the_stream_of_the_layer(monkeypatch):
     optimizer.step()
     assert of_weight.waited == [of_layer]
     assert of_layer.waited == []
+
+
+def test_views_of_weights_are_forgotten_with_their_graphs():
+    layer, x = LocalLinear(2, 3, 4), torch.ones(2, 2, 3)
+    optimizer = FusedSGD(layer, read_once=True)
+    before = set(slots)
+    y = layer(x)
+    assert len(slots) == len(before) + 1
+    y.sum().backward()
+    del y
+    optimizer.step()
+    assert set(slots) == before

@@ -33,6 +33,7 @@ RULED = [
     by_rule.RuleRow("table", "lrlc_l2", 64, "bfloat16", "weight_grad", "h100"),
     by_rule.RuleRow("four_bits", "lrlc_l2", 64, "bfloat16", "input_grad", "h100"),
     by_rule.RuleRow("low_rank4", "lrlc_l2", 64, "bfloat16", "forward", "h100"),
+    by_rule.RuleRow("linear+adamw", "512x512", 32, "bfloat16", "input_grad", "h100"),
 ]
 
 
