@@ -397,3 +397,18 @@ def test_thin_weight_gradients_over_many_samples_hold_few_numbers():
     layer = Geometry.make((32, 32), 3, 256, 9, stride=2, padding=4)
     found = candidates(Task("weight_grad", layer, 512, "bfloat16", "bfloat16"), H200)
     assert max((c.block_b + c.block_n) * c.block_k for c in found if c.block_b < 512) <= 80 * 128
+
+
+@pytest.mark.parametrize("weight_dtype", ["float32", "bfloat16"])
+def test_where_weights_are_rounded_other_programs_hide_it(weight_dtype):
+    """Of 28 x 28 x 64, k3, f64 at batch 64, the input gradient of a tile of four positions: one program fits."""
+    t = Task("input_grad", Geometry.make((28, 28), 64, 64, 3), 64, "bfloat16", weight_dtype)
+    alone = [(seconds, c) for seconds, c in model.ranked(t, H200) if resident(t, H200, c) == 1]
+    assert alone
+    if weight_dtype == "float32":
+        assert resident(t, H200, model.choose(t, H200)) > 1
+    for _, config in alone:
+        terms = model.roofline_terms(t, H200, config)
+        rest = model.predict(t, H200, config) - max(terms.memory, terms.l2, terms.arithmetic)
+        others = terms.memory + terms.l2 + terms.arithmetic - max(terms.memory, terms.l2, terms.arithmetic)
+        assert weight_dtype == "bfloat16" or rest > others
