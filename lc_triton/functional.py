@@ -246,8 +246,16 @@ def _plan_of_tensors(x: Tensor, weight: Tensor | tuple[int, ...], arguments: Arg
     # Dynamic sizes become numbers: filters belong to positions, so a plan is for one size.
     shape = tuple(operator.index(n) for n in weight_shape)
     spatial = tuple(operator.index(n) for n in spatial)
+    more = [_specialize(v) for v in more]
     plan: Plan = getattr(_Plans, _place(kind, shape, spatial, operator.index(channels), data_format, *more))
     return plan
+
+
+def _specialize(value: Any, depth: int = 0) -> Any:
+    """An argument with numbers for a compiler's dynamic sizes, as `x.shape[2:]` has them."""
+    if isinstance(value, (list, tuple)) and depth < DEEPEST:
+        return tuple(_specialize(v, depth + 1) for v in value)
+    return operator.index(value) if type(value) is int else value
 
 
 class _Plans:

@@ -233,3 +233,16 @@ def test_a_function_of_weights_of_several_sizes_compiled(fresh):
     for n in (6, 7, 9):
         x, w = torch.randn(2, 2, n, n), torch.randn(n - 2, n - 2, 3, 3, 2, 4)
         assert torch.equal(compiled(x, w), conv(x, w))
+
+
+@pytest.mark.slow
+def test_arguments_that_are_a_compilers_sizes(fresh):
+    """A decoder asks for the size of another tensor: `x.shape[1:]` is symbolic where sizes are dynamic."""
+
+    def decode(x, w, skip):
+        y = lc_triton.local_conv(x, w, stride=len(x) // 2, padding=[skip.shape[1] - 5, 0])
+        return lc_triton.local_conv_transpose(y, w, padding=(1, 0), output_size=skip.shape[1:])
+
+    arguments = torch.randn(2, 2, 6, 7), torch.randn(6, 5, 3, 3, 2, 4), torch.randn(1, 6, 7)
+    compiled = torch.compile(decode, dynamic=True, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(*arguments), decode(*arguments))
