@@ -72,7 +72,20 @@ def is_observed() -> bool:
 
 def is_plain(*tensors: Tensor | None) -> bool:
     """Whether these are tensors as a kernel reads them, and nothing records or transforms the call."""
-    return not is_observed() and all(t is None or (type(t) in (Tensor, Parameter) and not t.is_neg()) for t in tensors)
+    if is_observed() or not all(t is None or type(t) in (Tensor, Parameter) for t in tensors):
+        return False
+    return not is_unresolved(*tensors)
+
+
+def is_unresolved(*tensors: Tensor | None) -> bool:
+    """Whether memory lacks the numbers of one: torch negates some views lazily, and gives some zeros no memory.
+
+    The gradient of `torch.sgn`, which the second derivative of `abs` goes through, is of such zeros.
+    """
+    for tensor in tensors:  # noqa: SIM110  # any() over a generator takes twice as long
+        if tensor is not None and (tensor.is_neg() or tensor._is_zerotensor()):
+            return True
+    return False
 
 
 def has_saved_tensor_hooks() -> bool:

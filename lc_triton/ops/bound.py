@@ -16,6 +16,7 @@ from lc_triton import _cpu
 from lc_triton.core.fused import Update
 from lc_triton.core.memory_format import MemoryFormat
 from lc_triton.core.problem import Problem
+from lc_triton.core.tracing import is_unresolved
 from lc_triton.ops import dispatch
 
 # (x, weight, bias) -> (y, z): z is the pre-activation in the internal format, or None.
@@ -51,11 +52,6 @@ class NodeArguments(NamedTuple):
     transposed: bool = False
 
 
-def is_negated(*tensors: Tensor | None) -> bool:
-    """Whether one is a view that torch negates lazily."""
-    return any(tensor is not None and tensor.is_neg() for tensor in tensors)
-
-
 def bind_forward(
     node: NodeArguments, x: Tensor, weight: Tensor, bias: Tensor | None, *, store_z: bool = False
 ) -> BoundForward:
@@ -65,11 +61,11 @@ def bind_forward(
     shape = len(internal), *((*geo.in_spatial, geo.in_channels) if node.transposed else geo.bias_shape)
     size, stride = node.output_format.layout(shape)
     if problem.backend != "triton" or 0 in shape:
-        on_cpu = problem.backend == "cpu" and not is_negated(x, weight, bias)
+        on_cpu = problem.backend == "cpu" and not is_unresolved(x, weight, bias)
         return _bind_passes(_cpu if on_cpu else dispatch, node, size, stride, store_z)
     from lc_triton import launch
 
-    if is_negated(x, weight, bias):  # which no kernel sees
+    if is_unresolved(x, weight, bias):  # which no kernel sees
         stored = [None if t is None else dispatch.as_stored(t) for t in (x, weight, bias)]
         call_stored = bind_forward(node, *stored, store_z=store_z)  # type: ignore[arg-type]
         return lambda *tensors: call_stored(*[None if t is None else dispatch.as_stored(t) for t in tensors])  # type: ignore[arg-type]
@@ -149,7 +145,7 @@ def bind_backward(
         needed: which of the three gradients are.
     """
     x, weight, operand, saved = tensors
-    if node.problem.backend != "triton" or not x.numel() or not grad.numel() or is_negated(x, weight, saved, grad):
+    if node.problem.backend != "triton" or not x.numel() or not grad.numel() or is_unresolved(x, weight, saved, grad):
         return None
     to_internal, grad_to_internal = node.input_format.to_internal, node.output_format.to_internal
     saved_to_internal = grad_to_internal if node.problem.activation.saves == "y" else _as_it_is
@@ -176,7 +172,7 @@ def bind_deferral(
 ) -> BoundDeferral | None:
     """A backward that leaves the weight gradient to be made later, as an update: arguments as of `bind_backward`."""
     x, _, operand, saved = tensors
-    if node.problem.backend != "triton" or not x.numel() or not grad.numel() or is_negated(x, operand, saved, grad):
+    if node.problem.backend != "triton" or not x.numel() or not grad.numel() or is_unresolved(x, operand, saved, grad):
         return None
     from lc_triton import launch
 

@@ -15,16 +15,19 @@ from torch.autograd.graph import increment_version
 from lc_triton import _cpu
 from lc_triton.core.fused import Penalty, Update, rows_of
 from lc_triton.core.problem import Problem
+from lc_triton.core.tracing import is_unresolved
 
 # The kernels are imported at their first call: `import triton` alone takes 0.25 s, and a CPU user never needs it.
 
 
 def as_stored(x: Tensor) -> Tensor:
-    """x with its numbers as they lie in memory: torch negates some views lazily.
+    """x with its numbers as they lie in memory, where `is_unresolved` says that they do not.
 
-    A kernel sees memory alone, and copying such a float16 view to float32 loses the sign (torch 2.13, CPU).
+    A kernel sees memory alone, and copying a negated float16 view to float32 loses the sign (torch 2.13, CPU).
     """
-    return x.resolve_neg() if x.is_neg() else x
+    if not is_unresolved(x):
+        return x
+    return x.clone() if x._is_zerotensor() else x.resolve_neg()
 
 
 def forward(

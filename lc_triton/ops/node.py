@@ -13,7 +13,7 @@ from torch import Tensor
 from lc_triton.core import fused
 from lc_triton.core.batched_gradients import at_once
 from lc_triton.core.problem import Problem
-from lc_triton.core.tracing import has_saved_tensor_hooks, is_observed
+from lc_triton.core.tracing import has_saved_tensor_hooks, is_observed, is_unresolved
 from lc_triton.ops import autograd, bound, dispatch
 from lc_triton.ops.bound import NodeArguments
 from lc_triton.tiles.chooser import chooser
@@ -56,9 +56,9 @@ class BoundNode:
 
     def backward(self, tensors: Any, operand: Tensor, grad: Tensor, needed: tuple[bool, bool, bool]) -> Any:
         """dx, dw and db by kernels alone; None where that cannot be."""
-        if type(grad) is not Tensor or torch.is_grad_enabled() or is_observed() or grad.data_ptr() % 16:
+        if type(grad) is not Tensor or torch.is_grad_enabled() or is_observed() or (address := grad.data_ptr()) % 16:
             return None
-        key = grad.stride(), grad.is_neg(), needed, chooser.generation
+        key = grad.stride(), grad.is_neg() if address else is_unresolved(grad), needed, chooser.generation
         x, weight, saved = tensors
         try:
             call = self.backwards[key]
@@ -71,9 +71,9 @@ class BoundNode:
         self, tensors: Any, operand: Tensor, grad: Tensor, needed: tuple[bool, bool, bool]
     ) -> bound.BoundDeferral | None:
         """The backward of x and bias by kernels alone; None where that cannot be."""
-        if type(grad) is not Tensor or grad.data_ptr() % 16:
+        if type(grad) is not Tensor or (address := grad.data_ptr()) % 16:
             return None
-        key = grad.stride(), grad.is_neg(), needed, chooser.generation
+        key = grad.stride(), grad.is_neg() if address else is_unresolved(grad), needed, chooser.generation
         try:
             return self.deferrals[key]
         except KeyError:

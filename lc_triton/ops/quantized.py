@@ -20,9 +20,10 @@ from lc_triton.core.batched_gradients import one_by_one
 from lc_triton.core.dtypes import HALF
 from lc_triton.core.geometry import Geometry, spatial_dims
 from lc_triton.core.problem import Problem
-from lc_triton.core.tracing import is_observed
+from lc_triton.core.tracing import is_observed, is_unresolved
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, DeviceMismatchError, DtypeError, RankError
 from lc_triton.ops.checks import check_input, check_tensor
+from lc_triton.ops.dispatch import as_stored
 from lc_triton.ops.plan import Plan, from_internal, input_format_of, problem_of, to_internal
 from lc_triton.ops.run import precision_of, run
 
@@ -161,7 +162,7 @@ def _reads_numbers(x: Tensor, weight: Tensor, backend: str, geo: Geometry) -> bo
     """
     if geo.regions or backend == "reference" or is_observed():
         return False
-    if not all(type(t) in (Tensor, torch.nn.Parameter) for t in (x, weight)) or x.is_neg():
+    if not all(type(t) in (Tensor, torch.nn.Parameter) for t in (x, weight)) or is_unresolved(x):
         return False
     if weight.dtype == torch.uint8:
         group = min(geo.in_channels, geo.out_channels) // geo.groups
@@ -202,6 +203,7 @@ class _Product(torch.autograd.Function):
         from lc_triton import launch
         from lc_triton.launch import four_bits
 
+        x = as_stored(x)
         shape = (x.shape[0], *problem.geometry.bias_shape)
         y = torch.empty(shape, dtype=_wide(x.dtype), device=x.device)
         if not y.numel():
@@ -235,6 +237,7 @@ class _Adjoint(torch.autograd.Function):
         dx = torch.empty((grad.shape[0], *geo.in_spatial, geo.in_channels), dtype=grad.dtype, device=grad.device)
         if not dx.numel():
             return dx
+        grad = as_stored(grad)
         if dtype not in HALF:
             _launch_adjoint(grad, weight, scale, dx, problem)
             return dx

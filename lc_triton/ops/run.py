@@ -21,7 +21,7 @@ from lc_triton.core.backend import autocast_enabled, chosen, resolve
 from lc_triton.core.dtypes import check_dtypes
 from lc_triton.core.memory_format import INTERNAL, MemoryFormat
 from lc_triton.core.problem import Problem
-from lc_triton.core.tracing import has_saved_tensor_hooks, is_observed
+from lc_triton.core.tracing import has_saved_tensor_hooks, is_observed, is_unresolved
 from lc_triton.ops import autograd, bound
 from lc_triton.ops.bound import NodeArguments
 from lc_triton.ops.checks import check_input, check_parameters
@@ -78,16 +78,21 @@ def is_cacheable(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 def cache_key(x: Tensor, weight: Tensor, bias: Tensor | None, autocast: bool) -> tuple[Any, ...] | None:
     """Everything but values that decides how a call is run; None for tensors without strides, and for rare ones.
 
-    The rare ones begin at an address that is no multiple of 16 bytes, or are views that torch negates lazily.
+    The rare ones begin at an address that is no multiple of 16 bytes, or are views or zeros of which
+    `is_unresolved` is true.
     """
     dtype = x.dtype
+    of_bias: Any
     try:
-        addresses, negated = x.data_ptr() | weight.data_ptr(), x.is_neg() or weight.is_neg()
-        of_bias: Any = None
+        at_x, at_weight, at_bias, of_bias = x.data_ptr(), weight.data_ptr(), 16, None
+        negated = x.is_neg() or weight.is_neg()
         if bias is not None:
-            addresses, negated = addresses | bias.data_ptr(), negated or bias.is_neg()
+            at_bias, negated = bias.data_ptr(), negated or bias.is_neg()
             of_bias = bias.shape, bias.is_contiguous() or bias.stride(), bias.dtype, bias.device
-        if addresses % 16 or negated:
+        if (at_x | at_weight | at_bias) % 16 or negated:
+            return None
+        # Zeros without memory are at address 0, as empty tensors and those of the meta device are.
+        if not (at_x and at_weight and at_bias) and is_unresolved(x, weight, bias):
             return None
         return (
             x.shape,

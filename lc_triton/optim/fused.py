@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from lc_triton.core import fused
 from lc_triton.core.arguments import check_int
 from lc_triton.core.fused import Penalty, Rule, Small, Update
+from lc_triton.core.tracing import is_unresolved
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, LocalConvError, OptimizerStepError
 from lc_triton.layers._planned import PlannedLayer
 from lc_triton.optim.arguments import (
@@ -304,7 +305,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _takes_stored(self, parameter: Tensor, grad: Tensor) -> bool:
         """Whether `step` updates a parameter by a stored gradient as backward would."""
         plain = type(parameter) in (Tensor, nn.Parameter) and type(grad) is Tensor and grad.layout == torch.strided
-        if not (plain and parameter.is_contiguous() and not parameter.is_neg()):
+        if not (plain and parameter.is_contiguous() and not is_unresolved(parameter, grad)):
             return False
         is_updated = self._is_weight(parameter) and parameter.dtype in self.updated_dtypes(parameter)
         return (is_updated or self._has_master(parameter)) and self.obstacle(parameter) is None
@@ -493,7 +494,7 @@ def _lies_as_its_gradient(parameter: Tensor) -> bool:
     grad = parameter.grad
     if grad is None:
         return True
-    if parameter.is_neg() or grad.is_neg() or not torch.ops.aten.is_non_overlapping_and_dense(parameter):
+    if is_unresolved(parameter, grad) or not torch.ops.aten.is_non_overlapping_and_dense(parameter):
         return False
     steps = zip(parameter.shape, parameter.stride(), grad.stride(), strict=True)
     return all(size == 1 or step == other for size, step, other in steps)

@@ -11,7 +11,7 @@ from torch.autograd.graph import increment_version
 from torch.nn import Parameter
 
 from lc_triton.core.fused import Deferred, Penalty, Update, current_stream
-from lc_triton.core.tracing import is_observed
+from lc_triton.core.tracing import is_observed, is_unresolved
 from lc_triton.errors import OptimizerStepError
 from lc_triton.optim.rules import Add
 from lc_triton.optim.sharded import as_dtensor_like, is_dtensor, is_placed_alike, local_part
@@ -254,7 +254,7 @@ class WeightSlot:
         if is_observed():
             return "a compiler, tracer or dispatch mode sees its backward"
         part = local_part(weight)
-        if type(part) not in (Tensor, Parameter) or not part.is_contiguous() or part.is_neg():
+        if type(part) not in (Tensor, Parameter) or not part.is_contiguous() or is_unresolved(part):
             return "it is not a plain contiguous tensor"
         owner = self._owner()
         if owner is not None and weight.dtype not in (dtypes := owner.updated_dtypes(weight)):
@@ -338,7 +338,11 @@ def is_alike(tensor: Tensor, weight: Tensor) -> bool:
 def lies_alike(tensor: Tensor, weight: Tensor) -> bool:
     """Whether a tensor lies as a contiguous weight does, in any dtype."""
     of_tensor = tensor.layout, tensor.device, tensor.shape
-    return of_tensor == (weight.layout, weight.device, weight.shape) and tensor.is_contiguous()
+    return (
+        of_tensor == (weight.layout, weight.device, weight.shape)
+        and tensor.is_contiguous()
+        and not is_unresolved(tensor)
+    )
 
 
 def on_stream(stream: Any, weight: Tensor, run: Any) -> Any:

@@ -65,6 +65,47 @@ def test_kernels(call, tiles):
         check(call)
 
 
+def few_bits(dtype, x):
+    layer = lc_triton.LocallyConnected1D(2, 2, input_shape=x.shape[1:])
+    return lc_triton.quantize_weights(layer, dtype)(x)
+
+
+LAST = {"data_format": "channels_last"}
+GIVES_A_GRADIENT = {
+    "conv": lambda x: lc_triton.local_conv(x, torch.ones(5, 2, 3, 2, requires_grad=True), **LAST),
+    "transposed": lambda x: lc_triton.local_conv_transpose(x, torch.ones(6, 2, 4, 3), **LAST),
+    "linear": lambda x: lc_triton.LocalLinear(6, 3, 2)(x),
+    "gather": lambda x: lc_triton.LocalGather(6, [[0, 1], [2, 3]], 3, 2)(x),
+    "8 bits": lambda x: few_bits("int8", x),
+    "4 bits": lambda x: few_bits("int4", x),
+    "penalty": lambda x: lc_triton.position_penalty(lc_triton.LocalConv1d(2, 3, 2, input_size=5)),
+}
+
+
+@pytest.mark.parametrize("name", GIVES_A_GRADIENT)
+def test_zeros_without_memory(name):
+    """Found so: the gradient of `torch.sgn`, and of what is differentiated twice through `abs`, has no address."""
+    x, is_zero = torch.randn(2, 6, 3, requires_grad=True), []
+    with lc_triton.backend("triton"):
+        y = GIVES_A_GRADIENT[name](x)
+        y.register_hook(lambda g: is_zero.append(g._is_zerotensor()))
+        torch.sgn(y).sum().backward()
+    assert is_zero == [True]
+    assert name == "penalty" or torch.equal(x.grad, torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("run", [lc_triton.accumulate_gradients, lambda layer: lc_triton.FusedSGD(layer, lr=0.1)])
+def test_an_update_by_zeros_without_memory(run):
+    layer, x = lc_triton.LocallyConnected1D(2, 2, input_shape=(6, 3)), torch.randn(2, 6, 3)
+    before = layer.weight.detach().clone()
+    with lc_triton.backend("triton"), nullcontext(run(layer)) as optimizer:
+        torch.sgn(layer(x)).sum().backward()
+        if isinstance(optimizer, lc_triton.FusedSGD):
+            optimizer.step()
+    assert torch.equal(layer.weight, before)
+    assert layer.bias.grad is None or not layer.bias.grad.any()
+
+
 @pytest.mark.parametrize("negated", ["x", "weight", "bias", "g"])
 @pytest.mark.parametrize("activation", [None, "tanh"])
 def test_views_that_torch_negates_lazily(negated, activation):
