@@ -16,7 +16,7 @@ from lc_triton.kernels.linear_backward import linear_backward_kernel
 from lc_triton.launch.launcher import prepare
 from lc_triton.launch.layout import Pitch, WeightUpdate, dense_rows
 from lc_triton.launch.passes import bind_input_grad
-from lc_triton.launch.rule import MAX_BATCH_WITHOUT_DOT, MIN_DOT_COLUMNS, MIN_DOT_DEPTH, PlainTile, blocks
+from lc_triton.launch.rule import MAX_PRODUCTS, MAX_VECTOR_SIDE, PlainTile, blocks, is_product, warps_of
 from lc_triton.launch.update import Pointers, arguments_of, bind_weight_update, bound_key
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.key import bucket
@@ -27,8 +27,6 @@ MOST_SAMPLES, MOST_SAMPLES_WITHOUT_DOT = {2: 64, 4: 32, 8: 32}, 128
 # Channels of a program, at most: fewer than the 64 rows of a warp group's product. Filters of a block, of products by
 # tensor cores, and their bytes, as many numbers as x has in them, of others; such bytes of weights for each warp.
 CHANNELS, FILTERS, FILTER_BYTES, WARP_BYTES = 32, 64, 128, 512
-# Filters of a block, products that a program holds at once, and those of a warp, without `tl.dot`.
-FILTERS_WITHOUT_DOT, MAX_PRODUCTS, PRODUCTS_OF_A_WARP = 32, 2048, 512
 
 # (x, g, dx, weight, pointers) -> nothing; the pointers are those of an update.
 BoundLinear = Callable[[Tensor, Tensor, Tensor, Tensor, Pointers], None]
@@ -101,16 +99,13 @@ def tile_of(x: Tensor, problem: Problem) -> TileConfig:
         b, k, n = (max(16, size) for size in (b, k, n))
         warps = k * n * x.itemsize // WARP_BYTES
         return TileConfig(1, 1, n, b, k, num_warps=max(1, min(4, warps)), num_stages=2)
-    n = min(n, FILTERS_WITHOUT_DOT, MAX_PRODUCTS // b)
+    n = min(n, MAX_VECTOR_SIDE, MAX_PRODUCTS // b)
     k = min(k, MAX_PRODUCTS // (b * n))
-    warps = b * k * n // PRODUCTS_OF_A_WARP
-    return TileConfig(1, 1, n, b, k, dot=False, num_warps=max(1, min(4, warps)), num_stages=2)
+    return TileConfig(1, 1, n, b, k, dot=False, num_warps=warps_of(b * k * n), num_stages=2)
 
 
 def _is_product(batch: int, problem: Problem) -> bool:
-    """Whether blocks are multiplied by `tl.dot`, which would be mostly padding below these sizes."""
-    geo = problem.geometry
-    return batch > MAX_BATCH_WITHOUT_DOT and geo.out_channels >= MIN_DOT_COLUMNS and geo.in_channels >= MIN_DOT_DEPTH
+    return is_product(batch, problem.geometry.in_channels, problem.geometry.out_channels)
 
 
 def _bind_two(

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from lc_triton.tiles.config import Pass, TileConfig
 from lc_triton.tiles.key import bucket
+from lc_triton.tiles.limits import MAX_BATCH_WITHOUT_DOT
 
-# Up to this batch, and below so many filters or entries of a window, a product would be mostly padding for `tl.dot`.
-MAX_BATCH_WITHOUT_DOT, MIN_DOT_COLUMNS, MIN_DOT_DEPTH = 2, 8, 16
+# Below so many filters or entries of a window, a product would be mostly padding for `tl.dot`.
+MIN_DOT_COLUMNS, MIN_DOT_DEPTH = 8, 16
 # The largest side of a product; how deep it may be without tensor cores, where it is unrolled, and how wide.
 MAX_SIDE, MAX_VECTOR_DEPTH, MAX_VECTOR_SIDE = 64, 16, 32
 # Products that a program without `tl.dot` holds at once, and those of one warp of any program.
@@ -41,7 +42,7 @@ def tile_for(pass_name: Pass, batch: int, depth: int, columns: int, itemsize: in
         itemsize: bytes of a number of x.
         precision: "ieee" or "tf32".
     """
-    if batch > MAX_BATCH_WITHOUT_DOT and columns >= MIN_DOT_COLUMNS and depth >= MIN_DOT_DEPTH:
+    if is_product(batch, depth, columns):
         vector = itemsize == 8 or (itemsize == 4 and precision == "ieee")
         side = MAX_VECTOR_SIDE if vector else MAX_SIDE
         b, k, n = (max(16, min(bucket(size), side)) for size in (batch, depth, columns))
@@ -50,14 +51,20 @@ def tile_for(pass_name: Pass, batch: int, depth: int, columns: int, itemsize: in
         elif vector:
             k = min(k, MAX_VECTOR_DEPTH)
         products = max(b * k, k * n, b * n)
-        return TileConfig(1, 1, n, b, k, num_warps=_warps(products), num_stages=3)
+        return TileConfig(1, 1, n, b, k, num_warps=warps_of(products), num_stages=3)
     n = min(bucket(columns), MAX_VECTOR_SIDE)
     k = min(bucket(depth), PRODUCTS_OF_A_WARP // n, MAX_SIDE)
     b = min(bucket(batch), MAX_PRODUCTS // (n * k), MAX_VECTOR_SIDE)
-    return TileConfig(1, 1, n, b, k, dot=False, num_warps=_warps(n * k * b), num_stages=2)
+    return TileConfig(1, 1, n, b, k, dot=False, num_warps=warps_of(n * k * b), num_stages=2)
 
 
-def _warps(products: int) -> int:
+def is_product(batch: int, depth: int, columns: int) -> bool:
+    """Whether blocks are multiplied by `tl.dot`, which would be mostly padding below these sizes."""
+    return batch > MAX_BATCH_WITHOUT_DOT and columns >= MIN_DOT_COLUMNS and depth >= MIN_DOT_DEPTH
+
+
+def warps_of(products: int) -> int:
+    """The warps of a program that holds so many products at once."""
     return max(1, min(4, products // PRODUCTS_OF_A_WARP))
 
 

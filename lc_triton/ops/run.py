@@ -106,7 +106,7 @@ def cache_key(x: Tensor, weight: Tensor, bias: Tensor | None, autocast: bool) ->
             of_bias,
             chosen(),
             autocast,
-            precision_of(dtype) if dtype is torch.float32 else "ieee",
+            precision_of(dtype),
             chooser.generation,
             _is_grad_enabled() and (x.requires_grad, weight.requires_grad or (bias is not None and bias.requires_grad)),
         )

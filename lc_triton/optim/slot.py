@@ -163,9 +163,10 @@ class WeightSlot:
             return None
         if self._graphs or task in self._adding or task in self._deferred:
             return None
+        update = owner.update_of(self.weight)
         self._in_node = task, current_stream(self.weight)
         self.updated = self.has_zero = True
-        return owner.update_of(self.weight)
+        return update
 
     def defer(self, product: Deferred) -> None:
         """Take a gradient over."""
