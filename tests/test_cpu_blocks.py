@@ -140,14 +140,38 @@ def test_no_turned_input_grows_with_the_batch(monkeypatch):
     case = Case("2d", (8, 8), 3, 2, 3, batch=64)
     t, most = tensors(case, torch.float32), 32 * 4 * case.geometry.sites * case.channels
     Way(most_bytes=most).take(monkeypatch)
-    turned, of = [], passes._sites
-    monkeypatch.setattr(passes, "_sites", lambda *a, **k: (turned.append(of(*a, **k)), turned[-1])[1])
+    found, of = [], passes.windows
+    monkeypatch.setattr(passes, "windows", lambda *a, **k: (found.append(of(*a, **k)), found[-1])[1])
     with torch.no_grad():
         y = lc_triton.local_conv(t.x, t.weight, t.bias, data_format="channels_last")
     assert_close(y, expected(case, t)["y"], 1e-6)
     dw, _ = dispatch.weight_grad(t.x, t.g, Problem(case.geometry), torch.float32, with_bias=False)
     assert_close(dw, expected(case, t)["dw"], 1e-6)
-    assert [(x.stride(0), x.nbytes) for x in turned] == [(1, most)] * 4
+    assert all(rows.layout.turned and rows.tensor.nbytes <= most for rows in found)
+    samples = sum(rows.layout.rows.shape[-1] * math.prod(rows.box.shape) for rows in found)
+    assert samples == 2 * case.batch * case.geometry.positions
+
+
+IN_MEMORY = {
+    "channels last": lambda x: x,
+    "channels first": lambda x: x.movedim(-1, 1).contiguous().movedim(1, -1),
+    "batch last": lambda x: x.movedim(0, -1).contiguous().movedim(-1, 0),
+    "every second sample": lambda x: torch.stack([x, x], 1)[:, 0],
+    "every second channel": lambda x: torch.stack([x, x], -1)[..., 0],
+}
+
+
+@pytest.mark.parametrize("in_memory", IN_MEMORY.values(), ids=IN_MEMORY)
+@pytest.mark.parametrize("case", [TWO_D, Case("2d_padded", (5, 6), 3, 4, 2, padding=1, stride=2)], ids=lambda c: c.name)
+def test_sites_are_turned_in_the_order_of_their_memory(case, in_memory):
+    case = replace(case, batch=40)
+    assert Layer.of(Problem(case.geometry)).turned_from < case.batch
+    t, problem = tensors(case), Problem(case.geometry)
+    x = in_memory(t.x)
+    y, _ = dispatch.forward(x, t.weight, t.bias, problem, store_z=False)
+    assert_close(y, expected(case, t)["y"], 1e-12)
+    dw, _ = dispatch.weight_grad(x, t.g, problem, t.x.dtype, with_bias=False)
+    assert_close(dw, expected(case, t)["dw"], 1e-12)
 
 
 def test_batches_of_many_sizes_have_the_same_boxes():

@@ -26,7 +26,7 @@ BLOCK_BYTES = 4 << 20
 # Bytes of a buffer that grows with the batch: what would take more goes through in parts of the batch.
 MOST_BYTES = 16 << 20
 
-# Numbers of a window in one run below which sites are turned first, so that the batch is the run if it is longer.
+# Numbers of a window in one run below which its sites are turned first, so that the batch is the run if it is longer.
 SHORT_RUN = 16
 # Numbers of a position at one tap below which a depthwise layer's weights are copied tap by tap first: read in place,
 # they are a window apart.
@@ -214,7 +214,7 @@ class Layer:
         # The stride of a window that is one dimension in memory.
         window = sites(self, 1, geo.padded().in_spatial).rows[0, 0, 0, 0, 0, 0]
         self.tap_stride = None if geo.groups > 1 else merged_stride(window.shape, window.stride())
-        # Samples from which on x is turned first, so that the batch is innermost.
+        # Samples from which on the sites under a box are turned first, so that the batch is innermost.
         copied = self.tap_stride is None and not (self.by_number or geo.regions)
         run = self.channels * (geo.kernel[3] if geo.groups == 1 else 1)
         self.turned_from = run + 1 if copied and run < SHORT_RUN else math.inf
@@ -267,9 +267,9 @@ def _boxes(layer: Layer, *sizes: int) -> tuple[Box, ...]:
     return tuple(Box(layer, found) for found in itertools.product(*(segments(n, *at, size) for n, at, size in cuts)))
 
 
-def _numbers(batch: int, *size: int, turned: bool = False) -> Tensor:
-    """A tensor without memory, with its first dimension innermost if it is turned."""
-    return torch.empty((*size, batch) if turned else (batch, *size), device="meta").movedim(-1 if turned else 0, 0)
+def _numbers(*size: int) -> Tensor:
+    """A tensor without memory."""
+    return torch.empty(size, device="meta")
 
 
 @lru_cache(maxsize=4096)
@@ -288,12 +288,14 @@ def weights(layer: Layer, shape: Ints, first: Ints | None = None) -> Layout:
 
 
 @lru_cache(maxsize=4096)
-def sites(layer: Layer, batch: int, shape: Ints, first: Ints = ORIGIN, *, turned: bool = False) -> Layout:
-    """Of sites `(B, *shape, C)` under the positions from `first` on: `(B, *kernel, C // G)` a position and group.
+def sites(layer: Layer, batch: int, shape: Ints) -> Layout:
+    """Of sites `(B, *shape, C)` under all positions: `(B, *kernel, C // G)` a position and group."""
+    return _of_sites(layer, _numbers(batch, *shape, layer.geo.in_channels))
 
-    The batch is innermost in the memory of turned sites, and behind the window.
-    """
-    geo, x = layer.geo, _numbers(batch, *shape, layer.groups, layer.channels, turned=turned)
+
+def _of_sites(layer: Layer, x: Tensor, first: Ints = ORIGIN, *, turned: bool = False) -> Layout:
+    """`sites` that lie as those of x, under the positions from `first` on; turned, the batch is behind the window."""
+    geo, x = layer.geo, x.unflatten(-1, (layer.groups, layer.channels))
     for d, (extent, stride, dilation) in enumerate(zip(geo.extent, geo.stride, geo.dilation, strict=True), 1):
         x = x.unfold(d, extent, stride)[..., ::dilation]
     window = 7, 8, 9, 10, 6
@@ -304,12 +306,12 @@ def windows(x: Tensor, box: Box, buffer: Buffer, *, turned: bool) -> Rows:
     """The windows of a box, `(*regions, G, *positions of a region, B, *kernel, C // G)`.
 
     Where there is padding, or numbers are multiplied in another dtype, they are of a copy: of the sites under the box
-    and the zeros around them. Such a copy of all of x never exists. Where there is none, x is contiguous. If x is
-    turned, so that the batch is innermost in memory, it is the last dimension of the windows.
+    and the zeros around them. Such a copy of all of x never exists. Turned windows are of a copy too: the batch is
+    innermost in its memory, and the last dimension of the windows. Where there is no copy, x is contiguous.
     """
     layer = box.layer
-    if not (layer.pads or (layer.by_number and x.dtype != buffer.dtype)):
-        return Rows(box, x, sites(layer, x.shape[0], layer.geo.in_spatial, turned=turned))
+    if not (turned or layer.pads or (layer.by_number and x.dtype != buffer.dtype)):
+        return Rows(box, x, sites(layer, x.shape[0], layer.geo.in_spatial))
     numel, read, inside, layout = _copied(box, x.shape, x.stride(), turned=turned)
     copy = buffer.take(numel)
     target = inside.of(copy)
@@ -321,9 +323,14 @@ def windows(x: Tensor, box: Box, buffer: Buffer, *, turned: bool) -> Rows:
 
 @lru_cache(maxsize=4096)
 def _copied(box: Box, shape: Ints, strides: Ints, *, turned: bool) -> tuple[int, View, View, Layout]:
-    """A copy of the sites under a box: how many numbers, where those in x lie in x and in the copy, and its windows."""
-    geo, batch = box.layer.geo, shape[0]
-    x = torch.empty_strided(shape, strides, device="meta").view(batch, *geo.in_spatial, geo.in_channels)
-    copy = _numbers(batch, *box.sites, geo.in_channels, turned=turned)
+    """A copy of the sites under a box: how many numbers, where those in x lie in x and in the copy, and its windows.
+
+    Turned sites keep the order that they have in x: torch copies them faster.
+    """
+    geo = box.layer.geo
+    x = torch.empty_strided(shape, strides, device="meta").view(shape[0], *geo.in_spatial, geo.in_channels)
+    sizes = shape[0], *box.sites, geo.in_channels
+    order = [*sorted(range(1, 6), key=x.stride, reverse=True), 0] if turned else list(range(6))
+    copy = _numbers(*(sizes[d] for d in order)).permute([order.index(d) for d in range(6)])
     read, inside = (View(t.shape, t.stride(), int(t.storage_offset())) for t in (x[box.read], copy[box.inside]))
-    return copy.numel(), read, inside, sites(box.layer, batch, box.sites, box.first, turned=turned)
+    return copy.numel(), read, inside, _of_sites(box.layer, copy, box.first, turned=turned)

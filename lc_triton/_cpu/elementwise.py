@@ -46,7 +46,7 @@ class Elementwise:
                 out.addcmul_(a[tap], b[tap])
         return out.movedim(0, -2)
 
-    def weight_grad(self, windows: Rows, gradients: Rows, target: Rows, *, add: bool, begun: bool) -> Tensor:
+    def weight_grad(self, windows: Rows, gradients: Rows, target: Rows, *, add: bool) -> Tensor:
         """Sums `(*regions, G, *kernel, 1, F // G)`, added to those of the call before where asked for."""
         a, b = windows.view(*BY_TAP), self.right.cast(gradients.view(-2))
         total = self.sums.take(*a.shape[:4], *b.shape[1:])

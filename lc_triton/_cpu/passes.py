@@ -28,19 +28,19 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
     layer, act, batch = Layer.of(problem), problem.activation, x.shape[0]
     native = layer.is_native(x.dtype, weight.dtype) and act.name in ROUNDED_ALIKE
     dtype, turned = x.dtype if native else compute_dtype(x.dtype), batch >= layer.turned_from
-    x, weight = x if layer.pads and not turned else x.contiguous(), weight.contiguous()
+    x, weight = x if layer.pads or turned else x.contiguous(), weight.contiguous()
     bias = None if bias is None else bias.contiguous()
     parts, boxes = layer.cut(batch, dtype, weight.dtype, layer.turned_numbers * dtype.itemsize if turned else 0)
-    with buffers(x, dtype) as (padded, copy, *others):
+    with buffers(x, dtype) as (copy, *others):
         product = _product(layer, others, batch)
         for part in parts:
-            own, layout = _sites(x, part, copy, turned=turned), results(layer, part.stop - part.start)
+            own, layout = part_of(x, part), results(layer, part.stop - part.start)
             for box in boxes:
                 terms = None if bias is None else Rows(box, bias, results(layer, 1, alike=bias.ndim == 1)).view()
                 # A sum in 16 bits is rounded where its product ends, so that the bias is one of its terms. Else the
                 # bias comes behind: a sum that started from it would round each of its steps at the bias's size.
                 inside, terms = (terms, None) if native else (None, terms)
-                operands = windows(own, box, padded, turned=turned), Rows(box, weight, layer.weights)
+                operands = windows(own, box, copy, turned=turned), Rows(box, weight, layer.weights)
                 rows = Rows(box, part_of(y, part), layout)
                 out, target = product.forward(*operands, rows, inside), rows.view()
                 if terms is not None and z is None and act is LINEAR:
@@ -62,32 +62,27 @@ def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem, on_block: On
     native = layer.is_native(x.dtype, dw.dtype) and len(layer.cut(batch, x.dtype, dw.dtype)[0]) == 1
     dtype = x.dtype if native else compute_dtype(x.dtype)
     turned = batch > 1 and (native or batch >= layer.turned_from)
-    x, g = x if layer.pads and not turned else x.contiguous(), g.contiguous()
+    x, g = x if layer.pads or turned else x.contiguous(), g.contiguous()
     total = torch.zeros_like(dw, dtype=dtype) if shared else dw
     block_bytes = 0 if on_block is None else layer.geo.window * layer.geo.out_channels * dtype.itemsize
     sample_bytes = layer.turned_numbers * dtype.itemsize if turned and not native else 0
     parts, boxes = layer.cut(batch, dtype, dw.dtype, sample_bytes, block_bytes)
-    # Where sums of several can be in dw itself, one part after the other, so that no two are turned at once.
-    rounds = [[part] for part in parts] if turned and on_block is None and dw.dtype == dtype else [parts]
-    with buffers(x, dtype) as (padded, copy, made, *others):
+    with buffers(x, dtype) as (copy, made, *others):
         product, start = _product(layer, others, batch), 0
-        for some in rounds:
-            buffer = None if native or len(some) > 1 else copy
-            own = [_sites(x, part, buffer, turned=turned) for part in some]
-            for box in boxes:
-                if on_block is None:
-                    target = Rows(box, total, layer.weights)
-                else:
-                    block = made.take(math.prod(box.shape), layer.geo.window, layer.groups, layer.filters)
-                    target = Rows(box, block, weights(layer, box.shape, box.first))
-                for n, part in enumerate(some):
-                    gradients = Rows(box, part_of(g, part), results(layer, part.stop - part.start))
-                    operands = windows(own[n], box, padded, turned=turned), gradients, target
-                    sums = product.weight_grad(*operands, add=n > 0, begun=some[0].start > 0)
-                if sums is not None:
-                    (Tensor.add_ if shared or some[0].start > 0 else Tensor.copy_)(target.view(), sums)
-                if on_block is not None:
-                    on_block(slice(start, start := start + len(block)), block)
+        for box in boxes:
+            if on_block is None:
+                target = Rows(box, total, layer.weights)
+            else:
+                block = made.take(math.prod(box.shape), layer.geo.window, layer.groups, layer.filters)
+                target = Rows(box, block, weights(layer, box.shape, box.first))
+            for part in parts:
+                gradients = Rows(box, part_of(g, part), results(layer, part.stop - part.start))
+                operands = windows(part_of(x, part), box, copy, turned=turned), gradients, target
+                sums = product.weight_grad(*operands, add=part is not parts[0])
+            if sums is not None:
+                (Tensor.add_ if shared else Tensor.copy_)(target.view(), sums)
+            if on_block is not None:
+                on_block(slice(start, start := start + len(block)), block)
     if total is not dw:
         dw.copy_(total)
 
@@ -137,12 +132,3 @@ def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, probl
 
 def _product(layer: Layer, buffers: list[Buffer], batch: int) -> Elementwise | Matrices:
     return Elementwise(layer, buffers, batch) if layer.by_number else Matrices(layer, buffers)
-
-
-def _sites(x: Tensor, part: slice, buffer: Buffer | None, *, turned: bool) -> Tensor:
-    """A part of x; if it is turned a copy with the batch innermost, of a matrix, which torch turns block by block."""
-    x = part_of(x, part)
-    if not turned:
-        return x
-    rows = x.flatten(1).T
-    return (rows.contiguous() if buffer is None else buffer.take(*rows.shape).copy_(rows)).T.view(x.shape)

@@ -37,17 +37,17 @@ class Matrices:
             torch.baddbmm(terms.reshape(out.shape[0], 1, -1), a, b, out=out)
         return out.view(target.size)
 
-    def weight_grad(self, windows: Rows, gradients: Rows, target: Rows, *, add: bool, begun: bool) -> Tensor | None:
+    def weight_grad(self, windows: Rows, gradients: Rows, target: Rows, *, add: bool) -> Tensor | None:
         """Sums of the size of the target, added to those of the call before where asked for.
 
-        None if they are in the target, which has one matrix a region and group then: added to it if it is begun.
+        None if they are in the target, which has one matrix a region and group then.
         """
         a, b = self._windows(windows).mT, gradients.matrices(self.right)
         if not add:  # a later part is added to sums in the order of the first one's, and may have fewer samples
             self.few = not self.native and self.layer.tuning_filters <= min(FEW_FILTERS, b.shape[1] - 1)
         total = None if self.few or self.layer.geo.regions else target.merged(self.out.dtype)
         if total is not None:
-            multiply(a, b, total, add=add or begun)
+            multiply(a, b, total, add=add)
             return None
         count, rows, columns = a.shape[0], a.shape[1], b.shape[2]
         total = self.out.take(count, columns, rows).mT if self.few else self.out.take(count, rows, columns)
