@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+import lc_triton
 from lc_triton._cpu import blocks, passes
 from lc_triton._cpu.blocks import Layer
 from lc_triton._cpu.elementwise import Elementwise
 from lc_triton._cpu.workspace import Buffer
-from lc_triton.core.activations import Activation
+from lc_triton.core.activations import Activation, parse_activation
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 from lc_triton.ops import dispatch
@@ -116,6 +117,42 @@ def test_a_layer_of_several_blocks_copies_no_windows_that_are_views(monkeypatch)
     assert_close(y, expected(case, t)["y"])
     assert len(shapes) > 1
     assert {shape[-1] for shape in shapes} == {case.filters}
+
+
+ONE_POSITION = [case for case in CASES if math.prod(case.geometry.out_spatial) == 1]
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("bias", ["position", "channel", "every second", None])
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+@pytest.mark.parametrize("case", ONE_POSITION, ids=lambda case: case.name)
+def test_calls_of_one_position(case, activation, bias, data_format):
+    """As a call is bound, and from the call cache: a result of its own, with the strides of a convolution's."""
+    t, first, ndim = tensors(case), data_format == "channels_first", case.geometry.ndim
+    t.bias = torch.zeros_like(t.bias) if bias is None else t.bias
+    given = {"channel": t.bias.flatten(), "every second": torch.stack([t.bias] * 2, -1)[..., 0]}.get(bias, t.bias)
+    x = t.x.movedim(-1, 1) if first else t.x
+    want = expected(case, t, parse_activation(activation))["y"]
+    for samples in (slice(None), 0):
+        for _ in range(2):
+            arguments = {"activation": activation, "data_format": data_format, **case.arguments}
+            y = lc_triton.local_conv(x[samples], t.weight, None if bias is None else given, **arguments)
+            assert_close((y.movedim(-ndim - 1, -1) if first else y), want[samples])
+            assert y.shape[-ndim - 1 :] == ((case.filters, *[1] * ndim) if first else want.shape[1:])
+            y.fill_(7)
+    assert_close(t.x, tensors(case).x, 0)
+
+
+def test_autocast_converts_a_call_of_one_position():
+    """The bound call of one dtype is that of another one under autocast."""
+    x, weight = torch.randn(4, 2, 3), torch.randn(1, 3, 2, 5)
+    plain = lc_triton.local_conv(x, weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = [lc_triton.local_conv(x, weight) for _ in range(2)]
+        doubles = lc_triton.local_conv(x.double(), weight.double())
+    assert [y.dtype for y in cast] == [torch.bfloat16] * 2
+    assert_close(cast[1].float(), plain, 0.05)
+    assert_close(doubles, lc_triton.local_conv(x.double(), weight.double()), 0)
 
 
 def test_a_part_of_a_layer_is_computed_as_the_layer():

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from lc_triton._cpu import convolution, passes, position
 from lc_triton._cpu.blocks import OnBlock
+from lc_triton._cpu.position import bind_product
 from lc_triton.core.backend import without_autograd_and_autocast
 from lc_triton.core.problem import Problem
 
-__all__ = ["forward", "input_grad", "weight_grad", "weight_grad_blocks"]
+__all__ = ["bind_product", "forward", "input_grad", "weight_grad", "weight_grad_blocks"]
 
 
 def forward(

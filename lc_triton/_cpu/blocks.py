@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -34,6 +34,7 @@ RUN = 8
 
 Ints = tuple[int, ...]
 ORIGIN: Ints = (0, 0, 0, 0)
+_meta = partial(torch.empty, device="meta")  # tensors without memory
 # What is done with the weight gradients of a run of positions, instead of storing them.
 OnBlock = Callable[[slice, Tensor], None]
 
@@ -267,30 +268,25 @@ def _boxes(layer: Layer, *sizes: int) -> tuple[Box, ...]:
     return tuple(Box(layer, found) for found in itertools.product(*(segments(n, *at, size) for n, at, size in cuts)))
 
 
-def _numbers(*size: int) -> Tensor:
-    """A tensor without memory."""
-    return torch.empty(size, device="meta")
-
-
 @lru_cache(maxsize=4096)
 def results(layer: Layer, batch: int, *, alike: bool = False) -> Layout:
     """Of results `(B, *out_spatial, F)`, or `(F,)` alike everywhere: `(B, F // G)` a position and group."""
     spatial = layer.geo.out_spatial
-    rows = _numbers(*(() if alike else (batch, *spatial)), layer.groups, layer.filters).expand(batch, *spatial, -1, -1)
+    rows = _meta(*(() if alike else (batch, *spatial)), layer.groups, layer.filters).expand(batch, *spatial, -1, -1)
     return Layout(rows.permute(1, 2, 3, 4, 5, 0, 6))
 
 
 @lru_cache(maxsize=4096)
 def weights(layer: Layer, shape: Ints, first: Ints | None = None) -> Layout:
     """Of filters of so many regions, or positions from `first` on: `(*kernel, C // G, F // G)` a region and group."""
-    rows = _numbers(*shape, *layer.geo.kernel, layer.channels, layer.groups, layer.filters)
+    rows = _meta(*shape, *layer.geo.kernel, layer.channels, layer.groups, layer.filters)
     return Layout(rows.movedim(-2, 4), first)
 
 
 @lru_cache(maxsize=4096)
 def sites(layer: Layer, batch: int, shape: Ints) -> Layout:
     """Of sites `(B, *shape, C)` under all positions: `(B, *kernel, C // G)` a position and group."""
-    return _of_sites(layer, _numbers(batch, *shape, layer.geo.in_channels))
+    return _of_sites(layer, _meta(batch, *shape, layer.geo.in_channels))
 
 
 def _of_sites(layer: Layer, x: Tensor, first: Ints = ORIGIN, *, turned: bool = False) -> Layout:
@@ -331,6 +327,6 @@ def _copied(box: Box, shape: Ints, strides: Ints, *, turned: bool) -> tuple[int,
     x = torch.empty_strided(shape, strides, device="meta").view(shape[0], *geo.in_spatial, geo.in_channels)
     sizes = shape[0], *box.sites, geo.in_channels
     order = [*sorted(range(1, 6), key=x.stride, reverse=True), 0] if turned else list(range(6))
-    copy = _numbers(*(sizes[d] for d in order)).permute([order.index(d) for d in range(6)])
+    copy = _meta(*(sizes[d] for d in order)).permute([order.index(d) for d in range(6)])
     read, inside = (View(t.shape, t.stride(), int(t.storage_offset())) for t in (x[box.read], copy[box.inside]))
     return copy.numel(), read, inside, _of_sites(box.layer, copy, box.first, turned=turned)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lc_triton import _cpu
+from lc_triton.core.activations import LINEAR
 from lc_triton.core.fused import Update
 from lc_triton.core.memory_format import MemoryFormat
 from lc_triton.core.problem import Problem
@@ -62,6 +63,9 @@ def bind_forward(
     size, stride = node.output_format.layout(shape)
     if problem.backend != "triton" or 0 in shape:
         on_cpu = problem.backend == "cpu" and not is_unresolved(x, weight, bias)
+        as_product = on_cpu and not (store_z or node.transposed) and (bias is None or bias.is_contiguous())
+        if as_product and (product := _cpu.bind_product(internal, weight, problem)) is not None:
+            return _bind_product(product, problem, size, stride)
         return _bind_passes(_cpu if on_cpu else dispatch, node, size, stride, store_z)
     from lc_triton import launch
 
@@ -125,6 +129,21 @@ def _bind_passes(
         return y.as_strided_(size, stride), z
 
     return call_passes
+
+
+def _bind_product(
+    product: Callable[[Tensor, Tensor], Tensor], problem: Problem, size: tuple[int, ...], stride: tuple[int, ...]
+) -> BoundForward:
+    """The forward of a layer that is one product of matrices, without the passes' choices."""
+    act, filters = problem.activation, (problem.geometry.out_channels,)
+
+    def call_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        z = product(x, weight)
+        if bias is not None:
+            z += bias.as_strided(filters, (1,))
+        return (z if act is LINEAR else act(z)).as_strided_(size, stride), None
+
+    return call_product
 
 
 def bind_backward(

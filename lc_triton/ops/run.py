@@ -143,6 +143,8 @@ def _bind(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, autocast: 
         return BoundNode(node, x, weight, bias)
     dtype = bound.operand_dtype(node, x, weight, needs_input_grad=False)
     forward = bound.bind_forward(node, x, bound.operand_like(weight, dtype), bias)
+    if dtype is None:
+        return lambda x, weight, bias: forward(x, weight, bias)[0]
     return lambda x, weight, bias: forward(x, bound.operand_of(weight, dtype), bias)[0]
 
 
