@@ -15,7 +15,7 @@ from lc_triton.core import fused
 from lc_triton.core.fused import Deferred, Update, current_stream
 from lc_triton.core.tracing import is_observed
 from lc_triton.errors import ArgumentTypeError
-from lc_triton.layers._planned import PlannedLayer
+from lc_triton.optim.parameter_table import weights_of_layers
 from lc_triton.optim.rules import Add
 from lc_triton.optim.sharded import is_dtensor
 from lc_triton.optim.slot import WeightSlot, autograd_task, is_alike, lies_alike, on_stream
@@ -107,9 +107,8 @@ def _share_slot(weight: Tensor, name: str) -> AddingSlot:
 
 def _weights_of(model_or_params: Any) -> list[tuple[str, Tensor]]:
     if isinstance(model_or_params, nn.Module):
-        layers = [module for module in model_or_params.modules() if isinstance(module, PlannedLayer)]
-        owned = {id(p) for layer in layers for name, p in layer.named_parameters() if "bias" not in name}
-        return [(name, p) for name, p in model_or_params.named_parameters() if id(p) in owned]
+        weights = weights_of_layers(model_or_params)
+        return [(name, p) for name, p in model_or_params.named_parameters() if id(p) in weights]
     allowed = "a module, or an iterable of parameters"
     if isinstance(model_or_params, (Tensor, str, Mapping)) or not isinstance(model_or_params, Iterable):
         raise ArgumentTypeError(name="model_or_params", value=model_or_params, allowed=allowed)

@@ -102,7 +102,7 @@ class FusedAdamW(FusedOptimizer, torch.optim.AdamW):
     def _rule(
         self, weight: Tensor, group: dict[str, Any], state: dict[str, Any]
     ) -> tuple[Rule, tuple[Tensor, ...], Small]:
-        small_dtype = self.small_dtype if self._is_weight(weight) and not is_dtensor(weight) else None
+        small_dtype = self.small_dtype if self._table.is_weight(weight) and not is_dtensor(weight) else None
         in_8_bits = small_dtype == torch.uint8
         dtype = small_dtype or torch.promote_types(weight.dtype, torch.float32)
         if not state:  # as torch makes it

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import warnings
-import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,14 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from lc_triton.core import fused
 from lc_triton.core.arguments import check_int
 from lc_triton.core.fused import Penalty, Rule, Small, Update
 from lc_triton.core.tracing import is_unresolved
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, LocalConvError, OptimizerStepError
-from lc_triton.layers._planned import PlannedLayer
 from lc_triton.optim.arguments import (
     PENALTIES,
     REQUIRED,
@@ -30,16 +27,14 @@ from lc_triton.optim.arguments import (
     check_state,
     groups_of,
     is_number,
-    overlapping,
 )
 from lc_triton.optim.clipping import clip
+from lc_triton.optim.parameter_table import ParameterTable
 from lc_triton.optim.penalties import bound_stored, penalise_stored, penalty_of_group
 from lc_triton.optim.sharded import is_dtensor, is_placed_alike, local_part
 from lc_triton.optim.slot import WeightSlot
 from lc_triton.optim.states import CORRECTION, SMALL_STATES, check_shapes, drop_small
 
-# The fewest dimensions of the weight of a layer with windows, and of LocalLinear's, which is updated on a GPU alone.
-LEAST_NDIM, LEAST_NDIM_OF_LINEAR = 4, 3
 # The dtypes whose updates torch's operators and the kernels make alike.
 UPDATED = torch.float32, torch.float64
 # The dtypes of small states, of what lies beside them, and of those that are loaded to become small.
@@ -74,12 +69,6 @@ class FusedOptimizer(torch.optim.Optimizer):
         if not isinstance(read_once, bool):
             raise ArgumentTypeError(name="read_once", value=read_once, allowed="True or False")
         self.read_once = read_once
-        self._names: dict[int, str] = {}
-        self._known: set[int] = set()
-        self._slots: dict[int, WeightSlot] = {}
-        self._places: dict[int, tuple[int, int]] = {}  # group and place of each parameter
-        self._overlapping: set[int] = set()
-        self._has_collected = False
         self._counts: dict[int, tuple[Tensor, int, int]] = {}
         self._warned: set[tuple[str, str]] = set()
         self._is_paused = False
@@ -87,7 +76,9 @@ class FusedOptimizer(torch.optim.Optimizer):
         check_hyperparameters(hyperparameters)
         check_penalties(penalties)
         self._penalties = penalties  # of groups that have none of their own
-        params = self._params_of(model_or_params)
+        self._table = ParameterTable.of(model_or_params)
+        is_model = isinstance(model_or_params, nn.Module)
+        params = list(model_or_params.parameters()) if is_model else groups_of(model_or_params)
         try:
             super().__init__(params, **hyperparameters, fused=can_fuse(params))  # type: ignore[call-arg]
         except LocalConvError:
@@ -98,71 +89,17 @@ class FusedOptimizer(torch.optim.Optimizer):
             ) from error
         self.defaults.update(penalties)
 
-    def _params_of(self, model_or_params: Any) -> list[Any]:
-        """The parameters, with the names that warnings call them by."""
-        if isinstance(model_or_params, nn.Module):
-            self._names = {id(p): name for name, p in model_or_params.named_parameters()}
-            for module in model_or_params.modules():
-                if isinstance(module, PlannedLayer):
-                    self._known |= {id(p) for name, p in module.named_parameters() if "bias" not in name}
-            return list(model_or_params.parameters())
-        return groups_of(model_or_params)
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, as in torch."""
         if isinstance(param_group, dict):  # else torch refuses it
             check_penalties(param_group)
             param_group = {**self._penalties, **param_group}
         super().add_param_group(param_group)
-        self._register()
-
-    def _register(self) -> None:
-        """Give each parameter that may be a layer's weight its slot, and find the places of all."""
-        self._places = {}
-        for number, group in enumerate(self.param_groups):
-            names = group.get("param_names", [])
-            for index, parameter in enumerate(group["params"]):
-                key = id(parameter)
-                self._places[key] = number, index
-                if names:
-                    self._names[key] = names[index]
-                if key not in self._slots and (is_lazy(parameter) or parameter.ndim >= LEAST_NDIM_OF_LINEAR):
-                    name = self._names.get(key, f"parameter {index} of group {number}")
-                    known = key in self._known and (is_lazy(parameter) or parameter.ndim >= LEAST_NDIM)
-                    self._slots[key] = slot = WeightSlot(parameter, name, self, known)
-                    earlier = fused.slot_of(parameter)
-                    if isinstance(earlier, WeightSlot):
-                        slot.others = [*earlier.others, weakref.ref(earlier)]
-                    fused.register(parameter, slot)
-        self._overlapping = overlapping(p for group in self.param_groups for p in group["params"])
-        for key in self._slots.keys() - self._places.keys():
-            del self._slots[key]
-
-    def _group_of(self, weight: Tensor) -> dict[str, Any] | None:
-        """The group that a weight is in, looked up anew where the groups were edited; None if it is in none."""
-        for _ in range(2):
-            number, index = self._places.get(id(weight), (-1, -1))
-            if 0 <= number < len(self.param_groups):
-                group = self.param_groups[number]
-                if index < len(group["params"]) and group["params"][index] is weight:
-                    return group
-            if number >= 0:
-                self._register()
-        return None
+        self._table.register(self)
 
     def owns(self, weight: Tensor) -> bool:
         """Whether the weight is in one of the groups, which users may edit."""
-        return self._group_of(weight) is not None
-
-    def _has_rival(self, slot: WeightSlot) -> bool:
-        """Whether an earlier optimizer of this library that updates the weight is still alive."""
-        if not slot.others or all(other() is None for other in slot.others):
-            return False
-        if not self._has_collected:  # a scheduler and its optimizer refer to each other
-            self._has_collected = True
-            gc.collect()
-        slot.others = [other for other in slot.others if other() is not None]
-        return bool(slot.others)
+        return self._table.group_of(weight, self) is not None
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -192,10 +129,10 @@ class FusedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         scaled = getattr(self, "found_inf", None) is not None
-        for slot in list(self._slots.values()):
-            self._group_of(slot.weight)  # drops the slots of parameters that were taken out of the groups
+        for slot in list(self._table.slots.values()):
+            self._table.group_of(slot.weight, self)  # drops the slots of parameters that were taken out of the groups
         self._refuse_second_updates(scaled)
-        for slot in self._slots.values():
+        for slot in self._table.slots.values():
             if slot.kept is not None and (scaled or slot.weight.grad is not None):
                 slot.store()
         self._warn_of_stored()
@@ -204,18 +141,18 @@ class FusedOptimizer(torch.optim.Optimizer):
         own: list[tuple[Tensor, Tensor]] = []
         try:
             if self.clip_norm is not None:
-                clip(self._slots.values(), self.param_groups, self.clip_norm, scale)
+                clip(self._table.slots.values(), self.param_groups, self.clip_norm, scale)
             if self.has_small:
                 own = self._update_stored()
             self._torch_step()
         finally:
             for parameter, grad in (*own, *grads):
                 parameter.grad = grad
-        updated = {id(slot.weight) for slot in self._slots.values() if slot.updated}
+        updated = {id(slot.weight) for slot in self._table.slots.values() if slot.updated}
         bound_stored(self.param_groups, updated, getattr(self, "found_inf", None))
         # A scaler that finds no support for it unscales before `step`, and leaves no trace: it is looked for again.
         self._has_scaler = scaled if getattr(self, "_step_supports_amp_scaling", False) else None
-        for slot in self._slots.values():
+        for slot in self._table.slots.values():
             slot.end_step()
             if fused.slot_of(slot.weight) is None:  # a later optimizer of the weight is gone
                 fused.register(slot.weight, slot)
@@ -272,7 +209,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         own = []
         for parameter in [p for group in self.param_groups for p in group["params"]]:
             grad = parameter.grad
-            if grad is None or not (id(parameter) in self._slots or self._has_master(parameter)):
+            if grad is None or not (id(parameter) in self._table.slots or self._has_master(parameter)):
                 continue
             if not self._takes_stored(parameter, grad):
                 drop_small(self.state[parameter], parameter.dtype)
@@ -289,14 +226,18 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _warn_of_no_master(self, parameter: Tensor) -> None:
         """Say once that a parameter whose master was asked for is left to torch, and why."""
-        # torch.distributed.checkpoint makes states by a step without a learning rate.
-        if not self._has_master(parameter) or not (self._group_of(parameter) or {}).get("lr"):
+        if not (self._has_master(parameter) and self._has_learning_rate(parameter)):
             return
-        name = self._names.get(id(parameter), f"a parameter of shape {tuple(parameter.shape)}")
+        name = self._table.names.get(id(parameter), f"a parameter of shape {tuple(parameter.shape)}")
         if (name, "master") not in self._warned:
             self._warned.add((name, "master"))
             reason = self.obstacle(parameter) or "it or its gradient is not a plain contiguous tensor"
             warnings.warn(f"{type(self).__name__} updates {name} without a master: {reason}", stacklevel=5)
+
+    def _has_learning_rate(self, parameter: Tensor) -> bool:
+        """Whether a step changes a parameter: torch.distributed.checkpoint makes states by one that changes none."""
+        group = self._table.group_of(parameter, self)
+        return group is not None and bool(group.get("lr"))
 
     def _has_master(self, parameter: Tensor) -> bool:
         """Whether what is updated is the master of a parameter, which need not be a layer's weight."""
@@ -307,16 +248,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         plain = type(parameter) in (Tensor, nn.Parameter) and type(grad) is Tensor and grad.layout == torch.strided
         if not (plain and parameter.is_contiguous() and not is_unresolved(parameter, grad)):
             return False
-        is_updated = self._is_weight(parameter) and parameter.dtype in self.updated_dtypes(parameter)
+        is_updated = self._table.is_weight(parameter) and parameter.dtype in self.updated_dtypes(parameter)
         return (is_updated or self._has_master(parameter)) and self.obstacle(parameter) is None
 
-    def _is_weight(self, parameter: Tensor) -> bool:
-        """Whether a parameter is known to be the weight of a layer of this library."""
-        slot = self._slots.get(id(parameter))
-        return slot is not None and slot.known
-
     def _refuse_second_updates(self, scaled: bool) -> None:
-        updated = [slot for slot in self._slots.values() if slot.updated]
+        updated = [slot for slot in self._table.slots.values() if slot.updated]
         if scaled and updated:
             self._has_scaler = True
             reason = (
@@ -339,9 +275,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         if self.stores_all():
             return
         found = defaultdict(list)
-        for slot in self._slots.values():
-            # torch.distributed.checkpoint makes states by a step without a learning rate.
-            counts = slot.known and slot.weight.grad is not None and (self._group_of(slot.weight) or {}).get("lr")
+        for slot in self._table.slots.values():
+            counts = slot.known and slot.weight.grad is not None and self._has_learning_rate(slot.weight)
             if counts and (slot.reason or (self.accumulate == 1 and not slot.has_zero)):
                 plain = not is_dtensor(slot.weight)
                 other = "its gradient came by another way than the layer's own backward"
@@ -366,12 +301,12 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def obstacle(self, weight: Tensor) -> str | None:
         """Why the weight's group or its states do not let a kernel update it."""
-        slot = self._slots.get(id(weight))
-        if slot is not None and self._has_rival(slot):
+        slot = self._table.slots.get(id(weight))
+        if slot is not None and self._table.has_rival(slot):
             return "another optimizer of this library updates it as well: delete one that is no longer used"
-        if id(weight) in self._overlapping:
+        if id(weight) in self._table.overlapping:
             return "another parameter lies in the same memory"
-        group = self._group_of(weight) or {}
+        group = self._table.group_of(weight, self) or {}
         for option in ("amsgrad", "capturable", "differentiable"):
             if group.get(option):
                 return f"its group has {option}=True"
@@ -388,12 +323,12 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def penalty_of(self, weight: Tensor) -> Penalty | None:
         """What the weight's group adds to its gradient, and the bound that it keeps it to; None for neither."""
-        group = self._group_of(weight)
+        group = self._table.group_of(weight, self)
         return None if group is None else penalty_of_group(group)
 
     def update_of(self, weight: Tensor, scale: Tensor | None = None) -> Update:
         """The update of the coming step, of this rank's part; the step's number is counted by this call."""
-        group = self._group_of(weight)
+        group = self._table.group_of(weight, self)
         assert group is not None
         rule, states, small = self._rule(weight, group, self.state[weight])
         added = None if weight.grad is None else local_part(weight.grad)
@@ -407,7 +342,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             set_to_none: if not, what has had a gradient has zeros from now on, by which torch's `step` updates too.
         """
         super().zero_grad(set_to_none)
-        for slot in self._slots.values():
+        for slot in self._table.slots.values():
             had_one, slot.kept = slot.has_zero or slot.kept is not None, None
             slot.has_zero = had_one and not set_to_none
             slot.drop_counted()
@@ -437,7 +372,7 @@ class FusedOptimizer(torch.optim.Optimizer):
                 or with parameters of other shapes.
         """
         check_state(state_dict, REQUIRED & self.defaults.keys())
-        check_shapes(state_dict, self.param_groups, self._names)
+        check_shapes(state_dict, self.param_groups, self._table.names)
         saved = dict(state_dict)
         if len(saved["param_groups"]) == len(self.param_groups):
             groups = zip(saved["param_groups"], self.param_groups, strict=True)
@@ -455,7 +390,7 @@ class FusedOptimizer(torch.optim.Optimizer):
                 kept = state_dict["state"].get(index)
                 if not kept:
                     continue
-                for key, value in kept.items() if id(weight) in self._slots or self._has_master(weight) else ():
+                for key, value in kept.items() if id(weight) in self._table.slots or self._has_master(weight) else ():
                     if isinstance(value, Tensor) and value.ndim and value.dtype != self.state[weight][key].dtype:
                         self.state[weight][key] = value.detach().to(weight.device, copy=True)
                 if not self.has_small:
@@ -466,8 +401,8 @@ class FusedOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("accumulate", "clip_norm", "read_once", "states", "master")}
         params = [p for group in self.param_groups for p in group["params"]]
-        names = [self._names.get(id(p)) for p in params]
-        known = [id(p) in self._slots and self._slots[id(p)].known for p in params]
+        names = [self._table.names.get(id(p)) for p in params]
+        known = [self._table.is_weight(p) for p in params]
         return {**super().__getstate__(), "_fused": (own, names, known)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -477,16 +412,17 @@ class FusedOptimizer(torch.optim.Optimizer):
             params = [p for group in state["param_groups"] for p in group["params"]]
             self.__dict__.update(own)
             self._penalties = {name: state["defaults"].get(name, value) for name, value in PENALTIES.items()}
-            self._names = {id(p): n for p, n in zip(params, names, strict=True) if n is not None}
-            self._known = {id(p) for p, k in zip(params, known, strict=True) if k}
-            self._slots, self._places, self._counts, self._warned = {}, {}, {}, set()
-            self._has_collected = False
+            self._table = ParameterTable(
+                {id(p): n for p, n in zip(params, names, strict=True) if n is not None},
+                {id(p) for p, k in zip(params, known, strict=True) if k},
+            )
+            self._counts, self._warned = {}, set()
             self._is_paused, self._has_scaler = False, None
             self._step_supports_amp_scaling = all(group["fused"] for group in state["param_groups"])
         super().__setstate__(state)
-        for slot in self._slots.values():
+        for slot in self._table.slots.values():
             slot.end_step()
-        self._register()
+        self._table.register(self)
 
 
 def _lies_as_its_gradient(parameter: Tensor) -> bool:
