@@ -97,10 +97,6 @@ class FusedOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
         self._table.register(self)
 
-    def owns(self, weight: Tensor) -> bool:
-        """Whether the weight is in one of the groups, which users may edit."""
-        return self._table.group_of(weight, self) is not None
-
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Let backward store all gradients in `.grad`, and change no parameter, inside the `with` block."""
@@ -109,6 +105,20 @@ class FusedOptimizer(torch.optim.Optimizer):
             yield
         finally:
             self._is_paused = before
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop all gradients, as in torch, those too that wait for `step` because of `clip_norm`.
+
+        Args:
+            set_to_none: if not, what has had a gradient has zeros from now on, by which torch's `step` updates too.
+        """
+        super().zero_grad(set_to_none)
+        for slot in self._table.slots.values():
+            had_one, slot.kept = slot.has_zero or slot.kept is not None, None
+            slot.has_zero = had_one and not set_to_none
+            slot.drop_counted()
+            if slot.has_zero and not slot.updated and slot.weight.grad is None:
+                slot.weight.grad = torch.zeros_like(slot.weight)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -180,6 +190,8 @@ class FusedOptimizer(torch.optim.Optimizer):
             for group in unlike:
                 group["fused"] = True
 
+    # ---- what the slots of weights ask
+
     @property
     def small_dtype(self) -> torch.dtype | None:
         """The dtype of the states of layers' weights, if it is not the weight's: of those in 8 bits uint8."""
@@ -190,66 +202,75 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Whether layers update their weights in their own nodes, where a kernel does that."""
         return self.read_once and self.clip_norm is None and self.small_dtype != torch.uint8
 
-    @property
-    def has_small(self) -> bool:
-        """Whether weights of layers, or their states, are kept in fewer bits than torch's step takes."""
-        return self.small_dtype is not None or self.master is not None
-
     def updated_dtypes(self, weight: Tensor) -> tuple[torch.dtype, ...]:
         """The dtypes in which a weight is updated where its gradient is made; one that ranks share has no master."""
         return UPDATED if self.master is None or is_dtensor(weight) else (*UPDATED, torch.bfloat16)
 
-    def _update_stored(self) -> list[tuple[Tensor, Tensor]]:
-        """Update what has small states or a master by stored gradients, which are taken away from torch's step.
+    def stores_all(self) -> bool:
+        """Whether all gradients are stored for now, as is expected, so that no warning is due.
 
-        With a GradScaler a gradient is unscaled first, as torch's fused update does, and skipped if one is infinite.
+        Whether a GradScaler scales the loss shows in `step` only: before the first one, any that is in use may.
         """
-        found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        skipped = found_inf is not None and bool(found_inf.item())
-        own = []
-        for parameter in [p for group in self.param_groups for p in group["params"]]:
-            grad = parameter.grad
-            if grad is None or not (id(parameter) in self._table.slots or self._has_master(parameter)):
+        if self._has_scaler is None:
+            self._has_scaler = _has_scaler()
+        return self._is_paused or self._has_scaler
+
+    def owns(self, weight: Tensor) -> bool:
+        """Whether the weight is in one of the groups, which users may edit."""
+        return self._table.group_of(weight, self) is not None
+
+    def obstacle(self, weight: Tensor) -> str | None:
+        """Why the weight's group or its states do not let a kernel update it."""
+        slot = self._table.slots.get(id(weight))
+        if slot is not None and self._table.has_rival(slot):
+            return "another optimizer of this library updates it as well: delete one that is no longer used"
+        if id(weight) in self._table.overlapping:
+            return "another parameter lies in the same memory"
+        group = self._table.group_of(weight, self) or {}
+        for option in ("amsgrad", "capturable", "differentiable"):
+            if group.get(option):
+                return f"its group has {option}=True"
+        small_dtype = self.small_dtype
+        dtypes = weight.dtype, small_dtype, *(OF_STATES if small_dtype is not None or self.master is not None else ())
+        for state in self.state.get(weight, {}).values():
+            if not isinstance(state, Tensor) or not state.ndim:
                 continue
-            if not self._takes_stored(parameter, grad):
-                drop_small(self.state[parameter], parameter.dtype)
-                self._warn_of_no_master(parameter)
-                continue
-            own.append((parameter, grad))
-            parameter.grad = None
-            if skipped:
-                continue
-            if scale is not None:
-                grad /= scale.to(grad.device)
-            replace(self.update_of(parameter), penalty=None).apply(grad)  # which is in the gradient
-        return own
+            if state.dtype not in dtypes or state.device != weight.device or not state.is_contiguous():
+                return "its states are of another dtype, device or layout"
+            if not is_placed_alike(state, weight):
+                return "its states do not lie on the ranks as it does"
+        return None
 
-    def _warn_of_no_master(self, parameter: Tensor) -> None:
-        """Say once that a parameter whose master was asked for is left to torch, and why."""
-        if not (self._has_master(parameter) and self._has_learning_rate(parameter)):
-            return
-        name = self._table.names.get(id(parameter), f"a parameter of shape {tuple(parameter.shape)}")
-        if (name, "master") not in self._warned:
-            self._warned.add((name, "master"))
-            reason = self.obstacle(parameter) or "it or its gradient is not a plain contiguous tensor"
-            warnings.warn(f"{type(self).__name__} updates {name} without a master: {reason}", stacklevel=5)
+    def penalty_of(self, weight: Tensor) -> Penalty | None:
+        """What the weight's group adds to its gradient, and the bound that it keeps it to; None for neither."""
+        group = self._table.group_of(weight, self)
+        return None if group is None else penalty_of_group(group)
 
-    def _has_learning_rate(self, parameter: Tensor) -> bool:
-        """Whether a step changes a parameter: torch.distributed.checkpoint makes states by one that changes none."""
-        group = self._table.group_of(parameter, self)
-        return group is not None and bool(group.get("lr"))
+    def update_of(self, weight: Tensor, scale: Tensor | None = None) -> Update:
+        """The update of the coming step, of this rank's part; the step's number is counted by this call."""
+        group = self._table.group_of(weight, self)
+        assert group is not None
+        rule, states, small = self._rule(weight, group, self.state[weight])
+        added = None if weight.grad is None else local_part(weight.grad)
+        states = tuple(map(local_part, states))
+        return Update(rule, local_part(weight), states, added, scale, penalty_of_group(group), small)
 
-    def _has_master(self, parameter: Tensor) -> bool:
-        """Whether what is updated is the master of a parameter, which need not be a layer's weight."""
-        return self.master is not None and parameter.dtype == torch.bfloat16 and parameter.ndim > 0
+    def _rule(
+        self, weight: Tensor, group: dict[str, Any], state: dict[str, Any]
+    ) -> tuple[Rule, tuple[Tensor, ...], Small]:
+        """The rule of the coming step and the states that it changes, which are made if they are not there."""
+        raise NotImplementedError
 
-    def _takes_stored(self, parameter: Tensor, grad: Tensor) -> bool:
-        """Whether `step` updates a parameter by a stored gradient as backward would."""
-        plain = type(parameter) in (Tensor, nn.Parameter) and type(grad) is Tensor and grad.layout == torch.strided
-        if not (plain and parameter.is_contiguous() and not is_unresolved(parameter, grad)):
-            return False
-        is_updated = self._table.is_weight(parameter) and parameter.dtype in self.updated_dtypes(parameter)
-        return (is_updated or self._has_master(parameter)) and self.obstacle(parameter) is None
+    def count_step(self, step: Tensor) -> int:
+        """Add 1 to a state's number of steps, and return it without waiting for the device that holds it."""
+        kept, version, count = self._counts.get(id(step), (None, 0, 0))
+        if kept is not step or version != step._version:
+            count = int(step.item())
+        step += 1
+        self._counts[id(step)] = step, step._version, count + 1
+        return count + 1
+
+    # ---- gradients that are stored
 
     def _refuse_second_updates(self, scaled: bool) -> None:
         updated = [slot for slot in self._table.slots.values() if slot.updated]
@@ -290,79 +311,64 @@ class FusedOptimizer(torch.optim.Optimizer):
             message = f"{type(self).__name__} stores the gradient of {', '.join(names)} and updates by it in step(): "
             warnings.warn(message + reason, stacklevel=4)
 
-    def stores_all(self) -> bool:
-        """Whether all gradients are stored for now, as is expected, so that no warning is due.
+    def _has_learning_rate(self, parameter: Tensor) -> bool:
+        """Whether a step changes a parameter: torch.distributed.checkpoint makes states by one that changes none."""
+        group = self._table.group_of(parameter, self)
+        return group is not None and bool(group.get("lr"))
 
-        Whether a GradScaler scales the loss shows in `step` only: before the first one, any that is in use may.
+    @property
+    def has_small(self) -> bool:
+        """Whether weights of layers, or their states, are kept in fewer bits than torch's step takes."""
+        return self.small_dtype is not None or self.master is not None
+
+    def _update_stored(self) -> list[tuple[Tensor, Tensor]]:
+        """Update what has small states or a master by stored gradients, which are taken away from torch's step.
+
+        With a GradScaler a gradient is unscaled first, as torch's fused update does, and skipped if one is infinite.
         """
-        if self._has_scaler is None:
-            self._has_scaler = _has_scaler()
-        return self._is_paused or self._has_scaler
-
-    def obstacle(self, weight: Tensor) -> str | None:
-        """Why the weight's group or its states do not let a kernel update it."""
-        slot = self._table.slots.get(id(weight))
-        if slot is not None and self._table.has_rival(slot):
-            return "another optimizer of this library updates it as well: delete one that is no longer used"
-        if id(weight) in self._table.overlapping:
-            return "another parameter lies in the same memory"
-        group = self._table.group_of(weight, self) or {}
-        for option in ("amsgrad", "capturable", "differentiable"):
-            if group.get(option):
-                return f"its group has {option}=True"
-        small_dtype = self.small_dtype
-        dtypes = weight.dtype, small_dtype, *(OF_STATES if small_dtype is not None or self.master is not None else ())
-        for state in self.state.get(weight, {}).values():
-            if not isinstance(state, Tensor) or not state.ndim:
+        found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        skipped = found_inf is not None and bool(found_inf.item())
+        own = []
+        for parameter in [p for group in self.param_groups for p in group["params"]]:
+            grad = parameter.grad
+            if grad is None or not (id(parameter) in self._table.slots or self._has_master(parameter)):
                 continue
-            if state.dtype not in dtypes or state.device != weight.device or not state.is_contiguous():
-                return "its states are of another dtype, device or layout"
-            if not is_placed_alike(state, weight):
-                return "its states do not lie on the ranks as it does"
-        return None
+            if not self._takes_stored(parameter, grad):
+                drop_small(self.state[parameter], parameter.dtype)
+                self._warn_of_no_master(parameter)
+                continue
+            own.append((parameter, grad))
+            parameter.grad = None
+            if skipped:
+                continue
+            if scale is not None:
+                grad /= scale.to(grad.device)
+            replace(self.update_of(parameter), penalty=None).apply(grad)  # which is in the gradient
+        return own
 
-    def penalty_of(self, weight: Tensor) -> Penalty | None:
-        """What the weight's group adds to its gradient, and the bound that it keeps it to; None for neither."""
-        group = self._table.group_of(weight, self)
-        return None if group is None else penalty_of_group(group)
+    def _takes_stored(self, parameter: Tensor, grad: Tensor) -> bool:
+        """Whether `step` updates a parameter by a stored gradient as backward would."""
+        plain = type(parameter) in (Tensor, nn.Parameter) and type(grad) is Tensor and grad.layout == torch.strided
+        if not (plain and parameter.is_contiguous() and not is_unresolved(parameter, grad)):
+            return False
+        is_updated = self._table.is_weight(parameter) and parameter.dtype in self.updated_dtypes(parameter)
+        return (is_updated or self._has_master(parameter)) and self.obstacle(parameter) is None
 
-    def update_of(self, weight: Tensor, scale: Tensor | None = None) -> Update:
-        """The update of the coming step, of this rank's part; the step's number is counted by this call."""
-        group = self._table.group_of(weight, self)
-        assert group is not None
-        rule, states, small = self._rule(weight, group, self.state[weight])
-        added = None if weight.grad is None else local_part(weight.grad)
-        states = tuple(map(local_part, states))
-        return Update(rule, local_part(weight), states, added, scale, penalty_of_group(group), small)
+    def _has_master(self, parameter: Tensor) -> bool:
+        """Whether what is updated is the master of a parameter, which need not be a layer's weight."""
+        return self.master is not None and parameter.dtype == torch.bfloat16 and parameter.ndim > 0
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop all gradients, as in torch, those too that wait for `step` because of `clip_norm`.
+    def _warn_of_no_master(self, parameter: Tensor) -> None:
+        """Say once that a parameter whose master was asked for is left to torch, and why."""
+        if not (self._has_master(parameter) and self._has_learning_rate(parameter)):
+            return
+        name = self._table.names.get(id(parameter), f"a parameter of shape {tuple(parameter.shape)}")
+        if (name, "master") not in self._warned:
+            self._warned.add((name, "master"))
+            reason = self.obstacle(parameter) or "it or its gradient is not a plain contiguous tensor"
+            warnings.warn(f"{type(self).__name__} updates {name} without a master: {reason}", stacklevel=5)
 
-        Args:
-            set_to_none: if not, what has had a gradient has zeros from now on, by which torch's `step` updates too.
-        """
-        super().zero_grad(set_to_none)
-        for slot in self._table.slots.values():
-            had_one, slot.kept = slot.has_zero or slot.kept is not None, None
-            slot.has_zero = had_one and not set_to_none
-            slot.drop_counted()
-            if slot.has_zero and not slot.updated and slot.weight.grad is None:
-                slot.weight.grad = torch.zeros_like(slot.weight)
-
-    def _rule(
-        self, weight: Tensor, group: dict[str, Any], state: dict[str, Any]
-    ) -> tuple[Rule, tuple[Tensor, ...], Small]:
-        """The rule of the coming step and the states that it changes, which are made if they are not there."""
-        raise NotImplementedError
-
-    def count_step(self, step: Tensor) -> int:
-        """Add 1 to a state's number of steps, and return it without waiting for the device that holds it."""
-        kept, version, count = self._counts.get(id(step), (None, 0, 0))
-        if kept is not step or version != step._version:
-            count = int(step.item())
-        step += 1
-        self._counts[id(step)] = step, step._version, count + 1
-        return count + 1
+    # ---- saved states and copies
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state of this class, or of torch's class whose update it makes.
