@@ -1,4 +1,4 @@
-"""What the fused optimizers share: the slots of their weights, and a step that ends what backward began."""
+"""What FusedAdamW and FusedSGD share: answers to the slots of weights, and a step that ends what backward began."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ from lc_triton.optim.states import CORRECTION, SMALL_STATES, check_shapes, drop_
 
 # The dtypes whose updates torch's operators and the kernels make alike.
 UPDATED = torch.float32, torch.float64
-# The dtypes of small states, of what lies beside them, and of those that are loaded to become small.
+# The dtypes of states that are kept in fewer bits, of what lies beside them (`Small`), and of loaded states in float32.
 OF_STATES = torch.float32, torch.bfloat16, torch.int8, torch.uint8
 
 
 class FusedOptimizer(torch.optim.Optimizer):
     """An optimizer of torch that updates the weights of layers in their backward; a base of the public classes.
 
-    All other parameters, and each gradient that is stored, are left to torch's own `step`, but for weights whose states
-    are of another dtype.
+    Torch's own `step` updates all other parameters, and those whose gradient was stored, but for weights with a master
+    or with states of another dtype.
     """
 
     states = "float32"
@@ -69,6 +69,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         if not isinstance(read_once, bool):
             raise ArgumentTypeError(name="read_once", value=read_once, allowed="True or False")
         self.read_once = read_once
+        # By the identity of a state's number of steps: that tensor, its version and its value.
         self._counts: dict[int, tuple[Tensor, int, int]] = {}
         self._warned: set[tuple[str, str]] = set()
         self._is_paused = False
@@ -160,7 +161,7 @@ class FusedOptimizer(torch.optim.Optimizer):
                 parameter.grad = grad
         updated = {id(slot.weight) for slot in self._table.slots.values() if slot.updated}
         bound_stored(self.param_groups, updated, getattr(self, "found_inf", None))
-        # A scaler that finds no support for it unscales before `step`, and leaves no trace: it is looked for again.
+        # Where `step` does not support scaling, a GradScaler unscales before it and leaves no trace: look for it again.
         self._has_scaler = scaled if getattr(self, "_step_supports_amp_scaling", False) else None
         for slot in self._table.slots.values():
             slot.end_step()
@@ -194,7 +195,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     @property
     def small_dtype(self) -> torch.dtype | None:
-        """The dtype of the states of layers' weights, if it is not the weight's: of those in 8 bits uint8."""
+        """The dtype of the states of layers' weights, uint8 for those in 8 bits; None if it is the weight's."""
         return SMALL_STATES[self.states]
 
     @property
@@ -209,7 +210,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     def stores_all(self) -> bool:
         """Whether all gradients are stored for now, as is expected, so that no warning is due.
 
-        Whether a GradScaler scales the loss shows in `step` only: before the first one, any that is in use may.
+        Only `step` shows whether a GradScaler scales the loss. Until the first one, any that this process uses may.
         """
         if self._has_scaler is None:
             self._has_scaler = _has_scaler()
@@ -262,7 +263,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     def count_step(self, step: Tensor) -> int:
-        """Add 1 to a state's number of steps, and return it without waiting for the device that holds it."""
+        """Add 1 to a state's number of steps, and return it; the device is waited for only where the number is new."""
         kept, version, count = self._counts.get(id(step), (None, 0, 0))
         if kept is not step or version != step._version:
             count = int(step.item())
@@ -273,6 +274,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     # ---- gradients that are stored
 
     def _refuse_second_updates(self, scaled: bool) -> None:
+        """Raise an error if a weight was updated in backward by a scaled gradient, or by a part of its gradient."""
         updated = [slot for slot in self._table.slots.values() if slot.updated]
         if scaled and updated:
             self._has_scaler = True
