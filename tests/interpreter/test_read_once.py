@@ -16,7 +16,16 @@ from lc_triton.ops import dispatch
 from lc_triton.optim import slot
 from lc_triton.tiles.chooser import chooser
 from lc_triton.tiles.config import TileConfig
-from tests.optim.networks import PAIRS, assert_same
+from tests.optim.backwards import (
+    checkpointed,
+    checkpointed_by_a_node,
+    create_graph_of_weights,
+    hooked,
+    of_two_graphs,
+    retained,
+    used_twice,
+)
+from tests.optim.networks import PAIRS, assert_same, weights
 
 # Of all passes: the model takes longer to choose than they do.
 TILE = TileConfig(1, 1, 8, 2, 4, dot=False, num_warps=1)
@@ -78,10 +87,6 @@ def pair(kind="sgd", read_once=True, **options):
     same = OnCpu(*copy.deepcopy(net))
     fused = ours(net, **arguments, **options, read_once=read_once)
     return (net, fused), (same, theirs(same.parameters(), **arguments))
-
-
-def weights(net):
-    return [layer.weight for layer in net]
 
 
 @pytest.mark.parametrize("kind", PAIRS)
@@ -186,45 +191,6 @@ def test_a_use_that_saved_the_weight_is_torchs_error():
     assert not fused.state[net[1].weight]  # of plain gradient descent
 
 
-def used_twice(net, x):
-    (loss_of(net, x) + loss_of(net, 2 * x)).backward()
-
-
-def of_two_graphs(net, x):
-    first, second = loss_of(net, x), loss_of(net, 2 * x)
-    first.backward()
-    second.backward()
-
-
-def retained(net, x):
-    loss = loss_of(net, x)
-    loss.backward(retain_graph=True)
-    loss.backward()
-
-
-def create_graph(net, x):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of a cycle
-        loss_of(net, x).backward(create_graph=True)
-    for p in net.parameters():
-        p.grad = p.grad.detach()
-
-
-def hooked(net, x):
-    handles = [w.register_hook(lambda g: 2 * g) for w in weights(net)]
-    loss_of(net, x).backward()
-    for handle in handles:
-        handle.remove()
-
-
-def checkpointed(net, x):
-    torch.utils.checkpoint.checkpoint(net, x, use_reentrant=False).square().sum().backward()
-
-
-def checkpointed_by_a_node(net, x):
-    torch.utils.checkpoint.checkpoint(net, x.requires_grad_(), use_reentrant=True).square().sum().backward()
-
-
 def in_evaluation(net, x):
     net.eval()
     loss_of(net, x).backward()
@@ -236,7 +202,8 @@ def compiled(net, x):
 
 
 WAYS = [
-    *(used_twice, of_two_graphs, retained, create_graph, hooked, checkpointed, checkpointed_by_a_node, in_evaluation),
+    *(used_twice, of_two_graphs, retained, create_graph_of_weights, hooked),
+    *(checkpointed, checkpointed_by_a_node, in_evaluation),
     pytest.param(compiled, marks=pytest.mark.slow),
 ]
 

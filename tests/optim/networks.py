@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lc_triton import FusedAdamW, FusedSGD, LocalConv2d, LocalConvTranspose2d
+from lc_triton.layers._planned import PlannedLayer
 
 PAIRS = {
     "adamw": (FusedAdamW, torch.optim.AdamW, {"lr": 1e-2}),
@@ -30,8 +31,8 @@ def network(dtype=torch.float32):
 
 
 def weights(net):
-    """The weights of its layers."""
-    return [layer.weight for layer in net if isinstance(layer, (LocalConv2d, LocalConvTranspose2d))]
+    """The weights of its layers of this library."""
+    return [layer.weight for layer in net if isinstance(layer, PlannedLayer)]
 
 
 def pair(kind="adamw", dtype=torch.float32, **options):

@@ -11,8 +11,7 @@ import lc_triton
 from lc_triton import FusedAdamW, LocalConv2d, accumulate_gradients
 from lc_triton.core.fused import Update, slot_of
 from lc_triton.errors import ArgumentTypeError
-from tests.optim.networks import batch, loss_of, network, weights
-from tests.optim.test_fallbacks import (
+from tests.optim.backwards import (
     STORED,
     create_graph_of_weights,
     hooks_of_the_node,
@@ -22,6 +21,7 @@ from tests.optim.test_fallbacks import (
     with_hooks_after,
     with_penalty,
 )
+from tests.optim.networks import batch, loss_of, network, weights
 
 F64, BF16 = torch.float64, torch.bfloat16
 

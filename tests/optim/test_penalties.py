@@ -12,8 +12,8 @@ import lc_triton
 from lc_triton import FusedAdamW, FusedSGD, LocalConv2d, LocallyConnected2D
 from lc_triton.core.fused import Update
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, NotBuiltError
+from tests.optim.backwards import checkpointed, hooked, plainly, used_twice
 from tests.optim.networks import PAIRS, assert_same, batch, loss_of, network, pair, weights
-from tests.optim.test_fallbacks import checkpointed, hooked, plainly, used_twice
 
 F64 = torch.float64
 L1, L2 = 0.01, 0.02
