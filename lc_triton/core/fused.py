@@ -173,7 +173,7 @@ class Slot(Protocol):
         """Count a graph that uses the weight."""
 
     def enter_evaluation(self) -> None:
-        """Learn that a layer in evaluation mode uses the weight."""
+        """Note that a layer in evaluation mode uses the weight."""
 
     def takes(self, accumulate: Any) -> bool | None:
         """Whether the gradient that is about to be made is taken over; None where nobody wants it.
@@ -206,7 +206,7 @@ class PartSlot:
         self._slot.enter_graph()
 
     def enter_evaluation(self) -> None:
-        """Learn that a layer in evaluation mode uses the weight."""
+        """Note that a layer in evaluation mode uses the weight."""
         self._slot.enter_evaluation()
 
     def takes(self, accumulate: Any) -> bool | None:

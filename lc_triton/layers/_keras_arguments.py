@@ -86,7 +86,7 @@ class KerasArguments:
 
     @property
     def _axes(self) -> tuple[str, ...]:
-        """What the axes of a batch are."""
+        """The names of a batch's axes."""
         return ("batch", *self._arrange(AXES[self.ndim], "channels"))
 
     def _geometry_for(self, shape: tuple[int, ...]) -> Geometry:

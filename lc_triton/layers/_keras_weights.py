@@ -24,8 +24,8 @@ from lc_triton.layers._planned import PlannedLayer
 class KerasWeights(PlannedLayer):
     """A planned layer whose weights Keras's initializers, regularizers and constraints see in Keras's shapes.
 
-    What is a matter of windows sees the kernel as implementation 1 has it, `(P, D, F)`; what counts the axes or the
-    numbers of Keras's own variable sees that of the layer's implementation.
+    Those that work window by window (`by_window`) see the kernel of implementation 1, `(P, D, F)`. Those that count the
+    axes or the numbers of Keras's variable see the kernel of the layer's own implementation.
     """
 
     data_format: DataFormat
@@ -105,7 +105,7 @@ class KerasWeights(PlannedLayer):
         return found
 
     def check_constraints(self) -> None:
-        """Refuse a constraint on a weight that is computed by what cannot give its projection, as `constrain_` does."""
+        """Refuse what `constrain_` would: a constraint on a computed weight that cannot have the projected numbers."""
         asked = {"weight": self.kernel_constraint, "bias": self.bias_constraint}
         for name in self._names() if self._plan is not None else []:
             constraint = asked[name]
@@ -149,7 +149,7 @@ class KerasWeights(PlannedLayer):
             self._write("bias", constraints.project(self.bias_constraint, self._read("bias"), constraints.BIAS_AXIS))
 
     def _project_(self, name: str) -> bool:
-        """Project a parameter in place where it lies as its constraint counts axes; returns whether it did."""
+        """Project a parameter in place, if its axes are those that its constraint counts; returns whether it did."""
         parameter, is_kernel = self._parameters.get(name), name == "weight"
         constraint = self.kernel_constraint if is_kernel else self.bias_constraint
         # In a kernel (P, D, F) the order of a window's numbers changes neither norms nor what they are multiplied with.

@@ -172,7 +172,7 @@ class LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
     def trainable(self, value: bool) -> None:
         check_flag("trainable", value)
         for parameter in self.parameters():
-            parameter.requires_grad = value  # the one way that waiting parameters know, too
+            parameter.requires_grad = value  # uninitialized ones have no `requires_grad_()`
 
     # ---- building
 
@@ -209,7 +209,7 @@ class LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
 
     @use_bias.setter
     def use_bias(self, value: bool) -> None:
-        """Nothing: the argument of the constructor, which made the bias or none."""
+        """Do nothing: `KerasArguments._take` sets it, and the constructor makes the bias or none."""
 
     @property
     def built(self) -> bool:

@@ -31,7 +31,7 @@ from lc_triton.ops.plan import Plan
 from lc_triton.ops.quantized import run_quantized
 from lc_triton.ops.run import run
 
-# Integers that stand for the numbers of a quantized layer where torch would convert these.
+# Integer dtypes of the same size, in which the numbers of a quantized layer move: torch would convert their own dtypes.
 BYTES = {torch.float8_e4m3fn: torch.uint8, torch.float32: torch.int32}
 FLOAT8 = (torch.float8_e4m3fn,)
 
@@ -164,13 +164,13 @@ class PlannedLayer(nn.Module):
                 self._draw(name, getattr(self, name))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """As `nn.Module._apply`; `.to(memory_format=...)` leaves the order of the numbers, which is no image's."""
+        """As `nn.Module._apply`, but `.to(memory_format=...)` keeps the order of a weight's numbers: it is no image."""
 
         def in_order(tensor: Tensor) -> Tensor:
-            # Of these ranks torch takes a tensor for a convolution's weight: it is shown one dimension instead.
             if self._buffers and (tensor.dtype in FLOAT8 or tensor is self._buffers.get("weight_scale")):
                 # Of a quantized layer: it moves to devices, and keeps its dtype.
                 return fn(tensor.view(BYTES[tensor.dtype])).view(tensor.dtype)
+            # Torch gives a memory format to tensors of 4 and 5 dimensions, so it is given a view of one dimension.
             plain = type(tensor) in (Tensor, nn.Parameter) and tensor.ndim in (4, 5) and tensor.is_contiguous()
             return fn(tensor.flatten()).view(tensor.shape) if plain else fn(tensor)
 
@@ -309,7 +309,7 @@ class PlannedLayer(nn.Module):
         super().__setattr__(name, value)
 
     def _plan_with(self, name: str, value: Any) -> Plan:
-        """The plan of the arguments if one of them was this value."""
+        """The plan that the arguments make if one of them gets a new value."""
         if self._shared is not None and name != "activation":
             reason = "ranks share this layer: set it before parallelize_module"
             raise AttributeChangeError(name=name, layer=type(self).__name__, value=value, reason=reason)
@@ -353,7 +353,7 @@ def bias_kind(bias: Tensor) -> str:
 def is_channels_last(x: Tensor) -> bool:
     """Whether torch's convolutions return channels-last memory for x: by its strides, in 2-D and 3-D alone.
 
-    A tracer, whose program is to serve other inputs, is told no: contiguous memory is right for what comes behind.
+    False for a tracer: its program serves other inputs, and contiguous memory is right for any code behind the layer.
 
     Source: `is_channels_last_strides_2d` in PyTorch's c10/core/MemoryFormat.h.
     """

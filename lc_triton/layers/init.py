@@ -1,7 +1,7 @@
 """torch.nn.init for weights `(*positions, *kernel, C // groups, F)`: each position as torch initialises a convolution.
 
-torch.nn.init itself takes the positions for a kernel: its fans are off by the number of positions, and its matrices are
-rows of an image. The functions here have its names and arguments.
+torch.nn.init itself reads the first two dimensions as filters and channels, which are the last two here: its fans and
+matrices are those of another layer. The functions here have its names and arguments.
 """
 
 from __future__ import annotations

@@ -15,8 +15,7 @@ def spread(weight: Tensor, positions: tuple[int, ...]) -> Tensor:
     """A convolution's weight as that of a locally connected layer; each position has a copy in memory.
 
     Args:
-        weight: `(F, C // groups, *kernel)` of nn.Conv, or `(F, C // groups, *kernel)` of nn.ConvTranspose, whose F are
-            its input channels.
+        weight: `(F, C // groups, *kernel)`, of nn.Conv, or of nn.ConvTranspose, whose input channels are the F here.
         positions: per dimension.
 
     Returns:

@@ -147,10 +147,10 @@ class AddingSlot:
         return self._weight()
 
     def enter_graph(self) -> None:
-        """Nothing: what is added changes no weight that another graph may read."""
+        """Do nothing: adding a gradient changes no weight that another graph may read."""
 
     def enter_evaluation(self) -> None:
-        """Nothing, likewise."""
+        """Do nothing, for the same reason."""
 
     def takes(self, accumulate: Any) -> bool | None:
         """Whether the gradient that is about to be made is taken over; None where nobody wants it."""
@@ -230,7 +230,8 @@ class AddingSlot:
 class _Pending:
     """The gradients of a weight that one backward has still to add: a hook before the weight's AccumulateGrad node.
 
-    Where `grad_added_to_main_grad` was set, it stays there, and takes that back when a gradient comes by another way.
+    If the weight has `grad_added_to_main_grad`, the hook stays after its backward: it sets that to False when a later
+    backward gives a gradient by another way.
     """
 
     handle: Any
@@ -258,6 +259,7 @@ class _Pending:
 
     @staticmethod
     def _add(weight: Tensor, products: list[tuple[Deferred, Any]], others: Tensor | None) -> Any:
+        """Add the products to the target; returns None if autograd is to add `others` to `.grad`, else (None,)."""
         target = _target(weight)
         if target is None:  # dropped by a hook meanwhile
             first, stream = products.pop(0)
@@ -290,7 +292,7 @@ def _target(weight: Tensor) -> Tensor | None:
 
 
 def _has_hooks(register: Any) -> bool:
-    """Whether a node has hooks of others, by the function that registers one."""
+    """Whether a node has hooks that are not ours: `register` is its method that adds one."""
     handle = register(lambda *_: None)
     hooks = handle.hooks_dict_ref()
     handle.remove()

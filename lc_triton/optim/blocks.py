@@ -65,5 +65,5 @@ def dequantize(codes: Tensor, amax: Tensor, most: int) -> Tensor:
 
 
 def _spread(amax: Tensor, filters: int) -> Tensor:
-    """Of each filter, what its block has."""
+    """The magnitude of its block, for each filter."""
     return amax.repeat_interleave(BLOCK, -1)[..., :filters]

@@ -27,7 +27,7 @@ def clip(
     Args:
         slots: of all weights.
         groups: of all parameters.
-        clip_norm: the most.
+        clip_norm: the largest norm.
         scale: of a GradScaler, by which the norm is divided; or None.
     """
     parameters: list[Tensor] = [p for group in groups for p in group["params"]]

@@ -31,7 +31,7 @@ def norms(
     """
     grads = [_local(p) for p in parameters]
     device = next((g.device for g in grads if g is not None), parameters[0].device)
-    # The norm of no numbers: that of a gradient to which they belong is the same without them.
+    # The norm of no numbers, as a rank may have of a gradient: it changes nothing where parts are combined.
     nothing = inf if norm_type < 0 else 0.0
     found = torch.full((len(grads),), nothing, dtype=torch.float64, device=device)
     there = [(i, g) for i, g in enumerate(grads) if g is not None and g.numel()]

@@ -11,7 +11,7 @@ from lc_triton.core.fused import Penalty
 
 
 def penalty_of_group(group: dict[str, Any]) -> Penalty | None:
-    """The penalty of a group's parameters: what is subtracted from them, whatever the gradient's sign; or None."""
+    """The penalty of a group's parameters, or None; negated where it maximizes, so that weights shrink there too."""
     l1, l2, non_neg = group.get("l1"), group.get("l2"), group.get("non_neg", False)
     if not (l1 or l2 or non_neg):
         return None
@@ -20,14 +20,14 @@ def penalty_of_group(group: dict[str, Any]) -> Penalty | None:
 
 
 def penalise_stored(groups: list[dict[str, Any]], scale: Tensor | None) -> list[tuple[Tensor, Tensor]]:
-    """Add penalties to stored gradients, of which copies take the place.
+    """Put copies of stored gradients, with penalties added, in their place.
 
     Args:
         groups: of parameters.
         scale: of a GradScaler, which the gradients have; or None.
 
     Returns:
-        The parameters, and their gradients as they were.
+        The parameters, and the gradients that were there.
     """
     grads = []
     for group in groups:

@@ -38,7 +38,7 @@ def random_bits(start: int, numel: int, count: int, device: torch.device) -> Ten
 
 
 def round_stochastically(x: Tensor, bits: Tensor) -> Tensor:
-    """x in bfloat16, rounded up if 16 random bits are larger than what is cut off leaves room for.
+    """x in bfloat16, rounded away from 0 or towards it: random bits are added to the 16 bits that are cut off.
 
     Args:
         x: a floating-point tensor; computed in float32.
@@ -60,7 +60,7 @@ def join_master(weight: Tensor, correction: Tensor) -> Tensor:
     """The master of a weight, in float32: the 24 bits of the weight and of its correction.
 
     The correction counts units of the master's last place from the weight, which is the bfloat16 number next to the
-    master. Of a weight that is 0, one below 0 is left out: it is of a weight that was changed since.
+    master. A negative correction of a weight that is 0 counts as 0: it belongs to a weight that was changed since.
 
     Args:
         weight: in bfloat16.

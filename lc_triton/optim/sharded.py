@@ -31,7 +31,7 @@ def local_part(tensor: Tensor) -> Tensor:
 
 
 def as_dtensor_like(part: Tensor, weight: Tensor) -> Tensor:
-    """The tensor of which this rank has a part as it has one of a weight; the part itself of a weight of one rank."""
+    """The DTensor, sharded as a weight, of which this rank has a part; the part itself if the weight is no DTensor."""
     if not is_dtensor(weight):
         return part
     whole: Any = weight
@@ -41,7 +41,7 @@ def as_dtensor_like(part: Tensor, weight: Tensor) -> Tensor:
 
 
 def is_placed_alike(tensor: Tensor, weight: Tensor) -> bool:
-    """Whether a tensor is plain beside a plain weight, or lies on the ranks as a DTensor does."""
+    """Whether tensor and weight are both plain, or DTensors with the same mesh and placements."""
     if type(tensor) in _PLAIN:
         return type(weight) in _PLAIN
     if not (is_dtensor(tensor) and is_dtensor(weight)):

@@ -93,7 +93,7 @@ class WeightSlot:
         self.others: list[weakref.ref[Any]] = []  # slots that optimizers made earlier for this weight
 
     def end_step(self) -> None:
-        """Begin anew: the coming step has been made."""
+        """Forget what belongs to the step that has been made: the next one begins."""
         self.updated, self.reason = False, None
         self._in_backward = self._in_evaluation = False
         self._graphs = self._backwards = 0
@@ -114,7 +114,7 @@ class WeightSlot:
         self._under_ddp |= torch.nn.parallel.DistributedDataParallel._active_ddp_module is not None
 
     def enter_evaluation(self) -> None:
-        """Learn that a layer in evaluation mode uses the weight."""
+        """Note that a layer in evaluation mode uses the weight."""
         self._in_evaluation = True
 
     def takes(self, accumulate: Any) -> bool | None:
@@ -138,7 +138,7 @@ class WeightSlot:
         if self._backwards < owner.accumulate:
             return self._adds(accumulate)
         self._attach(accumulate)
-        # The owner's first: hooks may be those of its rival, another optimizer of this weight.
+        # The owner's reason comes first: hooks may be those of a rival, another optimizer of this weight.
         reason = owner.obstacle(self.weight) or self._obstacle() or ("the graph is retained" if keep else None)
         self.reason = reason or self.reason
         return reason is None
@@ -156,7 +156,8 @@ class WeightSlot:
     def update_in_node(self) -> Update | None:
         """The update of the coming step, for the layer's node to make: it counts as made.
 
-        None where another graph waits for its backward, or another layer's gradient of this one is taken over.
+        None where another graph waits for its backward, and where this backward adds to `.grad` or has handed over
+        another product of the weight.
         """
         owner, task = self._owner(), autograd_task()
         if owner is None or not owner.reads_weights_once or is_dtensor(self.weight):
@@ -207,12 +208,12 @@ class WeightSlot:
         self.updated = self.has_zero = True
 
     def _gradient(self, product: Deferred, stream: Any) -> Tensor:
-        """Make a gradient as it is stored."""
+        """Make a gradient in the form of `.grad`: of the weight's shape, and a DTensor if the weight is one."""
         gradient = on_stream(stream, self.weight, product.gradient)  # of a view of the weight, perhaps
         return as_dtensor_like(gradient.view(local_part(self.weight).shape), self.weight)
 
     def _attach(self, accumulate: Any) -> None:
-        """Hook the node that adds gradients to `.grad`; held, it stays the same in all graphs."""
+        """Hook the node that adds gradients to `.grad`. While the slot holds the node, all graphs have the same one."""
         if self._node is accumulate:
             return
         slot = weakref.ref(self)
@@ -222,6 +223,7 @@ class WeightSlot:
             return None if own is None else own._accumulate(grads)
 
         self._node = accumulate
+        # The second hook does nothing: `_obstacle` sees by its handle whether others have registered one.
         self._hooks = accumulate.register_prehook(before), accumulate.register_hook(lambda *_: None)
 
     def __del__(self) -> None:
@@ -332,12 +334,12 @@ def autograd_task() -> int:
 
 
 def is_alike(tensor: Tensor, weight: Tensor) -> bool:
-    """Whether a tensor lies as a contiguous weight does, and has its dtype."""
+    """Whether a tensor has the layout, device, shape and dtype of a contiguous weight."""
     return tensor.dtype == weight.dtype and lies_alike(tensor, weight)
 
 
 def lies_alike(tensor: Tensor, weight: Tensor) -> bool:
-    """Whether a tensor lies as a contiguous weight does, in any dtype."""
+    """Whether a tensor has the layout, device and shape of a contiguous weight; its dtype may be another."""
     of_tensor = tensor.layout, tensor.device, tensor.shape
     return (
         of_tensor == (weight.layout, weight.device, weight.shape)
@@ -347,7 +349,7 @@ def lies_alike(tensor: Tensor, weight: Tensor) -> bool:
 
 
 def on_stream(stream: Any, weight: Tensor, run: Any) -> Any:
-    """Run on the stream of the layer's backward, for which the stream of the weight's gradient waits."""
+    """Call `run` on the stream of the layer's backward, and let the current stream wait for it."""
     current = current_stream(weight)
     if stream == current:
         return run()

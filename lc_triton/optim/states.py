@@ -52,7 +52,7 @@ def to_codes(state: dict[str, Any], weight: Tensor) -> None:
 
 
 def check_shapes(state_dict: Mapping[str, Any], groups: list[dict[str, Any]], names: Mapping[int, str]) -> None:
-    """Refuse a saved state of parameters of other shapes: torch's operators and the kernels would leave its memory.
+    """Refuse a saved state of parameters of other shapes: torch's operators and the kernels would read beyond it.
 
     Args:
         state_dict: of an optimizer.
@@ -74,6 +74,6 @@ def check_shapes(state_dict: Mapping[str, Any], groups: list[dict[str, Any]], na
 
 
 def drop_small(state: dict[str, Any], dtype: torch.dtype) -> None:
-    """Make a state what torch's own step takes, of a weight in a dtype."""
+    """Make a state fit for torch's own step: no correction, and all numbers in the weight's dtype."""
     state.pop(CORRECTION, None)
     to_numbers(state, dtype)

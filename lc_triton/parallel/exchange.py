@@ -101,7 +101,7 @@ def move(name: str, tensor: Tensor, axis: Axis) -> Tensor:
 
 
 def _gather(part: Tensor, axis: Axis) -> Tensor:
-    # All parts are full but the last that has anything, so that what fills up the parts lies behind everything.
+    # Only the last part that has rows may have fewer than the others, so the zeros that fill it up come after all rows.
     full, size = len(axis.owned[0]), axis.owned[-1].stop
     rows = part.movedim(axis.dim, 0)
     sent = rows

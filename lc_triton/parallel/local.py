@@ -23,7 +23,7 @@ _TORCH_HAS_ALL_ORDERS = TorchVersion(torch.__version__) >= TorchVersion("2.13")
 
 
 class Whole(NamedTuple):
-    """A DTensor but for its numbers."""
+    """What a DTensor has beside its numbers."""
 
     mesh: DeviceMesh
     placements: tuple[Placement, ...]
@@ -86,7 +86,10 @@ class _ToLocal(torch.autograd.Function):
 
 
 class _PartForUpdate(torch.autograd.Function):
-    """As `_ToLocal`. Where the slot has taken the gradient over there is none; a rank without numbers hands it over."""
+    """As `_ToLocal`, but there is no gradient where the layer has handed it over to the slot.
+
+    A rank that owns nothing of the weight runs no layer that could: it hands its empty gradient over here.
+    """
 
     @staticmethod
     def forward(tensor: DTensor, slot: Slot) -> Tensor:
@@ -122,14 +125,14 @@ class _NoNumbers(NamedTuple):
         return torch.empty_like(self.empty)
 
     def square_sum(self, penalty: Penalty | None) -> Tensor:
-        """Of no squares."""
+        """Zero: there are no squares."""
         return self.empty.new_zeros((), dtype=torch.float64)
 
     def update(self, update: Update) -> None:
-        """Nothing: there are no numbers to update."""
+        """Do nothing: there are no numbers to update."""
 
     def versions(self) -> tuple[int, ...]:
-        """Of no operands."""
+        """Nothing: there are no operands."""
         return ()
 
 

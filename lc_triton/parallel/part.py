@@ -108,10 +108,10 @@ def of_filters(plan: Plan, rank: int, group: dist.ProcessGroup) -> Part:
         groups = channels * geo.groups // geo.in_channels
     else:
         filters, channels, groups = 1, geo.in_channels // geo.groups, 1
-        if not plan.pad:  # torch's padding has edges of its own in a graph, so a rank without filters pads as well
+        if not plan.pad:  # else a rank without filters pads too: padding adds nodes to the graph
             source = geo = _one_position(geo)
     source, own = (replace(g, in_channels=channels, out_channels=filters, groups=groups) for g in (source, geo))
-    # Tiles of many groups are no tiles of one.
+    # Tiles are chosen for the whole layer, unless it has groups: a tile for many groups does not fit few.
     whole = plan.geometry if plan.geometry.groups == 1 and shares.computed[rank] else None
     return Part(
         input=Axis(-1, shares.owned, shares.read, rank, group),

@@ -252,7 +252,7 @@ class _Shared:
         plan = layer._plan
         assert plan is not None
         part = self.part_of(plan)
-        whole = layer.weight, layer.bias  # once: a parametrized one is computed at each look
+        whole = layer.weight, layer.bias  # read once: a parametrized one is computed at each read
         if not torch.compiler.is_compiling() and get_debug_level() == DebugLevel.DETAIL:
             compare_calls(self.mesh.get_group(), x, lambda: self._check_call(layer, x, *whole, plan, part.input))
         else:
@@ -261,7 +261,7 @@ class _Shared:
         bias = None if whole[1] is None else to_local(cast(DTensor, whole[1]))
         x = self._local_input(x, plan, part.input)
         batched = x.ndim == plan.geometry.ndim + 2
-        # A rank's part pads the channels that it reads; rows are taken of an input that is padded.
+        # By rows, the input is padded before its rows are taken; by filters, a part pads the channels that it reads.
         x = to_internal(x, plan) if self.style.along == "the rows" else input_format_of(x, plan).to_internal(x)
         x = move("fetch" if self.input_split else "take", x, part.input)
         if part.first_region is not None:
@@ -352,7 +352,7 @@ class _Shared:
 
 
 def _part_of_weight(layer: PlannedLayer, weight: DTensor, *, alone: bool) -> Tensor:
-    """This rank's part of the weight, of which a layer finds the optimizer that updates it in backward.
+    """This rank's part of the weight; a layer that reads it finds the optimizer that updates it in backward.
 
     Args:
         layer: whose weight it is.

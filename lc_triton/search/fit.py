@@ -27,7 +27,8 @@ MOST_STEPS = 60
 # A tile further off than this many standard deviations of the others counts less.
 FAR = 2.0
 DIFFERENCE = 1e-3  # of a logarithm, for the derivatives
-# A constant is told apart if it moves the logarithm of some prediction by more than this, for a change of itself.
+# A constant is fitted if a prediction depends on it: where its logarithm changes, that of the prediction changes by
+# more than this share.
 LEAST_INFLUENCE = 1e-3
 # Whatever few or odd times say, a constant stays within this factor of where it began.
 MOST_FACTOR = 30.0
@@ -125,12 +126,12 @@ def fit(timings: Sequence[Timing], device: Device) -> Fit:
         return found
 
     point, slopes = _least_squares(residuals, start)
-    told = np.abs(slopes).max(axis=0) > LEAST_INFLUENCE
-    point = np.where(told, point, start)
-    fitted_values = zip(names, np.exp(point).tolist(), told, strict=True)
+    is_fitted = np.abs(slopes).max(axis=0) > LEAST_INFLUENCE
+    point = np.where(is_fitted, point, start)
+    fitted_values = zip(names, np.exp(point).tolist(), is_fitted, strict=True)
     after = {name: value if known else before[name] for name, value, known in fitted_values}
     left = residuals(point)
-    errors = _standard_errors(slopes[:, told], left)
+    errors = _standard_errors(slopes[:, is_fitted], left)
     fitted = _with_rates(device, after)
     with constants({name: after[name] for name in CONSTANTS}):
         choice_after = _choice_ratio(timings, fitted)
@@ -138,7 +139,7 @@ def fit(timings: Sequence[Timing], device: Device) -> Fit:
         device=fitted,
         before=before,
         after=after,
-        errors=dict(zip([name for name, known in zip(names, told, strict=True) if known], errors, strict=True)),
+        errors=dict(zip([name for name, known in zip(names, is_fitted, strict=True) if known], errors, strict=True)),
         error_before=_rms(residuals(start)),
         error_after=_rms(left),
         choice_before=_choice_ratio(timings, device),

@@ -32,7 +32,7 @@ IN_USE = {
     "simulated": "a simulated tile",
     "model": "the model's tile",
 }
-# A search that is begun has so many seconds at least: fewer time too few tiles to be worth its check.
+# A search gets at least so many seconds: with fewer, too few tiles are timed to be worth checking their results.
 LEAST_SECONDS = 10.0
 BAR = "{n_fmt}/{total_fmt} kernels |{bar:20}| {elapsed}{postfix}"
 MakeBench = Callable[[Task], Bench]

@@ -33,7 +33,7 @@ ROUNDINGS = 16
 
 
 def rule_of(update: str) -> Rule:
-    """A rule whose result depends on the gradient, the weight and each state, in numbers of one size."""
+    """A rule whose result depends on the gradient, the weight and each state, on all by similar amounts."""
     if update == "adamw":
         return rules.AdamW(0.1, 0.5, 0.5, 1e-3, 0.1, False, COUNT, torch.tensor(float(COUNT)))
     if update in ("add", "square_sum"):
@@ -114,8 +114,8 @@ def bind(task: Task, t: Mapping[str, Tensor], config: TileConfig) -> Callable[[]
 class Judge:
     """Runs tiles of one update on tensors whose results are known, in float64.
 
-    A result may be off by what the definition's gradient would change if it was off by what rounding explains, and by
-    the roundings of the update and of what it stores.
+    A result may be off by as much as it changes when the gradient changes by the tolerance of a gradient, and by the
+    roundings of the update and of what it stores.
 
     Args:
         task: the kernel.

@@ -121,7 +121,7 @@ def _own_triton_cache() -> Iterator[None]:
 
 
 class Interrupts:
-    """Ctrl-C, which is for this process: its workers, which inherit that they ignore it, are told to end."""
+    """Ctrl-C, which only this process obeys: workers inherit that they ignore it, and end by `Progress.stop`."""
 
     def __init__(self) -> None:
         self._before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -133,7 +133,7 @@ class Interrupts:
 
 @contextmanager
 def interrupts_ignored() -> Iterator[Interrupts]:
-    """A block in which Ctrl-C does nothing until it is to be heeded; processes that start before then never heed it."""
+    """Ignore Ctrl-C in a block until `heed` is called; processes that start before that ignore it always."""
     interrupts = Interrupts()
     try:
         yield interrupts

@@ -18,10 +18,9 @@ WARP_GROUP_DEPTH = 32
 MIN_GROUP_FOR_DOT = 16
 # Up to this batch a product is a few vectors times a matrix, and tensor cores have nothing to reuse.
 MAX_BATCH_WITHOUT_DOT = 2
-# Weights that a thread updates at once: nothing spills up to here. Where blocks of k stream, each takes so many
-# registers beside those of the loop, for its states and their addresses. Half as many fit before Hopper, whose operands
-# are in registers as well, and half with states in 8 bits. Read off compiled kernels: 222 registers for 32 weights, 128
-# for 16.
+# The most weights that a thread updates at once without spills; half as many with states in 8 bits, and where blocks of
+# k stream before Hopper, whose operands are in registers as well. And the registers of each, where blocks of k stream,
+# for its states and their addresses. Read off compiled kernels: 222 registers for 32 weights, 128 for 16.
 MAX_UPDATED, REGISTERS_OF_UPDATE = 32, 5
 # An asynchronous copy moves so many bytes at once.
 COPY_BYTES = 16
@@ -68,8 +67,8 @@ def pads_channels(pass_name: Pass, geometry: Geometry) -> bool:
 def updates_fit(task: Task, device: Device, config: TileConfig) -> bool:
     """Whether a thread has registers for the update of all weights whose gradients it holds, where there is one.
 
-    The sum of squares is an update of no weight; its tiles are the same, with which it was compiled without spills.
-    Of states in 8 bits, a tile must hold whole blocks of filters as well, and no blocks of k stream: simulated for an
+    The sum of squares updates no weight, but has the same tiles: it was compiled with them without spills.
+    With states in 8 bits, a tile must hold whole blocks of filters as well, and no blocks of k stream: simulated for an
     H200, such kernels take 1.3 to 1.6 times as long.
     """
     if task.update is None:
@@ -190,7 +189,7 @@ def is_thin(task: Task) -> bool:
 
 
 def on_vector_units(task: Task) -> bool:
-    """Whether its products are not for tensor cores."""
+    """Whether a task's products are made without tensor cores: float64, and float32 in full precision."""
     return task.itemsize == 8 or (task.itemsize == 4 and task.precision == "ieee")
 
 

@@ -53,19 +53,19 @@ SCHEDULERS = 4
 # Instructions of a warp: for a program's tile, a quarter of that without tl.dot; for a step of the loop; for a copy of
 # 16 bytes; for a number that is stored; for a product without tl.dot. Read off compiled kernels.
 PROGRAM_INSTRUCTIONS, STEP_INSTRUCTIONS, COPY_INSTRUCTIONS, STORE_INSTRUCTIONS, PRODUCT_INSTRUCTIONS = 400, 40, 9, 3, 2
-# And for a weight whose states are in 8 bits, to make numbers of both codes and codes of both numbers.
+# And to decode and encode both states of a weight, where they are in 8 bits.
 CODE_INSTRUCTIONS = 90
-# Steps or programs under way beside one from which on loads, products and stores hide each other.
+# With so many steps or programs under way beside one, loads, products and stores hide each other completely.
 FULL_OVERLAP = 3
 # Samples of a block from which on a product takes longer than rounding its weights.
 LEAST_OF_LONG_PRODUCT = 128
 # The share of the tensor cores' rate that single warps reach on a device whose matrix instruction is for four warps.
 UNGROUPED_MMA_RATE = 0.6
-# The predicted gain from which on a tile that leaves something idle goes before one that leaves nothing idle. Of Hopper
-# it is known from simulated kernels.
+# The predicted gain from which on a tile that leaves something idle goes before one that leaves nothing idle. That of
+# Hopper was found with simulated kernels.
 MIN_GAIN, MIN_GAIN_ON_HOPPER = 1.5, 1.1
-# Numbers of 16 bits that a multiprocessor loads one by one a cycle. Fitted to simulated forwards with and without
-# padded channels; and the filters for which a program loads them.
+# Numbers of 16 bits that a multiprocessor loads one by one in a cycle, fitted to simulated forwards with and without
+# padded channels; and the filters of the program that loads them.
 LOADED_NUMBERS, LOADED_FOR = 12, 128
 # Seconds a second launch takes: the first must drain, and the host must issue it.
 LAUNCH_SECONDS = 5e-6
@@ -288,7 +288,7 @@ def _second_pass(task: Task, device: Device, config: TileConfig) -> float:
 def _thin_seconds(task: Task, device: Device, config: TileConfig) -> float:
     """Seconds that sites of 3 channels cost: to copy the input with padded channels, or to load number by number.
 
-    The latter are the same for all tiles of a task: they say which way is taken, not by which tile.
+    Loading costs the same with all tiles of a task: it decides between these two, not between tiles.
     """
     geo = task.geo
     if config.pad_channels:

@@ -35,8 +35,8 @@ from lc_triton.tiles.task import Task
 # Products a program of four warps without dot holds at once, 32 float32 registers a thread; with one group, whose
 # input is spread over the filters in registers, half of that, or ptxas spills for sm_100.
 MAX_PRODUCTS = 4096
-# Without tensor cores and with groups, the weight gradient's numbers of a thread, for whole loads, its sums, and the
-# most indices of a window that are unrolled.
+# Of the weight gradient without `tl.dot` and with groups: the numbers that a thread loads at once, the most sums that
+# it holds, and the most indices of a window that are unrolled.
 NUMBERS_OF_A_THREAD, SUMS_OF_A_THREAD, MAX_UNROLLED = 8, 72, 16
 # How deep a product without tensor cores may be: it is unrolled, and ptxas spills here and there at twice this.
 MAX_VECTOR_DEPTH = 16
@@ -54,8 +54,8 @@ MAX_BATCH_BLOCK, LEAST_OF_WIDE = 256, 16
 MAX_SIDE, MAX_RUN = 8, 64
 # Three rules that were found with simulated kernels, for Hopper alone. The share of multiprocessors with a program from
 # which on the others do not matter: 128 programs on 132 are well placed. Streaming programs of eight warps that each
-# has at least: fewer end at unlike times. And the numbers of both operands of a weight gradient that loops over
-# samples, where one passes through registers.
+# multiprocessor has at least: fewer end at different times. And the numbers of both operands of a weight gradient that
+# loops over samples, where one passes through registers.
 LEAST_BUSY, LEAST_STREAMS, MAX_THIN_NUMBERS = 0.9, 4, 80 * 128
 # Steps of a loop whose loads are under way at once, the one that is multiplied included.
 MAX_STAGES = 4
@@ -173,7 +173,8 @@ def _unsplit(task: Task, device: Device, *, thin: bool | None = None) -> Iterato
     tiled = geo.in_spatial if pass_name == "input_grad" else geo.out_spatial
     group = (geo.in_channels if pass_name == "input_grad" else geo.out_channels) // geo.groups
     full = bucket(group)
-    # Before Hopper such blocks spill, as operands pass through registers, and the weight gradient sums samples.
+    # Of more than 128 samples: before Hopper such blocks spill, as operands pass through registers, and the weight
+    # gradient sums samples.
     wide = (device.warp_groups or has_tensor_memory(device)) and pass_name != "weight_grad" and not limits.vector
     across = MAX_SIDE if tiled[2] > 1 else MAX_RUN
     for rows in _powers(1, min(MAX_SIDE, bucket(tiled[2]))):
@@ -249,7 +250,7 @@ def _sized(
     tile = TileConfig(rows, cols, block_f, m, k, swap=swaps(task, device, k, m, n), num_warps=warps)
     if k > max(16, bucket(footprint_of(task.pass_name, task.geo, rows, cols).k_total)):
         return  # half of the block would be padding
-    # What the weight gradient's loop does not need is left to other programs: they alone hide its loads.
+    # Stages that the weight gradient's loop does not need are left to other programs: they alone hide its loads.
     needed = max(2, loop_steps(task.pass_name, task.geo, task.batch, tile) + 1)
     most = min(MAX_STAGES, needed) if task.pass_name == "weight_grad" else MAX_STAGES
     stages = min(most, device.shared_bytes // stage_bytes(task, tile))
@@ -277,7 +278,7 @@ def _reduce_candidates(task: Task, device: Device) -> Iterator[TileConfig]:
         total, tiled = geo.in_channels, geo.in_spatial
     most = min(16, bucket(task.batch))
     products = MAX_PRODUCTS if geo.groups > 1 else MAX_PRODUCTS // 2
-    # Of an input gradient, one warp takes whole runs of weights, which are a channel's filters: 1.4 times as slow else.
+    # One warp of an input gradient reads whole runs of weights, a channel's filters: it is 1.4 times as slow otherwise.
     least = {"forward": 1, "input_grad": geo.out_channels, "weight_grad": math.inf}[task.pass_name]
     side = MAX_SIDE if geo.groups > 1 else 1
     for rows in _powers(1, min(side, bucket(tiled[2]))):

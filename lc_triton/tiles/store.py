@@ -104,7 +104,7 @@ def merge(path: Path, device: str, pass_name: Pass, entries: Mapping[ProblemKey,
                 "kind": KIND,
                 "schema": SCHEMA,
                 "device": device,
-                "face": pass_name,
+                "face": pass_name,  # as files call the pass
                 "entries": [
                     {"problem": key.to_json(), **asdict(kind[key])}
                     for kind in (merged, merged.simulated)

@@ -55,7 +55,7 @@ class Task:
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
         return {
-            "face": self.pass_name,
+            "face": self.pass_name,  # as files call the pass
             "geometry": asdict(self.geometry),
             "batch": self.batch,
             "dtype": self.dtype,
