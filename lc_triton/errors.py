@@ -22,6 +22,7 @@ __all__ = [
     "DeviceFileError",
     "DeviceMismatchError",
     "DtypeError",
+    "FreedStorageError",
     "GroupsError",
     "KerasFileError",
     "KernelTooLargeError",
@@ -218,6 +219,15 @@ class DtypeError(LocalConvError, TypeError):
     """Tensors of a dtype, or of a mix of dtypes, that the operator does not support."""
 
     template = "{name} has dtype {value}; {allowed}"
+
+
+class FreedStorageError(LocalConvError, ValueError):
+    """A tensor whose memory was freed."""
+
+    template = (
+        "{name} of shape {shape} has no memory: its storage was resized to nothing, as FullyShardedDataParallel does "
+        "with parameters between their uses: call the wrapped model, or give the tensor its memory and numbers back"
+    )
 
 
 class DeviceMismatchError(LocalConvError, ValueError):

@@ -53,6 +53,7 @@ ROWS = [
         "core.backend",
         "core.memory_format",
         "core.parameters",
+        "core.storage",
         "core.dtypes",
     ],
     ["core.activations", "core.padding_mode", "core.share", "core.fused", "core.ranges"],

@@ -14,6 +14,7 @@ from lc_triton.core.arguments import Ints, check_int
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.names import ActivationArg, BiasKind, PaddingArg, PaddingModeName, ShareArg
 from lc_triton.core.parameters import trains
+from lc_triton.core.storage import check_memory
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, ConversionError
 from lc_triton.layers import sharing
 from lc_triton.layers._convolution import check_bias
@@ -121,6 +122,7 @@ class LowRankNd(_LocalConvNd):
             found = shape if parameter is None else tuple(parameter.shape)
             if found != shape:
                 raise ArgumentValueError(name=f"shape of the {name}", value=found, allowed=str(shape))
+            check_memory(name, parameter)
 
     def _draw(self, name: str, into: Tensor) -> None:
         """Draw so that the weight at a position has the variance that a fresh LocalConv's has."""
@@ -190,6 +192,8 @@ class LowRankNd(_LocalConvNd):
         It is computed each time it is read, with the memory of an unshared layer; the layer itself
         makes one only on a GPU, and where it is small.
         """
+        for name in self._shapes:
+            check_memory(name, getattr(self, name))
         return unshared_weight(self.basis, self.mixing_weights())
 
     def forward(self, x: Tensor) -> Tensor:

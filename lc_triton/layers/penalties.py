@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from lc_triton.core.arguments import check_int, check_name, several
+from lc_triton.core.storage import check_memory
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError
 from lc_triton.layers._planned import PlannedLayer
 from lc_triton.layers.local_gather import LocalGather
@@ -61,6 +62,7 @@ def position_penalty(
     check_name("reduction", reduction, REDUCTIONS)
     layer._check_unshared("position_penalty")
     ndim, weight = layer.geometry.ndim, layer.weight  # a layer that is not built has no geometry, and says so
+    check_memory("layer.weight", weight)
     filters = weight.shape[-1]
     rows, columns = (1, filters) if sheet is None else _check_sheet(sheet, kind, ndim, filters)
     grid = tuple(weight.shape[:ndim])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lc_triton.core.dtypes import check_floating
+from lc_triton.core.storage import check_memory
 from lc_triton.core.tracing import shape_of
 from lc_triton.errors import (
     ArgumentTypeError,
@@ -49,13 +50,14 @@ def check_device(device: Any) -> None:
 
 
 def check_tensor(name: str, value: object) -> None:
-    """Refuse what is no floating-point tensor."""
+    """Refuse what is no floating-point tensor, or has no memory any more."""
     if not isinstance(value, Tensor):
         remedy = f": torch.as_tensor({name}) makes one of an array" if hasattr(value, "__array__") else ""
         raise ArgumentTypeError(name=name, value=value, allowed=f"a torch.Tensor{remedy}")
     if value.layout is not torch.strided or value.is_nested:
         raise ArgumentTypeError(name=name, value=value, allowed="a dense torch.Tensor")
     check_floating(name, value.dtype)
+    check_memory(name, value)
 
 
 def check_input(x: Tensor, plan: Plan) -> None:

@@ -15,6 +15,7 @@ from torch.autograd.graph import increment_version
 from lc_triton import _cpu
 from lc_triton.core.fused import Penalty, Update, rows_of
 from lc_triton.core.problem import Problem
+from lc_triton.core.storage import check_memory
 from lc_triton.core.tracing import is_unresolved
 
 # The kernels are imported at their first call: `import triton` alone takes 0.25 s, and a CPU user never needs it.
@@ -26,6 +27,7 @@ def as_stored(x: Tensor) -> Tensor:
     A kernel sees memory alone, and copying a negated float16 view to float32 loses the sign (torch 2.13, CPU).
     """
     if not is_unresolved(x):
+        check_memory("a tensor of a layer's forward or backward", x)
         return x
     return x.clone() if x._is_zerotensor() else x.resolve_neg()
 

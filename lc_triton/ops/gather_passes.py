@@ -18,6 +18,7 @@ from lc_triton.core.backend import autocast_enabled, resolve
 from lc_triton.core.batched_gradients import one_by_one
 from lc_triton.core.dtypes import check_dtypes
 from lc_triton.core.problem import Problem
+from lc_triton.core.storage import check_saved
 from lc_triton.core.tracing import is_plain
 from lc_triton.ops import autograd, bound, dispatch
 from lc_triton.ops.checks import check_parameters
@@ -140,7 +141,8 @@ class _Forward(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, grad_z: Tensor | None = None) -> Any:
         if grad is None and grad_z is None:
             return None, None, None, None
-        x, weight, saved = ctx.saved_tensors
+        x, weight, saved = tensors = ctx.saved_tensors
+        check_saved(tensors)
         call, (need_x, need_w, need_b, _) = ctx.call.linear(), ctx.needs_input_grad
         dz: Any = None
         if grad is not None:

@@ -9,6 +9,7 @@ from lc_triton.core import fused
 from lc_triton.core.activations import AFTER_KERNEL
 from lc_triton.core.backend import autocast_enabled, resolve
 from lc_triton.core.fused import PartSlot
+from lc_triton.core.storage import check_memory
 from lc_triton.ops.plan import Plan
 from lc_triton.ops.run import run
 
@@ -21,6 +22,8 @@ def run_linear(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Te
     """
     if not _is_one_product(x, weight, bias):
         return run(x, _of_one_tap(weight), bias, plan)
+    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
+        check_memory(name, tensor)
     by_position = x.transpose(0, 1)
     z = torch.bmm(by_position, weight) if bias is None else torch.baddbmm(bias.unsqueeze(1), by_position, weight)
     y = plan.activation(z.transpose(0, 1))
@@ -31,7 +34,11 @@ def run_linear(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Te
 
 def _of_one_tap(weight: Tensor) -> Tensor:
     """The weight as `(P, 1, C, F)`. Where kernels read it, the node of the layer finds the optimizer's slot by it."""
-    view = weight.unsqueeze(1)
+    try:
+        view = weight.unsqueeze(1)
+    except RuntimeError:
+        check_memory("weight", weight)
+        raise
     if torch.compiler.is_compiling() or not fused.slots or not view.requires_grad or type(view) is not Tensor:
         return view
     slot = fused.slot_of(weight)

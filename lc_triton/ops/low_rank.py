@@ -23,6 +23,7 @@ from lc_triton.core.dtypes import check_dtypes
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.padding import for_convolution
 from lc_triton.core.problem import Problem
+from lc_triton.core.storage import check_saved
 from lc_triton.core.tracing import is_exporting, is_plain
 from lc_triton.ops import bound, dispatch
 from lc_triton.ops.checks import check_devices, check_input
@@ -170,7 +171,8 @@ class _Layer(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, grad_z: Tensor | None = None) -> Any:
         if grad is None and grad_z is None:
             return None, None, None, None, None
-        x, basis, mixing, saved = ctx.saved_tensors
+        x, basis, mixing, saved = tensors = ctx.saved_tensors
+        check_saved(tensors)
         dz = grad_z
         if grad is not None:
             of_y = ctx.problem.activation.backward(dispatch.as_stored(grad), saved)

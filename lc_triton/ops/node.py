@@ -13,6 +13,7 @@ from torch import Tensor
 from lc_triton.core import fused
 from lc_triton.core.batched_gradients import at_once
 from lc_triton.core.problem import Problem
+from lc_triton.core.storage import check_saved
 from lc_triton.core.tracing import has_saved_tensor_hooks, is_observed, is_unresolved
 from lc_triton.ops import autograd, bound, dispatch
 from lc_triton.ops.bound import NodeArguments
@@ -58,8 +59,10 @@ class BoundNode:
         """dx, dw and db by kernels alone; None where that cannot be."""
         if type(grad) is not Tensor or torch.is_grad_enabled() or is_observed() or (address := grad.data_ptr()) % 16:
             return None
-        key = grad.stride(), grad.is_neg() if address else is_unresolved(grad), needed, chooser.generation
         x, weight, saved = tensors
+        if not (address and weight.data_ptr()):  # the others would take as long again: such are checked on a CPU
+            check_saved((*tensors, grad))
+        key = grad.stride(), grad.is_neg() if address else is_unresolved(grad), needed, chooser.generation
         try:
             call = self.backwards[key]
         except KeyError:
@@ -73,11 +76,13 @@ class BoundNode:
         """The backward of x and bias by kernels alone; None where that cannot be."""
         if type(grad) is not Tensor or (address := grad.data_ptr()) % 16:
             return None
+        x, weight, saved = tensors
+        if not (address and weight.data_ptr()):  # the others would take as long again: such are checked on a CPU
+            check_saved((*tensors, grad))
         key = grad.stride(), grad.is_neg() if address else is_unresolved(grad), needed, chooser.generation
         try:
             return self.deferrals[key]
         except KeyError:
-            x, weight, saved = tensors
             found = bound.bind_deferral(self.arguments, (x, weight, operand, saved), grad, self.bias_shape, needed)
             self.deferrals[key] = found
             return found
@@ -119,6 +124,7 @@ class LocalConv(torch.autograd.Function):
             found = ctx.node.backward(tensors, operand, grad, needed)
             if found is not None:
                 return None, *found
+        check_saved(tensors)
         (x, weight, saved), node = tensors, ctx.node.arguments
         x, grad = node.input_format.to_internal(x), None if grad is None else node.output_format.to_internal(grad)
         if saved is not None and ctx.node.saves == "y":
@@ -168,6 +174,7 @@ def _defer(
         operands = (dz, x) if transposed else (x, dz)
         slot.defer(WeightProduct(*operands, problem.linear(), weight, deferral.updates))
         return dx, None, db
+    check_saved(tensors)
     x, grad, linear = input_format.to_internal(x), output_format.to_internal(grad), problem.linear()
     if saved is not None and node.saves == "y":
         saved = output_format.to_internal(saved)

@@ -20,6 +20,7 @@ from lc_triton.core.batched_gradients import one_by_one
 from lc_triton.core.dtypes import HALF
 from lc_triton.core.geometry import Geometry, spatial_dims
 from lc_triton.core.problem import Problem
+from lc_triton.core.storage import check_memory, check_saved
 from lc_triton.core.tracing import is_observed, is_unresolved
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, DeviceMismatchError, DtypeError, RankError
 from lc_triton.ops.checks import check_input, check_tensor
@@ -43,6 +44,7 @@ def quantize(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
         8 bits: numbers of the weight's shape, scales `(*out_spatial, F)`. int4: `(..., ceil(F / 2))` bytes, whose low
         four bits are the filter of even number plus 8, and scales `(*out_spatial, ceil(D / 32), F)`.
     """
+    check_memory("weight", weight)
     ndim = spatial_dims(weight.shape)
     w = weight.detach().to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
     w = w.flatten(ndim, -2)  # (*out_spatial, D, F)
@@ -87,6 +89,7 @@ def check_quantized(weight: object, scale: object) -> tuple[int, ...]:
     for name, value in (("weight", weight), ("weight_scale", scale)):
         if not isinstance(value, Tensor) or value.layout is not torch.strided:
             raise ArgumentTypeError(name=name, value=value, allowed="a dense torch.Tensor")
+        check_memory(name, value)
     assert isinstance(weight, Tensor)
     assert isinstance(scale, Tensor)
     if weight.dtype not in KINDS.values():
@@ -217,7 +220,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     @one_by_one
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        weight, scale = ctx.saved_tensors
+        weight, scale = tensors = ctx.saved_tensors
+        check_saved(tensors)
         dx: Tensor = _Adjoint.apply(grad, weight, scale, ctx.problem, ctx.dtype)  # type: ignore[no-untyped-call]
         return dx.to(ctx.dtype), None, None, None
 
@@ -249,7 +253,8 @@ class _Adjoint(torch.autograd.Function):
     @staticmethod
     @one_by_one
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        weight, scale = ctx.saved_tensors
+        weight, scale = tensors = ctx.saved_tensors
+        check_saved(tensors)
         sums: Tensor = _Product.apply(grad, weight, scale, ctx.problem)  # type: ignore[no-untyped-call]
         return sums, None, None, None, None
 

@@ -21,6 +21,7 @@ from lc_triton.core.backend import autocast_enabled, chosen, resolve
 from lc_triton.core.dtypes import check_dtypes
 from lc_triton.core.memory_format import INTERNAL, MemoryFormat
 from lc_triton.core.problem import Problem
+from lc_triton.core.storage import is_freed
 from lc_triton.core.tracing import has_saved_tensor_hooks, is_observed, is_unresolved
 from lc_triton.ops import autograd, bound
 from lc_triton.ops.bound import NodeArguments
@@ -78,8 +79,8 @@ def is_cacheable(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 def cache_key(x: Tensor, weight: Tensor, bias: Tensor | None, autocast: bool) -> tuple[Any, ...] | None:
     """Everything but values that decides how a call is run; None for tensors without strides, and for rare ones.
 
-    The rare ones begin at an address that is no multiple of 16 bytes, or are views or zeros of which
-    `is_unresolved` is true.
+    The rare ones begin at an address that is no multiple of 16 bytes, are views or zeros of which
+    `is_unresolved` is true, or were freed, which the checks refuse.
     """
     dtype = x.dtype
     of_bias: Any
@@ -91,8 +92,10 @@ def cache_key(x: Tensor, weight: Tensor, bias: Tensor | None, autocast: bool) ->
             of_bias = bias.shape, bias.is_contiguous() or bias.stride(), bias.dtype, bias.device
         if (at_x | at_weight | at_bias) % 16 or negated:
             return None
-        # Zeros without memory are at address 0, as empty tensors and those of the meta device are.
-        if not (at_x and at_weight and at_bias) and is_unresolved(x, weight, bias):
+        # Zeros without memory are at address 0, as freed and empty tensors and those of the meta device are.
+        if not (at_x and at_weight and at_bias) and (
+            is_unresolved(x, weight, bias) or is_freed(x) or is_freed(weight) or is_freed(bias)
+        ):
             return None
         return (
             x.shape,

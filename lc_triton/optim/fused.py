@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lc_triton.core import fused
 from lc_triton.core.arguments import check_int
 from lc_triton.core.fused import Penalty, Rule, Small, Update
+from lc_triton.core.storage import check_memory
 from lc_triton.core.tracing import is_unresolved
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, LocalConvError, OptimizerStepError
 from lc_triton.optim.arguments import (
@@ -142,6 +143,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         scaled = getattr(self, "found_inf", None) is not None
         for slot in list(self._table.slots.values()):
             self._table.group_of(slot.weight, self)  # drops the slots of parameters that were taken out of the groups
+        self._check_memory()
         self._refuse_second_updates(scaled)
         for slot in self._table.slots.values():
             if slot.kept is not None and (scaled or slot.weight.grad is not None):
@@ -272,6 +274,15 @@ class FusedOptimizer(torch.optim.Optimizer):
         return count + 1
 
     # ---- gradients that are stored
+
+    def _check_memory(self) -> None:
+        """Refuse a parameter to be updated, or a gradient, whose memory was freed."""
+        for parameter in [p for group in self.param_groups for p in group["params"]]:
+            grad, slot = parameter.grad, self._table.slots.get(id(parameter))
+            if grad is not None or (slot is not None and slot.kept is not None):
+                name = self._table.names.get(id(parameter), "a parameter")
+                check_memory(name, parameter)
+                check_memory(f"the gradient of {name}", grad)
 
     def _refuse_second_updates(self, scaled: bool) -> None:
         """Raise an error if a weight was updated in backward by a scaled gradient, or by a part of its gradient."""

@@ -11,6 +11,7 @@ from torch.autograd.graph import increment_version
 from torch.nn import Parameter
 
 from lc_triton.core.fused import Deferred, Penalty, Update, current_stream
+from lc_triton.core.storage import check_memory
 from lc_triton.core.tracing import is_observed, is_unresolved
 from lc_triton.errors import OptimizerStepError
 from lc_triton.optim.rules import Add
@@ -339,7 +340,8 @@ def is_alike(tensor: Tensor, weight: Tensor) -> bool:
 
 
 def lies_alike(tensor: Tensor, weight: Tensor) -> bool:
-    """Whether a tensor has the layout, device and shape of a contiguous weight; its dtype may be another."""
+    """Whether a tensor has the layout, device and shape of a contiguous weight, in any dtype; refuse a freed one."""
+    check_memory("the gradient of a weight", tensor)
     of_tensor = tensor.layout, tensor.device, tensor.shape
     return (
         of_tensor == (weight.layout, weight.device, weight.shape)
