@@ -6,10 +6,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.nn.parallel import DistributedDataParallel
 
 import lc_triton
+from lc_triton.errors import FreedStorageError, OptimizerStepError
 from tests.cases import assert_close
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")
@@ -42,12 +44,34 @@ def train(net, x, whole=lambda p: p):
     return [whole(p).detach().clone() for p in parameters], [whole(p.grad).detach().clone() for p in parameters]
 
 
+def train_flat(how, net):
+    """The weights after the steps of `train` under torch's first FSDP, and after a round through a state dict."""
+    layers = ModuleWrapPolicy({lc_triton.LocalConv2d, lc_triton.LocalConvTranspose2d})
+    options = {"use_orig_params": how == "FSDP1, original parameters", "device_id": torch.device("cpu")}
+    sharded = FullyShardedDataParallel(net, auto_wrap_policy=layers, **options)
+    x = data()[dist.get_rank() :: 2]
+    train(sharded, x, lambda _: torch.empty(0))  # a rank may have no part of a gradient
+    state = {name: value.clone() for name, value in sharded.state_dict().items()}
+    sharded.load_state_dict({name: torch.zeros_like(value) for name, value in state.items()})
+    sharded.load_state_dict(state)
+    clipping = lc_triton.FusedSGD(sharded.parameters(), lr=0.1, clip_norm=0.1)
+    sharded(x).sum().backward()
+    with pytest.raises(OptimizerStepError, match=r"model\.clip_grad_norm_"):
+        clipping.step()
+    if not options["use_orig_params"]:
+        with pytest.raises(FreedStorageError, match=r"^weight of shape"):
+            net[0].module(x)  # its weight is whole within the call of the wrapper alone
+    return [state[name] for name, _ in model().named_parameters()], []
+
+
 def work(rank, how, store, out):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     try:
         net = model()
-        if how == "DDP":
+        if how.startswith("FSDP1"):
+            result = train_flat(how, net)
+        elif how == "DDP":
             result = train(DistributedDataParallel(net), data()[rank::2])
         else:
             mesh = init_device_mesh("cpu", (2,))
@@ -63,10 +87,12 @@ def work(rank, how, store, out):
 
 @pytest.mark.subprocess
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["DDP", "FSDP2"])
+@pytest.mark.parametrize("how", ["DDP", "FSDP2", "FSDP1, original parameters", "FSDP1, flat ones"])
 def test_two_processes_train_as_one(how, tmp_path):
     mp.spawn(work, (how, str(tmp_path / "store"), str(tmp_path / "out.pt")), nprocs=2)
     weights, gradients = torch.load(tmp_path / "out.pt")
     want_weights, want_gradients = train(model(), data())
+    if how.startswith("FSDP1"):
+        want_gradients = []  # that one keeps parts of them
     for got, want in zip([*weights, *gradients], [*want_weights, *want_gradients], strict=True):
         assert_close(got, want, 1e-9)

@@ -32,7 +32,7 @@ from lc_triton.optim.arguments import (
 from lc_triton.optim.clipping import clip
 from lc_triton.optim.parameter_table import ParameterTable
 from lc_triton.optim.penalties import bound_stored, penalise_stored, penalty_of_group
-from lc_triton.optim.sharded import is_dtensor, is_placed_alike, local_part
+from lc_triton.optim.sharded import are_flat_parts, is_dtensor, is_placed_alike, local_part
 from lc_triton.optim.slot import WeightSlot
 from lc_triton.optim.states import CORRECTION, SMALL_STATES, check_shapes, drop_small
 
@@ -144,6 +144,12 @@ class FusedOptimizer(torch.optim.Optimizer):
         for slot in list(self._table.slots.values()):
             self._table.group_of(slot.weight, self)  # drops the slots of parameters that were taken out of the groups
         self._check_memory()
+        if self.clip_norm is not None and are_flat_parts(p for group in self.param_groups for p in group["params"]):
+            reason = (
+                "clip_norm would be that of this rank's part of the gradients, under FullyShardedDataParallel: leave "
+                "it out and call model.clip_grad_norm_(max_norm) before step(), or shard the model by fully_shard"
+            )
+            raise OptimizerStepError(name="the model", reason=reason)
         self._refuse_second_updates(scaled)
         for slot in self._table.slots.values():
             if slot.kept is not None and (scaled or slot.weight.grad is not None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,6 +19,18 @@ def is_dtensor(tensor: Tensor) -> bool:
         return False
     module: Any = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
+
+
+def are_flat_parts(parameters: Iterable[Tensor]) -> bool:
+    """Whether these are parameters of `FullyShardedDataParallel` of which each rank has a part.
+
+    Parts of what it flattens have one dimension; unsharded (NO_SHARD), parameters have their shapes.
+    """
+    flat: list[Any] = [p for p in parameters if getattr(p, "_fsdp_flattened", False)]
+    wholes = [getattr(p, "_unpadded_unsharded_size", None) for p in flat]
+    if any(whole is not None for whole in wholes):
+        return any(p.shape != whole for p, whole in zip(flat, wholes, strict=True) if whole is not None)
+    return bool(flat) and all(p.ndim < 2 for p in flat)
 
 
 def local_part(tensor: Tensor) -> Tensor:
