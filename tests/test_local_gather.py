@@ -240,3 +240,12 @@ CALLS = [
 @every(CALLS)
 def test_errors(call, kind, message):
     check_message(call, kind, message)
+
+
+def test_a_table_keeps_its_dtype():
+    layer = lc_triton.LocalGather(6, [[0, 1], [2, -1]], 3, 4)
+    x = torch.randn(2, 6, 3)
+    right = layer(x).double()
+    layer.type(torch.float64)
+    assert (layer.neighbours.dtype, layer.weight.dtype) == (torch.int64, torch.float64)
+    torch.testing.assert_close(layer(x.double()), right, atol=1e-5, rtol=0)

@@ -181,6 +181,8 @@ def test_files_copies_and_dtypes(kind):
         torch.float16,
     )
     assert_close(half(x.half()), first(x).detach().double(), 2e-3)
+    assert torch.equal(copy.deepcopy(first).type(torch.float64).weight.float(), first.weight.float())
+    assert_close(copy.deepcopy(first).type(torch.float64)(x.double()), first(x).detach().double(), 1e-5)
     with torch.autocast("cpu", torch.bfloat16):
         assert first(x).dtype == torch.bfloat16
     with pytest.raises(RuntimeError, match="weight_scale"):

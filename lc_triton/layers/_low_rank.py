@@ -20,6 +20,7 @@ from lc_triton.layers import sharing
 from lc_triton.layers._convolution import check_bias
 from lc_triton.layers._planned import refuse_proxy
 from lc_triton.layers.local_conv import _LocalConvNd
+from lc_triton.ops.checks import check_tensor
 from lc_triton.ops.low_rank import run_low_rank, unshared_weight
 
 if TYPE_CHECKING:
@@ -119,10 +120,11 @@ class LowRankNd(_LocalConvNd):
             parameter = getattr(self, name)
             if parameter is None and name != "bias":
                 raise ArgumentTypeError(name=name, value=None, allowed=f"a parameter of the shape {shape}")
-            found = shape if parameter is None else tuple(parameter.shape)
-            if found != shape:
+            if parameter is None:
+                continue
+            check_tensor(name, parameter)
+            if (found := tuple(parameter.shape)) != shape:
                 raise ArgumentValueError(name=f"shape of the {name}", value=found, allowed=str(shape))
-            check_memory(name, parameter)
 
     def _draw(self, name: str, into: Tensor) -> None:
         """Draw so that the weight at a position has the variance that a fresh LocalConv's has."""

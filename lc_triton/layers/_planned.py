@@ -167,9 +167,13 @@ class PlannedLayer(nn.Module):
         """As `nn.Module._apply`, but `.to(memory_format=...)` keeps the order of a weight's numbers: it is no image."""
 
         def in_order(tensor: Tensor) -> Tensor:
-            if self._buffers and (tensor.dtype in FLOAT8 or tensor is self._buffers.get("weight_scale")):
-                # Of a quantized layer: it moves to devices, and keeps its dtype.
-                return fn(tensor.view(BYTES[tensor.dtype])).view(tensor.dtype)
+            is_table = not (tensor.is_floating_point() or tensor.is_complex())
+            if is_table or (self._buffers and tensor is self._buffers.get("weight_scale")) or tensor.dtype in FLOAT8:
+                # Of a quantized or gathering layer: it moves to devices, and keeps its dtype.
+                numbers = tensor.view(BYTES.get(tensor.dtype, tensor.dtype))
+                moved = fn(numbers)
+                moved = moved if moved.dtype == numbers.dtype else numbers.to(moved.device)  # of `module.type(dtype)`
+                return moved.view(tensor.dtype)
             # Torch gives a memory format to tensors of 4 and 5 dimensions, so it is given a view of one dimension.
             plain = type(tensor) in (Tensor, nn.Parameter) and tensor.ndim in (4, 5) and tensor.is_contiguous()
             return fn(tensor.flatten()).view(tensor.shape) if plain else fn(tensor)

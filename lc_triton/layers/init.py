@@ -26,6 +26,7 @@ from lc_triton.core.arguments import check_int, check_name
 from lc_triton.core.geometry import spatial_dims
 from lc_triton.core.parameters import shares_memory
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, GroupsError, NotBuiltError, ParallelError
+from lc_triton.ops.checks import check_tensor
 
 __all__ = [
     "calculate_gain",
@@ -257,6 +258,7 @@ def _sizes(tensor: Tensor) -> tuple[int, int, int, int]:
         raise ArgumentTypeError(name="tensor", value=tensor, allowed="a torch.Tensor, such as layer.weight")
     if is_lazy(tensor):
         raise NotBuiltError(name="the layer of this weight", remedy="call it once on an input, then initialise it")
+    check_tensor("tensor", tensor)
     ndim = spatial_dims(tensor.shape)
     if tensor.grad_fn is not None and not tensor._is_view():
         allowed = (

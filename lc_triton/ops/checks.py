@@ -110,8 +110,9 @@ def check_parameters(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan)
     check_devices(plan.operand, x, weight, bias)
 
 
-def check_devices(operand: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def check_devices(operand: str, x: Tensor, weight: Tensor, bias: Tensor | None, **more: Tensor) -> None:
     """Refuse tensors of different devices."""
-    if weight.device != x.device or (bias is not None and bias.device != x.device):
-        named = {operand: x, "weight": weight, "bias": bias}
+    others = weight, *more.values()
+    if any(tensor.device != x.device for tensor in others) or (bias is not None and bias.device != x.device):
+        named = {operand: x, "weight": weight, "bias": bias, **more}
         raise DeviceMismatchError(devices=", ".join(f"{k} on {t.device}" for k, t in named.items() if t is not None))

@@ -10,6 +10,7 @@ from lc_triton.core.activations import AFTER_KERNEL
 from lc_triton.core.backend import autocast_enabled, resolve
 from lc_triton.core.fused import PartSlot
 from lc_triton.core.storage import check_memory
+from lc_triton.ops.checks import check_tensor
 from lc_triton.ops.plan import Plan
 from lc_triton.ops.run import run
 
@@ -37,7 +38,7 @@ def _of_one_tap(weight: Tensor) -> Tensor:
     try:
         view = weight.unsqueeze(1)
     except RuntimeError:
-        check_memory("weight", weight)
+        check_tensor("weight", weight)
         raise
     if torch.compiler.is_compiling() or not fused.slots or not view.requires_grad or type(view) is not Tensor:
         return view
@@ -52,6 +53,8 @@ def _is_one_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     device, dtype = x.device, x.dtype
     return (
         device.type == "cpu"
+        and weight.layout is torch.strided
+        and (bias is None or bias.layout is torch.strided)
         and weight.device == device
         and dtype == weight.dtype
         and (bias is None or (bias.dtype == dtype and bias.device == device))

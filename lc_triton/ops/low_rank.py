@@ -44,7 +44,7 @@ def run_low_rank(x: Tensor, basis: Tensor, mixing: Tensor, bias: Tensor | None, 
         plan: of the layer whose weight at a position is the mixture of the basis.
     """
     check_input(x, plan)
-    check_devices("x", x, basis, bias)
+    check_devices("x", x, basis, bias, mixing=mixing)
     dtype = x.dtype
     if autocast_enabled(x.device.type) and torch.float64 not in (x.dtype, basis.dtype):
         dtype = torch.get_autocast_dtype(x.device.type)

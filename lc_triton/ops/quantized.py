@@ -87,7 +87,7 @@ def weight_shape(weight: Tensor, scale: Tensor) -> tuple[int, ...]:
 def check_quantized(weight: object, scale: object) -> tuple[int, ...]:
     """Refuse numbers and scales that do not belong together; the shape of the weight that they stand for."""
     for name, value in (("weight", weight), ("weight_scale", scale)):
-        if not isinstance(value, Tensor) or value.layout is not torch.strided:
+        if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_nested:
             raise ArgumentTypeError(name=name, value=value, allowed="a dense torch.Tensor")
         check_memory(name, value)
     assert isinstance(weight, Tensor)

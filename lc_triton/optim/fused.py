@@ -85,7 +85,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             super().__init__(params, **hyperparameters, fused=can_fuse(params))  # type: ignore[call-arg]
         except LocalConvError:
             raise
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, IndexError) as error:
             raise ArgumentValueError(
                 name=f"the arguments of {type(self).__name__}", value=hyperparameters, allowed=f"valid: {error}"
             ) from error

@@ -130,6 +130,64 @@ def test_message(call, kind, message):
     check_message(call, kind, message)
 
 
+def given(layer, name, value):
+    """The output of a layer of which one parameter is another tensor."""
+    delattr(layer, name)
+    layer.register_buffer(name, value)
+    x = torch.zeros(2, 3, 6, 5) if isinstance(layer, lc_triton.LowRankLocalConv2d) else torch.zeros(2, 4, 3)
+    return layer(x)
+
+
+def low_rank(name, value):
+    return given(lc_triton.LowRankLocalConv2d(3, 4, 3, input_size=(6, 5), rank=2), name, value)
+
+
+def linear(name, value):
+    return given(lc_triton.LocalLinear(4, 3, 2), name, value)
+
+
+PARAMETERS = [
+    (
+        lambda: low_rank("mixing", torch.zeros(4, 3, 2).to_sparse()),
+        E.ArgumentTypeError,
+        "mixing must be a dense torch.T",
+    ),
+    (lambda: low_rank("mixing", torch.zeros(4, 3, 2, device="meta")), E.DeviceMismatchError, "mixing on meta"),
+    (lambda: low_rank("mixing", torch.zeros(4, 3, 2, dtype=torch.int64)), E.DtypeError, "mixing has dtype int64"),
+    (lambda: low_rank("basis", torch.zeros(2, 3, 3, 3, 4).to_sparse()), E.ArgumentTypeError, "basis must be a dense"),
+    (lambda: linear("weight", torch.zeros(4, 3, 2).to_sparse()), E.ArgumentTypeError, "weight must be a dense torch.T"),
+    (lambda: linear("weight", torch.zeros(4, 3, 2).to_mkldnn()), E.ArgumentTypeError, "weight must be a dense torch.T"),
+    (lambda: linear("bias", torch.zeros(4, 2).to_sparse()), E.ArgumentTypeError, "bias must be a dense torch.Tensor"),
+    (
+        lambda: lc_triton.init.orthogonal_(torch.zeros(2, 2, 1, 1, 3, 4, dtype=torch.int8)),
+        E.DtypeError,
+        "tensor has dtype",
+    ),
+    (
+        lambda: lc_triton.init.xavier_normal_(torch.zeros(2, 1, 3, 4).to(torch.complex64)),
+        E.DtypeError,
+        "dtype complex64",
+    ),
+    (
+        lambda: lc_triton.local_conv(
+            torch.zeros(2, 3, 4), torch.zeros(2, 3, 3, 4, dtype=torch.int8), weight_scale=torch.nested.nested_tensor([])
+        ),
+        E.ArgumentTypeError,
+        "weight_scale must be a dense torch.Tensor",
+    ),
+    (
+        lambda: lc_triton.FusedAdamW([(torch.zeros(3),)]),
+        E.ArgumentValueError,
+        "the arguments of FusedAdamW must be valid",
+    ),
+]
+
+
+@every(PARAMETERS)
+def test_message_of_a_parameter(call, kind, message):
+    check_message(call, kind, message)
+
+
 CHANNELS = [
     (lambda: lc_triton.LocalConv2d(3, 4, 3, input_size=(6, 5)), (2, 6, 5, 3), "from dimension 3 to 1: x.movedim(3, 1)"),
     (lambda: lc_triton.LocalConv2d(3, 4, 3, input_size=(6, 5)), (6, 5, 3), "from dimension 2 to 0: x.movedim(2, 0)"),
