@@ -246,3 +246,24 @@ def test_arguments_that_are_a_compilers_sizes(fresh):
     arguments = torch.randn(2, 2, 6, 7), torch.randn(6, 5, 3, 3, 2, 4), torch.randn(1, 6, 7)
     compiled = torch.compile(decode, dynamic=True, fullgraph=True, backend="eager")
     assert torch.equal(compiled(*arguments), decode(*arguments))
+
+
+@pytest.mark.parametrize("how", ["functional_call", "parametrized", "stateless weight"])
+@pytest.mark.parametrize(
+    "make", [lambda: lc_triton.LocalConv1d(2, 3, 3, 6), lambda: lc_triton.LocallyConnected1D(3, 3, input_shape=(6, 2))]
+)
+def test_a_layer_whose_weight_is_no_parameter_is_one_graph(make, how, fresh):
+    layer = make()
+    x = torch.randn(4, 2, 6) if isinstance(layer, lc_triton.LocalConv1d) else torch.randn(4, 6, 2)
+    parameters = {name: 2 * p.detach() for name, p in layer.named_parameters()}
+
+    def call(x, parameters):
+        return torch.func.functional_call(layer, parameters, (x,)) if how == "functional_call" else layer(x)
+
+    if how == "parametrized":
+        torch.nn.utils.parametrizations.weight_norm(layer)
+    elif how == "stateless weight":
+        del layer.weight
+        layer.weight = parameters["weight"]
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
+    assert_close(compiled(x, parameters).detach(), call(x, parameters).detach().double(), 1e-6)

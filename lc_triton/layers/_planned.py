@@ -252,7 +252,7 @@ class PlannedLayer(nn.Module):
             if type(weight) is nn.Parameter:
                 if not weight.is_contiguous():
                     self._warn_of_strides(weight)
-            elif not is_quantized and is_lazy(weight):
+            elif not is_quantized and isinstance(weight, UninitializedParameter):  # `is_lazy`, for a compiler
                 self._build_for(x)
                 weight = self.weight
             if is_quantized:
