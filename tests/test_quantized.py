@@ -190,6 +190,15 @@ def test_files_copies_and_dtypes(kind):
     assert f"weight={str(first.weight.dtype).removeprefix('torch.')}" in repr(first)
 
 
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_a_layer_that_was_never_called_compiles_whole(kind):
+    torch.compiler.reset()
+    layer = lc_triton.quantize_weights(lc_triton.LocalConv1d(2, 3, 2, input_size=4), kind)
+    x = torch.randn(2, 2, 4)
+    y = torch.compile(layer, backend="eager", fullgraph=True)(x)
+    assert_close(y, layer(x).detach().double(), 1e-6)
+
+
 def test_a_model_in_place():
     net = nn.Sequential(
         lc_triton.LocalConv2d(1, 2, 3, input_size=8), nn.Conv2d(2, 2, 1), lc_triton.LocallyConnected2D(2, 2)
