@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -86,6 +87,16 @@ def is_unresolved(*tensors: Tensor | None) -> bool:
         if tensor is not None and (tensor.is_neg() or tensor._is_zerotensor()):
             return True
     return False
+
+
+def unwrapped(tensor: Tensor) -> Tensor:
+    """A tensor without the wrappers that transforms which have ended left around its memory."""
+    while (inner := _unwrap_if_dead(tensor)) is not tensor:
+        tensor = inner
+    return tensor
+
+
+_unwrap_if_dead: Callable[[Tensor], Tensor] = torch._C._functorch.unwrap_if_dead
 
 
 def has_saved_tensor_hooks() -> bool:

@@ -16,7 +16,7 @@ from lc_triton import _cpu
 from lc_triton.core.fused import Penalty, Update, rows_of
 from lc_triton.core.problem import Problem
 from lc_triton.core.storage import check_memory
-from lc_triton.core.tracing import is_unresolved
+from lc_triton.core.tracing import is_unresolved, unwrapped
 
 # The kernels are imported at their first call: `import triton` alone takes 0.25 s, and a CPU user never needs it.
 
@@ -24,12 +24,18 @@ from lc_triton.core.tracing import is_unresolved
 def as_stored(x: Tensor) -> Tensor:
     """x with its numbers as they lie in memory, where `is_unresolved` says that they do not.
 
-    A kernel sees memory alone, and copying a negated float16 view to float32 loses the sign (torch 2.13, CPU).
+    A kernel sees memory alone, and copying a negated float16 view to float32 loses the sign (torch 2.13, CPU). What was
+    saved within `torch.func.vjp` has a wrapper around its memory, and the function that it returns runs after its end.
     """
-    if not is_unresolved(x):
-        check_memory("a tensor of a layer's forward or backward", x)
-        return x
-    return x.clone() if x._is_zerotensor() else x.resolve_neg()
+    if is_unresolved(x):
+        return x.clone() if x._is_zerotensor() else x.resolve_neg()
+    try:
+        if not x.data_ptr():
+            check_memory("a tensor of a layer's forward or backward", x)
+    except RuntimeError:  # no memory of its own
+        inner = unwrapped(x)
+        return x if inner is x else as_stored(inner)
+    return x
 
 
 def forward(
@@ -157,7 +163,7 @@ def weight_grad_and_dz(
     x: Tensor, grad: Tensor, saved: Tensor, problem: Problem, dtype: torch.dtype, *, with_bias: bool, with_dz: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """dw and the bias gradient from the gradient of y, and if asked for dz, the gradient behind the activation."""
-    grad = as_stored(grad)
+    x, grad, saved = as_stored(x), as_stored(grad), as_stored(saved)
     if problem.backend == "triton" and x.shape[0]:
         from lc_triton import launch
 
@@ -166,7 +172,6 @@ def weight_grad_and_dz(
         if launch.fuses_activation_grad(x, dw, problem):
             db = torch.empty(geo.bias_shape, dtype=dtype, device=x.device) if with_bias else None
             dz = torch.empty(grad.shape, dtype=grad.dtype, device=x.device) if with_dz else None
-            x, saved = as_stored(x), as_stored(saved)
             launch.weight_grad(x, grad, dw, db, problem, saved=saved, dz=dz)
             return dw, db, dz
     dz = problem.activation.backward(grad, saved)

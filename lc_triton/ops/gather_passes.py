@@ -193,6 +193,7 @@ def _launch_forward(
 ) -> tuple[Tensor, Tensor | None]:
     from lc_triton.launch import gather as launch
 
+    x, weight = dispatch.as_stored(x), dispatch.as_stored(weight)
     y = torch.empty((len(x), weight.shape[0], weight.shape[-1]), dtype=x.dtype, device=x.device)
     z = torch.empty_like(y) if store_z else None
     if y.numel():
@@ -203,6 +204,7 @@ def _launch_forward(
 def _launch_input_grad(g: Tensor, weight: Tensor, call: _Call) -> Tensor:
     from lc_triton.launch import gather as launch
 
+    g, weight = dispatch.as_stored(g), dispatch.as_stored(weight)
     dx = torch.empty((len(g), call.table.sites, weight.shape[2]), dtype=g.dtype, device=g.device)
     if dx.numel():
         launch.gather_input_grad(g, weight, dx, call.index(), call.problem)
@@ -212,6 +214,7 @@ def _launch_input_grad(g: Tensor, weight: Tensor, call: _Call) -> Tensor:
 def _launch_weight_grad(x: Tensor, g: Tensor, call: _Call, dtype: torch.dtype) -> Tensor:
     from lc_triton.launch import gather as launch
 
+    x, g = dispatch.as_stored(x), dispatch.as_stored(g)
     shape = (*call.readers.rows.shape, x.shape[2], g.shape[2])
     if not len(x):
         return torch.zeros(shape, dtype=dtype, device=x.device)

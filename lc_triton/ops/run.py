@@ -22,7 +22,7 @@ from lc_triton.core.dtypes import check_dtypes
 from lc_triton.core.memory_format import INTERNAL, MemoryFormat
 from lc_triton.core.problem import Problem
 from lc_triton.core.storage import is_freed
-from lc_triton.core.tracing import has_saved_tensor_hooks, is_observed, is_unresolved
+from lc_triton.core.tracing import has_saved_tensor_hooks, is_observed, is_unresolved, unwrapped
 from lc_triton.ops import autograd, bound
 from lc_triton.ops.bound import NodeArguments
 from lc_triton.ops.checks import check_input, check_parameters
@@ -159,6 +159,8 @@ def _run_cast(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Ten
 
 def _run_uncached(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
     _check(x, weight, bias, plan)
+    if not is_observed():  # as a tensor may be that has left a transform of torch.func
+        x, weight, bias = unwrapped(x), unwrapped(weight), None if bias is None else unwrapped(bias)
     device = x.device.type
     if autocast_enabled(device):
         x, weight, bias = _autocast(x, weight, bias, torch.get_autocast_dtype(device))
