@@ -39,7 +39,7 @@ def forward(
 
 
 def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
-    """act(dx + bias), where dx gathers what each site gave to the windows that read it."""
+    """act(dx + bias), where dx sums the gradients of all windows at the sites that they read."""
     with without_autograd_and_autocast(g.device.type):
         if (operator := _operator(problem, g, weight)) is not None:
             dx = operator.input_grad(g, weight, problem)
@@ -66,13 +66,13 @@ def weight_grad(
 
 
 def weight_grad_blocks(x: Tensor, g: Tensor, problem: Problem, weight: Tensor, on_block: OnBlock) -> None:
-    """Give `on_block` the weight gradient block by block, each while it is in cache; the weight shows its dtype."""
+    """Give `on_block` the weight gradient block by block, each while it is in cache; the weight gives its dtype."""
     with without_autograd_and_autocast(x.device.type):
         passes.weight_grad(x, g, weight, problem, on_block)
 
 
 def _operator(problem: Problem, samples: Tensor, weight: Tensor) -> Any:
-    """The module of a layer whose linear passes are one operator of torch each; None for others."""
+    """The module for a layer whose linear passes are one operator of torch each; None for other layers."""
     if position.is_position(problem, samples, weight):
         return position
     return convolution if convolution.is_convolution(problem, samples, weight) else None

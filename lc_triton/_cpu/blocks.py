@@ -20,13 +20,13 @@ from lc_triton._cpu.workspace import Buffer
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 
-# Bytes of a box's windows a thread: within its share of the last cache on common servers. Smaller boxes would stay
-# nearer, but starting threads then takes longer than that saves.
+# Bytes of a box's windows a thread: within its share of the last-level cache on common servers. Smaller boxes
+# would fit a nearer cache, but starting threads then takes longer than that saves.
 BLOCK_BYTES = 4 << 20
-# Bytes of a buffer that grows with the batch: what would take more goes through in parts of the batch.
+# The most bytes of a buffer that grows with the batch: larger batches go through it in parts.
 MOST_BYTES = 16 << 20
 
-# Numbers of a window in one run below which its sites are turned first, so that the batch is the run if it is longer.
+# If runs of a window in memory are shorter, its sites are turned (batch innermost) first, if the batch is longer.
 SHORT_RUN = 16
 # Numbers of a position at one tap below which a depthwise layer's weights are copied tap by tap first: read in place,
 # they are a window apart.
@@ -61,17 +61,17 @@ def merged_stride(sizes: Sequence[int], strides: Sequence[int]) -> int | None:
 
 
 def part_of(tensor: Tensor, span: slice) -> Tensor:
-    """Some samples of a tensor; the tensor itself where that is all of it, which takes no time."""
+    """Some samples of a tensor; the tensor itself if these are all, which makes no view."""
     return tensor if span.stop - span.start == tensor.shape[0] else tensor[span]
 
 
 def even_size(size: int, most: int) -> int:
-    """The size of `range(size)`'s parts of about the same size, `most` at most but 1 at least."""
+    """The size of parts of about the same size that `size` is cut into: at most `most`, and at least 1."""
     return -(-size // -(-size // max(1, most)))
 
 
 def segments(size: int, block: int, count: int, most: int) -> list[tuple[int, int, int, int]]:
-    """So many positions along a dimension, in segments of `most` at most: (start, turns, regions, places).
+    """`size` positions along a dimension in segments of at most `most`: (start, turns, regions, places).
 
     A segment is `turns` times the same regions, each of `places` positions.
 
@@ -106,9 +106,9 @@ class Box:
         dims = [d for d, n in enumerate(itertools.chain(*self.splits)) if n > 1]
         self.leading, self.inner = [d for d in dims if d % 3 == 1], [d for d in dims if d % 3 != 1]
         self.lead = len(self.leading) + 1  # leading dimensions of views, groups among them
-        # Those of positions in what windows get, `(*regions, G, *kernel, C // G, *positions of a region, B)`.
+        # The places of `dims` in a gradient of windows, `(*regions, G, *kernel, C // G, *positions of a region, B)`.
         self.order = [[*self.leading, *[None] * 6, *self.inner].index(d) for d in dims]
-        # The sites under it: how many in each dimension, those that are in `(B, *sites, C)`, and where they go.
+        # The sites under it: their number in each dimension, those inside the input, and where these lie under it.
         cuts = zip(self.shape, geo.stride, geo.extent, strict=True)
         self.sites = tuple((n - 1) * stride + extent for n, stride, extent in cuts)
         read, inside = [slice(None)], [slice(None)]
@@ -151,20 +151,20 @@ class Rows(NamedTuple):
 
     @property
     def size(self) -> Ints:
-        """Of `view`."""
+        """The size of `view`."""
         return _view(self.box, self.layout).size
 
     def view(self, *first: int) -> Tensor:
-        """A view, whose first dimensions are these."""
+        """A view that begins with these dimensions."""
         return _view(self.box, self.layout, *first).of(self.tensor)
 
     def merged(self, dtype: torch.dtype, columns: int = 1) -> Tensor | None:
-        """`(n, rows, columns)`, so many dimensions as columns; None where that is no view of a dtype."""
+        """A view `(n, rows, columns)`, whose columns are `columns` dimensions; None if there is none in the dtype."""
         found = _merged(self.box, self.layout, columns)
         return found.of(self.tensor) if found.stride and self.tensor.dtype == dtype else None
 
     def matrices(self, buffer: Buffer, columns: int = 1) -> Tensor:
-        """`merged`, or a copy."""
+        """`merged`, or a copy in the buffer."""
         if (found := self.merged(buffer.dtype, columns)) is None:
             buffer.take(*self.size).copy_(self.view())
             found = buffer.take(*_merged(self.box, self.layout, columns).size)
@@ -186,7 +186,7 @@ def _view(box: Box, layout: Layout, *first: int) -> View:
 
 @lru_cache(maxsize=1 << 15)
 def _merged(box: Box, layout: Layout, columns: int) -> View:
-    """The same as matrices, without strides where they are none."""
+    """The view as matrices `(n, rows, columns)`; without strides if it cannot be a view."""
     size, stride, offset = _view(box, layout)
     spans = slice(box.lead), slice(box.lead, -columns), slice(-columns, None)
     steps = tuple(step for span in spans if (step := merged_stride(size[span], stride[span])) is not None)
@@ -200,7 +200,7 @@ class Layer:
         self.geo, self.groups = geo, geo.groups
         self.turned_numbers = tuning.sites * tuning.in_channels  # so that ranks cut the batch alike
         self.tuning_numbers = tuning.positions * tuning.out_channels
-        self.tuning_filters = tuning.out_channels // tuning.groups  # of the layer that this one may be a part of
+        self.tuning_filters = tuning.out_channels // tuning.groups  # `tuning` is a whole layer, geo may be a part
         self.channels, self.filters = geo.in_channels // geo.groups, geo.out_channels // geo.groups  # of a group
         self.taps = list(itertools.product(*map(range, geo.kernel)))
         self.pads = any(map(any, geo.padding))
@@ -270,7 +270,7 @@ def _boxes(layer: Layer, *sizes: int) -> tuple[Box, ...]:
 
 @lru_cache(maxsize=4096)
 def results(layer: Layer, batch: int, *, alike: bool = False) -> Layout:
-    """Of results `(B, *out_spatial, F)`, or `(F,)` alike everywhere: `(B, F // G)` a position and group."""
+    """The layout of results `(B, *out_spatial, F)`, or `(F,)` alike everywhere: `(B, F // G)` a position and group."""
     spatial = layer.geo.out_spatial
     rows = _meta(*(() if alike else (batch, *spatial)), layer.groups, layer.filters).expand(batch, *spatial, -1, -1)
     return Layout(rows.permute(1, 2, 3, 4, 5, 0, 6))
@@ -278,19 +278,19 @@ def results(layer: Layer, batch: int, *, alike: bool = False) -> Layout:
 
 @lru_cache(maxsize=4096)
 def weights(layer: Layer, shape: Ints, first: Ints | None = None) -> Layout:
-    """Of filters of so many regions, or positions from `first` on: `(*kernel, C // G, F // G)` a region and group."""
+    """The layout of filters of regions, or of positions from `first` on, each `(G, *kernel, C // G, F // G)`."""
     rows = _meta(*shape, *layer.geo.kernel, layer.channels, layer.groups, layer.filters)
     return Layout(rows.movedim(-2, 4), first)
 
 
 @lru_cache(maxsize=4096)
 def sites(layer: Layer, batch: int, shape: Ints) -> Layout:
-    """Of sites `(B, *shape, C)` under all positions: `(B, *kernel, C // G)` a position and group."""
+    """The layout of sites `(B, *shape, C)` under all positions: `(B, *kernel, C // G)` a position and group."""
     return _of_sites(layer, _meta(batch, *shape, layer.geo.in_channels))
 
 
 def _of_sites(layer: Layer, x: Tensor, first: Ints = ORIGIN, *, turned: bool = False) -> Layout:
-    """`sites` that lie as those of x, under the positions from `first` on; turned, the batch is behind the window."""
+    """`sites` with the strides of x, for the positions from `first` on; if turned, the batch comes after the window."""
     geo, x = layer.geo, x.unflatten(-1, (layer.groups, layer.channels))
     for d, (extent, stride, dilation) in enumerate(zip(geo.extent, geo.stride, geo.dilation, strict=True), 1):
         x = x.unfold(d, extent, stride)[..., ::dilation]
@@ -319,7 +319,7 @@ def windows(x: Tensor, box: Box, buffer: Buffer, *, turned: bool) -> Rows:
 
 @lru_cache(maxsize=4096)
 def _copied(box: Box, shape: Ints, strides: Ints, *, turned: bool) -> tuple[int, View, View, Layout]:
-    """A copy of the sites under a box: how many numbers, where those in x lie in x and in the copy, and its windows.
+    """A copy of the sites under a box: its size, the views of the sites in x and in the copy, and its windows.
 
     Turned sites keep the order that they have in x: torch copies them faster.
     """

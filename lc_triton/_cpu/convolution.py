@@ -14,10 +14,10 @@ from lc_triton.core.problem import Problem
 
 
 def is_convolution(problem: Problem, samples: Tensor, weight: Tensor) -> bool:
-    """Whether a layer is one; for float64 torch would write the windows of all samples at once."""
+    """Whether torch's convolution computes a layer; in float64 it would write the windows of all samples at once."""
     geo = problem.geometry
-    one = bool(geo.regions) and geo.filter_sets == 1 and geo.ndim <= 3  # of torch's
-    return one and samples.dtype == weight.dtype == torch.float32 and len(samples) > 0
+    shares_all = bool(geo.regions) and geo.filter_sets == 1 and geo.ndim <= 3  # torch has 1-D to 3-D ones
+    return shares_all and samples.dtype == weight.dtype == torch.float32 and len(samples) > 0
 
 
 def _padded(x: Tensor, sides: list[int]) -> Tensor:
@@ -25,7 +25,7 @@ def _padded(x: Tensor, sides: list[int]) -> Tensor:
 
 
 def _channels_first(x: Tensor) -> Tensor:
-    """A view. With channels-last strides of one channel, torch 2.13.0 computes wrong numbers in 3-D."""
+    """A view of x. With channels-last strides of one channel, torch 2.13.0 computes wrong numbers in 3-D."""
     return x.unsqueeze(1).squeeze(-1) if x.shape[-1] == 1 else x.movedim(-1, 1)
 
 
@@ -59,7 +59,7 @@ def input_grad(g: Tensor, weight: Tensor, problem: Problem) -> Tensor:
 
 
 def _gradients(geo: Geometry, g: Tensor, x: Tensor, filters: Tensor, *mask: bool) -> Any:
-    """Those of the padded input and of the filters; the other of the two gives its shape alone."""
+    """The gradients of the padded input and the filters, by `mask`; each is read for the other's gradient only."""
     padding, sides = for_convolution(geo.padding)
     more = None, geo.stride, padding, geo.dilation, False, [0] * geo.ndim, geo.groups, (*mask, False)
     return torch.ops.aten.convolution_backward(_channels_first(g), _padded(_channels_first(x), sides), filters, *more)

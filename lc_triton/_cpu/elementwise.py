@@ -1,4 +1,4 @@
-"""The products of a box of a depthwise layer, whose groups have one channel each: of numbers.
+"""The products of a box of a depthwise layer, whose groups have one channel each: elementwise, without matrices.
 
 All taps are multiplied at once where their products stay in cache, else one after the other. A layer of one channel and
 one filter is one too, such as each sample's kernel in kernel prediction.
@@ -61,7 +61,7 @@ class Elementwise:
         return total.unsqueeze(4).movedim((0, 1, 2, 3, 4), (-6, -5, -4, -3, -2))
 
     def input_grad(self, gradients: Rows, filters: Rows) -> Tensor:
-        """What windows get, `(*regions, G, *kernel, 1, B)`."""
+        """The gradient of windows, `(*regions, G, *kernel, 1, B)`."""
         gradient, factors = self.right.cast(gradients.view(-2)), self._factors(filters)
         products = self.out.take(*factors.shape[:4], *gradient.shape[:-1])
         torch.mul(gradient[..., 0], factors[..., 0], out=products)
@@ -70,7 +70,7 @@ class Elementwise:
         return products.unsqueeze(4).movedim((0, 1, 2, 3, 4, 5), (-6, -5, -4, -3, -2, -1))
 
     def input_grad_by_tap(self, gradients: Rows, filters: Rows) -> Tensor:
-        """The sites under a box, `(B, *sites, G)`, that what each tap gives was added to."""
+        """The gradient of the sites under a box, `(B, *sites, G)`, summed tap by tap."""
         geo, box = self.layer.geo, gradients.box
         shape = *box.shape, *gradients.size[-3::2]
         gradient = self.right.cast(gradients.view(-2)).view(-1, *shape)

@@ -1,4 +1,4 @@
-"""What all windows hold, added to the sites that they read: dimension after dimension.
+"""The numbers of all windows added up at the sites that they read, dimension after dimension.
 
 One dimension has as many additions as a window has taps in it, each of all windows at once.
 """
@@ -14,7 +14,7 @@ from lc_triton.core.geometry import Geometry
 
 
 def overlay(windows: Tensor, geo: Geometry, sizes: Sequence[int], buffers: tuple[Buffer, Buffer]) -> Tensor:
-    """Sites `(B, *sizes, ...)` that windows `(B, *positions, *kernel, ...)` were added to, all of four dimensions.
+    """Sites `(B, *sizes, ...)`, the sums of windows `(B, *positions, *kernel, ...)`, in four dimensions.
 
     The sites are those from the first position's first tap on, in a buffer. The batch is innermost if it is in windows.
     """

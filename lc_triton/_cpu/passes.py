@@ -19,7 +19,7 @@ from lc_triton.core.problem import Problem
 # Samples from which on the input gradient's sums are turned, so that the batch is innermost as in its products: 1.2 to
 # 1.6 times as fast with 512 and more, 0.9 to 1.05 with 64 and fewer.
 TURNED_SAMPLES = 128
-# Activations whose values of a rounded number are the rounded values of the number.
+# Activations that commute with rounding.
 ROUNDED_ALIKE = ("linear", "relu", "relu6")
 
 
@@ -34,13 +34,13 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, z: Tensor
     with buffers(x, dtype) as (copy, *others):
         product = _product(layer, others, batch)
         for part in parts:
-            own, layout = part_of(x, part), results(layer, part.stop - part.start)
+            samples, layout = part_of(x, part), results(layer, part.stop - part.start)
             for box in boxes:
                 terms = None if bias is None else Rows(box, bias, results(layer, 1, alike=bias.ndim == 1)).view()
                 # A sum in 16 bits is rounded where its product ends, so that the bias is one of its terms. Else the
                 # bias comes behind: a sum that started from it would round each of its steps at the bias's size.
                 inside, terms = (terms, None) if native else (None, terms)
-                operands = windows(own, box, copy, turned=turned), Rows(box, weight, layer.weights)
+                operands = windows(samples, box, copy, turned=turned), Rows(box, weight, layer.weights)
                 rows = Rows(box, part_of(y, part), layout)
                 out, target = product.forward(*operands, rows, inside), rows.view()
                 if terms is not None and z is None and act is LINEAR:
@@ -88,7 +88,7 @@ def weight_grad(x: Tensor, g: Tensor, dw: Tensor, problem: Problem, on_block: On
 
 
 def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, problem: Problem) -> None:
-    """act(dx + bias): what the windows of each box hold, added to the sites that they read."""
+    """act(dx + bias): the gradients of each box's windows, added to the sites that they read."""
     layer, dtype, act = Layer.of(problem), compute_dtype(g.dtype), problem.activation
     geo, g, weight = layer.geo, g.contiguous(), weight.contiguous()
     sample_bytes = geo.sites * geo.in_channels * dtype.itemsize
@@ -99,7 +99,7 @@ def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, probl
     with buffers(g, dtype) as (even, odd, held, sums, *others):
         product = _product(layer, others, g.shape[0])
         for part in parts:
-            own, target, batch = part_of(g, part), part_of(dx, part), part.stop - part.start
+            samples, target, batch = part_of(g, part), part_of(dx, part), part.stop - part.start
             if turned:
                 total = sums.take(*dx.shape[1:], batch).movedim(-1, 0)  # in memory as the products are
             else:
@@ -107,7 +107,7 @@ def input_grad(g: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor, probl
             if not (layer.apart and geo.positions * geo.taps == geo.sites):
                 total.zero_()
             for box in boxes:
-                operands, lead = (Rows(box, own, results(layer, batch)), Rows(box, weight, layer.weights)), box.lead
+                operands, lead = (Rows(box, samples, results(layer, batch)), Rows(box, weight, layer.weights)), box.lead
                 if isinstance(product, Elementwise) and not product.at_once:
                     found = product.input_grad_by_tap(*operands)
                 else:

@@ -12,12 +12,12 @@ from lc_triton.core.problem import Problem
 
 
 def is_position(problem: Problem, x: Tensor, weight: Tensor) -> bool:
-    """Whether a layer is one, and its products are of these tensors' dtype."""
+    """Whether a layer has one position, whose windows are a matrix in x, and multiplies in these tensors' dtype."""
     return Layer.of(problem).is_matrix and x.dtype == weight.dtype == compute_dtype(x.dtype) and len(x) > 0
 
 
 def bind_product(x: Tensor, weight: Tensor, problem: Problem) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """x . w for tensors like these; None where it is not one product of views of them."""
+    """x . w for tensors like these; None if it is not one product of views of them."""
     if not (is_position(problem, x, weight) and x.is_contiguous() and weight.is_contiguous()):
         return None
     (size, stride), columns = _windows(len(x), problem), problem.geometry.out_channels
@@ -32,7 +32,7 @@ def _windows(batch: int, problem: Problem) -> tuple[tuple[int, int], tuple[int, 
 
 
 def forward(x: Tensor, weight: Tensor, problem: Problem) -> Tensor:
-    """x . w, no view: one made without gradients takes no change in place."""
+    """x . w, not a view: autograd refuses changes in place of a view that was made without gradients."""
     z = torch.mm(x.contiguous().as_strided(*_windows(len(x), problem)), weight.reshape(problem.geometry.window, -1))
     return z.resize_(x.shape[0], *problem.geometry.bias_shape)
 

@@ -55,7 +55,7 @@ class Matrices:
         return total.view(target.size)
 
     def input_grad(self, gradients: Rows, filters: Rows) -> Tensor:
-        """What windows get, `(*regions, G, *kernel, C // G, *positions, B)`, any strides."""
+        """The gradient of windows, `(*regions, G, *kernel, C // G, *positions, B)`, with any strides."""
         a, b = gradients.matrices(self.right), filters.matrices(self.left)
         (count, rows, _), window = a.shape, b.shape[1]
         if rows > FEW_SAMPLES and not self.layer.geo.regions:
@@ -69,7 +69,7 @@ class Matrices:
         return out.view(*filters.size[:-1], *gradients.size[filters.box.lead : -1])
 
     def _windows(self, windows: Rows) -> Tensor:
-        """Windows as matrices: a view where they lie as such, as in 1-D, else copied in the order of their sites."""
+        """Windows as matrices: a view if their strides allow it, as in 1-D, else a copy in the order of their sites."""
         return windows.matrices(self.left).mT if windows.layout.turned else windows.matrices(self.left, 5)
 
 

@@ -1,4 +1,4 @@
-"""Memory that block after block, and call after call, writes to."""
+"""Buffers that blocks and calls use again."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-# Of one buffer, kept for the next call of the same thread: a few megabytes allocated anew cost as many page faults as
-# the products written to them cost time (1.5 of 7.5 ms in an input gradient of 25 x 25 x 16 sites at batch 32).
+# The most bytes of a buffer that is kept for the thread's next call: page faults of a few megabytes allocated anew took
+# 1.5 of the 7.5 ms of an input gradient of 25 x 25 x 16 sites at batch 32.
 MOST_KEPT_BYTES = 16 << 20
-# Views of a buffer that are kept with it.
+# The most views that are kept with a buffer.
 MOST_VIEWS = 64
 
 _kept = threading.local()
@@ -35,8 +35,8 @@ class Buffer:
         """A contiguous tensor of a shape."""
         found = self.taken.get(shape)  # a tenth of the time that a view takes
         if found is None:
-            # What is made in inference mode cannot be written to outside of it. No context where there is nothing to
-            # leave: torch's, left by a signal's exception on its way in or out, restores the gradient mode when that
+            # Tensors of inference mode cannot be written to outside of it. Where it is off, no context is entered:
+            # if a signal handler raises while it is entered or left, it restores the gradient mode only when that
             # exception is freed, long after the call.
             with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
                 numel = math.prod(shape)

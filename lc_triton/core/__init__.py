@@ -1,1 +1,1 @@
-"""What the rooms above share: sizes, activations, backends, parameters, files."""
+"""What the other packages share: sizes, activations, backends, parameters, files."""

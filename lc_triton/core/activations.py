@@ -18,8 +18,8 @@ aten = torch.ops.aten
 
 SELU_ALPHA = 1.6732632423543772848170429916717
 SELU_SCALE = 1.0507009873554804934193349852946
-SOFTPLUS_THRESHOLD = 20.0  # torch.nn.functional.softplus's own
-LARGEST = sys.float_info.max  # which an int may exceed
+SOFTPLUS_THRESHOLD = 20.0  # the default of torch.nn.functional.softplus
+LARGEST = sys.float_info.max  # the largest float; a Python int may be larger
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Activation:
 
     @property
     def argument(self) -> str | tuple[str, float] | None:
-        """The `activation=` argument that stands for it."""
+        """The `activation=` argument that means this activation."""
         if self.name == "linear":
             return None
         return self.name if _TABLE[self.name].constant is None else (self.name, self.constant)

@@ -10,19 +10,19 @@ from lc_triton.errors import ArgumentTypeError, ArgumentValueError, LengthError,
 
 Ints: TypeAlias = int | Sequence[int]
 
-# Of a size, a stride and the like: what the kernels keep in 32 bits.
+# The largest size, stride and the like: the kernels keep them in 32 bits.
 LARGEST = 2**31 - 1
 
 
 def as_index(value: object) -> int | None:
-    """What stands for an integer, as one; None for all else, bools and torch's bools among it."""
+    """The int that a value stands for; None if it is no integer. Bools, torch's included, are no integers."""
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         return None
     if str(getattr(value, "dtype", "")) == "torch.bool":
         return None
     try:
         return operator.index(value)
-    except Exception:  # an array or tensor of floats, of several numbers, without any: each has an error of its own
+    except Exception:  # arrays and tensors that are no single integer raise errors of different types
         return None
 
 

@@ -97,8 +97,8 @@ def resolve(device_type: str) -> str:
     return name
 
 
-# As torch.compiler.assume_constant_result says it, which would import the compiler: what is chosen while a function is
-# compiled stays chosen.
+# torch.compiler.assume_constant_result sets this too, but would import the compiler. A compiled function keeps the
+# backend that was chosen while it was compiled.
 resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -108,14 +108,14 @@ def autocast_enabled(device_type: str) -> bool:
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """Where products are computed in their operands' dtype, on a `device_type` that may have no autocast (meta)."""
+    """A context without autocast, on a `device_type` that may have none (meta): products keep their operands' dtype."""
     return torch.autocast(device_type, enabled=False) if autocast_enabled(device_type) else nullcontext()
 
 
 def without_autograd_and_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """Where products are computed as they are written, and none is recorded: no autograd and no autocast.
+    """A context without autograd and autocast: products are computed as they are written, and none is recorded.
 
-    No context where both are off anyway: entering two takes as long as a small product.
+    Where both are off already, it does nothing: entering two contexts takes as long as a small product.
     """
     if torch._C._is_any_autocast_enabled():
         return _without_autograd_and_autocast(device_type)
@@ -132,7 +132,7 @@ def _has_autocast(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type)
 
 
-# torch 2.11 cannot look into it while it compiles.
+# The compiler of torch 2.11 cannot trace this function.
 _has_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

@@ -1,7 +1,7 @@
-"""Backward for many vectors in one call: `torch.autograd.grad(..., is_grads_batched=True)`, and what is built on it.
+"""Backward for many vectors in one call: `torch.autograd.grad(..., is_grads_batched=True)`.
 
-`torch.autograd.functional.jacobian(vectorize=True)` and `hessian` are. Such a call gives a backward tensors of torch's
-older vmap: they have no memory, and few operators that write into a tensor take them.
+`torch.autograd.functional.jacobian` and `hessian` make such calls with `vectorize=True`. Backward then gets tensors of
+torch's older vmap: they have no memory, and few operators that write into a tensor take them.
 """
 
 from __future__ import annotations
@@ -22,38 +22,38 @@ _is_batched: Callable[[Tensor], bool] = _functorch.is_legacy_batchedtensor
 
 
 def at_once(backward: Backward) -> Backward:
-    """Let a Function's backward or jvp, made of what `torch.func.vmap` has rules for, take many vectors."""
+    """Let a Function's backward or jvp take many vectors at once; its operators must have rules for vmap."""
 
-    def of_all(ctx: Any, vectors: Vectors, dims: Dims) -> list[Tensor | None]:
-        found: Any = ()
+    def call_batch(ctx: Any, vectors: Vectors, dims: Dims) -> list[Tensor | None]:
+        gradients: Any = ()
 
-        def of_one(*grads: Tensor | None) -> list[Tensor]:
-            nonlocal found
-            found = _as_tuple(backward(ctx, *grads))
-            return [gradient for gradient in found if gradient is not None]
+        def call_member(*grads: Tensor | None) -> list[Tensor]:
+            nonlocal gradients
+            gradients = _as_tuple(backward(ctx, *grads))
+            return [gradient for gradient in gradients if gradient is not None]
 
-        made = iter(torch.func.vmap(of_one, dims)(*vectors))
-        return [None if gradient is None else next(made) for gradient in found]
+        batched = iter(torch.func.vmap(call_member, dims)(*vectors))
+        return [None if gradient is None else next(batched) for gradient in gradients]
 
-    return _accepting_batches(backward, of_all)
+    return _accepting_batches(backward, call_batch)
 
 
 def one_by_one(backward: Backward) -> Backward:
     """Let a Function's backward take many vectors, each by a call of its own."""
 
-    def of_all(ctx: Any, vectors: Vectors, dims: Dims) -> list[Tensor | None]:
+    def call_batch(ctx: Any, vectors: Vectors, dims: Dims) -> list[Tensor | None]:
         pairs = list(zip(vectors, dims, strict=True))
         size = next(len(v) for v, dim in pairs if v is not None and dim is not None)
         members = [[v if v is None or dim is None else v[i] for v, dim in pairs] for i in range(size)]
-        found = [_as_tuple(backward(ctx, *grads)) for grads in members]
-        return [None if of_each[0] is None else torch.stack(of_each) for of_each in zip(*found, strict=True)]
+        gradients = [_as_tuple(backward(ctx, *grads)) for grads in members]
+        return [None if of_each[0] is None else torch.stack(of_each) for of_each in zip(*gradients, strict=True)]
 
-    return _accepting_batches(backward, of_all)
+    return _accepting_batches(backward, call_batch)
 
 
-def _accepting_batches(backward: Backward, of_all: Callable[[Any, Vectors, Dims], list[Tensor | None]]) -> Backward:
+def _accepting_batches(backward: Backward, call_batch: Callable[[Any, Vectors, Dims], list[Tensor | None]]) -> Backward:
     @functools.wraps(backward)
-    def of_any(ctx: Any, *grads: Tensor | None) -> Any:
+    def call_any(ctx: Any, *grads: Tensor | None) -> Any:
         if torch.compiler.is_compiling():
             return backward(ctx, *grads)
         for grad in grads:  # a loop: any() over a generator takes twice as long
@@ -64,14 +64,14 @@ def _accepting_batches(backward: Backward, of_all: Callable[[Any, Vectors, Dims]
         with _outside_of_innermost_vmap() as level:
             dims = tuple(None if g is None or not _is_batched(g) else 0 for g in grads)
             vectors = [g if dim is None else _member_axis_first(g, level) for g, dim in zip(grads, dims, strict=True)]
-            return tuple(None if g is None else _batched(g, level) for g in of_all(ctx, vectors, dims))
+            return tuple(None if g is None else _batched(g, level) for g in call_batch(ctx, vectors, dims))
 
-    return of_any
+    return call_any
 
 
 @contextmanager
 def _outside_of_innermost_vmap() -> Iterator[int]:
-    """The level of torch's older vmap that this code runs in; within the block it has ended."""
+    """Leave the innermost level of torch's older vmap within the block; yields that level."""
     level = torch._C._vmapmode_decrement_nesting() + 1
     try:
         yield level
@@ -85,7 +85,7 @@ def _member_axis_first(batched: Any, level: int) -> Tensor:
 
 
 def _batched(plain: Tensor, level: int) -> Tensor:
-    # In the order of memory too: forward-mode differentiation copies a tangent to the strides of its tensor.
+    # Contiguous: forward-mode differentiation copies a tangent to the strides of its tensor.
     batched: Tensor = torch._add_batch_dim(plain.contiguous(), 0, level)
     return batched
 

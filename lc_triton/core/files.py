@@ -17,8 +17,8 @@ from typing import Any
 
 from lc_triton.errors import first_line
 
-# What a writer elsewhere, whose end cannot be seen from here, has surely left behind. A clock that went backwards makes
-# files seem younger, which only keeps them longer.
+# Age from which another machine's temporary file counts as abandoned: whether its writer runs cannot be seen from here.
+# A clock that went backwards makes files seem younger, which only keeps them longer.
 ABANDONED_SECONDS = 7 * 24 * 3600
 
 
@@ -26,8 +26,8 @@ ABANDONED_SECONDS = 7 * 24 * 3600
 def replaced(path: Path) -> Iterator[Path]:
     """A path to write a file to, which replaces `path` afterwards.
 
-    A reader, or a crash at any moment, sees the old file or the new one; an error leaves the old one. What writers of
-    the same file left behind when they were killed is removed first.
+    A reader, or a crash at any moment, sees the old file or the new one; an error leaves the old one. Temporary
+    files of killed writers of the same path are removed first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_left_behind(path)
@@ -44,7 +44,7 @@ def replaced(path: Path) -> Iterator[Path]:
 
 @cache
 def _machine() -> str:
-    """Eight digits for where a process's number means the same: a boot of a machine, and on Linux a container."""
+    """Eight digits for the scope of process ids: one boot of a machine, and on Linux one container."""
     parts = [platform.node()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
@@ -64,7 +64,7 @@ def _remove_left_behind(path: Path) -> None:
 
 
 def _is_left_behind(file: Path, machine: str, process: str) -> bool:
-    if machine != _machine() or os.name != "posix":  # elsewhere os.kill with signal 0 is no question but an end
+    if machine != _machine() or os.name != "posix":  # on Windows os.kill with signal 0 sends Ctrl-C
         return time.time() - file.stat().st_mtime > ABANDONED_SECONDS
     try:
         os.kill(int(process), 0)
@@ -85,7 +85,7 @@ def save_torch(path: Path, content: Any) -> None:
     """Replace `path` by what `torch.save` makes of plain data.
 
     Raises:
-        OSError: it cannot be written; of a full disk torch says in words of its own that a position was unexpected.
+        OSError: the file cannot be written; for a full disk torch's message speaks of an unexpected position.
     """
     import torch
 
@@ -97,10 +97,10 @@ def save_torch(path: Path, content: Any) -> None:
 
 
 def load_torch(path: Path) -> Any:
-    """What `torch.save` wrote, if it is plain data; anything wrong raises, what depends on where it is wrong.
+    """The plain data that `torch.save` wrote; which error a damaged file raises depends on where the damage is.
 
     Raises:
-        ValueError: a part that is damaged, which torch's own reading does not look for.
+        ValueError: a damaged part of the archive; `torch.load` does not check for it.
     """
     import torch
 

@@ -1,7 +1,7 @@
-"""Weights that are updated, or whose `.grad` is, where their gradient is made: the register, and what an update is.
+"""Weights that are updated, or whose `.grad` is added to, where their gradient is computed: slots and updates.
 
-A layer's backward asks `slot_of` for its weight. Where there is a slot that takes the gradient, the backward hands over
-a `Deferred` product in its place, and autograd is given none.
+A layer's backward calls `slot_of` with its weight. If the weight has a slot that takes the gradient, backward gives the
+slot a `Deferred` product instead of the gradient, and returns no gradient to autograd.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-# How many states the optimizer of a weight has, by the rule of its update. Two rules are of no optimizer: "add" adds
+# How many states the optimizer of a weight has, by the rule of its update. Two rules belong to no optimizer: "add" adds
 # gradients up, and "square_sum" only makes the sum of their squares, for `clip_norm`.
 STATES = {"adamw": 2, "momentum": 1, "nesterov": 1, "sgd": 0, "add": 0, "square_sum": 0}
-# Filters next to each other whose states in 8 bits are parts of one largest magnitude; the last block may have fewer.
+# Neighbouring filters whose states in 8 bits are scaled by one largest magnitude; the last block may have fewer.
 BLOCK = 32
 
 
@@ -149,7 +149,7 @@ def rows_of(tensor: Tensor, ndim: int | None = None) -> Tensor:
 
 
 class Deferred(Protocol):
-    """The product that a weight's gradient is, with its operands at hand."""
+    """A weight gradient that is not computed yet: the product and its operands."""
 
     def gradient(self) -> Tensor:
         """The gradient."""
@@ -161,13 +161,13 @@ class Deferred(Protocol):
         """Make the gradient and update the weight by it."""
 
     def versions(self) -> tuple[int, ...]:
-        """Of the operands: how often each was changed in place."""
+        """How often each of the operands was changed in place."""
 
 
 class Slot(Protocol):
     """What takes the gradients of a weight over: for its optimizer, or to add them to what is there."""
 
-    takes_parts: bool  # of a weight that is sharded over ranks
+    takes_parts: bool  # whether it takes the gradient of a rank's part of a weight
 
     def enter_graph(self) -> None:
         """Count a graph that uses the weight."""
@@ -176,7 +176,7 @@ class Slot(Protocol):
         """Note that a layer in evaluation mode uses the weight."""
 
     def takes(self, accumulate: Any) -> bool | None:
-        """Whether the gradient that is about to be made is taken over; None where nobody wants it.
+        """Whether the gradient that is about to be made is taken over; None if nothing needs it.
 
         Args:
             accumulate: the graph's node that would add the gradient to `.grad`.
@@ -190,7 +190,7 @@ class Slot(Protocol):
 
 
 class PartSlot:
-    """The slot of a rank's part of a weight, or of a view of one: a tensor of one node of the graph behind the weight.
+    """The slot of a tensor that one node of the graph makes from a weight: a rank's part of it, or a view.
 
     Args:
         slot: of the weight.
@@ -210,7 +210,7 @@ class PartSlot:
         self._slot.enter_evaluation()
 
     def takes(self, accumulate: Any) -> bool | None:
-        """As the weight's slot, of the node that makes the part."""
+        """As the weight's slot; `accumulate` is the node that makes the part."""
         return self._slot.takes(accumulate.next_functions[0][0])
 
     def update_in_node(self) -> Update | None:
@@ -222,13 +222,13 @@ class PartSlot:
         self._slot.defer(product)
 
 
-# By the identity of the weight: itself where the slot is kept here, else None, and the slot. Empty where no such
-# optimizer is alive, which callers look at first: it takes no call.
+# By `id(weight)`: a reference to the weight if the slot is kept alive here, else None; and a function that returns the
+# slot. Callers first test whether the dictionary is empty, as it is without such an optimizer: that takes no call.
 slots: dict[int, tuple[weakref.ref[Tensor] | None, Callable[[], Any]]] = {}
 
 
 def register(weight: Tensor, slot: Slot, *, keep: bool = False) -> None:
-    """Let the backward of layers find a weight's slot for as long as both live; the last one that is registered.
+    """Let the backward of layers find a weight's slot for as long as both live; it replaces an earlier slot.
 
     Args:
         weight: a leaf.

@@ -23,12 +23,12 @@ from lc_triton.errors import (
     WeightShapeError,
 )
 
-# Of each dimension (block, count): the region of a position p is p // block % count. None where nothing is shared.
+# (block, count) of each dimension: the region of a position p is p // block % count. None where nothing is shared.
 Regions: TypeAlias = tuple[tuple[int, int], ...]
 
 DATA_FORMATS = ("channels_first", "channels_last")
 
-# Of one tensor: its bytes must be countable by 64 bits.
+# The most numbers of one tensor: 64 bits must count its bytes.
 MOST_NUMBERS = 2**59
 
 
@@ -129,7 +129,7 @@ class Geometry:
         regions: Regions = (),
         data_format: str = "channels_first",
     ) -> Geometry:
-        """The geometry a weight `(*out_spatial, *kernel, C // groups, F)` spells out for inputs of `in_spatial`.
+        """The geometry that a weight `(*out_spatial, *kernel, C // groups, F)` has for inputs of `in_spatial`.
 
         With `regions`, the weight has one entry for each region instead of each position.
         """
@@ -165,7 +165,7 @@ class Geometry:
         output_size: Ints | None = None,
         data_format: str = "channels_first",
     ) -> Geometry:
-        """As `make_transposed`, of a weight `(*in_spatial, *kernel, C // groups, F)`; F are the input's channels."""
+        """As `make_transposed`, from a weight `(*in_spatial, *kernel, C // groups, F)`; F are the input's channels."""
         shape, groups = _weight_shape(weight_shape, groups)
         ndim = spatial_dims(shape)
         _check_channels("y", shape[-1], in_channels, in_spatial, data_format)
@@ -203,8 +203,8 @@ class Geometry:
     ) -> Geometry:
         """The geometry of the layer that a transposed layer is the adjoint of, every argument checked.
 
-        Sizes and channels are the transposed layer's: its input is the geometry's output. Of the sizes that give so
-        many windows, `output_padding` (or `output_size` itself) chooses one.
+        Sizes and channels are the transposed layer's: its input is the geometry's output. Several output
+        sizes have the same number of windows; `output_padding`, or `output_size` itself, chooses one.
         """
         ndim = len(in_spatial)
         sizes = int_tuple("input_size", tuple(in_spatial), ndim)
@@ -285,7 +285,7 @@ class Geometry:
 
     @property
     def window(self) -> int:
-        """D = T * C // G, the numbers one filter looks at."""
+        """D = T * C // G, the numbers one filter reads."""
         return self.taps * (self.in_channels // self.groups)
 
     def check_weight(self, shape: Sequence[int]) -> None:
@@ -303,7 +303,7 @@ class Geometry:
             )
 
     def _counted_regions(self) -> Regions:
-        """`regions` with the number of regions in each dimension; () where each position is one."""
+        """`regions` with the number of regions in each dimension; () where each position is a region of its own."""
         found = []
         for (block, period), size in zip(self.regions, self.out_spatial if self.regions else (), strict=True):
             blocks = -(-size // block)
@@ -379,7 +379,7 @@ class Geometry:
 
 
 def spatial_dims(weight_shape: Sequence[int]) -> int:
-    """The number of spatial dimensions a weight's rank tells."""
+    """The number of spatial dimensions that a weight's rank implies."""
     rank = len(weight_shape)
     if rank not in (4, 6, 8):
         raise RankError(
@@ -391,7 +391,7 @@ def spatial_dims(weight_shape: Sequence[int]) -> int:
 
 
 def _weight_shape(weight_shape: Sequence[int], groups: object) -> tuple[tuple[int, ...], int]:
-    """The shape of a weight and the groups as integers, each checked by itself."""
+    """The shape of a weight and the groups, each checked to be an integer."""
     shape = tuple(weight_shape)
     spatial_dims(shape)
     number = check_int("groups", groups, 1)

@@ -23,7 +23,7 @@ class MemoryFormat(NamedTuple):
         return x.movedim(1, x.ndim - 1) if self.channels_first else x
 
     def layout(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Sizes and strides in this format of a contiguous tensor that has a shape in the internal one."""
+        """Sizes and strides, in this format, of a tensor that is contiguous with a shape in the internal one."""
         view = self.from_internal(torch.empty(shape, device="meta"))
         return tuple(view.shape), view.stride()
 

@@ -20,7 +20,7 @@ def extent_of(kernel: int, dilation: int) -> int:
 
 
 def check_padding(padding: object, ndim: int) -> str | Pairs:
-    """What `padding` shows wrong by itself is refused here; the result is a name or one pair a dimension."""
+    """`padding` as a name or one pair a dimension; refuses what no layer of `ndim` dimensions allows."""
     if isinstance(padding, str):
         check_name("padding", padding, PADDING_NAMES)
         if padding == "causal" and ndim != 1:
@@ -60,7 +60,7 @@ def padding_pairs(
 
 
 def for_convolution(pairs: Pairs) -> tuple[list[int], list[int]]:
-    """Padding as torch's convolutions know it, alike on both sides, and for other padding what `F.pad` takes before.
+    """The padding for torch's convolutions if it is symmetric, else no padding and the sides for an `F.pad` before.
 
     Example:
         >>> for_convolution(((1, 1), (2, 2))), for_convolution(((1, 0), (2, 2)))

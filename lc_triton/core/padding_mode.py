@@ -40,12 +40,12 @@ def modes_of(geometry: Geometry, mode: PaddingMode) -> tuple[str, ...]:
 
 
 def split_padding(geometry: Geometry, mode: PaddingMode) -> tuple[Geometry, tuple[PadStep, ...]]:
-    """The geometry behind a padding other than zeros, and the steps of that padding: one a mode, in any order.
+    """The geometry for an input that already has its padding other than zeros, and the steps of that padding.
 
-    Zeros stay in the geometry. What a padded site holds is decided by each dimension alone, so the steps commute.
+    Padding with zeros stays in the geometry. There is one step a mode; their order does not matter.
 
     Raises:
-        PaddingError: an input that is too small to be reflected, or to be repeated in a circle, so far.
+        PaddingError: an input that is too small for so much reflect or circular padding.
     """
     modes = modes_of(geometry, mode)
     _check_width(geometry, modes)
@@ -57,7 +57,7 @@ def split_padding(geometry: Geometry, mode: PaddingMode) -> tuple[Geometry, tupl
 
 
 def _check_width(geometry: Geometry, modes: tuple[str, ...]) -> None:
-    """Torch pads by reflection at most size - 1, in a circle at most size."""
+    """Refuse padding that torch does not do: above size - 1 for reflect, above size for circular."""
     for size, pair, mode in zip(geometry.in_spatial, geometry.padding, modes, strict=True):
         limit = {"reflect": size - 1, "circular": size}.get(mode)
         if limit is not None and max(pair) > limit:

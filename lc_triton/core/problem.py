@@ -26,7 +26,7 @@ class Problem:
     # How this problem is launched: (pass, batch, ...) -> tile, grid, ...; shared with `linear()`.
     launches: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
-    # Made eagerly: what torch 2.11 compiles cannot make a dataclass that has one of ours for a default.
+    # Made eagerly: code that torch 2.11 compiles cannot make a dataclass whose default is one of our dataclasses.
     _linear: Problem | None = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:

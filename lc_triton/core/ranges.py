@@ -72,8 +72,8 @@ def overlap(one: range, other: range) -> range:
 def slab(geometry: Geometry, rows: range) -> Geometry:
     """Some output rows of a layer as a layer of its own, for the input rows that they read.
 
-    What the rows see of the padding becomes padding of the slab. Where they see nothing else, the slab's input is made
-    of so many rows of zeros instead.
+    Padding that the rows read becomes padding of the slab. If they read nothing else, the slab has no such padding, and
+    as many rows of input, which are zeros.
     """
     first, last = _span(geometry, rows)
     read = rows_read(geometry, rows)
@@ -86,7 +86,7 @@ def slab(geometry: Geometry, rows: range) -> Geometry:
 
 
 def _span(geometry: Geometry, rows: range) -> tuple[int, int]:
-    """From the first to the last row of the padded input under some output rows, counted from the input's first."""
+    """Start and stop of the rows of the padded input under some output rows, counted from the input's first row."""
     step, low = geometry.stride[0], geometry.padding[0][0]
     return rows.start * step - low, (rows.stop - 1) * step - low + geometry.extent[0]
 

@@ -16,7 +16,7 @@ Share: TypeAlias = str | tuple[Any, ...] | None
 
 
 def check_share(value: object, ndim: int) -> Share:
-    """`share` as layers keep it: what shows wrong by itself is refused.
+    """`share` as layers keep it; refuses what no layer of `ndim` dimensions allows.
 
     Example:
         >>> check_share(4, 2), check_share(["tile", 2], 2), check_share("rows", 3)
@@ -76,7 +76,7 @@ def parse_share(value: object, ndim: int) -> Regions:
 
 
 def share_of(geometry: Geometry) -> Share:
-    """An argument `share` for the regions of a geometry; names are told as the block or period that they are.
+    """An argument `share` for the regions of a geometry; names become the block or period that they mean.
 
     Example:
         >>> geometry = Geometry.make((5, 6), 3, 4, 2, regions=parse_share("rows", 2))

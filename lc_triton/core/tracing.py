@@ -1,4 +1,4 @@
-"""What sees the operators of a call: compilers, tracers, exporters, dispatch modes, transforms and hooks."""
+"""Whether a call is observed: by a compiler, tracer, exporter, dispatch mode, transform or hook."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def is_tracing() -> bool:
     return _get_state() is not None
 
 
-# Names of this module: an attribute of an attribute takes a third of such a function's time.
+# Bound to names of this module: looking up nested attributes takes a third of such a function's time.
 _set_state: Any = torch._C._set_tracing_state  # type: ignore[attr-defined]
 _get_state = torch._C._get_tracing_state
 _in_pre_dispatch: Any = torch._C._dispatch_tls_is_dispatch_key_included
@@ -32,22 +32,22 @@ def has_dispatch_modes() -> bool:
     return _count_modes() > 0 or _in_pre_dispatch(_PRE_DISPATCH)
 
 
-# The compiler cannot look into it. It leaves frames alone that such a mode sees, so within a compiled one none does.
+# The compiler cannot trace this function. It compiles no frame under a dispatch mode: in a compiled one, there is none.
 has_dispatch_modes._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def in_transform() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work."""
+    """Whether a transform of torch.func or forward-mode differentiation is active."""
     return _has_transforms() or forward_ad._current_level >= 0
 
 
 def functionalizes() -> bool:
-    """Whether `torch.func.functionalize` is at work, which takes operators and no Function."""
+    """Whether `torch.func.functionalize` is active; it takes operators, but no autograd.Function."""
     return _FUNCTIONALIZE in _transforms()
 
 
 def only_functionalizes() -> bool:
-    """Whether that is the one transform."""
+    """Whether `torch.func.functionalize` is the only active transform."""
     return _transforms() == {_FUNCTIONALIZE}
 
 
@@ -79,9 +79,9 @@ def is_plain(*tensors: Tensor | None) -> bool:
 
 
 def is_unresolved(*tensors: Tensor | None) -> bool:
-    """Whether memory lacks the numbers of one: torch negates some views lazily, and gives some zeros no memory.
+    """Whether the memory of a tensor lacks its numbers: torch negates some views lazily, and some zeros have no memory.
 
-    The gradient of `torch.sgn`, which the second derivative of `abs` goes through, is of such zeros.
+    The gradient of `torch.sgn`, a part of the second derivative of `abs`, is such a tensor of zeros.
     """
     for tensor in tensors:  # noqa: SIM110  # any() over a generator takes twice as long
         if tensor is not None and (tensor.is_neg() or tensor._is_zerotensor()):
@@ -105,17 +105,17 @@ def has_saved_tensor_hooks() -> bool:
 
 
 def is_torchscript_onnx_export() -> bool:
-    """Whether it is ONNX's exporter by TorchScript, which knows no custom operator."""
+    """Whether ONNX's exporter by TorchScript is active; it knows no custom operator."""
     return is_tracing() and torch.onnx.is_in_onnx_export()
 
 
 def is_exporting() -> bool:
-    """Whether `torch.export` is at work; to torch 2.11's compiler `torch.compiler.is_exporting()` is always True."""
+    """Whether `torch.export` is active; for torch 2.11's compiler `torch.compiler.is_exporting()` is always True."""
     return torch.compiler._is_exporting_flag
 
 
 def has_outlived(tensor: Tensor) -> bool:
-    """Whether a tensor belongs to a vmap or to a tracer's fake tensors, and that has ended: it has no numbers."""
+    """Whether a tensor belongs to a vmap or a tracer that has ended: such a tensor has no numbers."""
     if torch.compiler.is_compiling():
         return False
     functorch: Any = torch._C._functorch
@@ -126,7 +126,7 @@ def has_outlived(tensor: Tensor) -> bool:
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:
-    """A tensor's shape in plain integers: a tracer's are tensors, and a comparison of those is a warning."""
+    """A tensor's shape in plain integers: a tracer's sizes are tensors, and comparing those causes a warning."""
     state = _get_state()
     if state is None:
         return tensor.shape

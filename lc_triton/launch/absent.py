@@ -30,7 +30,7 @@ class AbsentGPU:
     Args:
         arch: the compute capability (80, 90, 100, ...), or AMD's name ("gfx942").
         keep: whether launches are recorded.
-        fresh: whether nothing that was compiled for it before in this process is found again without Triton's cache.
+        fresh: whether the JIT compiles anew what this process compiled for it before; Triton's cache on disk is used.
     """
 
     def __init__(self, arch: int | str, *, keep: bool = True, fresh: bool = False) -> None:
@@ -51,19 +51,19 @@ class AbsentGPU:
         return 0
 
     def get_current_target(self) -> GPUTarget:
-        """What to compile for."""
+        """The target to compile for."""
         return self.target
 
     def get_device_properties(self, device: str) -> dict[str, int]:
-        """Only what Triton checks before a launch."""
+        """The one property that Triton checks before a launch."""
         return {"max_shared_mem": 232_448}
 
     def load_binary(self, name: str, binary: bytes, shared: int, device: str) -> tuple[bytes, bytes, int, int, int]:
-        """Module, function, registers, spills and most threads; the binary itself is module and function."""
+        """Module, function, registers, spills and the largest number of threads; module and function are the binary."""
         return binary, binary, 0, 0, 1024
 
     def launcher_cls(self, source: Any, metadata: Any) -> Any:
-        """What launches one kernel, on the absent GPU that is active by then: Triton keeps it."""
+        """The launcher of one kernel, for the absent GPU that is active at the launch: Triton keeps the launcher."""
         self.on_launcher(source, metadata)
         return lambda *args: driver.active.launch(*args)
 

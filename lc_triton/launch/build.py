@@ -98,7 +98,7 @@ def call_args(
     update: WeightUpdate = STORED,
     state_dtype: torch.dtype | None = None,
 ) -> list[Any]:
-    """All arguments of the kernel of one pass, as of a launch on dense tensors; the tensors have no memory.
+    """All arguments of the kernel of one pass, as for a launch on dense tensors; the tensors have no memory.
 
     A weight gradient that updates the weight takes dz, and makes no bias gradient. With a split loop its second pass
     updates.

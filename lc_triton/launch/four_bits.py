@@ -23,7 +23,7 @@ MAX_PRODUCTS = 2048
 # Up to so many samples, or half as many beside whole blocks of a product, `kernels/four_bits_vector.py` is faster than
 # tensor cores (simulated: benchmarks/dev/four_bits.py).
 MAX_VECTOR_BATCH, MIN_DOT_COLUMNS = 4, 32
-# Filters of a word, and what lies side by side in that kernel: words of an entry, entries, lanes of a warp.
+# Filters in a word; in that kernel, the most words of an entry and the most entries side by side; lanes of a warp.
 OF_A_WORD, MAX_WORDS, MAX_ROWS, LANES = 8, 8, 4, 32
 
 KERNELS = {"forward": four_bits_forward_kernel, "input_grad": four_bits_input_grad_kernel}
@@ -31,7 +31,7 @@ VECTOR_KERNELS = {"forward": four_bits_vector_forward_kernel, "input_grad": four
 
 
 class VectorTile(NamedTuple):
-    """What a program of `kernels/four_bits_vector.py` has side by side, and how many columns it owns."""
+    """The tile of a program of `kernels/four_bits_vector.py`: sizes of blocks, and rows and words side by side."""
 
     block_b: int
     block_k: int

@@ -1,4 +1,4 @@
-"""The parts of Triton's launcher that a C compiler makes at the first launch, made without a GPU."""
+"""The C modules that Triton compiles at the first launch, compiled ahead without a GPU."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class HostModules:
         )
 
     def build(self) -> bool:
-        """Compile what is not there into Triton's cache; whether all of it is there.
+        """Compile the modules that Triton's cache lacks; whether it then has all.
 
         It is linked against `libcuda.so.1`, which comes with a GPU: an empty library of that name stands in for it, and
         the real one takes its place when a module is loaded. Where there is no C compiler, or a Triton that builds its
@@ -55,8 +55,8 @@ class HostModules:
 def _build(name: str, source: str, scratch: Path) -> None:
     """Compile a module, unless Triton's cache has it.
 
-    The module's key has a word that Python learns from the program `file`, or not where there is none: the module is
-    kept under both keys.
+    Its key in the cache contains what `platform.architecture` says of linkage: "ELF", or "" where the program `file`
+    is not installed. The module is kept under both keys.
     """
     from triton.backends.nvidia import driver
     from triton.runtime import build

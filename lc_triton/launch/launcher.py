@@ -18,7 +18,7 @@ from lc_triton.tiles.config import TileConfig
 # On AMD's GPUs Triton also specialises for memory that offsets of 32 bits reach.
 BY_SIZE = torch.version.hip is not None
 
-# Kernels whose PTX was scanned and bears no mark, by the hash that Triton knows them by.
+# Hashes (Triton's) of kernels whose PTX was scanned and has no mark.
 _sound: set[str] = set()
 
 
@@ -85,7 +85,7 @@ class Launch:
             with torch.cuda.device(self._device):
                 return self(*tensors)
         enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
-        if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):  # a profiler's
+        if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):  # hooks of a profiler
             self._compiled[self._grid, 1, 1](*tensors, *self._constants)
             return
         stream = self._driver.get_current_stream(device)
@@ -95,7 +95,7 @@ class Launch:
 
 
 def reads_memory_alone(bound: object) -> bool:
-    """Whether a bound pass is one launch, to which the shapes and strides of its tensors are nothing."""
+    """Whether a bound pass is one launch, which ignores the shapes and strides of its tensors."""
     return isinstance(bound, Launch)
 
 

@@ -145,7 +145,7 @@ PLAIN = Epilogue("none", "linear", 0.0, False)
 
 @lru_cache(maxsize=4096)
 def shape_of(geometry: Geometry, wide: bool, *, pad_channels: bool = False) -> Shape:
-    """The kernels' view of a geometry; `wide` is what the tensors need, and a layer may by itself."""
+    """The kernels' view of a geometry; `wide`: whether the tensors need 64 bits; many sites or positions do too."""
     geo = geometry.as_4d()
     if geo.window * geo.out_channels >= _INT32:
         raise ArgumentValueError(

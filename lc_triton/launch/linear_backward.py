@@ -21,11 +21,12 @@ from lc_triton.launch.update import Pointers, arguments_of, bind_weight_update, 
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.key import bucket
 
-# The largest batches whose samples are one block: of products by `tl.dot` by the bytes of a number of x, so that their
-# registers suffice, and of others.
+# The largest batches that fit into one block. With `tl.dot`, registers limit them, by the bytes of a number of x;
+# without, there is one limit.
 MOST_SAMPLES, MOST_SAMPLES_WITHOUT_DOT = {2: 64, 4: 32, 8: 32}, 128
-# Channels of a program, at most: fewer than the 64 rows of a warp group's product. Filters of a block, of products by
-# tensor cores, and their bytes, as many numbers as x has in them, of others; such bytes of weights for each warp.
+# The most channels of a program: fewer than the 64 rows of a warp group's product. The most filters of a block for
+# tensor cores; for `tl.dot` without them, the most bytes of these in x's dtype. Bytes of weights, in x's dtype, of a
+# warp.
 CHANNELS, FILTERS, FILTER_BYTES, WARP_BYTES = 32, 64, 128, 512
 
 # (x, g, dx, weight, pointers) -> nothing; the pointers are those of an update.
@@ -43,7 +44,7 @@ class LinearShape(NamedTuple):
 
 
 def reads_weight_once(x: Tensor, problem: Problem) -> bool:
-    """Whether `input_grad_and_update` takes a layer and its input: windows of one site, and few samples."""
+    """Whether `input_grad_and_update` supports a layer and its input: windows of one site, and few samples."""
     geo = problem.geometry
     is_linear = geo.taps == 1 and geo.groups == 1 and not geo.regions and geo.in_spatial == geo.out_spatial
     if not is_linear or any(map(any, geo.padding)) or geo.window * geo.out_channels >= 2**31:
@@ -111,7 +112,7 @@ def _is_product(batch: int, problem: Problem) -> bool:
 def _bind_two(
     x: Tensor, g: Tensor, weight: Tensor, pointers: Pointers, kind: WeightUpdate, problem: Problem
 ) -> BoundLinear:
-    """The same by the kernels of the two passes."""
+    """The same by two launches, the kernels of the two passes."""
     dx = torch.empty(x.shape, dtype=x.dtype, device="meta")
     input_grad = bind_input_grad(g, weight, None, dx, problem)
     update = bind_weight_update(x, g, weight, pointers, kind, problem)

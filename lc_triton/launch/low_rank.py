@@ -17,12 +17,12 @@ from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.key import bucket
 
 # A program holds a block of every filter of the basis in registers. Below so many samples, the mixture costs more than
-# the products that it saves; below so many filters or entries of a window, a product would be mostly padding; and to
-# few positions, the basis is no smaller than their weights.
+# the products that it saves; below so many filters or entries of a window, a product would be mostly padding; with few
+# positions, the basis is not much smaller than their weights.
 MAX_RANK, MIN_BATCH, MIN_SIDE, MIN_POSITIONS = 8, 32, 16, 128
 # Positions of a program at most: their sums are in registers too.
 MAX_POSITIONS = 3
-# Of an H100; other GPUs have some 108 to 148.
+# Multiprocessors of an H100; other GPUs have some 108 to 148.
 MULTIPROCESSORS = 132
 
 
@@ -39,7 +39,7 @@ class MixtureTile(NamedTuple):
 
 
 def pays(geometry: Geometry, batch: int, rank: int) -> bool:
-    """Whether the kernel is the cheaper way, by simulated times (docs/dev/gpu-experiments.md)."""
+    """Whether the kernel is worth using, by simulated times (docs/dev/gpu-experiments.md)."""
     columns = geometry.out_channels // geometry.groups
     large = min(columns, geometry.window) >= MIN_SIDE and geometry.positions >= MIN_POSITIONS
     return large and batch >= MIN_BATCH and rank <= MAX_RANK
@@ -83,8 +83,8 @@ def low_rank_forward(
 def tile_of(geo: Geometry, batch: int, rank: int, dtype: torch.dtype, precision: str) -> tuple[TileConfig, int]:
     """The tile of one position, by a rule of sizes, and how many positions a program owns.
 
-    The kernel waits for L2, so the busiest multiprocessor shall read least: of each of its programs, a block of every
-    filter of the basis, and the windows of each position.
+    The kernel waits for L2, so the positions are those with which the busiest multiprocessor reads least: for each of
+    its programs, a block of every filter of the basis, and the windows of each position.
     """
     columns = geo.out_channels // geo.groups
     vector = dtype.itemsize == 8 or (dtype.itemsize == 4 and precision == "ieee")

@@ -32,7 +32,7 @@ from lc_triton.launch.plan import KERNELS, BoundPass, LaunchPlan, plan_for, with
 from lc_triton.tiles.config import Pass, TileConfig
 from lc_triton.tiles.footprint import padded_channels
 
-# Numbers that a program of the second pass adds up, or one that pads channels copies; and its warps.
+# Numbers of a program of the second pass, or of one that pads channels; and the warps of such programs.
 COMBINED = 1024
 ELEMENTWISE = TileConfig(dot=False)
 # Pairs of a sample and a position that 32 bits count, those of a block that reaches past the end too.
@@ -131,7 +131,7 @@ def _bind_gather(
 ) -> BoundPass:
     """A pass that reads the weights, with the tile of a plan.
 
-    One launch; with padded channels another one before, where the k-loop is split another one behind.
+    One launch, preceded by another one if channels are padded, and followed by another one if the k-loop is split.
     """
     config, batch, device = plan.config, x.shape[0], x.device
     kernel = KERNELS[pass_name]

@@ -28,7 +28,7 @@ from lc_triton.tiles.limits import fits_regions, pads_channels
 from lc_triton.tiles.task import Task
 
 KERNELS = {"forward": forward_kernel, "input_grad": input_grad_kernel, "weight_grad": weight_grad_kernel}
-# Tiles that are tried in place of one that Triton compiles wrongly.
+# The most tiles that are tried in place of one that Triton compiles wrongly.
 MOST_TRIED = 16
 # Samples from which float32 weights beside inputs of 16 bits are rounded once instead of by every program that reads
 # them: where the input gradient reads the copy as well, and where it does not; and the fewest weights.

@@ -24,10 +24,10 @@ from lc_triton.tiles.chooser import chooser
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.key import bucket
 
-# A thread loads 16 bytes of each block, or two numbers where rows do not begin at multiples of that; the threads of a
-# program at most, and those of a warp.
+# Bytes that a thread loads of each block; the fewest numbers, where rows do not begin at multiples of these bytes; the
+# most threads of a program; threads of a warp.
 VECTOR, LEAST, THREADS, WARP = 16, 2, 128, 32
-# Numbers of a thread in a block of filters, beside which a kernel holds numbers of each filter.
+# The most numbers of a thread in a block of filters: the kernel holds other numbers of each filter beside them.
 MOST = 4
 # Bytes that programs read between a position and its neighbour in the slowest dimension: L2 holds a few times as much.
 REUSED = 1 << 22
@@ -37,7 +37,7 @@ PROGRAMS = 512
 ROWS, COLUMNS = {1: 1, 2: 4, 3: 2}, 8
 # Rows and columns of a program of the cosines, whose sums are in registers.
 PAIRED = {1: (1, 4), 2: (2, 2), 3: (1, 2)}
-# Of its loop, whose loads are asynchronous.
+# Stages of the loop of that program, whose loads are asynchronous.
 STAGES = 3
 # Positions of a chunk, of which the mean is taken, and how many are loaded at a time.
 CHUNK, LOADED = 64, 8
@@ -60,17 +60,17 @@ class WeightShape(NamedTuple):
 
     @property
     def positions(self) -> int:
-        """How many there are."""
+        """The number of positions."""
         return self.grid[0] * self.grid[1] * self.grid[2]
 
     @property
     def numbers(self) -> int:
-        """Those of a position."""
+        """Numbers of a position's filters."""
         return self.entries * self.filters
 
     @property
     def dimensions(self) -> int:
-        """Without leading ones of 1."""
+        """The number of dimensions without leading ones of size 1."""
         return 3 if self.grid[0] > 1 else 2 if self.grid[1] > 1 else 1
 
 
@@ -86,7 +86,7 @@ class PenaltyTile(NamedTuple):
 
 
 class Block(NamedTuple):
-    """What a program holds of a position: entries of filters, or of one row all numbers; how many blocks there are."""
+    """The block of a position's weights that a program holds, and how many blocks a position has, down and across."""
 
     entries: int
     filters: int
@@ -96,14 +96,14 @@ class Block(NamedTuple):
 
     @classmethod
     def of(cls, w: Tensor, rows: int, row: int, longest: int, most: int) -> Block:
-        """A block of a position's rows of so many numbers.
+        """The block for a position's weights as rows of numbers.
 
         Args:
             w: the weight.
-            rows: of a position.
-            row: numbers of one.
-            longest: threads of a row of the block, at most.
-            most: numbers of a thread.
+            rows: how many rows a position has.
+            row: numbers of a row.
+            longest: the most threads of a row of the block.
+            most: the most numbers of a thread.
         """
         vector = min(VECTOR // w.itemsize, most)
         of_thread = max(min(LEAST, vector), math.gcd(row, vector))
@@ -113,7 +113,7 @@ class Block(NamedTuple):
 
     @classmethod
     def of_numbers(cls, w: Tensor, shape: WeightShape) -> Block:
-        """The block of a kernel to which filters do not matter."""
+        """The block of a kernel that takes all numbers of a position as one row."""
         return cls.of(w, 1, shape.numbers, THREADS, VECTOR)
 
     @classmethod
@@ -122,7 +122,7 @@ class Block(NamedTuple):
         return cls.of(w, shape.entries, shape.filters, WARP // 4, MOST)
 
     def config(self, rows: int, cols: int, stages: int = 1) -> TileConfig:
-        """The tile of so many positions, whose loads are so many steps of a loop ahead, less one."""
+        """The tile of `rows` x `cols` positions, whose loop loads `stages - 1` steps ahead."""
         block = self.filters, 1, self.entries
         return TileConfig(rows, cols, *block, dot=False, num_warps=self.warps, num_stages=stages)
 
@@ -136,7 +136,7 @@ class Tiling(NamedTuple):
 
     @classmethod
     def of(cls, shape: WeightShape, config: TileConfig, count: int, size: int) -> Tiling:
-        """So many blocks take turns that `REUSED` holds.
+        """The tiling in which as many blocks take turns as `REUSED` bytes allow.
 
         Args:
             shape: the weight.

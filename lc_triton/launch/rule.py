@@ -10,7 +10,7 @@ from lc_triton.tiles.limits import MAX_BATCH_WITHOUT_DOT
 
 # Below so many filters or entries of a window, a product would be mostly padding for `tl.dot`.
 MIN_DOT_COLUMNS, MIN_DOT_DEPTH = 8, 16
-# The largest side of a product; how deep it may be without tensor cores, where it is unrolled, and how wide.
+# The largest side of a product; without tensor cores, where it is unrolled, its largest depth and its largest side.
 MAX_SIDE, MAX_VECTOR_DEPTH, MAX_VECTOR_SIDE = 64, 16, 32
 # Products that a program without `tl.dot` holds at once, and those of one warp of any program.
 MAX_PRODUCTS, PRODUCTS_OF_A_WARP = 2048, 512

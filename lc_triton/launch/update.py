@@ -28,12 +28,12 @@ from lc_triton.tiles.key import bucket
 from lc_triton.tiles.limits import has_whole_blocks
 from lc_triton.tiles.task import Task
 
-# Hyperparameters that are kept on a device: all weights of a group have the same ones in a step.
+# The most sets of hyperparameters that are kept on devices: in a step, all weights of a group use the same set.
 MOST_KEPT = 64
 
 NO_PENALTY = Penalty()
 
-# Of a task, where it is not the weight's.
+# The states' dtype as a task names it; other states follow from the weight's dtype.
 STATE_DTYPES = {torch.bfloat16: "bfloat16", torch.int8: "int8"}
 
 _log = logging.getLogger("lc_triton.dispatch")
@@ -134,9 +134,9 @@ def bind_weight_update(
 def weight_grad_square_sum(
     x: Tensor, g: Tensor, weight: Tensor, penalty: Penalty | None, problem: Problem, config: TileConfig | None = None
 ) -> Tensor:
-    """The sum of the squares of the gradient of a weight, that of (x, g) and a penalty's: a float64 scalar.
+    """The sum of squares of a weight's gradient, that of (x, g) plus a penalty's: a float64 scalar.
 
-    Each program stores one number a block of the gradient, which lies nowhere as a whole.
+    Each program stores one number for each block of the gradient; the gradient itself is not stored.
     """
     factors = _on_device((1.0, *(() if penalty is None else penalty.scalars)), weight)
     return bind_square_sum(x, g, weight, factors, problem, config)(x, g, weight, factors)
@@ -266,7 +266,7 @@ def _bind(
 
 
 def numbers_of(kind: WeightUpdate, numel: int) -> int:
-    """How many numbers the second pass counts: the weights, with rows that it fills up to whole blocks."""
+    """How many numbers the second pass goes over: the weights, each row of filters padded to whole blocks."""
     if not kind.block:
         return numel
     return numel // kind.filters * -(-kind.filters // kind.block) * kind.block

@@ -215,18 +215,18 @@ def keep_for_backward(ctx: Any, inputs: tuple[Any, ...], saved: Tensor | None) -
 
 
 def _sum(*parts: Tensor | None) -> Any:
-    """The sum of what is there."""
+    """The sum of the parts that are not None; None without any."""
     given = [part for part in parts if part is not None]
     return sum(given[1:], given[0]) if given else None
 
 
 def _differentiable() -> Any:
-    """Where a jvp must work: torch turns forward-mode off around it, and an outer level would lose its tangents."""
+    """A context for a jvp: torch turns forward mode off around it, and an outer level would lose its tangents."""
     return forward_ad._set_fwd_grad_enabled(True)
 
 
 def _primals(ctx: Any) -> Any:
-    """The saved tensors without their tangents of this level, which are what a jvp computes."""
+    """The saved tensors without their tangents at this level: a jvp gets those as arguments."""
     return [t if t is None else forward_ad.unpack_dual(t).primal for t in ctx.saved_tensors]
 
 
@@ -277,7 +277,7 @@ def _side_by_side(
 
 def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     """`function.apply`, without its look-up of the signature of forward: a third of a small layer's time."""
-    if torch.compiler.is_compiling():  # which then runs this part of the program as it is
+    if torch.compiler.is_compiling():  # a graph break: this part of the program runs uncompiled
         raise RuntimeError("torch.compile cannot look into a function that has a tangent of its own")
     if torch._C._are_functorch_transforms_active():
         return vmap.apply_rule(function, _apply, args) if vmap.is_innermost() else function.apply(*args)
@@ -290,8 +290,8 @@ def dispatch_path(*tensors: Tensor | None) -> str:
 
     - "direct": by its implementation; without a graph `Function.apply` would cost host time for nothing.
     - "autograd": by its autograd.Function.
-    - "transform": likewise, under torch.func or forward-mode differentiation. An operator would lose a tangent without
-      an error.
+    - "transform": by its autograd.Function, under torch.func or forward-mode differentiation. An operator would lose a
+      tangent without an error.
     - "operator": by the custom operator, for compilers, tracers, exporters, dispatch modes and tensor subclasses.
     """
     if in_transform():
@@ -309,7 +309,7 @@ def dispatch_path(*tensors: Tensor | None) -> str:
 
 
 def _recorded() -> Any:
-    """The module whose passes are recorded: operators, or decompositions for what knows no custom ones."""
+    """The module whose passes are recorded: operators, or decompositions where custom operators are unknown."""
     if is_torchscript_onnx_export() or (in_transform() and functionalizes() and not only_functionalizes()):
         return decompositions
     return operators

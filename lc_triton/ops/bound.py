@@ -56,7 +56,7 @@ class NodeArguments(NamedTuple):
 def bind_forward(
     node: NodeArguments, x: Tensor, weight: Tensor, bias: Tensor | None, *, store_z: bool = False
 ) -> BoundForward:
-    """The forward of a layer: y in the output format, no view, and the pre-activation if it is to be stored."""
+    """The forward of a layer: y in the output format, not a view, and the pre-activation if it is to be stored."""
     problem, to_internal, geo = node.problem, node.input_format.to_internal, node.problem.geometry
     internal = to_internal(x)
     shape = len(internal), *((*geo.in_spatial, geo.in_channels) if node.transposed else geo.bias_shape)
@@ -69,7 +69,7 @@ def bind_forward(
         return _bind_passes(_cpu if on_cpu else dispatch, node, size, stride, store_z)
     from lc_triton import launch
 
-    if is_unresolved(x, weight, bias):  # which no kernel sees
+    if is_unresolved(x, weight, bias):  # kernels read memory, which lacks the numbers
         stored = [None if t is None else dispatch.as_stored(t) for t in (x, weight, bias)]
         call_stored = bind_forward(node, *stored, store_z=store_z)  # type: ignore[arg-type]
         return lambda *tensors: call_stored(*[None if t is None else dispatch.as_stored(t) for t in tensors])  # type: ignore[arg-type]
@@ -111,14 +111,14 @@ def operand_of(weight: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def operand_like(weight: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """What stands for `operand_of` where a call is bound: without memory, if it is a copy."""
+    """`operand_of` for binding a call: where it makes a copy, a tensor without memory."""
     return weight if dtype is None else torch.empty(weight.shape, dtype=dtype, device="meta")
 
 
 def _bind_passes(
     passes: Any, node: NodeArguments, size: tuple[int, ...], stride: tuple[int, ...], store_z: bool
 ) -> BoundForward:
-    """The forward of a layer by the pure-torch passes, of `dispatch` where tensors may have to be stored first."""
+    """The forward of a layer by the passes of a module: `_cpu`, or `dispatch`, whose passes take any tensors."""
     problem, to_internal = node.problem, node.input_format.to_internal
 
     def call_passes(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -134,7 +134,7 @@ def _bind_passes(
 def _bind_product(
     product: Callable[[Tensor, Tensor], Tensor], problem: Problem, size: tuple[int, ...], stride: tuple[int, ...]
 ) -> BoundForward:
-    """The forward of a layer that is one product of matrices, without the passes' choices."""
+    """The forward of a layer that is one product of matrices: it skips the choices that the passes make."""
     act, filters = problem.activation, (problem.geometry.out_channels,)
 
     def call_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -252,7 +252,7 @@ def _bind_backward(
     bias_shape: torch.Size | None,
     needed: tuple[bool, bool, bool],
 ) -> tuple[BoundBackward, bool]:
-    """The gradients of a forward, and whether they are to be given views in the internal format."""
+    """The gradients of a forward, and whether they take x and grad as views in the internal format."""
     from lc_triton import launch
 
     problem, linear, geo, act = node.problem, node.problem.linear(), node.problem.geometry, node.problem.activation
@@ -335,7 +335,7 @@ def _bind_backward_of_transpose(
 
 
 def bias_grad(dz: Tensor, dtype: torch.dtype, shape: torch.Size) -> Tensor:
-    """The bias gradient of the gradient of all that it was added to."""
+    """The bias gradient from dz, the gradient of the sums that the bias was added to."""
     return for_bias(dz.sum(0, dtype=torch.promote_types(dtype, torch.float32)).to(dtype), shape)
 
 

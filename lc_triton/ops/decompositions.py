@@ -99,7 +99,7 @@ def product_dtype(x: Tensor, weight_dtype: torch.dtype) -> torch.dtype:
     return compute_dtype(x.dtype) if x.device.type == "cpu" else weight_dtype
 
 
-# The same with the schemas of the operators.
+# The same functions with the schemas of the operators.
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, *layer: Any) -> tuple[Tensor, Tensor]:
@@ -138,7 +138,7 @@ def _patches(x: Tensor, geo: Geometry) -> Tensor:
 
 
 def _laid_over(given: Tensor, geo: Geometry) -> Tensor:
-    """What each position gives to its window, `(P * G, B, D)`, summed where windows overlap: `(B, *in_spatial, C)`."""
+    """What each position adds to its window, `(P * G, B, D)`, summed where windows overlap: `(B, *in_spatial, C)`."""
     n = geo.ndim
     x = given.unflatten(-1, (*geo.kernel, -1)).unflatten(0, (*geo.out_spatial, geo.groups))
     x = x.permute(n + 1, *(i for d in range(n) for i in (n + 2 + d, d)), n, 2 * n + 2)
@@ -188,9 +188,9 @@ def _by_region(matrices: Tensor, geo: Geometry) -> Tensor:
         return matrices
     n = geo.ndim
     x: Tensor = matrices.unflatten(0, (*geo.out_spatial, geo.groups))
-    for d, ((block, count), own) in enumerate(zip(geo.regions, geo.region_sizes, strict=True)):
-        x = _pad_behind(x, 3 * d, count * own - geo.out_spatial[d])
-        x = x.unflatten(3 * d, (own // block, count, block))  # p = (turn * count + region) * block + place
+    for d, ((block, count), size) in enumerate(zip(geo.regions, geo.region_sizes, strict=True)):
+        x = _pad_behind(x, 3 * d, count * size - geo.out_spatial[d])
+        x = x.unflatten(3 * d, (size // block, count, block))  # p = (turn * count + region) * block + place
     # (turn, region, place) of each dimension, then G, B and N.
     inner = [i for d in range(n) for i in (3 * d, 3 * d + 2)]
     x = x.permute(*(3 * d + 1 for d in range(n)), 3 * n, *inner, 3 * n + 1, 3 * n + 2)
@@ -203,7 +203,7 @@ def _by_position(matrices: Tensor, geo: Geometry, batch: int) -> Tensor:
         return matrices
     n = geo.ndim
     inner = [
-        size for (block, _), own in zip(geo.regions, geo.region_sizes, strict=True) for size in (own // block, block)
+        part for (block, _), size in zip(geo.regions, geo.region_sizes, strict=True) for part in (size // block, block)
     ]
     x: Tensor = matrices.unflatten(0, (*geo.region_counts, geo.groups)).unflatten(n + 1, (*inner, batch))
     order = [i for d in range(n) for i in (n + 1 + 2 * d, d, n + 2 + 2 * d)]

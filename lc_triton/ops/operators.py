@@ -56,9 +56,9 @@ def regions_to_arg(problem: Problem) -> list[int]:
 
 
 def problem_from_args(layer: Sequence[Any], more: int = 0) -> tuple[Any, ...]:
-    """The inverse of both, for the arguments behind the tensors, `more` of which describe no problem: these come next.
+    """The problem that the arguments after the tensors describe, and the `more` arguments that describe no problem.
 
-    The problem is the same object for the same arguments. Torch leaves out a last argument that has its default.
+    The same arguments give the same object. Torch leaves out a last argument that has its default.
     """
     described, rest = layer[:_LAYER_ARGS], layer[_LAYER_ARGS:]
     regions = rest[more] if len(rest) > more else ()
@@ -210,7 +210,7 @@ FLOPS: dict[str, Callable[..., int]] = {
 
 
 def _tell_torch() -> None:
-    """Teach those parts of torch the operators that a program has imported."""
+    """Register the operators with the FLOP counter and DTensor, if the program has imported them."""
     if not torch.compiler.is_compiling():
         _tell_counters()
         if "torch.distributed.tensor" in sys.modules and not _registered:
@@ -224,7 +224,7 @@ _registered: list[bool] = []
 
 
 def _tell_counters() -> None:
-    """Teach torch's FLOP counter the operators, where a program has one: to import it would import triton."""
+    """Register the operators with torch's FLOP counter, if it is imported: importing it would import triton."""
     counters: Any = sys.modules.get("torch.utils.flop_counter")
     if counters is None:
         return
@@ -232,6 +232,6 @@ def _tell_counters() -> None:
         operator = getattr(torch.ops.lc_triton, name)
         if operator not in counters.flop_registry:
             counters.register_flop_formula(operator)(formula)
-        for mode in _get_current_dispatch_mode_stack():  # one that runs has a copy of what was known when it began
+        for mode in _get_current_dispatch_mode_stack():  # a running counter has an older copy of the registry
             if isinstance(mode, counters._FlopCounterMode):
                 mode.counter.flop_registry.setdefault(operator, counters.flop_registry[operator])

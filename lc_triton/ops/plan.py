@@ -146,7 +146,7 @@ def _problem(
 
 
 def _pad(x: Tensor, plan: Plan) -> Tensor:
-    """Reflect, replicate and circular padding by torch's own function, which wants channels first."""
+    """Reflect, replicate and circular padding by `F.pad`, which takes channels first."""
     last = x.ndim - 1
     x = x.movedim(last, 1)
     for mode, sides in plan.pad:

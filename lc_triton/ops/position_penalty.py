@@ -23,11 +23,11 @@ from lc_triton.ops.dispatch import as_stored
 KINDS = ("neighbours", "mean", "smooth")
 REDUCTIONS = ("mean", "sum")
 
-# Numbers of a block: calls of torch take a tenth of its time, and what they read and write stays in the last cache.
+# Numbers of a block: the overhead of torch's calls is a tenth of its time, and its data stays in the last-level cache.
 BLOCK = 1 << 18
-# Blocks of a CPU in one of another device, where each call is a launch.
+# How many times larger blocks are on other devices, where each call is a launch.
 LAUNCHED = 16
-# Of a position, for the kernels.
+# Positions with fewer numbers may be given to the kernels.
 MOST_NUMBERS = 2**30
 
 Filters: TypeAlias = "tuple[Any, slice, slice]"
@@ -61,7 +61,7 @@ class Penalty:
     is_sheet: bool = False
 
     def pairs(self) -> list[list[Pair]]:
-        """For each direction its pairs."""
+        """The pairs of each direction."""
         found = []
         for dim, size in enumerate(self.grid):
             axis = dim - len(self.grid) + 2
@@ -202,11 +202,11 @@ class Block(NamedTuple):
         return tensor[self.first : self.stop, ..., self.taps, :, :]
 
     def sides(self, read: Tensor, pair: Pair) -> tuple[Tensor, Tensor]:
-        """The two of each pair whose second lies in the block, of what it reads."""
+        """The first and the second of all pairs whose second lies in the block, as views of what it reads."""
         return _sides(read if pair.dim == 0 else read[self.start - self.first :], pair)
 
     def rows(self, of_pairs: Tensor, pair: Pair) -> Tensor:
-        """The same pairs of a tensor that has an entry for each pair."""
+        """The entries of these pairs in a tensor that has one for each pair."""
         return of_pairs[self.first : self.stop - 1] if pair.dim == 0 else of_pairs[self.start : self.stop]
 
 
@@ -222,9 +222,9 @@ def _blocks(w: Tensor) -> Iterator[Block]:
 
 
 def _summed(w: Tensor, gradient: Tensor) -> Iterator[tuple[Block, Tensor, Tensor]]:
-    """Each block, what it reads of w, and its sums for a gradient, which go on from those of the row before.
+    """Each block, what it reads of w, and its part of the gradient, whose first row has the sums of the block before.
 
-    Numbers of 16 bits are computed in float32, the sums of the last row too, which the next block completes.
+    For numbers of 16 bits both are in float32: the last row too, which the next block completes.
     """
     dtype = wide(w.dtype)
     last = w.new_empty(0, dtype=dtype)
@@ -264,7 +264,7 @@ def _cosines(w: Tensor, kind: Penalty) -> tuple[Tensor, Sequence[Tensor]]:
 
 
 def _cosine_gradient(w: Tensor, kept: Sequence[Tensor], g: Tensor, kind: Penalty) -> Tensor:
-    """Each filter times a number, less its neighbours times numbers: `d cos / d a = (b / |b| - cos a / |a|) / |a|`."""
+    """Multiples of each filter minus multiples of its neighbours: `d cos / d a = (b / |b| - cos a / |a|) / |a|`."""
     inverse, *cosines = kept
     own, of_pairs = torch.zeros_like(inverse), []
     for (pair, scale), cosine in zip(kind.weighted(w), cosines, strict=True):

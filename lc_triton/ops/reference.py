@@ -77,7 +77,7 @@ def unshared(weight: Tensor, geometry: Geometry) -> Tensor:
 def transpose(
     y: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: Activation = LINEAR
 ) -> Tensor:
-    """x of a transposed locally connected layer, tap by tap: what `forward` reads from a site, this gives to it.
+    """x of a transposed locally connected layer, tap by tap: what `forward` reads from a site, this adds to it.
 
     Args:
         y: input, `(B, *out_spatial, F)` of the geometry.

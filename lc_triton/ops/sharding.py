@@ -31,11 +31,11 @@ BATCH, ROWS, WHOLE = "batch", "rows", "whole"
 def register(problem_from_args: Callable[[Sequence[Any], int], tuple[Any, ...]]) -> None:
     """Give DTensor the rules of the three operators.
 
-    DTensor's public `register_sharding` cannot say them: a rank's rows are a layer of another geometry, and so another
-    call. torch's own convolution is handled in the same place.
+    DTensor's public `register_sharding` cannot express them: a rank's rows are a layer of another geometry, and so
+    another call. torch's own convolution is handled in the same place.
 
     Args:
-        problem_from_args: the problem that the arguments behind an operator's tensors spell out, and so many others.
+        problem_from_args: as `operators.problem_from_args`.
     """
     from torch.distributed.tensor import DTensor
 
@@ -83,7 +83,7 @@ def _forward(problem: Problem, x: Any, weight: Any, bias: Any, store_z: bool) ->
 
 def _input_grad(problem: Problem, g: Any, weight: Any, bias: Any) -> Any:
     mesh, geo = _mesh(g=g, weight=weight, bias=bias), problem.geometry
-    # What comes after a sum is not split with it, and rows that share filters are not split either.
+    # A bias or an activation cannot follow partial sums, and rows that share filters are not split.
     sums = bias is None and problem.activation.name == "linear" and not geo.regions
     ways = [
         ROWS if sums and _is_split(weight, 0, i) else BATCH if _is_split(g, 0, i) else WHOLE for i in range(mesh.ndim)
@@ -161,7 +161,7 @@ def _placements(ways: Sequence[str], dims: dict[str, int], partial: str = "") ->
 
 
 def _local(tensor: Any, mesh: Any, ways: Sequence[str], dims: dict[str, int]) -> Any:
-    """A rank's part of a tensor, moved to where the ways want it."""
+    """A rank's part of a tensor, redistributed as the ways say."""
     if tensor is None:
         return None
     # Detached: torch 2.11 would detach what it moved in place, for which DTensor has no rule.
@@ -169,7 +169,7 @@ def _local(tensor: Any, mesh: Any, ways: Sequence[str], dims: dict[str, int]) ->
 
 
 def _local_bias(bias: Any, mesh: Any, ways: Sequence[str]) -> Any:
-    """A bias of a position is split by rows, one of a filter is not."""
+    """A rank's part of a bias; a bias of each position is split by rows, one of each filter is not."""
     return None if bias is None else _local(bias, mesh, ways, {ROWS: 0} if bias.ndim > 1 else {})
 
 
@@ -189,13 +189,13 @@ def _part(problem: Problem, rank: int, ranks: int) -> tuple[Problem, range, rang
     rows = chunks(geo.out_spatial[0], ranks)[rank]
     if not rows:
         return problem, rows, range(0)
-    own = slab(geo, rows)
-    part = Problem(own, problem.activation, problem.backend, problem.precision, full_geometry=geo)
+    geometry = slab(geo, rows)
+    part = Problem(geometry, problem.activation, problem.backend, problem.precision, full_geometry=geo)
     return part, rows, rows_read(geo, rows)
 
 
 def _rows_of(x: Tensor, taken: range, size: int) -> Tensor:
-    """The rows that are read; zeros for a part that sees nothing but padding."""
+    """The rows that are read; zeros if a rank reads nothing but padding."""
     if not taken:
         return x.new_zeros((len(x), size, *x.shape[2:]))
     return x.narrow(1, taken.start, len(taken)).contiguous()

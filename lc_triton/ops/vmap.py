@@ -30,15 +30,15 @@ def is_innermost() -> bool:
 
 
 def apply_rule(function: Any, apply: Any, args: tuple[Any, ...]) -> Any:
-    """`function.apply` under a vmap: its rule, for tensors in which members are a dimension.
+    """`function.apply` under a vmap, by the function's rule.
 
-    As `torch._functorch.autograd_function` does it, which takes 0.15 ms to find the signature of `function` and to look
-    for tensors in all that may hold some.
+    It does what `torch._functorch.autograd_function` does, which takes 0.15 ms to find the signature of `function` and
+    to look for tensors in nested arguments.
 
     Args:
         function: an autograd function with a `vmap`.
-        apply: what applies it to tensors of no member.
-        args: tensors, and others.
+        apply: applies it to tensors that are not batched by this vmap.
+        args: of the function.
     """
     interpreter: Any = retrieve_current_functorch_interpreter()
     level, size = interpreter.level(), interpreter.batch_size()
@@ -55,22 +55,22 @@ def apply_rule(function: Any, apply: Any, args: tuple[Any, ...]) -> Any:
 
 
 def _beside(tensor: Tensor, dim: int | None, size: int, at: int) -> Tensor:
-    """The members' axis moved from `dim` to `at`; a tensor that has none is the same for all."""
+    """The members' axis moved from `dim` to `at`; a tensor without one is the same for all members."""
     if dim is not None:
         tensor = tensor.movedim(dim, at)
         if tensor.shape[at] == size:
             return tensor
-        return tensor.new_zeros((*tensor.shape[:at], size, *tensor.shape[at + 1 :]))  # of an ensemble without members
+        return tensor.new_zeros((*tensor.shape[:at], size, *tensor.shape[at + 1 :]))  # an ensemble of 0 members
     return tensor.unsqueeze(at).expand(*tensor.shape[:at], size, *tensor.shape[at:])
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """So many layers with the problem of one.
+    """Several layers of the same problem, side by side.
 
     Args:
-        member: of one.
-        members: how many; without any, one of zeros is computed and left out of the results.
+        member: the problem of one layer.
+        members: how many layers; for 0, one layer of zeros is computed and left out of the results.
     """
 
     member: Problem
@@ -78,7 +78,7 @@ class Ensemble:
 
     @property
     def size(self) -> int:
-        """V, how many are computed."""
+        """V, how many layers are computed."""
         return max(self.members, 1)
 
     @property
@@ -87,7 +87,7 @@ class Ensemble:
 
     @property
     def problem(self) -> Problem:
-        """That of all together, made once."""
+        """The problem of all layers together, made once."""
         key = ("ensemble", self.size, self.member.activation)
         found: Problem | None = self.member.launches.get(key)
         if found is None:
