@@ -47,7 +47,7 @@ def _device(options: argparse.Namespace) -> str:
 
 
 def rows(options: argparse.Namespace) -> list[Row]:
-    """What a command's user asks to be timed."""
+    """The rows that the options of a command name."""
     check_seconds("--seconds", options.seconds)
     check_int("--threads", options.threads, 1)
     device = _device(options)

@@ -1,6 +1,6 @@
 """How far results are from the definition in a higher precision: ours, and beside them torch's of the same dtype.
 
-Every result is a sum, so each face is measured while its sums grow: the forward's over a window, the input gradient's
+Every result is a sum, so each pass is measured while its sums grow: the forward's over a window, the input gradient's
 over the taps and filters that meet at a site, the weight gradient's over the batch.
 """
 
@@ -28,7 +28,7 @@ SEEDS = range(3)
 DTYPES = ("float64", "float32", "float16", "bfloat16", "float16/float32", "bfloat16/float32")
 LENGTHS = tuple(2**n for n in range(4, 17, 2))
 ACTIVATION_LENGTH = 64
-# The results of a face and what they sum over.
+# The results of each pass, and what each result sums over.
 FACES = {"forward": ("y",), "input_grad": ("dx",), "weight_grad": ("dw", "db")}
 SUMS = {
     "y": "y: sums over a window of",
@@ -36,7 +36,7 @@ SUMS = {
     "dw": "dw: sums over a batch of",
     "db": "the bias gradient: sums over a batch of",
 }
-# How many times torch's own error ours may be.
+# The largest allowed ratio of our error to torch's.
 FACTORS = {"y": 2.0, "dx": 3.0, "dw": 3.0, "db": 3.0}
 _LEAVES = {"dx": "x", "dw": "weight", "db": "bias"}
 
@@ -63,10 +63,10 @@ def bar(theirs: float, spacing: float, factor: float) -> float:
 
 @dataclass(frozen=True)
 class Sums:
-    """A layer whose face sums so many numbers.
+    """A layer, one of whose passes sums `length` numbers.
 
     Args:
-        face: "forward", "input_grad" or "weight_grad".
+        face: the pass, "forward", "input_grad" or "weight_grad".
         length: how many numbers a result sums; 4 divides it.
         dtype: torch's name, or x/weight.
         activation: a fused one, of the forward.
@@ -107,7 +107,7 @@ class Sums:
         )
 
     def results(self, data: Data, compute: Callable[..., Tensor]) -> Results:
-        """What the face computes, by `compute(x, weight, bias)` and autograd."""
+        """What the pass computes, by `compute(x, weight, bias)` and autograd."""
         asked = [name for name in FACES[self.face] if name != "y"]
         tensors = {"x": data.x, "weight": data.weight, "bias": data.bias}
         wanted = [_LEAVES[name] for name in asked]
@@ -185,7 +185,7 @@ class Sums:
 
 
 def accuracy(device: str = "cpu") -> list[dict[str, Any]]:
-    """All rows: faces over lengths, and at one length the forward with each fused activation."""
+    """All rows: passes over lengths, and at one length the forward with each fused activation."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -219,10 +219,10 @@ def tables(rows: list[dict[str, Any]]) -> str:
     """A table a result, one of activations, and which rows are past their bar."""
     parts = []
     for name, what in SUMS.items():
-        own = [row for row in rows if row["result"] == name and row["activation"] == "linear"]
-        parts.append(_table(what, "dtype", "length", own))
-    own = [row for row in rows if (row["result"], row["length"]) == ("y", ACTIVATION_LENGTH)]
-    parts.append(_table(f"y behind an activation, windows of {ACTIVATION_LENGTH}", "activation", "dtype", own))
+        linear = [row for row in rows if row["result"] == name and row["activation"] == "linear"]
+        parts.append(_table(what, "dtype", "length", linear))
+    activated = [row for row in rows if (row["result"], row["length"]) == ("y", ACTIVATION_LENGTH)]
+    parts.append(_table(f"y behind an activation, windows of {ACTIVATION_LENGTH}", "activation", "dtype", activated))
     return "\n\n".join([*filter(None, parts), _verdict(rows)])
 
 

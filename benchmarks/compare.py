@@ -27,8 +27,8 @@ ROOT = Path(__file__).parents[1]
 def compare(states: tuple[str, str], rows: Sequence[Row], seconds: float) -> bool:
     """Time both states on every row, print B / A, and say whether B is nowhere more than 5% slower.
 
-    Two names of one commit are not timed. What looks slower is timed once more, three times as long: a machine has
-    moods.
+    Two names of one commit are not timed. What looks slower is timed once more, three times as long: other
+    work of the machine may have caused it.
 
     Args:
         states: A and B: a results file (the commit it was measured at), a git revision, or "." for the files here.

@@ -19,7 +19,7 @@ from benchmarks.rows import Data, Results, Row, synchronize, turns
 from lc_triton.core.geometry import Geometry
 
 OURS = "lc_triton"
-CAST = "lc_triton, weights cast first"  # what autocast would do of itself; only where x and weight differ
+CAST = "lc_triton, weights cast first"  # as autocast does; only where x and weight have different dtypes
 BMM = "torch.bmm on ready-made patches"  # what no layer can do: it is given the patches and gives their gradient back
 NOT_PEERS = (OURS, CAST, BMM)
 MODES = ("forward", "step")

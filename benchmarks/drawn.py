@@ -62,7 +62,7 @@ def best_idiom_seconds(row: Row) -> float:
     torch.set_num_threads(row.threads)
     data, best = Data.make(row), math.inf
     for name in PEERS:
-        # To broadcast writes as many numbers a window as there are filters: never the fastest where those are many.
+        # The broadcast idiom writes all products of a window: it is never the fastest with many filters.
         slow = name.startswith("broadcast") and row.task.geometry.out_channels > MOST_BROADCAST
         if not slow and CONTENDERS[name].refuses(row) is None:
             ready = CONTENDERS[name].ready(row, data)

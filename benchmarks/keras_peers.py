@@ -125,4 +125,4 @@ class Keras:
         (self.forward(x) if mode == "forward" else self.step(x, self.g)[1][0])
 
     def wait(self) -> None:
-        """Nothing: its calls on a CPU are done when they return."""
+        """Do nothing: calls on a CPU are done when they return."""

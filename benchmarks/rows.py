@@ -14,9 +14,9 @@ from lc_triton.search import comparison
 from lc_triton.tiles import paths, workloads
 from lc_triton.tiles.task import Task, types_of
 
-SAMPLES = 4  # of the batch are compared with the definition
-COPIES = 3  # of the input take turns
-MOST_COPIES = 64  # of all tensors, on a GPU
+SAMPLES = 4  # samples of a batch that are compared with the definition
+COPIES = 3  # inputs that take turns
+MOST_COPIES = 64  # the most sets of all tensors, on a GPU
 SLACK = 3.0  # times the tolerance of a tile's search
 
 
@@ -113,7 +113,7 @@ def synchronize(device: str) -> None:
 def set_precision(row: Row) -> None:
     """Let torch multiply float32 on a GPU as a row asks: numbers as they are, or rounded to TF32.
 
-    Of torch's settings for this one, Inductor reads no other.
+    Inductor reads only this one of torch's settings for it.
     """
     if row.device == "cuda":
         torch.set_float32_matmul_precision("high" if row.task.precision == "tf32" else "highest")

@@ -43,7 +43,7 @@ def run(rows: Sequence[Row], seconds: float, names: Collection[str] = CONTENDERS
         seconds: for the rounds of a row and mode; there are at least `LEAST_ROUNDS`.
         names: who takes part.
     """
-    known, measured = about(rows[0].device), []  # before the first row: what cannot be told must not cost a measurement
+    known, measured = about(rows[0].device), []  # before the first row: if it fails, no measurement is lost
     for row in tqdm(rows, unit="row", disable=None):
         floor = machine(row)
         result = time_row(row, seconds, names) | {"machine": floor}

@@ -20,9 +20,9 @@ from lc_triton.demo.settings import Settings
 from lc_triton.demo.training import LEARNING_RATE, WEIGHT_DECAY, Run
 
 SEEDS, STEPS = (0, 1, 2), 200
-# Of a block of bitsandbytes, whose numbers have one largest magnitude.
+# Numbers in a block of bitsandbytes, which are scaled by one largest magnitude.
 BLOCK = 256
-# Parameters of fewer numbers keep their states in bitsandbytes.
+# As in bitsandbytes, states of parameters with fewer numbers are not rounded.
 LEAST_NUMBERS = 4096
 Make = Callable[..., torch.optim.Optimizer]
 
@@ -71,7 +71,7 @@ def dynamic_codes(signed: bool) -> Tensor:
 class DynamicAdamW(torch.optim.AdamW):
     """`torch.optim.AdamW` whose states are rounded after each step to what bitsandbytes would keep of them in 8 bits.
 
-    Small parameters keep theirs, as there.
+    States of small parameters are not rounded, as in bitsandbytes.
     """
 
     @torch.no_grad()

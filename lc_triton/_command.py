@@ -39,12 +39,12 @@ def sigterm_as_interrupt() -> Iterator[None]:
 
 
 def restart(*more: str) -> NoReturn:
-    """Replace this process by a fresh one of the same command, with further arguments: the last of a name counts."""
+    """Replace this process by a fresh one of the same command and more arguments; the last one of an option counts."""
     sys.stdout.flush()
     sys.stderr.flush()
     for number in os.listdir("/proc/self/fd") if Path("/proc/self/fd").exists() else ():
         if int(number) > 2:
-            with suppress(OSError):  # the one that lists them is closed already
+            with suppress(OSError):  # listdir's own descriptor is closed already
                 os.set_inheritable(int(number), False)  # a driver's file that stayed open would keep the GPU's memory
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], *more])
 
@@ -57,7 +57,7 @@ def _is_command_line() -> bool:
 
 
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if issubclass(kind, KeyboardInterrupt):  # Python then ends as a shell expects of what Ctrl-C ended
+    if issubclass(kind, KeyboardInterrupt):  # Python then exits as shells expect after Ctrl-C
         print("\nlc-triton: interrupted", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)

@@ -252,7 +252,7 @@ def _plan_of_tensors(x: Tensor, weight: Tensor | tuple[int, ...], arguments: Arg
 
 
 def _specialize(value: Any, depth: int = 0) -> Any:
-    """An argument with numbers for a compiler's dynamic sizes, as `x.shape[2:]` has them."""
+    """An argument in which a compiler's dynamic sizes, as in `x.shape[2:]`, are replaced by numbers."""
     if isinstance(value, (list, tuple)) and depth < DEEPEST:
         return tuple(_specialize(v, depth + 1) for v in value)
     return operator.index(value) if type(value) is int else value
@@ -355,12 +355,12 @@ def _transpose_plan(
     return Plan.make(geometry, "zeros", _thaw(activation), data_format, transposed=True)
 
 
-DEEPEST = 2  # sequences in sequences that any argument has; one that holds itself has no end
+DEEPEST = 2  # levels of nested sequences in any argument; a list that contains itself has no end
 _FIXED = frozenset((int, str, type(None)))
 
 
 def _is_fixed(value: Any, depth: int = 0) -> bool:
-    """Whether an argument is equal to none of another meaning, as 1 == True == 1.0 are: its numbers are all int."""
+    """Whether an argument can be a cache key: its numbers are all ints. True and 1.0 equal 1, but mean other things."""
     kind = type(value)
     if kind is not tuple or depth >= DEEPEST:
         return kind in _FIXED
@@ -380,7 +380,7 @@ def _freeze(value: Any, depth: int = 0) -> Any:
 
 
 def _now(value: Any) -> Any:
-    """What stands for an integer and may stand for another later, as a tensor may, as the integer it is now."""
+    """The int that a value stands for now, if it stands for one: a tensor may stand for another later."""
     if type(value) in _FIXED or type(value) in (bool, float):
         return value
     number = as_index(value)

@@ -18,9 +18,9 @@ from lc_triton.keras.folding import Foldable, projected_parameters
 from lc_triton.keras.penalty import BLOCK, wide, zero_outside_
 from lc_triton.keras.registry import check_model, check_number, lookup
 
-EPSILON = 1e-7  # Keras's own, in the divisor
+EPSILON = 1e-7  # Keras adds it to divisors
 
-# Sums of squares outside of these may have lost numbers of float32 that float64 has.
+# Outside of this range, squares may have under- or overflowed in float32: the sum is computed in float64.
 LEAST_SQUARES, MOST_SQUARES = 1e-28, 1e36
 
 # Axis 1 of a kernel (P, D, F) is the window: the norm is that of one filter. Keras's default, axis 0, is the position.
@@ -33,7 +33,7 @@ class Constraint:
     """The base of all constraints: a call with a Keras-shaped tensor, and a projection in place."""
 
     def __call__(self, w: Tensor, default_axis: int = KERNEL_AXIS) -> Tensor:
-        """The projection of w; `default_axis` serves where the constraint was given none."""
+        """The projection of w; `default_axis` is used if the constraint has none."""
         raise NotImplementedError
 
     def project_(self, w: Tensor, default_axis: int = KERNEL_AXIS, inside: Tensor | None = None) -> None:
@@ -41,7 +41,7 @@ class Constraint:
 
         Args:
             w: a view of plain memory, contiguous.
-            default_axis: serves where the constraint was given none.
+            default_axis: the axis of a constraint that has none.
             inside: for a kernel `(P, D, F)`, which taps are inside the input, `(P, T)`; the others become 0 first.
         """
         raise NotImplementedError
@@ -54,13 +54,13 @@ def _blocks(w: Tensor) -> tuple[Tensor, ...]:
 
 
 def _sum_of_squares(w: Tensor, axes: list[int]) -> Tensor:
-    """Of float32 and bfloat16 in float64, which no square of theirs leaves; of float16 in float32 for the same."""
+    """Sums of squares, in a dtype whose range has all squares of w's: float32 for float16, float64 for other dtypes."""
     dtype = torch.float32 if w.dtype == torch.float16 else torch.float64
     return w.to(dtype).square().sum(axes, keepdim=True)
 
 
 def _sum_of_squares_of_block(block: Tensor, axes: list[int], scratch: Tensor) -> Tensor:
-    """The same of a block of float32 or float64, by way of `scratch`, and in float64 where a CPU sees the need."""
+    """The same for a block of float32 or float64, in float32 on a CPU if the sums are in a safe range."""
     if block.device.type == "cpu" or block.dtype == torch.float64:
         squares = torch.mul(block, block, out=scratch[: len(block)]).sum(axes, keepdim=True)
         if block.dtype == torch.float64:
@@ -229,7 +229,7 @@ def serialize(kind: str, constraint: Any, default_axis: int | None) -> dict[str,
 
 
 def by_window(constraint: Any) -> bool:
-    """Whether it projects windows `(P, D, F)`, rather than the variable as Keras has it, whose axes it may name."""
+    """Whether it projects windows `(P, D, F)`; others project the variable in Keras's layout and may name its axes."""
     return isinstance(constraint, Constraint) and getattr(constraint, "axis", None) is None
 
 
@@ -245,7 +245,7 @@ class Constrained(Protocol):
 
 
 def project(constraint: Any, w: Tensor, default_axis: int) -> Tensor:
-    """The projection of a Keras-shaped kernel or bias; `default_axis` serves norms that name none."""
+    """The projection of a Keras-shaped kernel or bias; `default_axis` is the axis of norms that name none."""
     with torch.no_grad():
         result: Tensor = constraint(w, default_axis) if isinstance(constraint, Constraint) else constraint(w)
     if not isinstance(result, Tensor) or result.shape != w.shape:
@@ -279,7 +279,7 @@ def apply_constraints(model: nn.Module) -> None:
 
 
 def _project_all(model: nn.Module, projected: frozenset[int]) -> None:
-    """Project the weights of a model but for those that an optimizer has kept from being negative, by identity."""
+    """Project the weights of a model; not those, by identity, that an optimizer has kept from being negative."""
     with torch.no_grad():
         for module in _checked(model):
             if projected and isinstance(module, Foldable):

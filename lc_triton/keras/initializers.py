@@ -341,7 +341,7 @@ INITIALIZERS |= {cls.__name__: cls for cls in INITIALIZERS.values()}
 
 
 def by_window(initializer: Any) -> bool:
-    """Whether it draws windows `(P, D, F)`, rather than the variable as Keras has it, for the sake of its fans."""
+    """Whether it draws windows `(P, D, F)`; others draw the variable in Keras's layout, on which their fans depend."""
     return getattr(initializer, "fan_mode", "position") == "position"
 
 
@@ -367,7 +367,7 @@ def get(identifier: Any) -> Any:
 
 
 def draw(initializer: Any, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What an initializer gives for `shape`; a callable of the user's own is asked `(shape, dtype)` and checked."""
+    """What an initializer gives for `shape`; a user's callable gets `(shape, dtype)`, and its result is checked."""
     if isinstance(initializer, Initializer):
         return initializer(shape, dtype, device)
     value = as_tensor("what the initializer returned", initializer(shape, dtype))

@@ -39,7 +39,7 @@ if keras.__version__ < "3":
 
 __all__ = ["LocallyConnected1D", "LocallyConnected2D", "LocallyConnected3D"]
 
-# Keras 3's functions that the operator has fused, the same to rounding. Any other runs afterwards.
+# Keras 3's functions that the operator fuses, equal up to rounding. Any other function runs afterwards.
 FUSED: dict[Any, ActivationArg] = {
     keras.activations.linear: None,
     keras.activations.relu: "relu",
@@ -242,7 +242,7 @@ def _kernel_constraint(identifier: Any) -> Any:
 def _each_position(initializer: Any) -> Callable[..., Any]:
     """An initializer of kernels `(P, D, F)` that initialises the `(D, F)` of each position as a layer.
 
-    Keras takes P for a part of the window: VarianceScaling counts it into both fans, Orthogonal makes one matrix of
+    Keras counts P as a part of the window: VarianceScaling counts it into both fans, Orthogonal makes one matrix of
     all positions, Identity refuses. Other initializers do not look at the shape.
     """
     if isinstance(initializer, keras.initializers.VarianceScaling):

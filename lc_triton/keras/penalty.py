@@ -13,8 +13,8 @@ from lc_triton.core.geometry import Geometry
 from lc_triton.core.tracing import is_tracing
 from lc_triton.keras import layout
 
-# Numbers of a block whose copy in float32 or float64 is made for a moment: few beside a large weight, but enough that
-# a thread that waits for another, on a machine with other work, does so seldom.
+# Numbers of a block that is copied to float32 or float64: few beside a large weight, but so many that threads seldom
+# wait for each other on a machine with other work.
 BLOCK = 1 << 22
 
 # vector_norm on a CPU adds a row's numbers one by one in float32: an error of 3e-3 over 3e7 squares, 5e-9 in such rows.
@@ -118,11 +118,11 @@ def _gradient(w: Tensor, l1: float, l2: float, g: Tensor, geometry: Geometry | N
 
 
 def zero_outside_(rows: Tensor, inside: Tensor) -> None:
-    """Set the rows of taps on padding to 0; on a CPU no other is touched."""
+    """Set the rows of taps on padding to 0; on a CPU no other row is written."""
     if rows.device.type == "cpu":
         rows.index_fill_(0, inside.view(-1).logical_not().nonzero().view(-1), 0)
     else:
-        rows.masked_fill_(~inside.view(-1, 1), 0)  # to look for them would wait for the device
+        rows.masked_fill_(~inside.view(-1, 1), 0)  # nonzero would wait for the device
 
 
 def _row_norms(rows: Tensor, power: int) -> Tensor:
@@ -167,7 +167,7 @@ def _rows(tensor: Tensor, like: Tensor, geometry: Geometry | None) -> tuple[Tens
 
 
 def _row_length(count: int) -> int:
-    """A divisor of `count`, at most `ROW` where it has small factors enough."""
+    """A divisor of `count`: at most `ROW`, if the small prime factors of `count` allow it."""
     length = count
     for factor in (2, 3, 5, 7, 11, 13):
         while length > ROW and length % factor == 0:

@@ -66,7 +66,7 @@ def _class(kind: str, name: object, table: Mapping[str, type]) -> type:
 
 
 def check_model(value: object) -> None:
-    """Refuse what has no layers."""
+    """Refuse a value that is no module."""
     if not isinstance(value, nn.Module):
         raise ArgumentTypeError(name="model", value=value, allowed="a torch.nn.Module")
 

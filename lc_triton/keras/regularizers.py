@@ -22,7 +22,7 @@ class _WeightedSum:
     """The base of `L1`, `L2` and `L1L2`, which do not depend on the order of the numbers."""
 
     def _factors(self) -> tuple[float, float]:
-        """Of sum(|w|) and sum(w^2)."""
+        """The factors of sum(|w|) and sum(w^2)."""
         raise NotImplementedError
 
     def __call__(self, w: Tensor) -> Tensor:
@@ -148,17 +148,17 @@ def get(identifier: Any) -> Any:
 
 
 def by_window(regularizer: Any) -> bool:
-    """Whether windows `(P, D, F)` will do for it: the named ones ask the same of every layout, or ask it of windows."""
+    """Whether it takes windows `(P, D, F)`: the named ones do not depend on the layout, or are defined on windows."""
     return isinstance(regularizer, tuple(REGULARIZERS.values()))
 
 
 def factors(regularizer: Any) -> tuple[float, float] | None:
-    """The factors of sum(|w|) and sum(w^2) that a regularizer is the sum of; None for others."""
+    """The factors of sum(|w|) and sum(w^2) in an L1, L2 or L1L2; None for other regularizers."""
     return regularizer._factors() if isinstance(regularizer, _WeightedSum) else None
 
 
 def weight_penalty(regularizer: Any, weight: Tensor, geometry: Geometry) -> Tensor:
-    """The penalty of a layer's weight by a regularizer that windows will do for; taps on padding count for nothing."""
+    """The penalty of a layer's weight by a regularizer that takes windows; taps on padding count for nothing."""
     if isinstance(regularizer, _WeightedSum):
         return regularizer.of_weight(weight, geometry)
     penalty: Tensor = regularizer(layout.connected(weight, geometry).reshape(layout.kernel_shape(geometry)))
@@ -166,7 +166,7 @@ def weight_penalty(regularizer: Any, weight: Tensor, geometry: Geometry) -> Tens
 
 
 def activity_penalty(regularizer: Any, y: Tensor) -> Tensor:
-    """The penalty of a batch of outputs, over its size."""
+    """The penalty of a batch of outputs, divided by the batch size."""
     penalty: Tensor = regularizer(y) / max(1, y.shape[0])
     return penalty
 
