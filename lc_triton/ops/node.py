@@ -57,12 +57,9 @@ class BoundNode:
 
     def backward(self, tensors: Any, operand: Tensor, grad: Tensor, needed: tuple[bool, bool, bool]) -> Any:
         """dx, dw and db by kernels alone; None where that cannot be."""
-        if type(grad) is not Tensor or torch.is_grad_enabled() or is_observed() or (address := grad.data_ptr()) % 16:
+        if torch.is_grad_enabled() or is_observed() or (key := _gradient_key(tensors, grad, needed)) is None:
             return None
         x, weight, saved = tensors
-        if not (address and weight.data_ptr()):  # the others would take as long again: such are checked on a CPU
-            check_saved((*tensors, grad))
-        key = grad.stride(), grad.is_neg() if address else is_unresolved(grad), needed, chooser.generation
         try:
             call = self.backwards[key]
         except KeyError:
@@ -74,18 +71,28 @@ class BoundNode:
         self, tensors: Any, operand: Tensor, grad: Tensor, needed: tuple[bool, bool, bool]
     ) -> bound.BoundDeferral | None:
         """The backward of x and bias by kernels alone; None where that cannot be."""
-        if type(grad) is not Tensor or (address := grad.data_ptr()) % 16:
+        if (key := _gradient_key(tensors, grad, needed)) is None:
             return None
-        x, weight, saved = tensors
-        if not (address and weight.data_ptr()):  # the others would take as long again: such are checked on a CPU
-            check_saved((*tensors, grad))
-        key = grad.stride(), grad.is_neg() if address else is_unresolved(grad), needed, chooser.generation
         try:
             return self.deferrals[key]
         except KeyError:
+            x, weight, saved = tensors
             found = bound.bind_deferral(self.arguments, (x, weight, operand, saved), grad, self.bias_shape, needed)
             self.deferrals[key] = found
             return found
+
+
+def _gradient_key(tensors: Any, grad: Tensor, needed: tuple[bool, bool, bool]) -> tuple[Any, ...] | None:
+    """Everything but values that decides how a node's gradients are computed; None where kernels cannot read `grad`.
+
+    Kernels would read address 0 of a tensor that was freed since the forward, so the address of each is looked at.
+    """
+    if type(grad) is not Tensor or (address := grad.data_ptr()) % 16:
+        return None
+    x, weight, saved = tensors
+    if not (address and x.data_ptr() and weight.data_ptr() and (saved is None or saved.data_ptr())):
+        check_saved((*tensors, grad))
+    return grad.stride(), grad.is_neg() if address else is_unresolved(grad), needed, chooser.generation
 
 
 class LocalConv(torch.autograd.Function):
