@@ -25,7 +25,7 @@ class Measured:
         finished: whether the search was complete; `--resume` continues one that was cut short.
         date: of the measurement, ISO.
         torch, triton: versions.
-        kernel_hash: of the kernel's source, see `kernel_hash`.
+        kernel_hash: of the kernel's code, see `kernel_hash`.
     """
 
     config: TileConfig
@@ -72,7 +72,7 @@ class Simulated:
         finished: whether the search was complete; `--resume` begins one anew that was cut short.
         date: ISO.
         torch, triton: versions.
-        kernel_hash: of the kernel's source, see `kernel_hash`; of another source, the entry is not used.
+        kernel_hash: of the kernel's code, see `kernel_hash`; of other code, the entry is not used.
         simulator: the simulator's version.
         constants: the numbers it computed with.
         source: tells it from a measured entry.

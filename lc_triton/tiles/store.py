@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tokenize
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -136,16 +137,16 @@ def check_writable(path: Path) -> None:
 
 
 def kernel_hash_of(task: Task) -> str:
-    """The hash of the source of a task's kernel."""
+    """The hash of the code of a task's kernel."""
     return kernel_hash(task.pass_name, updates=task.update is not None)
 
 
 @cache
 def kernel_hash(pass_name: Pass, *, updates: bool = False) -> str:
-    """Twelve hexadecimal digits of the hash of a pass's source: a tile of another source is stale.
+    """Twelve hexadecimal digits of the hash of a pass's code: a tile of other code is stale.
 
-    The source is the pass's kernel, the second launch of a split loop, and the functions that both call. That of the
-    update counts only where the weight gradient makes one: it changes no other kernel.
+    The code is that of the pass's kernel, the second launch of a split loop, and the functions that both call. That of
+    the update counts only where the weight gradient makes one: it changes no other kernel.
 
     Args:
         pass_name: of the kernel.
@@ -160,5 +161,20 @@ def kernel_hash(pass_name: Pass, *, updates: bool = False) -> str:
     if updates:
         own += ["update.py"]
     for name in ("common.py", "combine.py", *own):
-        digest.update((KERNELS / name).read_bytes())
+        for token in _code_of(KERNELS / name):
+            digest.update(token.encode())
     return digest.hexdigest()[:12]
+
+
+def _code_of(path: Path) -> Iterator[str]:
+    """The tokens of a module, one a line, without comments, docstrings and empty lines: no kernel depends on them."""
+    starts = {tokenize.ENCODING, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+    previous = tokenize.ENCODING
+    with path.open("rb") as file:
+        for kind, text, *_ in tokenize.tokenize(file.readline):
+            is_comment = kind in {tokenize.COMMENT, tokenize.NL}
+            is_docstring = previous in starts and kind in {tokenize.STRING, tokenize.NEWLINE}
+            if not is_comment and not is_docstring:
+                # The names of kinds are the same in all versions of Python; their numbers are not.
+                yield f"{tokenize.tok_name[kind]} {text.strip()}\n"
+                previous = kind

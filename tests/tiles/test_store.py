@@ -302,9 +302,37 @@ def test_the_hash_follows_the_source_of_what_is_launched(pass_name, tmp_path, mo
     launched -= {"update"}
     for file in store.KERNELS.glob("[a-z]*.py"):
         source = file.read_bytes()
-        file.write_bytes(source + b"# changed\n")
+        file.write_bytes(source + b"changed = 1\n")
         assert (of_source(pass_name) != before) is (file.stem in launched), file.name
         file.write_bytes(source)
+
+
+def test_the_hash_depends_on_code_and_not_on_its_comments(tmp_path, monkeypatch):
+    """Measured tiles stay in use where only comments, docstrings or empty lines of a kernel change."""
+    of_source = store.kernel_hash.__wrapped__
+    monkeypatch.setattr(store, "KERNELS", tmp_path)
+    for name in ("common.py", "combine.py", "input_grad.py"):
+        (tmp_path / name).write_text("")
+
+    def hash_of(source):
+        (tmp_path / "input_grad.py").write_text(source)
+        return of_source("input_grad")
+
+    plain = "def f(a):\n    x = a\n    return x\n"
+    commented = (
+        '"""A module."""\n\n# A comment.\ndef f(a):\n    """What f returns."""\n\n'
+        "    x = a  # A comment.\n    # Another.\n    return x\n"
+    )
+    assert hash_of(commented) == hash_of(plain)
+    others = [
+        "def f(a):\n    x = a\n    return a\n",
+        "def f(a):\n    x = 'a'\n    return x\n",
+        "def f(a):\n    x = a\nreturn x\n",
+        "x = a\n-b\n",
+        "x = a - b\n",
+        "",
+    ]
+    assert len({hash_of(source) for source in (plain, *others)}) == 7
 
 
 @pytest.mark.subprocess
