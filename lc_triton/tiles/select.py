@@ -30,7 +30,7 @@ class Choice:
         path: the file it came from.
         key: the problem it was measured or simulated for: this one, or the same at half or twice the batch.
         measured: what was measured, or None.
-        stale: whether the kernel's source has changed since it was measured.
+        stale: whether the kernel's code has changed since it was measured.
         simulated: what was simulated, or None.
     """
 
