@@ -1,6 +1,7 @@
-"""What the kernels whose programs own single places share: decoding a program, windows of sites, the product.
+"""What `gather`, `four_bits`, `four_bits_vector` and `low_rank` share: decoding a program, windows, the product.
 
-A place is an output position, or of the input gradient a site; columns are filters, or channels.
+Their programs own one place, or a few, and no band. A place is an output position, or of the input gradient a site;
+columns are filters, or of the input gradient channels.
 """
 
 import triton
@@ -11,9 +12,10 @@ from lc_triton.kernels.common import decode_k, unbounded
 
 @triton.jit
 def block_of(B, BB: tl.constexpr, COLUMNS: tl.constexpr, BN: tl.constexpr):
-    """Decode the number of a program: its samples b [BB], whether they exist, its first column, and the rest.
+    """Decode the number of a program: its samples b [BB], whether they exist, its first column, and the rest, which
+    counts groups and places.
 
-    The blocks of samples of one place run side by side: its weights come from memory once.
+    The blocks of samples of one place run side by side, so that its weights come from memory once.
     """
     pid = tl.program_id(0)
     n_b = tl.cdiv(B, BB)
@@ -25,7 +27,9 @@ def block_of(B, BB: tl.constexpr, COLUMNS: tl.constexpr, BN: tl.constexpr):
 
 @triton.jit
 def place_of(pid, H: tl.constexpr, W: tl.constexpr, LEAD: tl.constexpr, SHAPE: tl.constexpr):
-    """The place that a program owns, and its four coordinates; LEAD is the size of the second dimension."""
+    """Place number pid, in 64 bits if SHAPE.wide, and its four coordinates. LEAD, H and W are the sizes of the last
+    three dimensions.
+    """
     place = pid.to(tl.int64) if SHAPE.wide else pid.to(tl.int32)
     lead = place // (H * W)
     return place, lead // LEAD, lead % LEAD, place // W % H, place % W
@@ -33,7 +37,9 @@ def place_of(pid, H: tl.constexpr, W: tl.constexpr, LEAD: tl.constexpr, SHAPE: t
 
 @triton.jit
 def window_sites(k, group, o0, o1, oh, ow, x_pitch, SHAPE: tl.constexpr):
-    """The entries k [BK] of a position's window: where each lies in a sample, and whether there is such a number."""
+    """The entries k of the window of position (o0, o1, oh, ow): the offset of each in a sample of x, and whether it
+    exists inside the input. Both have the shape of k.
+    """
     C: tl.constexpr = SHAPE.group_channels
     K0: tl.constexpr = SHAPE.kernel[0]
     K1: tl.constexpr = SHAPE.kernel[1]
@@ -53,9 +59,10 @@ def window_sites(k, group, o0, o1, oh, ow, x_pitch, SHAPE: tl.constexpr):
 
 @triton.jit
 def read_at(k, i0, i1, ih, iw, N: tl.constexpr, LAST: tl.constexpr, SHAPE: tl.constexpr):
-    """Decode an index of the input gradient's loop: tap, window (o0, o1, oh, ow), filter; and whether it reads a site.
+    """Decode indices k of the input gradient's loop over taps and filters: the tap, the position (o0, o1, oh, ow) whose
+    window reads the site (i0, i1, ih, iw) by it, the filter, and whether both exist. All have the shape of k.
 
-    Coordinates of the site are those of the padded input. A tap has N filters, or bytes of them, of which LAST exist.
+    The site is counted in the padded input. A tap has N filters (or bytes or blocks of them), of which LAST exist.
     """
     K0: tl.constexpr = SHAPE.kernel[0]
     K1: tl.constexpr = SHAPE.kernel[1]
@@ -78,7 +85,9 @@ def read_at(k, i0, i1, ih, iw, N: tl.constexpr, LAST: tl.constexpr, SHAPE: tl.co
 
 @triton.jit
 def multiply(acc, b_x, b_w, TILE: tl.constexpr):
-    """Add x [BB, BK] . w [BK, BN] to acc: [BB, BN], or without `tl.dot` [BB, BK, BN], summed over k after the loop."""
+    """Add x [BB, BK] . w [BK, BN] to acc [BB, BN]; without `tl.dot`, add the products to acc [BB, BK, BN], which is
+    summed over k after the loop.
+    """
     if TILE.dot:
         acc = tl.dot(b_x, b_w, acc, input_precision=TILE.precision, out_dtype=acc.dtype)
     else:
@@ -88,7 +97,9 @@ def multiply(acc, b_x, b_w, TILE: tl.constexpr):
 
 @triton.jit
 def multiply_transposed(acc, b_g, b_w, TILE: tl.constexpr):
-    """Add g [BB, BK] . w^T, of w [BN, BK], to acc: [BB, BN], or without `tl.dot` [BB, BN, BK]."""
+    """Add g [BB, BK] . w^T, of w [BN, BK], to acc [BB, BN]; without `tl.dot`, add the products to acc [BB, BN, BK],
+    which is summed over k after the loop.
+    """
     if TILE.dot:
         acc = tl.dot(b_g, tl.trans(b_w), acc, input_precision=TILE.precision, out_dtype=acc.dtype)
     else:

@@ -1,4 +1,4 @@
-"""What the kernels share: decoding a tile and a step of the k-loop, taps, activations, access to the weight."""
+"""What the kernels share: decoding a tile and a step of the k-loop, taps and regions, bias and activations."""
 
 import triton
 import triton.language as tl
@@ -6,12 +6,12 @@ import triton.language as tl
 
 @triton.jit
 def unbounded(x, STEP: tl.constexpr = 16):
-    """The same integers, of which the compiler does not know that they are small.
+    """The integers x, of which the compiler does not know that they are small: x plus an addend that is always 0.
 
     LLVM narrows the division of integers known to be below 2^16 to 16 bits, and the NVPTX back end of Triton 3.7 takes
-    some of a block's 16-bit integers from the wrong half of a register (docs/dev/nvptx-16-bit-index.md). The grid has
-    one dimension, so that zero is added here. For all that LLVM knows it is a multiple of STEP below 2^16 * STEP: what
-    is known of alignment stays, and larger bounds cost registers.
+    some of a block's 16-bit integers from the wrong half of a register (docs/dev/nvptx-16-bit-index.md). The addend is
+    0 because the grid has one dimension. LLVM only knows that it is a multiple of STEP below 2^16 * STEP. What it
+    knows of x's alignment stays, as far as STEP has that alignment; a larger bound costs registers.
     """
     return x + tl.program_id(1) * STEP
 
@@ -21,15 +21,16 @@ def tile_offsets(pid, OF_INPUT: tl.constexpr, SHAPE: tl.constexpr, TILE: tl.cons
     """Decode the number of a tile: where it lies, and what each column n [BN] of its product stands for.
 
     What is tiled are output positions and filters, or with OF_INPUT input sites and channels. "Place" is a position or
-    a site, "channel" a filter or a channel.
+    a site, "channel" a filter or a channel. The number of a tile counts blocks of channels, groups (with `tl.dot`),
+    tile columns, tile rows, leading places, and parts of a split loop, the first fastest.
 
     Returns (lead, h0, w0, part, row, col, place, c0, c, inner, group, m_n):
         lead, h0, w0: the tile's corner; `lead` counts the two leading dimensions as one.
-        part: of a split loop, which part.
+        part: the part of a split loop; 0 without a split.
         row, col: [BN], the place's row and column in the tile.
         place: [BN], the place in row-major order.
-        c0: the tile's first channel, counted in its group.
-        c, inner: [BN], the channel, counted from the first one and in its group.
+        c0: the tile's first channel, with `tl.dot` counted in its group, else from the layer's first one.
+        c, inner: [BN], the channel, counted from the layer's first one and in its group.
         group: the channel's group; with `tl.dot` one for all columns, else [BN].
         m_n: [BN], whether the column exists.
     """
@@ -65,7 +66,7 @@ def tile_offsets(pid, OF_INPUT: tl.constexpr, SHAPE: tl.constexpr, TILE: tl.cons
         inner = unbounded(c) % CG
         m_n = c < CHANNELS
         pid = pid // BLOCKS
-    if SHAPE.wide:  # 2^31 numbers in a sample: 32 bits may not count its places
+    if SHAPE.wide:  # a sample has 2^31 places or numbers: 32 bits do not count its places or offsets
         pid = pid.to(tl.int64)
     w0 = (pid % TILES_W) * TP
     h0 = (pid // TILES_W) % TILES_H * TQ
@@ -81,14 +82,15 @@ def tile_offsets(pid, OF_INPUT: tl.constexpr, SHAPE: tl.constexpr, TILE: tl.cons
 
 @triton.jit
 def divide(x, D: tl.constexpr, BOUND: tl.constexpr):
-    """The quotient and the remainder of x by D, for 0 <= x < BOUND; past these any numbers.
+    """The quotient and the remainder of x by D, for 0 <= x < BOUND; for other x any numbers, which callers mask.
 
-    By a product and a shift, which LLVM cannot narrow to 16 bits as it narrows a division (see `unbounded`), where they
-    stay in 31 bits: with 2^S >= BOUND * D, the rounded-up reciprocal 2^S / D is exact enough.
+    If the product stays below 2^31, x is multiplied by M, which is 2^S / D rounded up, and shifted by S: LLVM cannot
+    narrow this to 16 bits as it narrows a division (see `unbounded`). The quotient is exact for x < BOUND because 2^S
+    is at least BOUND * D.
     """
     S: tl.constexpr = (BOUND * D - 1).bit_length()
     M: tl.constexpr = (2**S + D - 1) // D
-    if D & (D - 1) == 0:
+    if D & (D - 1) == 0:  # LLVM makes a shift and a mask of these: nothing is divided
         q = x // D
         r = x % D
     elif BOUND * M < 2**31:
@@ -103,9 +105,16 @@ def divide(x, D: tl.constexpr, BOUND: tl.constexpr):
 
 @triton.jit
 def decode_k(k, K0: tl.constexpr, K1: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, N: tl.constexpr):
-    """Decode an index of the k-loop: leading taps 0 and 1, row and column of the footprint, channel (or filter)."""
-    if N & (N - 1) != 0:  # by Triton's operators, which keep what is known of runs in memory
-        STEP: tl.constexpr = 16 * N if N < 1024 else 16384  # k stays below 2^31, and q does not stay below 2^16
+    """Decode indices k of a k-loop: leading taps t0 and t1, row and column of the footprint, channel (or filter).
+
+    K0 and K1 are the sizes of the kernel's leading dimensions, ROWS and COLS those of the footprint, N is the channels
+    (or filters). The results have the shape of k. Past the last index, they are any numbers.
+    """
+    # The channel is divided off by Triton's own operators, not by `divide`: Triton then knows that neighbouring k are
+    # neighbouring channels, so that its loads stay wide.
+    if N & (N - 1) != 0:
+        # STEP is so small that LLVM knows k to be below 2^31, and (up to N = 2^14) so large that q may pass 2^16.
+        STEP: tl.constexpr = 16 * N if N < 1024 else 16384
         k = unbounded(k, STEP)
     n = k % N
     q = k // N
@@ -120,7 +129,9 @@ def decode_k(k, K0: tl.constexpr, K1: tl.constexpr, ROWS: tl.constexpr, COLS: tl
 
 @triton.jit
 def region_along(o, BLOCK: tl.constexpr, COUNT: tl.constexpr, SIZE: tl.constexpr):
-    """The region of each position o < SIZE along a dimension: o // BLOCK % COUNT."""
+    """The region of each position o < SIZE along a dimension, o // BLOCK % COUNT; a step that changes nothing is left
+    out.
+    """
     r = o
     if COUNT == 1:
         r = o * 0
@@ -134,7 +145,9 @@ def region_along(o, BLOCK: tl.constexpr, COUNT: tl.constexpr, SIZE: tl.constexpr
 
 @triton.jit
 def region_of(o0, o1, oh, ow, SHAPE: tl.constexpr):
-    """The region whose filters each position has, in row-major order; past the last position any number."""
+    """The region whose filters each position (o0, o1, oh, ow) has, counted in row-major order; past the last position
+    any number.
+    """
     N1: tl.constexpr = SHAPE.region_counts[1]
     NH: tl.constexpr = SHAPE.region_counts[2]
     NW: tl.constexpr = SHAPE.region_counts[3]
@@ -147,7 +160,10 @@ def region_of(o0, o1, oh, ow, SHAPE: tl.constexpr):
 
 @triton.jit
 def tap(d, K: tl.constexpr, DIL: tl.constexpr):
-    """The tap that lies d sites after its window's first one, and whether there is such a tap."""
+    """The tap that lies d sites after the first tap of its window, along a dimension, and whether there is one.
+
+    The window has K taps, DIL sites apart.
+    """
     t = d
     m = d >= 0
     if DIL > 1:
@@ -158,10 +174,10 @@ def tap(d, K: tl.constexpr, DIL: tl.constexpr):
 
 @triton.jit
 def site_is_read(d, windows, K: tl.constexpr, DIL: tl.constexpr, STEP: tl.constexpr, TILE: tl.constexpr):
-    """Whether one of a tile's first `windows` windows, STEP sites apart, reads the site d after the tile's start.
+    """Whether one of a tile's first `windows` windows, STEP sites apart, reads the site that lies d sites after the
+    first site of the tile's first window. TILE is the number of windows of a whole tile.
 
-    Sites that no window reads are masked at their load: else a NaN there would reach an output through the zeros of
-    the band.
+    A site that no window reads is masked at its load: a NaN there would reach an output through the zeros of the band.
     """
     if TILE == 1:
         _, m = tap(d, K, DIL)
@@ -177,7 +193,11 @@ def site_is_read(d, windows, K: tl.constexpr, DIL: tl.constexpr, STEP: tl.conste
 
 @triton.jit
 def window_reads(d, sites, K: tl.constexpr, DIL: tl.constexpr, TILE: tl.constexpr):
-    """Whether a window whose start lies d sites before a tile of sites reads one of the tile's first `sites` sites."""
+    """Whether a window whose first tap lies d sites before a tile of TILE sites reads one of the tile's first `sites`
+    sites.
+
+    It is the mask of the input gradient's load of g, as `site_is_read` is that of x.
+    """
     if DIL == 1:
         m = (d < K) & (d + sites > 0)
     else:
@@ -190,13 +210,13 @@ def window_reads(d, sites, K: tl.constexpr, DIL: tl.constexpr, TILE: tl.constexp
 
 @triton.jit
 def exp_minus_1(x):
-    """The value exp(x) - 1 for x <= 0, without cancellation near zero."""
+    """exp(x) - 1 for x <= 0, elementwise, without cancellation near zero."""
     u = tl.exp(x)
     if x.dtype == tl.float64:  # Kahan: the rounding of exp cancels against that of log
         safe = tl.where((u == 1.0) | (x < -1.0), 2.0, u)
         near = tl.where(u == 1.0, x, (u - 1.0) * x / tl.log(safe))
         return tl.where(x < -1.0, u - 1.0, near)
-    # Taylor to x^7 / 7!: its error below 0.4 is 4e-8 of the value, and it costs seven multiplications instead of a log.
+    # The Taylor series to x^7 / 7! is off by at most 5e-8 of the value from -0.4 on, and takes no logarithm.
     near = 1.0 + x * 0.14285714
     near = 1.0 + x * 0.16666667 * near
     near = 1.0 + x * 0.2 * near
@@ -208,7 +228,7 @@ def exp_minus_1(x):
 
 @triton.jit
 def tanh(x):
-    """The hyperbolic tangent, exact near zero and at the ends."""
+    """The hyperbolic tangent, elementwise, without cancellation near zero and without overflow at the ends."""
     m = exp_minus_1(-2.0 * tl.abs(x))
     t = -m / (2.0 + m)
     return tl.where(x < 0.0, -t, t)
@@ -216,9 +236,9 @@ def tanh(x):
 
 @triton.jit
 def activate(z, ACT: tl.constexpr, CONSTANT: tl.constexpr):
-    """act(z), elementwise, in z's type; the names and constants are those of lc_triton.core.activations."""
+    """act(z), elementwise, in z's dtype; the names and constants are those of lc_triton.core.activations."""
     if ACT == "relu":
-        z = tl.where(z <= 0.0, 0.0, z)  # not maximum: a NaN stays NaN
+        z = tl.where(z <= 0.0, 0.0, z)  # maximum would make a NaN 0
     elif ACT == "leaky_relu":
         z = tl.where(z > 0.0, z, z * CONSTANT)
     elif ACT == "relu6":
@@ -251,7 +271,7 @@ def activate(z, ACT: tl.constexpr, CONSTANT: tl.constexpr):
     elif ACT == "gelu_tanh":
         z = 0.5 * z * (1.0 + tanh(0.79788456080286535588 * (z + 0.044715 * z * z * z)))
     elif ACT == "mish":
-        # tanh(softplus(z)) = u (u + 2) / (u (u + 2) + 2) with u = exp(z); beyond 20 it is 1 in double precision too.
+        # tanh(softplus(z)) = u (u + 2) / (u (u + 2) + 2) with u = exp(z); past 20 it rounds to 1, in float64 too.
         u = tl.exp(tl.where(z > 20.0, 20.0, z))
         z = tl.where(z > 20.0, z, z * (u * (u + 2.0)) / (u * (u + 2.0) + 2.0))
     elif ACT == "hardswish":
@@ -267,7 +287,7 @@ def activation_backward(g, s, ACT: tl.constexpr, CONSTANT: tl.constexpr):
     """dz = g * act'(z), elementwise, from s: z or y = act(z), as lc_triton.core.activations saves it."""
     dz = g
     if ACT == "relu":
-        dz = tl.where(s <= 0.0, 0.0, g)  # not a product: an infinite g of a unit that is off is 0
+        dz = tl.where(s <= 0.0, 0.0, g)  # a product would make a NaN of an infinite g where the derivative is 0
     elif ACT == "leaky_relu":
         dz = tl.where(s <= 0.0, g * CONSTANT, g)
     elif ACT == "relu6":
@@ -312,13 +332,13 @@ def activation_backward(g, s, ACT: tl.constexpr, CONSTANT: tl.constexpr):
 
 @triton.jit
 def softplus(z):
-    """The logarithm of 1 + exp(z), exact where exp(z) is tiny."""
+    """log(1 + exp(z)), elementwise, without cancellation where exp(z) is small and without overflow."""
     u = tl.exp(-tl.abs(z))
     w = 1.0 + u
     if z.dtype == tl.float64:  # Kahan's log1p
         safe = tl.where(w == 1.0, 2.0, w)
         log1p = tl.where(w == 1.0, u, tl.log(safe) * u / (safe - 1.0))
-    else:  # the series' error below 0.05 is 5e-8 of the value
+    else:  # the series is off by at most 5.2e-8 of the value below 0.05
         series = u * (1.0 - u * (0.5 - u * (0.33333333 - u * (0.25 - u * 0.2))))
         log1p = tl.where(u < 0.05, series, tl.log(w))
     return tl.where(z > 0.0, z, 0.0) + log1p
@@ -326,9 +346,9 @@ def softplus(z):
 
 @triton.jit
 def bias_and_activation(b_z, p_bias, o_place, o_filter, m_n, F: tl.constexpr, EPILOGUE: tl.constexpr):
-    """Add the bias to the sums b_z [BB, BN] and activate them: returns (z, y).
+    """Add the bias to the sums b_z [BB, BN], in their dtype: returns (z, y = act(z)), both [BB, BN].
 
-    o_place [BN] is the position or site, o_filter [BN] the filter or channel.
+    o_place is the position or site, [BN] or one for all columns; o_filter [BN] is the filter or channel, of F.
     """
     BIAS: tl.constexpr = EPILOGUE.bias
     ACT: tl.constexpr = EPILOGUE.activation

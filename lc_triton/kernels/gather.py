@@ -2,8 +2,7 @@
 
 The site of tap t of position p is a load, `table[p, t]`, where the other kernels compute it; -1 is no site, and neither
 x nor the weight is loaded for it. The input gradient takes the taps that read its site from the inverse table, in their
-order, so that no sum depends on the order in which programs arrive. A program owns one position (of the input
-gradient: one site), BB samples and BN of its filters (channels).
+order, so that no sum depends on the order in which programs run. There are no groups.
 """
 
 import triton
@@ -15,36 +14,41 @@ from lc_triton.kernels.common import bias_and_activation, unbounded
 
 @triton.jit
 def split_index(k, N: tl.constexpr):
-    """The quotient and the remainder of an index of the k-loop by the channels or filters of a tap."""
+    """Decode indices k of a k-loop: the tap (or reader of a site) k // N, and its channel (or filter) k % N."""
     if N & (N - 1) != 0:
-        STEP: tl.constexpr = 16 * N if N < 1024 else 16384
+        STEP: tl.constexpr = 16 * N if N < 1024 else 16384  # as in `common.decode_k`
         k = unbounded(k, STEP)
     return k // N, k % N
 
 
 @triton.jit
 def load_entries(p, t, m, N: tl.constexpr):
-    """The entries t [BK] of a table, each of which stands N times in a row; -1 where m is false."""
+    """The entries t [BK] of a table, in 64 bits; -1 where m is false. In t, each number stands N times in a row."""
     RUN: tl.constexpr = min(N & -N, t.shape[0])
-    found = tl.load(p + t, mask=m, other=-1)
-    return tl.max_constancy(found, RUN).to(tl.int64)  # a run of one entry is a run of x in memory
+    found = tl.load(p + t, mask=m, other=-1)  # [BK]
+    # Triton cannot know that entries repeat. Told so, it knows that their channels are neighbours in memory.
+    return tl.max_constancy(found, RUN).to(tl.int64)
 
 
 @triton.jit(do_not_specialize=["B", "x_pitch"])
 def gather_forward_kernel(
-    p_x,  # (B, S, C), x_pitch sites from sample to sample
-    p_table,  # (P, T)
+    p_x,  # (B, S, C), with S and C dense; S sites
+    p_table,  # (P, T), the site of each tap, or -1
     p_w,  # (P, T, C, F)
-    p_bias,  # (P, F)
+    p_bias,  # (P, F), (F) or None: EPILOGUE.bias
     p_y,  # (B, P, F)
-    p_z,  # (B, P, F)
+    p_z,  # (B, P, F), or None
     B,
-    x_pitch,
+    x_pitch,  # the stride of x along B, in sites
     SHAPE: tl.constexpr,
     TILE: tl.constexpr,
     EPILOGUE: tl.constexpr,
 ):
-    """y = act(x[table] . w + bias), and z if asked for; k counts taps and channels."""
+    """y = act(z), and z if asked for: z[b, p, f] = sum over t, c of x[b, table[p, t], c] * w[p, t, c, f] + bias[p, f].
+
+    A program computes one position, BB samples and BN filters; k counts (tap, channel).
+    Grid: blocks of samples, blocks of filters, positions.
+    """
     C: tl.constexpr = SHAPE.channels
     F: tl.constexpr = SHAPE.filters
     T: tl.constexpr = SHAPE.taps
@@ -55,18 +59,18 @@ def gather_forward_kernel(
     DOT: tl.constexpr = TILE.dot
     ACC: tl.constexpr = tl.float64 if p_x.dtype.element_ty == tl.float64 else tl.float32
 
-    # Tile.
+    # Tile: samples b, filters f, a position.
     b, m_b, f0, position = block_of(B, BB, F, BN)
     f = f0 + tl.arange(0, BN)
     m_n = f < F
     position = position.to(tl.int64)
 
-    # Addresses.
+    # Addresses: the position's row of the table, its weights, the samples [BB].
     p_table += position * T
     p_w += position * (KT * F)
     p_x += b.to(tl.int64) * x_pitch * C
 
-    # Loop over taps and their channels.
+    # Loop: taps and their channels.
     if DOT:
         acc = tl.zeros((BB, BN), ACC)
     else:
@@ -74,14 +78,14 @@ def gather_forward_kernel(
     for start in range(0, KT, BK):
         k = start + tl.arange(0, BK)
         t, c = split_index(k, C)
-        site = load_entries(p_table, t, k < KT, C)
+        site = load_entries(p_table, t, k < KT, C)  # [BK]
         m_k = site >= 0
         o_x = site * C + c  # [BK]
         b_x = tl.load(p_x[:, None] + o_x[None, :], mask=m_b[:, None] & m_k[None, :], other=0.0)  # [BB, BK]
         b_w = tl.load(p_w + k[:, None] * F + f[None, :], mask=m_k[:, None] & m_n[None, :], other=0.0)  # [BK, BN]
         acc = multiply(acc, b_x, b_w.to(b_x.dtype), TILE)
 
-    # Epilogue.
+    # Epilogue: bias and activation, then y and z.
     if not DOT:
         acc = tl.sum(acc, 1)
     b_z, b_y = bias_and_activation(acc, p_bias, position, f, m_n, F, EPILOGUE)
@@ -94,17 +98,21 @@ def gather_forward_kernel(
 
 @triton.jit(do_not_specialize=["B", "g_pitch"])
 def gather_input_grad_kernel(
-    p_g,  # (B, P, F), g_pitch positions from sample to sample
-    p_first,  # (S + 1,): where the readers of each site begin
-    p_taps,  # (readers,): p * T + t of each tap that reads a site, site after site
+    p_g,  # (B, P, F), with P and F dense
+    p_first,  # (S + 1,), where the readers of each site begin in p_taps
+    p_taps,  # (readers,), p * T + t of each tap that reads a site, site after site
     p_w,  # (P, T, C, F)
     p_dx,  # (B, S, C)
     B,
-    g_pitch,
+    g_pitch,  # the stride of g along B, in positions
     SHAPE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """dx = sum over the taps that read a site of g . w^T; k counts readers and filters."""
+    """dx[b, s, c] = sum over f, and p, t with table[p, t] = s, of g[b, p, f] * w[p, t, c, f].
+
+    A program computes one site, BB samples and BN channels; k counts (reader of the site, filter).
+    Grid: blocks of samples, blocks of channels, sites.
+    """
     C: tl.constexpr = SHAPE.channels
     F: tl.constexpr = SHAPE.filters
     T: tl.constexpr = SHAPE.taps
@@ -114,23 +122,23 @@ def gather_input_grad_kernel(
     DOT: tl.constexpr = TILE.dot
     ACC: tl.constexpr = tl.float64 if p_g.dtype.element_ty == tl.float64 else tl.float32
 
-    # Tile.
+    # Tile: samples b, channels c, a site.
     b, m_b, c0, site = block_of(B, BB, C, BN)
     c = c0 + tl.arange(0, BN)
     m_n = c < C
     site = site.to(tl.int64)
 
-    # Addresses.
+    # Addresses: the site's readers, the samples [BB].
     first = tl.load(p_first + site)
     readers = tl.load(p_first + site + 1) - first
-    if SHAPE.wide:  # 2^31 pairs of a reader and a filter
+    if SHAPE.wide:  # some site has 2^31 pairs of a reader and a filter
         readers = readers.to(tl.int64)
     else:
         readers = readers.to(tl.int32)
     p_taps += first
     p_g += b.to(tl.int64) * g_pitch * F
 
-    # Loop over readers and their filters.
+    # Loop: readers and their filters.
     if DOT:
         acc = tl.zeros((BB, BN), ACC)
     else:
@@ -138,7 +146,7 @@ def gather_input_grad_kernel(
     for start in range(0, readers * F, BK):
         k = start + tl.arange(0, BK)
         r, f = split_index(k, F)
-        tap = load_entries(p_taps, r, k < readers * F, F)
+        tap = load_entries(p_taps, r, k < readers * F, F)  # [BK]
         m_k = tap >= 0
         o_g = tap // T * F + f  # [BK]
         o_w = tap * (C * F) + f  # [BK]
@@ -147,7 +155,7 @@ def gather_input_grad_kernel(
         b_w = tl.load(p_w + c[:, None] * F + o_w[None, :], mask=m_w, other=0.0)  # [BN, BK]
         acc = multiply_transposed(acc, b_g, b_w.to(b_g.dtype), TILE)
 
-    # Epilogue.
+    # Epilogue: dx.
     if not DOT:
         acc = tl.sum(acc, 2)
     o_dx = b.to(tl.int64)[:, None] * (SHAPE.sites * C) + site * C + c[None, :]
@@ -156,17 +164,21 @@ def gather_input_grad_kernel(
 
 @triton.jit(do_not_specialize=["B", "x_pitch", "g_pitch"])
 def gather_weight_grad_kernel(
-    p_x,  # (B, S, C), x_pitch sites from sample to sample
-    p_table,  # (P, T)
-    p_g,  # (B, P, F), g_pitch positions from sample to sample
+    p_x,  # (B, S, C), with S and C dense
+    p_table,  # (P, T), the site of each tap, or -1
+    p_g,  # (B, P, F), with P and F dense
     p_dw,  # (P, T, C, F)
     B,
-    x_pitch,
-    g_pitch,
+    x_pitch,  # the stride of x along B, in sites
+    g_pitch,  # the stride of g along B, in positions
     SHAPE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """dw = x[table]^T . g of one position, BK of its taps and channels and BN of its filters a program."""
+    """dw[p, t, c, f] = sum over b of x[b, table[p, t], c] * g[b, p, f], and 0 where table[p, t] is -1.
+
+    A program computes one position, BK of its pairs (tap, channel) and BN filters, for all samples.
+    Grid: blocks of k, blocks of filters, positions.
+    """
     C: tl.constexpr = SHAPE.channels
     F: tl.constexpr = SHAPE.filters
     T: tl.constexpr = SHAPE.taps
@@ -176,7 +188,7 @@ def gather_weight_grad_kernel(
     BN: tl.constexpr = TILE.block_n
     ACC: tl.constexpr = tl.float64 if p_x.dtype.element_ty == tl.float64 else tl.float32
 
-    # Tile. The blocks of k of one position run side by side: they share its g.
+    # Tile: indices k, filters f, a position. The blocks of k of the same filters run side by side: they share g.
     pid = tl.program_id(0)
     CHUNKS: tl.constexpr = (KT + BK - 1) // BK
     k = (pid % CHUNKS).to(tl.int32) * BK + tl.arange(0, BK)
@@ -186,14 +198,14 @@ def gather_weight_grad_kernel(
     m_n = f < F
     position = (pid // BLOCKS).to(tl.int64)
 
-    # Addresses.
+    # Addresses: the site and channel of each k [BK], and the filters of g [BN].
     t, c = split_index(k, C)
-    site = load_entries(p_table + position * T, t, k < KT, C)
+    site = load_entries(p_table + position * T, t, k < KT, C)  # [BK]
     m_k = site >= 0
     o_x = site * C + c  # [BK]
     p_g += position * F + f
 
-    # Loop over samples.
+    # Loop: samples.
     acc = tl.zeros((BK, BN), ACC)
     for start in range(0, B, BB):
         b = start + tl.arange(0, BB)
@@ -208,7 +220,7 @@ def gather_weight_grad_kernel(
         else:
             acc += tl.sum(b_x[:, :, None].to(ACC) * b_g[:, None, :].to(ACC), 0)
 
-    # Epilogue. An absent tap has no gradient, even where g is not finite.
+    # Epilogue: dw. A tap that reads no site has the gradient 0; its sum, of zeros times g, is NaN if g is not finite.
     acc = tl.where(m_k[:, None], acc, 0.0)
     p_dw += position * (KT * F)
     m_dw = (k < KT)[:, None] & m_n[None, :]

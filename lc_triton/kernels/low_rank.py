@@ -1,8 +1,8 @@
 """The forward of a layer whose positions mix a few filters: a position's weights are made where they are multiplied.
 
-A program owns a few positions, BB samples and BN filters of one group. In each step it loads BK entries of all filters
-of the basis, mixes them for one position after the other, in float32, and multiplies. The basis comes from L2 once for
-all positions of a program, and their weights are never in memory.
+A program owns BP positions, BB samples and BN filters of one group. In each step it loads BK entries of all R sets of
+filters of the basis, mixes them for one position after the other, in the accumulator's dtype, and multiplies. The basis
+comes from L2 once for all positions of a program, and their weights are never in memory.
 """
 # ruff: noqa: RUF005  (Triton's language has no starred items of a tuple)
 
@@ -15,19 +15,23 @@ from lc_triton.kernels.common import bias_and_activation
 
 @triton.jit(do_not_specialize=["B"])
 def low_rank_forward_kernel(
-    p_x,  # (B, I0, I1, IH, IW, C) with rows of sites dense; x_pitch holds the other strides, in sites
-    p_w,  # (R, T, C // G, F), the basis of R filters
+    p_x,  # (B, I0, I1, IH, IW, C), with IW and C dense
+    p_w,  # (R, T, C // G, F), the basis: R sets of filters
     p_mixing,  # (P, R)
-    p_bias,  # (P, F) or (F)
+    p_bias,  # (P, F), (F) or None: EPILOGUE.bias
     p_y,  # (B, P, F)
-    p_z,  # (B, P, F)
+    p_z,  # (B, P, F), or None
     B,
-    x_pitch,
+    x_pitch,  # the strides of x along B, I0, I1 and IH, in sites
     SHAPE: tl.constexpr,
     TILE: tl.constexpr,
     EPILOGUE: tl.constexpr,
 ):
-    """y = act(x . (mixing . basis) + bias), and z if asked for; k counts the entries of a window."""
+    """y = act(z), and z if asked for: z = x . w[p] + bias, with w[p] = sum over r of mixing[p, r] * basis[r].
+
+    A program computes BP positions, BB samples and BN filters of one group; k counts the entries of a window.
+    Grid: blocks of samples, blocks of filters, groups, blocks of positions.
+    """
     C: tl.constexpr = SHAPE.group_channels
     F: tl.constexpr = SHAPE.filters
     FG: tl.constexpr = SHAPE.group_filters
@@ -41,13 +45,13 @@ def low_rank_forward_kernel(
     R: tl.constexpr = TILE.rank
     ACC: tl.constexpr = tl.float64 if p_x.dtype.element_ty == tl.float64 else tl.float32
 
-    # Tile.
+    # Tile: samples b, filters f, positions from p0 on.
     b, m_b, inner, pid = block_of(B, BB, FG, BN)
     group = (pid % G).to(tl.int32)
     f, m_n = group * FG + inner + tl.arange(0, BN), inner + tl.arange(0, BN) < FG
     p0 = (pid // G).to(tl.int64) * BP if SHAPE.wide else (pid // G).to(tl.int32) * BP
 
-    # Addresses, and the coefficients of each position.
+    # Addresses: the samples [BB] and the filters [BN]; and the coefficients of each position, one number each.
     p_x += b.to(tl.int64) * x_pitch[0] * SHAPE.channels
     p_w += f
     mixing, acc = (), ()
@@ -59,7 +63,7 @@ def low_rank_forward_kernel(
         mixing = mixing + (row,)
         acc = acc + (tl.zeros((BB, BN), ACC),)
 
-    # Loop over the entries of a window.
+    # Loop: the entries of a window.
     for start in range(0, KT, BK):
         k = start + tl.arange(0, BK)
         m_w = (k < KT)[:, None] & m_n[None, :]
@@ -74,11 +78,11 @@ def low_rank_forward_kernel(
             b_x = tl.load(p_x[:, None] + o_x[None, :], mask=m_x, other=0.0)  # [BB, BK]
             b_w = basis[0].to(ACC) * mixing[j][0]
             for r in tl.static_range(1, R):
-                b_w += basis[r].to(ACC) * mixing[j][r]
+                b_w += basis[r].to(ACC) * mixing[j][r]  # [BK, BN]
             sums = sums + (multiply(acc[j], b_x, b_w.to(b_x.dtype), TILE),)
         acc = sums
 
-    # Epilogue.
+    # Epilogue: bias and activation, then y and z.
     for j in tl.static_range(BP):
         p = p0 + j
         b_z, b_y = bias_and_activation(acc[j], p_bias, p, f, m_n & (p < P), F, EPILOGUE)

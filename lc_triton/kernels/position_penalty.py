@@ -1,9 +1,13 @@
-"""Penalties between positions, each value and each gradient in one launch, for which memory is read once.
+"""Penalties between positions, a kernel for each value and each gradient; each reads the weight from memory once.
 
-A weight is (Z, H, W, D, F): a grid of positions, D = taps * channels, F filters; n counts the N = D * F numbers of a
-position. A program of the pairs' kernels owns TR rows of positions and walks along TC columns. It holds a column and
-those beside it in registers: of each column it loads its own rows, the rows above and below them, and nothing twice.
-Each program of a value writes one sum, so that no result depends on the order in which programs arrive.
+A weight is (Z, H, W, D, F): a grid of P = Z * H * W positions, D entries of a filter (taps and channels), F filters; n
+counts the N = D * F numbers of a position. A pair is two positions next to each other along W, H or Z; its first
+position is the one of the smaller index, and SHAPE.scales has the factors of pairs along Z, H and W.
+
+The programs of `smooth_kernel` and of both gradients of pairs own TR rows of positions and walk along TC columns. They
+hold a column and those beside it in registers, and load each number once: of a column their own rows, and where a pair
+needs them the rows above, below, before and behind. Each program of a value writes one sum, which torch adds, so that
+no result depends on the order in which programs run.
 """
 # ruff: noqa: RUF005  (Triton's language has no starred items of a tuple)
 
@@ -17,8 +21,9 @@ from lc_triton.kernels.common import unbounded
 def walk_of(BLOCKS: tl.constexpr, SHAPE: tl.constexpr, TILE: tl.constexpr):
     """Decode the number of a program: its leading position, first row, first column, and its block of numbers.
 
-    The programs of SPAN blocks of numbers run side by side, for one tile of positions after the other: the neighbours
-    that tiles share are still in L2.
+    Grid: SPAN blocks of numbers, tile columns, tile rows, leading positions, and as many times as all BLOCKS of a
+    position need; the last blocks may lie past them. One tile of positions comes soon after another, so that the
+    neighbours that both read are still in L2.
     """
     TILES_H: tl.constexpr = (SHAPE.grid[1] + TILE.rows - 1) // TILE.rows
     TILES_W: tl.constexpr = (SHAPE.grid[2] + TILE.cols - 1) // TILE.cols
@@ -33,32 +38,35 @@ def walk_of(BLOCKS: tl.constexpr, SHAPE: tl.constexpr, TILE: tl.constexpr):
 
 @triton.jit
 def place_of(z, h, w, SHAPE: tl.constexpr):
-    """The position in row-major order, and whether it is on the grid."""
+    """The position (z, h, w) in row-major order, and whether it is on the grid."""
     m = (z >= 0) & (z < SHAPE.grid[0]) & (h >= 0) & (h < SHAPE.grid[1]) & (w >= 0) & (w < SHAPE.grid[2])
     return ((z * SHAPE.grid[1] + h) * SHAPE.grid[2] + w).to(tl.int64), m
 
 
 @triton.jit
 def load_numbers(p_w, z, h, w, n, m_n, SHAPE: tl.constexpr):
-    """The numbers n of a position, in the shape of n; zeros where it is not on the grid."""
+    """The numbers n of position (z, h, w), in the shape of n; zeros where m_n is false or it is off the grid."""
     position, m = place_of(z, h, w, SHAPE)
     return tl.load(p_w + position * (SHAPE.entries * SHAPE.filters) + n, mask=m_n & m, other=0.0)
 
 
 @triton.jit
 def apart(a, b, exists, ACC: tl.constexpr):
-    """The difference of a pair, zero where there is no such pair."""
+    """a - b in the dtype ACC, and 0 where no such pair exists."""
     return tl.where(exists, a.to(ACC) - b.to(ACC), 0.0)
 
 
 @triton.jit
 def smooth_kernel(
-    p_w,  # (Z, H, W, N)
-    p_sums,  # (programs,)
+    p_w,  # (Z, H, W, N), the weight
+    p_sums,  # (programs,), each program's part of the sum
     SHAPE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """The sum of (a - b)^2 over the pairs whose first position is the program's, each times a factor."""
+    """The sum of factor * (a - b)^2 over the numbers a, b of all pairs.
+
+    A program computes BN numbers of TR x TC positions: the pairs whose first position it owns. Grid: as of `walk_of`.
+    """
     N: tl.constexpr = SHAPE.entries * SHAPE.filters
     BN: tl.constexpr = TILE.block_n
     BLOCKS: tl.constexpr = (N + BN - 1) // BN
@@ -68,17 +76,17 @@ def smooth_kernel(
     W: tl.constexpr = SHAPE.grid[2]
     ACC: tl.constexpr = tl.float64 if p_w.dtype.element_ty == tl.float64 else tl.float32
 
-    # Tile.
+    # Tile: positions from (z, h0, w0) on, and a block of their numbers.
     z, h0, w0, block = walk_of(BLOCKS, SHAPE, TILE)
 
-    # Addresses: the numbers of each position, and the first column.
+    # Addresses: the numbers of a position [BN]; and the first column is loaded.
     n = block * BN + tl.arange(0, BN)
     m_n = n < N
     column = ()
     for i in tl.static_range(TR):
         column = column + (load_numbers(p_w, z, h0 + i, w0, n, m_n, SHAPE),)  # [BN]
 
-    # Loop over columns.
+    # Loop: columns.
     acc = tl.zeros((BN,), ACC)
     for w in range(w0, tl.minimum(w0 + TILE.cols, W)):
         right = ()
@@ -101,19 +109,22 @@ def smooth_kernel(
                 acc += SHAPE.scales[0] * (d * d)
         column = right
 
-    # Epilogue.
+    # Epilogue: the sum.
     tl.store(p_sums + tl.program_id(0), tl.sum(acc, 0))
 
 
 @triton.jit
 def smooth_grad_kernel(
-    p_w,  # (Z, H, W, N)
-    p_g,  # one number
+    p_w,  # (Z, H, W, N), the weight
+    p_g,  # one number, the gradient of the penalty
     p_dw,  # (Z, H, W, N)
     SHAPE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """dw = 2 g times the differences from all neighbours, each with the factor of its direction."""
+    """dw[a] = 2 * g * sum over the neighbours b of a of factor * (a - b).
+
+    A program computes BN numbers of TR x TC positions. Grid: as of `walk_of`.
+    """
     N: tl.constexpr = SHAPE.entries * SHAPE.filters
     BN: tl.constexpr = TILE.block_n
     BLOCKS: tl.constexpr = (N + BN - 1) // BN
@@ -123,10 +134,10 @@ def smooth_grad_kernel(
     W: tl.constexpr = SHAPE.grid[2]
     ACC: tl.constexpr = tl.float64 if p_w.dtype.element_ty == tl.float64 else tl.float32
 
-    # Tile.
+    # Tile: positions from (z, h0, w0) on, and a block of their numbers.
     z, h0, w0, block = walk_of(BLOCKS, SHAPE, TILE)
 
-    # Addresses: the numbers of each position, the first column and the one before it.
+    # Addresses: the numbers of a position [BN]; and the first column and the one before it are loaded.
     n = block * BN + tl.arange(0, BN)
     m_n = n < N
     g = 2.0 * tl.load(p_g).to(ACC)
@@ -135,7 +146,7 @@ def smooth_grad_kernel(
         left = left + (load_numbers(p_w, z, h0 + i, w0 - 1, n, m_n, SHAPE),)  # [BN]
         column = column + (load_numbers(p_w, z, h0 + i, w0, n, m_n, SHAPE),)  # [BN]
 
-    # Loop over columns. All that one needs is loaded before anything is stored.
+    # Loop: columns. All that one needs is loaded before its first store: the compiler moves no load above a store.
     for w in range(w0, tl.minimum(w0 + TILE.cols, W)):
         right, above, below, before, behind = (), column[0], column[0], column, column
         for i in tl.static_range(TR):
@@ -159,7 +170,7 @@ def smooth_grad_kernel(
                 of_z = apart(own, before[i], z > 0, ACC) + apart(own, behind[i], z + 1 < Z, ACC)
                 acc += SHAPE.scales[0] * of_z
 
-            # Epilogue of a position.
+            # Epilogue: dw of a position.
             position, m = place_of(z, h, w, SHAPE)
             tl.store(p_dw + position * N + n, (g * acc).to(p_dw.dtype.element_ty), mask=m_n & m)  # [BN]
         left, column = column, right
@@ -167,23 +178,25 @@ def smooth_grad_kernel(
 
 @triton.jit
 def inverse_norm(squares):
-    """1 / norm, and 0 for a filter of zeros, which has no direction."""
+    """1 / sqrt(squares), elementwise; 0 for a filter of zeros, which has no direction."""
     nonzero = squares > 0.0
     return tl.where(nonzero, tl.rsqrt(tl.where(nonzero, squares, 1.0)), 0.0)
 
 
 @triton.jit
 def neighbours_kernel(
-    p_w,  # (Z, H, W, D, F)
-    p_kept,  # (dimensions + 1, Z, H, W, F): 1 / norm, then the cosines of pairs along W, H, Z, at their first position
-    p_sums,  # (programs,)
+    p_w,  # (Z, H, W, D, F), the weight
+    p_kept,  # (dimensions + 1, Z, H, W, F), for the gradient: 1 / norm, then the cosines of pairs along W, H and Z,
+    # each at the first position of its pair
+    p_sums,  # (programs,), each program's part of the sum
     SHAPE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """The sum of (1 - cos(a, b)) / 2 over the pairs whose first position is the program's, times their factors.
+    """The sum of factor * (1 - cos(a, b)) / 2 over the filters a, b of all pairs.
 
-    A program owns TR x TC positions and BN filters, and loops over all entries of a filter. It sums the squares of the
-    neighbours past its borders too, so that its cosines are whole.
+    A program computes BN filters of TR x TC positions: the pairs whose first position it owns. It loops over all
+    entries of a filter, and also sums the squares of the neighbours past its borders, so that it needs no other program
+    for its cosines. Grid: as of `walk_of`.
     """
     D: tl.constexpr = SHAPE.entries
     F: tl.constexpr = SHAPE.filters
@@ -199,10 +212,11 @@ def neighbours_kernel(
     OWN: tl.constexpr = TR * TC
     ACC: tl.constexpr = tl.float64 if p_w.dtype.element_ty == tl.float64 else tl.float32
 
-    # Tile.
+    # Tile: positions from (z, h0, w0) on, and a block of their numbers.
     z, h0, w0, block = walk_of(BLOCKS, SHAPE, TILE)
 
-    # Addresses. Positions of the tile, then those right of it, below it and behind it.
+    # Addresses: filters f [BN]; and the places in `squares` of the tile's positions, and of those right of it, below it
+    # and behind it.
     f = block * BN + tl.arange(0, BN)
     m_f = f < F
     RIGHT: tl.constexpr = OWN
@@ -219,7 +233,7 @@ def neighbours_kernel(
         if Z > 1:
             along_z = along_z + (tl.zeros((BK, BN), ACC),)
 
-    # Loop over the entries of filters.
+    # Loop: the entries of filters.
     for start in tl.range(0, D, BK, num_stages=TILE.stages):
         k = start + tl.arange(0, BK)
         n = k[:, None] * F + f[None, :]
@@ -254,10 +268,10 @@ def neighbours_kernel(
                 new_z = new_z + (along_z[j] + b_w[j] * b_w[BEHIND + j],)
         squares, along_w, along_h, along_z = new_squares, new_w, new_h, new_z
 
-    # Epilogue.
+    # Epilogue: 1 / norm of each filter and the cosines of its pairs, and the sum.
     inverse = ()
     for j in tl.static_range(COUNT):
-        inverse = inverse + (inverse_norm(tl.sum(squares[j], 0)),)
+        inverse = inverse + (inverse_norm(tl.sum(squares[j], 0)),)  # [BN]
     acc = tl.zeros((BN,), ACC)
     for j in tl.static_range(OWN):
         h, w = h0 + j // TC, w0 + j % TC
@@ -288,7 +302,9 @@ def neighbours_kernel(
 
 @triton.jit
 def load_of_filters(p_saved, z, h, w, f, m_f, KIND: tl.constexpr, SHAPE: tl.constexpr):
-    """1 / norm (KIND 0) or cosines of pairs (1, 2, 3: along W, H, Z) of a position; zeros where it is off the grid."""
+    """What `neighbours_kernel` kept of filters f [BN] at position (z, h, w): 1 / norm (KIND 0), or cosines of pairs
+    along W, H or Z (KIND 1, 2 or 3). They are zeros where the position is off the grid.
+    """
     position, m = place_of(z, h, w, SHAPE)
     PF: tl.constexpr = SHAPE.grid[0] * SHAPE.grid[1] * SHAPE.grid[2] * SHAPE.filters
     return tl.load(p_saved + KIND * PF + position * SHAPE.filters + f, mask=m_f & m, other=0.0)  # [BN]
@@ -296,7 +312,7 @@ def load_of_filters(p_saved, z, h, w, f, m_f, KIND: tl.constexpr, SHAPE: tl.cons
 
 @triton.jit
 def load_direction(p_w, p_saved, z, h, w, n, m_n, f, m_f, SHAPE: tl.constexpr):
-    """The directions `a / |a|` of a position's filters, in the shape of n, and 1 / |a|; zeros off the grid."""
+    """The directions a / |a| of a position's filters [BK, BN], and 1 / |a| [BN]; zeros where it is off the grid."""
     inverse = load_of_filters(p_saved, z, h, w, f, m_f, 0, SHAPE)
     b_w = load_numbers(p_w, z, h, w, n, m_n, SHAPE)  # [BK, BN]
     return b_w.to(inverse.dtype) * inverse[None, :], inverse
@@ -304,14 +320,17 @@ def load_direction(p_w, p_saved, z, h, w, n, m_n, f, m_f, SHAPE: tl.constexpr):
 
 @triton.jit
 def neighbours_grad_kernel(
-    p_w,  # (Z, H, W, D, F)
-    p_saved,  # (dimensions + 1, Z, H, W, F), what `neighbours_kernel` kept
-    p_g,  # one number
+    p_w,  # (Z, H, W, D, F), the weight
+    p_saved,  # (dimensions + 1, Z, H, W, F), p_kept of `neighbours_kernel`
+    p_g,  # one number, the gradient of the penalty
     p_dw,  # (Z, H, W, D, F)
     SHAPE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """dw = g / 2 / |a| times the sum of `cos a / |a| - b / |b|` over all neighbours b, each times a factor."""
+    """dw[a] = g / (2 * |a|) * sum over the neighbours b of a of factor * (cos(a, b) * a / |a| - b / |b|).
+
+    A program computes BK entries of BN filters of TR x TC positions. Grid: as of `walk_of`.
+    """
     D: tl.constexpr = SHAPE.entries
     F: tl.constexpr = SHAPE.filters
     BK: tl.constexpr = TILE.block_k
@@ -324,10 +343,10 @@ def neighbours_grad_kernel(
     W: tl.constexpr = SHAPE.grid[2]
     ACC: tl.constexpr = tl.float64 if p_w.dtype.element_ty == tl.float64 else tl.float32
 
-    # Tile.
+    # Tile: positions from (z, h0, w0) on, and a block of their numbers.
     z, h0, w0, block = walk_of(BLOCKS, SHAPE, TILE)
 
-    # Addresses: the numbers of each position, the first column and the one before it.
+    # Addresses: the numbers of a position [BK, BN]; and the first column and the one before it are loaded.
     k = block // BLOCKS_F * BK + tl.arange(0, BK)
     f = block % BLOCKS_F * BN + tl.arange(0, BN)
     m_f = f < F
@@ -342,7 +361,8 @@ def neighbours_grad_kernel(
         column, of_column = column + (direction,), of_column + (inverse,)
         cosines_left = cosines_left + (load_of_filters(p_saved, z, h0 + i, w0 - 1, f, m_f, 1, SHAPE),)
 
-    # Loop over columns. All that one needs is loaded before anything is stored. Neighbours off the grid are zeros.
+    # Loop: columns. All that one needs is loaded before its first store: the compiler moves no load above a store.
+    # Neighbours off the grid are zeros, which add nothing.
     for w in range(w0, tl.minimum(w0 + TILE.cols, W)):
         right, of_right, cosines_right = (), (), ()
         for i in tl.static_range(TR):
@@ -374,7 +394,7 @@ def neighbours_grad_kernel(
                 cosine += SHAPE.scales[0] * cosines_z[i]
                 acc += SHAPE.scales[0] * of_z[i]
 
-            # Epilogue of a position.
+            # Epilogue: dw of a position.
             position, m = place_of(z, h0 + i, w, SHAPE)
             b_dw = (g * of_column[i])[None, :] * (cosine[None, :] * column[i] - acc)
             tl.store(p_dw + position * (D * F) + n, b_dw.to(p_dw.dtype.element_ty), mask=m_n & m)  # [BK, BN]
@@ -384,13 +404,15 @@ def neighbours_grad_kernel(
 
 @triton.jit
 def mean_kernel(
-    p_w,  # (P, N)
-    p_means,  # (chunks, N): the mean filter of each chunk of positions
-    p_sums,  # (programs,): the squares around it
+    p_w,  # (P, N), the weight
+    p_means,  # (chunks, N), the mean of each chunk of positions
+    p_sums,  # (programs,), the sum of squares around the chunk's mean, of each block of numbers
     SHAPE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """The mean filter of a chunk of TC positions, TR at a time, and the sum of the squares around it.
+    """The mean of each chunk of TC positions, and the sum of the squared distances to it.
+
+    A program computes BN numbers of one chunk, TR positions a step. Grid: blocks of numbers, chunks.
 
     Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
     """
@@ -401,18 +423,18 @@ def mean_kernel(
     TR: tl.constexpr = TILE.rows
     ACC: tl.constexpr = tl.float64 if p_w.dtype.element_ty == tl.float64 else tl.float32
 
-    # Tile.
+    # Tile: positions from `first` on, and a block of their numbers.
     pid = unbounded(tl.program_id(0))
     chunk = pid // BLOCKS
     first = chunk * TILE.cols
     last = tl.minimum(first + TILE.cols, P)
 
-    # Addresses.
+    # Addresses: the numbers of a position [BN].
     n = pid % BLOCKS * BN + tl.arange(0, BN)
     m_n = n < N
     p_w += n
 
-    # Loop over positions.
+    # Loop: positions. Each step joins the mean and the squares of its positions to those of the steps before.
     mean, acc = tl.zeros((BN,), ACC), tl.zeros((BN,), ACC)
     for start in range(first, last, TR):
         b_w, of_step = (), tl.zeros((BN,), ACC)
@@ -430,21 +452,24 @@ def mean_kernel(
         acc += moved * moved * ((start - first) * share)
         mean += moved * share
 
-    # Epilogue.
+    # Epilogue: the mean, and the sum.
     tl.store(p_means + chunk.to(tl.int64) * N + n, mean, mask=m_n)  # [BN]
     tl.store(p_sums + pid, tl.sum(tl.where(m_n, acc, 0.0), 0))
 
 
 @triton.jit
 def mean_grad_kernel(
-    p_w,  # (P, N)
-    p_mean,  # (N,)
-    p_g,  # one number
+    p_w,  # (P, N), the weight
+    p_mean,  # (N,), the mean of all positions
+    p_g,  # one number, the gradient of the penalty
     p_dw,  # (P, N)
     SHAPE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """dw = 2 g times the distance to the mean filter, of TR positions."""
+    """dw = 2 * g * scales[0] * (w - mean).
+
+    A program computes BN numbers of TR positions. Grid: blocks of numbers, blocks of positions.
+    """
     N: tl.constexpr = SHAPE.entries * SHAPE.filters
     P: tl.constexpr = SHAPE.grid[0] * SHAPE.grid[1] * SHAPE.grid[2]
     BN: tl.constexpr = TILE.block_n
@@ -452,22 +477,22 @@ def mean_grad_kernel(
     TR: tl.constexpr = TILE.rows
     ACC: tl.constexpr = tl.float64 if p_w.dtype.element_ty == tl.float64 else tl.float32
 
-    # Tile.
+    # Tile: positions from `first` on, and a block of their numbers.
     pid = unbounded(tl.program_id(0))
     first = pid // BLOCKS * TR
 
-    # Addresses.
+    # Addresses: the numbers of a position [BN]; and their mean is loaded.
     n = pid % BLOCKS * BN + tl.arange(0, BN)
     m_n = n < N
     g = 2.0 * tl.load(p_g).to(ACC)
     mean = tl.load(p_mean + n, mask=m_n, other=0.0)  # [BN]
 
-    # Loop over positions.
+    # Loop: positions.
     for i in tl.static_range(TR):
         o_w = (first + i).to(tl.int64) * N + n
         m_w = m_n & (first + i < P)
         b_w = tl.load(p_w + o_w, mask=m_w, other=0.0)  # [BN]
 
-        # Epilogue of a position.
+        # Epilogue: dw of a position.
         b_dw = (b_w.to(ACC) - mean) * (g * SHAPE.scales[0])
         tl.store(p_dw + o_w, b_dw.to(p_dw.dtype.element_ty), mask=m_w)  # [BN]

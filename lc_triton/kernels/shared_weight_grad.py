@@ -1,9 +1,9 @@
 """The weight gradient of filters that positions share: the positions of a region join the batch.
 
-A program owns the filters of one region, or a block of them. Its rows are pairs of a sample and a position of the
-region, all of which it sums itself:
+A program owns a block of filters of one region. It sums over rows, which are pairs of a sample and a position of the
+region: all of them, or of a split loop one part of them.
 
-    dW (BK x BN)  =  X^T (BK x rows)  @  dZ (rows x BN)       rows = B * positions of a region
+    dW (BK x BN)  =  X^T (BK x rows)  @  dZ (rows x BN)       rows = B * positions of the largest region
 
 Nothing of the size of unshared filters is written, and nothing is added by atomics.
 """
@@ -16,7 +16,10 @@ from lc_triton.kernels.common import decode_k, divide, unbounded
 
 @triton.jit
 def position_along(r, i, BLOCK: tl.constexpr, COUNT: tl.constexpr, SIZE: tl.constexpr):
-    """The position i < SIZE of region r along a dimension: a run of BLOCK positions, which comes again after COUNT."""
+    """The i-th position of region r along a dimension, where position o belongs to region o // BLOCK % COUNT.
+
+    SIZE is the most positions of a region. In a smaller region, the last ones lie past the last position.
+    """
     if COUNT == 1:
         o = i
     elif BLOCK == 1:
@@ -31,16 +34,20 @@ def position_along(r, i, BLOCK: tl.constexpr, COUNT: tl.constexpr, SIZE: tl.cons
 
 @triton.jit(do_not_specialize=["B"])
 def shared_weight_grad_kernel(
-    p_x,  # (B, I0, I1, IH, IW, C) with rows of sites dense; x_pitch holds the other strides, in sites
-    p_g,  # (B, O0, O1, OH, OW, F) likewise, in positions
-    p_dw,  # (R, T, C // G, F), R regions; of split rows with SPLIT in front, the sums of its parts
+    p_x,  # (B, I0, I1, IH, IW, C), with IW and C dense
+    p_g,  # (B, O0, O1, OH, OW, F), with OW and F dense: the gradient of z
+    p_dw,  # (R, T, C // G, F), R regions; of split rows with SPLIT in front, the sums of the parts
     B,
-    x_pitch,
-    g_pitch,
+    x_pitch,  # the strides of x along B, I0, I1 and IH, in sites
+    g_pitch,  # the strides of g along B, O0, O1 and OH, in positions
     SHAPE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """dw = x^T . dz for one region, FT filters of a group and one block of k a program."""
+    """dw[r, t, c, f] = sum over b and the positions p of region r of x[b, site(p, t), c] * g[b, p, f].
+
+    A program computes BK indices of a window and BN filters of one group and region, for all rows or one part of them.
+    Grid: blocks of k, blocks of filters, groups, regions, parts.
+    """
     C: tl.constexpr = SHAPE.group_channels
     F: tl.constexpr = SHAPE.filters
     FG: tl.constexpr = SHAPE.group_filters
@@ -65,7 +72,8 @@ def shared_weight_grad_kernel(
     PRECISION: tl.constexpr = TILE.precision
     ACC: tl.constexpr = tl.float64 if p_x.dtype.element_ty == tl.float64 else tl.float32
 
-    # Tile. The blocks of k of one tile run side by side: they share its g.
+    # Tile: indices k, filters f, rows first to last - 1. The blocks of k of the same filters run side by side: they
+    # share g.
     pid = tl.program_id(0)
     chunk = pid % KB
     pid = pid // KB
@@ -77,7 +85,7 @@ def shared_weight_grad_kernel(
     region = pid % REGIONS
     f, m_n = group * FG + inner, inner < FG
     rows = B * M
-    if SHAPE.wide:  # 2^31 pairs of a sample and a position
+    if SHAPE.wide:  # there may be 2^31 rows
         rows = B.to(tl.int64) * M
     first, last = rows * 0, rows
     if SPLIT > 1:
@@ -87,7 +95,7 @@ def shared_weight_grad_kernel(
         last = tl.minimum(first + steps * BB, rows)
         p_dw += part.to(tl.int64) * SHAPE.weight_numel
 
-    # Addresses of a window's sites, from its first one, and of the region's first position.
+    # Addresses: the sites and channels of a window, from its first site [BK], and the region along each dimension.
     k = chunk * BK + tl.arange(0, BK)
     t0, t1, kh, kw, c = decode_k(k, SHAPE.kernel[0], K1, SHAPE.kernel[2], SHAPE.kernel[3], C)
     d0, d1 = t0 * SHAPE.dilation[0], t1 * SHAPE.dilation[1]
@@ -97,7 +105,7 @@ def shared_weight_grad_kernel(
     r0, r1 = region // (N1 * NH * NW), region // (NH * NW) % N1
     rh, rw = region // NW % NH, region % NW
 
-    # Loop over pairs of a sample and a position, the positions of a sample next to each other.
+    # Loop: rows. The positions of a sample come one after another.
     acc = tl.zeros((BN, BK) if SWAP else (BK, BN), ACC)
     for start in range(first, last, BB):
         j = start + tl.arange(0, BB)
@@ -130,9 +138,9 @@ def shared_weight_grad_kernel(
         else:
             acc = tl.dot(tl.trans(b_x), b_g, acc, input_precision=PRECISION, out_dtype=ACC)
 
-    # Epilogue.
+    # Epilogue: dw, or the part's sum.
     if SWAP:
-        acc = tl.trans(acc)
+        acc = tl.trans(acc)  # [BK, BN]
     p_dw += region.to(tl.int64) * SHAPE.position_weights
     m_dw = m_k[:, None] & m_n[None, :]
     tl.store(p_dw + k[:, None] * F + f[None, :], acc.to(p_dw.dtype.element_ty), mask=m_dw)  # [BK, BN]

@@ -1,4 +1,8 @@
-"""The weight gradient, with the bias gradient of each position in the same launch."""
+"""The weight gradient, with the bias gradient of each position in the same launch.
+
+It has three loops: blocks of k past one block of samples (STREAM), or samples past one block of k, as a product of
+blocks or, where each column has a window of its own (OWN), index by index.
+"""
 
 import triton
 import triton.language as tl
@@ -10,31 +14,34 @@ from lc_triton.kernels.weight_block import decode_block, decode_index, load_dz, 
 
 @triton.jit(do_not_specialize=["B"])
 def weight_grad_kernel(
-    p_x,  # (B, I0, I1, IH, IW, C) with rows of sites dense; x_pitch holds the other strides, in sites
-    p_g,  # (B, O0, O1, OH, OW, F) likewise, in positions
-    p_saved,  # (B, P, F), y or z, where g is the gradient of y
+    p_x,  # (B, I0, I1, IH, IW, C), with IW and C dense
+    p_g,  # (B, O0, O1, OH, OW, F), with OW and F dense
+    p_saved,  # (B, P, F), y or z of the activation, where g is the gradient of y; None where it is that of z
     p_dw,  # (P, T, C // G, F), or with TILE.descriptor a tensor descriptor of it as (P, T * C // G, F)
-    # With UPDATE, the weight itself.
-    p_db,  # (P, F); both of a split batch with SPLIT in front, the sums of its parts
-    p_dz,  # (B, P, F), the gradient of z, for the input gradient
-    p_m,  # (P, T, C // G, F), the states of the weight's optimizer; for "square_sum" one number a block of a program
-    p_v,  # (P, T, C // G, F)
+    # With UPDATE, p_dw is the weight. Of a split batch, p_dw and p_db are sums of parts, with SPLIT in front.
+    p_db,  # (P, F), or None
+    p_dz,  # (B, P, F), the gradient of z, for the input gradient; or None
+    # The pointers from here to p_scalars are those of `update_weights`; None where UPDATE needs none.
+    p_m,  # (P, T, C // G, F), the first state; for "square_sum" one number for each block of each program
+    p_v,  # (P, T, C // G, F), the second state
     p_amax,  # (P, T, C // G, blocks, 2) of states in 8 bits, the largest magnitudes of both in each block of filters
     p_correction,  # (P, T, C // G, F), of a weight in bfloat16, to its master
     p_added,  # (P, T, C // G, F), a gradient that is a part of the sum
-    p_scalars,  # (9), the optimizer's hyperparameters
+    p_scalars,  # the rule's factors, then the penalty's
     B,
-    x_pitch,
-    g_pitch,
+    x_pitch,  # the strides of x along B, I0, I1 and IH, in sites
+    g_pitch,  # the strides of g along B, O0, O1 and OH, in positions
     SHAPE: tl.constexpr,
     TILE: tl.constexpr,
     UPSTREAM: tl.constexpr,
     UPDATE: tl.constexpr,
 ):
-    """dw = x^T . dz for TQ x TP positions, FT filters and one block of k, or STREAM of them, a program.
+    """dw[p, t, c, f] = sum over b of x[b, site(p, t), c] * dz[b, p, f]; db[p, f] = sum over b of dz[b, p, f].
 
-    The batch is summed inside. Only the band of the (BK x BN) product is stored: each (position, tap, channel, filter)
-    lies in exactly one program. With UPDATE, that program updates the weight by it instead of storing it.
+    dz is g, or g times the activation's derivative. A program computes TQ x TP positions, FT filters of each and one
+    block of k, or STREAM of them, for all samples or one part of them. Each (position, tap, channel, filter) lies in
+    exactly one program (of each part), which stores it, or with UPDATE updates the weight by it.
+    Grid: chunks of k, blocks of filters, groups (with `tl.dot`), tile columns and rows, leading positions, parts.
     """
     C: tl.constexpr = SHAPE.group_channels
     F: tl.constexpr = SHAPE.filters
@@ -56,7 +63,8 @@ def weight_grad_kernel(
     RULE: tl.constexpr = UPDATE.rule
     ACC: tl.constexpr = tl.float64 if p_x.dtype.element_ty == tl.float64 else tl.float32
 
-    # Tile. The blocks of k of one tile run side by side: they share its g.
+    # Tile: a chunk of k, columns n of positions and filters, samples first to last - 1. The chunks of one tile run side
+    # by side: they share its g.
     pid = tl.program_id(0)
     chunk = pid % CHUNKS
     pid = pid // CHUNKS
@@ -70,7 +78,7 @@ def weight_grad_kernel(
         if WITH_BIAS:
             p_db += part.to(tl.int64) * SHAPE.out_numel
 
-    # Addresses of g and of the saved tensor in each column.
+    # Addresses: each column in a sample of g, and in one of the saved tensor, db and dz.
     o0, o1 = o01 // O1, o01 % O1
     oh, ow = oh0 + jr, ow0 + jc
     box = (o01 * OH + oh0) * OW + ow0
@@ -78,7 +86,7 @@ def weight_grad_kernel(
     o_s = position.to(tl.int64) * F + f  # [BN]
 
     if STREAM > 1:
-        # Loop over blocks of k. All samples are one block: g is loaded once, and x streams past it.
+        # Loop: blocks of k. All samples are one block: g is loaded once, and x streams past it.
         b = tl.arange(0, BB)
         m_b = b < B
         m = m_b[:, None] & m_n[None, :]
@@ -95,6 +103,8 @@ def weight_grad_kernel(
                 acc = tl.trans(tl.dot(tl.trans(b_g), b_x, input_precision=PRECISION, out_dtype=ACC))
             else:
                 acc = tl.dot(tl.trans(b_x), b_g, input_precision=PRECISION, out_dtype=ACC)
+
+            # Epilogue: the band of a block [BK, BN] is stored, or updates the weight.
             store_block(
                 acc,
                 p_dw,
@@ -123,8 +133,8 @@ def weight_grad_kernel(
                 UPDATE,
             )
     elif OWN:
-        # Loop over the batch, with the indices of a window unrolled: each has a sum of its own. Where a window is one
-        # block, the bias gradient is summed on the way.
+        # Loop: samples, with the indices of a block of k unrolled: each has a sum of its own. Where a window is one
+        # block, the same loop sums the bias gradient.
         TAKEN: tl.constexpr = min(BK, TILE.k_total)
         if KB > 1 and chunk == 0:
             sum_bias(p_g, p_saved, p_db, p_dz, first, last, B, o_n, o_s, m_n, g_pitch, ACC, SHAPE, TILE, UPSTREAM)
@@ -147,7 +157,7 @@ def weight_grad_kernel(
                 sums += (acc[i] + b_x.to(ACC) * b_g.to(ACC),)
             acc = sums
 
-        # Epilogue: the sums over the samples of a block.
+        # Epilogue: each sum over the samples of a block is stored, or updates the weight.
         if WITH_BIAS and KB == 1:
             tl.store(p_db + o_s, tl.sum(b_db, 0).to(p_db.dtype.element_ty), mask=m_n)  # [BN]
         if RULE == "none":
@@ -172,9 +182,9 @@ def weight_grad_kernel(
                     b_g, p_dw, p_first, p_v, p_amax, p_correction, p_added, p_scalars, o_k, m_w, o_kb, m_wb, UPDATE
                 )
     else:
-        # Loop over the batch, first for the bias gradient, then for the product. One loop for both would take g out of
-        # the matmul's pipeline; in the other order the addresses would stay in registers during the product, and a
-        # float32 dw spills.
+        # Loop: samples, first for the bias gradient, then for the product. One loop for both would take g out of the
+        # product's pipeline. In the other order, the addresses of the bias gradient's loop would stay in registers
+        # during the product, and kernels of a float32 dw would spill.
         k, t, dh, dw, c, o_k, m_k = decode_block(chunk, o01, oh0, ow0, x_pitch, SHAPE, TILE)
         if chunk == 0:
             sum_bias(p_g, p_saved, p_db, p_dz, first, last, B, o_n, o_s, m_n, g_pitch, ACC, SHAPE, TILE, UPSTREAM)
@@ -199,11 +209,11 @@ def weight_grad_kernel(
                 b_x = tl.load(p_xb[:, None] + o_k[None, :], mask=m_b[:, None] & m_k[None, :], other=0.0)  # [BB, BK]
                 acc += b_x[:, :, None].to(ACC) * b_g[:, None, :].to(ACC)
 
-        # Epilogue: only the band is stored.
+        # Epilogue: the band is stored, or updates the weight.
         if not DOT:
             acc = tl.sum(acc, 0)
         elif SWAP:
-            acc = tl.trans(acc)
+            acc = tl.trans(acc)  # [BK, BN]
         store_block(
             acc,
             p_dw,
