@@ -55,7 +55,7 @@ class AbsentGPU:
         return self.target
 
     def get_device_properties(self, device: str) -> dict[str, int]:
-        """The one property that Triton checks before a launch."""
+        """The one property that Triton checks before a launch, as an H100 has it, whatever the architecture."""
         return {"max_shared_mem": 232_448}
 
     def load_binary(self, name: str, binary: bytes, shared: int, device: str) -> tuple[bytes, bytes, int, int, int]:
@@ -63,12 +63,12 @@ class AbsentGPU:
         return binary, binary, 0, 0, 1024
 
     def launcher_cls(self, source: Any, metadata: Any) -> Any:
-        """The launcher of one kernel, for the absent GPU that is active at the launch: Triton keeps the launcher."""
+        """The launcher of one kernel. It asks for the active GPU at each launch, because Triton keeps the launcher."""
         self.on_launcher(source, metadata)
         return lambda *args: driver.active.launch(*args)
 
     def launch(self, x: int, y: int, z: int, stream: int, function: bytes, *rest: Any) -> None:
-        """Call the hooks, and record the launch."""
+        """Call the launch hooks, and record the launch if `keep` is set."""
         (_, metadata, enter, leave), args = rest[:4], rest[4:]
         if enter is not None:
             enter(metadata)

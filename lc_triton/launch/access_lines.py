@@ -34,7 +34,7 @@ def argument_lines(ttir: str) -> dict[Place, str]:
 
 
 def _source_line(location: str, named: dict[str, str]) -> Place:
-    """The file and line of a location in Triton's IR; of inlined code, where it stands."""
+    """The file and line of a location in Triton's IR; of inlined code, those of the function that was inlined."""
     text = named[location]
     while (found := re.search(r'"([^"]+)":(\d+):\d+', text)) is None:
         text = named[re.findall(r"#loc\d*", text)[0]]

@@ -75,7 +75,7 @@ def build(
 ) -> Any:
     """The kernel of one pass compiled by Triton for `arch` (80, 90, 100, ... or "gfx942"); no GPU is needed.
 
-    Another batch gives the same kernel, but for batch 1, whose pitch is 0.
+    Another batch gives the same kernel, except batch 1: its stride from sample to sample is given as 0.
     """
     given: dict[str, Any] = {"dtype": dtype, "weight_dtype": weight_dtype, "bias": bias, "store_z": store_z}
     args = call_args(
@@ -100,8 +100,8 @@ def call_args(
 ) -> list[Any]:
     """All arguments of the kernel of one pass, as for a launch on dense tensors; the tensors have no memory.
 
-    A weight gradient that updates the weight takes dz, and makes no bias gradient. With a split loop its second pass
-    updates.
+    A weight gradient that updates the weight takes dz, and makes no bias gradient. Of a split loop, the second launch
+    updates the weight.
     """
     geo, act = problem.geometry, problem.activation
     weight_dtype = weight_dtype or dtype
@@ -146,9 +146,9 @@ def call_args(
 def update_pointers(
     weight: Tensor, update: WeightUpdate, state_dtype: torch.dtype | None = None
 ) -> list[Tensor | None]:
-    """The states, what lies beside them, the added gradient and the hyperparameters of an update.
+    """The states, what lies beside them, the added gradient and the hyperparameters of an update, without memory.
 
-    States of int8 are those in 8 bits.
+    A `state_dtype` of int8 means states in 8 bits.
     """
     count, shape, dtype = STATES[update.rule], tuple(weight.shape), torch.promote_types(weight.dtype, torch.float32)
     if update.rule == "square_sum":
@@ -171,7 +171,7 @@ def build_combine(
     bias: str = "position",
     batch: int = 64,
 ) -> Any:
-    """The second pass of a split forward, compiled as in `build`."""
+    """The second launch of a split forward, compiled as in `build`."""
     args = combine_call_args(problem, split, dtype=dtype, bias=bias, batch=batch)
     return compile_call(combine_kernel, ELEMENTWISE, arch, *args)
 
@@ -179,7 +179,7 @@ def build_combine(
 def combine_call_args(
     problem: Problem, split: int, *, dtype: torch.dtype = torch.bfloat16, bias: str = "position", batch: int = 64
 ) -> list[Any]:
-    """All arguments of the second pass of a split forward, as in `call_args`."""
+    """All arguments of the second launch of a split forward, as in `call_args`."""
     geo, act = problem.geometry, problem.activation
     y = _empty((batch, *geo.out_spatial, geo.out_channels), dtype)
     parts = parts_of(y, TileConfig(split=split))

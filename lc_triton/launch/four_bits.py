@@ -16,7 +16,8 @@ from lc_triton.launch.rule import PlainTile, blocks, tile_for
 from lc_triton.tiles.config import Pass, TileConfig
 from lc_triton.tiles.key import bucket
 
-# Entries of a window that share a scale: a step of the forward, and the most channels of an input gradient's program.
+# Entries of a window that share a scale. A step of the forward has so many, and a program of the input gradient has at
+# most so many channels.
 ENTRIES = 32
 # Products that a program without `tl.dot` holds at once.
 MAX_PRODUCTS = 2048
@@ -71,7 +72,10 @@ def four_bits_input_grad(
 
 
 def _tile(pass_name: Pass, x: Tensor, problem: Problem) -> TileConfig:
-    """The tile for all batches of one bucket, by the rule, with steps of one scale and blocks of two at most."""
+    """The tile for all batches of one bucket, by the rule, with sizes that the kernels' scales need.
+
+    A step of the forward is the entries of one scale. The channels of an input gradient's program have two at most.
+    """
     geo, batch = problem.geometry, bucket(len(x))
     channels, filters = geo.in_channels // geo.groups, geo.out_channels // geo.groups
     of_input = pass_name == "input_grad"
@@ -84,7 +88,7 @@ def _tile(pass_name: Pass, x: Tensor, problem: Problem) -> TileConfig:
     n = max(2, min(found.block_f, ENTRIES) if of_input else found.block_f)
     k = max(2, found.block_k) if of_input else ENTRIES
     b = found.block_b if found.dot else max(1, min(found.block_b, MAX_PRODUCTS // (n * k)))
-    warps = min(found.num_warps, 2) if of_input and b <= 16 else found.num_warps  # of half the simulated time
+    warps = min(found.num_warps, 2) if of_input and b <= 16 else found.num_warps  # half the simulated time
     return replace(found, block_f=n, block_k=k, block_b=b, num_warps=warps)
 
 

@@ -19,7 +19,7 @@ from lc_triton.tiles.task import Task, types_of
 from lc_triton.tiles.updates import with_update
 from lc_triton.tiles.workloads import Workload
 
-NEXT = 3  # further candidates that are shown
+NEXT = 3  # how many further candidates a report shows
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,10 @@ Four = tuple[int, ...]
 class Shape(NamedTuple):
     """A layer in four spatial dimensions; `wide` where a position, or an offset inside one sample, needs 64 bits.
 
-    `channels` are those of a site in memory, padding included; `group_channels` and `group_filters` those of one
-    group's filters; `position_weights` the weights of one position. Where positions share filters (`shared`), the
+    `pad` is the padding before the first site. `channels` are those of a site in memory, padding included;
+    `group_channels` and `group_filters` those of one group's filters; `position_weights` the weights of one position;
+    `in_numel` and `out_numel` the numbers of a sample. `lead`: whether a size of the two leading dimensions is above 1;
+    without it, the kernels leave the masks of these dimensions out. Where positions share filters (`shared`), the
     weight has one entry for each of `regions`: `region_counts` along each dimension, of `region_sizes` positions at
     most, that are runs of `region_blocks` positions. `padded`: whether some window may read a site outside the input.
     """
@@ -60,9 +62,10 @@ class Shape(NamedTuple):
 class Tile(NamedTuple):
     """A TileConfig as a kernel reads it, with the input footprint and the k-loop that follow from it.
 
-    `block_n` counts the columns of a program's product; `k_total` the indices of the k-loop, `k_blocks` its blocks,
-    `k_part` the indices of one part of a split loop, `chunks` the weight gradient's programs that share a tile.
-    `own_windows`: each column gathers a window of its own.
+    `block_n` counts the columns of a program's product; `step_h` and `step_w` the sites (or windows) from one row or
+    column of the footprint to the next; `k_total` the indices of the k-loop, `k_blocks` its blocks, `k_part` the
+    indices of one part of a split loop, `chunks` the weight gradient's programs that share a tile. `own_windows`: each
+    column gathers a window of its own.
     """
 
     rows: int
@@ -89,7 +92,10 @@ class Tile(NamedTuple):
 
 
 class Epilogue(NamedTuple):
-    """What happens to the accumulator: bias "none", "position" or "channel", then the activation."""
+    """What happens to the accumulator: bias "none", "position" or "channel" (one for all places), then the activation.
+
+    `store_z`: whether the sum with the bias, before the activation, is stored as well.
+    """
 
     bias: str
     activation: str
@@ -98,7 +104,10 @@ class Epilogue(NamedTuple):
 
 
 class Upstream(NamedTuple):
-    """What the weight gradient does with g: sum it for the bias, apply the activation's derivative, store that."""
+    """What the weight gradient does with g: multiply it by an activation's derivative, store that, sum it for the bias.
+
+    `activation` is "linear" where g is the gradient of z already.
+    """
 
     with_bias: bool
     activation: str = "linear"
@@ -111,8 +120,8 @@ class WeightUpdate(NamedTuple):
 
     The other rules are those of `lc_triton.optim.rules`, and "square_sum" for the norm of a gradient. `with_added`:
     whether a gradient is added to the sums; `penalty`: where a penalty's factors are among the scalars, or 0;
-    `non_neg`: whether negative weights become 0. Of states in 8 bits, `filters`: of the layer; `block`: the filters of
-    a block, or their next power of two.
+    `non_neg`: whether negative weights become 0. With states in 8 bits, `filters` are those of the layer, and `block`
+    is the filters of a block: a power of two, which may be more than the layer's filters. Otherwise both are 0.
     """
 
     rule: str = "none"
@@ -138,14 +147,23 @@ def update_of(task: Task) -> WeightUpdate:
     return kind.in_8_bits(task.geometry.out_channels) if task.in_8_bits else kind
 
 
-# The pointers of an update, of the states to the scalars, where there is none.
+# The pointers of an update, from the first state to the scalars, for a weight gradient that updates nothing.
 NO_POINTERS = (None,) * 6
 PLAIN = Epilogue("none", "linear", 0.0, False)
 
 
 @lru_cache(maxsize=4096)
 def shape_of(geometry: Geometry, wide: bool, *, pad_channels: bool = False) -> Shape:
-    """The kernels' view of a geometry; `wide`: whether the tensors need 64 bits; many sites or positions do too."""
+    """The kernels' view of a geometry.
+
+    Args:
+        geometry: of the layer.
+        wide: whether the tensors need offsets of 64 bits; many sites or positions need them too.
+        pad_channels: whether x is a copy with padded channels.
+
+    Raises:
+        ArgumentValueError: the filters of one position are 2^31 numbers or more.
+    """
     geo = geometry.as_4d()
     if geo.window * geo.out_channels >= _INT32:
         raise ArgumentValueError(
@@ -227,8 +245,8 @@ def epilogue_of(problem: Problem, bias: Tensor | None, *, store_z: bool) -> Epil
 def dense_rows(x: Tensor) -> tuple[Tensor, Pitch]:
     """x `(B, *spatial, channels)` with its rows of sites dense, and its other strides in sites.
 
-    Crops, expanded batches and anything else whose channels are next to each other is taken as it is; other layouts
-    are copied once: a gather would read them a few bytes at a time, once a tap.
+    An input is taken as it is where channels and columns are dense and all other strides are whole sites: crops in
+    space, and expanded batches. Others are copied once, as a gather would read them a few bytes at a time, once a tap.
     """
     pitch = pitch_of(x)
     if pitch is None:

@@ -44,7 +44,7 @@ class LinearShape(NamedTuple):
 
 
 def reads_weight_once(x: Tensor, problem: Problem) -> bool:
-    """Whether `input_grad_and_update` supports a layer and its input: windows of one site, and few samples."""
+    """Whether `input_grad_and_update` supports a layer and its input: its windows are one site, and samples are few."""
     geo = problem.geometry
     is_linear = geo.taps == 1 and geo.groups == 1 and not geo.regions and geo.in_spatial == geo.out_spatial
     if not is_linear or any(map(any, geo.padding)) or geo.window * geo.out_channels >= 2**31:
@@ -112,7 +112,7 @@ def _is_product(batch: int, problem: Problem) -> bool:
 def _bind_two(
     x: Tensor, g: Tensor, weight: Tensor, pointers: Pointers, kind: WeightUpdate, problem: Problem
 ) -> BoundLinear:
-    """The same by two launches, the kernels of the two passes."""
+    """What `bind` does, by two launches: the kernels of the two passes."""
     dx = torch.empty(x.shape, dtype=x.dtype, device="meta")
     input_grad = bind_input_grad(g, weight, None, dx, problem)
     update = bind_weight_update(x, g, weight, pointers, kind, problem)

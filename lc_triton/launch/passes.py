@@ -32,7 +32,7 @@ from lc_triton.launch.plan import KERNELS, BoundPass, LaunchPlan, plan_for, with
 from lc_triton.tiles.config import Pass, TileConfig
 from lc_triton.tiles.footprint import padded_channels
 
-# Numbers of a program of the second pass, or of one that pads channels; and the warps of such programs.
+# Numbers of a program of the second launch, or of one that pads channels; and the warps of such programs.
 COMBINED = 1024
 ELEMENTWISE = TileConfig(dot=False)
 # Pairs of a sample and a position that 32 bits count, those of a block that reaches past the end too.
@@ -71,8 +71,8 @@ def weight_grad(
 ) -> None:
     """Write dw and, unless it is None, the bias gradient of each position.
 
-    With `saved`, g is the gradient of y behind the activation: it is taken through it on the way, and the result
-    written into dz unless that is None.
+    With `saved`, g is the gradient of y = act(z). The kernel then multiplies it by the activation's derivative, and
+    writes the product into dz unless that is None.
     """
     bind_weight_grad(x, g, saved, dw, db, dz, problem, config)(x, g, saved, dw, db, dz)
 
@@ -113,7 +113,7 @@ def bind_weight_grad(
 
 
 def fuses_activation_grad(x: Tensor, dw: Tensor, problem: Problem) -> bool:
-    """Whether `weight_grad` should be given the gradient of y, from behind the activation, rather than of z."""
+    """Whether `weight_grad` should be given the gradient of y = act(z) and the saved tensor, rather than that of z."""
     if problem.geometry.regions:
         return False
     return plan_for("weight_grad", problem, x, dw, None).fuses_activation_grad
@@ -129,9 +129,9 @@ def _bind_gather(
     y: Tensor,
     *z: Tensor | None,
 ) -> BoundPass:
-    """A pass that reads the weights, with the tile of a plan.
+    """A forward or an input gradient, with the tile of a plan.
 
-    One launch, preceded by another one if channels are padded, and followed by another one if the k-loop is split.
+    It is one launch, preceded by another one if channels are padded, and followed by one if the k-loop is split.
     """
     config, batch, device = plan.config, x.shape[0], x.device
     kernel = KERNELS[pass_name]
@@ -187,7 +187,7 @@ def _bind_weight_grad(
     db: Tensor | None,
     dz: Tensor | None,
 ) -> BoundPass:
-    """The weight gradient with the tile of a plan: one launch, or more where the loop over the batch is split."""
+    """The weight gradient with the tile of a plan: one launch; of a split loop, one more for each of dw and db."""
     config, act, device = plan.config, problem.activation, x.device
     x_rows, x_pitch = rows_like(x)
     g_rows, g_pitch = rows_like(g)
@@ -237,7 +237,7 @@ def _bind_shared_weight_grad(
     db: Tensor | None,
     dz: Tensor | None,
 ) -> BoundPass:
-    """The weight gradient of shared filters with the tile of a plan. The bias gradient, one a position, is torch's."""
+    """The weight gradient of shared filters with the tile of a plan. Torch sums the bias gradient, one a position."""
     assert saved is None
     assert dz is None
     config, device, geo = plan.config, x.device, problem.geometry
@@ -323,7 +323,7 @@ def _prepare_combine(
     epilogue: Epilogue,
     device: torch.device,
 ) -> Launch:
-    """The second pass: add the parts of a split loop in order; `rows` repeat a bias."""
+    """The second launch of a split loop, which adds the parts in order; `rows` is the number of samples, or 1."""
     columns = parts[0].numel() // rows
     grid = rows * -(-columns // COMBINED)
     constants = (rows, columns, parts.shape[-1], parts.shape[0], COMBINED, epilogue)  # R, N, F, SPLIT, BN, EPILOGUE

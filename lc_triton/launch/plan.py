@@ -45,7 +45,7 @@ def kernel_of(pass_name: Pass, geometry: Geometry) -> Any:
 
 
 def rounds_weight(x: Tensor, weight: Tensor, *, needs_input_grad: bool) -> bool:
-    """Whether a copy of the weight in the dtype of x is worth its memory: 2 bytes a number, and 6 that are moved."""
+    """Whether to copy the weight in the dtype of x: the copy takes 2 bytes a number, and making it moves 6."""
     if x.element_size() != 2 or weight.dtype != torch.float32 or weight.numel() < LEAST_WEIGHTS:
         return False
     return len(x) >= (LEAST_BATCH if needs_input_grad else LEAST_BATCH_OF_FORWARD)

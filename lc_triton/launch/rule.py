@@ -12,7 +12,7 @@ from lc_triton.tiles.limits import MAX_BATCH_WITHOUT_DOT
 MIN_DOT_COLUMNS, MIN_DOT_DEPTH = 8, 16
 # The largest side of a product; without tensor cores, where it is unrolled, its largest depth and its largest side.
 MAX_SIDE, MAX_VECTOR_DEPTH, MAX_VECTOR_SIDE = 64, 16, 32
-# Products that a program without `tl.dot` holds at once, and those of one warp of any program.
+# The most products that a program without `tl.dot` holds at once, and the products of each warp of any program.
 MAX_PRODUCTS, PRODUCTS_OF_A_WARP = 2048, 512
 
 

@@ -136,7 +136,8 @@ def weight_grad_square_sum(
 ) -> Tensor:
     """The sum of squares of a weight's gradient, that of (x, g) plus a penalty's: a float64 scalar.
 
-    Each program stores one number for each block of the gradient; the gradient itself is not stored.
+    Each program stores one number for each block of the gradient that it computes. The gradient is not stored; of a
+    split loop, its parts are.
     """
     factors = _on_device((1.0, *(() if penalty is None else penalty.scalars)), weight)
     return bind_square_sum(x, g, weight, factors, problem, config)(x, g, weight, factors)
@@ -266,7 +267,7 @@ def _bind(
 
 
 def numbers_of(kind: WeightUpdate, numel: int) -> int:
-    """How many numbers the second pass goes over: the weights, each row of filters padded to whole blocks."""
+    """How many numbers the second launch goes over: the weights, each row of filters padded to whole blocks."""
     if not kind.block:
         return numel
     return numel // kind.filters * -(-kind.filters // kind.block) * kind.block
