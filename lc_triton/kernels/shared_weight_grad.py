@@ -97,6 +97,8 @@ def shared_weight_grad_kernel(
 
     # Addresses: the sites and channels of a window, from its first site [BK], and the region along each dimension.
     k = chunk * BK + tl.arange(0, BK)
+    if SHAPE.wide:  # rows of sites may lie 2^31 numbers apart
+        k = k.to(tl.int64)
     t0, t1, kh, kw, c = decode_k(k, SHAPE.kernel[0], K1, SHAPE.kernel[2], SHAPE.kernel[3], C)
     d0, d1 = t0 * SHAPE.dilation[0], t1 * SHAPE.dilation[1]
     dh, dw = kh * SHAPE.dilation[2], kw * SHAPE.dilation[3]

@@ -12,6 +12,7 @@ from lc_triton.kernels.four_bits import four_bits_forward_kernel, four_bits_inpu
 from lc_triton.kernels.four_bits_vector import four_bits_vector_forward_kernel, four_bits_vector_input_grad_kernel
 from lc_triton.launch.launcher import prepare
 from lc_triton.launch.layout import dense_rows, epilogue_of, is_wide, shape_of
+from lc_triton.launch.plan import launches_of
 from lc_triton.launch.rule import PlainTile, blocks, tile_for
 from lc_triton.tiles.config import Pass, TileConfig
 from lc_triton.tiles.key import bucket
@@ -135,5 +136,5 @@ def _launch(
         kernel, config = KERNELS[pass_name], config or _tile(pass_name, x, problem)
         tile = PlainTile.of(config, problem.precision)
     grid = blocks(len(x), config.block_b) * blocks(columns, config.block_n) * places
-    launches = problem.launches.setdefault(("four_bits", pass_name, tile, config, x.device.index), {})
+    launches = launches_of(problem, "four_bits", pass_name, tile, config, x.device.index)
     prepare(launches, kernel, grid, config, tensors, (*constants, tile, *epilogue), x.device)(*tensors)

@@ -14,6 +14,7 @@ from lc_triton.errors import ArgumentValueError
 from lc_triton.kernels.gather import gather_forward_kernel, gather_input_grad_kernel, gather_weight_grad_kernel
 from lc_triton.launch.launcher import prepare
 from lc_triton.launch.layout import dense_rows, epilogue_of
+from lc_triton.launch.plan import launches_of
 from lc_triton.launch.rule import PlainTile, blocks, tile_for
 from lc_triton.tiles.config import Pass, TileConfig
 from lc_triton.tiles.key import bucket
@@ -143,5 +144,5 @@ def _launch(
 ) -> None:
     tile = PlainTile.of(config, problem.precision)
     device = next(tensor.device for tensor in tensors if tensor is not None)
-    launches = problem.launches.setdefault(("gather", pass_name, config, device.index), {})
+    launches = launches_of(problem, "gather", pass_name, config, device.index)
     prepare(launches, KERNELS[pass_name], grid, config, tensors, (*sizes, tile, *epilogue), device)(*tensors)

@@ -28,8 +28,8 @@ class Shape(NamedTuple):
 
     `pad` is the padding before the first site. `channels` are those of a site in memory, padding included;
     `group_channels` and `group_filters` those of one group's filters; `position_weights` the weights of one position;
-    `in_numel` and `out_numel` the numbers of a sample. `lead`: whether a size of the two leading dimensions is above 1;
-    without it, the kernels leave the masks of these dimensions out. Where positions share filters (`shared`), the
+    `in_numel` and `out_numel` the numbers of a sample. `lead`: whether a size of the two leading dimensions is above 1, or
+    they are padded; without it, the kernels leave the masks of these dimensions out. Where positions share filters (`shared`), the
     weight has one entry for each of `regions`: `region_counts` along each dimension, of `region_sizes` positions at
     most, that are runs of `region_blocks` positions. `padded`: whether some window may read a site outside the input.
     """
@@ -189,7 +189,7 @@ def shape_of(geometry: Geometry, wide: bool, *, pad_channels: bool = False) -> S
         in_numel=geo.sites * channels,
         out_numel=geo.positions * geo.out_channels,
         weight_numel=geo.weight_numel,
-        lead=any(n > 1 for n in leading),
+        lead=any(n > 1 for n in leading) or any(map(any, geo.padding[:2])),
         wide=wide or max(geo.sites, geo.positions) >= _COUNTED,
         padded=any(map(any, geo.padding)),
         shared=bool(geo.regions),

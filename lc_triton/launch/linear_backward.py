@@ -16,6 +16,7 @@ from lc_triton.kernels.linear_backward import linear_backward_kernel
 from lc_triton.launch.launcher import prepare
 from lc_triton.launch.layout import Pitch, WeightUpdate, dense_rows
 from lc_triton.launch.passes import bind_input_grad
+from lc_triton.launch.plan import launches_of
 from lc_triton.launch.rule import MAX_PRODUCTS, MAX_VECTOR_SIDE, PlainTile, blocks, is_product, warps_of
 from lc_triton.launch.update import Pointers, arguments_of, bind_weight_update, bound_key
 from lc_triton.tiles.config import TileConfig
@@ -145,7 +146,7 @@ def bind(
     grid = shape.positions * blocks(shape.channels, config.block_k)
     constants = len(x), x_pitch[0], g_pitch[0], shape, PlainTile.of(config, problem.precision), kind
     dx = torch.empty(x_rows.shape, dtype=x.dtype, device="meta")
-    launches = problem.launches.setdefault(("linear_backward", config, x.device.index), {})
+    launches = launches_of(problem, "linear_backward", config, x.device.index)
     tensors = x_rows, g_rows, dx, weight, *pointers
     launch = prepare(launches, linear_backward_kernel, grid, config, tensors, constants, x.device)
     if x_rows is x and g_rows is g:

@@ -12,6 +12,7 @@ from lc_triton.core.problem import Problem
 from lc_triton.kernels.low_rank import low_rank_forward_kernel
 from lc_triton.launch.launcher import prepare
 from lc_triton.launch.layout import dense_rows, epilogue_of, is_wide, shape_of
+from lc_triton.launch.plan import launches_of
 from lc_triton.launch.rule import blocks
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.key import bucket
@@ -75,7 +76,7 @@ def low_rank_forward(
     epilogue = epilogue_of(problem, bias, store_z=z is not None)
     tensors = x, basis.contiguous(), mixing.contiguous(), None if bias is None else bias.contiguous(), y, z
     constants = len(x), pitch, shape_of(geo, is_wide(x, y)), mixture, epilogue
-    launches = problem.launches.setdefault(("low_rank", tile, positions, x.device.index), {})
+    launches = launches_of(problem, "low_rank", tile, positions, x.device.index)
     count = grid * blocks(geo.positions, positions)
     prepare(launches, low_rank_forward_kernel, count, tile, tensors, constants, x.device)(*tensors)
 

@@ -51,6 +51,15 @@ def rounds_weight(x: Tensor, weight: Tensor, *, needs_input_grad: bool) -> bool:
     return len(x) >= (LEAST_BATCH if needs_input_grad else LEAST_BATCH_OF_FORWARD)
 
 
+def launches_of(problem: Problem, *kind: Any) -> Launches:
+    """The launches of a kernel whose tile is chosen by a rule: `kind` is all that they have in common.
+
+    They are made anew where tiles are chosen anew, for another GPU among others.
+    """
+    launches: Launches = problem.launches.setdefault((*kind, chooser.generation), {})
+    return launches
+
+
 class LaunchPlan(NamedTuple):
     """What launches of one pass at batches of one bucket have in common.
 
