@@ -205,7 +205,7 @@ def _summary(seconds: list[float]) -> dict[str, float]:
 
 
 def line(result: dict[str, Any]) -> str:
-    """A row for people to read: ours, how many times the floor, and how many times faster than the best peer."""
+    """A row in one line of text: our times, also over the roofline time, and how many times the best peer takes."""
     contenders = result["contenders"]
     text = f"{result['workload']} b{result['batch']} {result['dtype']}"
     ours = contenders[OURS]
@@ -213,7 +213,7 @@ def line(result: dict[str, Any]) -> str:
         return f"{text}: WRONG, {ours['skipped']}"
     for mode in MODES:
         mine = ours[mode]["median_ms"]
-        text += f"  {mode} {mine:.2f} ms = {mine / result['floor_ms'][mode]:.1f} floors"
+        text += f"  {mode} {mine:.2f} ms = {mine / result['floor_ms'][mode]:.1f}x roofline"
         peers = {n: c[mode]["median_ms"] for n, c in contenders.items() if n not in NOT_PEERS and "skipped" not in c}
         if peers:
             best = min(peers, key=peers.__getitem__)

@@ -56,7 +56,7 @@ class Step:
         return sum(self.simulated[name] for name in ("forward", "input_grad", "update"))
 
     @property
-    def floor(self) -> float:
+    def roofline(self) -> float:
         """The unavoidable time of the same kernels: each number moved once, or the products if they take longer."""
         gpu = by_name(DEVICE)
         return 1e6 * sum(model.roofline(self.tasks[name], gpu) for name in ("forward", "input_grad", "update"))
@@ -82,15 +82,15 @@ def _lines(steps: list[Step]) -> Iterator[str]:
     )
     yield ""
     yield (
-        "| layer | batch | forward | input gradient | weight gradient and update | step | floor | step / floor "
+        "| layer | batch | forward | input gradient | weight gradient and update | step | roofline | step / roofline "
         "| with AdamW fused | with AdamW foreach |"
     )
     yield "|---|---|---|---|---|---|---|---|---|---|"
     for step in steps:
         kernels = [step.simulated[name] for name in ("forward", "input_grad", "update")]
         others = [step.torch_optimizer(kind) for kind in UPDATE_BYTES]
-        cells = [step.workload, str(step.batch), *(f"{t:.0f}" for t in (*kernels, step.ours, step.floor))]
-        cells += [f"{step.ours / step.floor:.2f}", *(f"{t:.0f} ({t / step.ours:.2f}x)" for t in others)]
+        cells = [step.workload, str(step.batch), *(f"{t:.0f}" for t in (*kernels, step.ours, step.roofline))]
+        cells += [f"{step.ours / step.roofline:.2f}", *(f"{t:.0f} ({t / step.ours:.2f}x)" for t in others)]
         yield "| " + " | ".join(cells) + " |"
 
 

@@ -1,7 +1,7 @@
 """Write this library in the layout of Hugging Face's `kernels`, from the files here.
 
     python tools/hub_kernel.py hub_kernel
-    python -c 'from kernels import get_local_kernel; print(get_local_kernel("hub_kernel").LocalConv2d)'
+    python -c 'import kernels, pathlib; print(kernels.get_local_kernel(pathlib.Path("hub_kernel")).LocalConv2d)'
 
 The layout asks that a program can load two versions side by side: imports are relative, since `kernels` loads the
 package under a name of its own, and the operators have a namespace that no other version has, made from the sources'

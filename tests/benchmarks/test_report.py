@@ -211,7 +211,7 @@ def test_regimes_say_where_they_are(monkeypatch, capsys, tmp_path):
     assert "the table" in document.read_text()
 
 
-def test_the_simulated_step_and_its_floor(monkeypatch, capsys, tmp_path):
+def test_the_simulated_step_and_its_roofline_time(monkeypatch, capsys, tmp_path):
     """Of an update: the bytes of torch's beside the simulated kernels, at the rate of a copy."""
     monkeypatch.setattr(step, "compile_and_simulate", lambda task, gpu, config: 100.0 if task.update is None else 400.0)
     monkeypatch.setattr(step, "LAYERS", [("deepface_l4", 32)])
@@ -219,7 +219,7 @@ def test_the_simulated_step_and_its_floor(monkeypatch, capsys, tmp_path):
     weights, rate = 4 * of.tasks["forward"].geometry.weight_numel, by_name(step.DEVICE).memory_rate
     others = sum(t.least_bytes for name, t in of.tasks.items() if name != "update") - 3 * weights
     assert of.ours == 600.0
-    assert of.floor == pytest.approx(1e6 * (8 * weights + others) / rate)  # read twice, then 3 read and written
+    assert of.roofline == pytest.approx(1e6 * (8 * weights + others) / rate)  # read twice, then 3 read and written
     assert of.torch_optimizer("fused") == pytest.approx(300.0 + 1e6 * 7 * weights / rate)
     document = tmp_path / "performance.md"
     document.write_text("<!-- table step -->\n<!-- end -->\n")
