@@ -1,1 +1,1 @@
-"""How fast lc_triton is, beside what people use instead: `python -m benchmarks run`."""
+"""Times lc_triton and the code that people use instead: `python -m benchmarks run`."""

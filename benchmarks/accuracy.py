@@ -1,4 +1,4 @@
-"""How far results are from the definition in a higher precision: ours, and beside them torch's of the same dtype.
+"""Errors of our results and of torch's in the same dtype, compared with the definition in a higher precision.
 
 Every result is a sum, so each pass is measured while its sums grow: the forward's over a window, the input gradient's
 over the taps and filters that meet at a site, the weight gradient's over the batch.
@@ -52,7 +52,7 @@ def ulp(dtype: torch.dtype, at: float) -> float:
 
 
 def bar(theirs: float, spacing: float, factor: float) -> float:
-    """The largest error that is good enough: so many times torch's own, and one ulp of the largest value.
+    """The largest error that is allowed: a multiple of torch's own error, plus one ulp of the largest value.
 
     Example:
         >>> bar(1e-6, 2e-7, 2.0)
@@ -81,7 +81,7 @@ class Sums:
 
     @property
     def row(self) -> Row:
-        """The layer: small but for what is summed; in the middle four windows meet at a site."""
+        """The layer: small except for the dimension that is summed; four windows read each site in the middle."""
         shape, batch = {
             "forward": (f"4x4x{self.length // 4},k2,f8", 4),
             "input_grad": (f"4x4x8,k2,f{self.length // 4}", 4),

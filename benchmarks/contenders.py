@@ -1,4 +1,4 @@
-"""Everyone who takes part in a benchmark: lc_triton, the idioms of PyTorch's users, and other frameworks."""
+"""All contenders of a benchmark: lc_triton, the idioms of PyTorch's users, and other frameworks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lc_triton.core.geometry import Geometry
 
 OURS = "lc_triton"
 CAST = "lc_triton, weights cast first"  # as autocast does; only where x and weight have different dtypes
-BMM = "torch.bmm on ready-made patches"  # what no layer can do: it is given the patches and gives their gradient back
+BMM = "torch.bmm on ready-made patches"  # no layer can do this: its input is the patches, and its result their gradient
 NOT_PEERS = (OURS, CAST, BMM)
 MODES = ("forward", "step")
 MOST_BYTES = {"cpu": 4 << 30, "cuda": 32 << 30}  # of a peer's buffers: more would stop the machine instead of the peer
@@ -35,7 +35,7 @@ class Ready(Protocol):
     def call(self, mode: str, turn: int) -> None:
         """Compute y ("forward"), or y and the gradients of x, weight and bias ("step").
 
-        A CPU is done when it returns; a GPU may have been given the work only.
+        On a CPU the work is done when this returns; on a GPU it may only be queued.
         """
 
     def wait(self) -> None:
@@ -44,7 +44,7 @@ class Ready(Protocol):
 
 @dataclass(frozen=True)
 class Contender:
-    """Who takes part.
+    """One way to compute a layer, which a benchmark times.
 
     Args:
         name: as tables show it.

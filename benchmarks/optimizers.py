@@ -1,4 +1,4 @@
-"""Training steps with their optimizer: FusedAdamW, and torch's ways after the same layer's backward or an idiom's."""
+"""Training steps with their optimizer: FusedAdamW, and torch's AdamW after the backward of a layer or an idiom."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a call costs beside its arithmetic: importing, the first call, and the host's time for a call."""
+"""The overhead of a call besides its arithmetic: importing, the first call, and the host's time for a call."""
 
 from __future__ import annotations
 

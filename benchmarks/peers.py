@@ -1,4 +1,4 @@
-"""What people write today for lack of these layers, as fair as we can make it: each with weights in its own layout.
+"""The code that people write today without these layers, as fast as we can make it: each has weights in its own layout.
 
 Inputs are channels first, as these idioms take them; `Peer.weight` lays the canonical weight out once, outside of any
 timing, and `Peer.forward` is what would be timed.

@@ -1,4 +1,4 @@
-"""What no layer can do: its batched matmuls alone, on patches that are in memory already."""
+"""The batched matmuls of a layer only, on patches that are in memory already; no layer can do this."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the model predicts for a GPU, one layer or two a regime: the tile, its roofline terms, and what bounds it."""
+"""The model's predictions for a GPU, one or two layers for each regime: the tile, its roofline terms, and its limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One row of the benchmark: a layer at a batch in a dtype, its data and what is right."""
+"""One row of the benchmark: a layer at a batch in a dtype, its data and its correct results."""
 
 from __future__ import annotations
 

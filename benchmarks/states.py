@@ -1,4 +1,4 @@
-"""What small states and masters of AdamW cost in accuracy: the demonstration's digits, a regression of 200 steps."""
+"""The accuracy of AdamW with small states and masters: on the demonstration's digits, and a regression of 200 steps."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Way(NamedTuple):
 
 
 def ways() -> dict[str, Way]:
-    """What is compared, by name."""
+    """The optimizers that are compared, by name."""
     half, master = torch.bfloat16, partial(FusedAdamW, master="24 bits")
     found = {
         "`FusedAdamW`": Way(FusedAdamW, "4 + 8"),

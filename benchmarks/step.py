@@ -52,7 +52,7 @@ class Step:
 
     @property
     def ours(self) -> float:
-        """The step whose weight gradient updates the weight."""
+        """The time of a step whose weight gradient updates the weight."""
         return sum(self.simulated[name] for name in ("forward", "input_grad", "update"))
 
     @property

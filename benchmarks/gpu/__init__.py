@@ -1,1 +1,1 @@
-"""`python -m benchmarks gpu`: everything that is to be learnt in the first minutes on a GPU, in order of worth."""
+"""`python -m benchmarks gpu`: checks and measurements for the first minutes on a GPU, the most important first."""

@@ -1,4 +1,4 @@
-"""What measures: a GPU, or a stand-in for one that compiles and runs everything but for the numbers."""
+"""The machine that measures: a GPU, or a stand-in for one, which compiles and runs everything but gives no numbers."""
 
 from __future__ import annotations
 

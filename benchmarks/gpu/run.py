@@ -1,4 +1,4 @@
-"""The run itself: phase after phase, each in its box of time, until the deadline."""
+"""The run itself: phase after phase, each with its share of the time, until the deadline."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def verdict(machine: Machine, pairs: dict[str, tuple[Tensor, Tensor]], bar: floa
     return {"ok": all(error < bar for error in known) if known else None, "errors": errors, "bar": bar}
 
 
-# ---- hazards: what compilers have done wrong, checked with tiles that force it
+# ---- hazards: known miscompilations, checked with tiles that provoke them
 
 
 def registers_in_flight(pass_name: str, machine: Machine) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def check_layer(
 
 
 def hazards() -> Iterator[tuple[str, Check]]:
-    """What is checked before anything else."""
+    """The checks that come first."""
     for pass_name in PASSES:
         yield f"registers in flight, {pass_name}", partial(registers_in_flight, pass_name)
     yield "narrowed indices, weight_grad", narrowed_indices

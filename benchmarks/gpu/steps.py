@@ -1,4 +1,4 @@
-"""The phases of a run in order of worth, and the steps of each with their estimated seconds."""
+"""The phases of a run, the most important first, and the steps of each with their estimated seconds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from lc_triton.tiles.config import PASSES, Pass
 from lc_triton.tiles.task import Task, types_of
 
 DTYPES = ("bfloat16", "bfloat16/float32")
-# Ours first: it is what the other numbers are for.
+# Ours first: all other numbers are compared with it.
 TIMED = (OURS, "F.unfold + bmm", BMM, "F.unfold + einsum", "Tensor.unfold + einsum")
 # Estimates, in seconds: a kernel that must be compiled, one from Triton's cache, and a step beside its kernels.
 COMPILE_S, CACHED_S, STEP_S = 4.0, 0.1, 0.5
@@ -40,7 +40,7 @@ COUNTERS = ("dram__bytes_read.sum", "dram__bytes_write.sum", "lts__t_bytes.sum",
 
 @dataclass(frozen=True)
 class Options:
-    """What a run is asked for.
+    """The options of a run.
 
     Args:
         out: the folder of results.
@@ -61,7 +61,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to do, and what it is expected to take; `call` is given the seconds left for it and returns a line."""
+    """One thing to do, and the seconds it is expected to take; `call` gets the seconds left and returns a line."""
 
     name: str
     seconds: float

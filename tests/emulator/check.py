@@ -1,8 +1,8 @@
-"""`python -m tests.emulator.check`: every kernel, executed on the CPU from the PTX a GPU would get.
+"""`python -m tests.emulator.check`: executes the PTX of every kernel on the CPU.
 
 The results are compared with the definition in float64, and every access to memory is checked. The exit status is 1 if
-anything is wrong. With `--out FILE` each finished job is a line of JSON in the file at once; with `--resume` those that
-are there already are left out. TRITON_CACHE_DIR must be a folder of its own: the "cubin" of the kernels in it is PTX.
+anything is wrong. `--out FILE` writes each finished job to the file at once, as a line of JSON; `--resume` leaves
+out the jobs that are in the file already. TRITON_CACHE_DIR must be a separate folder: its "cubin" files contain PTX.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from tests.emulator import driver
 from tests.emulator.execute import execute
 from tests.emulator.jobs import ARCHS, PARTS, TYPES, Job, jobs
 
-# Kernels that a process compiled stay in its memory: after so many jobs it is replaced.
+# Kernels that a process compiled stay in its memory, so a process is replaced after this number of jobs.
 JOBS_OF_A_PROCESS = 40
-# What the numbers of a finished job depend on beside the job itself.
+# The results of a job depend on these files and on the job.
 SOURCES = ("kernels/*.py", "launch/*.py")
 
 
 class Outcome(NamedTuple):
-    """What came of one job, as it stands in the file."""
+    """The result of one job, as a line of the file."""
 
     job: str
     key: str
@@ -57,12 +57,12 @@ class Outcome(NamedTuple):
 
 
 def key_of(job: Job) -> str:
-    """Sixteen hexadecimal digits that stand for everything a job is made of."""
+    """Sixteen hexadecimal digits that identify a job with all its arguments."""
     return hashlib.sha256(repr(job).encode()).hexdigest()[:16]
 
 
 def run(job: Job) -> Outcome:
-    """Execute a job; an error is an outcome, and the sweep goes on."""
+    """Execute a job; an error becomes its outcome, and the other jobs still run."""
     torch.set_num_threads(1)
     started = time.perf_counter()
     named: dict[str, Any] = {"job": str(job), "key": key_of(job), "architecture": job.arch, "types": job.types}
@@ -76,7 +76,7 @@ def run(job: Job) -> Outcome:
     finally:
         driver.translation_of.cache_clear()
     notes = [f"{kernel}: {note}"[:400] for kernel, found in report.notes.items() for note in found]
-    picked = job.name.startswith("model/")  # whose tile must fit, and leave no result to the hardware
+    picked = job.name.startswith("model/")  # a tile that is launched: it must fit, with no undefined result
     return Outcome(
         **named,
         seconds=report.seconds,
@@ -89,7 +89,7 @@ def run(job: Job) -> Outcome:
 
 
 def sources_hash() -> str:
-    """Of the kernels, their launchers and Triton: outcomes of others are not resumed."""
+    """A hash of kernels, launchers and Triton's version; outcomes with another hash are not resumed."""
     folder = Path(lc_triton.__file__).parent
     digest = hashlib.sha256(triton.__version__.encode())
     for pattern in SOURCES:
@@ -99,10 +99,10 @@ def sources_hash() -> str:
 
 
 def read(path: Path) -> dict[str, Outcome]:
-    """The outcomes in a file by key; a last line that a kill cut short is left out.
+    """The outcomes in a file by key, without a last line that is incomplete because the process was killed.
 
     Raises:
-        SystemExit: the file is of other kernels.
+        SystemExit: the file was written for other kernels.
     """
     lines = path.read_text().splitlines() if path.exists() else []
     if not lines:
@@ -137,7 +137,7 @@ def table(outcomes: list[Outcome]) -> str:
 
 
 def run_all(todo: list[Job], workers: int) -> Iterator[Outcome]:
-    """Run jobs in processes, which end after a while; outcomes come as they are ready."""
+    """Run jobs in processes that are replaced from time to time; yield each outcome when it is ready."""
     context = multiprocessing.get_context("spawn")
     size = JOBS_OF_A_PROCESS * workers
     for start in range(0, len(todo), size):
@@ -146,7 +146,7 @@ def run_all(todo: list[Job], workers: int) -> Iterator[Outcome]:
             try:
                 for future in as_completed(futures):
                     yield future.result()
-            finally:  # nobody asks for more
+            finally:  # the caller stopped
                 pool.shutdown(cancel_futures=True)
 
 

@@ -8,5 +8,5 @@ def ptx_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _cache_of_its_own(monkeypatch, ptx_cache):
-    """Kernels are compiled to PTX only here, which Triton's cache must not give to a GPU, or take from one."""
+    """These tests compile kernels to PTX only, so they must not share Triton's cache with a GPU."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(ptx_cache))

@@ -1,4 +1,4 @@
-"""What the kernels should compute: the definition in float64, and how far a kernel's sums may be from it."""
+"""The results that kernels should have: the definition in float64, and the largest error of a kernel's sums."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ TINY = {torch.bfloat16: 1e-40, torch.float16: 2.0**-25, torch.float32: 1e-45, to
 MASTER_UNIT = 2.0**-15
 TF32_UNIT = 2.0**-10  # truncated, not rounded
 LARGEST_FLOAT16 = 65504
-# How steep an activation is at most, where it is steeper than 1.2.
+# The largest derivative of an activation, if it is above 1.2.
 SLOPE = {"selu": 1.8, "exponential": 20.0}
-# What exp, erf and division may cost, beside the sums, in units of the accumulator.
+# The additional error of exp, erf and division, in units of the accumulator.
 ACTIVATION_UNITS = 50
 
 
 def plain_of(update: Update) -> list[Tensor]:
-    """The weight, or its master, and the states of an update as they are computed with."""
+    """The weight, or its master, and the states of an update in the form that the arithmetic uses."""
     small = update.small
     weight = update.weight if small.correction is None else join_master(update.weight, small.correction)
     if small.amax is None:
@@ -38,7 +38,7 @@ def plain_of(update: Update) -> list[Tensor]:
 
 
 def between_codes(x: Tensor, most: int) -> Tensor:
-    """The distance of the codes beside each number, and of those beside them."""
+    """For each number, the distance between the magnitudes one code above and one code below it."""
     blocks = torch.nn.functional.pad(x.abs(), (0, -x.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
     amax = blocks.amax(-1, keepdim=True).expand_as(blocks).flatten(-2)[..., : x.shape[-1]]
     place = (x.abs() / amax) ** 0.25 * most
@@ -47,13 +47,13 @@ def between_codes(x: Tensor, most: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Wanted:
-    """The exact numbers of a result, and how far each may be from them before it is rounded to the result's type."""
+    """The exact numbers of a result, and the largest error of each before it is rounded to the result's type."""
 
     exact: Tensor
     error: Tensor
 
     def rounded_error(self, dtype: torch.dtype) -> Tensor:
-        """How far each may be after it is rounded to a type."""
+        """The largest error of each number after it is rounded to a type."""
         return self.error + UNIT[dtype] * (self.exact.abs() + self.error) * 1.001 + TINY[dtype]
 
     def mismatch(self, name: str, got: Tensor, sampled: bool = False) -> tuple[str, int]:

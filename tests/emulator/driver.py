@@ -24,8 +24,8 @@ NUMPY_TYPES = {
     "i1": "i1", "i8": "i1", "i16": "i2", "i32": "i4", "i64": "i8", "u1": "u1", "u8": "u1", "u16": "u2", "u32": "u4",
     "u64": "u8", "fp32": "f4", "f32": "f4", "fp64": "f8",
 }  # fmt: skip
-# What kernels only read, by the names of their arguments; all else they only write. A kernel that has the last one
-# updates a weight and its states: it reads and writes them.
+# Names of arguments that kernels only read; they only write all others. A kernel with p_scalars updates a weight and
+# its states, so it reads and writes these.
 TABLES = ("p_table", "p_first", "p_taps", "p_scale", "p_mixing", "p_mean")
 READ_ONLY = ("p_x", "p_w", "p_bias", "p_g", "p_saved", "p_parts", *TABLES, "p_added", "p_scalars")
 UPDATED = ("p_dw", "p_w", "p_m", "p_v", "p_amax", "p_correction")
@@ -36,21 +36,21 @@ _active: list[EmulatedGPU] = []
 
 @lru_cache(maxsize=256)
 def translation_of(ptx: str) -> Translation:
-    """A kernel made into Python, once."""
+    """The translation of a kernel into Python, which is cached."""
     return Translation(parse(ptx))
 
 
 @dataclass
 class Watch:
-    """How launches are executed, and what is kept of them.
+    """How launches are executed, and what is recorded about them.
 
     Args:
         options: what is checked and counted.
         machine: `Machine`, or `dry.DryMachine`.
-        fill: whether what a kernel writes is filled with NaN first.
+        fill: whether outputs are filled with NaN before the launch.
         choose: which programs of a grid run, from its size and the parts of a split loop; None: all.
-        runs: whether a kernel of a name runs at all.
-        change: of the PTX before it runs.
+        runs: whether a kernel with a name runs at all.
+        change: changes the PTX before it runs.
         listener: gets the sectors of each access to global memory.
     """
 
@@ -213,7 +213,7 @@ class EmulatedGPU:
         self.results: list[tuple[str, Result]] = []
 
     def get_current_device(self) -> str:
-        """A name that no GPU has: Triton keeps kernels by it."""
+        """A name that no GPU has; Triton uses it as a key for kernels."""
         return f"emulated {self.arch}"
 
     def get_current_stream(self, device: str) -> int:

@@ -26,9 +26,9 @@ from tests.emulator.machine import Finding, Result
 
 @dataclass
 class Report:
-    """What came of a job: by kernel, what is wrong with its numbers and what it did wrong to memory.
+    """The results of a job: for each kernel, wrong numbers and wrong accesses to memory.
 
-    A finding whose kind begins with "note:" is undefined by the instruction set and right here.
+    A kind that begins with "note:" is undefined by the instruction set, but the emulator's numbers are correct.
     """
 
     wrong: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -49,7 +49,7 @@ class Report:
 
     @property
     def faults(self) -> list[str]:
-        """All that is wrong, a line for each; none if the job is sound."""
+        """All faults, one line each; none if the job is sound."""
         lines = [f"{kernel}: {text}" for kernel, texts in self.wrong.items() for text in texts]
         return lines + [f"{kernel}: {f}" for kernel, found in self.findings.items() for f in found]
 
@@ -61,7 +61,7 @@ class Report:
 
 
 def execute(job: Job, change: Callable[[str], str] = lambda ptx: ptx) -> Report:
-    """Run a job, with its PTX changed if asked for."""
+    """Run a job; a mutation may change its PTX first."""
     started = time.perf_counter()
     run = _Run(job)
     report = run.report
@@ -130,7 +130,7 @@ class _Run:
         self.compare("input_grad_kernel", self.definition.input_grad(t.g, t.weight, bias), dx=dx)
 
     def weight_grad(self) -> None:
-        """The gradients of weight and bias, from that of z or, through the activation, of y; or the update."""
+        """The gradients of weight and bias, from that of z, or from that of y and the activation; or the update."""
         if self.job.rule:
             self.weight_update()
             return

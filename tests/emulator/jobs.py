@@ -51,19 +51,19 @@ PARTS = ("boxes", "wide", "cases", "shared", "updates", "model")
 
 @dataclass(frozen=True)
 class Job:
-    """A layer to run: all three passes, each with its tile; None leaves a pass out.
+    """A layer to run: all three passes, each with its tile; a tile of None leaves the pass out.
 
     Args:
-        name: tells it from the other jobs of its types and architecture.
+        name: different for all jobs with the same types and architecture.
         case: the layer and its batch.
         types: a key of `TYPES`.
         arch: 80 or 90.
         configs: the tiles, in the order of `PASSES`.
-        act: the forward's activation, which the weight gradient goes through if `fused`.
+        act: the forward's activation; if `fused`, the weight gradient multiplies g by its derivative.
         bias: of the forward: "position", "channel" or "none".
         transposed_bias: of the input gradient.
         view: how x and g lie in memory: a key of `VIEWS`.
-        most: programs of one launch; others are left out. 0: all run.
+        most: the number of programs of one launch that run; 0: all.
         seed: of the tensors, and of which programs run.
         rule: of an optimizer, by which the weight gradient updates the weight; "" where it is stored.
     """
@@ -112,11 +112,11 @@ def _cropped(x: Tensor) -> Tensor:
 
 
 def _after(count: int) -> Callable[[Tensor], Tensor]:
-    """The numbers behind so many others: at an address that 16 bytes do not divide, or do."""
+    """The numbers at an offset, which moves them to another alignment."""
     return lambda x: torch.cat([x.new_zeros(count), x.flatten()])[count:].view_as(x)
 
 
-# How a tensor's numbers may lie in memory.
+# Layouts of a tensor in memory.
 VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "": lambda x: x,
     "cropped": _cropped,
@@ -212,7 +212,7 @@ def tile(channels: int, rows: int, cols: int, dot: bool = True, **more: Any) -> 
 def jobs(
     archs: tuple[int, ...] = ARCHS, types: tuple[str, ...] = tuple(TYPES), parts: tuple[str, ...] = PARTS
 ) -> list[Job]:
-    """All jobs of some architectures, types and parts; in an order that mixes them, so that a beginning says much."""
+    """All jobs of some architectures, types and parts, in mixed order, so that the first jobs are a varied sample."""
     makers = {
         "boxes": _boxes,
         "wide": _wide,
@@ -227,7 +227,7 @@ def jobs(
 
 
 def _boxes(arch: int, types: str) -> Iterator[Job]:
-    """Weights by tensor descriptors, which sm_80 has not, and float64 has none."""
+    """Weights by tensor descriptors, which sm_80 and float64 do not have."""
     if arch < 90 or types == "fp64":
         return
     for case in BOXES:
@@ -266,7 +266,7 @@ def _wide(arch: int, types: str) -> Iterator[Job]:
 
 
 def _cases(arch: int, types: str) -> Iterator[Job]:
-    """The layers of all tests with small tiles of every kind; a part of the pairs, another one for each type."""
+    """The layers of all tests with small tiles of every kind: for each type, a different part of these pairs."""
     count = list(TYPES).index(types) + 3 * arch
     for i, case in enumerate(CASES):
         for j, (name, given) in enumerate(FORCED.items()):
@@ -291,7 +291,7 @@ def _cases(arch: int, types: str) -> Iterator[Job]:
 
 
 def _shared(arch: int, types: str) -> Iterator[Job]:
-    """Layers whose positions share filters: some small tiles for each, other ones for each type."""
+    """Layers whose positions share filters, each with some small tiles, which differ from type to type."""
     count = list(TYPES).index(types) + 3 * arch
     for case in SHARED:
         for name in (list(FORCED)[count % len(FORCED)], list(FORCED)[(count + 4) % len(FORCED)]):
@@ -324,7 +324,7 @@ UPDATE_TILES: dict[str, dict[str, Any]] = {
 
 
 def _updates(arch: int, types: str) -> Iterator[Job]:
-    """Weights that an optimizer updates; every second layer with a tile, others for each type."""
+    """Weights that an optimizer updates: for each type, half of the pairs of layer and tile."""
     count = list(TYPES).index(types) + arch // 10
     if types == "fp16":
         return
@@ -367,7 +367,7 @@ def scaled(geo: Geometry, rows: int, cols: int) -> Case:
 
 
 def _of_workloads(arch: int, types: str, most: int = 12) -> Iterator[Job]:
-    """The tiles that the model picks for the published layers, each once, on the layers with fewer positions."""
+    """The tiles that the model picks for the published layers, each once, run on a layer with fewer positions."""
     device = DEVICES[DEVICE_OF[arch]]
     seen = set()
     for workload in workloads.read(paths.shipped_workloads()).values():

@@ -41,7 +41,7 @@ STREAMS = (0, 7, 11)
 
 
 def views(x: Tensor) -> dict[str, Tensor]:
-    """The same numbers, as tensors that lie in other ways."""
+    """The same numbers as tensors with other layouts in memory."""
     made = {name or "as made": view(x) for name, view in VIEWS.items() if name != "expanded"}
     made["offset of three"] = torch.cat([x.new_zeros(3), x.flatten()])[3:].view_as(x)
     made["channels first"] = x.movedim(-1, 1).contiguous().movedim(1, -1)
@@ -49,7 +49,7 @@ def views(x: Tensor) -> dict[str, Tensor]:
 
 
 def offset(weight: Tensor) -> Tensor:
-    """The same numbers behind another one."""
+    """The same numbers, one number later in memory."""
     return torch.cat([weight.new_zeros(1), weight.flatten()])[1:].view_as(weight)
 
 
@@ -70,7 +70,7 @@ class Layer:
         self.tensors = tensors(case, kinds.x, weight_dtype=kinds.weight)
 
     def calls(self) -> Iterator[tuple[str, list[str]]]:
-        """Each call twice: its name, and what is wrong."""
+        """Make each call twice; yield its name, and what is wrong."""
         for turn in ("first", "cached"):
             for view in views(self.tensors.x):
                 yield f"{turn}, x {view}", self.call(view, self.tensors.weight)
@@ -111,7 +111,7 @@ class Layer:
 
     @contextlib.contextmanager
     def _known_parts(self) -> Iterator[None]:
-        """What the launcher allocates for the parts of split loops is known to the GPU."""
+        """Make the tensors for the parts of split loops, which the launcher allocates, known to the stand-in."""
         parts_of = passes.parts_of
 
         def known(result: Tensor, config: TileConfig, device: str | None = None) -> Tensor | None:
@@ -132,7 +132,7 @@ def _nans(like: Tensor) -> Tensor:
 
 
 def on_streams(case: Case, types: str, gpu: StandInGPU) -> Iterator[tuple[str, list[str]]]:
-    """Launches go to the stream that is current at the call."""
+    """Check that launches go to the stream that is current at the call."""
     layer = Layer(case, types, gpu)
     for stream in STREAMS:
         gpu.stream = stream
@@ -141,7 +141,7 @@ def on_streams(case: Case, types: str, gpu: StandInGPU) -> Iterator[tuple[str, l
 
 
 def on_devices(case: Case, types: str, gpu: StandInGPU) -> Iterator[tuple[str, list[str]]]:
-    """Tensors of a device that is not the current one: the launch goes to theirs, and the current one stays."""
+    """Check tensors of another device than the current one: launches go to theirs, and the current one stays."""
     launcher: Any = passes  # whose names are replaced here
     prepare, use_device = launcher.prepare, torch.cuda.device
 

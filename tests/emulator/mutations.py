@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-# The new text, and how many places it differs at.
+# The new text, and the number of places that changed.
 Change = Callable[[str], tuple[str, int]]
 Replacement = str | Callable[[re.Match[str]], str]
 
@@ -16,7 +16,7 @@ def replace(pattern: str, by: Replacement = "") -> Change:
 
 
 def replace_nth(pattern: str, n: int, by: str = "") -> Change:
-    """One occurrence, where there are so many."""
+    """The occurrence with an index, if there are that many."""
 
     def change(ptx: str) -> tuple[str, int]:
         hits = list(re.finditer(pattern, ptx, re.M))
@@ -64,5 +64,5 @@ MUTATIONS: dict[str, Change] = {
         r"ldmatrix\.sync\.aligned\.m8n8\.x4\.trans", 0, "ldmatrix.sync.aligned.m8n8.x4"
     ),
 }
-# A single barrier may be one that nothing needs, and a mask one that is always true.
+# These may change nothing: a single barrier may be unnecessary, and a mask may always be true.
 MAY_CHANGE_NOTHING = re.compile(r"no bar\.sync \d|unguarded global store")

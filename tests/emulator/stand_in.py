@@ -55,7 +55,7 @@ def build(folder: Path) -> Path:
 
 
 class StandInGPU:
-    """What stands in for GPUs: their current device and stream, the tensors they know, and the launches so far.
+    """The stand-in for GPUs: its current device and stream, the tensors that it knows, and the launches so far.
 
     Args:
         arch: the compute capability.
@@ -76,7 +76,7 @@ class StandInGPU:
         self._library.stand_in_use(device)
 
     def forget(self) -> None:
-        """No tensors, no launches."""
+        """Forget all tensors and launches."""
         self._tensors, self.launches = [], []
 
     def know(self, tensor: Tensor, *, read: bool = True, write: bool = False) -> Tensor:
@@ -143,7 +143,7 @@ class StandInGPU:
 
 
 def _tensor_map(raw: bytes) -> TensorMap:
-    """What the library was told of a tensor map, which it keeps in the map's bytes."""
+    """The arguments of a tensor map, which the library stores in the map's bytes."""
     magic, _, base, *rest = struct.unpack("<QQQ4Q5I5I4i", raw[:112])
     assert magic == MAP_MAGIC, "no tensor map"
     strides, sizes, box, (rank, kind, swizzle, _) = rest[:4], rest[4:9], rest[9:14], rest[14:]

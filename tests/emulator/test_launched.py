@@ -36,7 +36,7 @@ def environment(stand_in):
 
 
 def launched(environment, *args):
-    """The number of calls, after a look that none of them went wrong."""
+    """The number of calls, after a check that none of them failed."""
     command = [sys.executable, "-m", "tests.emulator.launched", *args]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

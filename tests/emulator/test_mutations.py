@@ -1,4 +1,4 @@
-"""The emulator sees what is broken: PTX with one thing taken out gives findings or wrong numbers."""
+"""The emulator finds faults: PTX from which one thing is removed gives findings or wrong numbers."""
 
 from dataclasses import replace
 

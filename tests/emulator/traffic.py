@@ -1,4 +1,4 @@
-"""What kernels ask of L2 and of memory at full width, counted on some of their programs, beside what the model says.
+"""The sectors that kernels request from L2 and memory, counted on some programs and compared with the model.
 
 `python -m tests.emulator.traffic --workloads lrlc_l2:64` prints it for the tiles that the model picks.
 """
@@ -36,9 +36,9 @@ L1_BYTES = {80: 192 << 10, 90: 256 << 10}
 
 @dataclass
 class L1:
-    """What a program's loads leave in its share of L1, of `room` sectors; the least recently used goes first.
+    """A program's share of L1, with room for `room` sectors; the least recently used sector is dropped first.
 
-    It counts what L2 is asked for.
+    It counts the sectors that are requested from L2.
     """
 
     room: int
@@ -47,7 +47,7 @@ class L1:
     held: dict[int, OrderedDict[int, None]] = field(default_factory=dict)
 
     def __call__(self, what: str, programs: Any, sectors: Any) -> None:
-        """Note an access: loads that L1 keeps, and others."""
+        """Record an access: loads that L1 keeps, and others."""
         if what == "store":
             self.stores += len(sectors)
             return
@@ -87,7 +87,7 @@ class Layer:
 
     @property
     def task(self) -> Task:
-        """What the model is asked for."""
+        """The task that the model gets."""
         return Task(self.pass_name, self.geometry, self.batch, *TYPES[self.types].names)
 
     @property
@@ -107,7 +107,7 @@ class Layer:
 
     @property
     def l1(self) -> L1:
-        """What shared memory leaves of L1 to each of the programs that run side by side."""
+        """The part of L1 that shared memory leaves for each of the programs that run at the same time."""
         side_by_side = resident(self.task, self.gpu, self.tile)
         used = shared_bytes(self.task, self.tile) if self.tile.dot else 0
         assert isinstance(self.gpu.arch, int)
@@ -115,9 +115,9 @@ class Layer:
 
     @property
     def middle(self) -> list[int]:
-        """The programs of the first samples and of a few tiles in the middle: of the weight gradient, all blocks of k.
+        """The programs of the first samples and of some tiles in the middle; in the weight gradient, all blocks of k.
 
-        Several tiles, as a run of few channels begins at another place of its sector in each.
+        Several tiles are taken because a short run of channels begins at another place of its sector in each tile.
         """
         geo, tile = self.geometry.as_4d(), self.tile
         tiled, channels = geo.out_spatial, geo.out_channels

@@ -1,4 +1,4 @@
-"""Runs the programs of one launch: the threads of several of them side by side, with all accesses to memory checked."""
+"""Runs the programs of one launch, the threads of several at the same time, and checks all accesses to memory."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Launch(State):
         raise NotImplementedError
 
     def check_exit(self) -> None:
-        """Look at what is still under way when all threads have ended."""
+        """Check for copies and products that are not complete when all threads have ended."""
 
     def _result(self, programs: int, seconds: float) -> Result:
         classes: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Bank conflicts: how many passes an access to shared memory takes, and how few it could."""
+"""Bank conflicts: the passes that an access to shared memory takes, and the fewest that it could take."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ ALIGNMENT = {0: 128, 1: 256, 2: 512, 3: 1024}
 
 
 class BulkStore(NamedTuple):
-    """A box on its way out: of which map, to which bytes of it (those that exist), from where."""
+    """A store of a box that is not complete: its map, the bytes of the tensor that it writes, and where it reads."""
 
     map: TensorMap
     offset: Array
@@ -40,7 +40,7 @@ class BulkCopies(Mbarriers):
     def bulk_load(
         self, guard: Guard, to: Array, tensor_map: Array, corner: tuple[Array, ...], mbarrier: Array, inst: int
     ) -> None:
-        """Ask for a box; it arrives where its mbarrier is waited for."""
+        """Begin to load a box; it arrives when a thread waits for its mbarrier."""
         threads, target, maps, mbarriers, *corners = self.active(guard, to, tensor_map, mbarrier, *corner)
         for i, thread in enumerate(threads.tolist()):
             m = self.maps[int(maps[i])]
@@ -63,7 +63,7 @@ class BulkCopies(Mbarriers):
             waiting.loads.append(BulkLoad(start, data, g, m.item, inst))
 
     def bulk_store(self, guard: Guard, source: Array, tensor_map: Array, corner: tuple[Array, ...], inst: int) -> None:
-        """Ask for a box to be stored; shared memory is read until the wait for it."""
+        """Begin to store a box; it reads shared memory until the wait for it."""
         threads, addresses, maps, *corners = self.active(guard, source, tensor_map, *corner)
         for i, thread in enumerate(threads.tolist()):
             m = self.maps[int(maps[i])]
@@ -84,7 +84,7 @@ class BulkCopies(Mbarriers):
             self._open_stores = []
 
     def wait_for_bulk(self, guard: Guard, groups: int) -> None:
-        """Let all stores but those of the last `groups` groups happen."""
+        """Complete all stores but those of the last `groups` groups."""
         done = self._store_groups[: len(self._store_groups) - groups]
         self._store_groups = self._store_groups[len(done) :]
         for store in (store for group in done for store in group):

@@ -1,4 +1,4 @@
-"""cp.async: asynchronous copies of a thread's own, which arrive only where the thread waits for them."""
+"""cp.async: asynchronous copies of one thread, which arrive only when the thread waits for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.emulator.machine.state import Array, Guard
 
 @dataclass
 class Copy:
-    """One instruction's copies: of which threads, to where, what, in which of their groups, and which are under way."""
+    """The copies of one instruction: their threads, targets, data and groups, and which of them are not complete."""
 
     threads: Array
     start: Array
@@ -64,7 +64,7 @@ class Copies(GlobalMemory, SharedMemory):
         self.copy_groups[threads] += 1
 
     def wait_for_copies(self, guard: Guard, groups: int) -> None:
-        """Let arrive what the threads asked for, but for their last `groups` groups."""
+        """Complete the copies of the threads, except for those of their last `groups` groups."""
         (threads,) = self.active(guard)
         waits = np.zeros(self.thread_count, bool)
         waits[threads] = True

@@ -11,11 +11,11 @@ from tests.emulator.machine.state import Array, Guard
 
 
 class DryMachine(Machine):
-    """Counts what global memory is asked for. Kernels whose addresses depend on data would be counted wrongly."""
+    """Counts accesses to global memory. Kernels whose addresses depend on data would be counted wrongly."""
 
     @property
     def watches_shared(self) -> bool:
-        """Nothing is stored in shared memory."""
+        """False: nothing is stored in shared memory."""
         return False
 
     def load_global(self, guard: Guard, address: Array, item: int, count: int, inst: int) -> Array:
@@ -34,7 +34,7 @@ class DryMachine(Machine):
     def async_copy(
         self, guard: Guard, to: Array, source: Array, width: int, given: Array | None, cached: bool, inst: int
     ) -> None:
-        """Count what is not masked."""
+        """Count the copies that are not masked."""
         threads, a, count = self.active(guard, source, np.full(1, width) if given is None else given)
         some = np.flatnonzero(count > 0)
         if len(some):

@@ -94,7 +94,7 @@ class GlobalMemory(State):
     def _by_buffer(
         self, a: Array, width: int, inst: int, threads: Array, what: str
     ) -> list[tuple[Buffer, Array | None]]:
-        """For each buffer, which of the accesses lie in it, None for all; the others are findings."""
+        """For each buffer, the accesses inside it (None means all); accesses outside of all buffers are findings."""
         misaligned = a % np.uint64(width) != 0
         if misaligned.any():
             (i,) = first(misaligned)
@@ -117,7 +117,7 @@ class GlobalMemory(State):
         return found
 
     def _nearest(self, address: int) -> str:
-        """Where an address lies, seen from the nearest tensor."""
+        """The place of an address relative to the nearest tensor, as text."""
         if not self.buffers:
             return ""
         near = min(self.buffers, key=lambda b: min(abs(address - b.start), abs(address - b.end)))
@@ -144,7 +144,7 @@ class GlobalMemory(State):
 
 
 def all_ones(item: int) -> Array:
-    """The number of so many bytes that are 1 each."""
+    """The integer of `item` bytes, each of which is 1."""
     return np.array([int("01" * item, 16)], dtype=f"u{item}")
 
 

@@ -11,12 +11,12 @@ from tests.emulator.layout import SHARED_BASE
 from tests.emulator.machine.copies import Copies
 from tests.emulator.machine.state import Array, Guard
 
-# Looks at an mbarrier without a change, after which it never completes.
+# After this number of looks at an mbarrier without a change, it counts as one that never completes.
 MOST_LOOKS = 1000
 
 
 class BulkLoad(NamedTuple):
-    """A box on its way to shared memory."""
+    """A load of a box into shared memory that is not complete."""
 
     start: Array
     data: Array
@@ -75,7 +75,7 @@ class Mbarriers(Copies):
                 self.find("mbarrier.inval of none, or of one with copies under way", inst, self.who(thread))
 
     def mbarrier_arrive(self, guard: Guard, address: Array, expected_bytes: int, inst: int) -> None:
-        """An arrival of each thread, which may announce bytes."""
+        """An arrival of each thread, which may also say how many bytes to expect."""
         for thread, at, _ in self._each(guard, address):
             mbarrier = self._mbarrier_at(thread, at, inst)
             if mbarrier is None:
@@ -87,7 +87,7 @@ class Mbarriers(Copies):
             mbarrier.complete()
 
     def mbarrier_wait(self, guard: Guard, address: Array, parity: Array, inst: int) -> Array:
-        """Whether the phase of a parity is complete; what bulk copies bring arrives here, as late as can be."""
+        """Whether the phase of a parity is complete; the data of bulk copies arrive here, as late as possible."""
         threads, a, parities = self.active(guard, address, parity)
         out = np.ones(self.thread_count, bool)
         keys = self.shared_start[threads] + a.astype(np.int64)
@@ -109,7 +109,7 @@ class Mbarriers(Copies):
         return out
 
     def _hangs(self, mbarrier: Mbarrier, inst: int) -> bool:
-        """Whether an mbarrier that is not complete was looked at too often."""
+        """Whether threads looked too often at an mbarrier that is not complete."""
         self._looks += 1
         if self._looks <= MOST_LOOKS:
             return False
@@ -117,7 +117,7 @@ class Mbarriers(Copies):
         return True
 
     def _arrive(self, mbarrier: Mbarrier, thread: int, inst: int) -> None:
-        """The copies that an mbarrier waits for write shared memory."""
+        """Write the data of the copies that an mbarrier waits for to shared memory."""
         self.bulk_copies += 1
         for load in mbarrier.loads:
             self.shared_as[load.item][load.start // load.item] = load.data

@@ -6,7 +6,7 @@ Graph = list[list[int]]  # the successors of each block
 
 
 def order_of(successors: Graph) -> list[int]:
-    """A rank of each block: a block comes after those that lead to it, and all of a loop before what follows it.
+    """A rank of each block: a block comes after those that lead to it, and a whole loop before the blocks after it.
 
     This is a weak topological order (Bourdoncle 1993).
     """

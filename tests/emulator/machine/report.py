@@ -1,4 +1,4 @@
-"""What a launch did: findings and counts."""
+"""The report of a launch: findings and counts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Finding:
-    """Something wrong that a kernel did: what, at which line of its source and its PTX, how often, and an example."""
+    """A fault of a kernel: its kind, the line of the source and of the PTX, how often it occurred, and an example."""
 
     kind: str
     loc: str

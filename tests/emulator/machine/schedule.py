@@ -1,4 +1,4 @@
-"""The order in which threads run: all together, or after a branch those whose block comes first."""
+"""The order in which threads run: all together, or after a branch those with the lowest block."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Schedule(Shadow):
 
 
 class _Diverged:
-    """Threads at several blocks: those at the first one run, until all that live are at one."""
+    """Threads at several blocks: those at the lowest block run, until all living threads are at the same block."""
 
     def __init__(self, machine: Schedule, at: Array, alive: Array) -> None:
         self.machine, self.at, self.alive = machine, at, alive
@@ -97,7 +97,7 @@ class _Diverged:
             self.alive &= ~leaves
 
     def _release(self) -> None:
-        """Let the programs go on whose living threads all wait."""
+        """Continue the programs whose living threads all wait."""
         machine = self.machine
         waiting, alive, at = (a.reshape(machine.program_count, -1) for a in (self.waiting, self.alive, self.at))
         met = (waiting | ~alive).all(1) & waiting.any(1)

@@ -1,4 +1,4 @@
-"""Beside each two bytes of shared memory (a granule): who wrote and read them last, and what is under way there."""
+"""For each two bytes of shared memory (a granule): the last writer and reader, and copies or products that use it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import numpy as np
 
 from tests.emulator.machine.state import Array, State, first
 
-# Who wrote a granule, where it was no thread.
+# The writer of a granule, if it was not a thread.
 NOBODY, BULK_COPY = -1, -2
 
 
 class Shadow(State):
-    """Finds races: accesses that no barrier separates, and those to what asynchronous copies or products use."""
+    """Finds races: accesses that no barrier separates, and those to bytes that asynchronous copies or products use."""
 
     def start_batch(self, programs: Array) -> None:
         super().start_batch(programs)
@@ -37,7 +37,7 @@ class Shadow(State):
         return True
 
     def barrier(self, programs: Array | None = None) -> None:
-        """All threads of these programs, or of all, have met."""
+        """Record that all threads of these programs (None: of all programs) are at a barrier."""
         which = slice(None) if programs is None else programs
         self.epoch[which] += 1
         self.warp_epoch.reshape(self.program_count, -1)[which] += 1
@@ -163,7 +163,7 @@ class Shadow(State):
             self.find(kind, inst, text, int(unseen.sum()))
 
     def _check_visible(self, thread: Array, g: Array, writer: Array, inst: int, what: str) -> None:
-        """What threads wrote needs a fence and a barrier before the asynchronous proxy reads it."""
+        """Check that a fence and a barrier come between the writes of threads and reads of the asynchronous proxy."""
         by_thread, written = writer >= 0, self.written_epoch[g]
         race = by_thread & (written == self.epoch[self.program_of[thread]])
         if self.program_threads == 32:

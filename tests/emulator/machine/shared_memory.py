@@ -11,7 +11,7 @@ from tests.emulator.machine.state import Array, Guard, first
 
 
 class SharedMemory(Shadow, Banks):
-    """The shared memory of all programs of a batch, one behind the other."""
+    """The shared memory of all programs of a batch, one after the other."""
 
     def start_batch(self, programs: Array) -> None:
         super().start_batch(programs)
@@ -64,7 +64,7 @@ class SharedMemory(Shadow, Banks):
             self.count_passes("store", threads, address, width, inst)
 
     def place(self, threads: Array, address: Array, width: int, inst: int, what: str) -> Array:
-        """Where addresses lie among the bytes of all programs; wrong ones are findings, and become the first."""
+        """Indices of addresses in the bytes of all programs; wrong addresses are findings, and get the first index."""
         a = address.astype(np.int64)
         wrong = (a < SHARED_BASE) | (a + width > SHARED_BASE + self.shared) | (a % width != 0)
         if wrong.any():

@@ -1,4 +1,4 @@
-"""What all parts of the machine share: the threads of a batch of programs, and the findings."""
+"""The state that all parts of the machine share: the threads of a batch of programs, and the findings."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class State:
         return np.flatnonzero(by_warp.any(1))
 
     def find(self, kind: str, inst: int, example: str, count: int = 1) -> None:
-        """Note something wrong; each kind at each instruction is one finding."""
+        """Record a fault; each kind at each instruction is one finding."""
         known = self.findings.get((kind, inst))
         if known is not None:
             known.count += count
@@ -128,11 +128,11 @@ class State:
         self.findings[kind, inst] = Finding(kind, i.loc, i.line, i.text, example, count)
 
     def who(self, thread: int) -> str:
-        """A thread in words."""
+        """A thread, as text."""
         return f"program {self.programs[self.program_of[thread]]} thread {thread % self.program_threads}"
 
     def where(self, inst: int) -> str:
-        """An instruction in words."""
+        """An instruction, as text."""
         i = self.translation.instructions[inst]
         return f"{i.loc} (PTX {i.line})"
 

@@ -1,4 +1,4 @@
-"""A kernel made into Python functions, one for each basic block, compiled when it first runs."""
+"""A kernel translated into Python functions, one for each basic block, each compiled when it first runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.emulator.translate.numbers import NAMES
 
 
 class Translation:
-    """A kernel made into Python, once.
+    """A kernel translated into Python.
 
     Args:
         kernel: its PTX.
@@ -59,7 +59,7 @@ class Translation:
 
 
 def _garbage(sizes: list[int]) -> list[Any]:
-    """What registers hold that nothing wrote: compilers read some, and mask the result away."""
+    """The contents of registers that nothing wrote: compilers read some of them, and mask the result."""
     rng = np.random.default_rng(3)
     return [
         np.array([rng.integers(0, 2) == 1])
@@ -70,7 +70,7 @@ def _garbage(sizes: list[int]) -> list[Any]:
 
 
 def class_of(instruction: Instruction) -> str:
-    """Under which name an instruction is counted."""
+    """The name under which an instruction is counted."""
     op = instruction.op
     if op[0] in ("ld", "st"):
         return f"{op[0]}.{next((p for p in op if p in ('global', 'shared', 'param')), '')}"

@@ -17,7 +17,7 @@ GROUP = 128  # threads
 
 @dataclass
 class InFlight:
-    """A product under way: its registers, its warp groups (those that did not wait yet), and what it reads."""
+    """A product that is not complete: its registers, its warp groups (without those that waited), and its operands."""
 
     registers: set[int]
     accumulator: set[int]
@@ -29,7 +29,7 @@ class InFlight:
 
 
 class WarpGroups(Warps):
-    """Products of warp groups. Their numbers are computed at once; what they use stays in use until the wait."""
+    """Products of warp groups. Their results are computed at once; their operands count as in use until the wait."""
 
     def start_batch(self, programs: Array) -> None:
         super().start_batch(programs)
@@ -102,7 +102,7 @@ class WarpGroups(Warps):
         return fragments.warp_group_registers(new.astype(np.float32), self.thread_count)
 
     def note_register_use(self, inst: int) -> None:
-        """Registers of products in flight are not for other instructions, but for copies of them."""
+        """Check that no instruction uses registers of products in flight, except to copy them."""
         sources, targets, copies = self.translation.registers_of[inst]
         used = (sources | targets) & self.registers_in_flight
         if not used:
@@ -142,7 +142,7 @@ class WarpGroups(Warps):
         return running
 
     def _use(self, g: Array, change: int) -> None:
-        """Count granules as in use, or not any more; groups of one program may share some."""
+        """Count granules as in use, or as no longer in use; groups of one program may share some."""
         if self.program_threads > GROUP:
             np.add.at(self.in_use, g.ravel(), change)
         else:

@@ -26,7 +26,7 @@ class Warps(SharedMemory):
         return np.zeros(1, np.uint32), out
 
     def shuffle(self, mode: str, value: Array, lane: Array, clamp: Array) -> tuple[Array, Array]:
-        """The value of another lane, and whether there is one; else the thread's own."""
+        """The value of another lane, and whether this lane exists; if not, the thread's own value."""
         if self.mask is not None:
             self.whole_warps(self.mask, 0)
         value, by, limits = (np.broadcast_to(a, (self.thread_count,)).reshape(-1, 32) for a in (value, lane, clamp))

@@ -21,7 +21,7 @@ HANDLERS = {
 
 @dataclass(frozen=True)
 class End:
-    """How a block ends, if not by going on to the next.
+    """How a block ends, if the next block does not simply follow.
 
     Args:
         kind: a branch to `target`, a return, or a barrier of all threads.
@@ -34,7 +34,7 @@ class End:
 
 
 class Registers(NamedTuple):
-    """What an instruction reads and writes, and whether it copies."""
+    """The registers that an instruction reads and writes, and whether it is a copy."""
 
     sources: frozenset[int]
     targets: frozenset[int]
@@ -98,7 +98,7 @@ class Translator(Operands):
         return End("barrier")
 
     def _note_registers(self, instruction: Instruction, before: int) -> None:
-        """Let the machine look at the registers of an instruction while asynchronous products use some."""
+        """Let the machine check the registers of an instruction while asynchronous products use some."""
         written = "\n".join(self.lines[before:])
         target = r"^R\[(\d+)\]="
         self.registers_of[self.inst] = Registers(

@@ -104,7 +104,7 @@ def _cache_policy(t: Operands, i: Instruction) -> None:
 
 
 def _nothing(t: Operands, i: Instruction) -> None:
-    """What changes no number: hints, and the order of launches."""
+    """Instructions that change no number: hints, and the order of launches."""
 
 
 HANDLERS: dict[str, Handler] = {

@@ -1,4 +1,4 @@
-"""What the translated code calls: PTX's arithmetic where numpy has none that is the same."""
+"""Functions that the translated code calls: PTX's arithmetic, where numpy's differs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Array = Any  # of one number a thread, or of one for all
 
 
 class Product(NamedTuple):
-    """What a wgmma says beside its operands: `accumulator` and `held` (of A) are numbers of registers."""
+    """The properties of a wgmma besides its operands: `accumulator` and `held` (of A) are numbers of registers."""
 
     shape: str
     kind: str
@@ -57,7 +57,7 @@ def round_to_tf32(bits: Array, away: bool) -> Array:
 
 
 def float_to_integer(x: Array, kind: Any) -> Array:
-    """NaN becomes 0, and what is too large the largest."""
+    """NaN becomes 0, and a number that is too large becomes the largest integer."""
     info = np.iinfo(kind)
     x = np.nan_to_num(x.astype(np.float64), nan=0.0, posinf=info.max, neginf=info.min)
     return np.clip(x, info.min, info.max).astype(kind)
@@ -102,7 +102,7 @@ def fma64(a: Array, b: Array, c: Array) -> Array:
 
 
 def quotient(a: Array, b: Array) -> Array:
-    """Of integers, truncated; by 0 anything."""
+    """The quotient of integers, truncated; a division by 0 may give any number."""
     divisor = np.where(b == 0, b.dtype.type(1), b)
     if a.dtype.kind == "u":
         return a // divisor

@@ -30,7 +30,7 @@ class Operands:
         self._constant_numbers: dict[tuple[str, str], int] = {}
         self._params = {p.name: p for p in kernel.params}
         self.lines: list[str] = []
-        self.guard = "None"  # the expression of the threads that the instruction is for: all, a mask, a predicate
+        self.guard = "None"  # the expression of the threads that execute the instruction: all, a mask, a predicate
         self.inst = 0  # the number of the instruction
 
     def register(self, name: str) -> int:
@@ -47,7 +47,7 @@ class Operands:
         return REGISTER_BYTES[registers[prefix[0]]]
 
     def is_register(self, text: str) -> bool:
-        """Whether an operand is one, and none of those that the hardware writes."""
+        """Whether an operand is a register, but not one that the hardware writes."""
         if text in self.kernel.registers:
             return True
         match = None if SPECIAL.match(text) else re.match(r"(%[a-zA-Z_]+)\d+$", text)
@@ -160,6 +160,6 @@ class Operands:
 
 
 def vector(text: str) -> list[str]:
-    """The operands in braces, or the one without."""
+    """The operands in braces, or the single operand without braces."""
     text = text.strip()
     return [t.strip() for t in text[1:-1].split(",")] if text.startswith("{") else [text]
