@@ -1,8 +1,8 @@
 """DeepFace in PyTorch, with the weights that were published for Keras.
 
-The network of Taigman et al., "DeepFace", CVPR 2014, as the Keras models of it have it: convolutions of 11 and 9,
-locally connected layers of 9, 7 and 5, two dense layers. A file of weights alone has no architecture, which is written
-here; `lc_triton.keras.load_weights` fills it by the layers' names. Neither Keras nor TensorFlow is needed.
+The network of Taigman et al., "DeepFace", CVPR 2014, with the layers of its Keras models: convolutions of kernel size
+11 and 9, locally connected layers of 9, 7 and 5, two dense layers. The file has weights only, so the architecture is
+written here; `lc_triton.keras.load_weights` finds the layers by their names. Neither Keras nor TensorFlow is needed.
 
     pip install "lc-triton[keras]"
     python examples/deepface.py VGGFace2_DeepFace_weights_val-0.9034.h5 --out deepface.pt
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import lc_triton
 
-# Those of the weights that were trained on VGGFace2.
+# The classes of the weights that were trained on VGGFace2.
 CLASSES = 8631
 
 
@@ -65,7 +65,7 @@ class DeepFace(nn.Module):
         self.F8 = nn.Linear(units, classes)
 
     def describe(self, images: Tensor) -> Tensor:
-        """The description of each face, `(batch, units)`, which other faces' are compared with."""
+        """A description of each face, `(batch, units)`; faces are compared by these descriptions."""
         x = self.M2(torch.relu(self.C1(images)))
         x = self.L6(self.L5(self.L4(torch.relu(self.C3(x)))))
         # Keras flattens channels last, and the rows of F7 are in that order.
@@ -105,7 +105,7 @@ def make(path: Path, classes: int) -> None:
         name="DeepFace",
     )
     random = np.random.default_rng(0)
-    # Keras's scales for these layers are far too small: with them every face would look the same.
+    # Keras's initial weights of these layers are far too small: with them all faces would have nearly the same outputs.
     for layer in model.layers:
         if isinstance(layer, layers.LocallyConnected2D):
             kernel, bias = layer.get_weights()

@@ -28,7 +28,7 @@ def genome(generator: torch.Generator) -> tuple[tuple[Tensor, Tensor], Tensor]:
 
 
 class GenomeNetwork(nn.Module):
-    """Each layer reads what biology connects, and no more."""
+    """A network in which genes read their variants only, and pathways their genes only."""
 
     def __init__(self, genes: tuple[Tensor, Tensor], pathways: Tensor) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def people(number: int, genes: tuple[Tensor, Tensor], generator: torch.Generator
 
 
 def train(network: nn.Module, x: Tensor, y: Tensor, steps: int) -> None:
-    """Adam with weight decay, on samples of 256."""
+    """Train by AdamW, with random batches of 256."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2, weight_decay=0.1)
     for _ in range(steps):
         chosen = torch.randint(len(x), (256,))

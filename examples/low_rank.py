@@ -1,6 +1,6 @@
-"""Between a convolution and filters of each position: accuracy and parameters on handwritten digits.
+"""Accuracy and parameters of convolutions, layers of low rank and locally connected layers on handwritten digits.
 
-The 1,797 digits of scikit-learn are 8 x 8 pixels and stand in the middle, so position carries some meaning.
+The 1,797 digits of scikit-learn have 8 x 8 pixels and are centred, so position carries some meaning.
 
     python examples/low_rank.py
 """
@@ -19,7 +19,7 @@ Layer = Callable[[int, int, int], nn.Module]  # of channels, filters and the inp
 
 
 def layers() -> dict[str, Layer]:
-    """What is compared, from all shared to nothing shared."""
+    """The layers that are compared, from shared filters to filters of each position."""
 
     def mixed(rank: int, factored: bool = False) -> Layer:
         return lambda c, f, size: lc_triton.LowRankLocalConv2d(c, f, 3, size, rank, padding=1, factored=factored)
