@@ -246,8 +246,7 @@ class _Adjoint(torch.autograd.Function):
         if dtype not in HALF:
             _launch_adjoint(grad, weight, scale, dx, problem)
             return dx
-        # Scales are small numbers: float16 would lose the gradients that they multiply, without a common factor.
-        peak = grad.abs().amax().clamp(min=torch.finfo(grad.dtype).tiny)
+        peak = _largest_of_samples(grad)
         _launch_adjoint((grad / peak).to(dtype), weight, scale, dx, problem)
         return dx * peak
 
@@ -258,6 +257,17 @@ class _Adjoint(torch.autograd.Function):
         check_saved(tensors)
         sums: Tensor = _Product.apply(grad, weight, scale, ctx.problem)  # type: ignore[no-untyped-call]
         return sums, None, None, None, None
+
+
+def _largest_of_samples(grad: Tensor) -> Tensor:
+    """The factor of each sample's gradient `(B, 1, ..., 1)`: the largest magnitude of its finite numbers.
+
+    Scales are small numbers, and float16 would lose the gradients that they multiply. One factor for all samples would
+    lose those of samples with small gradients, and a NaN or Inf would reach every sample.
+    """
+    sizes = grad.abs()
+    largest = torch.where(sizes.isfinite(), sizes, 0).flatten(1).amax(1).clamp(min=torch.finfo(grad.dtype).tiny)
+    return largest.view(-1, *[1] * (grad.ndim - 1))
 
 
 def _launch_adjoint(g: Tensor, weight: Tensor, scale: Tensor | None, dx: Tensor, problem: Problem) -> None:

@@ -182,3 +182,20 @@ def test_8_bits_beside_float64_become_float64(monkeypatch):
     )
     assert weights == [torch.float64]
     assert_close(y, want, 1e-12)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("other", [float("inf"), 60000.0])
+def test_a_sample_does_not_change_the_gradients_of_others(kind, other):
+    """Found so: one factor for all samples spread a NaN or Inf, and rounded small gradients beside large ones to 0."""
+    torch.manual_seed(0)
+    layer = lc_triton.quantize_weights(lc_triton.LocalConv1d(16, 16, 1, input_size=1), kind)
+    x, g = torch.randn(2, 16, 1).half().requires_grad_(), torch.randn(2, 16, 1).half()
+    g[0] *= 1e-3
+    with lc_triton.backend("triton"):
+        (alone,) = torch.autograd.grad(layer(x[:1]), x, g[:1])
+        g[1, 0] = other
+        (beside,) = torch.autograd.grad(layer(x), x, g)
+    exact = torch.einsum("cf,bfp->bcp", dequantize(layer.weight, layer.weight_scale)[0, 0].double(), g[:1].double())
+    for got in (alone, beside):
+        assert (got[:1] - exact).abs().max() <= 2e-3 * exact.abs().max()
