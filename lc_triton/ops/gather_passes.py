@@ -194,6 +194,7 @@ def _launch_forward(
     from lc_triton.launch import gather as launch
 
     x, weight = dispatch.as_stored(x), dispatch.as_stored(weight)
+    bias = None if bias is None else dispatch.as_stored(bias)
     y = torch.empty((len(x), weight.shape[0], weight.shape[-1]), dtype=x.dtype, device=x.device)
     z = torch.empty_like(y) if store_z else None
     if y.numel():

@@ -149,6 +149,7 @@ def _launch(
     from lc_triton.launch.low_rank import low_rank_forward
 
     x, basis, mixing = dispatch.as_stored(x), dispatch.as_stored(basis), dispatch.as_stored(mixing)
+    bias = None if bias is None else dispatch.as_stored(bias)
     y = torch.empty((len(x), *problem.geometry.bias_shape), dtype=x.dtype, device=x.device)
     z = torch.empty_like(y) if store_z else None
     low_rank_forward(x, basis, mixing, bias, y, z, problem)

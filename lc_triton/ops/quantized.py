@@ -127,6 +127,9 @@ def run_quantized(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None,
     if not _reads_numbers(x, weight, backend, plan.geometry):
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         return run(x, dequantize(weight, scale, dtype), None if bias is None else bias.to(dtype), plan)
+    # A kernel reads memory, which a view that torch negates lazily lacks, and what has left a transform of torch.func.
+    x, weight, scale = as_stored(x), as_stored(weight), as_stored(scale)
+    bias = None if bias is None else as_stored(bias)
     problem = problem_of(plan, backend, precision_of(x.dtype))
     batched = input_format_of(x, plan).batched
     x = to_internal(x, plan)

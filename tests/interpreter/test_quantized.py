@@ -199,3 +199,19 @@ def test_a_sample_does_not_change_the_gradients_of_others(kind, other):
     exact = torch.einsum("cf,bfp->bcp", dequantize(layer.weight, layer.weight_scale)[0, 0].double(), g[:1].double())
     for got in (alone, beside):
         assert (got[:1] - exact).abs().max() <= 2e-3 * exact.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad])
+def test_a_bias_whose_numbers_are_not_in_its_memory(kind, context):
+    """Found so: without a graph, the kernel for 4 bits added a bias that torch negates lazily with the other sign."""
+    torch.manual_seed(0)
+    layer = lc_triton.quantize_weights(lc_triton.LocalConv1d(16, 16, 1, input_size=1), kind).requires_grad_(False)
+    x, bias, kept = torch.randn(1, 16, 1, requires_grad=True), torch.randn(1, 16), []
+    arguments = {"weight_scale": layer.weight_scale}
+    torch.func.grad(lambda b: (kept.append(b), b.sum())[1])(bias)
+    with lc_triton.backend("triton"), context():
+        want = lc_triton.local_conv(x, layer.weight, bias, **arguments)
+        for other in (torch._neg_view(-bias), kept[0]):
+            y = lc_triton.local_conv(x, layer.weight, other, **arguments)
+            torch.testing.assert_close(y, want, rtol=0, atol=0)

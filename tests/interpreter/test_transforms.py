@@ -48,3 +48,14 @@ def test_a_tensor_that_has_left_its_transform(name):
     for context in (torch.enable_grad, torch.no_grad):
         with context(), lc_triton.backend("triton"):
             torch.testing.assert_close(layer(kept[0]), layer(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad])
+def test_parameters_that_have_left_their_transform(name, context):
+    """Found so: a launch asked for the address of a bias that still had the transform's wrapper."""
+    layer, x, kept = LAYERS[name][0]().double(), torch.randn(LAYERS[name][1], dtype=torch.float64), []
+    parameters = {key: p.detach() for key, p in layer.named_parameters()}
+    grad(lambda p: (kept.append(p), sum(v.sum() for v in p.values()))[1])(parameters)
+    with context(), lc_triton.backend("triton"):
+        torch.testing.assert_close(functional_call(layer, kept[0], (x,)), layer(x), rtol=0, atol=0)
