@@ -15,6 +15,7 @@ from lc_triton.core.batched_gradients import at_once
 from lc_triton.core.problem import Problem
 from lc_triton.core.storage import check_saved
 from lc_triton.core.tracing import has_saved_tensor_hooks, is_observed, is_unresolved
+from lc_triton.errors import ArgumentValueError
 from lc_triton.ops import autograd, bound, dispatch
 from lc_triton.ops.bound import NodeArguments
 from lc_triton.tiles.chooser import chooser
@@ -37,7 +38,7 @@ class BoundNode:
         x, weight, bias: its tensors.
     """
 
-    __slots__ = ("arguments", "backwards", "bias_shape", "deferrals", "forward", "operand_dtype", "saves")
+    __slots__ = ("arguments", "backwards", "bias_shape", "deferrals", "forward", "kinds", "operand_dtype", "saves")
 
     def __init__(self, arguments: NodeArguments, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         self.arguments = arguments
@@ -46,6 +47,7 @@ class BoundNode:
         self.operand_dtype = bound.operand_dtype(arguments, x, weight, needs_input_grad=x.requires_grad)
         operand = bound.operand_like(weight, self.operand_dtype)
         self.forward = bound.bind_forward(arguments, x, operand, bias, store_z=self.saves == "z")
+        self.kinds = _kind(x), _kind(weight)
         self.backwards: dict[Any, bound.BoundBackward | None] = {}
         self.deferrals: dict[Any, bound.BoundDeferral | None] = {}
 
@@ -57,7 +59,7 @@ class BoundNode:
 
     def backward(self, tensors: Any, operand: Tensor, grad: Tensor, needed: tuple[bool, bool, bool]) -> Any:
         """dx, dw and db by kernels alone; None where that cannot be."""
-        if torch.is_grad_enabled() or is_observed() or (key := _gradient_key(tensors, grad, needed)) is None:
+        if torch.is_grad_enabled() or is_observed() or (key := self._gradient_key(tensors, grad, needed)) is None:
             return None
         x, weight, saved = tensors
         try:
@@ -71,7 +73,7 @@ class BoundNode:
         self, tensors: Any, operand: Tensor, grad: Tensor, needed: tuple[bool, bool, bool]
     ) -> bound.BoundDeferral | None:
         """The backward of x and bias by kernels alone; None where that cannot be."""
-        if (key := _gradient_key(tensors, grad, needed)) is None:
+        if (key := self._gradient_key(tensors, grad, needed)) is None:
             return None
         try:
             return self.deferrals[key]
@@ -81,18 +83,34 @@ class BoundNode:
             self.deferrals[key] = found
             return found
 
+    def _gradient_key(self, tensors: Any, grad: Tensor, needed: tuple[bool, bool, bool]) -> tuple[Any, ...] | None:
+        """Everything but values that decides how the gradients are computed; None where no bound launch may read them.
 
-def _gradient_key(tensors: Any, grad: Tensor, needed: tuple[bool, bool, bool]) -> tuple[Any, ...] | None:
-    """Everything but values that decides how a node's gradients are computed; None where kernels cannot read `grad`.
+        A tensor that was freed since the forward is at address 0, and one whose `.data` was assigned to may be another.
+        """
+        if type(grad) is not Tensor or (address := grad.data_ptr()) % 16:
+            return None
+        x, weight, saved = tensors
+        if not (address and x.data_ptr() and weight.data_ptr() and (saved is None or saved.data_ptr())):
+            check_saved((*tensors, grad))
+        if (kinds := (_kind(x), _kind(weight))) != self.kinds:
+            self._check_kinds(kinds)
+            return None
+        return grad.stride(), grad.is_neg() if address else is_unresolved(grad), needed, chooser.generation
 
-    Kernels would read address 0 of a tensor that was freed since the forward, so the address of each is looked at.
-    """
-    if type(grad) is not Tensor or (address := grad.data_ptr()) % 16:
-        return None
-    x, weight, saved = tensors
-    if not (address and x.data_ptr() and weight.data_ptr() and (saved is None or saved.data_ptr())):
-        check_saved((*tensors, grad))
-    return grad.stride(), grad.is_neg() if address else is_unresolved(grad), needed, chooser.generation
+    def _check_kinds(self, kinds: tuple[Any, ...]) -> None:
+        """Refuse tensors that are other ones than in the forward, but for where their numbers lie."""
+        for name, now, then in zip(("the layer's input", "the weight"), kinds, self.kinds, strict=True):
+            if now[1:] != then[1:]:
+                value, allowed = ("shape {}, {}, on {}".format(tuple(k[1]), *k[2:]) for k in (now, then))
+                remedy = "convert or move a model before its forward or after its backward"
+                raise ArgumentValueError(name=f"{name} in backward", value=value, allowed=f"{allowed!r}: {remedy}")
+
+
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
+    """Everything but values that a launch is bound for. What differs first may still be read by another one."""
+    layout = tensor.is_contiguous() or tensor.stride(), tensor.data_ptr() % 16
+    return layout, tensor.shape, tensor.dtype, tensor.device
 
 
 class LocalConv(torch.autograd.Function):
