@@ -87,7 +87,7 @@ def gather_forward(
     config: TileConfig | None = None,
 ) -> None:
     """Write y = act(x[table] . w + bias), and the pre-activation into z unless it is None."""
-    shape = GatherShape.of(index.sites, weight.shape, index.most_readers)
+    shape = _shape_of(index, weight, x=x)
     config = config or _tile("forward", x, weight, shape, index, problem)
     x, pitch = dense_rows(x)
     epilogue = epilogue_of(problem, bias, store_z=z is not None)
@@ -100,7 +100,7 @@ def gather_input_grad(
     g: Tensor, weight: Tensor, dx: Tensor, index: Index, problem: Problem, config: TileConfig | None = None
 ) -> None:
     """Write dx, the sums over all taps that read each site."""
-    shape = GatherShape.of(index.sites, weight.shape, index.most_readers)
+    shape = _shape_of(index, weight, g=g)
     config = config or _tile("input_grad", g, weight, shape, index, problem)
     g, pitch = dense_rows(g)
     tensors = g, index.first, index.readers, weight.contiguous(), dx
@@ -112,12 +112,27 @@ def gather_weight_grad(
     x: Tensor, g: Tensor, dw: Tensor, index: Index, problem: Problem, config: TileConfig | None = None
 ) -> None:
     """Write dw; zero for taps that read no site."""
-    shape = GatherShape.of(index.sites, dw.shape, index.most_readers)
+    shape = _shape_of(index, dw, x=x, g=g)
     config = config or _tile("weight_grad", x, dw, shape, index, problem)
     (x, x_pitch), (g, g_pitch) = dense_rows(x), dense_rows(g)
     tensors = x, index.rows, g, dw
     count = blocks(shape.taps * shape.channels, config.block_k) * blocks(shape.filters, config.block_n)
     _launch("weight_grad", count * shape.positions, config, tensors, (len(x), x_pitch[0], g_pitch[0], shape), problem)
+
+
+def _shape_of(index: Index, weight: Tensor, *, x: Tensor | None = None, g: Tensor | None = None) -> GatherShape:
+    """The layer as the kernels read it; refuse tensors that do not fit, as after an assignment to `.data`."""
+    shape = GatherShape.of(index.sites, weight.shape, index.most_readers)
+    fitting = {
+        "weight": ((shape.positions, shape.taps), tuple(index.rows.shape)),
+        "x": (None if x is None else tuple(x.shape[1:]), (shape.sites, shape.channels)),
+        "the gradient of the output": (None if g is None else tuple(g.shape[1:]), (shape.positions, shape.filters)),
+    }
+    for name, (found, wanted) in fitting.items():
+        if found is not None and found != wanted:
+            allowed = f"{wanted} beside a weight of shape {tuple(weight.shape)}, as in the forward"
+            raise ArgumentValueError(name=f"sizes of {name}", value=found, allowed=allowed)
+    return shape
 
 
 def _tile(pass_name: Pass, x: Tensor, weight: Tensor, shape: GatherShape, index: Index, problem: Problem) -> TileConfig:

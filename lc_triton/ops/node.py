@@ -93,16 +93,18 @@ class BoundNode:
         x, weight, saved = tensors
         if not (address and x.data_ptr() and weight.data_ptr() and (saved is None or saved.data_ptr())):
             check_saved((*tensors, grad))
-        if (kinds := (_kind(x), _kind(weight))) != self.kinds:
-            self._check_kinds(kinds)
+        if (_kind(x), _kind(weight)) != self.kinds:
             return None
         return grad.stride(), grad.is_neg() if address else is_unresolved(grad), needed, chooser.generation
 
-    def _check_kinds(self, kinds: tuple[Any, ...]) -> None:
-        """Refuse tensors that are other ones than in the forward, but for where their numbers lie."""
-        for name, now, then in zip(("the layer's input", "the weight"), kinds, self.kinds, strict=True):
-            if now[1:] != then[1:]:
-                value, allowed = ("shape {}, {}, on {}".format(tuple(k[1]), *k[2:]) for k in (now, then))
+    def check_saved(self, tensors: Any) -> None:
+        """Refuse tensors that were freed since the forward, or are other ones, but for where their numbers lie."""
+        check_saved(tensors)
+        if is_observed():  # shapes may be symbols there
+            return
+        for name, tensor, (_, *then) in zip(("the layer's input", "the weight"), tensors, self.kinds, strict=False):
+            if (now := [tensor.shape, tensor.dtype, tensor.device]) != then:
+                value, allowed = ("shape {}, {}, on {}".format(tuple(kind[0]), *kind[1:]) for kind in (now, then))
                 remedy = "convert or move a model before its forward or after its backward"
                 raise ArgumentValueError(name=f"{name} in backward", value=value, allowed=f"{allowed!r}: {remedy}")
 
@@ -149,7 +151,7 @@ class LocalConv(torch.autograd.Function):
             found = ctx.node.backward(tensors, operand, grad, needed)
             if found is not None:
                 return None, *found
-        check_saved(tensors)
+        ctx.node.check_saved(tensors)
         (x, weight, saved), node = tensors, ctx.node.arguments
         x, grad = node.input_format.to_internal(x), None if grad is None else node.output_format.to_internal(grad)
         if saved is not None and ctx.node.saves == "y":
@@ -199,7 +201,7 @@ def _defer(
         operands = (dz, x) if transposed else (x, dz)
         slot.defer(WeightProduct(*operands, problem.linear(), weight, deferral.updates))
         return dx, None, db
-    check_saved(tensors)
+    node.check_saved(tensors)
     x, grad, linear = input_format.to_internal(x), output_format.to_internal(grad), problem.linear()
     if saved is not None and node.saves == "y":
         saved = output_format.to_internal(saved)

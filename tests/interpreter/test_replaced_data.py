@@ -77,3 +77,22 @@ def test_another_tensor_is_refused(case, which, change, fused):
         tensor.data = change(tensor.data)
         with pytest.raises(ArgumentValueError, match=r"in backward must be .* convert or move a model before its for"):
             loss.backward()
+
+
+@pytest.mark.parametrize("change", [lambda t: t[..., :1], lambda t: t[:, :1]], ids=["filters", "taps"])
+def test_another_weight_of_a_gather_is_refused(change):
+    layer, x = lc_triton.LocalGather(2, [[0, 1], [1, -1]], 1, 2), torch.randn(1, 2, 1, requires_grad=True)
+    with lc_triton.backend("triton"):
+        loss = layer(x).sum()
+        layer.weight.data = change(layer.weight.data)
+        with pytest.raises(ArgumentValueError, match=r"sizes of .* must be .* as in the forward, got"):
+            loss.backward()
+
+
+def test_another_weight_is_refused_by_a_backward_with_a_graph():
+    layer, x = LAYERS["conv"](), torch.randn(2, 2, 2, requires_grad=True)
+    with lc_triton.backend("triton"), chooser.asking(one_launch):
+        loss = layer(x).sum()
+        layer.weight.data = layer.weight.data[..., :1]
+        with pytest.raises(ArgumentValueError, match="the weight in backward must be"):
+            torch.autograd.grad(loss, x, create_graph=True)
