@@ -83,14 +83,26 @@ class FusedSGD(FusedOptimizer, torch.optim.SGD):
         super().__init__(model_or_params, clip_norm, accumulate, read_once, own, penalties)
 
     def _torch_step(self) -> None:
-        """Torch's update, which takes no group in which some momentum buffers are there and others are not."""
+        """Torch's update, whose momentum buffers are dropped where it made them for a step that it skipped.
+
+        Its fused update allocates them before it looks for infinite gradients, and fills them only if there are none.
+        """
         stored = [p for g in self.param_groups if g["momentum"] for p in g["params"] if p.grad is not None]
-        begun = [p for p in stored if self.state[p].get("momentum_buffer") is not None]
-        if len(begun) in (0, len(stored)):
+        new = [p for p in stored if self.state[p].get("momentum_buffer") is None]
+        if len(new) in (0, len(stored)):
             super()._torch_step()
-            return
-        begun_grads = {p: p.grad for p in begun}
-        for p in begun:
+        else:
+            self._torch_step_in_two(stored, new)
+        found_inf = getattr(self, "found_inf", None)
+        if new and found_inf is not None and bool(found_inf.item()):
+            for p in new:
+                self.state[p].pop("momentum_buffer", None)
+
+    def _torch_step_in_two(self, stored: list[Tensor], new: list[Tensor]) -> None:
+        """Torch's update, which takes no group in which some momentum buffers are there and others are not."""
+        are_new = set(map(id, new))
+        begun_grads = {p: p.grad for p in stored if id(p) not in are_new}
+        for p in begun_grads:
             p.grad = None
         others = [p for g in self.param_groups for p in g["params"] if p.grad is not None]
         super()._torch_step()

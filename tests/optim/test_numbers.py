@@ -255,6 +255,26 @@ def test_a_grad_scaler(clip_norm):
     assert_same(net, same, 1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("skipped", [0, 2], ids=["first step", "first step of some"])
+def test_a_skipped_step_begins_no_momentum(skipped):
+    """Torch's fused update makes the buffers of a step that it skips, and leaves them without numbers."""
+    (net, fused), (same, plain) = pair("sgd, momentum")
+    scalers = [torch.amp.GradScaler("cpu", init_scale=64.0) for _ in range(2)]
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        for step in range(skipped + 3):
+            for model, optimizer, scaler in zip((net, same), (fused, plain), scalers, strict=True):
+                model[0].requires_grad_(step >= skipped)
+                optimizer.zero_grad()
+                scaler.scale(loss_of(model, batch(step)) * (float("inf") if step == skipped else 1)).backward()
+                scaler.step(optimizer)
+                scaler.update()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_same(net, same, 1e-5)
+
+
 def test_a_closure():
     (net, fused), (same, plain) = pair(dtype=torch.float64)
     for step in range(3):
