@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
+from torch.autograd.graph import increment_version
 from torch.nn.parameter import is_lazy
 
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError
@@ -119,3 +121,17 @@ def overlapping(params: Iterable[Tensor]) -> set[int]:
         if device != furthest[0] or end > furthest[1]:
             furthest = device, end, key
     return found
+
+
+def sharing_versions(params: Iterable[Tensor]) -> set[int]:
+    """The identities of the parameters that autograd takes for changed where another one is changed.
+
+    Parameters that were made of views of one tensor count their changes together, even where `module.to` has since
+    given them memory of their own. Their counts are tried out here, and are then what they were.
+    """
+    plain = [p for p in params if type(p) in (Tensor, nn.Parameter) and not p.is_inference()]
+    before = [p._version for p in plain]
+    with _unsafe_preserve_version_counter(tuple(plain)):
+        for p in plain:
+            increment_version(p)
+        return {id(p) for p, version in zip(plain, before, strict=True) if p._version > version + 1}

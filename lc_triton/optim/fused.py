@@ -228,6 +228,12 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Whether the weight is in one of the groups, which users may edit."""
         return self._table.group_of(weight, self) is not None
 
+    def obstacle_in_backward(self, weight: Tensor) -> str | None:
+        """Why the weight cannot be updated in backward; with `clip_norm` it is updated in `step`."""
+        if self.clip_norm is None and id(weight) in self._table.sharing_versions:
+            return "it and another parameter are views of one tensor, whose changes autograd counts together"
+        return self.obstacle(weight)
+
     def obstacle(self, weight: Tensor) -> str | None:
         """Why the weight's group or its states do not let a kernel update it."""
         slot = self._table.slots.get(id(weight))

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from lc_triton.core import fused
 from lc_triton.layers._planned import PlannedLayer
-from lc_triton.optim.arguments import overlapping
+from lc_triton.optim.arguments import overlapping, sharing_versions
 from lc_triton.optim.slot import Owner, WeightSlot
 
 # The fewest dimensions of the weight of a layer with windows, and of LocalLinear's, which is updated on a GPU alone.
@@ -37,6 +37,7 @@ class ParameterTable:
         self.names, self._known = dict(names), known
         self.slots: dict[int, WeightSlot] = {}
         self.overlapping: set[int] = set()  # those whose memory is another's too
+        self.sharing_versions: set[int] = set()  # those that are changed, to autograd, where another one is
         self._places: dict[int, tuple[int, int]] = {}  # number of the group, and index in it
         self._has_collected = False
 
@@ -66,7 +67,8 @@ class ParameterTable:
                     if isinstance(earlier, WeightSlot):
                         slot.others = [*earlier.others, weakref.ref(earlier)]
                     fused.register(parameter, slot)
-        self.overlapping = overlapping(p for group in owner.param_groups for p in group["params"])
+        parameters = [p for group in owner.param_groups for p in group["params"]]
+        self.overlapping, self.sharing_versions = overlapping(parameters), sharing_versions(parameters)
         for key in self.slots.keys() - self._places.keys():
             del self.slots[key]
 

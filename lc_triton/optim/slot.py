@@ -36,8 +36,8 @@ class Owner(Protocol):
     def stores_all(self) -> bool:
         """Whether all gradients are stored for now, as is expected, so that no warning is due."""
 
-    def obstacle(self, weight: Tensor) -> str | None:
-        """Why the weight's group or its states do not let a kernel update it."""
+    def obstacle_in_backward(self, weight: Tensor) -> str | None:
+        """Why the weight's group, its states or other parameters do not let a backward update it."""
 
     def owns(self, weight: Tensor) -> bool:
         """Whether the weight is in one of the groups, which users may edit."""
@@ -140,7 +140,9 @@ class WeightSlot:
             return self._adds(accumulate)
         self._attach(accumulate)
         # The owner's reason comes first: hooks may be those of a rival, another optimizer of this weight.
-        reason = owner.obstacle(self.weight) or self._obstacle() or ("the graph is retained" if keep else None)
+        reason = (
+            owner.obstacle_in_backward(self.weight) or self._obstacle() or ("the graph is retained" if keep else None)
+        )
         self.reason = reason or self.reason
         return reason is None
 

@@ -189,6 +189,32 @@ def test_weights_in_the_same_memory():
     assert "of 0.weight, 2.weight and updates by it in step(): another parameter lies in the same memory" in said[0]
 
 
+@pytest.mark.parametrize("moved", [False, True], ids=["in one tensor", "moved since"])
+@pytest.mark.parametrize("clip_norm", [None, 1e9])
+def test_weights_that_are_views_of_one_tensor(moved, clip_norm):
+    """Autograd counts changes of all views together: an update of one weight would stop the backward of the others."""
+    net, same = network(), network()
+    flat, begin = torch.cat([p.detach().flatten() for p in net.parameters()]), 0
+    for module in net:
+        for name, p in list(module.named_parameters()):
+            setattr(module, name, nn.Parameter(flat[begin : begin + p.numel()].view(p.shape)))
+            begin += p.numel()
+    if moved:
+        net.half().float()  # each has memory of its own, and the count is still one
+        same.half().float()
+    loss, versions = loss_of(net, batch(9)), [p._version for p in net.parameters()]
+    fused, plain = FusedAdamW(net, lr=1e-2, clip_norm=clip_norm), torch.optim.AdamW(same.parameters(), lr=1e-2)
+    assert versions == [p._version for p in net.parameters()]
+    loss.backward()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train([(net, fused), (same, plain)], range(2), torch.float32)
+    assert_same(net, same, 1e-5)
+    said = [str(w.message) for w in caught]
+    assert len(said) == (1 if clip_norm is None else 0)
+    assert all("of 0.weight, 1.weight, 2.weight, 3.weight and updates by it in step(): it and" in text for text in said)
+
+
 @pytest.mark.parametrize("clip_norm", [None, 1e9])
 def test_gradients_of_an_input_in_evaluation(clip_norm):
     """An attack or a saliency map of a trained network changes no weight, and is no part of the next step."""
