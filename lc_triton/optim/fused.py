@@ -181,14 +181,17 @@ class FusedOptimizer(torch.optim.Optimizer):
         """The update of torch's class. Torch runs the hooks of a step around `step` itself, once.
 
         Torch's fused update goes through memory number by number (torch 2.13): where a parameter and its gradient do
-        not lie alike, without gaps, it is wrong, and another one is taken.
+        not lie alike, without gaps, it is wrong, and another one is taken, as for sparse gradients, which it refuses.
         """
         step: Any = super().step
         while getattr(step, "hooked", False):
             step = step.__wrapped__.__get__(self)
         unlike = [g for g in self.param_groups if g["fused"] and not all(map(_lies_as_its_gradient, g["params"]))]
         if unlike and getattr(self, "found_inf", None) is not None:
-            reason = "with a GradScaler, parameters must lie in memory without gaps: make it contiguous"
+            reason = (
+                "with a GradScaler, parameters must lie in memory without gaps, and gradients be dense: make it "
+                "contiguous, or give its layer sparse=False"
+            )
             shape = next(tuple(p.shape) for p in unlike[0]["params"] if not _lies_as_its_gradient(p))
             raise OptimizerStepError(name=f"a parameter of shape {shape}", reason=reason)
         for group in unlike:

@@ -40,7 +40,7 @@ def penalise_stored(groups: list[dict[str, Any]], scale: Tensor | None) -> list[
                 if scale is not None:
                     added *= scale.to(added.device, added.dtype)
                 grads.append((p, p.grad))
-                p.grad = (p.grad + added).to(p.grad.dtype)
+                p.grad = (added + p.grad).to(p.grad.dtype)  # in this order, torch adds a sparse one too
     return grads
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import lc_triton
-from lc_triton import FusedAdamW, LocalConv2d
+from lc_triton import FusedAdamW, FusedSGD, LocalConv1d, LocalConv2d
 from lc_triton.errors import OptimizerStepError
 from tests.optim.backwards import STORED, plainly
 from tests.optim.networks import assert_same, batch, loss_of, pair, train, weights
@@ -185,6 +185,31 @@ def test_parameters_with_gaps_in_memory():
             warnings.simplefilter("ignore")
             optimizer.step()
     assert_same(*layers, 1e-10)
+
+
+@pytest.mark.parametrize("l2", [0.0, 0.1])
+def test_sparse_gradients_of_other_layers(l2):
+    """Torch's SGD takes them, and its fused update does not."""
+    nets = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        nets.append(nn.Sequential(nn.Embedding(5, 4, sparse=True), LocalConv1d(2, 3, 2, input_size=4)).double())
+    fused, plain = FusedSGD(nets[0], lr=0.1, l2=l2), torch.optim.SGD(nets[1].parameters(), lr=0.1)
+    for i in range(2):
+        for net, optimizer in zip(nets, (fused, plain), strict=True):
+            optimizer.zero_grad()
+            penalty = sum(p.square().sum() for p in net.parameters()) if optimizer is plain else 0
+            if l2 and optimizer is plain:
+                net[0].sparse = False  # torch adds no sparse gradient to that of a penalty
+            (net(torch.tensor([[0, 1], [i, 3]])).square().sum() + l2 * penalty).backward()
+            optimizer.step()
+    assert nets[0][0].weight.grad.is_sparse
+    assert nets[0][1].weight.grad is None
+    assert_same(*nets, 1e-10)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    scaler.scale(nets[0](torch.tensor([[0, 1]])).sum()).backward()
+    with pytest.raises(OptimizerStepError, match=r"of shape \(5, 4\) is not updated: .* give its layer sparse=False"):
+        scaler.step(FusedSGD(nets[0], lr=0.1))
 
 
 def test_16_bit_weights_are_left_to_torch():
