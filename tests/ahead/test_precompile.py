@@ -232,6 +232,21 @@ def test_layers_with_kernels_of_their_own(autocast, batch, tmp_path, monkeypatch
     assert set(launched) == low_rank | gather | {"four_bits_forward_kernel", "four_bits_input_grad_kernel"}
 
 
+@pytest.mark.slow
+@pytest.mark.compile
+@pytest.mark.parametrize("kind", ["gather", "int4", "low rank"])
+def test_kernels_of_their_own_are_compiled_for_each_gpu(kind, tmp_path):
+    """The same layer for a second GPU: what was compiled for the first one is of another architecture."""
+    layer, shape = {
+        "gather": lambda: (lc_triton.LocalGather(3, torch.tensor([[0, 1], [1, 2]]), 16, 16), (4, 3, 16)),
+        "int4": lambda: (lc_triton.quantize_weights(lc_triton.LocalConv1d(8, 16, 3, input_size=6), "int4"), (4, 8, 6)),
+        "low rank": lambda: (lc_triton.LowRankLocalConv1d(16, 16, 1, 128, rank=1), (32, 16, 128)),
+    }[kind]()
+    for device in ("a100", "h100"):
+        made = lc_triton.precompile(layer, [shape], device, out=tmp_path / device, training=False)
+        assert (made.compiled, made.on_file) == (1, 0)
+
+
 class Reading(nn.Module):
     def __init__(self):
         super().__init__()

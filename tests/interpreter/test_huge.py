@@ -13,6 +13,7 @@ from triton.runtime import interpreter
 from lc_triton import launch
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
+from lc_triton.core.share import parse_share
 from lc_triton.launch import passes as launching
 from lc_triton.launch.layout import Shape
 from lc_triton.tiles.config import TileConfig
@@ -192,6 +193,21 @@ def test_the_last_of_2_to_the_31_weights(pass_name, last_program_only):
         launch.weight_grad(x, g, weight, None, problem, config)
         got, want = matrix, torch.outer(x[0, -1].double(), g[0, -1].double())
     torch.testing.assert_close(got.double(), want, rtol=1e-3, atol=1e-3)
+
+
+def test_rows_of_shared_filters_that_lie_far_apart(monkeypatch):
+    """A window of three rows of sites, each 2^30 numbers after the last one."""
+    # The tensors are here already: copying them onto themselves would touch all of their memory.
+    monkeypatch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *_: None)
+    geo = Geometry.make((3, 4), 16, 16, (3, 1), regions=parse_share("all", 2))
+    gen = torch.Generator().manual_seed(0)
+    small, g = (torch.randn(1, rows, 4, 16, generator=gen).half() for rows in (3, 1))
+    x = untouched(2**31 + 4 * 16).as_strided((1, 3, 4, 16), (2**32, 2**30, 16, 1)).copy_(small)
+    problem, config = Problem(geo, backend="triton"), TileConfig(1, 1, 16, 16, 16)
+    dw = torch.full(geo.weight_shape, float("nan"))
+    launch.weight_grad(x, g, dw, None, problem, config)
+    want = torch.einsum("khwc,hwf->khcf", small.double().transpose(0, 1), g[0].double())
+    torch.testing.assert_close(dw.double(), want.view(dw.shape), rtol=1e-3, atol=1e-3)
 
 
 def test_one_channel_and_many_windows():
