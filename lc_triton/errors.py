@@ -112,7 +112,7 @@ class AttributeChangeError(LocalConvError, ValueError):
 
 
 class ComputedParameterError(LocalConvError, ValueError):
-    """A weight or bias that a parametrization or pruning computes, so that a value written to it would be lost."""
+    """A weight or bias to which a value written would be lost: a parametrization computes it, or it has no memory."""
 
     template = "{name} of {layer} cannot be written: {reason}"
 

@@ -63,10 +63,25 @@ def shares_memory(tensor: Tensor) -> bool:
     )
 
 
+def check_memory(module: nn.Module, names: Iterable[str]) -> None:
+    """Refuse tensors on the meta device, into which torch writes nothing, without a word."""
+    for name in names:
+        if getattr(module, name).is_meta:
+            reason = (
+                'it is on the meta device and has no memory: call to_empty(device="cpu") on the module first, then '
+                "reset_parameters() on what is not written"
+            )
+            raise _refusal(module, name, reason)
+
+
 def check_writes(module: nn.Module, values: Mapping[str, Tensor], *, exact: bool = True) -> None:
     """Refuse what `write` refuses, without writing."""
     check_writable(module, values)
     for name, value in values.items():
+        if not value.is_meta:
+            check_memory(module, [name])
+        elif not getattr(module, name).is_meta:
+            raise _refusal(module, name, "the value for it is on the meta device and has no numbers")
         if not is_plain(module, name) and not value.is_meta:
             _check_round_trip(module, name, value, exact=exact)
 
@@ -81,7 +96,8 @@ def write(module: nn.Module, values: Mapping[str, Tensor], *, exact: bool = True
             spectral_norm does.
 
     Raises:
-        ComputedParameterError: naming the parametrization, the pruning method or the hook that computes the tensor.
+        ComputedParameterError: naming the parametrization, the pruning method or the hook that computes the tensor; a
+            tensor or a value on the meta device, unless both are.
 
     Source: `torch.nn.utils.parametrize.register_parametrization`, on assignment.
     """

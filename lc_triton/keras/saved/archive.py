@@ -55,13 +55,28 @@ class Saved:
             return self
         if self.config is not None:
             raise ArgumentTypeError(name="config", value=config, allowed="None for a file that holds its model")
-        text = json.dumps(config) if isinstance(config, Mapping) else _given(config)
+        if not isinstance(config, (str, Path, Mapping)):
+            raise ArgumentTypeError(name="config", value=config, allowed="None, a mapping, a text or a path")
+        text = "" if isinstance(config, Mapping) else _given(config)
         try:
+            text = text or json.dumps(config)
             json.loads(text)
-        except (ValueError, RecursionError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             reason = f"its configuration is not understood ({first_line(error)})"
             raise KerasFileError(path=self.path, reason=reason) from None
         return replace(self, config=text, keras=None)
+
+
+def checked_path(path: object) -> Path:
+    """The path of a file.
+
+    Raises:
+        ArgumentTypeError: what is none.
+    """
+    try:
+        return Path(path)  # type: ignore[arg-type]  # which is what is found out
+    except TypeError:
+        raise ArgumentTypeError(name="path", value=path, allowed="a str or a pathlib.Path") from None
 
 
 @contextmanager
@@ -98,7 +113,7 @@ def _of_tensorflow(path: Path) -> str:
     if (path / "saved_model.pb").exists() or (path / "keras_metadata.pb").exists() or path.name == "saved_model.pb":
         return "a SavedModel of TensorFlow"
     checkpoint = path.suffix == ".index" or ".data-0" in path.name or path.name == "checkpoint"
-    if checkpoint or path.with_name(path.name + ".index").exists() or (path / "checkpoint").exists():
+    if checkpoint or Path(f"{path}.index").exists() or (path / "checkpoint").exists():
         return "a checkpoint of TensorFlow"
     return ""
 

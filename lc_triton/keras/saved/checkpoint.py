@@ -9,8 +9,10 @@ from torch import nn
 from lc_triton.core.files import load_torch, save_torch
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, KerasFileError, first_line
 from lc_triton.keras.saved import spec
+from lc_triton.keras.saved.archive import checked_path
 from lc_triton.keras.saved.custom import Modules
 from lc_triton.keras.saved.graph import Functional, Model, Sequential
+from lc_triton.keras.saved.made import differences, outline
 from lc_triton.keras.saved.model import build
 
 KIND = "lc_triton keras model"
@@ -25,7 +27,9 @@ def save_model(model: nn.Module, path: str | Path) -> None:
         path: a file whose name ends in `.pt`; an old one is replaced as a whole.
 
     Raises:
-        LocalConvError: another model or another name.
+        LocalConvError: another model or another name; a model whose layers were replaced, removed or added, or whose
+            parameters have other shapes or names than load_model gave them, as with a parametrization, pruning or
+            `quantize_weights`: load_model could not make it again.
 
     The file holds plain data: `torch.load(path, weights_only=True)["state_dict"]` is the model's state dict.
 
@@ -36,9 +40,17 @@ def save_model(model: nn.Module, path: str | Path) -> None:
         >>> model = lc_triton.keras.load_model("model.h5")  # doctest: +SKIP
         >>> lc_triton.keras.save_model(model, "model.pt")  # doctest: +SKIP
     """
-    if not isinstance(model, (Sequential, Functional)):
-        raise ArgumentTypeError(name="model", value=model, allowed="what lc_triton.keras.load_model returned")
-    path = check_path(Path(path))
+    if not isinstance(model, (Sequential, Functional)) or model.as_made is None:
+        allowed = "what lc_triton.keras.load_model returned, as a whole"
+        raise ArgumentTypeError(name="model", value=model, allowed=allowed)
+    path = check_path(checked_path(path))
+    changed = differences(model.as_made, outline(model))
+    if changed:
+        allowed = (
+            f"as load_model made it, for the file holds Keras's configuration and a state that fits it ({changed}): "
+            "undo this, or write torch.save(model.state_dict(), path)"
+        )
+        raise ArgumentValueError(name="model", value=type(model).__name__, allowed=allowed)
     content = {
         "kind": KIND,
         "version": VERSION,

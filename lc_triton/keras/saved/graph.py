@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from lc_triton.errors import ArgumentTypeError, ArgumentValueError
 from lc_triton.keras.saved import masks as masking
 from lc_triton.keras.saved.masks import Mask
 from lc_triton.keras.saved.references import Constant, Ref
@@ -47,9 +48,13 @@ class Made:
 
 
 class Sequential(nn.Sequential):
-    """A chain of layers under their Keras names; `keras` is the configuration it was made from."""
+    """A chain of layers under their Keras names; `keras` is the configuration it was made from.
+
+    `as_made` is the outline of what was made from it; a model inside of another, or a part of one, has none.
+    """
 
     keras: ModelSpec
+    as_made: dict[str, str] | None = None
     takes_masks = True
 
     def __init__(self, *args: nn.Module | OrderedDict[str, nn.Module]) -> None:
@@ -60,7 +65,7 @@ class Sequential(nn.Sequential):
         """Have stateful layers start from zero at the next batch."""
         reset_states(self)
 
-    def forward(self, input: Tensor, masks: Masks | None = None) -> Any:
+    def forward(self, input: Tensor, *, masks: Masks | None = None) -> Any:
         """The output of the chain for an input; with the mask of the input, that of the output too."""
         if masks is None and not self.makes_mask:
             for layer in self:
@@ -76,10 +81,12 @@ class Functional(nn.Module):
     """Layers under their Keras names, each called on the outputs that the configuration names.
 
     `keras` is the configuration it was made from. Inputs are given, and outputs come, in Keras's order: one tensor
-    where there is one, else several. Where Keras's are dictionaries, outputs are one too, and inputs may be.
+    where there is one, else several. Where Keras's are dictionaries, outputs are one too, and inputs may be. `as_made`
+    is the outline of what was made from the configuration; a model inside of another has none.
     """
 
     keras: ModelSpec
+    as_made: dict[str, str] | None = None
     takes_masks = True
 
     def __init__(self, spec: ModelSpec, layers: Mapping[str, nn.Module], calls: Sequence[Made]) -> None:
@@ -146,11 +153,13 @@ class Functional(nn.Module):
         names = self.keras.input_keys or tuple(ref.layer for ref in self.keras.inputs)
         if len(inputs) == 1 and isinstance(inputs[0], Mapping):
             given = inputs[0]
-            if set(given) == set(names):
-                return tuple(given[name] for name in names)
-            inputs = tuple(given)
+            if set(given) != set(names):
+                allowed = f"a mapping of {', '.join(names)} to tensors, or as many tensors"
+                raise ArgumentValueError(name=f"the inputs of {self.keras.name!r}", value=list(given), allowed=allowed)
+            return tuple(given[name] for name in names)
         if len(inputs) != len(names):
-            raise TypeError(f"{self.keras.name} takes {len(names)} input(s) ({', '.join(names)}), got {len(inputs)}")
+            allowed = f"{len(names)} tensor{'s' * (len(names) > 1)} ({', '.join(names)})"
+            raise ArgumentTypeError(name=f"the inputs of {self.keras.name!r}", value=inputs, allowed=allowed)
         return inputs
 
     def _packed(self, values: list[Any]) -> Outputs:
@@ -230,6 +239,7 @@ def attribute_names(names: list[str]) -> dict[str, str]:
 _TAKEN = {
     *vars(nn.Module()),
     "keras",
+    "as_made",
     "_steps",
     "_outputs",
     "_flat_outputs",

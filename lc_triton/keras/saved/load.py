@@ -36,6 +36,7 @@ def load_model(path: str | Path, *, config: Config = None, modules: Modules | No
         The attribute `keras` has the model's configuration.
 
     Raises:
+        LocalConvError: (also a TypeError) an argument of a wrong type.
         KerasFileError: a file that is absent, damaged, something else, or whose arrays do not fit its model.
         ConversionError: layers that have no counterpart here, each named with its class and the reason.
 
@@ -47,7 +48,7 @@ def load_model(path: str | Path, *, config: Config = None, modules: Modules | No
         >>> import lc_triton
         >>> model = lc_triton.keras.load_model("model.h5")  # doctest: +SKIP
     """
-    path = Path(path)
+    path = archive.checked_path(path)
     if path.suffix == ".pt":
         return checkpoint.load(path, modules)
     with archive.opened(path) as saved:

@@ -65,7 +65,7 @@ def targets(
     candidates by their names in the model.
 
     Raises:
-        ConversionError: a mapping from or to what does not exist.
+        ConversionError: a mapping from or to what does not exist, or of several layers to one module.
     """
     specs = {layer.name: layer for layer in layers}
     inside = {layer: _inside(layer, arrays, specs.get(layer)) for layer, arrays in found.items()}
@@ -73,17 +73,22 @@ def targets(
     _check(mapping, known, model, modules, path)
     matched: dict[str, tuple[str, Arrays]] = {}
     unexpected: list[str] = []
-    # A module of a layer's whole name is that layer's, whichever other layer has the last part of the name.
+    # A module of a layer's whole name is that layer's, whichever other layer has the last part of the name; one that
+    # the mapping names is no other layer's. A module that is the whole model has no name: a file's one layer fits it.
     by_layer = {candidate.layer: name for name, candidate in modules.items()}
     whole = {name: by_layer.get(name, name.replace("/", ".")) for name in known if name not in mapping}
+    named = set(mapping.values())
+    whole = {name: module for name, module in whole.items() if module not in named}
+    if list(modules) == [""] and len(known) == 1 and not mapping:
+        whole[known[0]] = ""
     taken = {module for module in (*mapping.values(), *whole.values()) if module in modules}
 
     def match(name: str, arrays: Arrays, within: str) -> bool:
         module = mapping.get(name) if mapping.get(name) in modules else None
         if module is None and name not in mapping:
             free = {m: c for m, c in modules.items() if m not in taken and m.startswith(within)}
-            module = whole[name] if whole[name] in modules else _by_last_part(name, free)
-        if module is None:
+            module = whole[name] if whole.get(name) in modules else _by_last_part(name, free)
+        if module is None or module in (place for place, _ in matched.values()):
             return False
         taken.add(module)
         matched[name] = module, arrays
@@ -103,11 +108,16 @@ def _check(
     mapping: Mapping[str, str], known: list[str], model: nn.Module, modules: Mapping[str, Candidate], path: Path
 ) -> None:
     names = {name for name, _ in model.named_modules() if name}
+    of_module: dict[str, str] = {}
     for layer, module in mapping.items():
         if layer not in known:
             raise ConversionError(name=str(path), reason=f"mapping names {layer!r}, the file has {', '.join(known)}")
         if module not in modules and not (module in names and any(m.startswith(f"{module}.") for m in modules)):
             reason = f"mapping names {module!r}, the modules with weights are {', '.join(modules)}"
+            raise ConversionError(name=str(path), reason=reason)
+        other = of_module.setdefault(module, layer)
+        if module in modules and other != layer:
+            reason = f"mapping names {module!r} for {other!r} and {layer!r}: a module takes the arrays of one layer"
             raise ConversionError(name=str(path), reason=reason)
 
 

@@ -27,6 +27,7 @@ from lc_triton.keras.saved.graph import (
     cast_inputs,
     flat,
 )
+from lc_triton.keras.saved.made import outline
 from lc_triton.keras.saved.references import Call, Ref
 from lc_triton.keras.saved.spec import LayerSpec, ModelSpec, Path
 
@@ -62,6 +63,7 @@ def build(spec: ModelSpec, modules: custom.Modules | None = None) -> Built:
     builder.run(spec, evaluation.inputs(spec), (None,) * len(spec.inputs), ())
     model = builder.model(spec, ())
     builder.ask()
+    model.as_made = outline(model)
     names = attribute_names([layer.name for layer in spec.layers if layer.class_name != "InputLayer"])
     return Built(model, {name: getattr(model, attribute) for name, attribute in names.items()})
 

@@ -10,7 +10,9 @@ from torch import nn
 
 from lc_triton.core.files import replaced
 from lc_triton.errors import ArgumentValueError
+from lc_triton.keras.registry import check_model
 from lc_triton.keras.saved import hdf5
+from lc_triton.keras.saved.archive import checked_path
 from lc_triton.keras.saved.graph import Functional, Sequential
 from lc_triton.keras.saved.names import numbered
 from lc_triton.keras.saved.slots import Slot
@@ -29,7 +31,8 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
         path: a file whose name ends in `.weights.h5`; an old one is replaced as a whole.
 
     Raises:
-        LocalConvError: a path of another form, or parameters in modules that have no counterpart in Keras.
+        LocalConvError: a path of another form, or a model that has no such weights: parameters in modules that have no
+            counterpart in Keras, are on the meta device or wait for a first input, or a quantized layer.
 
     Kernels have Keras's shape for the layer's `implementation` and `data_format`. Keras identifies layers in such files
     by class and order, and reads them by `keras_model.load_weights(path)`.
@@ -41,11 +44,15 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
         >>> layer = lc_triton.LocallyConnected1D(2, 3, input_shape=(5, 1))
         >>> lc_triton.keras.save_weights(layer, "layer.weights.h5")  # doctest: +SKIP
     """
-    path = Path(path)
+    check_model(model)
+    path = checked_path(path)
     if not path.name.endswith(ENDING):
         raise ArgumentValueError(name="path", value=str(path), allowed=f"a file ending in {ENDING}, as Keras asks")
     h5py = hdf5.import_h5py("writing Keras's files")
     layers = _layers(model)
+    if any(slot.tensor.is_meta for _, arrays in layers.values() for slot in arrays):
+        allowed = "on a device with memory; its weights are on the meta device"
+        raise ArgumentValueError(name="model", value=type(model).__name__, allowed=allowed)
     with replaced(path) as temporary, h5py.File(temporary, "w") as file:
         file.create_group("vars")
         for place, (name, arrays) in layers.items():

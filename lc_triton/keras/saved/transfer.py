@@ -8,10 +8,11 @@ from pathlib import Path
 
 from torch import nn
 
-from lc_triton.errors import ConversionError
+from lc_triton.errors import ArgumentTypeError, ConversionError
+from lc_triton.keras.registry import check_model
 from lc_triton.keras.saved import archive, matching, stored
 from lc_triton.keras.saved.archive import Config
-from lc_triton.keras.saved.filling import check_computed, copy, misfits, paired
+from lc_triton.keras.saved.filling import check_writes_of, copy, misfits, paired
 from lc_triton.keras.saved.weights import Origin, slots
 
 
@@ -32,7 +33,7 @@ class WeightsReport:
         parts = [f"{len(self.matched)} layer(s) matched"]
         for what, names in (("missing", self.missing), ("unexpected", self.unexpected), ("misshapen", self.misshapen)):
             if names:
-                parts.append(f"{what}: {', '.join(names)}")
+                parts.append(f"{what}: {', '.join(name or 'the model itself' for name in names)}")
         return "; ".join(parts)
 
 
@@ -67,9 +68,12 @@ def load_weights(
 
     Raises:
         KerasFileError: a file that is absent, damaged or something else.
-        ConversionError: under `strict`, with the report, and for a mapping to a module that does not exist.
-        ComputedParameterError: a weight that is pruned, or whose parametrization cannot give the file's numbers;
-            nothing is written then.
+        ConversionError: under `strict`, with the report; for a mapping to a module that does not exist, or of two
+            layers to one module; for a quantized layer.
+        ComputedParameterError: a weight that is pruned, has no memory (on the meta device), or whose parametrization
+            cannot give the file's numbers; nothing is written then.
+        LocalConvError: (also a ValueError or TypeError) an argument of a wrong type, or a module that waits for its
+            first input.
 
     Keras flattens channels last; the rows of a dense layer behind a flattened image are not reordered.
 
@@ -79,7 +83,10 @@ def load_weights(
         >>> import lc_triton
         >>> report = lc_triton.keras.load_weights(model, "model.h5", {"lc2d": "body.0"})  # doctest: +SKIP
     """
-    path = Path(path)
+    check_model(model)
+    path = archive.checked_path(path)
+    if mapping is not None and not isinstance(mapping, Mapping):
+        raise ArgumentTypeError(name="mapping", value=mapping, allowed="None or a mapping of names to names")
     modules = dict(matching.candidates(model))
     with archive.opened(path) as saved:
         saved = saved.with_config(config)
@@ -106,7 +113,7 @@ def load_weights(
         if strict and (report.missing or report.unexpected or report.misshapen):
             raise ConversionError(name=str(path), reason=f"{report}; strict=False loads what fits")
         for _, _, of_layer in pairs:
-            check_computed(of_layer)
+            check_writes_of(of_layer)
         for _, _, of_layer in pairs:
             copy(of_layer)
     return report

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from lc_triton.core.geometry import DATA_FORMATS
-from lc_triton.errors import ConversionError
+from lc_triton.errors import ConversionError, NotBuiltError
 from lc_triton.keras import layout
 from lc_triton.keras.saved import custom
 from lc_triton.keras.saved.activated import Activated
@@ -73,6 +74,10 @@ def slots(module: nn.Module, origin: Origin = Origin()) -> list[Slot]:  # frozen
     """A module's arrays in Keras's order: empty where it has none, or is no layer that Keras has too.
 
     Those of a model are its layers', one after the other.
+
+    Raises:
+        LocalConvError: a layer whose weights are not there yet, or are not the ones that Keras would have: one that
+            waits for its first input, is quantized, or is shared by ranks.
     """
     if isinstance(module, (Sequential, Functional)):
         layers = keras_layers(module)
@@ -126,6 +131,8 @@ def _known_slots(module: nn.Module, origin: Origin = Origin()) -> list[Slot]:  #
         return _local(module, origin.data_format or "channels_last", origin.implementation or 1, origin)
     if isinstance(module, Trained):
         return module.slots()
+    if any(is_lazy(tensor) for tensor in (*module._parameters.values(), *module._buffers.values())):
+        raise NotBuiltError(name=type(module).__name__, remedy="call it once on an input")
     if isinstance(module, _CONV):
         depthwise = origin.class_name.lower().startswith("depthwise")
         return convolution_slots(module, module.weight, module.groups, depthwise=depthwise)
@@ -149,6 +156,7 @@ def keras_class(module: nn.Module) -> str | None:
 
 def _local(module: PlannedLayer, data_format: str, implementation: int, origin: Origin) -> list[Slot]:
     geometry = module.geometry
+    module._check_unshared("a file of Keras's weights")
     if geometry.regions:
         reason = (
             "Keras's layers have filters of their own at every position: with_share(None) gives a layer with such "
