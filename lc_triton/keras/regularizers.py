@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from lc_triton.core.arguments import check_name
 from lc_triton.core.geometry import Geometry
+from lc_triton.core.tracing import has_outlived
 from lc_triton.errors import ArgumentValueError
 from lc_triton.keras import layout
 from lc_triton.keras.folding import Foldable, added_penalties
@@ -168,6 +169,22 @@ def weight_penalty(regularizer: Any, weight: Tensor, geometry: Geometry) -> Tens
 def activity_penalty(regularizer: Any, y: Tensor) -> Tensor:
     """The penalty of a batch of outputs, divided by the batch size."""
     penalty: Tensor = regularizer(y) / max(1, y.shape[0])
+    return penalty
+
+
+def kept_penalty(penalty: Tensor, layer: nn.Module) -> Tensor:
+    """The activity penalty that a layer kept of its last forward.
+
+    Raises:
+        ArgumentValueError: that forward was part of a transform or a tracer that has ended.
+    """
+    if has_outlived(penalty):
+        raise ArgumentValueError(
+            name=f"the activity penalty of {type(layer).__name__}",
+            value=type(penalty).__name__,
+            allowed="of a forward whose numbers are still there: the last one was part of a torch.func.vmap or of a "
+            "tracer that has ended, so call regularization_loss inside it, or call the layer again",
+        )
     return penalty
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.names import DataFormat
 from lc_triton.core.parameters import check_writable, check_writes, is_plain, trains, write
-from lc_triton.core.tracing import has_outlived
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, NotBuiltError
 from lc_triton.keras import constraints, initializers, layout, registry, regularizers
 from lc_triton.keras.penalty import can_block
@@ -94,14 +93,7 @@ class KerasWeights(PlannedLayer):
         if self.bias_regularizer is not None and self.use_bias:
             found.append(self.bias_regularizer(self._read("bias")))
         if self._activity is not None:
-            if has_outlived(self._activity):
-                raise ArgumentValueError(
-                    name=f"the activity penalty of {type(self).__name__}",
-                    value=type(self._activity).__name__,
-                    allowed="of a forward whose numbers are still there: the last one was part of a torch.func.vmap or "
-                    "of a tracer that has ended, so call regularization_loss inside it, or call the layer again",
-                )
-            found.append(self._activity)
+            found.append(regularizers.kept_penalty(self._activity, self))
         return found
 
     def check_constraints(self) -> None:

@@ -213,14 +213,17 @@ _CAST = "input_dtype"
 
 
 def cast_inputs(layer: nn.Module, dtype: torch.dtype) -> None:
-    """Note on a layer that its inputs are cast to its own dtype, as Keras casts what comes in another."""
-    setattr(layer, _CAST, dtype)
+    """Note on a layer that its inputs are cast to its own dtype, as Keras casts what comes in another.
+
+    The note is a buffer without numbers, so that `model.to(dtype)` changes it as it changes weights.
+    """
+    layer.register_buffer(_CAST, torch.empty(0, dtype=dtype, device="cpu"), persistent=False)
 
 
 def cast(layer: nn.Module, value: Any) -> Any:
     """What a layer is given for an input."""
-    dtype = getattr(layer, _CAST, None)
-    return value.to(dtype) if dtype is not None and isinstance(value, Tensor) else value
+    note = getattr(layer, _CAST, None)
+    return value if note is None or not isinstance(value, Tensor) else value.to(note.dtype)
 
 
 def attribute_names(names: list[str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -45,7 +46,7 @@ class Trained(nn.Module):
 
     def penalties(self) -> list[Tensor]:
         """The penalties of the weights, and that of the last forward's output over its batch size."""
-        found = [] if self._activity is None else [self._activity]
+        found = [] if self._activity is None else [regularizers.kept_penalty(self._activity, self)]
         for slot, regularizer in self._asked("regularizer"):
             found.append(regularizer(slot.to_keras(slot.tensor)))
         return found
@@ -76,6 +77,12 @@ class Trained(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # A copy has run no forward, and a penalty is part of a graph, which cannot be copied.
         return {**self.__dict__, "_activity": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        # A parametrized layer has a `__getstate__` of torch's, which refuses, and would be copied with its penalty.
+        made = memo[id(self)] = object.__new__(type(self))
+        made.__dict__.update(copy.deepcopy({**self.__dict__, "_activity": None}, memo))
+        return made
 
 
 def asked(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
