@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -49,14 +50,32 @@ def serialize(kind: str, value: Any) -> dict[str, Any] | None:
 
 
 def as_tensor(name: str, value: Any) -> Tensor:
-    """An array, a tensor or nested lists of real numbers as a CPU or device tensor."""
+    """An array, a tensor or nested lists of real numbers as a CPU or device tensor.
+
+    Raises:
+        ArgumentTypeError: anything else, a sparse, nested or quantized tensor among it.
+    """
+    allowed = "an array or tensor of real numbers"
     try:
-        tensor = torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ArgumentTypeError(name=name, value=value, allowed="an array or tensor of real numbers") from error
+        tensor = torch.as_tensor(_for_torch(value))
+    except Exception as error:  # of any kind: a class of the user's own may make the array
+        raise ArgumentTypeError(name=name, value=value, allowed=allowed) from error
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
+        raise ArgumentTypeError(name=name, value=value, allowed="a dense array or tensor of real numbers")
     if tensor.is_complex() or tensor.dtype == torch.bool:
-        raise ArgumentTypeError(name=name, value=value, allowed="an array or tensor of real numbers")
+        raise ArgumentTypeError(name=name, value=value, allowed=allowed)
     return tensor
+
+
+def _for_torch(value: Any) -> Any:
+    """An array as torch reads it: in this machine's byte order, of up to 64 bits a number, not read backwards."""
+    if isinstance(value, Tensor) or not hasattr(value, "__array__"):
+        return value
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu":
+        return array
+    dtype = np.dtype(np.float64) if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")
+    return np.require(array, dtype, ["C", "W"])  # torch warns of memory that cannot be written
 
 
 def _class(kind: str, name: object, table: Mapping[str, type]) -> type:

@@ -211,7 +211,7 @@ class KerasWeights(PlannedLayer):
             Copies as numpy arrays; numpy has no bfloat16, so those weights come as float32.
 
         Raises:
-            NotBuiltError: before the layer is built.
+            LocalConvError: before the layer is built, and for a layer on the meta device.
 
         Source: `tf_keras.layers.Layer.get_weights`.
 
@@ -227,6 +227,10 @@ class KerasWeights(PlannedLayer):
         self._check_unshared("get_weights")
         if self._plan is not None:
             self._check_parameters()
+        for name in self._names():
+            if getattr(self, name).is_meta:
+                allowed = "on a device with memory, for its numbers to be read"
+                raise ArgumentValueError(name=f"{name} of {type(self).__name__}", value="meta", allowed=allowed)
         with torch.no_grad():
             read = [self._read(name, self.implementation).detach().resolve_neg().cpu() for name in self._names()]
         return [np.array((w.float() if w.dtype == torch.bfloat16 else w).numpy()) for w in read]
@@ -240,8 +244,8 @@ class KerasWeights(PlannedLayer):
                 implementations 2 and 3, taps on padding become 0.
 
         Raises:
-            LocalConvError: the layer is not built, the arrays have another number or shape, or the weight is pruned or
-                has a parametrization that cannot produce these numbers.
+            LocalConvError: the layer is not built, the arrays have another number or shape, or the weight is pruned, is
+                on the meta device or has a parametrization that cannot produce these numbers.
 
         Source: `tf_keras.layers.Layer.set_weights`.
 
@@ -278,5 +282,6 @@ class KerasWeights(PlannedLayer):
             1612800
         """
         geometry = self._geometry
-        self._check_parameters()
+        if not self.is_quantized:
+            self._check_parameters()
         return geometry.weight_numel + (math.prod(geometry.bias_shape) if self.use_bias else 0)

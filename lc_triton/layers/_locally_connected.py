@@ -369,10 +369,13 @@ class LocallyConnectedNd(LazyModuleMixin, KerasWeights, KerasArguments):
             "groups": (1, self.groups),
         }
         axis = constraints.KERNEL_AXIS if self.implementation == 1 else None
+        dtype = self.weight.dtype
+        if self.is_quantized:  # whose weight is stored in integers or 8 bits, for inputs of any dtype
+            dtype = torch.float32 if self.bias is None else self.bias.dtype
         return {
             "name": self.name,
             "trainable": self.trainable,
-            "dtype": str(self.weight.dtype).removeprefix("torch."),
+            "dtype": str(dtype).removeprefix("torch."),
             "filters": self.filters,
             "kernel_size": list(self.kernel_size),
             "strides": list(self.strides),

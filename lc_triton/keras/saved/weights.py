@@ -131,7 +131,7 @@ def _known_slots(module: nn.Module, origin: Origin = Origin()) -> list[Slot]:  #
         return _local(module, origin.data_format or "channels_last", origin.implementation or 1, origin)
     if isinstance(module, Trained):
         return module.slots()
-    if any(is_lazy(tensor) for tensor in (*module._parameters.values(), *module._buffers.values())):
+    if any(is_lazy(t) for t in (*module._parameters.values(), *module._buffers.values()) if t is not None):
         raise NotBuiltError(name=type(module).__name__, remedy="call it once on an input")
     if isinstance(module, _CONV):
         depthwise = origin.class_name.lower().startswith("depthwise")
