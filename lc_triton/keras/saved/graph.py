@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lc_triton.errors import ArgumentTypeError, ArgumentValueError
+from lc_triton.errors import ArgumentTypeError
 from lc_triton.keras.saved import masks as masking
 from lc_triton.keras.saved.masks import Mask
 from lc_triton.keras.saved.references import Constant, Ref
@@ -153,14 +153,14 @@ class Functional(nn.Module):
         names = self.keras.input_keys or tuple(ref.layer for ref in self.keras.inputs)
         if len(inputs) == 1 and isinstance(inputs[0], Mapping):
             given = inputs[0]
-            if set(given) != set(names):
-                allowed = f"a mapping of {', '.join(names)} to tensors, or as many tensors"
-                raise ArgumentValueError(name=f"the inputs of {self.keras.name!r}", value=list(given), allowed=allowed)
-            return tuple(given[name] for name in names)
-        if len(inputs) != len(names):
-            allowed = f"{len(names)} tensor{'s' * (len(names) > 1)} ({', '.join(names)})"
-            raise ArgumentTypeError(name=f"the inputs of {self.keras.name!r}", value=inputs, allowed=allowed)
-        return inputs
+            if set(given) == set(names):
+                return tuple(given[name] for name in names)
+            got = f"{len(given)} ({', '.join(map(str, given))})"
+        elif len(inputs) == len(names):
+            return inputs
+        else:
+            got = str(len(inputs))
+        raise ArgumentTypeError(f"{self.keras.name} takes {len(names)} input(s) ({', '.join(names)}), got {got}")
 
     def _packed(self, values: list[Any]) -> Outputs:
         outputs = tuple(values[i] for i in self._outputs)
