@@ -1,4 +1,4 @@
-"""Small layers of every kind, and what is compared with what: shared by the CPU, interpreter and GPU tests."""
+"""Small layers of every kind, their expected results and comparisons: shared by the CPU, interpreter and GPU tests."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Case:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What local_conv is told beside the tensors."""
+        """The arguments of local_conv beside the tensors."""
         names = "stride", "padding", "dilation", "groups", "share"
         return {name: getattr(self, name) for name in names if name != "share" or self.share is not None}
 
@@ -79,6 +79,9 @@ CASES = [
     Case("3d_dilated_groups", (5, 4, 4), 2, 4, 2, dilation=(3, 1, 2), groups=2, padding=(1, 0, 0)),
 ]
 IDS = [case.name for case in CASES]
+
+# Activations whose slope jumps at places other than zero, where a 16-bit value may round to the other side.
+KINKED = ("relu6", "hardsigmoid", "hard_sigmoid", "hardswish")
 
 
 @dataclass
@@ -122,8 +125,8 @@ def expected(case: Case, t: Tensors, activation: Activation = LINEAR, bias: Tens
     return {"y": y.detach(), "dx": dx, "dw": dw, "db": db}
 
 
-def peer(case: Case, t: Tensors) -> dict[str, Tensor]:
-    """The same layer without this library, in x's dtype: patches in memory, one batched matmul, torch's autograd."""
+def torch_results(case: Case, t: Tensors) -> dict[str, Tensor]:
+    """The results of torch alone, in x's dtype: patches in memory, one batched matmul, torch's autograd."""
     geo = case.geometry
     leaves = [v.detach().clone().requires_grad_() for v in (t.x, t.weight, t.bias)]
     x, weight, bias = (v.to(t.x.dtype) for v in leaves)
@@ -146,12 +149,12 @@ def assert_close(actual: Tensor, exact: Tensor, tolerance: float = 1e-12, name: 
         assert error <= tolerance * max(1.0, exact.abs().max().item()), f"{name}: off by {error:.2e}"
 
 
-def assert_as_good(actual: Tensor, exact: Tensor, peer: Tensor, factor: float, name: str = "") -> None:
-    """The error is at most `factor` times torch's own same-dtype formulation's, plus one ulp at the largest value."""
-    assert actual.dtype == peer.dtype, name
+def assert_as_accurate(actual: Tensor, exact: Tensor, torch_result: Tensor, factor: float, name: str = "") -> None:
+    """The error is at most `factor` times torch's own in the same dtype, plus one ulp at the largest value."""
+    assert actual.dtype == torch_result.dtype, name
     assert actual.shape == exact.shape, name
     ours = (actual.detach().cpu().double() - exact).abs().max().item()
-    theirs = (peer.detach().cpu().double() - exact).abs().max().item()
+    theirs = (torch_result.detach().cpu().double() - exact).abs().max().item()
     largest = max(exact.abs().max().item(), torch.finfo(actual.dtype).tiny)
     ulp = torch.finfo(actual.dtype).eps * 2.0 ** (math.frexp(largest)[1] - 1)
     allowed = factor * theirs + ulp
@@ -166,28 +169,28 @@ def run(case: Case, t: Tensors, bias: Tensor | None = None, **kwargs: Any) -> di
     return {"y": y, "dx": dx, "dw": dw, "db": db}
 
 
-def check(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float = 1e-12) -> None:
-    """Each of the results is what it should be."""
+def assert_results_close(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float = 1e-12) -> None:
+    """Each result is close to the expected one."""
     for name, exact in want.items():
         assert_close(got[name], exact, tolerance, name)
 
 
-def kinds(values: Tensor) -> Tensor:
-    """What each number is: 0 finite, 1 NaN, 2 inf, 3 -inf."""
-    values = values.detach()
-    return values.isnan() * 1 + (values == math.inf) * 2 + (values == -math.inf) * 3
+def number_kinds(numbers: Tensor) -> Tensor:
+    """The kind of each number: 0 finite, 1 NaN, 2 inf, 3 -inf."""
+    numbers = numbers.detach()
+    return numbers.isnan() * 1 + (numbers == math.inf) * 2 + (numbers == -math.inf) * 3
 
 
-def plant(t: Tensors, name: str, value: float, seed: int = 0) -> Tensors:
-    """The same tensors, but for one number of one of them, anywhere."""
+def with_number(t: Tensors, name: str, value: float, seed: int = 0) -> Tensors:
+    """Copy the tensors and replace one number of one of them, at a random place."""
     changed = getattr(t, name).clone()
     gen = torch.Generator().manual_seed(seed)
     changed.view(-1)[int(torch.randint(changed.numel(), (1,), generator=gen))] = value
     return replace(t, **{name: changed})
 
 
-def tiny(t: Tensors, name: str) -> Tensors:
-    """The same tensors with no bias, and with one of them so small that none of its numbers is normal."""
+def with_subnormals(t: Tensors, name: str) -> Tensors:
+    """Copy the tensors, with a bias of zeros and one tensor scaled so that all of its numbers are subnormal."""
     values = getattr(t, name)
     largest = torch.finfo(values.dtype).tiny / 8
     small = (values.double() / values.double().abs().max() * largest).to(values.dtype)

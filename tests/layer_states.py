@@ -1,4 +1,4 @@
-"""Layers in states: computed weights of every kind, and what a layer holds."""
+"""Layers whose weights are computed by a parametrization or a pruning, and copies of the tensors of a layer."""
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ class Softplus(nn.Module):
 
 
 class Sum(nn.Module):
-    """A parametrization of two tensors."""
+    """A parametrization that adds two tensors."""
 
     def forward(self, a, b):
         return a + b
@@ -39,12 +39,14 @@ def softplus(layer, name="weight"):
     return parametrize.register_parametrization(layer, name, Softplus())
 
 
-def two(layer, name="weight"):
+def sum_of_two(layer, name="weight"):
     return parametrize.register_parametrization(layer, name, Sum())
 
 
 def weight_norm(layer, name="weight"):
-    return parametrizations.weight_norm(layer, name, dim=getattr(layer, name).ndim - 1)  # torch's -1 means all
+    return parametrizations.weight_norm(
+        layer, name, dim=getattr(layer, name).ndim - 1
+    )  # torch takes -1 for all dimensions
 
 
 def pruned(layer, name="weight"):
@@ -53,8 +55,8 @@ def pruned(layer, name="weight"):
 
 
 def state(layer):
-    found = {k: v.clone() for k, v in layer.state_dict().items()}
-    return found | {k: v.clone() for k, v in vars(layer).items() if isinstance(v, torch.Tensor)}
+    tensors = {k: v.clone() for k, v in layer.state_dict().items()}
+    return tensors | {k: v.clone() for k, v in vars(layer).items() if isinstance(v, torch.Tensor)}
 
 
 def assert_same_state(layer, before):

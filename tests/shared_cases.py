@@ -12,7 +12,7 @@ SHARED = [
     Case("block", (6, 5), 2, 4, 2, share=(2, 3)),  # the last blocks are smaller
     Case("block_strided", (7, 8), 2, 3, 3, stride=(2, 1), padding=1, share=(3, 4)),
     Case("block_depthwise", (5, 4), 4, 4, 3, groups=4, padding=1, share=2),
-    Case("tile", (6, 5), 2, 4, 2, share=("tile", 2, 3)),  # the last turns are smaller
+    Case("tile", (6, 5), 2, 4, 2, share=("tile", 2, 3)),  # the last periods are smaller
     Case("tile_groups", (5, 5), 4, 4, 3, groups=2, padding=1, share=("tile", 2)),
     Case("1d_all", (9,), 3, 4, 3, stride=2, padding="causal", share="all"),
     Case("1d_block", (8,), 2, 3, 3, dilation=2, padding=1, share=3),

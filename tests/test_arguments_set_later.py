@@ -18,7 +18,7 @@ from tests.cases import assert_close
 from tests.layer_states import (
     conv,
     pruned,
-    two,
+    sum_of_two,
     weight_norm,
 )
 
@@ -264,7 +264,7 @@ def test_new_parameters_of_other_shapes_and_the_arguments_that_fit_them():
 
 
 def test_arguments_of_computed_and_copied_layers():
-    for computed in (weight_norm, pruned, two):
+    for computed in (weight_norm, pruned, sum_of_two):
         layer = computed(conv())
         layer.padding_mode = "circular"
         want = lc_triton.local_conv(X, layer.weight, layer.bias, padding=1, padding_mode="circular")

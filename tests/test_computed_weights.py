@@ -14,7 +14,7 @@ from lc_triton.errors import (
 )
 from lc_triton.keras import save_weights
 from tests.cases import assert_close
-from tests.layer_states import assert_same_state, keras_layer, pruned, softplus, state, two, weight_norm
+from tests.layer_states import assert_same_state, keras_layer, pruned, softplus, state, sum_of_two, weight_norm
 
 
 class Squared(nn.Module):
@@ -25,10 +25,10 @@ class Squared(nn.Module):
 
 
 def chained(layer, name="weight"):
-    return softplus(two(layer, name), name)
+    return softplus(sum_of_two(layer, name), name)
 
 
-WRITTEN = [weight_norm, softplus, two, chained]
+WRITTEN = [weight_norm, softplus, sum_of_two, chained]
 
 
 def no_inverse(layer, name="weight"):
@@ -176,7 +176,7 @@ def test_numbers_that_a_norm_cannot_give_are_refused():
 
 
 def test_constraints_hold_through_a_parametrization():
-    layer = two(keras_layer(kernel_constraint="max_norm", bias_constraint="non_neg"))
+    layer = sum_of_two(keras_layer(kernel_constraint="max_norm", bias_constraint="non_neg"))
     optimizer = torch.optim.SGD(layer.parameters(), 3.0)
     lc_triton.attach_constraints(layer, optimizer)
     layer(torch.randn(3, 5, 2)).square().sum().backward()

@@ -6,7 +6,7 @@ import torch
 import lc_triton
 from lc_triton._cpu import blocks
 from lc_triton.core.activations import parse_activation
-from tests.cases import CASES, IDS, Case, assert_close, check, expected, run, tensors
+from tests.cases import CASES, IDS, Case, assert_close, assert_results_close, expected, run, tensors
 
 HALF = [torch.float16, torch.bfloat16]
 BY_NAME = {case.name: case for case in CASES}
@@ -60,9 +60,11 @@ def test_16_bit_input_with_float32_weights(case, dtype):
     t = tensors(case, dtype, weight_dtype=torch.float32)
     got, want = run(case, t), expected(case, t)
     assert [got[k].dtype for k in ("y", "dx", "dw", "db")] == [dtype, dtype, torch.float32, torch.float32]
-    check({k: got[k] for k in ("y", "dx")}, {k: want[k] for k in ("y", "dx")}, 2 * torch.finfo(dtype).eps)
+    assert_results_close(
+        {k: got[k] for k in ("y", "dx")}, {k: want[k] for k in ("y", "dx")}, 2 * torch.finfo(dtype).eps
+    )
     # g is exact in 16 bits here, so the weight's gradient is a float32 product of exact numbers.
-    check({k: got[k] for k in ("dw", "db")}, {k: want[k] for k in ("dw", "db")}, 1e-6)
+    assert_results_close({k: got[k] for k in ("dw", "db")}, {k: want[k] for k in ("dw", "db")}, 1e-6)
 
 
 @pytest.mark.parametrize("dtype", HALF)
@@ -90,7 +92,7 @@ def test_autocast_takes_the_contexts_dtype_and_reads_float32_weights(dtype):
         dx, dw = torch.autograd.grad(y, (x, weight), t.g.to(dtype))
         exact = tensors(TWO_D)
         assert run(TWO_D, exact)["y"].dtype == torch.float64
-        check(run(TWO_D, exact), expected(TWO_D, exact))  # float64 is left alone, as torch does
+        assert_results_close(run(TWO_D, exact), expected(TWO_D, exact))  # float64 is left alone, as torch does
     assert (dx.dtype, dw.dtype) == (torch.float32, torch.float32)
     plain = lc_triton.local_conv(t.x.to(dtype), t.weight, t.bias, **TWO_D.arguments, data_format="channels_last")
     assert torch.equal(y, plain)

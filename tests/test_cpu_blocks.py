@@ -14,17 +14,17 @@ from lc_triton._cpu.blocks import Layer
 from lc_triton._cpu.workspace import Buffer
 from lc_triton.core.problem import Problem
 from lc_triton.ops import dispatch
-from tests.cases import CASES, Case, assert_close, check, expected, run, tensors
+from tests.cases import CASES, Case, assert_close, assert_results_close, expected, run, tensors
+from tests.cpu_strategies import CpuStrategy
 from tests.pairwise import pairwise
-from tests.ways import Way
 
 TWO_D = next(case for case in CASES if case.name == "2d_asymmetric")
 
 
 WAYS = {
-    "as they lie": Way(),
-    "few samples": Way(few_samples=True),
-    "few filters": Way(few_filters=True),
+    "as they lie": CpuStrategy(),
+    "few samples": CpuStrategy(few_samples=True),
+    "few filters": CpuStrategy(few_filters=True),
 }
 
 
@@ -43,9 +43,9 @@ BLOCK_BYTES = [1, 1500, 5000]  # one position, part of a row or of a plane at a 
     ids=lambda value: value.name if isinstance(value, Case) else str(value),
 )
 def test_many_small_blocks(case, block_bytes, most_bytes, name, monkeypatch):
-    replace(WAYS[name], block_bytes=block_bytes, most_bytes=most_bytes).take(monkeypatch)
+    replace(WAYS[name], block_bytes=block_bytes, most_bytes=most_bytes).apply(monkeypatch)
     t = tensors(case)
-    check(run(case, t), expected(case, t))
+    assert_results_close(run(case, t), expected(case, t))
 
 
 @pytest.mark.parametrize(
@@ -58,11 +58,11 @@ def test_many_small_blocks(case, block_bytes, most_bytes, name, monkeypatch):
     ids=lambda case: case.name,
 )
 def test_windows_are_never_all_in_memory(case, way, monkeypatch):
-    replace(way, block_bytes=10_000, most_bytes=20_000).take(monkeypatch)
+    replace(way, block_bytes=10_000, most_bytes=20_000).apply(monkeypatch)
     sizes, take = [], Buffer.take
     monkeypatch.setattr(Buffer, "take", lambda *a: (sizes.append(8 * math.prod(a[1:])), take(*a))[1])
     t = tensors(case)
-    check(run(case, t), expected(case, t))
+    assert_results_close(run(case, t), expected(case, t))
     padded = 8 * math.prod(case.geometry.padded().in_spatial) * case.channels * case.batch
     assert max(sizes) <= max(10_000 * torch.get_num_threads(), padded)
 
@@ -80,12 +80,12 @@ def test_windows_are_never_all_in_memory(case, way, monkeypatch):
 @pytest.mark.parametrize("most_bytes", [200, 1 << 20])
 def test_no_gradient_is_added_to_what_memory_holds(case, dtype, most_bytes, monkeypatch):
     """Windows that have no site in common write each site once."""
-    Way(most_bytes=most_bytes, tap_by_tap=True).take(monkeypatch)
+    CpuStrategy(most_bytes=most_bytes, tap_by_tap=True).apply(monkeypatch)
     monkeypatch.setattr(workspace, "_kept", threading.local())
     t = tensors(case, dtype)
     torch.use_deterministic_algorithms(True)  # so that new memory is NaN
     try:
-        check(run(case, t), expected(case, t), 8 * torch.finfo(dtype).eps)
+        assert_results_close(run(case, t), expected(case, t), 8 * torch.finfo(dtype).eps)
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -127,19 +127,19 @@ def test_no_buffer_grows_with_the_batch(case, dtype, monkeypatch):
     """Not even that of an input or its gradient, 32 samples of which are as much as a buffer may have."""
     most = 32 * 4 * case.geometry.sites * case.channels
     # Taps are multiplied at once only in layers that are small with all their samples.
-    Way(block_bytes=10_000, most_bytes=most, tap_by_tap=True).take(monkeypatch)
+    CpuStrategy(block_bytes=10_000, most_bytes=most, tap_by_tap=True).apply(monkeypatch)
     monkeypatch.setattr(workspace, "_kept", threading.local())
     sizes, take = [], Buffer.take
     monkeypatch.setattr(Buffer, "take", lambda *a: (sizes.append(4 * math.prod(a[1:])), take(*a))[1])
     t = tensors(case, dtype)
-    check(run(case, t), expected(case, t), 8 * torch.finfo(dtype).eps)
+    assert_results_close(run(case, t), expected(case, t), 8 * torch.finfo(dtype).eps)
     assert max(sizes) <= most
 
 
 def test_no_turned_input_grows_with_the_batch(monkeypatch):
     case = Case("2d", (8, 8), 3, 2, 3, batch=64)
     t, most = tensors(case, torch.float32), 32 * 4 * case.geometry.sites * case.channels
-    Way(most_bytes=most).take(monkeypatch)
+    CpuStrategy(most_bytes=most).apply(monkeypatch)
     found, of = [], passes.windows
     monkeypatch.setattr(passes, "windows", lambda *a, **k: (found.append(of(*a, **k)), found[-1])[1])
     with torch.no_grad():
@@ -183,7 +183,7 @@ def test_batches_of_many_sizes_have_the_same_boxes():
 
 
 def test_large_buffers_are_not_kept(monkeypatch):
-    Way().take(monkeypatch)
+    CpuStrategy().apply(monkeypatch)
     monkeypatch.setattr(workspace, "_kept", threading.local())
     monkeypatch.setattr(workspace, "MOST_KEPT_BYTES", 2000)
     t = tensors(TWO_D, torch.float32)

@@ -15,7 +15,7 @@ from lc_triton.core.activations import Activation, parse_activation
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.problem import Problem
 from lc_triton.ops import dispatch
-from tests.cases import Case, assert_close, check, expected, run, tensors
+from tests.cases import Case, assert_close, assert_results_close, expected, run, tensors
 
 CASES = [
     Case("1d_one_tap", (7,), 3, 4, 1, batch=3),
@@ -58,7 +58,7 @@ def test_values_and_gradients(case, batch, in_one_block):
     layer = Layer.of(Problem(case.geometry))
     _, boxes = layer.cut(batch, t.x.dtype, t.weight.dtype)
     assert len(boxes) == 1 or not in_one_block
-    check(run(case, t), expected(case, t))
+    assert_results_close(run(case, t), expected(case, t))
 
 
 @pytest.mark.slow
@@ -86,7 +86,7 @@ def test_inputs_of_any_strides(case):
     want = expected(case, t)
     t.x, t.g = (v.movedim(-1, 1).contiguous().movedim(1, -1) for v in (t.x, t.g))
     t.weight = t.weight.mT.contiguous().mT
-    check(run(case, t), want)
+    assert_results_close(run(case, t), want)
 
 
 VIEWS = ("1d_one_tap", "1d_overlapping", "2d_one_tap", "2d_one_position", "3d_one_tap", "2d_full_width", "1d_padded")

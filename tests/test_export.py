@@ -16,7 +16,7 @@ from lc_triton.core.activations import FUSED_NAMES, LINEAR, Activation, parse_ac
 from lc_triton.core.problem import Problem
 from lc_triton.ops import decompositions, reference
 from lc_triton.ops import operators as our_operators
-from tests.cases import CASES, Tensors, assert_as_good, assert_close, expected, peer, tensors
+from tests.cases import CASES, Tensors, assert_as_accurate, assert_close, expected, tensors, torch_results
 
 ops = torch.ops.lc_triton
 TABLE = lc_triton.decompositions()
@@ -77,9 +77,9 @@ def test_decomposed_activations(name):
 @EACH_CASE
 def test_decomposed_in_16_bits(case, dtype, weight_dtype):
     t = tensors(case, dtype, weight_dtype=weight_dtype)
-    found, want, theirs = faces(decomposed, case, t), expected(case, t), peer(case, t)
+    found, want, theirs = faces(decomposed, case, t), expected(case, t), torch_results(case, t)
     for name, factor in (("y", 2), ("dx", 3), ("dw", 3), ("db", 3)):
-        assert_as_good(found[name], want[name], theirs[name], factor, name)
+        assert_as_accurate(found[name], want[name], theirs[name], factor, name)
 
 
 @pytest.mark.slow

@@ -9,15 +9,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lc_triton
 from lc_triton.errors import LocalConvError
+from tests.cpu_strategies import CpuStrategy
 from tests.pairwise import pairwise
-from tests.ways import Way
 
 ACTIVATIONS = [None, "relu", "silu"]  # whose derivative needs nothing, the output, what it is computed from
 
 
-@pytest.fixture(autouse=True, params=[Way(), Way(block_bytes=500)], ids=["one block", "in blocks"])
+@pytest.fixture(autouse=True, params=[CpuStrategy(), CpuStrategy(block_bytes=500)], ids=["one block", "in blocks"])
 def way(request):
-    with request.param.taken():
+    with request.param.applied():
         yield
 
 

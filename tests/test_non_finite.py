@@ -4,8 +4,20 @@ import pytest
 import torch
 
 from lc_triton.core.activations import FUSED_NAMES, parse_activation
-from tests.cases import CASES, IDS, Case, assert_close, expected, kinds, peer, plant, run, tensors, tiny
-from tests.ways import Way
+from tests.cases import (
+    CASES,
+    IDS,
+    Case,
+    assert_close,
+    expected,
+    number_kinds,
+    run,
+    tensors,
+    torch_results,
+    with_number,
+    with_subnormals,
+)
+from tests.cpu_strategies import CpuStrategy
 
 NAN, INF = float("nan"), float("inf")
 BY_NAME = {case.name: case for case in CASES}
@@ -14,16 +26,16 @@ HALF = [torch.float16, torch.bfloat16]
 
 @pytest.fixture(
     params=[
-        Way(),
-        Way(block_bytes=1),
-        Way(block_bytes=1500, few_samples=True, few_filters=True, tap_by_tap=True),
+        CpuStrategy(),
+        CpuStrategy(block_bytes=1),
+        CpuStrategy(block_bytes=1500, few_samples=True, few_filters=True, tap_by_tap=True),
     ],
     ids=["one_block", "one_position", "in_blocks"],
     autouse=True,
 )
 def every_way(request, monkeypatch):
     """One block, and the ways in blocks: windows copied as they lie or turned."""
-    request.param.take(monkeypatch)
+    request.param.apply(monkeypatch)
 
 
 @pytest.mark.slow
@@ -32,10 +44,10 @@ def every_way(request, monkeypatch):
 def test_it_reaches_what_the_definition_says_and_changes_no_other_bit(case, name):
     clean = run(case, tensors(case))
     for seed, value in enumerate((NAN, INF, -INF)):
-        t = plant(tensors(case), name, value, seed)
+        t = with_number(tensors(case), name, value, seed)
         got, want = run(case, t), expected(case, t)
         for key, exact in want.items():
-            assert torch.equal(kinds(got[key]), kinds(exact)), (key, value)
+            assert torch.equal(number_kinds(got[key]), number_kinds(exact)), (key, value)
             finite = exact.isfinite()
             assert torch.equal(got[key][finite], clean[key][finite]), (key, value)
 
@@ -45,10 +57,10 @@ def test_it_reaches_what_the_definition_says_and_changes_no_other_bit(case, name
 def test_in_16_bits(dtype, weight_dtype):
     case = BY_NAME["2d_asymmetric"]
     for name in ("x", "weight", "g"):
-        t = plant(tensors(case, dtype, weight_dtype=weight_dtype), name, INF)
+        t = with_number(tensors(case, dtype, weight_dtype=weight_dtype), name, INF)
         got, want = run(case, t), expected(case, t)
         for key, exact in want.items():
-            assert torch.equal(kinds(got[key]), kinds(exact)), (name, key)
+            assert torch.equal(number_kinds(got[key]), number_kinds(exact)), (name, key)
 
 
 def test_what_float16_cannot_hold_is_inf_as_torchs_own_is():
@@ -56,9 +68,9 @@ def test_what_float16_cannot_hold_is_inf_as_torchs_own_is():
     t = tensors(case, torch.float16)
     t.x *= 1e4
     t.weight *= 30
-    got, theirs = run(case, t), peer(case, t)
-    assert torch.equal(kinds(got["y"]), kinds(theirs["y"]))
-    assert set(kinds(got["y"]).flatten().tolist()) == {0, 2, 3}
+    got, theirs = run(case, t), torch_results(case, t)
+    assert torch.equal(number_kinds(got["y"]), number_kinds(theirs["y"]))
+    assert set(number_kinds(got["y"]).flatten().tolist()) == {0, 2, 3}
 
 
 @pytest.mark.slow
@@ -67,7 +79,7 @@ def test_behind_an_activation(activation):
     case, act = BY_NAME["2d_asymmetric"], parse_activation(activation)
     for name in ("x", "g"):
         for value in (NAN, INF, -INF):
-            t = plant(tensors(case), name, value)
+            t = with_number(tensors(case), name, value)
             got, want = run(case, t, activation=activation), expected(case, t, act)
             for key, exact in want.items():  # an infinite g behind torch's own softsign is inf - inf, not inf
                 assert torch.equal(got[key].isfinite(), exact.isfinite()), (name, value, key)
@@ -78,8 +90,8 @@ def test_behind_an_activation(activation):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF], ids=str)
 @pytest.mark.parametrize("case", [BY_NAME[name] for name in ("1d", "2d", "2d_depthwise")], ids=lambda case: case.name)
 def test_subnormal_numbers_are_not_flushed(case, dtype, name):
-    t = tiny(tensors(case, dtype), name)
-    got, want, theirs = run(case, t), expected(case, t), peer(case, t)
+    t = with_subnormals(tensors(case, dtype), name)
+    got, want, theirs = run(case, t), expected(case, t), torch_results(case, t)
     spacing = torch.finfo(dtype).tiny * torch.finfo(dtype).eps
     for key in {"x": ("y", "dw"), "g": ("dx", "dw", "db"), "weight": ("y", "dx")}[name]:
         if dtype == torch.float64:  # the definition's own type: it rounds as much
@@ -105,6 +117,6 @@ def test_windows_and_sums_of_65536_numbers(case):
     assert 1 << 16 in (geo.window, geo.taps * geo.out_channels)
     t = tensors(case)
     # The definition goes tap by tap, which takes minutes for so many: patches and one product say the same.
-    want = peer(case, t) if geo.taps > 1000 else expected(case, t)
+    want = torch_results(case, t) if geo.taps > 1000 else expected(case, t)
     for key, got in run(case, t).items():
         assert_close(got, want[key], 1e-11, key)

@@ -9,7 +9,16 @@ from torch.func import vmap
 
 import lc_triton
 from lc_triton._cpu import blocks, elementwise
-from tests.cases import Case, assert_as_good, assert_close, check, expected, peer, run, tensors
+from tests.cases import (
+    Case,
+    assert_as_accurate,
+    assert_close,
+    assert_results_close,
+    expected,
+    run,
+    tensors,
+    torch_results,
+)
 
 FEW = [
     Case("1d", (20,), 1, 1, 3, batch=3),
@@ -36,16 +45,16 @@ def by_taps(request, monkeypatch):
 @pytest.mark.parametrize("case", FEW, ids=lambda case: case.name)
 def test_values_and_gradients(case, by_taps):
     t = tensors(case)
-    check(run(case, t), expected(case, t))
+    assert_results_close(run(case, t), expected(case, t))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("case", FEW[:3], ids=lambda case: case.name)
 def test_dtypes(case, dtype, by_taps):
     t = tensors(case, dtype)
-    found, exact, theirs = run(case, t), expected(case, t), peer(case, t)
+    found, exact, theirs = run(case, t), expected(case, t), torch_results(case, t)
     for name in exact:
-        assert_as_good(found[name], exact[name], theirs[name], 3, name)
+        assert_as_accurate(found[name], exact[name], theirs[name], 3, name)
 
 
 @pytest.mark.parametrize("case", FEW, ids=lambda case: case.name)

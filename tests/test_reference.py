@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from lc_triton.core.geometry import Geometry
 from lc_triton.ops import reference
-from tests.cases import CASES, IDS, assert_close, expected, peer, tensors
+from tests.cases import CASES, IDS, assert_close, expected, tensors, torch_results
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -51,7 +51,7 @@ def test_a_kernel_as_large_as_the_input_is_a_dense_layer():
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_values_and_gradients_equal_patches_and_a_matrix_product(case):
     t = tensors(case)
-    want = peer(case, t)
+    want = torch_results(case, t)
     for name, got in expected(case, t).items():
         assert_close(got, want[name], name=name)
 

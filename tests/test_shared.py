@@ -18,9 +18,18 @@ from lc_triton.core.activations import Activation
 from lc_triton.core.problem import Problem
 from lc_triton.core.share import parse_share, share_of
 from lc_triton.ops import decompositions, operators, reference
-from tests.cases import Case, assert_as_good, assert_close, check, expected, peer, run, tensors
+from tests.cases import (
+    Case,
+    assert_as_accurate,
+    assert_close,
+    assert_results_close,
+    expected,
+    run,
+    tensors,
+    torch_results,
+)
+from tests.cpu_strategies import CpuStrategy
 from tests.shared_cases import SHARED
-from tests.ways import Way
 
 IDS = [case.name for case in SHARED]
 BY_NAME = {case.name: case for case in SHARED}
@@ -64,12 +73,12 @@ def test_the_definition_gives_each_position_the_filters_of_its_region(case):
 @pytest.mark.parametrize("block_bytes", [None, 600, pytest.param(1, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("case", SHARED, ids=IDS)
 def test_values(case, block_bytes):
-    with Way(block_bytes=block_bytes, most_bytes=None if block_bytes is None else 500).taken():
+    with CpuStrategy(block_bytes=block_bytes, most_bytes=None if block_bytes is None else 500).applied():
         t = tensors(case)
-        check(run(case, t, activation="tanh"), expected(case, t, Activation("tanh")))
+        assert_results_close(run(case, t, activation="tanh"), expected(case, t, Activation("tanh")))
         channel = t.bias.reshape(-1, t.bias.shape[-1])[0].clone()
         got, want = run(case, t, channel), expected(case, t, bias=channel)
-        check(got, want)
+        assert_results_close(got, want)
 
 
 @pytest.mark.parametrize("name", ["rows", "all_groups", "block_depthwise", "1d_tile"])
@@ -91,9 +100,9 @@ def test_accuracy_beside_torchs_own_matmul(name, dtype):
     case = replace(BY_NAME[name], batch=5)
     for seed in range(3):
         t = tensors(case, dtype, seed=seed)
-        got, want, torchs = run(case, t), expected(case, t), peer(case, t)
+        got, want, torchs = run(case, t), expected(case, t), torch_results(case, t)
         for key, factor in {"y": 2, "dx": 3, "dw": 3, "db": 3}.items():
-            assert_as_good(got[key], want[key], torchs[key], factor, key)
+            assert_as_accurate(got[key], want[key], torchs[key], factor, key)
 
 
 SHARED_BY_ALL = ("all", "all_groups", "1d_all", "3d_all", "all_one_channel")
@@ -137,7 +146,7 @@ def test_float32_weights_beside_a_16_bit_input():
 def test_one_region_of_few_filters(filters, batch):
     case = Case("all", (5, 4), 3, filters, 3, batch=batch, share="all")
     t = tensors(case, torch.float32)
-    check(run(case, t), expected(case, t), 1e-6)
+    assert_results_close(run(case, t), expected(case, t), 1e-6)
 
 
 @pytest.mark.parametrize("filters", [1, 2])
@@ -145,7 +154,7 @@ def test_one_region_of_one_channel(filters):
     """Torch's convolution of such strides reads other numbers: they differ from call to call."""
     case = Case("3d_all", (4, 4, 4), 1, filters, (1, 3, 4), stride=(2, 1, 3), batch=17, share="all")
     t = tensors(case, torch.float32)
-    check(run(case, t), expected(case, t), 1e-6)
+    assert_results_close(run(case, t), expected(case, t), 1e-6)
 
 
 @pytest.mark.parametrize("ndim", [1, 2, 3])
@@ -250,7 +259,7 @@ def test_decomposed_passes_are_the_definition(case):
     dw, db = decompositions.weight_grad(t.x, t.g, problem, torch.float64, with_bias=True)
     dx = decompositions.input_grad(t.g, t.weight, None, problem)
     got, want = {"y": y, "z": z, "dx": dx, "dw": dw, "db": db}, expected(case, t)
-    check(got, want | {"z": want["y"]})
+    assert_results_close(got, want | {"z": want["y"]})
     assert all(value.is_contiguous() for value in got.values())
 
 

@@ -13,11 +13,9 @@ from torch import Tensor
 import lc_triton
 from lc_triton.core.activations import AFTER_KERNEL, LINEAR, Activation, parse_activation
 from lc_triton.ops import reference
+from tests.cases import KINKED
+from tests.cpu_strategies import CpuStrategy
 from tests.fuzz.strategies import Call, Placed, place, shapes
-from tests.ways import Way
-
-# In other precisions than float64 a value may round to the other side of a jump in the slope.
-STEPPED = ("relu6", "hardsigmoid", "hard_sigmoid", "hardswish")
 
 
 def placed(call: Call) -> dict[str, Placed]:
@@ -167,7 +165,7 @@ def check(call: Call) -> None:
         assert result.dtype == call.dtype
         assert canonical(call, result).is_contiguous()
         _close(call, want, "y", result)
-    jump = call.arguments["activation"] in STEPPED and call.dtype != torch.float64
+    jump = call.arguments["activation"] in KINKED and call.dtype != torch.float64
     for name, gradient in zip(("d" + n for n in call.needs), first, strict=True):
         through = name == "dx" and call.arguments.get("padding_mode", "zeros") != "zeros"  # which torch lays out
         assert through or (canonical(call, gradient) if name == "dx" else gradient).is_contiguous(), name
@@ -195,7 +193,7 @@ def _close(call: Call, want: Exact, name: str, got: Tensor) -> None:
 
 
 WAYS = [
-    Way(block, most, *rules, tap_by_tap=rules[0])
+    CpuStrategy(block, most, *rules, tap_by_tap=rules[0])
     for block, most in ((None, None), (1, 600), (600, 1), (1500, None))
     for rules in itertools.product((False, True), repeat=2)
 ]

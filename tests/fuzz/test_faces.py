@@ -16,7 +16,7 @@ def test_the_shares_are_all_there_is():
 def held(call, way):
     """Both for a layer that is small enough to be taken at once, and in blocks."""
     for each in {WAYS[0], way}:
-        with each.taken():
+        with each.applied():
             check(call)
 
 

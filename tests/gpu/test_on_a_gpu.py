@@ -9,7 +9,7 @@ from lc_triton.core.activations import FUSED_NAMES, parse_activation
 from lc_triton.core.problem import Problem
 from lc_triton.tiles.config import TileConfig
 from tests import cases
-from tests.cases import CASES, IDS, assert_as_good, assert_close, expected, peer, tensors
+from tests.cases import CASES, IDS, assert_as_accurate, assert_close, expected, tensors, torch_results
 from tests.shared_cases import SHARED
 
 pytestmark = pytest.mark.gpu
@@ -69,9 +69,9 @@ def test_values(case, dtype, batch):
         for name, exact in want.items():
             assert_close(got[name], exact, EXACT[dtype], name)
         return
-    theirs = peer(case, t)
+    theirs = torch_results(case, t)
     for name, factor in {"y": 2, "dx": 3, "dw": 3, "db": 3}.items():
-        assert_as_good(got[name], want[name], theirs[name], factor, name)
+        assert_as_accurate(got[name], want[name], theirs[name], factor, name)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -119,9 +119,9 @@ def test_activations(name, dtype):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_inputs_with_padded_channels(dtype, channels_first):
     t = tensors(IMAGE, dtype, device="cuda")
-    want, theirs = expected(IMAGE, t)["y"], peer(IMAGE, t)["y"]
+    want, theirs = expected(IMAGE, t)["y"], torch_results(IMAGE, t)["y"]
     for config in PADDED_TILES:
-        assert_as_good(padded_forward(t, config, channels_first=channels_first), want, theirs, 2, "y")
+        assert_as_accurate(padded_forward(t, config, channels_first=channels_first), want, theirs, 2, "y")
 
 
 @pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])

@@ -12,8 +12,7 @@ import lc_triton
 from lc_triton.core.activations import parse_activation
 from lc_triton.tiles.chooser import chooser
 from lc_triton.tiles.config import TileConfig
-from tests.cases import CASES, expected, tensors
-from tests.cases import check as check_values
+from tests.cases import CASES, assert_results_close, expected, tensors
 from tests.fuzz.checking import check
 from tests.fuzz.profiles import cases
 from tests.fuzz.strategies import DTYPES, Limits, calls
@@ -119,4 +118,4 @@ def test_views_that_torch_negates_lazily(negated, activation):
     with lc_triton.backend("triton"):
         y = lc_triton.local_conv(*leaves, **case.arguments, data_format="channels_last", activation=activation)
         got = dict(zip(("dx", "dw", "db"), torch.autograd.grad(y, leaves, t.g), strict=True)) | {"y": y}
-        check_values(got, want)
+        assert_results_close(got, want)

@@ -18,7 +18,7 @@ from lc_triton.launch import passes as launching
 from lc_triton.launch.layout import Shape
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.footprint import programs
-from tests.cases import CASES, Case, check, expected, tensors
+from tests.cases import CASES, Case, assert_results_close, expected, tensors
 from tests.interpreter.test_passes import BOXES, TILES, passes, tile
 
 BY_NAME = {case.name: case for case in CASES}
@@ -49,7 +49,7 @@ def shapes(monkeypatch):
 )
 def test_64_bits_give_the_same(case, way, shapes):
     t = tensors(case)
-    check(passes(case, t, lambda channels: tile(channels=channels, **WAYS[way])), expected(case, t))
+    assert_results_close(passes(case, t, lambda channels: tile(channels=channels, **WAYS[way])), expected(case, t))
     assert [shape.wide for shape in shapes] == [True] * 3
 
 
@@ -60,7 +60,7 @@ def test_64_bits_give_the_same_by_boxes(split, shapes):
     t = tensors(case, torch.float32)
     config = TileConfig(1, 1, 16, 16, 16, descriptor=True, split=split)
     configs = iter([config, config, replace(config, split=1)])
-    check(passes(case, t, lambda _: next(configs)), expected(case, t), 2e-6)
+    assert_results_close(passes(case, t, lambda _: next(configs)), expected(case, t), 2e-6)
     assert [shape.wide for shape in shapes] == [True] * 3
 
 
@@ -215,4 +215,4 @@ def test_one_channel_and_many_windows():
     case = Case("plane", (5, 20), 4, 4, 1, groups=4, batch=1)
     t = tensors(case, torch.float32)
     config = TileConfig(1, 16, 4, 1, 1, dot=False)
-    check(passes(case, t, lambda _: config), expected(case, t), 2e-6)
+    assert_results_close(passes(case, t, lambda _: config), expected(case, t), 2e-6)

@@ -9,7 +9,7 @@ from lc_triton import launch
 from lc_triton.core.activations import FUSED_NAMES, Activation, parse_activation
 from lc_triton.core.problem import Problem
 from lc_triton.tiles.config import TileConfig
-from tests.cases import CASES, Case, expected, kinds, plant, tensors, tiny
+from tests.cases import CASES, Case, expected, number_kinds, tensors, with_number, with_subnormals
 from tests.interpreter.test_passes import BOXES, passes, tile
 
 NAN, INF = float("nan"), float("inf")
@@ -75,11 +75,11 @@ def turn(case, way):
 def test_one_position_a_tile_keeps_the_definition(case, way):
     t = tensors(case)
     for seed, (name, value) in enumerate(zip(("x", "g", "bias"), turn(case, way), strict=True)):
-        t = plant(t, name, value, seed)
+        t = with_number(t, name, value, seed)
     got, want = passes(case, t, EXACT[way]), expected(case, t)
     for key, exact in want.items():
         assert 0 < exact.isfinite().sum() < exact.numel(), key
-        assert torch.equal(kinds(got[key]), kinds(exact)), key
+        assert torch.equal(number_kinds(got[key]), number_kinds(exact)), key
 
 
 @pytest.mark.slow
@@ -95,7 +95,7 @@ def test_a_weight_reaches_what_reads_it(case, way):
     want = expected(case, t)
     got = passes(case, replace(t, weight=t.weight.masked_fill(outside, on_padding)), EXACT[way])
     for key, exact in want.items():
-        assert torch.equal(kinds(got[key]), kinds(exact)), key
+        assert torch.equal(number_kinds(got[key]), number_kinds(exact)), key
 
 
 @pytest.mark.slow
@@ -106,7 +106,7 @@ def test_boxes_fetch_the_weights_of_padding_too():
     assert outside.any()
     t.weight.masked_fill_(outside, NAN)
     got = passes(case, t, lambda _: TileConfig(1, 1, 16, 16, 16, descriptor=True))
-    assert torch.equal(kinds(got["y"]), kinds(expected(case, t)["y"]))
+    assert torch.equal(number_kinds(got["y"]), number_kinds(expected(case, t)["y"]))
 
 
 def spread(bad, case, rows, cols, groups):
@@ -127,7 +127,7 @@ def spread(bad, case, rows, cols, groups):
 def test_a_band_tile_keeps_it_in_its_sample_and_tile(case):
     rows, cols = (2 if case.geometry.ndim > 1 else 1), 2
     values = (NAN, INF) if SOME.index(case) % 2 else (INF, NAN)
-    t = plant(plant(tensors(case), "x", values[0], seed=6), "g", values[1], seed=7)
+    t = with_number(with_number(tensors(case), "x", values[0], seed=6), "g", values[1], seed=7)
     got, want = passes(case, t, lambda channels: tile(rows, cols, channels)), expected(case, t)
     for key in ("y", "dx"):
         bad = ~want[key].isfinite()
@@ -135,15 +135,15 @@ def test_a_band_tile_keeps_it_in_its_sample_and_tile(case):
         assert not (bad & got[key].isfinite()).any(), key
         assert not (~got[key].isfinite() & ~spread(bad, case, rows, cols, case.groups)).any(), key
     for key in ("dw", "db"):
-        assert torch.equal(kinds(got[key]), kinds(want[key])), key
+        assert torch.equal(number_kinds(got[key]), number_kinds(want[key])), key
 
 
 def test_a_band_tile_keeps_a_weight_to_its_position():
     case = BY_NAME["2d_stride_slack"]
-    t = plant(tensors(case), "weight", NAN)
+    t = with_number(tensors(case), "weight", NAN)
     got, want = passes(case, t, lambda channels: tile(2, 2, channels)), expected(case, t)
     for key, exact in want.items():
-        assert torch.equal(kinds(got[key]), kinds(exact)), key
+        assert torch.equal(number_kinds(got[key]), number_kinds(exact)), key
 
 
 @pytest.mark.parametrize("name", FUSED_NAMES)
@@ -154,14 +154,14 @@ def test_activations_of_what_is_not_finite(name):
     one, config = torch.ones(geo.weight_shape), TileConfig(1, 1, 16, 16, 16)
     y = torch.zeros(len(z), *geo.bias_shape)
     launch.forward(z[:, None, None], one, None, y, None, Problem(geo, act, "triton"), config)
-    assert torch.equal(kinds(y.flatten()), kinds(act(z.double())))
+    assert torch.equal(number_kinds(y.flatten()), number_kinds(act(z.double())))
     if name == "linear":
         return
     saved = act(z) if act.saves == "y" else z
     g = torch.full((len(z), 1, 1), 2.0)
     dw, dz = torch.empty(geo.weight_shape), torch.zeros_like(g)
     launch.weight_grad(g, g, dw, None, Problem(geo, act, "triton"), config, saved.view_as(g), dz)
-    assert torch.equal(kinds(dz.flatten()), kinds(act.backward(g.flatten().double(), saved.double())))
+    assert torch.equal(number_kinds(dz.flatten()), number_kinds(act.backward(g.flatten().double(), saved.double())))
 
 
 @pytest.mark.slow
@@ -170,7 +170,7 @@ def test_activations_of_what_is_not_finite(name):
 @pytest.mark.parametrize("way", ["dot", "reduced"])
 def test_subnormal_numbers_are_not_flushed(way, dtype, name):
     case = Case("2d", (4, 4), 3, 4, 3, batch=3)
-    t = tiny(tensors(case, dtype), name)
+    t = with_subnormals(tensors(case, dtype), name)
     got, want = passes(case, t, EXACT[way], Activation("linear")), expected(case, t)
     spacing = torch.finfo(dtype).tiny * torch.finfo(dtype).eps
     for key in {"x": ("y", "dw"), "g": ("dx", "dw", "db"), "weight": ("y", "dx")}[name]:

@@ -13,7 +13,7 @@ from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.device import DEVICES
 from lc_triton.tiles.limits import descriptor_fits
 from lc_triton.tiles.task import Task
-from tests.cases import CASES, Case, assert_as_good, assert_close, check, expected, tensors
+from tests.cases import CASES, Case, assert_as_accurate, assert_close, assert_results_close, expected, tensors
 
 NAN = float("nan")
 
@@ -66,7 +66,7 @@ def marks(case, name):
 )
 def test_values(case, name):
     t = tensors(case)
-    check(passes(case, t, lambda channels: tile(channels=channels, **TILES[name])), expected(case, t))
+    assert_results_close(passes(case, t, lambda channels: tile(channels=channels, **TILES[name])), expected(case, t))
 
 
 SPLITS = [("1d", 2, 16), ("1d", 37, 2), ("2d_asymmetric", 2, 2), ("2d_groups", 2, 2)]
@@ -80,14 +80,14 @@ def test_a_split_loop(name, batch, split, dot):
     case = replace(next(c for c in CASES if c.name == name), batch=batch)
     t = tensors(case)
     got = passes(case, t, lambda channels: tile(1, 2, channels, dot, split=split))
-    check(got, expected(case, t))
+    assert_results_close(got, expected(case, t))
 
 
 @pytest.mark.slow
 def test_a_split_loop_in_three_dimensions():
     case = Case("3d", (3, 2, 3), 2, 3, 2, stride=(1, 1, 2), padding=(0, 0, 1))
     t = tensors(case)
-    check(passes(case, t, lambda channels: tile(2, 2, channels, split=2)), expected(case, t))
+    assert_results_close(passes(case, t, lambda channels: tile(2, 2, channels, split=2)), expected(case, t))
 
 
 @pytest.mark.parametrize("name", ["tanh", "silu"])
@@ -130,7 +130,7 @@ def test_tensor_descriptors(case, swap, monkeypatch):
         return config if fits else replace(config, descriptor=False)
 
     configs = iter([make("forward", 16), make("input_grad", 16), make("weight_grad", 16)])
-    check(passes(case, t, lambda _: next(configs)), expected(case, t), 2e-6)
+    assert_results_close(passes(case, t, lambda _: next(configs)), expected(case, t), 2e-6)
     assert moved == [True, case.name != "boxes_narrow", True]
 
 
@@ -154,7 +154,7 @@ def test_weights_that_begin_anywhere_need_no_descriptor():
     t = tensors(case, torch.float32)
     want = expected(case, t)
     t.weight = torch.cat([t.weight.new_zeros(1), t.weight.flatten()])[1:].view_as(t.weight)
-    check(passes(case, t, lambda _: TileConfig(1, 1, 16, 16, 16, descriptor=True)), want, 2e-6)
+    assert_results_close(passes(case, t, lambda _: TileConfig(1, 1, 16, 16, 16, descriptor=True)), want, 2e-6)
 
 
 ODD = next(c for c in CASES if c.name == "2d_asymmetric")
@@ -172,7 +172,7 @@ def test_accuracy_beside_torchs_own_matmul(dtype, seed):
     peers = dict(zip(("dx", "dw", "db"), torch.autograd.grad(y, (x, weight, bias), t.g), strict=True)) | {"y": y}
     got, want = passes(case, t, lambda channels: tile(2, 2, channels)), expected(case, t)
     for name, factor in {"y": 2, "dx": 3, "dw": 3, "db": 3}.items():
-        assert_as_good(got[name], want[name], peers[name], factor, name)
+        assert_as_accurate(got[name], want[name], peers[name], factor, name)
 
 
 @pytest.mark.slow
@@ -232,7 +232,7 @@ def test_the_weight_gradient_takes_g_through_the_activation(name, dtype):
     if dtype == torch.float64:
         assert_close(dz, want)
     else:
-        assert_as_good(dz, want, act.backward(g, saved), 2)
+        assert_as_accurate(dz, want, act.backward(g, saved), 2)
     for result in (dw, db):
         assert_close(result.flatten(), want.sum().view(1), 1e-12 if dtype == torch.float64 else 2e-6)
 
@@ -317,7 +317,7 @@ def test_any_strides(view):
     t = tensors(ODD)
     t.x, t.g = VIEWS[view](t.x), VIEWS[view](t.g)
     before = t.x.clone(), t.g.clone()
-    check(passes(ODD, t, lambda channels: tile(2, 2, channels)), expected(ODD, t))
+    assert_results_close(passes(ODD, t, lambda channels: tile(2, 2, channels)), expected(ODD, t))
     assert torch.equal(t.x, before[0])
     assert torch.equal(t.g, before[1])
 
@@ -332,7 +332,7 @@ def test_nan_at_sites_that_no_window_reads_reaches_nothing(name, rows):
     unread = want["dx"].abs().sum((0, -1)) == 0  # no window reads these sites: their gradient is exactly zero
     assert unread.any()
     t.x[:, unread] = NAN
-    check(passes(case, t, lambda channels: tile(min(rows, len(case.in_spatial)), 2, channels)), want)
+    assert_results_close(passes(case, t, lambda channels: tile(min(rows, len(case.in_spatial)), 2, channels)), want)
 
 
 @pytest.mark.slow

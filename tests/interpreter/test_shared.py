@@ -12,7 +12,7 @@ from lc_triton.errors import ArgumentValueError
 from lc_triton.launch import passes as passes_module
 from lc_triton.launch.plan import LaunchPlan
 from lc_triton.tiles.config import TileConfig
-from tests.cases import Case, assert_close, check, expected, tensors
+from tests.cases import Case, assert_close, assert_results_close, expected, tensors
 from tests.interpreter.test_passes import NAN, tile
 from tests.shared_cases import SHARED
 
@@ -57,7 +57,7 @@ FEW = ("rows", "1d_tile")  # the others show no other code of a kernel, but othe
 def test_values(case, region, gather):
     t = tensors(case)
     got = passes(case, t, lambda channels: tile(channels=channels, **GATHER_TILES[gather]), REGION_TILES[region])
-    check(got, expected(case, t))
+    assert_results_close(got, expected(case, t))
 
 
 FEW_POSITIONS = Case("few_positions", (4,), 1, 2, 2, share=2, batch=1)
@@ -99,7 +99,7 @@ def test_the_boxes_of_a_descriptor_are_those_of_regions():
     case = replace(case, in_spatial=(5,), channels=16, filters=16, share=("tile", 2))
     t = tensors(case, torch.float32)
     box = TileConfig(1, 1, 16, 16, 16, descriptor=True)
-    check(passes(case, t, lambda _: box, REGION_TILES["small"]), expected(case, t), 2e-6)
+    assert_results_close(passes(case, t, lambda _: box, REGION_TILES["small"]), expected(case, t), 2e-6)
 
 
 def test_weight_gradients_have_the_same_bits_each_time():
@@ -129,4 +129,4 @@ def test_rows_that_64_bits_count(monkeypatch):
     case = next(c for c in SHARED if c.name == "1d_tile")
     t = tensors(case)
     monkeypatch.setattr(passes_module, "MOST_ROWS", 1)
-    check(passes(case, t, lambda n: tile(1, 1, n), REGION_TILES["split"]), expected(case, t))
+    assert_results_close(passes(case, t, lambda n: tile(1, 1, n), REGION_TILES["split"]), expected(case, t))
