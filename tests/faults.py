@@ -39,9 +39,9 @@ MEASURED = Measured(TileConfig(1, 1, 32, 64, 32), 1, 1, 1, 1, 1, 0.5, None, None
 
 @dataclass(frozen=True)
 class Writer:
-    """What a child does for the i-th time, and how what is there afterwards is read: its content, or None.
+    """A function that writes the i-th content, and one that reads the content that is there, or None.
 
-    It lives for `longest_s` at most, time for several writes.
+    A child is killed after at most `longest_s`, in which it writes several times.
     """
 
     write: Callable[[Path, int], None]
@@ -69,7 +69,7 @@ def _write_tile(folder: Path, i: int) -> None:
 
 def _read_tile(folder: Path) -> object:
     times = {entry.median_us for entry in store.read(folder / "forward.json").values()}
-    assert len(times) < 2  # a merge is whole or did not happen
+    assert len(times) < 2  # a merge writes all entries or none
     return times.pop() + 1 if times else None
 
 
@@ -93,7 +93,7 @@ WRITERS = {
 
 
 def kill(name: str, kills: int, folder: Path, seed: int = 0) -> int:
-    """Kill a writer so many times; the number of times that something had been written by then."""
+    """Kill a writer so many times; return how often it had written something."""
     writer, r, found = WRITERS[name], random.Random(seed), 0
     for _ in range(kills):
         child = os.fork()
@@ -111,7 +111,7 @@ def kill(name: str, kills: int, folder: Path, seed: int = 0) -> int:
     return found
 
 
-# Steps of a training, and after how many of them there is a checkpoint: the last ones before a kill are made again.
+# The steps of a training, and the steps between two checkpoints: those since the last one are repeated after a kill.
 STEPS, STEPS_A_CHECKPOINT = 40, 3
 
 
@@ -145,7 +145,7 @@ def train(path: Path) -> None:
 
 
 def _train_in_child(path: Path) -> int:
-    """The number of a process that trains to the end, with status 0 if it gets there."""
+    """Start a process that trains to the end, with exit status 0 on success; return its number."""
     child = os.fork()
     if child:
         return child
@@ -158,12 +158,12 @@ def _train_in_child(path: Path) -> int:
 
 
 def kill_training(kills: int, folder: Path, seed: int = 0) -> int:
-    """Kill a training so many times, and let it end; the number of times that it went on from a checkpoint."""
+    """Kill a training so many times, then let it end; return how often it resumed from a checkpoint."""
     r, resumed, last = random.Random(seed), 0, folder / "killed.pt"
-    train(folder / "first.pt")  # here, so that a child need not import and allocate what a first run does
+    train(folder / "first.pt")  # in this process, so that a child does not import and allocate as a first run does
     begin = time.monotonic()
     os.waitpid(_train_in_child(folder / "whole.pt"), 0)
-    longest_s = time.monotonic() - begin  # on a busy machine as well
+    longest_s = time.monotonic() - begin  # timed here, as the machine may be busy
     want = load_torch(folder / "whole.pt")
 
     def check() -> None:
@@ -201,12 +201,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             found = kill(name, options.kills, Path(folder), options.seed)
             left = [p for p in Path(folder).iterdir() if p.name.startswith(".")]
-        assert len(left) <= 1, left  # of the last one killed: the next to write the same file would remove it
+        assert len(left) <= 1, left  # of the last killed writer; the next write of the file would remove it
         print(
             f"{name}: {options.kills} kills, readable each time, {found} with content, {len(left)} temporary files left"
         )
     with tempfile.TemporaryDirectory() as folder:
-        kills = max(3, options.kills // 3)  # each is some steps, and not one write
+        kills = max(3, options.kills // 3)  # each is several steps, not one write
         resumed = kill_training(kills, Path(folder), options.seed)
     print(f"training: {kills} kills, went on from a checkpoint {resumed} times, right to the bit")
 

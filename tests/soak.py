@@ -20,7 +20,7 @@ SAMPLES = 200
 
 
 def model() -> nn.Module:
-    """A layer at once, one in blocks, one in 1-D, with activations that save y and z."""
+    """Two 2-D layers and a 1-D layer, with activations that save y and z."""
     return nn.Sequential(
         lc_triton.LocalConv2d(2, 4, 3, input_size=12, activation="relu"),
         lc_triton.LocalConv2d(4, 4, 3, input_size=10, stride=2, padding=1, activation="silu"),
@@ -32,15 +32,15 @@ def model() -> nn.Module:
 
 
 def resident_kb() -> float:
-    """What of this process is in memory now."""
+    """The resident memory of this process, in kB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1024
 
 
 def slope(samples: list[tuple[int, float]]) -> float:
     """kB per 1,000 steps, by least squares."""
     steps, sizes = (sum(values) / len(samples) for values in zip(*samples, strict=True))
-    above = sum((step - steps) * (kb - sizes) for step, kb in samples)
-    return 1000 * above / sum((step - steps) ** 2 for step, _ in samples)
+    covariance = sum((step - steps) * (kb - sizes) for step, kb in samples)
+    return 1000 * covariance / sum((step - steps) ** 2 for step, _ in samples)
 
 
 def soak(steps: int) -> tuple[list[tuple[int, float]], float]:
@@ -48,34 +48,34 @@ def soak(steps: int) -> tuple[list[tuple[int, float]], float]:
     torch.manual_seed(0)
     net = model()
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
-    found, every, began = [], max(1, steps // SAMPLES), time.perf_counter()
+    samples, interval, start = [], max(1, steps // SAMPLES), time.perf_counter()
     for step in range(1, steps + 1):
-        batch = 8 + step % 5  # the last of an epoch is smaller
+        batch = 8 + step % 5  # batches of different sizes, as at the end of an epoch
         x, wanted = torch.randn(batch, 2, 12, 12), torch.randint(10, (batch,))
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(net(x), wanted)
         loss.backward()
         optimizer.step()
-        if step % every == 0 and step > steps // 10:
+        if step % interval == 0 and step > steps // 10:
             gc.collect()
-            found.append((step, resident_kb()))
+            samples.append((step, resident_kb()))
     assert loss.isfinite()
-    return found, time.perf_counter() - began
+    return samples, time.perf_counter() - start
 
 
 def main() -> int:
-    """Soak, and say what was found."""
+    """Train, print the slope, and return the exit status."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--most", type=float, default=20.0, help="kB per 1,000 steps, bytes a step (default 20)")
     options = parser.parse_args()
-    found, seconds = soak(options.steps)
-    grown = slope(found)
+    samples, seconds = soak(options.steps)
+    growth = slope(samples)
     print(
-        f"{options.steps} steps in {seconds:.0f} s: {found[0][1] / 1024:.1f} MB after the first tenth, "
-        f"{found[-1][1] / 1024:.1f} MB at the end, {grown:+.2f} kB per 1,000 steps (at most {options.most:g})"
+        f"{options.steps} steps in {seconds:.0f} s: {samples[0][1] / 1024:.1f} MB after the first tenth, "
+        f"{samples[-1][1] / 1024:.1f} MB at the end, {growth:+.2f} kB per 1,000 steps (at most {options.most:g})"
     )
-    return int(grown > options.most)
+    return int(growth > options.most)
 
 
 if __name__ == "__main__":

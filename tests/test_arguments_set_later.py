@@ -1,4 +1,4 @@
-"""Arguments of a layer that are set after it was made: they take effect, or are refused by name."""
+"""Arguments set on a layer after its construction take effect, or raise an error that names the argument."""
 
 import copy
 import io
@@ -33,16 +33,16 @@ def keras2d(**kwargs):
     return lc_triton.LocallyConnected2D(6, 3, **({"padding": "same", "input_shape": (4, 9, 8)} | kwargs))
 
 
-def shown(layer):
-    """All that a layer says of itself."""
-    said = [repr(layer)]
+def visible_state(layer):
+    """The repr, the configuration and the sizes that a layer reports."""
+    reported = [repr(layer)]
     if isinstance(layer, lc_triton.LocallyConnected2D):
-        return [*said, layer.get_config(), layer.input_shape, layer.output_shape]
-    return [*said, layer.output_size, layer.bias_kind, layer.input_size, layer.in_channels]
+        return [*reported, layer.get_config(), layer.input_shape, layer.output_shape]
+    return [*reported, layer.output_size, layer.bias_kind, layer.input_size, layer.in_channels]
 
 
-# (kind, arguments, what is set, what the same layer is made with)
-TAKE_EFFECT = [
+# (constructor, its arguments, attributes set later, arguments of the layer to compare with)
+EFFECTIVE = [
     (conv, {}, {"padding_mode": "circular"}, {"padding_mode": "circular"}),
     (conv, {}, {"padding_mode": "reflect"}, {"padding_mode": "reflect"}),
     (conv, {}, {"padding": "same"}, {"padding": "same"}),
@@ -68,8 +68,8 @@ TAKE_EFFECT = [
 ]
 
 
-@pytest.mark.parametrize(("make", "arguments", "changes", "other"), TAKE_EFFECT)
-def test_an_argument_set_later_is_as_good_as_one_given_at_first(make, arguments, changes, other):
+@pytest.mark.parametrize(("make", "arguments", "changes", "other"), EFFECTIVE)
+def test_an_argument_set_later_equals_one_given_to_the_constructor(make, arguments, changes, other):
     layer = make(**arguments)
     x = X
     for name, value in changes.items():
@@ -80,10 +80,10 @@ def test_an_argument_set_later_is_as_good_as_one_given_at_first(make, arguments,
     else:
         want = make(**(other | changes if make is keras2d else other))
     want.load_state_dict(layer.state_dict())
-    assert shown(layer) == shown(want)
+    assert visible_state(layer) == visible_state(want)
     assert torch.equal(layer(x), want(x))
     for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), saved_and_loaded(layer)):
-        assert shown(again) == shown(layer)
+        assert visible_state(again) == visible_state(layer)
         assert torch.equal(again(x), layer(x))
     if make is not keras2d and layer.activation is None and layer.padding != ((2, 0), (0, 2)):
         other = layer.to_conv(tolerance=9.0)
@@ -98,7 +98,7 @@ def saved_and_loaded(layer):
     return torch.load(file, weights_only=False)
 
 
-def test_data_format_may_be_set():
+def test_data_format_is_set_later():
     layer = keras2d(data_format="channels_first")
     y = layer(X)
     layer.data_format = None  # Keras's default, channels last
@@ -108,7 +108,7 @@ def test_data_format_may_be_set():
     assert torch.equal(layer(X.movedim(1, -1)), y.movedim(1, -1))
 
 
-# (kind, attribute, value, error, message)
+# (constructor, attribute, value, error, message)
 REFUSALS = [
     (conv, "stride", 2, AttributeChangeError, r"weight would need the shape \(5, 4, .*\) and has \(9, 8, .*\)"),
     (conv, "padding", 0, AttributeChangeError, r"weight would need the shape \(7, 6, "),
@@ -164,13 +164,13 @@ REFUSALS = [
 def test_an_argument_that_cannot_be_set_is_refused_and_nothing_changes(make, name, value, error, message):
     layer = make()
     x = X if make is not keras2d else torch.randn(2, 4, 9, 8)
-    before, y = shown(layer), layer(x)
+    before, y = visible_state(layer), layer(x)
     plan = layer._plan
     with pytest.raises(error, match=message) as raised:
         setattr(layer, name, value)
     assert isinstance(raised.value, lc_triton.LocalConvError)
     assert layer._plan is plan
-    assert shown(layer) == before
+    assert visible_state(layer) == before
     assert torch.equal(layer(x), y)
 
 
@@ -178,7 +178,7 @@ def test_an_argument_that_cannot_be_set_is_refused_and_nothing_changes(make, nam
 def test_every_public_attribute_takes_effect_or_is_refused(make):
     layer = make()
     plain = {*dir(nn.Module()), "weight", "bias", "initialize_parameters", "has_uninitialized_params"}
-    plain |= {"infer_parameters", "cls_to_become"}  # of torch's lazy modules
+    plain |= {"infer_parameters", "cls_to_become"}  # attributes of torch's lazy modules
     plain |= {"trainable"}  # a property that sets requires_grad of the parameters
     names = [n for n in dir(layer) if not n.startswith("_") and n not in plain]
     attributes = {n for n in names if not callable(getattr(layer, n)) or n == "convolution"} - {"convolution"}
@@ -186,13 +186,13 @@ def test_every_public_attribute_takes_effect_or_is_refused(make):
     for name in attributes & layer._fixed:
         with pytest.raises(AttributeChangeError):
             setattr(layer, name, getattr(layer, name))
-    for name in attributes & layer._arguments:  # what it is may be set, and leaves the plan as it is
+    for name in attributes & layer._arguments:  # setting the present value keeps the plan
         plan = layer._plan
         setattr(layer, name, getattr(layer, name))
         assert layer._plan is plan
 
 
-def test_an_activation_may_be_a_module_and_become_a_name_and_back():
+def test_an_activation_changes_between_a_module_and_a_name():
     z, relu = conv()(X), nn.ReLU()
     for make in (conv, lambda **kwargs: keras2d(data_format="channels_first", **kwargs)):
         layer = make(activation=relu)
@@ -224,7 +224,7 @@ def test_an_activation_may_be_a_module_and_become_a_name_and_back():
         assert torch.equal(layer(X), z.relu())
 
 
-def test_the_bias_that_a_layer_has_is_the_one_it_shows():
+def test_the_reported_bias_follows_the_bias_parameter():
     layer = conv(bias="position")
     layer.bias = None
     assert "bias=False" in repr(layer)
@@ -254,7 +254,7 @@ def test_the_bias_that_a_layer_has_is_the_one_it_shows():
         layer.get_weights()
 
 
-def test_new_parameters_of_other_shapes_and_the_arguments_that_fit_them():
+def test_a_weight_of_another_shape_and_the_argument_that_fits_it():
     layer = conv()
     layer.weight = nn.Parameter(torch.randn(5, 4, 3, 3, 4, 6))
     layer.stride = 2
@@ -311,7 +311,7 @@ def test_wrong_arguments_of_a_lazy_layer_are_refused_at_once():
         with pytest.raises(lc_triton.LocalConvError, match=name if name != "bias_kind" else "works it out"):
             setattr(lazy, name, value)
     assert repr(lazy) == before
-    lazy.in_channels = None  # as it is
+    lazy.in_channels = None  # the present value
     keras = lc_triton.LocallyConnected2D(6, 3)
     keras.strides, keras.activation, keras.kernel_initializer = (2, 1), "relu", "ones"
     for name, value in {"strides": 0, "groups": 4, "data_format": 3, "kernel_constraint": "no"}.items():
@@ -323,7 +323,7 @@ def test_wrong_arguments_of_a_lazy_layer_are_refused_at_once():
     assert keras.get_config()["strides"] == [2, 1]
 
 
-def test_arguments_of_a_layer_that_ranks_share_are_set_before():
+def test_a_layer_that_ranks_share_refuses_new_arguments_but_an_activation():
     layer = keras2d()
     layer._shared = lambda layer, x: x  # as parallelize_module leaves it
     for name, value in {

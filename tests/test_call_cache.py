@@ -31,8 +31,8 @@ def keys(layer):
     return list(layer._plan.calls)
 
 
-def call(layer, x):
-    """The layer's output, and how many calls were added to the cache."""
+def call_and_count_keys(layer, x):
+    """The output of a layer, and the number of keys that the call added to the cache."""
     before = len(keys(layer))
     y = layer(x)
     return y, len(keys(layer)) - before
@@ -42,14 +42,14 @@ class Subclass(torch.Tensor):
     """A subclass without any change."""
 
 
-class Watch(TorchDispatchMode):
+class PassThroughMode(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_second_call_checks_nothing(layer, monkeypatch):
+def test_a_second_call_is_not_bound_again(layer, monkeypatch):
     x = torch.randn(X)
-    first, added = call(layer, x)
+    first, added = call_and_count_keys(layer, x)
     assert added == 1
 
     def refuse(*args, **kwargs):
@@ -79,7 +79,7 @@ def test_a_second_call_checks_nothing(layer, monkeypatch):
     }.items(),
     ids=lambda item: item[0],
 )
-def test_what_decides_a_call_is_in_its_key(layer, change):
+def test_a_change_that_decides_a_call_adds_a_key(layer, change):
     x = torch.randn(X)
     layer(x)
     before = set(keys(layer))
@@ -126,7 +126,7 @@ def with_channel_bias(layer):
     }.items(),
     ids=lambda item: item[0],
 )
-def test_what_sees_into_a_call_bypasses_the_cache(layer, change):
+def test_observed_calls_bypass_the_cache(layer, change):
     x = torch.randn(X)
     layer(x)
     before = keys(layer)
@@ -135,7 +135,7 @@ def test_what_sees_into_a_call_bypasses_the_cache(layer, change):
 
 
 def in_mode(layer, x):
-    with Watch():
+    with PassThroughMode():
         return layer(x)
 
 
@@ -144,7 +144,7 @@ def with_hooks(layer, x):
         return layer(x)
 
 
-def test_a_plan_keeps_so_many_calls(layer, monkeypatch):
+def test_a_plan_keeps_a_limited_number_of_calls(layer, monkeypatch):
     monkeypatch.setattr(calls, "MOST_CALLS", 3)
     for batch in range(1, 8):
         x = torch.randn(batch, *X[1:])
@@ -152,8 +152,8 @@ def test_a_plan_keeps_so_many_calls(layer, monkeypatch):
         assert len(keys(layer)) <= 3
 
 
-def test_a_call_of_one_kind_refuses_another(layer):
-    """The checks run for each new key."""
+def test_each_new_key_is_checked(layer):
+    """A call with a known key skips the checks; these have new keys."""
     layer(torch.randn(X))
     with pytest.raises(lc_triton.errors.ChannelError):
         layer(torch.randn(2, 4, 5, 5))
@@ -173,7 +173,7 @@ def test_the_backend_is_logged_once_a_shape(layer, caplog):
 
 
 @pytest.mark.parametrize("stride", [1.0, True, "1", [1.0, 1], (True, 1)])
-def test_arguments_that_are_equal_share_no_plan(stride):
+def test_equal_arguments_of_wrong_types_find_no_plan(stride):
     x, weight = torch.randn(X), torch.randn(WEIGHT)
     lc_triton.local_conv(x, weight, stride=1)
     lc_triton.local_conv(x, weight, stride=(1, 1))
@@ -186,7 +186,7 @@ def test_arguments_that_are_equal_share_no_plan(stride):
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
 @pytest.mark.parametrize("activation", ["relu", "silu", "linear"])
 def test_a_cached_call_keeps_no_tensor(backend, activation, monkeypatch):
-    """Forward, and the backwards that were bound with it."""
+    """Neither the forward nor the backwards that are bound with it keep one."""
     monkeypatch.setattr(calls, "resolve", lambda device_type: backend)
     layer = lc_triton.LocalConv2d(3, 4, 3, input_size=5, activation=activation)
     with absent_gpu(keep=False):
@@ -226,9 +226,9 @@ def python_calls(function):
 
 @pytest.mark.compile
 @pytest.mark.parametrize("kind", ["function", "layer", "graph"])
-def test_what_runs_before_a_launch(kind, monkeypatch):
+def test_few_python_functions_run_before_a_launch(kind, monkeypatch):
     monkeypatch.setattr(calls, "resolve", lambda device_type: "triton")
-    monkeypatch.setattr(fused, "slots", {})  # those of another test's optimizer may not have been collected yet
+    monkeypatch.setattr(fused, "slots", {})  # an optimizer of another test may not have been collected yet
     layer = lc_triton.LocalConv2d(16, 16, 3, input_size=8, activation="relu", dtype=torch.float16)
     x = torch.empty(32, 16, 8, 8, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
     weight, bias = layer.weight, layer.bias
@@ -254,8 +254,8 @@ def test_what_runs_before_a_launch(kind, monkeypatch):
     ],
     ids=["relu", "8 bits", "groups", "transposed"],
 )
-def test_a_backward_that_updates_is_bound(kind, arguments, options, monkeypatch):
-    """As one that stores gradients: once each launch was made, none is looked up."""
+def test_an_updating_backward_prepares_each_launch_once(kind, arguments, options, monkeypatch):
+    """Later backwards reuse the launches, as those do that store gradients."""
     monkeypatch.setattr(calls, "resolve", lambda device_type: "triton")
     layer = kind(16, 32, 3, input_size=8, **arguments)
     optimizer = lc_triton.FusedAdamW(layer, **options)
@@ -292,7 +292,7 @@ def test_a_backward_that_updates_is_bound(kind, arguments, options, monkeypatch)
         ("groups", 1, 1.0),
     ],
 )
-def test_arguments_that_are_equal_but_wrong_find_no_call(name, right, wrong):
+def test_equal_arguments_of_wrong_types_find_no_cached_call(name, right, wrong):
     x, weight = torch.randn(X), torch.randn(WEIGHT)
     lc_triton.local_conv(x, weight, **{name: right})
     assert wrong == right

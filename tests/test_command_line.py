@@ -1,4 +1,4 @@
-"""The command line as a process: how it ends when it is interrupted, or when nobody reads what it says."""
+"""The command line: interruptions, closed pipes, unknown names, options that commands share, and completion."""
 
 import json
 import os
@@ -24,7 +24,7 @@ PACKAGE = [sys.executable, "-m", "lc_triton"]
 @pytest.mark.subprocess
 @pytest.mark.parametrize("arguments", [["--version"], ["configs"]])
 def test_the_package_runs_as_the_command(arguments):
-    """The same output and exit status, for right and wrong input."""
+    """`python -m lc_triton` has the output and the exit status of `python -m lc_triton.cli`."""
     runs = [subprocess.run([*how, *arguments], capture_output=True, text=True, check=False) for how in (PACKAGE, CLI)]
     first, second = ((run.returncode, run.stdout, run.stderr) for run in runs)
     assert first == second
@@ -35,7 +35,7 @@ def test_the_package_runs_as_the_command(arguments):
 @pytest.mark.subprocess
 @pytest.mark.parametrize("command", ["package", "module", "script"])
 def test_ctrl_c_during_imports_is_one_line(command, tmp_path):
-    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")  # as if it came just then
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")  # as if Ctrl-C came during this import
     arguments = PACKAGE if command == "package" else CLI
     if command == "script":
         (tmp_path / "lc-triton").write_text("import sys; from lc_triton.cli import main; sys.exit(main())")
@@ -43,12 +43,12 @@ def test_ctrl_c_during_imports_is_one_line(command, tmp_path):
     root = str(Path(__file__).parents[1])
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), root])}
     done = subprocess.run([*arguments, "env"], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGINT  # a shell says 130
+    assert done.returncode == -signal.SIGINT  # a shell reports 130
     assert done.stderr.strip() == "lc-triton: interrupted"
 
 
 @pytest.mark.subprocess
-def test_another_programs_interruption_is_its_own(tmp_path):
+def test_an_interruption_in_another_program_keeps_its_traceback(tmp_path):
     (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
     root = str(Path(__file__).parents[1])
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), root])}
@@ -82,16 +82,16 @@ def test_a_closed_pipe_is_no_error(arguments):
         (["completion", "fish"], "shell 'fish' is not known"),
     ],
 )
-def test_what_does_not_exist_is_named_with_what_does(arguments, message, capsys):
+def test_unknown_names_are_answered_with_known_ones(arguments, message, capsys):
     assert cli.main(arguments) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"lc-triton: {message}")
     assert err.count("\n") == 1
-    assert "--done" not in err  # an option for restarts only
+    assert "--done" not in err  # --done is for restarts only
 
 
-def test_words_that_are_no_options(capsys):
-    """Abbreviations, values that look like options after `--`, and single dashes are argparse's."""
+def test_abbreviations_and_words_after_two_dashes(capsys):
+    """argparse handles them: an abbreviated option is taken, a word after `--` is an unknown argument."""
     assert cli.main(["configs", "--workload", "lrlc_l2", "--js", "--face", "forward"]) == 0
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
@@ -103,7 +103,7 @@ def test_words_that_are_no_options(capsys):
 KERNELS = ["--shapes", "20x20x16,k3,f16", "--batches", "32", "64", "--dtypes", "bfloat16/float32", "tf32"]
 
 
-def test_the_shared_options_take_several_of_each(capsys):
+def test_shared_options_take_several_values(capsys):
     faces = ["--faces", "forward", "weight_grad"]
     assert cli.main(["configs", *KERNELS, *faces, "--device", "NVIDIA H100 80GB HBM3", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -120,8 +120,8 @@ def test_the_shared_options_take_several_of_each(capsys):
 
 
 @pytest.mark.slow
-def test_tuning_by_the_names_that_inspect_takes(capsys):
-    """--all, the singular options and `--face all`."""
+def test_tune_takes_the_option_names_of_inspect(capsys):
+    """These are `--all`, the singular options and `--face all`."""
     arguments = ["--workload", "lrlc_l2", "--batch", "64", "--dtype", "float16", "--face", "all"]
     assert cli.main(["tune", "--dry-run", *arguments]) == 0
     assert capsys.readouterr().out.startswith("3 kernels to measure")
@@ -153,15 +153,15 @@ def test_completion(capsys):
 
 @pytest.mark.subprocess
 def test_bash_completes(capsys):
-    """The script, run by a shell: a command, an option, a file."""
+    """bash runs the script and completes a command and an option."""
     pytest.importorskip("shtab", reason="of the extra cli, which dev has")
     assert cli.main(["completion", "bash"]) == 0
     script = capsys.readouterr().out
     ask = 'COMP_WORDS=(lc-triton {0}); COMP_CWORD={1}; _shtab_lc_triton; echo "${{COMPREPLY[@]}}"'
-    for words, number, found in (("insp", 1, "inspect"), ("tune --workloa", 2, "--workload --workloads")):
+    for words, number, completions in (("insp", 1, "inspect"), ("tune --workloa", 2, "--workload --workloads")):
         text = f"{script}\n{ask.format(words, number)}"
         done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=True)
-        assert done.stdout.split() == found.split()
+        assert done.stdout.split() == completions.split()
 
 
 def test_completion_without_its_extra(monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Writes into weights that a parametrization, a pruning or a hook computes: done, or refused by name."""
+"""Writes into weights that a parametrization, a pruning or a hook computes: each succeeds or raises a named error."""
 
 import warnings
 
@@ -28,7 +28,7 @@ def chained(layer, name="weight"):
     return softplus(sum_of_two(layer, name), name)
 
 
-WRITTEN = [weight_norm, softplus, sum_of_two, chained]
+WRITABLE = [weight_norm, softplus, sum_of_two, chained]
 
 
 def no_inverse(layer, name="weight"):
@@ -37,7 +37,7 @@ def no_inverse(layer, name="weight"):
 
 def weight_norm_hook(layer, name="weight"):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch says that the parametrization is newer
+        warnings.simplefilter("ignore")  # torch recommends the newer parametrization
         return nn.utils.weight_norm(layer, name)
 
 
@@ -63,7 +63,7 @@ REFUSED = {
 
 @pytest.fixture
 def file(tmp_path):
-    """Keras's file of a layer's weights, and the weights."""
+    """The path of a Keras file of a layer's weights, and the weights."""
     pytest.importorskip("h5py")
     layer, path = keras_layer(), tmp_path / "layer.weights.h5"
     layer.set_weights([w + 1 for w in layer.get_weights()])
@@ -74,8 +74,8 @@ def file(tmp_path):
 @pytest.mark.slow
 @pytest.mark.subprocess
 @pytest.mark.parametrize("name", ["weight", "bias"])
-@pytest.mark.parametrize("computed", WRITTEN)
-def test_what_is_written_through_a_parametrization_arrives(computed, name, file):
+@pytest.mark.parametrize("computed", WRITABLE)
+def test_values_written_through_a_parametrization_are_read_back(computed, name, file):
     path, stored = file
     layer = computed(keras_layer(), name)
     wanted = [w * 2 + 0.5 for w in layer.get_weights()]
@@ -98,7 +98,7 @@ def test_what_is_written_through_a_parametrization_arrives(computed, name, file)
 @pytest.mark.subprocess
 @pytest.mark.parametrize("name", ["weight", "bias"])
 @pytest.mark.parametrize("computed", REFUSED)
-def test_a_write_that_would_be_lost_is_refused_and_nothing_is_written(computed, name, file):
+def test_a_write_that_would_be_lost_is_refused_and_changes_nothing(computed, name, file):
     layer = computed(keras_layer(kernel_constraint="non_neg", bias_constraint="non_neg"), name)
     optimizer = torch.optim.SGD([p for p in layer.parameters() if p.is_leaf], 0.1)
     before = state(layer)
@@ -112,21 +112,21 @@ def test_a_write_that_would_be_lost_is_refused_and_nothing_is_written(computed, 
     }
     for what, write in writes.items():
         if computed is plain_tensor and what.endswith("constraints"):
-            continue  # nothing of it trains, and constraints leave what is frozen
+            continue  # a plain tensor does not train, and constraints skip frozen weights
         with pytest.raises(ComputedParameterError, match=message):
             write()
         assert_same_state(layer, before)
     assert not optimizer._optimizer_step_post_hooks
 
 
-@pytest.mark.parametrize("computed", [*WRITTEN, *(c for c in REFUSED if c is not plain_tensor)])
-def test_layers_of_torchs_convention_are_reset_or_refuse(computed):
+@pytest.mark.parametrize("computed", [*WRITABLE, *(c for c in REFUSED if c is not plain_tensor)])
+def test_reset_parameters_of_computed_weights(computed):
     for make in (
         lambda: lc_triton.LocalConv1d(2, 3, 3, 6),
         lambda: lc_triton.LocalConvTranspose1d(2, 3, 3, 6, bias="channel"),
     ):
         layer = make()
-        if computed in (softplus, chained):  # which can give positive numbers alone
+        if computed in (softplus, chained):  # softplus produces only positive numbers
             continue
         layer = computed(layer)
         before = state(layer)
@@ -145,15 +145,15 @@ def test_layers_of_torchs_convention_are_reset_or_refuse(computed):
         assert_close(layer.bias, plain.bias.detach().double(), 1e-6)
 
 
-def test_spectral_norm_is_reset_and_takes_what_it_can_give():
+def test_spectral_norm_takes_only_weights_that_it_can_produce():
     layer = parametrizations.spectral_norm(keras_layer(), dim=-1, n_power_iterations=20)
     layer.train()
-    given = layer.get_weights()
-    layer.set_weights(given)
-    np.testing.assert_allclose(layer.get_weights()[0], given[0], rtol=1e-4)
+    weights = layer.get_weights()
+    layer.set_weights(weights)
+    np.testing.assert_allclose(layer.get_weights()[0], weights[0], rtol=1e-4)
     before = {k: v.clone() for k, v in layer.parametrizations.state_dict().items()}
     with pytest.raises(ComputedParameterError, match="its parametrization \\(_SpectralNorm\\) makes other numbers"):
-        layer.set_weights([w * 3 for w in given])
+        layer.set_weights([w * 3 for w in weights])
     assert torch.equal(layer.parametrizations.weight.original, before["weight.original"])
     assert layer.parametrizations.weight[0].training
     layer.reset_parameters()
@@ -161,10 +161,10 @@ def test_spectral_norm_is_reset_and_takes_what_it_can_give():
     assert layer.weight.isfinite().all()
 
 
-def test_numbers_that_a_norm_cannot_give_are_refused():
+def test_weights_that_a_norm_cannot_produce_are_refused():
     layer = weight_norm(keras_layer())
     zero = layer.get_weights()
-    zero[0][..., 0] = 0  # weight_norm makes NaN of a filter of zeros
+    zero[0][..., 0] = 0  # weight_norm turns a filter of zeros into NaN
     before = state(layer)
     with pytest.raises(ComputedParameterError, match="_WeightNorm"):
         layer.set_weights(zero)
@@ -188,7 +188,7 @@ def test_constraints_hold_through_a_parametrization():
 
 
 @pytest.mark.subprocess
-def test_one_layer_that_cannot_be_written_keeps_all_from_being_written(file):
+def test_no_layer_is_written_if_one_cannot_be(file):
     one, other = keras_layer(kernel_constraint="unit_norm"), pruned(keras_layer(kernel_constraint="unit_norm"))
     net = nn.Sequential(one, other)
     before = [state(one), state(other)]
@@ -220,7 +220,7 @@ def test_weights_of_other_layers_are_written_through_parametrizations(tmp_path):
     assert_same_state(target.dense, before)
 
 
-def test_whether_a_computed_weight_trains_does_not_depend_on_the_last_forward():
+def test_trainable_of_a_computed_weight_does_not_depend_on_the_last_forward():
     layer = pruned(keras_layer(kernel_constraint="non_neg"))
     with torch.no_grad():
         layer(torch.randn(1, 5, 2))
@@ -230,4 +230,4 @@ def test_whether_a_computed_weight_trains_does_not_depend_on_the_last_forward():
         lc_triton.apply_constraints(layer)
     layer.requires_grad_(False)
     assert not layer.get_config()["trainable"]
-    lc_triton.apply_constraints(layer)  # which leaves what is frozen
+    lc_triton.apply_constraints(layer)  # skips frozen weights

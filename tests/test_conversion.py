@@ -1,4 +1,4 @@
-"""From torch's convolutions to filters of their own, and back."""
+"""Conversion of torch's convolutions to locally connected layers, and back."""
 
 import copy
 import pickle
@@ -30,10 +30,10 @@ CONVS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same'")  # an even kernel: what torch says of its own speed
+@pytest.mark.filterwarnings("ignore:Using padding='same'")  # torch warns of a copy for an even kernel
 @pytest.mark.parametrize("bias", ["position", "channel"])
 @pytest.mark.parametrize("name", CONVS)
-def test_the_layer_computes_what_the_convolution_does(name, bias):
+def test_a_converted_layer_computes_the_convolution(name, bias):
     kind, conv, size = CONVS[name]
     conv = conv.double()
     layer = kind.from_conv(conv, size, bias=bias)
@@ -49,7 +49,7 @@ def test_the_layer_computes_what_the_convolution_does(name, bias):
     assert_close(again(x), conv(x).detach(), 1e-13)
 
 
-def test_what_trains_and_which_mode_come_along():
+def test_requires_grad_and_training_mode_are_kept():
     conv = nn.Conv2d(2, 3, 3).eval()
     conv.weight.requires_grad_(False)
     layer = lc_triton.LocalConv2d.from_conv(conv, 5)
@@ -58,12 +58,12 @@ def test_what_trains_and_which_mode_come_along():
     assert (again.weight.requires_grad, again.bias.requires_grad, again.training) == (False, True, False)
 
 
-def test_a_lazy_class_makes_the_plain_layer():
+def test_from_conv_of_a_lazy_class_returns_the_plain_layer():
     layer = lc_triton.LazyLocalConv2d.from_conv(nn.Conv2d(2, 3, 3), 5)
     assert type(layer) is lc_triton.LocalConv2d
 
 
-def test_positions_that_differ_within_the_tolerance():
+def test_to_conv_takes_the_middle_of_filters_within_the_tolerance():
     layer = lc_triton.LocalConv1d.from_conv(nn.Conv1d(2, 3, 3), 6)
     with torch.no_grad():
         layer.weight[1, 0, 0, 0] += 0.25
@@ -100,13 +100,13 @@ def test_positions_that_differ_within_the_tolerance():
         ),
     ],
 )
-def test_what_has_no_counterpart(make, error, message):
+def test_layers_without_a_counterpart_are_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
 
 class Branched(nn.Module):
-    """A convolution in two places, one that meets two sizes, one that is not called."""
+    """A convolution under two names, one that is called with two sizes, and one that is never called."""
 
     def __init__(self):
         super().__init__()
@@ -122,12 +122,12 @@ class Branched(nn.Module):
         return scale * (self.everywhere(y) + self.everywhere(y[..., :1]))
 
 
-def known(name, conv):
+def is_convertible(name, conv):
     return name not in ("everywhere", "unused")
 
 
 @pytest.mark.parametrize("pack", [lambda x, scale: (x, scale), lambda x, scale: {"x": x, "scale": scale}])
-def test_the_convolutions_of_a_model(pack):
+def test_convert_convs_converts_the_filtered_convolutions(pack):
     torch.manual_seed(0)
     example = pack(torch.randn(2, 1, 6, 5), 2.0)
     model = Branched().train()
@@ -136,7 +136,7 @@ def test_the_convolutions_of_a_model(pack):
     want = model.eval()(x).detach()
     model.train()
     model.norm.eval()
-    assert lc_triton.convert_convs(model, example, known) is model
+    assert lc_triton.convert_convs(model, example, is_convertible) is model
     assert type(model.first) is lc_triton.LocalConv2d
     assert model.first is model.again
     assert type(model.inner[0]) is lc_triton.LocalConv2d
@@ -168,7 +168,7 @@ def test_a_model_that_is_a_convolution():
         (None, "cannot be converted"),
     ],
 )
-def test_if_one_cannot_be_converted_none_is(filter, message):
+def test_no_convolution_is_converted_if_one_cannot_be(filter, message):
     model = Branched()
     before = dict(model.named_modules())
     with pytest.raises(ConversionError, match=message):
@@ -193,13 +193,13 @@ class ByKeyword(nn.Module):
         return self.up(x, output_size=[11])
 
 
-def test_a_convolution_that_is_told_more_than_its_input_is_named():
+def test_a_convolution_called_with_more_than_its_input_is_named():
     with pytest.raises(ConversionError, match="up cannot be converted: it is called with more than its input"):
         lc_triton.convert_convs(ByKeyword(), torch.randn(1, 1, 5))
 
 
 class Own(nn.Conv1d):
-    """A convolution of a class of its own."""
+    """A subclass of a convolution."""
 
 
 def test_a_subclass_stays_and_is_named():
@@ -226,7 +226,7 @@ def hooked():
 
 def old_weight_norm():
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch says that the parametrization is newer
+        warnings.simplefilter("ignore")  # torch recommends the newer parametrization
         return nn.utils.weight_norm(nn.Conv1d(2, 3, 3))
 
 
@@ -245,13 +245,13 @@ DROPPED = [
 
 
 @pytest.mark.parametrize(("make", "message"), DROPPED)
-def test_what_does_not_come_along_is_named(make, message):
+def test_dropped_attributes_are_named(make, message):
     net, x = nn.Sequential(make()), torch.randn(2, 2, 6)
     want = net(x)
     with pytest.warns(UserWarning, match=message):
         lc_triton.convert_convs(net, x)
     assert_close(net(x), want.detach().double(), 1e-6)
-    assert net[0].weight.requires_grad  # as what its weight was made of did
+    assert net[0].weight.requires_grad  # as the parameters of the convolution do
 
 
 class Tied(nn.Module):
@@ -268,7 +268,7 @@ class Tied(nn.Module):
         return self.linear(self.again(self.by_hand[0](self.b(self.a(x)))).mT)
 
 
-def test_what_is_no_longer_shared_is_named():
+def test_parameters_that_are_no_longer_shared_are_named():
     net, x = Tied(), torch.randn(1, 2, 5)
     want = net(x)
     message = (
@@ -282,7 +282,7 @@ def test_what_is_no_longer_shared_is_named():
     assert_close(net(x), want.detach().double(), 1e-5)
 
 
-def test_where_warnings_are_errors_nothing_is_swapped():
+def test_nothing_is_converted_if_the_warning_is_an_error():
     net = Tied()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -303,7 +303,7 @@ class LeNet(nn.Module):
 
 
 @pytest.mark.slow
-def test_views_behind_a_converted_layer_go_on_working():
+def test_a_view_of_the_output_of_a_converted_layer():
     net, x = LeNet(), torch.randn(2, 1, 8, 8)
     want = net(x)
     net = lc_triton.convert_convs(net, x)
@@ -311,7 +311,9 @@ def test_views_behind_a_converted_layer_go_on_working():
         assert_close(model(x), want.detach().double(), 1e-5)
         model(x).sum().backward()
     assert torch.equal(torch.compile(net, backend="eager", fullgraph=True)(x), net(x))
-    assert not lc_triton.LocalConv2d(1, 4, 3, 8)(x).is_contiguous()  # a layer made by hand: channels last
+    assert not lc_triton.LocalConv2d(1, 4, 3, 8)(
+        x
+    ).is_contiguous()  # a layer that was not converted returns channels-last strides
 
 
 INPUTS = {
@@ -340,7 +342,7 @@ def test_a_converted_layer_follows_the_memory_format_of_its_input(name, activati
 
 
 @pytest.mark.parametrize(("kind", "size"), [(nn.Conv1d, (7,)), (nn.Conv3d, (3, 4, 5)), (nn.ConvTranspose3d, (2, 3, 2))])
-def test_formats_of_one_and_three_dimensions(kind, size):
+def test_memory_formats_of_one_and_three_dimensions(kind, size):
     conv = kind(4, 3, 2)
     x = torch.randn(2, 4, *size)
     layer = lc_triton.convert_convs(conv, x)
@@ -349,6 +351,6 @@ def test_formats_of_one_and_three_dimensions(kind, size):
         assert_close(layer(one), conv(one).detach().double(), 1e-5)
 
 
-def test_what_is_no_model():
+def test_the_model_must_be_a_module():
     with pytest.raises(ArgumentTypeError, match=r"model must be a torch\.nn\.Module"):
         lc_triton.convert_convs([nn.Conv1d(1, 1, 1)], torch.randn(1, 1, 5))

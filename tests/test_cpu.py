@@ -1,4 +1,4 @@
-"""The pure-torch path against the definition."""
+"""The CPU path against the definition."""
 
 import itertools
 import threading
@@ -64,10 +64,10 @@ def test_one_sample(case):
     ids=lambda case: case.name,
 )
 def test_sites_that_no_window_reads_get_zero(case):
-    """There are as many as places of padding that are read: windows have as many places as there are sites."""
+    """Each case reads as many places of padding as it leaves sites unread: it has as many window entries as sites."""
     assert case.geometry.positions * case.geometry.taps == case.geometry.sites
     t = tensors(case)
-    torch.use_deterministic_algorithms(True)  # so that new memory is NaN
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
     try:
         assert_results_close(run(case, t), expected(case, t))
     finally:
@@ -75,8 +75,8 @@ def test_sites_that_no_window_reads_get_zero(case):
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-def test_channels_first_runs(channels):
-    """Torch calls x contiguous whatever the stride of its one channel."""
+def test_channels_first_strides_of_few_channels(channels):
+    """Torch calls x contiguous for any stride of a single channel."""
     case = Case("1d", (9,), channels, 3, 3)
     t = tensors(case)
     x = torch.empty(case.batch, channels, 9, dtype=t.x.dtype).copy_(t.x.movedim(-1, 1))
@@ -90,7 +90,7 @@ def test_channels_first_runs(channels):
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("case", [TWO_D, BY_NAME["1d_one"], BY_NAME["2d_stride_slack"]], ids=lambda case: case.name)
 def test_results_are_no_views(case, batch):
-    """One that was made without gradients could not be changed in place where there are some."""
+    """Torch refuses in-place changes, with gradients, of a view that was made without gradients."""
     case = replace(case, batch=batch)
     t, problem = tensors(case, torch.float32), Problem(case.geometry, Activation("silu"))
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_results_are_no_views(case, batch):
 def test_activations(name):
     act = parse_activation(name)
     t = tensors(TWO_D)
-    t.bias *= 3  # into every branch
+    t.bias *= 3  # values reach every branch
     assert_results_close(run(TWO_D, t, activation=name), expected(TWO_D, t, act))
 
 
@@ -120,7 +120,7 @@ def test_activations_in_other_precisions(name, dtype):
 
 
 @pytest.mark.parametrize(
-    ("argument", "meant"),
+    ("argument", "parsed"),
     [
         (("leaky_relu", 0.2), Activation("leaky_relu", 0.2)),
         (["elu", 0.5], Activation("elu", 0.5)),
@@ -129,12 +129,12 @@ def test_activations_in_other_precisions(name, dtype):
         (None, Activation("linear")),
     ],
 )
-def test_activation_constants_and_other_names(argument, meant):
+def test_activation_constants_and_other_names(argument, parsed):
     t = tensors(TWO_D)
-    assert_results_close(run(TWO_D, t, activation=argument), expected(TWO_D, t, meant))
+    assert_results_close(run(TWO_D, t, activation=argument), expected(TWO_D, t, parsed))
 
 
-TORCH_NAMES = {
+TORCH_ACTIVATIONS = {
     "relu": F.relu,
     "leaky_relu": F.leaky_relu,
     "relu6": F.relu6,
@@ -155,11 +155,11 @@ TORCH_NAMES = {
 }
 
 
-@pytest.mark.parametrize("name", TORCH_NAMES)
-def test_activations_are_torchs_own_with_their_derivatives(name):
+@pytest.mark.parametrize("name", TORCH_ACTIVATIONS)
+def test_activations_and_their_derivatives_are_torchs(name):
     z = torch.linspace(-8.1, 25, 67, dtype=torch.float64).requires_grad_()
     act = parse_activation(name)
-    want = TORCH_NAMES[name](z)
+    want = TORCH_ACTIVATIONS[name](z)
     (slope,) = torch.autograd.grad(want.sum(), z)
     got = act(z)
     assert_close(got, want.detach(), 1e-14)
@@ -173,11 +173,11 @@ def test_activations_are_torchs_own_with_their_derivatives(name):
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_accuracy_beside_torchs_own_matmul(case, dtype, seed):
+def test_accuracy_is_that_of_torchs_matmul(case, dtype, seed):
     t = tensors(case, dtype, seed=seed)
-    got, want, torchs = run(case, t), expected(case, t), torch_results(case, t)
+    got, want, of_torch = run(case, t), expected(case, t), torch_results(case, t)
     for name in want:
-        assert_as_accurate(got[name], want[name], torchs[name], 2 if name == "y" else 3, name)
+        assert_as_accurate(got[name], want[name], of_torch[name], 2 if name == "y" else 3, name)
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
@@ -229,12 +229,12 @@ VIEWS = {
 
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
 @pytest.mark.parametrize("names", ["x g", "weight", "bias", "x weight bias g"])
-def test_any_strides_of_any_tensor_and_none_is_changed(view, names):
+def test_tensors_of_any_strides_are_read_and_not_changed(view, names):
     t = tensors(TWO_D)
     for name in names.split():
         setattr(t, name, view(getattr(t, name)))
     copy = replace(t, x=t.x.clone(), weight=t.weight.clone(), bias=t.bias.clone(), g=t.g.clone())
-    leaves = [v.requires_grad_() for v in (t.x, t.weight, t.bias)]  # not through `run`, which copies them
+    leaves = [v.requires_grad_() for v in (t.x, t.weight, t.bias)]  # `run` would copy them
     y = lc_triton.local_conv(*leaves, **TWO_D.arguments, data_format="channels_last", activation="silu")
     gradients = torch.autograd.grad(y, leaves, t.g)
     assert_results_close(
@@ -244,7 +244,7 @@ def test_any_strides_of_any_tensor_and_none_is_changed(view, names):
         assert torch.equal(getattr(t, name), getattr(copy, name)), name
 
 
-def test_a_loss_that_sums_gives_an_expanded_gradient():
+def test_an_expanded_gradient_of_a_sum():
     t = tensors(TWO_D)
     x = t.x.requires_grad_()
     lc_triton.local_conv(x, t.weight, **TWO_D.arguments, data_format="channels_last").sum().backward()
@@ -290,13 +290,13 @@ def test_padding_modes(mode, dtype, spatial, pairs):
 
 @pytest.mark.parametrize("needs", [needs for needs in itertools.product((0, 1), repeat=3) if any(needs)])
 @pytest.mark.parametrize("channel", [False, True])
-def test_only_the_gradients_asked_for(needs, channel):
+def test_only_requested_gradients(needs, channel):
     t = tensors(TWO_D)
     bias = t.bias[0, 0].clone() if channel else t.bias
     leaves = [v.clone().requires_grad_(bool(n)) for v, n in zip((t.x, t.weight, bias), needs, strict=True)]
     y = lc_triton.local_conv(*leaves, **TWO_D.arguments, data_format="channels_last", activation="tanh")
-    asked = [v for v in leaves if v.requires_grad]
-    got = torch.autograd.grad(y, asked, t.g)
+    requested = [v for v in leaves if v.requires_grad]
+    got = torch.autograd.grad(y, requested, t.g)
     want = expected(TWO_D, t, Activation("tanh"), bias=bias.expand(TWO_D.geometry.bias_shape))
     if channel:
         want["db"] = want["db"].sum((0, 1))
@@ -304,7 +304,7 @@ def test_only_the_gradients_asked_for(needs, channel):
         assert_close(value, want[name], name=name)
 
 
-def check_both_orders(case, inputs, **kwargs):
+def assert_gradcheck_of_both_orders(case, inputs, **kwargs):
     def f(*tensors):
         return lc_triton.local_conv(*tensors, **case.arguments, data_format="channels_last", **kwargs)
 
@@ -317,22 +317,22 @@ def check_both_orders(case, inputs, **kwargs):
 @pytest.mark.parametrize("case", [BY_NAME["1d_stride_same"], BY_NAME["2d_groups"]], ids=lambda c: c.name)
 def test_gradcheck_of_first_and_second_order(case, name):
     t = tensors(case)
-    check_both_orders(case, [v.requires_grad_() for v in (t.x, t.weight, t.bias)], activation=name)
+    assert_gradcheck_of_both_orders(case, [v.requires_grad_() for v in (t.x, t.weight, t.bias)], activation=name)
 
 
 @pytest.mark.parametrize("needs", [needs for needs in itertools.product((0, 1), repeat=3) if any(needs)])
 @pytest.mark.parametrize("kind", ["position", "channel", None])
-def test_gradcheck_of_what_needs_it(needs, kind):
+def test_gradcheck_of_each_subset_of_tensors(needs, kind):
     case = BY_NAME["2d_depthwise_multiplier"]
     t = tensors(case)
     bias = {"position": [t.bias], "channel": [t.bias[0, 0].clone()], None: []}[kind]
     inputs = [v.requires_grad_(bool(n)) for v, n in zip((t.x, t.weight, *bias), needs, strict=False)]
     if any(v.requires_grad for v in inputs):
-        check_both_orders(case, inputs, activation="tanh")
+        assert_gradcheck_of_both_orders(case, inputs, activation="tanh")
 
 
 @pytest.mark.parametrize("name", ["linear", "tanh", "silu"])
-def test_a_loss_of_values_and_gradients_together(name):
+def test_second_order_of_a_loss_of_values_and_gradients(name):
     def gradients(backend):
         t = tensors(TWO_D)
         leaves = [v.requires_grad_() for v in (t.x, t.weight, t.bias)]
@@ -360,7 +360,7 @@ def test_a_non_finite_site_reaches_only_windows_that_read_it(value):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["x", "weight", "g"])
-def test_non_finite_numbers_reach_what_the_definition_says(name, value):
+def test_non_finite_numbers_spread_as_in_the_definition(name, value):
     case = BY_NAME["2d_dilated_stride"]
     t = tensors(case)
     clean = run(case, t)
@@ -380,7 +380,7 @@ def test_two_runs_agree_to_the_bit():
 
 
 @pytest.mark.parametrize(("name", "saved"), [("linear", 2), ("tanh", 3), ("gelu", 3)])
-def test_training_saves_no_windows_and_inference_nothing(name, saved):
+def test_training_saves_no_windows_and_inference_saves_nothing(name, saved):
     t = tensors(TWO_D, torch.float32)
     weight, packed = t.weight.requires_grad_(), []
 
@@ -406,7 +406,7 @@ def test_changing_y_in_place_gives_right_gradients_or_torchs_error(name):
         y = lc_triton.local_conv(t.x.movedim(-1, 1), weight, t.bias, **TWO_D.arguments, activation=name)
         return torch.autograd.grad(F.relu(y, inplace=inplace).square().sum(), weight)[0]
 
-    if name == "tanh":  # torch's own tanh refuses too: the derivative is a function of y
+    if name == "tanh":  # as torch's own tanh does, whose derivative is a function of y
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             gradient(True)
     else:
@@ -426,7 +426,7 @@ def test_backward_follows_the_forwards_backend(name, monkeypatch):
 
 
 @pytest.mark.parametrize("hashable", [True, False])
-def test_a_callable_may_be_anything_and_is_not_kept(hashable):
+def test_a_callable_activation_need_not_be_hashable_and_is_not_kept(hashable):
     class Scale:
         __hash__ = object.__hash__ if hashable else None
 
@@ -436,9 +436,9 @@ def test_a_callable_may_be_anything_and_is_not_kept(hashable):
     t, scale = tensors(TWO_D), Scale()
     y = lc_triton.local_conv(t.x, t.weight, **TWO_D.arguments, data_format="channels_last", activation=scale)
     assert_close(y, 2 * lc_triton.local_conv(t.x, t.weight, **TWO_D.arguments, data_format="channels_last"))
-    alive = weakref.ref(scale)
+    reference = weakref.ref(scale)
     del scale
-    assert alive() is None
+    assert reference() is None
 
 
 def test_softmax_runs_over_the_filters_and_callables_after_the_kernel():
@@ -454,7 +454,7 @@ def test_softmax_runs_over_the_filters_and_callables_after_the_kernel():
     torch.testing.assert_close(got, F.relu6(z))
 
 
-def test_buffers_made_in_inference_mode_serve_outside(monkeypatch):
+def test_buffers_made_in_inference_mode_are_used_outside(monkeypatch):
     monkeypatch.setattr(workspace, "_kept", threading.local())
     t = tensors(TWO_D, torch.float32)
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""The pure-torch path in 16 bits: summed in float32, rounded once, with weights of 16 or 32 bits."""
+"""The CPU path in 16 bits: sums in float32 are rounded once, with weights of 16 or 32 bits."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def test_16_bit_results_are_rounded_once(case, dtype):
         assert (error <= 0.5 * torch.finfo(dtype).eps * exact.abs() + 1e-5).all(), name
 
 
-# Of sizes that a CPU's own products of bfloat16, where it has them, are called for.
+# Layers of sizes at which a CPU with bfloat16 instructions uses them.
 PRODUCTS = [
     Case("1d", (40,), 8, 16, 5, batch=16),
     Case("2d", (9, 9), 8, 16, 3, padding=1, batch=16),
@@ -34,12 +34,12 @@ PRODUCTS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("own", [True, False], ids=["as the CPU can", "in float32"])
+@pytest.mark.parametrize("native", [True, False], ids=["as the CPU can", "in float32"])
 @pytest.mark.parametrize("activation", [None, "relu", "tanh"])
-@pytest.mark.parametrize("most_bytes", [1 << 24, 20_000])  # all of the batch at a time, or parts of it
+@pytest.mark.parametrize("most_bytes", [1 << 24, 20_000])  # the whole batch at a time, or parts of it
 @pytest.mark.parametrize("case", PRODUCTS, ids=lambda case: case.name)
-def test_products_of_bfloat16_are_rounded_once(case, most_bytes, activation, own, monkeypatch):
-    if not own:
+def test_products_of_bfloat16_are_rounded_once(case, most_bytes, activation, native, monkeypatch):
+    if not native:
         monkeypatch.setattr(blocks, "multiplied", frozenset)
     monkeypatch.setattr(blocks, "MOST_BYTES", most_bytes)
     t = tensors(case, torch.bfloat16)
@@ -49,7 +49,7 @@ def test_products_of_bfloat16_are_rounded_once(case, most_bytes, activation, own
         assert (error <= 0.5 * torch.finfo(torch.bfloat16).eps * want[name].abs() + 1e-5).all(), name
 
 
-def test_a_torch_that_does_not_know_its_cpu_multiplies_in_float32(monkeypatch):
+def test_without_get_capabilities_products_are_in_float32(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert blocks.multiplied.__wrapped__() == frozenset()
 
@@ -83,7 +83,7 @@ def test_second_order_with_float32_weights(dtype):
 
 
 @pytest.mark.parametrize("dtype", HALF)
-def test_autocast_takes_the_contexts_dtype_and_reads_float32_weights(dtype):
+def test_autocast_uses_the_dtype_of_the_context_and_float32_weights(dtype):
     t = tensors(TWO_D, torch.float32)
     x, weight = t.x.requires_grad_(), t.weight.requires_grad_()
     with torch.autocast("cpu", dtype=dtype):
@@ -92,7 +92,7 @@ def test_autocast_takes_the_contexts_dtype_and_reads_float32_weights(dtype):
         dx, dw = torch.autograd.grad(y, (x, weight), t.g.to(dtype))
         exact = tensors(TWO_D)
         assert run(TWO_D, exact)["y"].dtype == torch.float64
-        assert_results_close(run(TWO_D, exact), expected(TWO_D, exact))  # float64 is left alone, as torch does
+        assert_results_close(run(TWO_D, exact), expected(TWO_D, exact))  # autocast leaves float64 alone, as in torch
     assert (dx.dtype, dw.dtype) == (torch.float32, torch.float32)
     plain = lc_triton.local_conv(t.x.to(dtype), t.weight, t.bias, **TWO_D.arguments, data_format="channels_last")
     assert torch.equal(y, plain)

@@ -1,4 +1,4 @@
-"""How the pure-torch path cuts a layer into blocks, and the memory that these go through."""
+"""Blocks and buffers of the CPU path: the results of blocks of any size, and the sizes of buffers."""
 
 import itertools
 import math
@@ -21,29 +21,29 @@ from tests.pairwise import pairwise
 TWO_D = next(case for case in CASES if case.name == "2d_asymmetric")
 
 
-WAYS = {
+STRATEGIES = {
     "as they lie": CpuStrategy(),
     "few samples": CpuStrategy(few_samples=True),
     "few filters": CpuStrategy(few_filters=True),
 }
 
 
-@pytest.fixture(params=WAYS.values(), ids=WAYS)
-def way(request):
+@pytest.fixture(params=STRATEGIES.values(), ids=STRATEGIES)
+def strategy(request):
     return request.param
 
 
-MOST_BYTES = [1, 600, 1 << 20]  # one sample, a few samples, the whole batch at a time
-BLOCK_BYTES = [1, 1500, 5000]  # one position, part of a row or of a plane at a time
+MOST_BYTES = [1, 600, 1 << 20]  # one sample, a few samples or the whole batch at a time
+BLOCK_BYTES = [1, 1500, 5000]  # one position, or part of a row or of a plane, at a time
 
 
 @pytest.mark.parametrize(
     ("case", "block_bytes", "most_bytes", "name"),
-    pairwise(CASES, BLOCK_BYTES, MOST_BYTES, list(WAYS)),
+    pairwise(CASES, BLOCK_BYTES, MOST_BYTES, list(STRATEGIES)),
     ids=lambda value: value.name if isinstance(value, Case) else str(value),
 )
 def test_many_small_blocks(case, block_bytes, most_bytes, name, monkeypatch):
-    replace(WAYS[name], block_bytes=block_bytes, most_bytes=most_bytes).apply(monkeypatch)
+    replace(STRATEGIES[name], block_bytes=block_bytes, most_bytes=most_bytes).apply(monkeypatch)
     t = tensors(case)
     assert_results_close(run(case, t), expected(case, t))
 
@@ -57,8 +57,8 @@ def test_many_small_blocks(case, block_bytes, most_bytes, name, monkeypatch):
     ],
     ids=lambda case: case.name,
 )
-def test_windows_are_never_all_in_memory(case, way, monkeypatch):
-    replace(way, block_bytes=10_000, most_bytes=20_000).apply(monkeypatch)
+def test_windows_are_never_all_in_memory(case, strategy, monkeypatch):
+    replace(strategy, block_bytes=10_000, most_bytes=20_000).apply(monkeypatch)
     sizes, take = [], Buffer.take
     monkeypatch.setattr(Buffer, "take", lambda *a: (sizes.append(8 * math.prod(a[1:])), take(*a))[1])
     t = tensors(case)
@@ -79,11 +79,11 @@ def test_windows_are_never_all_in_memory(case, way, monkeypatch):
 )
 @pytest.mark.parametrize("most_bytes", [200, 1 << 20])
 def test_no_gradient_is_added_to_what_memory_holds(case, dtype, most_bytes, monkeypatch):
-    """Windows that have no site in common write each site once."""
+    """Windows without a common site write each site once, into memory that held NaN."""
     CpuStrategy(most_bytes=most_bytes, tap_by_tap=True).apply(monkeypatch)
     monkeypatch.setattr(workspace, "_kept", threading.local())
     t = tensors(case, dtype)
-    torch.use_deterministic_algorithms(True)  # so that new memory is NaN
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
     try:
         assert_results_close(run(case, t), expected(case, t), 8 * torch.finfo(dtype).eps)
     finally:
@@ -104,10 +104,11 @@ def test_no_gradient_is_added_to_what_memory_holds(case, dtype, most_bytes, monk
     ids=lambda case: case.name,
 )
 def test_parts_of_different_sizes_are_added(case, dtype, monkeypatch):
-    """The last part may have fewer samples than there are filters where the first has more."""
+    """The first part may have more samples than there are filters, and the last part fewer."""
     t, geo = tensors(case, dtype), case.geometry
-    of_sample = geo.groups * geo.window, geo.sites * geo.in_channels  # of one window, or of a turned input
-    for samples, numbers in itertools.product(range(1, case.batch), of_sample):
+    # Numbers of the windows, or of a turned input.
+    sample_sizes = (geo.groups * geo.window, geo.sites * geo.in_channels)
+    for samples, numbers in itertools.product(range(1, case.batch), sample_sizes):
         monkeypatch.setattr(blocks, "MOST_BYTES", samples * numbers * max(4, dtype.itemsize))
         dw, _ = dispatch.weight_grad(t.x, t.g, Problem(geo), dtype, with_bias=False)
         assert_close(dw, expected(case, t)["dw"], 8 * torch.finfo(dtype).eps, f"{samples} samples at most")
@@ -124,9 +125,9 @@ def test_parts_of_different_sizes_are_added(case, dtype, monkeypatch):
     ids=lambda case: case.name,
 )
 def test_no_buffer_grows_with_the_batch(case, dtype, monkeypatch):
-    """Not even that of an input or its gradient, 32 samples of which are as much as a buffer may have."""
+    """A buffer may hold 32 samples of the input or its gradient, and the batch has 64."""
     most = 32 * 4 * case.geometry.sites * case.channels
-    # Taps are multiplied at once only in layers that are small with all their samples.
+    # All taps are multiplied at once only in layers that are small with all their samples.
     CpuStrategy(block_bytes=10_000, most_bytes=most, tap_by_tap=True).apply(monkeypatch)
     monkeypatch.setattr(workspace, "_kept", threading.local())
     sizes, take = [], Buffer.take
@@ -140,8 +141,8 @@ def test_no_turned_input_grows_with_the_batch(monkeypatch):
     case = Case("2d", (8, 8), 3, 2, 3, batch=64)
     t, most = tensors(case, torch.float32), 32 * 4 * case.geometry.sites * case.channels
     CpuStrategy(most_bytes=most).apply(monkeypatch)
-    found, of = [], passes.windows
-    monkeypatch.setattr(passes, "windows", lambda *a, **k: (found.append(of(*a, **k)), found[-1])[1])
+    found, original = [], passes.windows
+    monkeypatch.setattr(passes, "windows", lambda *a, **k: (found.append(original(*a, **k)), found[-1])[1])
     with torch.no_grad():
         y = lc_triton.local_conv(t.x, t.weight, t.bias, data_format="channels_last")
     assert_close(y, expected(case, t)["y"], 1e-6)
@@ -152,7 +153,7 @@ def test_no_turned_input_grows_with_the_batch(monkeypatch):
     assert samples == 2 * case.batch * case.geometry.positions
 
 
-IN_MEMORY = {
+MEMORY_ORDERS = {
     "channels last": lambda x: x,
     "channels first": lambda x: x.movedim(-1, 1).contiguous().movedim(1, -1),
     "batch last": lambda x: x.movedim(0, -1).contiguous().movedim(-1, 0),
@@ -161,21 +162,21 @@ IN_MEMORY = {
 }
 
 
-@pytest.mark.parametrize("in_memory", IN_MEMORY.values(), ids=IN_MEMORY)
+@pytest.mark.parametrize("reorder", MEMORY_ORDERS.values(), ids=MEMORY_ORDERS)
 @pytest.mark.parametrize("case", [TWO_D, Case("2d_padded", (5, 6), 3, 4, 2, padding=1, stride=2)], ids=lambda c: c.name)
-def test_sites_are_turned_in_the_order_of_their_memory(case, in_memory):
+def test_inputs_of_any_memory_order_are_turned(case, reorder):
     case = replace(case, batch=40)
     assert Layer.of(Problem(case.geometry)).turned_from < case.batch
     t, problem = tensors(case), Problem(case.geometry)
-    x = in_memory(t.x)
+    x = reorder(t.x)
     y, _ = dispatch.forward(x, t.weight, t.bias, problem, store_z=False)
     assert_close(y, expected(case, t)["y"], 1e-12)
     dw, _ = dispatch.weight_grad(x, t.g, problem, t.x.dtype, with_bias=False)
     assert_close(dw, expected(case, t)["dw"], 1e-12)
 
 
-def test_batches_of_many_sizes_have_the_same_boxes():
-    """Those of each size would stay in memory, some megabytes a layer."""
+def test_batches_of_different_sizes_share_their_boxes():
+    """The boxes of each batch size would stay in memory, some megabytes a layer."""
     layer = Layer.of(Problem(Case("2d", (24, 24), 32, 4, 3, padding=1).geometry))
     found = [layer.cut(batch, torch.float32, torch.float32)[1] for batch in range(3700, 3800)]
     assert len(found[0]) == layer.geo.positions
@@ -191,7 +192,7 @@ def test_large_buffers_are_not_kept(monkeypatch):
     assert all(buffer.bytes.nbytes <= 2000 for buffer in workspace._kept.buffers)
 
 
-def test_buffers_in_use_are_left_alone():
+def test_nested_buffers_do_not_overwrite_each_other():
     like = torch.empty(0)
     with workspace.buffers(like, torch.float32) as (outer, *_):
         first = outer.take(3).fill_(1)

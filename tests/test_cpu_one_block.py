@@ -1,4 +1,4 @@
-"""Small layers, in one block and in several: windows are one matrix a position, a view of x or copied."""
+"""Small layers in one block and in several, whose windows are views of x or copies of it."""
 
 import math
 from dataclasses import replace
@@ -93,7 +93,7 @@ VIEWS = ("1d_one_tap", "1d_overlapping", "2d_one_tap", "2d_one_position", "3d_on
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_windows_that_lie_as_matrices_are_not_copied(case, monkeypatch):
+def test_windows_that_are_matrices_in_memory_are_not_copied(case, monkeypatch):
     """They are views of x, or of the padded sites."""
     t, taken, take = tensors(case), [], Buffer.take
     y, problem = torch.empty(case.batch, *case.geometry.bias_shape, dtype=t.x.dtype), Problem(case.geometry)
@@ -108,7 +108,7 @@ def test_windows_that_lie_as_matrices_are_not_copied(case, monkeypatch):
 
 
 def test_a_layer_of_several_blocks_copies_no_windows_that_are_views(monkeypatch):
-    """One tap: only results go through a buffer."""
+    """With one tap, only results go through a buffer."""
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 3000)
     case, shapes, take = Case("2d", (9, 9), 4, 3, 1, batch=3), [], Buffer.take
     monkeypatch.setattr(Buffer, "take", lambda *a: (shapes.append(a[1:]), take(*a))[1])
@@ -126,25 +126,25 @@ ONE_POSITION = [case for case in CASES if math.prod(case.geometry.out_spatial) =
 @pytest.mark.parametrize("bias", ["position", "channel", "every second", None])
 @pytest.mark.parametrize("activation", [None, "relu", "gelu"])
 @pytest.mark.parametrize("case", ONE_POSITION, ids=lambda case: case.name)
-def test_calls_of_one_position(case, activation, bias, data_format):
-    """As a call is bound, and from the call cache: a result of its own, with the strides of a convolution's."""
+def test_layers_of_one_position(case, activation, bias, data_format):
+    """The first call and a cached one return new memory, with the sizes of a convolution's output."""
     t, first, ndim = tensors(case), data_format == "channels_first", case.geometry.ndim
     t.bias = torch.zeros_like(t.bias) if bias is None else t.bias
-    given = {"channel": t.bias.flatten(), "every second": torch.stack([t.bias] * 2, -1)[..., 0]}.get(bias, t.bias)
+    passed_bias = {"channel": t.bias.flatten(), "every second": torch.stack([t.bias] * 2, -1)[..., 0]}.get(bias, t.bias)
     x = t.x.movedim(-1, 1) if first else t.x
     want = expected(case, t, parse_activation(activation))["y"]
     for samples in (slice(None), 0):
         for _ in range(2):
             arguments = {"activation": activation, "data_format": data_format, **case.arguments}
-            y = lc_triton.local_conv(x[samples], t.weight, None if bias is None else given, **arguments)
+            y = lc_triton.local_conv(x[samples], t.weight, None if bias is None else passed_bias, **arguments)
             assert_close((y.movedim(-ndim - 1, -1) if first else y), want[samples])
             assert y.shape[-ndim - 1 :] == ((case.filters, *[1] * ndim) if first else want.shape[1:])
             y.fill_(7)
     assert_close(t.x, tensors(case).x, 0)
 
 
-def test_autocast_converts_a_call_of_one_position():
-    """The bound call of one dtype is that of another one under autocast."""
+def test_autocast_of_a_layer_of_one_position():
+    """It converts float32 tensors and leaves float64 tensors alone."""
     x, weight = torch.randn(4, 2, 3), torch.randn(1, 3, 2, 5)
     plain = lc_triton.local_conv(x, weight)
     with torch.autocast("cpu", torch.bfloat16):
@@ -156,8 +156,8 @@ def test_autocast_converts_a_call_of_one_position():
 
 
 def test_a_part_of_a_layer_is_computed_as_the_layer():
-    """The order of a sum goes by the layer that it is a part of."""
-    whole, part = (Geometry.make((size,), 4, 4, 3, groups=4) for size in (1 << 20, 8))
-    problems = Problem(part), Problem(part, full_geometry=whole)
+    """The order of a sum follows from the size of the full layer."""
+    full, part = (Geometry.make((size,), 4, 4, 3, groups=4) for size in (1 << 20, 8))
+    problems = Problem(part), Problem(part, full_geometry=full)
     at_once = [Elementwise(Layer.of(problem), [Buffer(torch.device("cpu"))] * 4, 2).at_once for problem in problems]
     assert at_once == [True, False]

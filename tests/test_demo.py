@@ -58,26 +58,26 @@ def test_locally_connected_layers_reach_96_percent_of_the_held_out_digits():
 
 @pytest.mark.slow
 def test_the_fused_optimizer_trains_alike_and_resumes_to_the_bit():
-    """One epoch in float64, beside torch's optimizer; then another from its state, and from a run that goes on."""
+    """Both optimizers train one epoch in float64; then a resumed run trains a second one like a run that goes on."""
     digits = Digits.load(torch.device("cpu"), torch.float64)
     fused, plain, resumed = (
         Run(NETWORKS["locally connected"], Settings(epochs=2, batch_size=200, dtype="float64", optimizer=name), digits)
         for name in ("fused", "torch", "fused")
     )
     for training in (fused, plain):
-        training._train_epoch(Bar())
+        training._train_epoch(SilentProgressBar())
         training.history.train_loss.append(0.0)
     for one, other in zip(fused.network.parameters(), plain.network.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
     resumed.load_state_dict(copy.deepcopy(fused.state_dict()))
     for training in (fused, resumed):
-        training._train_epoch(Bar())
+        training._train_epoch(SilentProgressBar())
         assert training.network[0].weight.grad is None
     for one, other in zip(fused.network.parameters(), resumed.network.parameters(), strict=True):
         assert torch.equal(one, other)
 
 
-class Bar:
+class SilentProgressBar:
     """A progress bar that shows nothing."""
 
     def update(self):
@@ -85,7 +85,7 @@ class Bar:
 
 
 @pytest.mark.slow
-def test_what_a_run_writes(finished, capsys):
+def test_files_of_a_run(finished, capsys):
     results = json.loads((finished / "results.json").read_text())
     assert list(results["networks"]) == ["locally connected", "convolution", "dense"]
     for name, r in results["networks"].items():
@@ -147,8 +147,11 @@ def test_ctrl_c_in_a_real_process(tmp_path):
         "--out",
         str(tmp_path),
     ]
-    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job is started deaf to it
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=heed)
+    # A shell starts background jobs with SIGINT ignored.
+    restore_sigint = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=restore_sigint
+    )
     deadline = time.monotonic() + 120
     while not (tmp_path / "checkpoint.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -156,7 +159,7 @@ def test_ctrl_c_in_a_real_process(tmp_path):
     try:
         _, err = process.communicate(timeout=60)
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGABRT)  # faulthandler says where it hangs
+        process.send_signal(signal.SIGABRT)  # faulthandler prints where it hangs
         _, err = process.communicate()
     assert process.returncode == 130, err
     assert "Traceback" not in err
@@ -181,7 +184,7 @@ def test_resuming_before_the_first_checkpoint_starts_from_the_beginning(tmp_path
     assert "is of an earlier run and will be replaced" in capsys.readouterr().out
 
 
-def damaged(content):
+def damaged_copies(content):
     middle = len(content) // 2
     return {
         "truncated": content[:-100],
@@ -194,7 +197,7 @@ def damaged(content):
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncated", "empty", "flipped", "text"])
 def test_a_damaged_checkpoint_is_refused_and_left_as_it_is(damage, finished, tmp_path, capsys):
-    content = damaged((finished / "checkpoint.pt").read_bytes())[damage]
+    content = damaged_copies((finished / "checkpoint.pt").read_bytes())[damage]
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(content)
     assert cli.main([*SMALL, "--out", str(tmp_path), "--resume"]) == 2
@@ -288,7 +291,7 @@ def test_env_and_version(capsys):
     assert caught.value.code == 2
 
 
-def test_more_processes_than_gpus(monkeypatch):
+def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert Settings(device="cuda", nproc=2).nproc == 2
@@ -304,8 +307,8 @@ ONE_STEP = ["demo", "--batch-size", "1437", "--epochs", "1", "--device", "cpu"]
 needs_gloo = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
 
 
-def by_two(*arguments):
-    """The demonstration by two processes, started as its user starts it."""
+def run_two_processes(*arguments):
+    """Run the demonstration on two processes, by its command."""
     command = [sys.executable, "-m", "lc_triton.cli", *ONE_STEP, "--nproc", "2", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
@@ -313,10 +316,10 @@ def by_two(*arguments):
 @pytest.mark.subprocess
 @pytest.mark.slow
 @needs_gloo
-def test_two_processes_end_as_one(tmp_path, capsys):
-    """What they write does not tell how many there were, and one process goes on from their checkpoint."""
+def test_two_processes_train_as_one(tmp_path, capsys):
+    """Their files are those of one process, and one process resumes from their checkpoint."""
     one, two = tmp_path / "one", tmp_path / "two"
-    done = by_two("--out", two)
+    done = run_two_processes("--out", two)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout.count("2 processes share these layers by their positions.") == 1
@@ -325,7 +328,7 @@ def test_two_processes_end_as_one(tmp_path, capsys):
     want, got = weights(one), weights(two)
     assert want.keys() == got.keys()
     for name in want:
-        # AdamW's first step is as long for a gradient that is all rounding, so single weights may differ.
+        # AdamW's first step has one length for any gradient, even a rounding error, so single weights may differ.
         assert (got[name] - want[name]).abs().mean() < 1e-5, name
     before = (two / "checkpoint.pt").read_bytes()
     assert cli.main([*ONE_STEP, "--out", str(two), "--resume"]) == 0
@@ -338,13 +341,17 @@ def test_two_processes_end_as_one(tmp_path, capsys):
 @needs_gloo
 @pytest.mark.nightly
 @pytest.mark.parametrize("wrong", ["checkpoint", "folder"])
-def test_what_goes_wrong_on_two_processes_is_one_line(wrong, tmp_path):
+def test_errors_on_two_processes_are_one_line(wrong, tmp_path):
     if wrong == "checkpoint":
         (tmp_path / "checkpoint.pt").write_bytes(b"junk")
-        done, status, message = by_two("--out", tmp_path, "--resume"), 2, f"checkpoint {tmp_path}/checkpoint.pt cannot"
+        done, status, message = (
+            run_two_processes("--out", tmp_path, "--resume"),
+            2,
+            f"checkpoint {tmp_path}/checkpoint.pt cannot",
+        )
     else:
         (tmp_path / "file").write_text("")
-        done, status, message = by_two("--out", tmp_path / "file" / "out"), 1, "Not a directory"
+        done, status, message = run_two_processes("--out", tmp_path / "file" / "out"), 1, "Not a directory"
     own = [line for line in done.stderr.splitlines() if line.startswith("lc-triton: ")]
     assert done.returncode == status, done.stderr
     assert len(own) == 1

@@ -1,4 +1,4 @@
-"""What docs/determinism.md promises of the CPU path: the same bits, each line of its table."""
+"""Each line of the table in docs/determinism.md for the CPU path: the same bits."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from tests.cases import CASES, IDS, Case, run, tensors
 
 ROOT = Path(__file__).parents[1]
 BY_NAME = {case.name: case for case in CASES}
-# Larger than what is computed all at once, one a way to go: by rows, by windows, in 1-D, depthwise, in groups.
+# Layers that are too large for one block, one for each strategy: by rows, by windows, in 1-D, depthwise, in groups.
 LARGER = [
     Case("rows", (25, 25), 16, 16, 9, batch=8),
     Case("wide", (12, 12), 64, 64, 3, padding=1, batch=16),
@@ -36,7 +36,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def same(first, second):
+def all_equal(first, second):
     return [key for key in first if not torch.equal(first[key], second[key])] == []
 
 
@@ -45,12 +45,12 @@ def same(first, second):
     "dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.nightly), torch.bfloat16], ids=str
 )
 @pytest.mark.parametrize("case", ALL, ids=NAMES)
-def test_calls_agree(case, dtype):
-    """Whatever ran in between, which leaves its numbers in the buffers."""
+def test_two_calls_agree(case, dtype):
+    """Another layer runs between the two and leaves its numbers in the buffers."""
     t = tensors(case, dtype)
     first = run(case, t, activation="gelu")
     run(LARGER[0], tensors(LARGER[0], dtype, seed=1))
-    assert same(first, run(case, t, activation="gelu"))
+    assert all_equal(first, run(case, t, activation="gelu"))
 
 
 DIGEST = """
@@ -69,7 +69,7 @@ print(digest.hexdigest())
 @pytest.mark.subprocess
 @pytest.mark.slow
 def test_processes_agree():
-    """And so do ranks that hold the same weights and see the same samples."""
+    """Ranks with the same weights and samples are such processes."""
     runs = {
         subprocess.run(
             [sys.executable, "-c", DIGEST], cwd=ROOT, env=os.environ | seed, capture_output=True, text=True, check=True
@@ -81,7 +81,7 @@ def test_processes_agree():
 
 
 @pytest.mark.slow
-def test_threads_of_a_program_agree():
+def test_threads_agree():
     case, results = LARGER[0], {}
     t = tensors(case, torch.float32)
 
@@ -95,7 +95,7 @@ def test_threads_of_a_program_agree():
     for thread in threads:
         thread.join()
     assert len(results) == 3
-    assert all(same(results[0], other) for other in results.values())
+    assert all(all_equal(results[0], other) for other in results.values())
 
 
 ONE_NUMBER = Case("one_number", (16, 16), 1, 1, 16, batch=3)  # one position, channel and filter
@@ -115,12 +115,12 @@ def test_training_and_inference_agree(case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", LARGER, ids=lambda case: case.name)
-def test_torchs_deterministic_mode_refuses_nothing_and_changes_no_bit(case):
+def test_torchs_deterministic_mode_changes_no_bit(case):
     t = tensors(case, torch.float32)
     first, small = run(case, t), run(BY_NAME["2d"], tensors(BY_NAME["2d"], torch.float32))
     torch.use_deterministic_algorithms(True)
     try:
-        assert same(first, run(case, t))
-        assert same(small, run(BY_NAME["2d"], tensors(BY_NAME["2d"], torch.float32)))
+        assert all_equal(first, run(case, t))
+        assert all_equal(small, run(BY_NAME["2d"], tensors(BY_NAME["2d"], torch.float32)))
     finally:
         torch.use_deterministic_algorithms(False)

@@ -33,7 +33,7 @@ def data():
     return torch.randn(4, 2, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def train(net, x, whole=lambda p: p):
+def train(net, x, to_full=lambda p: p):
     """The weights after some steps, and the last gradients."""
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
     for _ in range(STEPS):
@@ -41,13 +41,13 @@ def train(net, x, whole=lambda p: p):
         net(x).square().mean().backward()
         optimizer.step()
     parameters = list(net.parameters())
-    return [whole(p).detach().clone() for p in parameters], [whole(p.grad).detach().clone() for p in parameters]
+    return [to_full(p).detach().clone() for p in parameters], [to_full(p.grad).detach().clone() for p in parameters]
 
 
-def train_flat(how, net):
-    """The weights after the steps of `train` under torch's first FSDP, and after a round through a state dict."""
+def train_fsdp1(wrapper, net):
+    """The weights after the steps of `train` under FSDP1, and after a state dict was saved and loaded."""
     layers = ModuleWrapPolicy({lc_triton.LocalConv2d, lc_triton.LocalConvTranspose2d})
-    options = {"use_orig_params": how == "FSDP1, original parameters", "device_id": torch.device("cpu")}
+    options = {"use_orig_params": wrapper == "FSDP1, original parameters", "device_id": torch.device("cpu")}
     sharded = FullyShardedDataParallel(net, auto_wrap_policy=layers, **options)
     x = data()[dist.get_rank() :: 2]
     train(sharded, x, lambda _: torch.empty(0))  # a rank may have no part of a gradient
@@ -60,18 +60,18 @@ def train_flat(how, net):
         clipping.step()
     if not options["use_orig_params"]:
         with pytest.raises(FreedStorageError, match=r"^weight of shape"):
-            net[0].module(x)  # its weight is whole within the call of the wrapper alone
+            net[0].module(x)  # the weight is gathered only within the call of the wrapper
     return [state[name] for name, _ in model().named_parameters()], []
 
 
-def work(rank, how, store, out):
+def work(rank, wrapper, store, out):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     try:
         net = model()
-        if how.startswith("FSDP1"):
-            result = train_flat(how, net)
-        elif how == "DDP":
+        if wrapper.startswith("FSDP1"):
+            result = train_fsdp1(wrapper, net)
+        elif wrapper == "DDP":
             result = train(DistributedDataParallel(net), data()[rank::2])
         else:
             mesh = init_device_mesh("cpu", (2,))
@@ -87,12 +87,12 @@ def work(rank, how, store, out):
 
 @pytest.mark.subprocess
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["DDP", "FSDP2", "FSDP1, original parameters", "FSDP1, flat ones"])
-def test_two_processes_train_as_one(how, tmp_path):
-    mp.spawn(work, (how, str(tmp_path / "store"), str(tmp_path / "out.pt")), nprocs=2)
+@pytest.mark.parametrize("wrapper", ["DDP", "FSDP2", "FSDP1, original parameters", "FSDP1, flat ones"])
+def test_two_processes_train_as_one(wrapper, tmp_path):
+    mp.spawn(work, (wrapper, str(tmp_path / "store"), str(tmp_path / "out.pt")), nprocs=2)
     weights, gradients = torch.load(tmp_path / "out.pt")
     want_weights, want_gradients = train(model(), data())
-    if how.startswith("FSDP1"):
-        want_gradients = []  # that one keeps parts of them
+    if wrapper.startswith("FSDP1"):
+        want_gradients = []  # FSDP1 keeps parts of the gradients
     for got, want in zip([*weights, *gradients], [*want_weights, *want_gradients], strict=True):
         assert_close(got, want, 1e-9)

@@ -1,4 +1,4 @@
-"""What the documentation shows runs, and what it tells people to type exists."""
+"""The code in the documents runs, and the commands, links and names in them exist."""
 
 import doctest
 import importlib
@@ -77,12 +77,12 @@ def test_links_lead_somewhere(path):
 
 
 def test_the_site_shows_every_example():
-    """In the form of blocks, since the formatter takes a line `--8<-- "FILE"` for an expression and spaces it out."""
+    """Examples are included as blocks, because the formatter takes a line `--8<-- "FILE"` for an expression."""
     shown = re.findall(r"^--8<--\n(\S+)\n--8<--$", (ROOT / "docs/examples.md").read_text(), re.MULTILINE)
     assert sorted(shown) == sorted(f"examples/{path.name}" for path in (ROOT / "examples").glob("*.py"))
 
 
-def dry(*arguments):
+def dry_run(*arguments):
     # Without the variables of a make that runs these tests, such as VENV.
     outer = {"MAKEFLAGS", "MAKEOVERRIDES", "VENV", "CONSTRAINTS"}
     env = {name: value for name, value in os.environ.items() if name not in outer}
@@ -97,14 +97,14 @@ def test_the_two_commands_of_the_readme():
     readme = (ROOT / "README.md").read_text()
     for target, does in (("demo", "lc-triton demo"), ("test", "pytest")):
         assert f"    make {target} " in readme
-        assert does in dry(target)
+        assert does in dry_run(target)
     ci = (ROOT / ".ci" / "run").read_text()
     assert [line for line in ci.splitlines() if line.startswith("make")] == ["make lint", "make types", "make test"]
 
 
 def test_hooks_check_what_changed_with_the_pinned_tools():
     text = (ROOT / ".pre-commit-config.yaml").read_text()
-    lint = dry("lint") + dry("types")
+    lint = dry_run("lint") + dry_run("types")
     hooks = [hook.removesuffix(" --force-exclude") for hook in re.findall(r"entry: (.venv/bin/[^#\n]*\S)", text)]
     assert hooks == [".venv/bin/ruff check", ".venv/bin/ruff format --check", ".venv/bin/mypy"]
     assert all(hook in lint for hook in hooks)
@@ -118,7 +118,7 @@ def test_the_workflow_calls_targets_that_exist():
     targets = {target for line in lines for target in line.split()} - {"CONSTRAINTS"}
     assert targets == {"lint", "types", "test", "test-oldest", "docs"}
     for target in targets:
-        assert dry(target)
+        assert dry_run(target)
 
 
 def test_the_workflow_tests_the_bounds():
@@ -130,7 +130,7 @@ def test_the_workflow_tests_the_bounds():
     for package in ("torch", "triton"):
         (bound,) = re.findall(rf'^    "{package}>=([\d.]+)', project, re.MULTILINE)
         assert f"\n{package}=={bound}.0\n" in oldest
-    recipe = dry("test-oldest", "--always-make")
+    recipe = dry_run("test-oldest", "--always-make")
     assert re.search(r"\.venv-oldest/bin/python -m pip install .* -c \.github/constraints/oldest\.txt torch\n", recipe)
     assert ".venv-oldest/bin/python -m pytest" in recipe
     assert ".venv/" not in recipe
@@ -146,7 +146,7 @@ def test_set_up_installs_torch_by_the_pinned_file_first():
 @pytest.mark.subprocess
 def test_help_names_every_target():
     (phony,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    shown = dry("help")
+    shown = dry_run("help")
     for target in set(phony.split()) - {"help", "setup"}:
         assert f"make {target} " in shown, target
 
@@ -157,7 +157,7 @@ def test_help_names_every_target():
     [("check", '-m "not slow and not nightly"'), ("test", '-m "not nightly"'), ("nightly", ""), ("coverage", "")],
 )
 def test_the_interpreter_has_a_process_of_its_own(target, left_out):
-    recipe = dry(target)
+    recipe = dry_run(target)
     assert "--ignore=tests/interpreter" in recipe
     assert re.search(r"TRITON_INTERPRET=1 .* tests/interpreter", recipe)
     assert recipe.count(' -m "') == (2 if left_out else 0)
@@ -166,13 +166,13 @@ def test_the_interpreter_has_a_process_of_its_own(target, left_out):
 
 @pytest.mark.subprocess
 def test_a_check_includes_style_and_types():
-    recipe = dry("check")
+    recipe = dry_run("check")
     assert all(command in recipe for command in ("ruff check .", "ruff format --check .", "bin/mypy"))
 
 
 @pytest.mark.subprocess
 def test_the_nightly_fuzz_runs_both_processes():
-    recipe = dry("fuzz")
+    recipe = dry_run("fuzz")
     assert re.search(r"LC_TRITON_FUZZ=nightly OMP.* tests/fuzz", recipe)
     assert re.search(r"LC_TRITON_FUZZ=nightly TRITON_INTERPRET=1 .* tests/interpreter/test_fuzz.py", recipe)
 

@@ -95,7 +95,7 @@ def test_weights_of_other_faces_are_refused(face_weights):
 
 
 @pytest.mark.parametrize("size", [7, 8])
-def test_its_pooling_is_that_of_tensorflow(size):
+def test_the_pooling_of_the_face_example_is_tensorflows(size):
     deepface = importlib.import_module("examples.deepface")
     model = deepface.DeepFace(classes=2, size=size, channels=(1,) * 5, kernels=(1,) * 5, units=2)
     x = torch.randn(1, 1, size, size)
@@ -119,7 +119,7 @@ def test_the_notebook_runs(monkeypatch):
     content = json.loads((EXAMPLES / "first_layer.ipynb").read_text())
     for cell in content["cells"]:
         if cell["cell_type"] == "code":
-            assert cell["outputs"] == []  # results are made by `make docs`, not kept
+            assert cell["outputs"] == []  # `make docs` makes the results; the file has none
             exec(compile("".join(cell["source"]), "first_layer.ipynb", "exec"), names)
     pyplot.close("all")
     assert names["errors"]["locally connected"] < 0.05 < 0.5 < names["errors"]["convolution"]

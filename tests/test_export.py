@@ -1,4 +1,4 @@
-"""Programs that run where this library is not: the operators decomposed, packages of AOTInductor, ONNX."""
+"""Programs that run without this library: decomposed operators, packages of AOTInductor, and ONNX."""
 
 import itertools
 import subprocess
@@ -24,16 +24,16 @@ EACH_CASE = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 HALF = [torch.float16, torch.bfloat16]
 
 
-def layer(case, activation=LINEAR):
+def problem_args(case, activation=LINEAR):
     return our_operators.problem_to_args(Problem(case.geometry, activation))
 
 
-def faces(run, case, t, act=LINEAR, bias=None):
-    """All that the operators give, by `run(operator, *args)`."""
+def pass_results(run, case, t, act=LINEAR, bias=None):
+    """The results of all passes, each computed by `run(operator, *args)`."""
     bias = t.bias if bias is None else bias
-    y, z = run(ops.forward.default, t.x, t.weight, bias, *layer(case, act), True)
-    dx = run(ops.input_grad.default, t.g, t.weight, None, *layer(case))
-    dw, db = run(ops.weight_grad.default, t.x, t.g, *layer(case), t.weight.dtype, True)
+    y, z = run(ops.forward.default, t.x, t.weight, bias, *problem_args(case, act), True)
+    dx = run(ops.input_grad.default, t.g, t.weight, None, *problem_args(case))
+    dw, db = run(ops.weight_grad.default, t.x, t.g, *problem_args(case), t.weight.dtype, True)
     return {"y": y, "z": z, "dx": dx, "dw": dw, "db": db}
 
 
@@ -45,20 +45,22 @@ def operators(graph):
     return [node.target for node in graph.nodes if node.op == "call_function"]
 
 
-def has_ours(graph):
+def has_our_operators(graph):
     return any("lc_triton" in str(target) for target in operators(graph))
 
 
 @EACH_CASE
-def test_decomposed_faces_are_the_definition(case):
+def test_decomposed_passes_are_the_definition(case):
     t = tensors(case)
-    want, found = expected(case, t), faces(decomposed, case, t)
+    want, found = expected(case, t), pass_results(decomposed, case, t)
     for name, exact in (*want.items(), ("z", want["y"])):
         assert_close(found[name], exact, name=name)
-        assert found[name].is_contiguous(), name  # as the operators' results are: a view may rely on it
+        assert found[name].is_contiguous(), name  # the operators return contiguous results, which callers may view
     channel = t.bias[(0,) * case.geometry.ndim]
-    assert_close(faces(decomposed, case, t, bias=channel)["y"], expected(case, t, bias=channel)["y"])
-    assert_close(decomposed(ops.forward.default, t.x, t.weight, None, *layer(case), False)[0], want["y"] - t.bias)
+    assert_close(pass_results(decomposed, case, t, bias=channel)["y"], expected(case, t, bias=channel)["y"])
+    assert_close(
+        decomposed(ops.forward.default, t.x, t.weight, None, *problem_args(case), False)[0], want["y"] - t.bias
+    )
 
 
 @pytest.mark.parametrize("name", FUSED_NAMES)
@@ -66,8 +68,8 @@ def test_decomposed_activations(name):
     case = next(case for case in CASES if case.name == "2d_asymmetric")
     t, act = tensors(case), parse_activation(name)
     bias = torch.randn(case.channels, dtype=torch.float64)
-    assert_close(faces(decomposed, case, t, act)["y"], expected(case, t, act)["y"])
-    back = decomposed(ops.input_grad.default, t.g, t.weight, bias, *layer(case, act))
+    assert_close(pass_results(decomposed, case, t, act)["y"], expected(case, t, act)["y"])
+    back = decomposed(ops.input_grad.default, t.g, t.weight, bias, *problem_args(case, act))
     assert_close(back, reference.transpose(t.g, t.weight, bias, case.geometry, act))
 
 
@@ -77,9 +79,9 @@ def test_decomposed_activations(name):
 @EACH_CASE
 def test_decomposed_in_16_bits(case, dtype, weight_dtype):
     t = tensors(case, dtype, weight_dtype=weight_dtype)
-    found, want, theirs = faces(decomposed, case, t), expected(case, t), torch_results(case, t)
+    found, want, of_torch = pass_results(decomposed, case, t), expected(case, t), torch_results(case, t)
     for name, factor in (("y", 2), ("dx", 3), ("dw", 3), ("db", 3)):
-        assert_as_accurate(found[name], want[name], theirs[name], factor, name)
+        assert_as_accurate(found[name], want[name], of_torch[name], factor, name)
 
 
 @pytest.mark.slow
@@ -96,8 +98,8 @@ def test_on_a_gpu_no_decomposition_copies_the_weights(weight_dtype):
     """Tensors without memory stand for those of a GPU."""
     case = next(case for case in CASES if case.name == "2d_wide_channels")
     t = tensors(case, torch.bfloat16, weight_dtype=weight_dtype)
-    given = [v.to("meta") for v in vars(t).values()]
-    graph = make_fx(lambda *leaves: faces(decomposed, case, Tensors(*leaves)))(*given).graph
+    meta_tensors = [v.to("meta") for v in vars(t).values()]
+    graph = make_fx(lambda *leaves: pass_results(decomposed, case, Tensors(*leaves)))(*meta_tensors).graph
     weights, multiplied = {[node for node in graph.nodes if node.op == "placeholder"][1]}, 0
     for node in graph.nodes:
         if weights & set(node.all_input_nodes):
@@ -106,33 +108,33 @@ def test_on_a_gpu_no_decomposition_copies_the_weights(weight_dtype):
                 continue
             assert node.target.is_view, node.format_node()
             weights.add(node)
-    assert multiplied == 2  # by the forward and the input gradient
+    assert multiplied == 2  # once in the forward and once in the input gradient
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_decomposed_results_are_rounded_once(dtype):
     case, act = next(case for case in CASES if case.name == "2d_wide_channels"), Activation("silu")
     t = tensors(case, dtype)
-    found = faces(decomposed, case, t, act)
+    found = pass_results(decomposed, case, t, act)
     for v in ("x", "weight", "bias", "g"):
         setattr(t, v, getattr(t, v).float())
-    for name, exact in faces(decomposed, case, t, act).items():
+    for name, exact in pass_results(decomposed, case, t, act).items():
         assert torch.equal(found[name], exact.to(dtype)), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, *HALF], ids=str)
-def test_decompositions_say_what_the_operators_say(dtype):
+def test_decompositions_have_the_shapes_and_dtypes_of_the_operators(dtype):
     case = next(case for case in CASES if case.name == "3d_dilated_groups")
     t = tensors(case, dtype, weight_dtype=torch.float32 if dtype in HALF else None)
     empty = tensors(case, dtype)
     empty.x, empty.g = t.x[:0], t.g[:0]
-    for given in (t, empty):
-        ours, theirs = (faces(run, case, given) for run in (decomposed, lambda op, *args: op(*args)))
+    for one in (t, empty):
+        found, theirs = (pass_results(run, case, one) for run in (decomposed, lambda op, *args: op(*args)))
         for name, want in theirs.items():
-            assert (ours[name].shape, ours[name].dtype) == (want.shape, want.dtype), name
+            assert (found[name].shape, found[name].dtype) == (want.shape, want.dtype), name
     for op, args in (
-        (ops.forward.default, (t.x, t.weight, None, *layer(case), False)),
-        (ops.weight_grad.default, (t.x, t.g, *layer(case), t.weight.dtype, False)),
+        (ops.forward.default, (t.x, t.weight, None, *problem_args(case), False)),
+        (ops.weight_grad.default, (t.x, t.g, *problem_args(case), t.weight.dtype, False)),
     ):
         unused, want = TABLE[op](*args)[1], op(*args)[1]
         assert (unused.shape, unused.dtype) == (want.shape, want.dtype)
@@ -157,16 +159,16 @@ def network():
 
 
 def exported(net, x):
-    """The program of a network for any batch, without this library."""
+    """Export a network for any batch, and decompose its operators."""
     program = torch.export.export(net, (x,), dynamic_shapes=({0: Dim("batch", max=64)},))
-    assert has_ours(program.graph)
+    assert has_our_operators(program.graph)
     program = program.run_decompositions(TABLE)
-    assert not has_ours(program.graph)
+    assert not has_our_operators(program.graph)
     return program
 
 
 @pytest.mark.slow
-def test_a_program_is_as_small_for_many_taps():
+def test_the_size_of_a_program_does_not_depend_on_the_taps():
     sizes = set()
     for kernel in (3, 9):
         conv = lc_triton.LocalConv2d(2, 3, kernel, input_size=12, padding=kernel // 2)
@@ -187,7 +189,7 @@ def test_a_training_step_decomposed():
         return y, *torch.autograd.grad(y[..., 0].square().sum(), list(parameters.values()))
 
     graph = make_fx(step, decomposition_table=TABLE)(parameters, dict(buffers), x)
-    assert not has_ours(graph.graph)
+    assert not has_our_operators(graph.graph)
     for got, want in zip(graph(parameters, dict(buffers), x), step(parameters, dict(buffers), x), strict=True):
         assert_close(got, want.detach().double(), 1e-5)
 
@@ -206,16 +208,16 @@ assert "lc_triton" not in sys.modules
 @pytest.mark.slow
 def test_a_package_of_aotinductor_runs_without_the_library(tmp_path):
     net, batches = network().eval(), [torch.randn(n, 2, 6, 6) for n in (1, 4, 9)]
-    package, given, results = (str(tmp_path / name) for name in ("model.pt2", "given.pt", "results.pt"))
+    package, inputs, results = (str(tmp_path / name) for name in ("model.pt2", "given.pt", "results.pt"))
     torch._inductor.aoti_compile_and_package(exported(net, batches[1]), package_path=package)
-    torch.save(batches, given)
-    subprocess.run([sys.executable, "-c", APART, package, given, results], cwd=tmp_path, check=True)
+    torch.save(batches, inputs)
+    subprocess.run([sys.executable, "-c", APART, package, inputs, results], cwd=tmp_path, check=True)
     for got, x in zip(torch.load(results), batches, strict=True):
         assert_close(got, net(x).detach().double(), 1e-6)
 
 
 def onnx_session(net, x):
-    """What onnxruntime makes of a network, as a function; the file has operators of the standard alone."""
+    """A function that runs a network by onnxruntime; its file has only standard operators."""
     for name in ("onnx", "onnxscript"):
         pytest.importorskip(name)
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -227,7 +229,7 @@ def onnx_session(net, x):
     return lambda x: [torch.from_numpy(y) for y in session.run(None, {name: x.numpy()})]
 
 
-class ThereAndBack(nn.Module):
+class ConvAndTranspose(nn.Module):
     """A locally connected layer of a case, and a transposed one of the same geometry."""
 
     def __init__(self, case, activation):
@@ -248,7 +250,7 @@ class ThereAndBack(nn.Module):
         return y, lc_triton.local_conv_transpose(y, self.weight, **self.back, **common)
 
 
-# Each second one in every run: what is exported is the decomposition, which all cases and activations are held to.
+# Each run exports every second case: the tests above compare the decompositions with all cases and activations.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "activation"),
@@ -258,9 +260,9 @@ class ThereAndBack(nn.Module):
     ],
     ids=lambda v: getattr(v, "name", v),
 )
-def test_onnx_gives_the_same_numbers(case, activation):
-    net, x = ThereAndBack(case, activation), tensors(case, torch.float32).x
-    run = onnx_session(net, x.repeat_interleave(2, 0))  # a batch of one would stay one
+def test_onnx_computes_the_same(case, activation):
+    net, x = ConvAndTranspose(case, activation), tensors(case, torch.float32).x
+    run = onnx_session(net, x.repeat_interleave(2, 0))  # an example batch of 1 would become a constant
     for batch in (x[:1], torch.cat([x, x.flip(0), x])):
         for got, want in zip(run(batch), net(batch), strict=True):
             assert_close(got, want.detach().double(), 1e-5)
@@ -285,7 +287,7 @@ def test_onnx_in_16_bits():
     assert_close(y, exact.double(), torch.finfo(torch.float16).eps)
 
 
-class AsAFunction(nn.Module):
+class FunctionalConv(nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(4, 4, 3, 3, 2, 4))
@@ -302,11 +304,11 @@ class AsAFunction(nn.Module):
         lambda: lc_triton.LocalConv2d(2, 4, 3, input_size=6),
         lambda: lc_triton.LocalConv2d(2, 4, 3, input_size=6, padding=1, padding_mode="reflect"),
         lambda: lc_triton.LocalConvTranspose2d(2, 4, 3, input_size=6),
-        AsAFunction,
+        FunctionalConv,
     ],
     ids=["layer", "reflect", "transposed", "function"],
 )
-def test_a_spatial_size_that_may_change_is_named(make, strict):
+def test_a_dynamic_spatial_size_is_named(make, strict):
     sizes = ({2: Dim("height", min=4, max=16)},)
     with pytest.raises(RuntimeError, match=r"Constraints violated \(height\)(?s:.*)height = 6"):
         torch.export.export(make(), (torch.randn(4, 2, 6, 6),), dynamic_shapes=sizes, strict=strict)

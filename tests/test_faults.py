@@ -1,4 +1,4 @@
-"""What goes wrong around a library: killed processes, full disks, closed folders, many threads, forks."""
+"""Faults outside the library: killed processes, full disks, read-only folders, threads, forks and signals."""
 
 import errno
 import json
@@ -31,8 +31,8 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 @pytest.mark.slow
 @needs_fork
 @pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.nightly)])
-def test_killed_writers_leave_what_can_be_read(kills):
-    """And a training that is killed goes on from its last checkpoint, to the bits of one that is not."""
+def test_killed_writers_leave_readable_files(kills):
+    """A killed training resumes from its last checkpoint, and ends with the bits of one that was not killed."""
     command = [sys.executable, "-m", "tests.faults", "--kills", str(kills)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -40,7 +40,7 @@ def test_killed_writers_leave_what_can_be_read(kills):
     assert f"training: {kills // 3} kills" in done.stdout
 
 
-LIMITED = """
+SMALL_DISK = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from lc_triton.cli import main
@@ -55,7 +55,7 @@ sys.exit(main(sys.argv[1:]))
 @needs_fork
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     out = tmp_path / "model.pt"
-    command = [sys.executable, "-c", LIMITED, "convert", str(MODELS / "deepface.h5"), "--out", str(out)]
+    command = [sys.executable, "-c", SMALL_DISK, "convert", str(MODELS / "deepface.h5"), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
@@ -135,7 +135,7 @@ def test_a_call_enters_no_mode_that_a_signal_could_leave_behind(size, monkeypatc
     layer, x = lc_triton.LocalConv2d(3, 4, 3, input_size=size), torch.randn(4, 3, size, size)
     monkeypatch.setattr(torch, "inference_mode", None)
     done = []
-    thread = threading.Thread(target=lambda: done.append(layer(x).sum().backward()))  # whose buffers are new
+    thread = threading.Thread(target=lambda: done.append(layer(x).sum().backward()))  # a new thread has no buffers yet
     thread.start()
     thread.join()
     assert done
@@ -171,7 +171,7 @@ assert rang and torch.equal(want, layer.weight.grad), rang
 
 
 TUNE = ["tune", "--dry-run", "--shapes", "8x8x4,k3,f4", "--batches", "4"]
-HOMELESS = """
+WITHOUT_HOME = """
 import os, pwd, sys
 def nobody(uid):
     raise KeyError(uid)
@@ -196,10 +196,10 @@ sys.exit(main(sys.argv[1:]))
     ids=["configs", "env", "tune", "tune_out"],
 )
 def test_no_home(command, status, message, tmp_path):
-    """Neither in the environment nor, as in a container under any user's number, in the system's list of users."""
+    """Neither the environment nor the system names a home, as in a container with an arbitrary user number."""
     environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "XDG_CACHE_HOME", "LC_TRITON_CONFIG_DIR")}
     done = subprocess.run(
-        [sys.executable, "-c", HOMELESS, *command],
+        [sys.executable, "-c", WITHOUT_HOME, *command],
         env=environment | {"PYTHONPATH": str(ROOT)},
         cwd=tmp_path,
         capture_output=True,
@@ -212,12 +212,12 @@ def test_no_home(command, status, message, tmp_path):
     assert done.stderr.count("\n") == (status > 0)
 
 
-def temporaries(folder):
+def temporary_files(folder):
     return {p.name for p in folder.iterdir() if p.name.startswith(".")}
 
 
 @needs_fork
-def test_what_a_killed_writer_leaves_goes_with_the_next_write(tmp_path):
+def test_the_next_write_removes_the_file_of_a_killed_writer(tmp_path):
     path = tmp_path / "file.json"
     child = os.fork()
     if not child:
@@ -225,32 +225,32 @@ def test_what_a_killed_writer_leaves_goes_with_the_next_write(tmp_path):
             temporary.write_text("half")
             os._exit(0)
     os.waitpid(child, 0)
-    (left,) = temporaries(tmp_path)
-    assert f"-{child}-" in left
-    strangers = {".file.json.swp", ".file.json.0123456789abcdef0123456789abcdef", f".other{left}"}
-    for name in strangers:
+    (leftover,) = temporary_files(tmp_path)
+    assert f"-{child}-" in leftover
+    unrelated = {".file.json.swp", ".file.json.0123456789abcdef0123456789abcdef", f".other{leftover}"}
+    for name in unrelated:
         (tmp_path / name).write_text("not ours")
-    with _files.replaced(path) as mine:  # a writer that is alive, in this process or another, keeps its own
-        mine.write_text("whole")
+    with _files.replaced(path) as own:  # the file of a living writer is kept
+        own.write_text("whole")
         _files.write_atomically(path, b"faster")
-        assert temporaries(tmp_path) == strangers | {mine.name}
+        assert temporary_files(tmp_path) == unrelated | {own.name}
     assert path.read_text() == "whole"
-    assert temporaries(tmp_path) == strangers
+    assert temporary_files(tmp_path) == unrelated
 
 
 @pytest.mark.parametrize(("age", "stays"), [(8, False), (6, True), (-400, True)], ids=["old", "young", "of_tomorrow"])
-def test_what_a_writer_elsewhere_left_goes_after_a_week(age, stays, tmp_path):
-    """Another machine's processes are not to be seen from here. A clock that went back a year removes nothing."""
-    left = tmp_path / f".file.00000000-{os.getpid()}-0123456789abcdef"
-    left.write_text("half")
-    then = time.time() - age * 24 * 3600
-    os.utime(left, (then, then))
+def test_files_of_writers_on_other_machines_are_removed_after_a_week(age, stays, tmp_path):
+    """Processes of other machines are not visible, so the age decides. A file that is newer than the clock is kept."""
+    leftover = tmp_path / f".file.00000000-{os.getpid()}-0123456789abcdef"
+    leftover.write_text("half")
+    modified = time.time() - age * 24 * 3600
+    os.utime(leftover, (modified, modified))
     _files.write_atomically(tmp_path / "file", b"whole")
-    assert left.exists() == stays
+    assert leftover.exists() == stays
 
 
 def test_a_clock_that_goes_backwards(tmp_path, monkeypatch):
-    """What was written last is what is read, whatever times the files carry."""
+    """The last content is read, whatever modification times the files have."""
     now = iter(range(2_000_000_000, 0, -1_000_000))
     monkeypatch.setattr(time, "time", lambda: float(next(now)))
     for i in range(3):
@@ -263,8 +263,8 @@ def test_a_clock_that_goes_backwards(tmp_path, monkeypatch):
     assert sorted(p.suffix for p in tmp_path.iterdir() if p.suffix != ".lock") == [".json", ".pt"]
 
 
-def other_version(path, change):
-    """A file of tiles as another version of the library wrote it."""
+def write_as_other_version(path, change):
+    """Write a file of tiles and change it as another version of the library would."""
     store.merge(path, "test", "forward", {KEY.at(1): MEASURED})
     content = json.loads(path.read_text())
     change(content)
@@ -282,10 +282,10 @@ def other_version(path, change):
     ],
     ids=["schema", "field"],
 )
-def test_a_newer_version_shares_the_tiles(change, reason, tmp_path):
-    """Its file is named once and left alone: this version neither uses it nor writes over it."""
+def test_a_file_of_tiles_of_a_newer_version_is_left_alone(change, reason, tmp_path):
+    """This version names the file in one warning, and neither uses nor overwrites it."""
     path = tmp_path / "forward.json"
-    other_version(path, change)
+    write_as_other_version(path, change)
     before = path.read_bytes()
     with pytest.warns(RuntimeWarning) as caught:
         assert store.read_or_warn(path) == store.read_or_warn(path) == {}
@@ -298,13 +298,13 @@ def test_a_newer_version_shares_the_tiles(change, reason, tmp_path):
         with pytest.raises(errors.ConfigFileError, match=re.escape(reason)):
             write()
     assert path.read_bytes() == before
-    assert not temporaries(tmp_path)
+    assert not temporary_files(tmp_path)
 
 
-def test_a_version_with_other_kernels_shares_the_tiles(tmp_path):
-    """Each keeps the other's entries. A tile of another kernel's source is right, if perhaps not the fastest."""
+def test_versions_with_other_kernels_keep_each_others_tiles(tmp_path):
+    """A tile of another kernel source computes right results, but may be slower."""
     path = tmp_path / "forward.json"
-    other_version(path, lambda c: c["entries"][0].update(kernel_hash="0" * 12, torch="9.9", triton="9.9"))
+    write_as_other_version(path, lambda c: c["entries"][0].update(kernel_hash="0" * 12, torch="9.9", triton="9.9"))
     store.merge(path, "test", "forward", {KEY.at(2): MEASURED})
     found = store.read(path)
     assert found.keys() == {KEY.at(1), KEY.at(2)}
@@ -341,8 +341,8 @@ except OSError as error:
 @pytest.mark.subprocess
 @pytest.mark.slow
 @needs_fork
-def test_a_folder_that_may_only_be_read():
-    """What is there is used, what would be written is refused in one line. Root may write anywhere: it turns nobody."""
+def test_a_read_only_folder():
+    """Files are read, and a write raises an error of one line. Root could write, so the process becomes nobody."""
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         place = Path(folder) / "tiles"

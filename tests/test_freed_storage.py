@@ -1,4 +1,4 @@
-"""Tensors whose memory was freed, as FSDP frees parameters between uses: an error that names them, and no address 0."""
+"""Tensors whose memory was freed, as FSDP frees parameters between uses, raise an error that names them."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 import lc_triton
 from lc_triton.errors import FreedStorageError
 
-# Layers with the shape of their input.
+# Layers, each with the shape of its input.
 LAYERS = {
     "conv": (lambda: lc_triton.LocalConv2d(3, 4, 3, input_size=5, activation="relu"), (2, 3, 5, 5)),
     "shared": (lambda: lc_triton.LocalConv2d(3, 4, 3, input_size=6, share=2), (2, 3, 6, 6)),
@@ -28,7 +28,7 @@ def free(tensor):
     tensor.untyped_storage().resize_(0)
 
 
-def made(name):
+def layer_and_input(name):
     torch.manual_seed(0)
     make, shape = LAYERS[name]
     layer = make()
@@ -36,9 +36,9 @@ def made(name):
 
 
 @pytest.mark.parametrize(("name", "which"), CASES)
-def test_a_freed_tensor_is_refused_and_the_next_call_is_right(name, which):
-    layer, x = made(name)
-    right = layer(x)
+def test_a_freed_tensor_is_refused_and_a_restored_one_is_read(name, which):
+    layer, x = layer_and_input(name)
+    expected = layer(x)
     tensor = x if which == "x" else layer.get_parameter(which)
     values = tensor.detach().clone()
     for context in (torch.enable_grad, torch.no_grad):
@@ -49,15 +49,16 @@ def test_a_freed_tensor_is_refused_and_the_next_call_is_right(name, which):
         tensor.untyped_storage().resize_(values.nbytes)
         with torch.no_grad():
             tensor.copy_(values)
-        assert torch.equal(layer(x), right)
+        assert torch.equal(layer(x), expected)
 
 
-@pytest.mark.parametrize("name", [name for name in LAYERS if "linear" not in name])  # products of torch's, on a CPU
-def test_memory_that_is_back_at_backward_is_read(name):
-    layer, x = made(name)
+# Torch's own products compute these on a CPU.
+@pytest.mark.parametrize("name", [name for name in LAYERS if "linear" not in name])
+def test_memory_restored_before_backward_is_read(name):
+    layer, x = layer_and_input(name)
     x.requires_grad_()
     layer(x).square().sum().backward()
-    right = x.grad
+    expected = x.grad
     x.grad = None
     y = layer(x)
     kept = {tensor: tensor.detach().clone() for tensor in layer.parameters()}
@@ -67,13 +68,13 @@ def test_memory_that_is_back_at_backward_is_read(name):
         tensor.untyped_storage().resize_(values.nbytes)
         tensor.data.copy_(values)
     y.square().sum().backward()
-    assert torch.equal(x.grad, right)
+    assert torch.equal(x.grad, expected)
 
 
 @pytest.mark.parametrize("which", ["x", "weight", "y"])
 @pytest.mark.parametrize("name", ["conv", "shared", "one position", "one filter set", "transposed", "keras"])
-def test_what_was_freed_before_backward_is_refused(name, which):
-    layer, x = made(name)
+def test_a_tensor_freed_before_backward_is_refused(name, which):
+    layer, x = layer_and_input(name)
     layer.activation = "relu"
     x.requires_grad_()
     y = layer(x)
@@ -86,7 +87,7 @@ def test_what_was_freed_before_backward_is_refused(name, which):
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("which", ["weight", "weight_scale", "bias", "x"])
 def test_a_quantized_layer_refuses_a_freed_tensor(kind, which):
-    layer, x = made("conv")
+    layer, x = layer_and_input("conv")
     lc_triton.quantize_weights(layer, kind)
     free(x if which == "x" else getattr(layer, which).detach())
     with pytest.raises(FreedStorageError, match=f"^{which} of shape"):
@@ -94,7 +95,7 @@ def test_a_quantized_layer_refuses_a_freed_tensor(kind, which):
 
 
 def test_freed_weights_are_not_quantized():
-    layer, _ = made("conv")
+    layer, _ = layer_and_input("conv")
     free(layer.weight.detach())
     with pytest.raises(FreedStorageError, match=r"^weight of shape"):
         lc_triton.quantize_weights(layer, "int8")
@@ -102,7 +103,7 @@ def test_freed_weights_are_not_quantized():
 
 @pytest.mark.parametrize("kind", ["neighbours", "smooth", "mean"])
 def test_a_penalty_refuses_a_freed_weight(kind):
-    layer, _ = made("conv")
+    layer, _ = layer_and_input("conv")
     free(layer.weight.detach())
     with pytest.raises(FreedStorageError, match=r"^layer\.weight of shape"):
         lc_triton.position_penalty(layer, kind)
@@ -112,7 +113,7 @@ def test_a_penalty_refuses_a_freed_weight(kind):
 @pytest.mark.parametrize("make", [lc_triton.FusedAdamW, lc_triton.FusedSGD])
 @pytest.mark.parametrize("which", ["0.weight", "0.bias", "1.weight", "gradient"])
 def test_an_optimizer_refuses_a_freed_parameter(make, which, clip_norm):
-    net = nn.Sequential(made("conv")[0], nn.Conv2d(4, 2, 3))
+    net = nn.Sequential(layer_and_input("conv")[0], nn.Conv2d(4, 2, 3))
     optimizer = make(net, lr=0.1, clip_norm=clip_norm)
     with optimizer.paused():
         net(torch.randn(2, 3, 5, 5)).sum().backward()
@@ -126,7 +127,7 @@ def test_an_optimizer_refuses_a_freed_parameter(make, which, clip_norm):
 
 
 def test_a_freed_gradient_is_not_added_to():
-    layer, x = made("conv")
+    layer, x = layer_and_input("conv")
     with lc_triton.accumulate_gradients(layer):
         layer(x).sum().backward()
         free(layer.weight.grad)
@@ -134,8 +135,8 @@ def test_a_freed_gradient_is_not_added_to():
             layer(x).sum().backward()
 
 
-def test_tensors_without_memory_of_other_kinds_are_no_freed_ones():
-    layer, x = made("conv")
+def test_empty_zero_and_meta_tensors_are_not_refused():
+    layer, x = layer_and_input("conv")
     assert layer(x[:0]).shape[0] == 0
     zeros = torch._efficientzerotensor(x.shape)
     assert torch.equal(layer(zeros), layer(torch.zeros_like(x)))

@@ -1,4 +1,4 @@
-"""A layer with a graph: what it keeps, what comes out of it, and the same bits on every way to its faces."""
+"""Layers under autograd: checkpoints, saved-tensor hooks, outputs, and the same bits on every dispatch path."""
 
 import pytest
 import torch
@@ -12,11 +12,11 @@ from lc_triton.errors import LocalConvError
 from tests.cpu_strategies import CpuStrategy
 from tests.pairwise import pairwise
 
-ACTIVATIONS = [None, "relu", "silu"]  # whose derivative needs nothing, the output, what it is computed from
+ACTIVATIONS = [None, "relu", "silu"]  # their derivatives need nothing, the output, and the pre-activation
 
 
 @pytest.fixture(autouse=True, params=[CpuStrategy(), CpuStrategy(block_bytes=500)], ids=["one block", "in blocks"])
-def way(request):
+def cpu_strategy(request):
     with request.param.applied():
         yield
 
@@ -33,8 +33,8 @@ def sample():
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("calls_before", [0, 1, 2])
-def test_a_checkpoint_may_be_recomputed_where_other_things_look_on(transposed, activation, calls_before):
-    """It compares what two calls keep: whoever looked on at one of them, and whatever ran in between."""
+def test_a_checkpoint_is_recomputed_without_the_mode_of_its_forward(transposed, activation, calls_before):
+    """Checkpointing compares what both calls save; a dispatch mode is active in the first call only."""
     one, x = layer(transposed, activation), sample()
     for _ in range(calls_before):
         one(x)
@@ -46,7 +46,7 @@ def test_a_checkpoint_may_be_recomputed_where_other_things_look_on(transposed, a
         torch.testing.assert_close(a, b)
 
 
-def test_a_checkpoint_of_other_strides_than_a_known_call():
+def test_a_checkpoint_of_a_weight_with_other_strides_than_a_cached_call():
     x, weight = sample(), torch.randn(3, 3, 2, 4, 4, 4).permute(5, 4, 0, 1, 2, 3).requires_grad_()
     y = checkpoint(lc_triton.local_conv, x, weight, use_reentrant=False)
     for _ in range(2):
@@ -54,18 +54,18 @@ def test_a_checkpoint_of_other_strides_than_a_known_call():
     assert torch.autograd.grad(y.sum(), weight)[0].shape == weight.shape
 
 
-def test_a_hook_that_refuses_is_asked_once():
+def test_a_hook_that_raises_is_called_once():
     x, one = sample(), layer(False, None)
     one(x)
-    asked = []
+    packed = []
 
     def refuse(tensor):
-        asked.append(tensor)
+        packed.append(tensor)
         raise RuntimeError("not this one")
 
     with torch.autograd.graph.saved_tensors_hooks(refuse, lambda v: v), pytest.raises(RuntimeError, match="not this"):
         one(x)
-    assert len(asked) == 1
+    assert len(packed) == 1
 
 
 @pytest.mark.parametrize("activation", [*ACTIVATIONS, "gelu", "tanh"])
@@ -78,15 +78,15 @@ def test_a_hook_that_refuses_is_asked_once():
     ],
 )
 def test_an_output_is_no_view(transposed, activation, arguments):
-    """Sharded data parallelism frees what a view's base is made of, and changing one in place asks for it again."""
+    """Sharded data parallelism frees the parameters behind a view's base; in-place changes would need them again."""
     one = layer(transposed, activation, **arguments)
     x = sample()
-    for given in (x, x, x[0]):
-        y = one(given)
+    for input_ in (x, x, x[0]):
+        y = one(input_)
         assert not y._is_view()
-        if activation in (None, "silu"):  # nothing of the derivative lies in the output
+        if activation in (None, "silu"):  # the derivative does not read the output
             want = torch.autograd.grad(y.relu().sum(), one.weight, retain_graph=True)[0]
-            assert torch.equal(torch.autograd.grad(one(given).relu_().sum(), one.weight)[0], want)
+            assert torch.equal(torch.autograd.grad(one(input_).relu_().sum(), one.weight)[0], want)
 
 
 @pytest.mark.parametrize(
@@ -98,26 +98,26 @@ def test_an_output_is_no_view(transposed, activation, arguments):
         [1, 2, 40],
     ),
 )
-def test_the_same_bits_on_every_way(activation, positions, sizes, batch):
+def test_the_same_bits_on_every_dispatch_path(activation, positions, sizes, batch):
     channels, filters, kernel = sizes
     weight = torch.randn(positions, kernel, channels, filters, requires_grad=True)
-    apart = weight.detach().movedim(-1, 0).contiguous().movedim(0, -1)
+    permuted = weight.detach().movedim(-1, 0).contiguous().movedim(0, -1)
     length = positions + kernel - 1
     for x in (torch.randn(batch, channels, length), torch.randn(batch, length, channels).movedim(1, -1)):
 
-        def call(own, x=x):
-            return lc_triton.local_conv(x, own, activation=activation).detach()
+        def call(weight_, x=x):
+            return lc_triton.local_conv(x, weight_, activation=activation).detach()
 
-        found = [call(weight), call(weight)]
+        outputs = [call(weight), call(weight)]
         with torch.no_grad():
-            found += [call(weight), call(weight)]
+            outputs += [call(weight), call(weight)]
         with FlopCounterMode(display=False):
-            found.append(call(weight))
-        assert all(torch.equal(y, found[0]) for y in found)
-        first = call(apart)
+            outputs.append(call(weight))
+        assert all(torch.equal(y, outputs[0]) for y in outputs)
+        first = call(permuted)
         call(weight)
         call(weight.detach())
-        assert torch.equal(call(apart), first)
+        assert torch.equal(call(permuted), first)
 
 
 @pytest.mark.parametrize("wrong", [None, torch.randn(4, 4, 3, 3, 2, 4).to_sparse()], ids=["none", "sparse"])

@@ -26,7 +26,7 @@ def built(tmp_path_factory):
 
 
 def load(folder):
-    """As `kernels` loads it: under a name of its own, from its folder."""
+    """Import a folder under the name in its metadata, as `kernels` does."""
     name = json.loads((folder / "metadata.json").read_text())["id"]
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, folder / "__init__.py")
@@ -35,8 +35,8 @@ def load(folder):
     return sys.modules[name]
 
 
-def agrees(kernel):
-    """Values, gradients and the operator, beside the installed package's."""
+def assert_agrees(kernel):
+    """Values, gradients and compiled results equal those of the installed package."""
     x = torch.randn(2, 4, 7, 6, dtype=torch.float64)
     options = {"input_size": (7, 6), "padding": 1, "activation": "gelu", "dtype": torch.float64}
     layers = [package.LocalConv2d(4, 3, 3, **options) for package in (lc_triton, kernel)]
@@ -55,24 +55,24 @@ def agrees(kernel):
 
 @pytest.mark.subprocess
 @pytest.mark.slow
-def test_it_computes_what_the_package_does_beside_it(built):
+def test_the_kernel_computes_what_the_installed_package_does(built):
     kernel = load(built)
-    agrees(kernel)
+    assert_agrees(kernel)
     assert kernel.LocalConv2d is not lc_triton.LocalConv2d
     assert getattr(torch.ops, kernel.__name__).forward.default is not torch.ops.lc_triton.forward.default
 
 
 @pytest.mark.subprocess
 @pytest.mark.slow
-def test_the_kernels_package_loads_it(built, monkeypatch):
+def test_the_kernels_package_loads_the_kernel(built, monkeypatch):
     kernels = pytest.importorskip("kernels", reason="of the extra ecosystem")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    agrees(kernels.get_local_kernel(built.parents[1]))
+    assert_agrees(kernels.get_local_kernel(built.parents[1]))
 
 
 @pytest.mark.slow
 @pytest.mark.subprocess
-def test_nothing_in_it_imports_the_installed_package(built):
+def test_the_kernel_does_not_import_the_installed_package(built):
     found = 0
     for path in built.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -88,7 +88,7 @@ def test_nothing_in_it_imports_the_installed_package(built):
 
 
 @pytest.mark.subprocess
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
+def test_an_unrelated_folder_is_not_overwritten(tmp_path):
     (tmp_path / "mine").write_text("")
     command = [sys.executable, ROOT / "tools" / "hub_kernel.py", tmp_path]
     done = subprocess.run(command, check=False, capture_output=True, text=True)

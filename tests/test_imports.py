@@ -64,7 +64,7 @@ ROWS = [
     ["errors", "core.files", "_version", "_command"],
 ]
 
-# What times and checks kernels is imported only when someone tunes.
+# Modules that time and check kernels are imported only by a search.
 TIMING = ("search.scratch", "search.accuracy", "search.bench", "search.updating")
 
 
@@ -126,7 +126,7 @@ def test_imports_run_one_way():
     assert not wrong, "\n".join(wrong)
 
 
-def test_the_definition_and_triton_are_imported_only_when_asked_for():
+def test_the_definition_and_triton_are_imported_when_they_are_used():
     wrong = []
     for module, path in modules():
         for name, top, line in imports(path):
@@ -145,7 +145,7 @@ def test_the_definition_and_triton_are_imported_only_when_asked_for():
 
 
 def test_tests_do_without_the_benchmarks():
-    """Who works on the library installs no peers; the benchmarks' own tests lie in tests/benchmarks."""
+    """The benchmarks need peers that a developer need not install; their tests are in tests/benchmarks."""
     root, wrong = Path(__file__).parent, []
     for path in sorted(root.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -182,10 +182,10 @@ def test_public_names_exist_and_are_documented():
     assert list(lc_triton.__all__) == sorted(lc_triton.__all__)
 
 
-def test_there_is_no_circle():
-    """Imports inside functions count too."""
+def test_imports_have_no_cycle():
+    """Imports inside functions count as well."""
     graph = {
         module: {name for name, _, _ in imports(path) if not name.startswith("triton")} - {module}
         for module, path in modules()
     }
-    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle

@@ -1,4 +1,4 @@
-"""lc_triton.init against torch.nn.init: each position is initialised as a convolution of it."""
+"""lc_triton.init against torch.nn.init: each position is initialised as a convolution with its filters."""
 
 import copy
 import inspect
@@ -46,23 +46,23 @@ CALLS = [
 ]
 
 
-def std_of(name, kwargs, conv):
-    """The standard deviation that torch means: that of very many convolutions."""
+def torch_std(name, kwargs, conv):
+    """The standard deviation of torch's initialiser, over many convolutions."""
     drawn = torch.stack([getattr(nn.init, name)(conv.weight.detach(), **kwargs).clone() for _ in range(40)])
     return drawn.std().item()
 
 
 @pytest.mark.parametrize("twin", TWINS)
 @pytest.mark.parametrize(("name", "kwargs"), CALLS)
-def test_the_scale_is_that_of_a_convolution_of_each_position(name, kwargs, twin):
+def test_the_scale_is_that_of_torch_for_each_position(name, kwargs, twin):
     torch.manual_seed(0)
     layer, conv = (make() for make in TWINS[twin])
     weight = layer.weight
     assert getattr(init, name)(weight, **kwargs) is weight
-    want = std_of(name, kwargs, conv)
+    want = torch_std(name, kwargs, conv)
     assert weight.std().item() == pytest.approx(want, rel=0.03)
     positions = weight.detach().flatten(0, weight.ndim // 2 - 2).flatten(1)
-    assert positions.std(1).min() > 0.5 * want  # none is left out
+    assert positions.std(1).min() > 0.5 * want  # every position is initialised
     if "uniform" in name:
         assert weight.abs().max().item() == pytest.approx(3**0.5 * want, rel=0.03)
     assert weight.requires_grad
@@ -93,13 +93,14 @@ def test_an_orthogonal_matrix_for_each_position(channels, filters, groups, dtype
     assert conv.weight.square().sum().item() == pytest.approx(matrices[3].square().sum().item(), rel=0.01)
 
 
-def test_orthogonal_matrices_are_drawn_evenly():
+def test_orthogonal_matrices_have_mean_zero():
     weight = init.orthogonal_(torch.empty(4000, 2, 1, 2), generator=torch.Generator().manual_seed(0))
-    assert weight.mean((0, 1)).abs().max() < 0.05  # without the sign's correction, one number of each is below zero
+    # Without the correction of signs, one number of each matrix is always negative.
+    assert weight.mean((0, 1)).abs().max() < 0.05
 
 
 @pytest.mark.parametrize(("channels", "filters", "groups"), [(3, 3, 1), (4, 2, 1), (2, 5, 1), (4, 6, 2)])
-def test_the_identity_at_each_position(channels, filters, groups):
+def test_dirac_is_the_identity_at_each_position(channels, filters, groups):
     for kind, plain, size in (
         (lc_triton.LocalConv1d, nn.Conv1d, (7,)),
         (lc_triton.LocalConv2d, nn.Conv2d, (5, 4)),
@@ -114,14 +115,14 @@ def test_the_identity_at_each_position(channels, filters, groups):
         assert torch.equal(layer.to_conv().weight, conv.weight)
 
 
-def test_the_names_and_arguments_are_torchs():
+def test_names_and_arguments_are_torchs():
     for name in NAMES:
         ours, torchs = (inspect.signature(getattr(m, name)).parameters for m in (init, nn.init))
         assert list(ours) == list(torchs)
         assert [p.default for p in ours.values()] == [p.default for p in torchs.values()]
     for name in set(init.__all__) - set(NAMES):
         assert getattr(init, name) is getattr(nn.init, name)
-    # What torch refuses for convolutions, and what it calls by older names, is left out.
+    # lc_triton.init lacks what torch refuses for convolutions; names without a final underscore are deprecated.
     assert {n for n in nn.init.__all__ if n.endswith("_")} - set(init.__all__) == {"eye_", "sparse_"}
     assert lc_triton.init is init
 
@@ -141,7 +142,7 @@ def test_generators_and_seeds(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_no_weight_is_refused(name):
+def test_tensors_that_are_no_weights_are_refused(name):
     draw = getattr(init, name)
     layer = lc_triton.LocalConv2d(2, 3, 3, 6)
     for tensor in (layer.bias, torch.empty(5, 4), torch.empty(2, 2, 2, 2, 2), torch.empty(()), torch.empty(*[1] * 10)):
@@ -178,7 +179,7 @@ def test_layouts_and_devices(name):
 
 
 def scales(net, x, draw):
-    """The scale of the output of each layer, over several draws: one CNN's filters are few."""
+    """The scale of the output of each layer, over several draws, because a CNN has few filters."""
     found = []
     for _ in range(16):
         y, one = x, []

@@ -69,13 +69,13 @@ def test_an_unbuilt_layer_builds_after_a_functional_call(make):
 
 
 @UNBUILT
-def test_an_unbuilt_layer_refuses_what_is_no_tensor(make):
+def test_an_unbuilt_layer_refuses_tracing_and_wrong_inputs(make):
     for net in (make(), nn.Sequential(make())):
         with pytest.raises(NotBuiltError, match="call it once on an input before it is traced"):
             torch.fx.symbolic_trace(net)
-    for x, said in (([1.0], "torch.Tensor, got"), (torch.ones(2, 3, 5, dtype=torch.int32), "int32")):
+    for x, message in (([1.0], "torch.Tensor, got"), (torch.ones(2, 3, 5, dtype=torch.int32), "int32")):
         layer = make()
-        with pytest.raises(lc_triton.LocalConvError, match=said):
+        with pytest.raises(lc_triton.LocalConvError, match=message):
             layer(x)
         assert layer.has_uninitialized_params()
 
@@ -112,13 +112,13 @@ def test_a_bias_of_each_channel_in_keras_layers_is_named():
     weights = layer.get_weights()
     layer.bias = nn.Parameter(torch.ones(2))
     before = state(layer)
-    for ask in (layer.reset_parameters, layer.get_weights, lambda: layer.set_weights(weights), layer.count_params):
+    for call in (layer.reset_parameters, layer.get_weights, lambda: layer.set_weights(weights), layer.count_params):
         with pytest.raises(ArgumentValueError, match=r"shape of the bias must be .*one a position"):
-            ask()
+            call()
         assert_same_state(layer, before)
 
 
-def test_a_reset_waits_for_the_arguments_that_fit_new_parameters():
+def test_a_reset_refuses_a_weight_that_does_not_fit_the_arguments():
     layer = conv()
     before = layer.weight.detach()[:, :, :1].clone()
     layer.weight = nn.Parameter(before.clone())
@@ -130,7 +130,7 @@ def test_a_reset_waits_for_the_arguments_that_fit_new_parameters():
 @UNBUILT
 def test_an_unbuilt_layer_with_loaded_weights_refuses_to_draw(make):
     layer, other = make(), make()
-    layer.reset_parameters()  # which the first call does
+    layer.reset_parameters()  # does nothing: the first call draws the parameters
     other(torch.randn(2, 3, 5))
     layer.load_state_dict(other.state_dict())
     with pytest.raises(NotBuiltError, match="call it once on an input"):
@@ -175,7 +175,7 @@ def test_copies_leave_the_penalty_of_the_last_forward(wrap):
     assert torch.equal(lc_triton.regularization_loss(copied), lc_triton.regularization_loss(layer))
 
 
-def test_a_program_that_would_have_no_penalty_is_refused():
+def test_tracing_a_layer_with_an_activity_penalty_is_refused():
     layer = penalised()
     with pytest.raises(ArgumentTypeError, match=r"activity_regularizer must be .*its program would have no penalty"):
         torch.fx.symbolic_trace(layer)
@@ -184,20 +184,20 @@ def test_a_program_that_would_have_no_penalty_is_refused():
     assert torch.equal(torch.fx.symbolic_trace(layer)(x), layer(x))
 
 
-def test_a_penalty_whose_numbers_are_gone_is_refused():
+def test_an_activity_penalty_of_an_ended_transform_is_refused():
     layer, x = penalised(), torch.randn(3, 2, 5, 2)
 
     def loss(x):
         layer(x)
         return lc_triton.regularization_loss(layer)
 
-    inside = torch.func.vmap(loss)(x)
-    for ended in (
+    expected = torch.func.vmap(loss)(x)
+    for call in (
         lambda: torch.func.vmap(layer)(x),
         lambda: make_fx(layer, tracing_mode="symbolic", _allow_non_fake_inputs=True)(x[0]),
     ):
-        ended()
+        call()
         with pytest.raises(ArgumentValueError, match=r"activity penalty of LocallyConnected1D must be .*has ended"):
             lc_triton.regularization_loss(layer)
-    for one, want in zip(x, inside, strict=True):
+    for one, want in zip(x, expected, strict=True):
         assert_close(loss(one).detach(), want.detach(), 1e-6)

@@ -22,7 +22,7 @@ def layer_of(case, **kwargs):
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_a_layer_is_local_conv_with_its_own_weights(case):
+def test_a_layer_equals_local_conv_with_its_weights(case):
     t, layer = tensors(case), layer_of(case, activation="tanh")
     assert layer.weight.shape == case.geometry.weight_shape
     assert layer.bias.shape == case.geometry.bias_shape
@@ -81,7 +81,7 @@ def test_padding_modes(mode):
     assert torch.equal(layer(x), lc_triton.local_conv(padded, layer.weight, layer.bias, stride=2))
 
 
-def test_activations_that_run_afterwards():
+def test_activations_after_the_kernel():
     x = torch.randn(2, 4, 6, 5)
     layer = lc_triton.LocalConv2d(4, 3, 3, (6, 5), activation="softmax")
     z = lc_triton.local_conv(x, layer.weight, layer.bias)
@@ -120,7 +120,7 @@ def test_state_dicts():
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
-def test_copies_of_an_unbuilt_layer_build_by_themselves(copied):
+def test_copies_of_an_unbuilt_layer_are_built_independently(copied):
     lazy, x = lc_triton.LazyLocalConv1d(3, 2, stride=2), torch.randn(2, 4, 6)
     built = copied(lazy)
     assert_close(built(x), lc_triton.local_conv(x, built.weight, built.bias, stride=2).detach().double())
@@ -202,7 +202,7 @@ def test_training_in_a_sequential_lowers_the_loss():
     assert losses[-1] < 0.2 * losses[0]
 
 
-def test_what_a_layer_prints():
+def test_repr():
     layer = lc_triton.LocalConv2d(4, 6, 3, (9, 8), 2, 1, 1, 2, "channel", "reflect", ("leaky_relu", 0.2))
     assert repr(layer) == (
         "LocalConv2d(4, 6, kernel_size=(3, 3), input_size=(9, 8), stride=(2, 2), padding=((1, 1), (1, 1)), groups=2, "
@@ -213,7 +213,7 @@ def test_what_a_layer_prints():
     )
 
 
-def test_a_copy_of_a_layer_that_ran_makes_its_plan_work_anew():
+def test_a_copy_of_a_layer_starts_with_an_empty_call_cache():
     layer, x = lc_triton.LocalConv2d(2, 3, 3, input_size=5, activation="tanh"), torch.randn(1, 2, 5, 5)
     y = layer(x)
     assert layer._plan.calls

@@ -1,4 +1,4 @@
-"""What every layer around LocalConv does as a module: gradients of all orders, transforms, compilers, files, dtypes."""
+"""LocalLinear, LowRankLocalConv and LocalGather as modules: gradients, transforms, compilers, files and dtypes."""
 
 import copy
 import io
@@ -40,7 +40,7 @@ FEW = pytest.mark.parametrize(
 )
 
 
-def made(make, dtype=torch.float64, batch=2, seed=0):
+def layer_parameters_and_input(make, dtype=torch.float64, batch=2, seed=0):
     """The layer, its parameters and an input, from fixed random numbers."""
     torch.manual_seed(seed)
     layer, shape = make(dtype=dtype)
@@ -50,7 +50,7 @@ def made(make, dtype=torch.float64, batch=2, seed=0):
 @pytest.mark.slow
 @EACH
 def test_gradients_of_first_and_second_order(make):
-    layer, parameters, x = made(make)
+    layer, parameters, x = layer_parameters_and_input(make)
     names = list(parameters)
 
     def f(x, *values):
@@ -64,7 +64,7 @@ def test_gradients_of_first_and_second_order(make):
 @FEW
 @pytest.mark.slow
 def test_transforms(make):
-    layer, parameters, x = made(make)
+    layer, parameters, x = layer_parameters_and_input(make)
 
     def f(parameters, x):
         return functional_call(layer, parameters, (x,))
@@ -76,8 +76,8 @@ def test_transforms(make):
     _, tangent = jvp(lambda p: f(p, x), (parameters,), (tangents,))
     assert_close(tangent.detach(), ((f(moved, x) - f(back, x)) / (2 * small)).detach(), 1e-7)
     assert_close(jacfwd(layer)(x).detach(), jacrev(layer)(x).detach())
-    several = torch.stack([x, 2 * x])
-    assert_close(vmap(layer)(several).detach(), torch.stack([layer(one) for one in several]).detach())
+    stacked = torch.stack([x, 2 * x])
+    assert_close(vmap(layer)(stacked).detach(), torch.stack([layer(one) for one in stacked]).detach())
     both = {name: torch.stack([p, moved[name]]).detach() for name, p in parameters.items()}
     members = torch.stack([f({name: p[i] for name, p in both.items()}, x) for i in range(2)])
     assert_close(vmap(f, (0, None))(both, x), members.detach())
@@ -86,7 +86,7 @@ def test_transforms(make):
 @FEW
 @pytest.mark.slow
 def test_compilers_and_exporters(make):
-    layer, _, x = made(make)
+    layer, _, x = layer_parameters_and_input(make)
     y = layer(x)
     compiled = torch.compile(layer, backend="eager", fullgraph=True)
     x_ = x.clone().requires_grad_()
@@ -108,11 +108,11 @@ def test_compilers_and_exporters(make):
 
 @EACH
 def test_copies_files_and_devices(make):
-    layer, _, x = made(make)
+    layer, _, x = layer_parameters_and_input(make)
     for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert torch.equal(again(x), layer(x))
         assert repr(again) == repr(layer)
-    other, _, _ = made(make, seed=1)
+    other, _, _ = layer_parameters_and_input(make, seed=1)
     file = io.BytesIO()
     torch.save(layer.state_dict(), file)
     file.seek(0)
@@ -131,7 +131,7 @@ def test_copies_files_and_devices(make):
 @EACH
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_dtypes(make, dtype):
-    layer, _, x = made(make)
+    layer, _, x = layer_parameters_and_input(make)
     exact, low = layer(x).detach(), layer.to(dtype)
     y = low(x.to(dtype))
     assert y.dtype == dtype
@@ -145,7 +145,7 @@ def test_dtypes(make, dtype):
 
 @EACH
 def test_arguments_set_later(make):
-    layer, _, x = made(make)
+    layer, _, x = layer_parameters_and_input(make)
     layer.activation = None
     linear = layer(x)
     layer.activation = "relu"

@@ -1,4 +1,4 @@
-"""The passes as operators: their schemas, what compilers and exporters make of them, and that both paths agree."""
+"""The passes as operators: schemas, compilers, exporters, and the same results as the functions."""
 
 import io
 
@@ -23,7 +23,7 @@ ops = torch.ops.lc_triton
 ACTIVATIONS = ["linear", "relu", "gelu"]
 
 
-def layer(case, activation="linear"):
+def problem_args(case, activation="linear"):
     fused = parse_activation(activation)
     assert isinstance(fused, Activation)
     return operators.problem_to_args(Problem(case.geometry, fused))
@@ -37,28 +37,28 @@ def layer(case, activation="linear"):
 )
 def test_opcheck(case, activation, dtype):
     t = tensors(case, dtype)
-    told, linear = layer(case, activation), layer(case)
+    layer_args, linear_args = problem_args(case, activation), problem_args(case)
     store_z = activation == "gelu"
     first = t.x.movedim(-1, 1).contiguous().movedim(1, -1)  # channels-first memory
     leaf = [v.requires_grad_() for v in (t.x, t.weight, t.bias, t.g)]
     x, weight, bias, g = leaf
-    # Wrong by rounding alone where numbers have few digits: the same face by two routes may add in another order.
+    # Dtypes of few digits differ by rounding errors: two dispatch paths of a pass may add in another order.
     tolerances = {} if dtype == torch.float64 else {"rtol": 0.02, "atol": 0.02}
     for args in (
         (x, weight, bias),
         (first.requires_grad_(), weight, None),
         (x, weight, bias[(0,) * case.geometry.ndim]),
     ):
-        library.opcheck(ops.forward, (*args, *told, store_z), **tolerances)
+        library.opcheck(ops.forward, (*args, *layer_args, store_z), **tolerances)
     if activation != "gelu":
-        library.opcheck(ops.input_grad, (g, weight, None, *told), **tolerances)
-    library.opcheck(ops.weight_grad, (x, g, *linear, dtype, True), **tolerances)
-    library.opcheck(ops.weight_grad, (x, g, *linear, dtype, False), **tolerances)
+        library.opcheck(ops.input_grad, (g, weight, None, *layer_args), **tolerances)
+    library.opcheck(ops.weight_grad, (x, g, *linear_args, dtype, True), **tolerances)
+    library.opcheck(ops.weight_grad, (x, g, *linear_args, dtype, False), **tolerances)
 
 
 @pytest.mark.parametrize("activation", ["linear", "relu", "gelu", "tanh"])
 @pytest.mark.parametrize("case", FEW, **ids)
-def test_both_paths_agree_to_the_bit(case, activation):
+def test_function_and_operator_agree_to_the_bit(case, activation):
     t = tensors(case)
 
     def results(run):
@@ -71,13 +71,13 @@ def test_both_paths_agree_to_the_bit(case, activation):
     eager = results(
         lambda *v: lc_triton.local_conv(*v, **case.arguments, activation=activation, data_format="channels_last")
     )
-    by_operator = results(lambda *v: ops.forward(*v, *layer(case, activation), activation == "gelu")[0])
+    by_operator = results(lambda *v: ops.forward(*v, *problem_args(case, activation), activation == "gelu")[0])
     for a, b in zip(eager, by_operator, strict=True):
         assert torch.equal(a, b)
 
 
-def test_no_tangent_reaches_an_operator(monkeypatch):
-    """An operator has no tangent: it would be zero without an error."""
+def test_tangents_do_not_reach_operators(monkeypatch):
+    """An operator has no rule for tangents, and would drop one without an error."""
     forward, reached = operators.forward, []
 
     def without_tangents(x, weight, bias, problem, **kwargs):
@@ -91,7 +91,7 @@ def test_no_tangent_reaches_an_operator(monkeypatch):
     y, tangent = jvp(conv, (t.weight,), (t.weight,))
     assert_close(tangent, y)  # it is linear
     assert not reached
-    with FlopCounterMode(display=False):  # a mode that operators are made for
+    with FlopCounterMode(display=False):  # under a dispatch mode, calls run the operators
         assert_close(jvp(conv, (t.weight,), (t.weight,))[1], y)
         with forward_ad.dual_level():
             dual = conv(forward_ad.make_dual(t.weight, t.weight))
@@ -112,7 +112,7 @@ def test_flops(case):
     assert counter.get_total_flops() == 3 * geo.flops(case.batch)
 
 
-def test_tensors_that_only_stand_for_memory():
+def test_fake_tensors():
     made = lc_triton.LocalConv2d(2, 3, 3, input_size=6)
     real = made(torch.randn(4, 2, 6, 6))
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -137,7 +137,7 @@ def step(net, x):
 
 
 @pytest.fixture
-def fresh():
+def reset_dynamo():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -147,10 +147,10 @@ def fresh():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("activation", "backend"),
-    # Inductor compiles 23 s: a package of AOTInductor is tested in every run.
+    # Inductor takes 23 s to compile.
     [("tanh", "aot_eager"), ("gelu", "aot_eager"), pytest.param("gelu", "inductor", marks=pytest.mark.nightly)],
 )
-def test_compiled_whole(activation, backend, fresh):
+def test_compiled_with_fullgraph(activation, backend, reset_dynamo):
     net, x = network(activation), torch.randn(4, 2, 6, 6)
     want = step(net, x)
     net.load_state_dict(network(activation).state_dict())
@@ -162,23 +162,23 @@ def test_compiled_whole(activation, backend, fresh):
 
 
 @pytest.mark.slow
-def test_from_the_third_batch_size_on_nothing_is_compiled_again(fresh):
-    layer_, seen = lc_triton.LocalConv2d(2, 4, 3, input_size=6, activation="relu"), []
+def test_dynamo_compiles_twice_for_any_batch_sizes(reset_dynamo):
+    conv, graphs = lc_triton.LocalConv2d(2, 4, 3, input_size=6, activation="relu"), []
 
     def counting(graph, example):
-        seen.append(graph)
+        graphs.append(graph)
         return graph.forward
 
-    compiled = torch.compile(layer_, fullgraph=True, backend=counting)
+    compiled = torch.compile(conv, fullgraph=True, backend=counting)
     for n in (2, 5, 7, 11, 3):
         x = torch.randn(n, 2, 6, 6)
-        assert torch.equal(compiled(x), layer_(x))
-    assert len(seen) == 2
+        assert torch.equal(compiled(x), conv(x))
+    assert len(graphs) == 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strict", [True, False])
-def test_exported_saved_and_loaded(strict, fresh):
+def test_exported_saved_and_loaded(strict, reset_dynamo):
     net, x = network().eval(), torch.randn(4, 2, 6, 6)
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(net, (x,), dynamic_shapes=({0: batch},), strict=strict)
@@ -193,8 +193,8 @@ def test_exported_saved_and_loaded(strict, fresh):
 
 @pytest.mark.nightly
 @pytest.mark.slow
-def test_transforms_under_the_compiler_are_right_if_not_compiled(fresh):
-    """torch cannot look into a function with a tangent of its own: it runs that part as it is."""
+def test_transforms_under_the_compiler(reset_dynamo):
+    """torch.compile does not trace a function with a jvp of its own, and runs that part eagerly."""
     x, w = torch.randn(2, 3, 6, dtype=torch.float64), torch.randn(4, 3, 3, 2, dtype=torch.float64)
 
     def conv(w):
@@ -211,7 +211,7 @@ def test_transforms_under_the_compiler_are_right_if_not_compiled(fresh):
         assert_close(torch.compile(f, backend="eager")(*args), f(*args))
 
 
-def test_a_function_of_weights_compiled(fresh):
+def test_a_function_of_weights_compiled(reset_dynamo):
     case = Case("2d", (5, 6), 3, 4, 3, padding=1)
     t = tensors(case)
     compiled = torch.compile(
@@ -226,8 +226,8 @@ def test_a_function_of_weights_compiled(fresh):
 
 
 @pytest.mark.slow
-def test_a_function_of_weights_of_several_sizes_compiled(fresh):
-    """From the second size on, the compiler takes sizes for ones that change: a plan is made for numbers."""
+def test_a_function_of_weights_of_several_sizes_compiled(reset_dynamo):
+    """From the second size on, the compiler passes symbolic sizes, but a plan needs integers."""
     conv = lambda x, w: lc_triton.local_conv(x, w, activation="relu")  # noqa: E731
     compiled = torch.compile(conv, fullgraph=True, backend="aot_eager")
     for n in (6, 7, 9):
@@ -236,8 +236,8 @@ def test_a_function_of_weights_of_several_sizes_compiled(fresh):
 
 
 @pytest.mark.slow
-def test_arguments_that_are_a_compilers_sizes(fresh):
-    """A decoder asks for the size of another tensor: `x.shape[1:]` is symbolic where sizes are dynamic."""
+def test_symbolic_sizes_as_arguments(reset_dynamo):
+    """A decoder passes the size of another tensor: `x.shape[1:]` is symbolic if sizes are dynamic."""
 
     def decode(x, w, skip):
         y = lc_triton.local_conv(x, w, stride=len(x) // 2, padding=[skip.shape[1] - 5, 0])
@@ -252,7 +252,7 @@ def test_arguments_that_are_a_compilers_sizes(fresh):
 @pytest.mark.parametrize(
     "make", [lambda: lc_triton.LocalConv1d(2, 3, 3, 6), lambda: lc_triton.LocallyConnected1D(3, 3, input_shape=(6, 2))]
 )
-def test_a_layer_whose_weight_is_no_parameter_is_one_graph(make, how, fresh):
+def test_a_layer_whose_weight_is_no_parameter_compiles_to_one_graph(make, how, reset_dynamo):
     layer = make()
     x = torch.randn(4, 2, 6) if isinstance(layer, lc_triton.LocalConv1d) else torch.randn(4, 6, 2)
     parameters = {name: 2 * p.detach() for name, p in layer.named_parameters()}

@@ -25,7 +25,7 @@ EACH = pytest.mark.parametrize("name", TABLES)
 
 
 def definition(layer, x, table, activation=lambda y: y):
-    """Position by position, neighbour by neighbour."""
+    """The output, summed position by position and neighbour by neighbour."""
     rows = []
     for p, row in enumerate(table):
         y = x.new_zeros(len(x), layer.out_channels)
@@ -38,14 +38,14 @@ def definition(layer, x, table, activation=lambda y: y):
 
 @EACH
 @pytest.mark.parametrize("bias", [True, False])
-def test_it_is_the_sum_over_the_neighbours(name, bias):
+def test_output_is_the_sum_over_the_neighbours(name, bias):
     torch.manual_seed(0)
     table = TABLES[name]
     layer = lc_triton.LocalGather(7, table, 2, 3, bias=bias, activation="tanh", dtype=torch.float64)
     x = torch.randn(4, 7, 2, dtype=torch.float64, requires_grad=True)
     y, want = layer(x), definition(layer, x, table, torch.tanh)
     assert_close(y, want.detach())
-    want = want + 0 * x.sum()  # which depends on nothing where no site is read
+    want = want + 0 * x.sum()  # depends on x even if no site is read
     g, leaves = torch.randn_like(y), [x, *layer.parameters()]
     found = torch.autograd.grad(y, leaves, g)
     for got, exact in zip(found, torch.autograd.grad(want, leaves, g, allow_unused=True), strict=True):
@@ -67,15 +67,15 @@ def test_the_adjoint_of_the_gather(name):
     x, g = torch.randn(2, 7, 3).double(), torch.randn(2, neighbours.numel(), 3).double()
     assert torch.equal(ours.gather(x, table), matrix @ x)
     assert_close(ours.spread(g, table), matrix.T @ g)
-    taken = torch.cat([taps.flatten() for _, taps in table.inverse]) if table.inverse else torch.zeros(0)
-    assert sorted(taken.tolist()) == (neighbours.flatten() >= 0).nonzero().flatten().tolist()  # each tap once
+    taps_of_sites = torch.cat([taps.flatten() for _, taps in table.inverse]) if table.inverse else torch.zeros(0)
+    assert sorted(taps_of_sites.tolist()) == (neighbours.flatten() >= 0).nonzero().flatten().tolist()  # each tap once
     assert all(len(set(sites.tolist())) == len(sites) for sites, _ in table.inverse)
-    if table.absent is not None:  # what an absent neighbour's window holds reaches no site
+    if table.absent is not None:  # the gradient of an absent neighbour reaches no site
         g[:, table.absent] = float("nan")
         assert ours.spread(g, table).isfinite().all()
 
 
-def test_a_site_that_very_many_read():
+def test_a_site_that_many_positions_read():
     torch.manual_seed(0)
     table = torch.randint(-1, 4, (300, 5))
     layer = lc_triton.LocalGather(4, table, 1, 1, bias=False, dtype=torch.float64)
@@ -83,11 +83,11 @@ def test_a_site_that_very_many_read():
     (dx,) = torch.autograd.grad(layer(x).sum(), x)
     want = torch.stack([layer.weight.detach()[table == site].sum() for site in range(4)])
     assert_close(dx, want.view(1, 4, 1).expand(2, 4, 1))
-    (once,) = torch.autograd.grad(layer(x).sum(), x)
-    assert torch.equal(dx, once)
+    (again,) = torch.autograd.grad(layer(x).sum(), x)
+    assert torch.equal(dx, again)
 
 
-def test_an_absent_neighbour_reads_nothing_even_where_the_input_is_no_number():
+def test_an_absent_neighbour_does_not_read_a_nan():
     layer = lc_triton.LocalGather(3, [[1, -1], [2, -1]], 1, 1)
     x = torch.tensor([float("nan"), 1.0, 2.0]).view(1, 3, 1).requires_grad_()
     y = layer(x)
@@ -99,8 +99,8 @@ def test_an_absent_neighbour_reads_nothing_even_where_the_input_is_no_number():
 GRIDS = [case for case in CASES if case.groups == 1]
 
 
-def table_of_grid(case, t):
-    """A LocalGather with a grid's windows: what each tap reads of an image that holds the numbers of its sites."""
+def gather_of_grid(case, t):
+    """A LocalGather with the windows of a grid, found by a convolution of the numbers of the sites."""
     geo = case.geometry
     numbers = torch.arange(1, geo.sites + 1, dtype=torch.float64).view(1, 1, *geo.in_spatial)
     one_hot = torch.eye(geo.taps, dtype=torch.float64).view(*geo.kernel, 1, geo.taps)
@@ -116,9 +116,9 @@ def table_of_grid(case, t):
 
 
 @pytest.mark.parametrize("case", GRIDS, ids=[name for name in IDS if "groups" not in name and "depth" not in name])
-def test_a_grid_is_local_conv(case):
+def test_the_table_of_a_grid_equals_local_conv(case):
     t = tensors(case)
-    layer, x, g = table_of_grid(case, t), t.x.clone().requires_grad_(), t.g
+    layer, x, g = gather_of_grid(case, t), t.x.clone().requires_grad_(), t.g
     want = lc_triton.local_conv(x, t.weight, t.bias, **case.arguments, data_format="channels_last")
     y = layer(x.flatten(1, -2))
     assert_close(y, want.detach().view(y.shape))
@@ -146,7 +146,7 @@ def test_forms_of_neighbours():
     assert lc_triton.LocalGather(5, ([0, 0, 0], []), 1, 1).weight.shape == (2, 1, 1, 1)
 
 
-def test_parameters_are_drawn_by_what_a_position_reads():
+def test_parameters_are_drawn_with_the_fan_of_each_position():
     table = torch.full((2, 400), -1)
     table[0, 0], table[1] = 1, 1
     layer = lc_triton.LocalGather(3, table, 4, 5)
@@ -155,24 +155,24 @@ def test_parameters_are_drawn_by_what_a_position_reads():
     assert layer.bias[1].abs().max() <= 0.025
 
 
-def test_another_table_may_be_assigned():
+def test_assigning_another_table():
     layer = lc_triton.LocalGather(7, TABLES["masks"], 2, 3, dtype=torch.float64)
     x = torch.randn(2, 7, 2, dtype=torch.float64, requires_grad=True)
     table = [[5, 6, 5], [-1, 0, -1], [2, 3, 4]]
     layer.neighbours = torch.tensor(table)
-    expected, upstream = definition(layer, x, table), torch.randn(2, 3, 3, dtype=torch.float64)
+    exact_y, upstream = definition(layer, x, table), torch.randn(2, 3, 3, dtype=torch.float64)
     y = layer(x)
-    assert_close(y, expected)
-    for ours_, theirs in zip(
+    assert_close(y, exact_y)
+    for got, want in zip(
         torch.autograd.grad(y, [x, layer.weight], upstream),
-        torch.autograd.grad(expected, [x, layer.weight], upstream),
+        torch.autograd.grad(exact_y, [x, layer.weight], upstream),
         strict=True,
     ):
-        assert_close(ours_, theirs)
+        assert_close(got, want)
     assert copy.deepcopy(layer).state_dict()["neighbours"].tolist() == table
 
 
-def test_files_carry_the_table():
+def test_state_dicts_hold_the_table():
     first, second = (lc_triton.LocalGather(4, table, 2, 3) for table in ([[0, 1], [2, 2]], [[3, -1], [1, 0]]))
     x = torch.randn(2, 4, 2, requires_grad=True)
     second.load_state_dict(first.state_dict())

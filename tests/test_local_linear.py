@@ -12,7 +12,7 @@ from tests.errors.checking import check_message, every
 
 
 def definition(layer, x):
-    """Map by map, as nn.functional.linear."""
+    """The output, map by map, by nn.functional.linear."""
     maps = [
         nn.functional.linear(x[..., p, :], layer.weight[p].T, None if layer.bias is None else layer.bias[p])
         for p in range(layer.positions)
@@ -23,7 +23,7 @@ def definition(layer, x):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("lead", [(), (4,), (2, 3), (2, 0, 3), (1, 2, 3)])
 @pytest.mark.parametrize("sizes", [(3, 5, 2), (1, 4, 4), (6, 1, 1), (17, 3, 20)])
-def test_it_is_one_linear_map_a_position(sizes, lead, bias):
+def test_output_is_one_linear_map_a_position(sizes, lead, bias):
     layer = lc_triton.LocalLinear(*sizes, bias=bias, dtype=torch.float64)
     x = torch.randn(*lead, sizes[0], sizes[1], dtype=torch.float64, requires_grad=True)
     y, want = layer(x), definition(layer, x)

@@ -1,4 +1,4 @@
-"""LowRankLocalConv: the locally connected layer of the weight that its basis and coefficients make."""
+"""LowRankLocalConv equals LocalConv with the unshared weight, which is mixed from the basis."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def layer_of(case, rank=2, **kwargs):
 
 
 def definition(layer, x, activation):
-    """The weight and bias of each position, written out, and the layer with filters of its own."""
+    """local_conv with the mixed weight and the bias of each position."""
     grid = "xyz"[: layer.ndim]
     mixing, bias = (layer.mixing, layer.bias) if not layer.factored else (0, layer.bias)
     for d in range(layer.ndim if layer.factored else 0):
@@ -35,7 +35,7 @@ def definition(layer, x, activation):
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_it_is_the_layer_of_the_mixed_weight(case):
+def test_output_is_that_of_the_unshared_weight(case):
     torch.manual_seed(0)
     number = CASES.index(case)
     activation = (None, "tanh", "gelu", "softmax")[number % 4]
@@ -47,7 +47,7 @@ def test_it_is_the_layer_of_the_mixed_weight(case):
         activation=activation,
     )
     for name, parameter in layer.named_parameters():
-        if name.startswith("bias_"):  # which are drawn as 0
+        if name.startswith("bias_"):  # they are initialised to 0
             nn.init.normal_(parameter)
     x = tensors(case).x.movedim(-1, 1).requires_grad_()
     y, want = layer(x), definition(layer, x, activation)
@@ -71,7 +71,7 @@ def test_padding_modes(mode):
     assert_close(layer(x), definition(layer, x, None).detach())
 
 
-def test_a_cpu_never_makes_the_unshared_weight(monkeypatch):
+def test_a_cpu_does_not_make_the_unshared_weight(monkeypatch):
     for module in (_low_rank, low_rank):
         monkeypatch.setattr(module, "unshared_weight", None)
     layer = lc_triton.LowRankLocalConv2d(2, 3, 3, input_size=8, rank=2)
@@ -80,11 +80,11 @@ def test_a_cpu_never_makes_the_unshared_weight(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_compiler_takes_the_weights_that_are_made_first(monkeypatch):
+def test_a_compiled_layer_makes_the_unshared_weight(monkeypatch):
     layer = lc_triton.LowRankLocalConv1d(2, 3, 2, input_size=6, rank=2, activation="tanh", dtype=torch.float64)
     x = torch.randn(4, 2, 6, dtype=torch.float64, requires_grad=True)
     want = layer(x)
-    monkeypatch.setattr(low_rank, "resolve", lambda device_type: "triton")  # passes run on the CPU all the same
+    monkeypatch.setattr(low_rank, "resolve", lambda device_type: "triton")  # the passes still run on the CPU
     monkeypatch.setattr(low_rank, "_compose", None)
     y = torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
     leaves = [x, *layer.parameters()]
@@ -93,7 +93,7 @@ def test_a_compiler_takes_the_weights_that_are_made_first(monkeypatch):
         assert_close(a, b)
 
 
-def test_a_third_of_the_parameters_or_less():
+def test_a_low_rank_layer_has_at_most_a_third_of_the_parameters():
     layer = lc_triton.LowRankLocalConv2d(3, 4, 3, input_size=9, rank=2)
     local, x = layer.to_local(), torch.randn(2, 3, 9, 9)
     assert type(local) is lc_triton.LocalConv2d
@@ -116,17 +116,17 @@ def test_from_conv_and_back(bias, factored):
     assert not layer.training
     assert layer.basis.requires_grad
     assert not layer.bias.requires_grad
-    assert layer.basis[1:].abs().min() > 0  # so that their coefficients have gradients
+    assert layer.basis[1:].abs().min() > 0  # their coefficients then have gradients
     again = layer.to_conv()
     assert torch.equal(again.weight, conv.weight)
     assert_close(again(x), conv(x).detach())
 
 
-def test_from_local_is_the_nearest_of_its_rank():
+def test_from_local_is_the_nearest_weight_of_its_rank():
     local = lc_triton.LocalConv2d(2, 3, 2, input_size=(4, 3), activation="tanh", dtype=torch.float64)
     x = torch.randn(2, 2, 4, 3, dtype=torch.float64)
-    whole = lc_triton.LowRankLocalConv2d.from_local(local, rank=8)  # more than the 6 positions
-    assert_close(whole(x), local(x).detach())
+    full = lc_triton.LowRankLocalConv2d.from_local(local, rank=8)  # more than the 6 positions
+    assert_close(full(x), local(x).detach())
     layer = lc_triton.LowRankLocalConv2d.from_local(local, rank=2)
     values = torch.linalg.svdvals(local.weight.detach().flatten(0, 1).flatten(1))
     error = (layer.weight - local.weight).detach().square().sum()
@@ -160,7 +160,7 @@ def make(**kwargs):
     return lc_triton.LowRankLocalConv2d(**{"in_channels": 2, "out_channels": 3, "kernel_size": 3} | kwargs)
 
 
-def not_finite():
+def infinite_layer():
     layer = lc_triton.LocalConv2d(2, 3, 3, input_size=5)
     nn.init.constant_(layer.weight, float("inf"))
     return layer
@@ -174,7 +174,7 @@ CALLS = [
     (lambda: make(input_size=2, rank=2), E.KernelTooLargeError, "rank is the fifth and stride the sixth"),
     (lambda: make(input_size=5, rank=2, bias=None), E.ArgumentTypeError, "'channel', or False for none, got None"),
     (
-        lambda: lc_triton.LowRankLocalConv2d.from_local(not_finite(), 2),
+        lambda: lc_triton.LowRankLocalConv2d.from_local(infinite_layer(), 2),
         E.ConversionError,
         "a LocalConv2d cannot be converted: its weight has numbers that are not finite",
     ),
@@ -231,7 +231,7 @@ def test_coefficients_may_not_be_taken_away():
         layer(torch.zeros(1, 2, 5, 5))
 
 
-def test_what_is_frozen_stays_frozen():
+def test_from_local_keeps_frozen_parameters_frozen():
     local = lc_triton.LocalConv2d(2, 3, 3, input_size=5)
     local.weight.requires_grad_(False)
     layer = lc_triton.LowRankLocalConv2d.from_local(local, rank=2)

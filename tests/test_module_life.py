@@ -1,4 +1,4 @@
-"""What a training pipeline does to nn.Conv2d, done to these layers: equal to what it is without, or to nn.Conv2d."""
+"""Tools of a training pipeline on these layers: each result equals that without the tool, or that of nn.Conv2d."""
 
 import contextlib
 import copy
@@ -49,8 +49,8 @@ def test_activation_checkpointing(kind, reentrant):
         assert torch.equal(got, want)
 
 
-def recipes():
-    """What docs/initialisation.md defines for norms and pruning."""
+def recipes_of_docs():
+    """The names that docs/initialisation.md defines for norms and pruning."""
     text = (Path(__file__).parents[1] / "docs" / "initialisation.md").read_text()
     (block,) = (b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class FilterNorm" in b)
     names = {"torch": torch, "nn": nn, "lc_triton": lc_triton}
@@ -58,7 +58,7 @@ def recipes():
     return names
 
 
-RECIPES = recipes()
+RECIPES = recipes_of_docs()
 
 
 def convolution_of(layer, *position):
@@ -83,7 +83,7 @@ def test_weight_norms(kind):
     layer(X).square().sum().backward()
     length, direction = (p.grad for p in list(layer.parametrizations.weight.parameters()))
     grad = torch.autograd.grad(plain(X).square().sum(), plain.weight)[0]
-    for position in ((0, 0), (2, 1)):  # each as torch's own norm of a convolution of it
+    for position in ((0, 0), (2, 1)):  # each equals torch's norm of a convolution with the filters of the position
         conv = parametrizations.weight_norm(convolution_of(plain, *position))
         conv.weight.backward(grad[position].movedim((-1, -2), (0, 1)))
         want_length, want = (p.grad for p in conv.parametrizations.weight.parameters())
@@ -139,12 +139,12 @@ def test_pruning(kind):
 
 @LAYERS
 def test_hooks(kind):
-    layer, seen = kind(), []
-    layer.register_forward_pre_hook(lambda m, args: seen.append("pre"))
+    layer, events = kind(), []
+    layer.register_forward_pre_hook(lambda m, args: events.append("pre"))
     layer.register_forward_hook(lambda m, args, y: y * 2)
-    layer.register_full_backward_hook(lambda m, gx, gy: seen.append(tuple(gx[0].shape)))
+    layer.register_full_backward_hook(lambda m, gx, gy: events.append(tuple(gx[0].shape)))
     layer.weight.register_hook(lambda g: g * 3)
-    layer.weight.register_post_accumulate_grad_hook(lambda p: seen.append("accumulated"))
+    layer.weight.register_post_accumulate_grad_hook(lambda p: events.append("accumulated"))
     x = X.clone().requires_grad_()
     y = layer(x)
     y.sum().backward()
@@ -152,7 +152,7 @@ def test_hooks(kind):
     assert torch.equal(y, 2 * plain(X))
     want = torch.autograd.grad(2 * plain(X).sum(), plain.weight)[0]
     assert_close(layer.weight.grad, 3 * want)
-    assert seen == ["pre", "accumulated", tuple(X.shape)] or seen == ["pre", tuple(X.shape), "accumulated"]
+    assert events == ["pre", "accumulated", tuple(X.shape)] or events == ["pre", tuple(X.shape), "accumulated"]
 
 
 def test_clipping():
@@ -221,7 +221,7 @@ def _run(layer, x):
 @pytest.mark.subprocess
 @pytest.mark.slow
 @LAYERS
-def test_into_another_process_and_back(kind):
+def test_layers_travel_to_another_process(kind):
     layer = kind()
     want = layer(X).detach()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -233,7 +233,7 @@ def test_into_another_process_and_back(kind):
 
 @contextlib.contextmanager
 def empty_weights():
-    """What `accelerate.init_empty_weights()` does: each parameter becomes one of its class on the meta device."""
+    """As `accelerate.init_empty_weights()`, move each new parameter to the meta device."""
     register = nn.Module.register_parameter
 
     def register_empty(module, name, param):
@@ -262,7 +262,7 @@ def empty_weights():
         ),
     ],
 )
-def test_made_without_memory_as_accelerate_does(kind):
+def test_init_empty_weights_of_accelerate(kind):
     with empty_weights():
         layer = kind()
     assert all(p.is_meta and type(p) is nn.Parameter for p in layer.parameters())
@@ -271,16 +271,16 @@ def test_made_without_memory_as_accelerate_does(kind):
     assert torch.equal(layer(X), want(X))
 
 
-def test_a_layer_that_knows_its_sizes_never_waits():
+def test_a_layer_of_known_sizes_has_plain_parameters():
     for kind in (make, transposed, lambda: lc_triton.LocallyConnected2D(3, 3, input_shape=(6, 6, 2))):
         torch.manual_seed(4)
         layer = kind()
         assert all(type(p) is nn.Parameter for p in layer.parameters())
         assert [name for name, _ in layer.named_parameters()] == ["weight", "bias"]
-    assert "bias" in make(bias=False)._parameters  # as torch's own layers say it
+    assert "bias" in make(bias=False)._parameters  # as in torch's own layers
 
 
-def layers_of_each_rank():
+def layers_of_each_dimension():
     return [
         lc_triton.LocalConv1d(3, 4, 3, input_size=8),
         lc_triton.LocalConvTranspose1d(3, 4, 3, input_size=8),
@@ -292,8 +292,8 @@ def layers_of_each_rank():
     ]
 
 
-def test_a_memory_format_leaves_the_order_of_the_weights():
-    for layer in layers_of_each_rank():
+def test_memory_formats_do_not_change_weights():
+    for layer in layers_of_each_dimension():
         want = {name: value.clone() for name, value in layer.state_dict().items()}
         net = nn.Sequential(layer, nn.Conv2d(3, 4, 3)).to(memory_format=torch.channels_last)
         assert not net[1].weight.is_contiguous()
@@ -312,7 +312,7 @@ def test_a_memory_format_leaves_the_order_of_the_weights():
     assert lazy(torch.randn(1, 2, 6)).shape == (1, 3, 5)
 
 
-def test_a_weight_in_another_order_is_said_once_a_module():
+def test_a_weight_that_is_not_contiguous_warns_once_a_module():
     layer, x = make(), X
     layer.weight = nn.Parameter(layer.weight.detach().movedim(-1, 0).contiguous().movedim(0, -1))
     want = make()(x)
@@ -346,15 +346,15 @@ def test_a_weight_in_another_order_is_said_once_a_module():
     ],
 )
 def test_an_empty_batch(kind):
-    layer, full = kind(), X.clone().requires_grad_()
+    layer, inputs = kind(), X.clone().requires_grad_()
     x = X[:0].clone().requires_grad_()
     y = layer(x)
-    assert y.shape == (0, *layer(full).shape[1:])
+    assert y.shape == (0, *layer(inputs).shape[1:])
     y.square().sum().backward()
     assert x.grad.shape == x.shape
     assert all(p.grad.shape == p.shape and not p.grad.any() for p in layer.parameters())
 
-    # As opacus takes the gradients of each sample of a batch that may be empty.
+    # Opacus takes per-sample gradients of batches that may be empty.
     parameters = {name: p.detach() for name, p in layer.named_parameters()}
 
     def loss(parameters, sample):
@@ -380,7 +380,7 @@ def test_ensembles_without_members():
     assert ff(torch.randn(0, 3, *w.shape[1:]), torch.randn(0, 3, 2), x).shape == (0, 3, 2, 2, 2, 2, 2)
 
 
-def test_data_parallel_without_a_gpu_is_the_module_itself():
+def test_data_parallel_without_a_gpu():
     layer = make()
     assert torch.equal(nn.DataParallel(layer)(X), layer(X))
 
@@ -426,8 +426,8 @@ def test_inference_mode_and_no_grad_give_the_same_numbers():
     assert torch.equal(gradients(layer)[1], gradients(make())[1])
 
 
-def one_of_each():
-    """Layers of every convention, in several dtypes, one taken from a convolution, whose filters are one tensor's."""
+def layers_of_every_convention():
+    """Layers of every convention in several dtypes, and one converted from a convolution."""
     return nn.ModuleDict(
         {
             "conv": make(bias="channel"),
@@ -439,8 +439,8 @@ def one_of_each():
     )
 
 
-def forgotten(net):
-    """A copy of a model that has lost what it knew."""
+def zeroed_copy(net):
+    """A copy of a model, with parameters of zeros."""
     again = copy.deepcopy(net)
     for parameter in again.parameters():
         nn.init.zeros_(parameter)
@@ -449,16 +449,16 @@ def forgotten(net):
 
 def test_saved_as_safetensors_and_loaded(tmp_path):
     files = pytest.importorskip("safetensors.torch")
-    net, path = one_of_each(), tmp_path / "net.safetensors"
+    net, path = layers_of_every_convention(), tmp_path / "net.safetensors"
     files.save_file(net.state_dict(), path)
     loaded = files.load_file(path)
     assert loaded.keys() == net.state_dict().keys()
     for name, value in net.state_dict().items():
         assert loaded[name].dtype == value.dtype, name
         assert torch.equal(loaded[name], value), name
-    others = forgotten(net)
-    others.load_state_dict(loaded)
-    assert torch.equal(others["conv"](X), net["conv"](X))
+    loaded_net = zeroed_copy(net)
+    loaded_net.load_state_dict(loaded)
+    assert torch.equal(loaded_net["conv"](X), net["conv"](X))
     lazy = lc_triton.LazyLocalConv2d(3, 3, activation="tanh", bias="channel", dtype=X.dtype)
     lazy.load_state_dict({name: loaded[f"conv.{name}"] for name in ("weight", "bias")})
     assert torch.equal(lazy(X), net["conv"](X))
@@ -466,12 +466,13 @@ def test_saved_as_safetensors_and_loaded(tmp_path):
 
 def test_a_model_saved_as_safetensors(tmp_path):
     files = pytest.importorskip("safetensors.torch")
-    net = one_of_each()
+    net = layers_of_every_convention()
     for parameter in net.parameters():
         assert parameter.is_contiguous()
-        assert parameter.untyped_storage().nbytes() == parameter.nbytes  # its own, and no more than it needs
+        # No storage is shared, or larger than its tensor.
+        assert parameter.untyped_storage().nbytes() == parameter.nbytes
     files.save_model(net, tmp_path / "net.safetensors")
-    others = forgotten(net)
-    files.load_model(others, tmp_path / "net.safetensors")
+    loaded_net = zeroed_copy(net)
+    files.load_model(loaded_net, tmp_path / "net.safetensors")
     for name, value in net.state_dict().items():
-        assert torch.equal(others.state_dict()[name], value), name
+        assert torch.equal(loaded_net.state_dict()[name], value), name

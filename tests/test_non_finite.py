@@ -1,4 +1,4 @@
-"""NaN and Inf on the CPU path: where the definition has them and nowhere else. And what is too small to be normal."""
+"""NaN, Inf and subnormal numbers on the CPU path: results have them where the definition has, and nowhere else."""
 
 import pytest
 import torch
@@ -33,15 +33,15 @@ HALF = [torch.float16, torch.bfloat16]
     ids=["one_block", "one_position", "in_blocks"],
     autouse=True,
 )
-def every_way(request, monkeypatch):
-    """One block, and the ways in blocks: windows copied as they lie or turned."""
+def cpu_strategy(request, monkeypatch):
+    """One block, and several, with windows in either order."""
     request.param.apply(monkeypatch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["x", "weight", "bias", "g"])
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_it_reaches_what_the_definition_says_and_changes_no_other_bit(case, name):
+def test_non_finite_numbers_spread_as_in_the_definition_and_change_no_other_bit(case, name):
     clean = run(case, tensors(case))
     for seed, value in enumerate((NAN, INF, -INF)):
         t = with_number(tensors(case), name, value, seed)
@@ -63,25 +63,25 @@ def test_in_16_bits(dtype, weight_dtype):
             assert torch.equal(number_kinds(got[key]), number_kinds(exact)), (name, key)
 
 
-def test_what_float16_cannot_hold_is_inf_as_torchs_own_is():
+def test_float16_overflows_to_inf_as_in_torch():
     case = BY_NAME["2d"]
     t = tensors(case, torch.float16)
     t.x *= 1e4
     t.weight *= 30
-    got, theirs = run(case, t), torch_results(case, t)
-    assert torch.equal(number_kinds(got["y"]), number_kinds(theirs["y"]))
+    got, of_torch = run(case, t), torch_results(case, t)
+    assert torch.equal(number_kinds(got["y"]), number_kinds(of_torch["y"]))
     assert set(number_kinds(got["y"]).flatten().tolist()) == {0, 2, 3}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("activation", FUSED_NAMES)
-def test_behind_an_activation(activation):
+def test_non_finite_numbers_before_an_activation(activation):
     case, act = BY_NAME["2d_asymmetric"], parse_activation(activation)
     for name in ("x", "g"):
         for value in (NAN, INF, -INF):
             t = with_number(tensors(case), name, value)
             got, want = run(case, t, activation=activation), expected(case, t, act)
-            for key, exact in want.items():  # an infinite g behind torch's own softsign is inf - inf, not inf
+            for key, exact in want.items():  # torch's softsign makes inf - inf of an infinite g
                 assert torch.equal(got[key].isfinite(), exact.isfinite()), (name, value, key)
 
 
@@ -91,14 +91,14 @@ def test_behind_an_activation(activation):
 @pytest.mark.parametrize("case", [BY_NAME[name] for name in ("1d", "2d", "2d_depthwise")], ids=lambda case: case.name)
 def test_subnormal_numbers_are_not_flushed(case, dtype, name):
     t = with_subnormals(tensors(case, dtype), name)
-    got, want, theirs = run(case, t), expected(case, t), torch_results(case, t)
+    got, want, of_torch = run(case, t), expected(case, t), torch_results(case, t)
     spacing = torch.finfo(dtype).tiny * torch.finfo(dtype).eps
     for key in {"x": ("y", "dw"), "g": ("dx", "dw", "db"), "weight": ("y", "dx")}[name]:
-        if dtype == torch.float64:  # the definition's own type: it rounds as much
+        if dtype == torch.float64:  # the definition rounds as much in float64
             assert torch.equal(got[key] == 0, want[key] == 0)
         assert want[key].abs().max() > 8 * spacing
         assert (got[key].double() - want[key]).abs().max() <= case.geometry.window * spacing, key
-        assert not ((theirs[key] != 0) & (got[key] == 0) & (want[key].abs() > spacing)).any(), key
+        assert not ((of_torch[key] != 0) & (got[key] == 0) & (want[key].abs() > spacing)).any(), key
 
 
 LARGE = [
@@ -116,7 +116,7 @@ def test_windows_and_sums_of_65536_numbers(case):
     geo = case.geometry
     assert 1 << 16 in (geo.window, geo.taps * geo.out_channels)
     t = tensors(case)
-    # The definition goes tap by tap, which takes minutes for so many: patches and one product say the same.
+    # The definition loops over taps, which takes minutes for so many; patches and one product compute the same.
     want = torch_results(case, t) if geo.taps > 1000 else expected(case, t)
     for key, got in run(case, t).items():
         assert_close(got, want[key], 1e-11, key)

@@ -1,4 +1,4 @@
-"""What an installation holds: from the wheel, and from an editable one."""
+"""The contents of the wheel, the sdist and an editable install, and the metadata."""
 
 import ast
 import hashlib
@@ -19,7 +19,7 @@ from lc_triton import errors
 
 ROOT = Path(__file__).parents[1]
 
-SHOW = """
+PRINT_PATHS = """
 import lc_triton
 from lc_triton.tiles.paths import shipped_configs
 print(lc_triton.__file__)
@@ -57,7 +57,7 @@ def metadata(wheel):
 
 
 def requirements(metadata, extra):
-    """The names of what an extra, or with None the package itself, asks for."""
+    """The names of the packages that an extra, or with None the package itself, requires."""
     found = set()
     for line in metadata.get_all("Requires-Dist"):
         requirement, _, marker = line.partition(";")
@@ -66,15 +66,15 @@ def requirements(metadata, extra):
     return found
 
 
-def shown(folder, cwd):
-    code = f"import sys; sys.path.insert(0, {str(folder)!r})\n{SHOW}"
+def imported_paths(folder, cwd):
+    code = f"import sys; sys.path.insert(0, {str(folder)!r})\n{PRINT_PATHS}"
     done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=True)
     return [Path(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.subprocess
 @pytest.mark.slow
-def test_the_wheel_is_pure_and_whole(wheel):
+def test_the_wheel_is_pure_and_complete(wheel):
     assert wheel.name == f"lc_triton-{lc_triton.__version__}-py3-none-any.whl"
     names = zipfile.ZipFile(wheel).namelist()
     ours = {p.relative_to(ROOT).as_posix() for p in (ROOT / "lc_triton").rglob("*.py")} | {
@@ -94,29 +94,29 @@ def test_the_wheel_is_pure_and_whole(wheel):
 @pytest.mark.slow
 def test_configurations_are_found_from_the_wheel(wheel, tmp_path):
     site = wheel.parent / "site"
-    module, configs = shown(site, tmp_path)
+    module, configs = imported_paths(site, tmp_path)
     assert module == site / "lc_triton" / "__init__.py"
     assert configs == site / "lc_triton" / "autotune_configs"
 
 
 @pytest.mark.subprocess
 @pytest.mark.slow
-def test_an_editable_install_is_a_link_alone(tmp_path):
-    """It holds no file of the package, which would go on being found where the checkout was moved."""
+def test_an_editable_install_is_only_a_link(tmp_path):
+    """A copied file of the package would still be found after the checkout was moved."""
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*install, "--target", tmp_path / "site", "--editable", ROOT], check=True)
     assert not (tmp_path / "site" / "lc_triton").exists()
     (link,) = (tmp_path / "site").glob("*.pth")
-    module, configs = shown(link.read_text().strip(), tmp_path)
+    module, configs = imported_paths(link.read_text().strip(), tmp_path)
     assert module == ROOT / "lc_triton" / "__init__.py"
     assert configs == ROOT / "lc_triton" / "autotune_configs"
 
 
 @pytest.mark.subprocess
 @pytest.mark.slow
-def test_files_are_found_beside_the_package_wherever_it_is_moved(tmp_path):
+def test_files_are_found_beside_a_moved_package(tmp_path):
     shutil.copytree(ROOT / "lc_triton", tmp_path / "moved" / "lc_triton", ignore=shutil.ignore_patterns("__pycache__"))
-    module, configs = shown(tmp_path / "moved", tmp_path)
+    module, configs = imported_paths(tmp_path / "moved", tmp_path)
     assert module == tmp_path / "moved" / "lc_triton" / "__init__.py"
     assert configs == tmp_path / "moved" / "lc_triton" / "autotune_configs"
     assert configs.is_dir()
@@ -125,7 +125,7 @@ def test_files_are_found_beside_the_package_wherever_it_is_moved(tmp_path):
 @pytest.mark.subprocess
 @pytest.mark.slow
 def test_the_sdist_gives_the_same_wheel(wheel, tmp_path):
-    """And it holds what its tests and its documents need."""
+    """The sdist also has the files that its tests and documents need."""
     build = "import sys; from hatchling import build; print(build.build_sdist(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", build, tmp_path], cwd=ROOT, check=True, capture_output=True)
     (archive,) = tmp_path.glob("*.tar.gz")
@@ -141,20 +141,20 @@ def test_the_sdist_gives_the_same_wheel(wheel, tmp_path):
 
 
 @pytest.mark.slow
-def test_hints_name_extras_that_hold_what_they_say(metadata):
-    """Each MissingPackageError of the library, by its source."""
+def test_hints_name_extras_that_install_the_package(metadata):
+    """Read each MissingPackageError in the source of the library."""
     found = 0
     for path in sorted((ROOT / "lc_triton").rglob("*.py")):
         for call in ast.walk(ast.parse(path.read_text())):
             if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "MissingPackageError":
-                said = {k.arg: getattr(k.value, "value", None) for k in call.keywords}
-                assert said["extra"] in metadata.get_all("Provides-Extra"), f"{path}:{call.lineno}"
-                package = said["package"]  # None: a variable, of hdf5.py
-                held = requirements(metadata, said["extra"])
-                assert package is None or package.split()[0] in held, f"{path}:{call.lineno}"
+                keywords = {k.arg: getattr(k.value, "value", None) for k in call.keywords}
+                assert keywords["extra"] in metadata.get_all("Provides-Extra"), f"{path}:{call.lineno}"
+                package = keywords["package"]  # None: hdf5.py passes a variable
+                required = requirements(metadata, keywords["extra"])
+                assert package is None or package.split()[0] in required, f"{path}:{call.lineno}"
                 found += 1
     assert found >= 5
-    assert {"h5py", "pydantic"} <= requirements(metadata, "keras")  # what hdf5.py asks for
+    assert {"h5py", "pydantic"} <= requirements(metadata, "keras")  # the packages that hdf5.py names
 
 
 @pytest.mark.slow
@@ -181,7 +181,7 @@ def test_metadata(wheel, metadata):
 
 
 def test_the_package_page_links_to_pages_that_exist_there(metadata):
-    """Links of the page, which is the README, are absolute as soon as the metadata names a source repository."""
+    """The page is the README; its links must be absolute once the metadata names a source repository."""
     urls = dict(line.split(", ") for line in metadata.get_all("Project-URL"))
     assert urls["Homepage"] == "https://pypi.org/project/lc-triton/"
     page = metadata.get_payload()
@@ -206,14 +206,14 @@ def test_every_dependency_is_pinned_for_the_tests(metadata):
 
 @pytest.mark.subprocess
 @pytest.mark.slow
-def test_the_wheel_is_the_same_to_the_bit_wherever_and_whenever_it_is_built(wheel, tmp_path):
-    """From files of another age, in another folder, with other permissions and another locale."""
+def test_builds_of_the_wheel_are_reproducible(wheel, tmp_path):
+    """The wheel has the same bytes from files of another time, folder and permissions, and in another locale."""
     copy = tmp_path / "elsewhere" / "project"
     shutil.copytree(ROOT / "lc_triton", copy / "lc_triton")
     for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
         shutil.copy(ROOT / name, copy / name)
     for path in copy.rglob("*"):
-        path.chmod(path.stat().st_mode ^ 0o020)  # what another umask gives
+        path.chmod(path.stat().st_mode ^ 0o020)  # as with another umask
         os.utime(path, (1_600_000_000, 1_600_000_000))
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
     environment = {k: v for k, v in os.environ.items() if k != "SOURCE_DATE_EPOCH"} | {
@@ -227,7 +227,7 @@ def test_the_wheel_is_the_same_to_the_bit_wherever_and_whenever_it_is_built(whee
 
 
 def test_every_bound_is_justified(metadata):
-    """A line of CONTRIBUTING.md a dependency, with the bound that pyproject.toml has."""
+    """CONTRIBUTING.md has one line for each dependency, with the bound of pyproject.toml."""
     text = (ROOT / "CONTRIBUTING.md").read_text().replace("_", "-")
     rows = set(re.findall(r"^\| ([\w-]+>=[\d.,<]+) \|", text, re.MULTILINE))
     lines = [line.replace("_", "-") for line in metadata.get_all("Requires-Dist")]

@@ -1,4 +1,4 @@
-"""A padding mode of its own for each dimension, against an index of each dimension by itself."""
+"""A padding mode for each dimension, against padding by an index along each dimension."""
 
 import copy
 import itertools
@@ -19,7 +19,7 @@ MIXED = ("replicate", "circular")
 
 
 def index(n, low, high, mode):
-    """Which of n sites stands at each place, and whether it is none."""
+    """The site, of n, at each padded place, and whether the place is a zero instead."""
     at = torch.arange(-low, n + high)
     if mode == "reflect":
         at = (n - 1 - (n - 1 - at.abs()).abs()).abs() if n > 1 else at
@@ -43,7 +43,7 @@ THREE_D = [((4, 3, 5), [(1, 1), (0, 2), (1, 0)], modes) for modes in pairwise(*[
 
 
 @pytest.mark.parametrize(("spatial", "pairs", "modes"), TWO_D + THREE_D)
-def test_every_mixture(spatial, pairs, modes):
+def test_every_combination_of_modes(spatial, pairs, modes):
     x = torch.randn(2, *spatial, 3, dtype=torch.float64, requires_grad=True)
     padded = pad(x, pairs, modes)
     case = Case("padded", tuple(padded.shape[1:-1]), 3, 4, 2, stride=2)
@@ -63,14 +63,14 @@ def test_height_comes_before_width():
     padded = torch.cat([padded[:, :, :1], padded, padded[:, :, -1:]], 2)
     want = lc_triton.local_conv(padded, layer.weight, layer.bias)
     assert_close(layer(x), want.detach(), 1e-13)
-    # A grid that is turned in a circle gives what the filters of turned positions give.
+    # With shared filters, a circular shift of the input shifts the output.
     shared = lc_triton.LocalConv2d.from_conv(nn.Conv2d(2, 3, 3, padding=1).double(), (4, 6))
     shared.padding_mode = MIXED
     assert_close(shared(x.roll(2, -1)), shared(x).detach().roll(2, -1), 1e-13)
 
 
 @pytest.mark.parametrize("modes", [["circular", "circular"], ("circular", "circular")])
-def test_equal_modes_are_one(modes):
+def test_equal_modes_become_one_name(modes):
     layer = lc_triton.LocalConv2d(2, 3, 3, 4, padding=1, padding_mode=modes)
     assert layer.padding_mode == "circular"
     x = torch.randn(1, 2, 4, 4)
@@ -78,7 +78,7 @@ def test_equal_modes_are_one(modes):
     assert torch.equal(layer(x), want)
 
 
-def test_a_dimension_without_padding_has_no_limit():
+def test_a_dimension_without_padding_may_be_of_size_1():
     x, weight = torch.randn(1, 2, 1, 5), torch.randn(1, 5, 1, 3, 2, 3)
     y = lc_triton.local_conv(x, weight, padding=(0, 1), padding_mode=("reflect", "circular"))
     want = lc_triton.local_conv(torch.cat([x[..., -1:], x, x[..., :1]], -1), weight)
@@ -87,7 +87,7 @@ def test_a_dimension_without_padding_has_no_limit():
         lc_triton.local_conv(x, weight[[0] * 3], padding=1, padding_mode=("reflect", "circular"))
 
 
-def test_a_layer_prints_copies_pickles_changes_and_loads():
+def test_repr_copies_and_state_dicts():
     layer = lc_triton.LocalConv2d(2, 3, 3, (4, 6), padding=1, padding_mode=list(MIXED))
     assert "padding_mode=('replicate', 'circular')" in repr(layer)
     x = torch.randn(2, 2, 4, 6)
@@ -111,7 +111,7 @@ def test_conversion_to_a_convolution():
     with pytest.raises(E.ConversionError, match=r"padding_mode=\('zeros', 'circular'\).*one for all dimensions"):
         layer.to_conv()
     flat = lc_triton.LocalConv2d.from_conv(nn.Conv2d(2, 3, 3, padding=(0, 1), padding_mode="circular"), (4, 6))
-    flat.padding_mode = ("zeros", "circular")  # there is nothing to pad in the height
+    flat.padding_mode = ("zeros", "circular")  # the height has no padding
     again, x = flat.to_conv(), torch.randn(2, 2, 4, 6)
     assert again.padding_mode == "circular"
     assert_close(again(x), flat(x).detach().double(), 1e-6)
@@ -149,7 +149,7 @@ def test_recorded_programs_compute_the_same():
         (("circular", "reflect"), E.PaddingError, "padding_mode='reflect': an input of size 2 allows at most 1 a side"),
     ],
 )
-def test_what_is_refused(modes, kind, message):
+def test_errors(modes, kind, message):
     for make in (
         lambda: lc_triton.LocalConv2d(1, 1, 3, (4, 2), padding=2, padding_mode=modes),
         lambda: lc_triton.local_conv(

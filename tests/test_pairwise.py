@@ -1,4 +1,4 @@
-"""The rows of a pairwise grid: every pair stands in one, and there are few."""
+"""`pairwise` puts every pair of values into a row, and returns few rows."""
 
 from itertools import combinations
 
@@ -8,7 +8,7 @@ from tests.pairwise import pairwise
 
 
 @pytest.mark.parametrize("sizes", [(1,), (3, 2), (2, 2, 2), (24, 6, 3, 3), (3, 4, 5, 2, 2, 2), (1, 5, 1), (2, 0)])
-def test_every_pair_stands_in_a_row(sizes):
+def test_every_pair_of_values_is_in_a_row(sizes):
     rows = pairwise(*(range(n) for n in sizes))
     for i, j in combinations(range(len(sizes)), 2):
         assert {(row[i], row[j]) for row in rows} == {(a, b) for a in range(sizes[i]) for b in range(sizes[j])}

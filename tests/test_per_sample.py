@@ -1,4 +1,4 @@
-"""Filters of each sample, by vmap, and the layers of few channels that these are on a CPU."""
+"""Filters of each sample, by vmap, and the layers of few channels in each group that vmap makes of them."""
 
 import itertools
 
@@ -35,7 +35,7 @@ FEW = [
 
 @pytest.fixture(params=itertools.product([None, 400], [0, 1 << 30]), ids=str)
 def by_taps(request, monkeypatch):
-    """Blocks of the usual size and small ones, of which taps are multiplied one after the other or all at once."""
+    """Blocks of default and of small size, whose taps are multiplied one after the other or all at once."""
     block_bytes, at_once = request.param
     monkeypatch.setattr(elementwise, "AT_ONCE", at_once)
     if block_bytes:
@@ -52,13 +52,13 @@ def test_values_and_gradients(case, by_taps):
 @pytest.mark.parametrize("case", FEW[:3], ids=lambda case: case.name)
 def test_dtypes(case, dtype, by_taps):
     t = tensors(case, dtype)
-    found, exact, theirs = run(case, t), expected(case, t), torch_results(case, t)
+    found, exact, of_torch = run(case, t), expected(case, t), torch_results(case, t)
     for name in exact:
-        assert_as_accurate(found[name], exact[name], theirs[name], 3, name)
+        assert_as_accurate(found[name], exact[name], of_torch[name], 3, name)
 
 
 @pytest.mark.parametrize("case", FEW, ids=lambda case: case.name)
-def test_a_sum_is_the_same_to_the_bit_however_positions_are_cut(case, monkeypatch):
+def test_a_sum_has_the_same_bits_for_blocks_of_any_size(case, monkeypatch):
     t, sums = tensors(case, torch.float32), []
     for block_bytes in (blocks.BLOCK_BYTES, 400, 1):
         monkeypatch.setattr(blocks, "BLOCK_BYTES", block_bytes)
@@ -73,7 +73,7 @@ def patches(x, k):
 
 
 def test_kernel_prediction(by_taps):
-    """One kernel of each pixel of each sample, for all channels: these are the batch of a layer of one channel."""
+    """Each pixel of each sample has one kernel for all channels, which become the batch of a layer of one channel."""
     x = torch.randn(2, 3, 9, 10, dtype=torch.float64, requires_grad=True)
     w = torch.randn(2, 9, 10, 3, 3, dtype=torch.float64, requires_grad=True)
 
@@ -90,7 +90,7 @@ def test_kernel_prediction(by_taps):
 
 
 def test_involution(by_taps):
-    """One kernel of each pixel and group: the channels of a group are the batch of a depthwise layer."""
+    """Each pixel has one kernel for each group, whose channels become the batch of a depthwise layer."""
     groups, channels = 2, 6
     x = torch.randn(2, channels, 5, 9, dtype=torch.float64, requires_grad=True)
     w = torch.randn(2, 5, 9, 3, 3, groups, dtype=torch.float64, requires_grad=True)

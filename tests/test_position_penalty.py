@@ -1,4 +1,4 @@
-"""position_penalty: pair by pair by its definition, block by block, differentiated any number of times."""
+"""position_penalty against its definition: values in blocks of any size, and gradients of first and second order."""
 
 import itertools
 import math
@@ -34,7 +34,7 @@ def grid_layers():
 
 
 def definition(layer, kind, reduction="mean", sheet=None):
-    """Pair by pair, filter by filter."""
+    """The penalty, summed pair by pair and filter by filter."""
     w, n = layer.weight, layer.geometry.ndim
     grid, filters = w.shape[:n], w.shape[-1]
     if kind == "mean":
@@ -77,13 +77,14 @@ def test_value_and_gradients_are_the_definitions(name, kind, reduction, block, s
     want = definition(layer, kind, reduction, sheet)
     assert_close(value, want.detach())
     g = torch.tensor(0.7).double()
-    (in_blocks,) = torch.autograd.grad(value, layer.weight, g, retain_graph=True)
+    (block_gradient,) = torch.autograd.grad(value, layer.weight, g, retain_graph=True)
     (exact,) = torch.autograd.grad(want, layer.weight, g, create_graph=True)
-    assert_close(in_blocks, exact.detach())
+    assert_close(block_gradient, exact.detach())
     (found,) = torch.autograd.grad(value, layer.weight, g, create_graph=True)
     assert_close(found, exact.detach())
     v = torch.randn_like(exact)
-    totals = [(of * v).sum() + 0 * layer.weight.sum() for of in (found, exact)]  # without pairs, of has no graph
+    # Without pairs, the gradient has no graph.
+    totals = [(gradient * v).sum() + 0 * layer.weight.sum() for gradient in (found, exact)]
     assert_close(*(torch.autograd.grad(total, layer.weight)[0] for total in totals))
 
 
@@ -99,23 +100,23 @@ def test_dtypes(kind, dtype, monkeypatch):
     exact = layer.double()
     want = definition(exact, kind)
     assert_close(value, want.detach(), 1e-6)
-    (of_want,) = torch.autograd.grad(want, exact.weight)
+    (want_gradient,) = torch.autograd.grad(want, exact.weight)
     assert gradient.dtype == dtype
-    assert_close(gradient, of_want, 2 * torch.finfo(dtype).eps * of_want.abs().max().item())
+    assert_close(gradient, want_gradient, 2 * torch.finfo(dtype).eps * want_gradient.abs().max().item())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_transforms_and_compilers(kind):
     layer = grid_layers()["2d_row"]
 
-    def of(weight):
+    def penalty(weight):
         return functional_call(Wrapped(layer, kind), {"layer.weight": weight}, ())
 
     w, v = layer.weight.detach(), torch.randn_like(layer.weight)
     (gradient,) = torch.autograd.grad(definition(layer, kind), layer.weight)
-    assert_close(grad(of)(w), gradient)
-    assert_close(jvp(of, (w,), (v,))[1], (gradient * v).sum())
-    assert_close(vmap(of)(torch.stack([w, 2 * w]))[0], definition(layer, kind).detach())
+    assert_close(grad(penalty)(w), gradient)
+    assert_close(jvp(penalty, (w,), (v,))[1], (gradient * v).sum())
+    assert_close(vmap(penalty)(torch.stack([w, 2 * w]))[0], definition(layer, kind).detach())
     small = lc_triton.LocalConv1d(1, 1, 2, input_size=3, dtype=torch.float64)
     curvature = hessian(lambda w: functional_call(Wrapped(small, kind), {"layer.weight": w}, ()))(small.weight.detach())
     assert_close(curvature, curvature.flatten(4).flatten(0, 3).mT.reshape(curvature.shape))
@@ -156,7 +157,7 @@ def test_filters_of_zeros_have_no_direction():
     assert gradient[1, 1].abs().max() == 0
 
 
-def test_the_mean_of_filters_far_from_zero_is_no_difference_of_squares(monkeypatch):
+def test_the_mean_penalty_of_filters_far_from_zero_is_accurate(monkeypatch):
     monkeypatch.setattr(ours, "BLOCK", 60)
     layer = grid_layers()["2d"].float()
     with torch.no_grad():
@@ -165,7 +166,7 @@ def test_the_mean_of_filters_far_from_zero_is_no_difference_of_squares(monkeypat
     assert math.isclose(lc_triton.position_penalty(layer.float(), "mean").item(), want, rel_tol=1e-3)
 
 
-def test_descending_it_makes_neighbours_alike():
+def test_gradient_descent_lowers_the_penalty():
     layer = lc_triton.LocalConv2d(2, 4, 3, input_size=6)
     optimizer = torch.optim.SGD(layer.parameters(), lr=20.0)
     before = lc_triton.position_penalty(layer).item()

@@ -22,38 +22,38 @@ def _settings_restored():
 
 
 @pytest.mark.parametrize(
-    ("of_all", "of_matmul", "want"),
+    ("global_setting", "matmul_setting", "want"),
     [
         ("none", "none", "ieee"),
         ("none", "tf32", "tf32"),
         ("none", "ieee", "ieee"),
         ("tf32", "none", "tf32"),  # inherited
-        ("tf32", "ieee", "ieee"),  # the nearer setting wins
+        ("tf32", "ieee", "ieee"),  # the setting of matmul takes precedence
         ("ieee", "tf32", "tf32"),
         ("ieee", "none", "ieee"),
         ("bf16", "none", "ieee"),  # torch has no such products on CUDA either
     ],
 )
-def test_settings_reach_a_problem(of_all, of_matmul, want, monkeypatch):
-    seen = []
+def test_settings_reach_a_problem(global_setting, matmul_setting, want, monkeypatch):
+    precisions = []
 
-    def watched(pass_name):
+    def recording(pass_name):
         def run(*args, **kwargs):
-            seen.extend(arg.precision for arg in args if hasattr(arg, "precision"))
+            precisions.extend(arg.precision for arg in args if hasattr(arg, "precision"))
             return pass_name(*args, **kwargs)
 
         return run
 
     for name in ("forward", "input_grad", "weight_grad"):
-        monkeypatch.setattr(_cpu, name, watched(getattr(_cpu, name)))
-    torch.backends.fp32_precision = of_all
-    torch.backends.cuda.matmul.fp32_precision = of_matmul
-    # On a CPU, where these settings mean nothing, calls are remembered without them, but for those of such a padding.
+        monkeypatch.setattr(_cpu, name, recording(getattr(_cpu, name)))
+    torch.backends.fp32_precision = global_setting
+    torch.backends.cuda.matmul.fp32_precision = matmul_setting
+    # On a CPU these settings have no effect, and are no part of a cache key, except with such a padding.
     layer = lc_triton.LocalConv2d(3, 4, 3, input_size=6, padding=1, padding_mode="circular")
     y = layer(torch.randn(2, 3, 6, 6, requires_grad=True))
     torch.backends.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "none"
-    y.sum().backward()  # as its forward was
-    assert seen == [want] * 3
+    y.sum().backward()  # uses the precision of the forward
+    assert precisions == [want] * 3
 
 
 def test_older_names_of_the_setting():
@@ -79,7 +79,7 @@ def test_on_a_cpu_the_settings_of_cuda_change_no_bit():
 
 
 def test_on_a_cpu_products_are_torchs_own():
-    """Where oneDNN has products of that precision, torch's matmul takes them, and with it a layer."""
+    """If oneDNN has products of a precision, torch's matmul uses them, and so does a layer."""
     x = torch.randn(2, 3, 6, 6)
     y = LAYER(x).detach().double()
     for precision in ("tf32", "bf16"):

@@ -1,4 +1,4 @@
-"""Weights of 8 and 4 bits: layers and local_conv, against the weight that numbers and scales stand for."""
+"""Weights of 8 and 4 bits: layers and local_conv, against the dequantized weight."""
 
 import copy
 import io
@@ -20,9 +20,9 @@ KINDS = ("int8", "float8_e4m3", "int4")
 EACH = pytest.mark.parametrize("kind", KINDS)
 
 
-def by_hand(weight, scale):
-    """Number by number of one position: what they stand for, in float64."""
-    w, s = weight.flatten(1, -2), scale.double()  # of a 1-D layer with one group
+def dequantize_by_definition(weight, scale):
+    """The dequantized weight in float64, computed number by number."""
+    w, s = weight.flatten(1, -2), scale.double()  # the weight is of a 1-D layer with one group
     out = torch.empty(*w.shape[:-1], s.shape[-1], dtype=torch.float64)
     for p in range(len(w)):
         for d in range(w.shape[1]):
@@ -40,21 +40,21 @@ def by_hand(weight, scale):
 def test_shared_filters_have_a_scale_a_region(kind, share):
     torch.manual_seed(0)
     layer = lc_triton.LocalConv2d(2, 3, 2, input_size=6, share=share, dtype=torch.float64)
-    numbers, scale = quantize(layer.weight, kind)
+    quantized, scale = quantize(layer.weight, kind)
     x = torch.randn(2, 2, 6, 6, dtype=torch.float64)
-    want = lc_triton.local_conv(x, dequantize(numbers, scale, torch.float64), layer.bias, share=share)
+    want = lc_triton.local_conv(x, dequantize(quantized, scale, torch.float64), layer.bias, share=share)
     lc_triton.quantize_weights(layer, kind)
     assert_close(layer(x), want.detach(), 1e-12)
 
 
 @EACH
-def test_numbers_are_the_nearest_of_their_scale(kind):
+def test_quantized_numbers_are_the_nearest(kind):
     torch.manual_seed(0)
     weight = torch.randn(3, 5, 8, 5)
     weight[1, :, :, 2] = 0
-    numbers, scale = quantize(weight, kind)
-    found = dequantize(numbers, scale, torch.float64)
-    assert_close(found.flatten(1, 2), by_hand(numbers, scale), 1e-14)
+    quantized, scale = quantize(weight, kind)
+    found = dequantize(quantized, scale, torch.float64)
+    assert_close(found.flatten(1, 2), dequantize_by_definition(quantized, scale), 1e-14)
     w = weight.flatten(1, 2).double()
     error, largest = (found.flatten(1, 2) - w).abs(), w.abs().amax(1, keepdim=True)
     if kind == "int8":
@@ -66,17 +66,17 @@ def test_numbers_are_the_nearest_of_their_scale(kind):
         assert (error <= (w.abs() / 16).clamp(min=2**-10 * largest / 448) * 1.0001).all()
     assert found[1, :, :, 2].abs().max() == 0
     again, same = quantize(found.float(), kind)
-    assert torch.equal(again.view(torch.uint8), numbers.view(torch.uint8)) or kind == "float8_e4m3"
+    assert torch.equal(again.view(torch.uint8), quantized.view(torch.uint8)) or kind == "float8_e4m3"
     assert_close(same, scale.double(), 1e-6)
 
 
-@pytest.mark.parametrize(("kind", "most"), [("int8", 0.02), ("float8_e4m3", 0.04), ("int4", 0.1)])
-def test_the_error_of_a_fresh_layer(kind, most):
+@pytest.mark.parametrize(("kind", "max_error"), [("int8", 0.02), ("float8_e4m3", 0.04), ("int4", 0.1)])
+def test_the_error_of_a_new_layer(kind, max_error):
     torch.manual_seed(0)
     layer, x = lc_triton.LocalConv2d(8, 16, 3, input_size=10), torch.randn(4, 8, 10, 10)
     exact, before = layer(x).detach(), layer.weight.numel() * 4
     assert lc_triton.quantize_weights(layer, kind) is layer
-    assert (layer(x) - exact).norm() < most * exact.norm()
+    assert (layer(x) - exact).norm() < max_error * exact.norm()
     after = sum(b.numel() * b.element_size() for b in layer.buffers())
     assert before / after > {"int8": 3.7, "float8_e4m3": 3.7, "int4": 5.5}[kind]
 
@@ -87,7 +87,7 @@ ROWS = pairwise(
 
 
 @pytest.mark.parametrize(("case", "kind", "dtype", "bias_kind"), ROWS)
-def test_local_conv_is_that_of_the_weight_it_stands_for(case, kind, dtype, bias_kind):
+def test_local_conv_equals_that_of_the_dequantized_weight(case, kind, dtype, bias_kind):
     t, number = tensors(case), IDS.index(case.name)
     activation = ("tanh", None, "gelu", "softmax")[number % 4]
     weight, scale = quantize(t.weight, kind)
@@ -134,7 +134,7 @@ def test_gradients_of_the_input_and_the_bias_of_second_order(kind):
 
 
 @EACH
-def test_float16_holds_neither_the_sums_nor_their_gradients_by_themselves(kind):
+def test_float16_sums_neither_overflow_nor_underflow(kind):
     """Numbers of 8 bits make sums above 65504, and scales make gradients below 6e-8."""
     layer = lc_triton.LocalConv1d(512, 2, 1, input_size=2, bias=False)
     with torch.no_grad():
@@ -191,7 +191,7 @@ def test_files_copies_and_dtypes(kind):
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_a_layer_that_was_never_called_compiles_whole(kind):
+def test_a_layer_that_was_never_called_compiles_with_fullgraph(kind):
     torch.compiler.reset()
     layer = lc_triton.quantize_weights(lc_triton.LocalConv1d(2, 3, 2, input_size=4), kind)
     x = torch.randn(2, 2, 4)
@@ -199,14 +199,14 @@ def test_a_layer_that_was_never_called_compiles_whole(kind):
     assert_close(y, layer(x).detach().double(), 1e-6)
 
 
-def test_a_model_in_place():
+def test_a_model_is_quantized_in_place():
     net = nn.Sequential(
         lc_triton.LocalConv2d(1, 2, 3, input_size=8), nn.Conv2d(2, 2, 1), lc_triton.LocallyConnected2D(2, 2)
     )
     x = torch.randn(1, 1, 8, 8)
     with pytest.raises(E.NotBuiltError):
         lc_triton.quantize_weights(net, "int8")
-    assert net[0].weight.dtype == torch.float32  # none is changed
+    assert net[0].weight.dtype == torch.float32  # no layer is changed
     net = nn.Sequential(net[0], lc_triton.LocallyConnected2D(2, 2, data_format="channels_first", input_shape=(2, 6, 6)))
     exact = net(x).detach()
     assert lc_triton.quantize_weights(net, "int8") is net
@@ -219,12 +219,12 @@ INT4 = lc_triton.quantize_weights(lc_triton.LocalConv1d(2, 3, 2, input_size=4), 
 X = torch.zeros(1, 2, 4)
 
 
-def fresh(layer=lc_triton.LocalConv1d):
+def new_layer(layer=lc_triton.LocalConv1d):
     return layer(2, 3, 2, input_size=4)
 
 
 def pruned():
-    layer = fresh()
+    layer = new_layer()
     prune.l1_unstructured(layer, "weight", 0.5)
     return layer
 
@@ -235,15 +235,15 @@ def conv(weight=LAYER.weight, scale=LAYER.weight_scale, x=X, **kwargs):
 
 CALLS = [
     (lambda: lc_triton.quantize_weights(3, "int8"), E.ArgumentTypeError, "model must be a torch.nn.Module, got 3"),
-    (lambda: lc_triton.quantize_weights(fresh(), "int9"), E.UnknownNameError, "did you mean 'int"),
+    (lambda: lc_triton.quantize_weights(new_layer(), "int9"), E.UnknownNameError, "did you mean 'int"),
     (
-        lambda: lc_triton.quantize_weights(fresh(), torch.int8),
+        lambda: lc_triton.quantize_weights(new_layer(), torch.int8),
         E.ArgumentTypeError,
         "dtype must be one of int8,",
     ),
     (lambda: lc_triton.quantize_weights(nn.Linear(2, 3), "int8"), E.ConversionError, "it has no LocalConv1d, 2d, 3d"),
     (
-        lambda: lc_triton.quantize_weights(fresh(lc_triton.LocalConvTranspose1d), "int8"),
+        lambda: lc_triton.quantize_weights(new_layer(lc_triton.LocalConvTranspose1d), "int8"),
         E.ConversionError,
         "it has no LocalConv1d",
     ),

@@ -1,11 +1,11 @@
-"""Results and gradients are ordinary memory of torch, whatever their size."""
+"""Results and gradients of any size are ordinary tensors of torch."""
 
 import pytest
 import torch
 
 import lc_triton
 
-# Results, gradients of x and of the weights of 33 MB each and more.
+# Layers with a result, or a gradient of x or of the weights, of at least 32 MB.
 LAYERS = {
     "output": (lambda: lc_triton.LocalConv2d(2, 64, 2, input_size=64), (36, 2, 64, 64), "y"),
     "input gradient": (lambda: lc_triton.LocalConv2d(64, 2, 2, input_size=64), (36, 64, 64, 64), "x"),
@@ -15,16 +15,16 @@ LAYERS = {
 
 @pytest.fixture(params=LAYERS)
 def large(request):
-    """A function that makes a result of 32 MB and more anew, and its values."""
-    make, shape, which = LAYERS[request.param]
-    layer, x = make(), torch.randn(shape, requires_grad=which == "x")
-    layer.requires_grad_(which == "weight")
+    """A function that computes a result of at least 32 MB, and the values of the result."""
+    make, shape, target = LAYERS[request.param]
+    layer, x = make(), torch.randn(shape, requires_grad=target == "x")
+    layer.requires_grad_(target == "weight")
 
     def result():
         y = layer(x)
-        if which == "y":
+        if target == "y":
             return y
-        return torch.autograd.grad(y.sum(), x if which == "x" else layer.weight)[0]
+        return torch.autograd.grad(y.sum(), x if target == "x" else layer.weight)[0]
 
     found = result()
     assert found.nbytes >= 32 << 20

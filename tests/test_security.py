@@ -1,4 +1,4 @@
-"""What SECURITY.md says: no network, and nothing in a data file is ever run."""
+"""The promises of SECURITY.md: no use of the network, and no data file runs code."""
 
 import ast
 import json
@@ -23,7 +23,7 @@ FORBIDDEN = {
     *("socket", "ssl", "http", "urllib", "ftplib", "smtplib", "xmlrpc", "requests", "aiohttp", "asyncio"),
     *("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "yaml", "ctypes.util"),
 }
-# Triton's own disassemblers, by their full path, on what Triton compiled; and Python itself, to look into an HDF5 file.
+# They run Triton's disassemblers by their full path, and Python itself, to read an HDF5 file.
 RUNS_PROGRAMS = {"launch/disassembly.py", "keras/saved/hdf5.py"}
 
 
@@ -57,7 +57,7 @@ def test_no_module_reaches_the_network_or_runs_data(path):
         assert keywords.get("shell", "False") == "False"
 
 
-# Everything a user does on the CPU, under a hook that hears of sockets, of programs that start, and of pickles.
+# Uses the library on the CPU under an audit hook, which records sockets, started programs and pickles.
 WATCHED = """
 import json, sys, tempfile
 from pathlib import Path
@@ -111,7 +111,7 @@ def test_using_the_library_opens_no_socket_and_runs_nothing():
 
 @pytest.mark.subprocess
 @pytest.mark.slow
-def test_the_hook_hears():
+def test_the_audit_hook_records_events():
     bad = "import socket; socket.socket().close(); quiet = False; eval('1'); __import__('pickle').loads(TEXT)\n"
     text = pickle.dumps(Path("a"))
     code = (
@@ -124,7 +124,7 @@ def test_the_hook_hears():
 
 
 class Bomb:
-    """What runs a command when it is unpickled."""
+    """An object that runs a command when it is unpickled."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -146,7 +146,7 @@ def test_a_checkpoint_that_would_run_something_is_refused(kind, tmp_path):
         checkpoint.load(path, {})
     assert not marker.exists()
     torch.load(path, weights_only=False)
-    assert marker.exists()  # it would have
+    assert marker.exists()  # unpickling does run it
 
 
 @pytest.mark.parametrize("read", [store.read, workloads.read], ids=["tiles", "workloads"])
@@ -167,7 +167,7 @@ def test_a_pickle_in_place_of_json_is_refused(read, tmp_path):
     ],
     ids=["code", "deep", "huge numbers"],
 )
-def test_hostile_json_is_refused_in_a_line(text, tmp_path, monkeypatch):
+def test_hostile_json_is_refused_in_one_line(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "tiles.json"
     path.write_text(text)

@@ -1,4 +1,4 @@
-"""The operators on DTensors, on two processes of this machine: values and gradients of one process."""
+"""The operators on DTensors, on two processes: values and gradients equal those of one process."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ LAYERS = {
     "padding alone": ((3, 5), {"padding": ((0, 5), (0, 0)), "stride": (3, 1)}),
 }
 # Placements of x and weight, and those of y and of the weight's gradient, channels first.
-WAYS = {
+PLACEMENTS = {
     "batch": (Shard(0), Replicate(), Shard(0), Partial()),
     "rows": (Replicate(), Shard(0), Shard(2), Shard(0)),
     "rows, x split": (Shard(0), Shard(0), Shard(2), Shard(0)),
@@ -41,38 +41,38 @@ def tensors(name, bias):
     return [x, weight, b], options
 
 
-def alone(name, bias):
+def results_of_one_process(name, bias):
     leaves, options = tensors(name, bias)
     return gradients([t if t is None else t.requires_grad_() for t in leaves], options, lambda y: y)
 
 
-def gradients(leaves, options, whole):
+def gradients(leaves, options, to_full):
     y = lc_triton.local_conv(*leaves, **options)
-    full = whole(y)
+    full = to_full(y)
     scale = torch.linspace(0.5, 2.0, full.numel(), dtype=torch.float64).view(full.shape)
     wanted = [t for t in leaves if t is not None]
-    return y, [full.detach(), *(whole(g) for g in torch.autograd.grad((full * scale).sum(), wanted))]
+    return y, [full.detach(), *(to_full(g) for g in torch.autograd.grad((full * scale).sum(), wanted))]
 
 
 def rules(mesh):
     for name in LAYERS:
-        for way, (x_place, weight_place, y_place, _) in WAYS.items():
-            bias = {"batch": "position", "rows": "position", "rows, x split": "channel"}.get(way, False)
+        for placement, (x_place, weight_place, y_place, _) in PLACEMENTS.items():
+            bias = {"batch": "position", "rows": "position", "rows, x split": "channel"}.get(placement, False)
             (x, weight, b), options = tensors(name, bias)
-            places = [x_place, weight_place, Shard(0) if way == "rows" else Replicate()]
+            placements = [x_place, weight_place, Shard(0) if placement == "rows" else Replicate()]
             leaves = [
                 None if t is None else distribute_tensor(t, mesh, [place]).requires_grad_()
-                for t, place in zip((x, weight, b), places, strict=True)
+                for t, place in zip((x, weight, b), placements, strict=True)
             ]
             y, found = gradients(leaves, options, lambda t: t.full_tensor())
-            assert y.placements == (y_place,), (name, way, y.placements)
-            _, want = alone(name, bias)
-            for got, right in zip(found, want, strict=True):
-                assert_close(got, right, 1e-12)
+            assert y.placements == (y_place,), (name, placement, y.placements)
+            _, want = results_of_one_process(name, bias)
+            for got, expected in zip(found, want, strict=True):
+                assert_close(got, expected, 1e-12)
 
 
 def transposed(mesh):
-    """Its bias and activation follow the sum over positions, so that rows are gathered first."""
+    """A transposed layer adds its bias after the sum over positions, so its rows are gathered first."""
     torch.manual_seed(0)
     y, weight = torch.randn(4, 6, 5, 3, dtype=torch.float64), torch.randn(5, 3, 3, 3, 2, 6, dtype=torch.float64)
     bias = torch.randn(7, 5, 2, dtype=torch.float64)
@@ -100,8 +100,8 @@ def modules(mesh):
     distribute_module(net, mesh)
     net(distribute_tensor(x, mesh, [Shard(0)])).square().mean().backward()
     torch.optim.SGD(net.parameters(), lr=0.1).step()
-    for p, right in zip(net.parameters(), want, strict=True):
-        assert_close(p.full_tensor().detach(), right, 1e-5)
+    for p, expected in zip(net.parameters(), want, strict=True):
+        assert_close(p.full_tensor().detach(), expected, 1e-5)
 
 
 def refusals(mesh):
@@ -122,17 +122,17 @@ def work(rank, check, store):
 @pytest.mark.subprocess
 @pytest.mark.slow
 def test_two_ranks_compute_what_one_does(tmp_path):
-    mp.spawn(work, (everything, str(tmp_path / "store")), nprocs=2)
+    mp.spawn(work, (check_all, str(tmp_path / "store")), nprocs=2)
 
 
-def everything(mesh):
+def check_all(mesh):
     for check in (rules, transposed, modules, refusals):
         check(mesh)
     assert DTensor._op_dispatcher._custom_op_handlers[torch.ops.lc_triton.forward.default]
 
 
-def test_every_case_differs_by_what_it_is_for():
-    """One row leaves a rank without any; behind wide padding a rank reads no row."""
+def test_the_cases_have_ranks_without_rows():
+    """With one row, a rank has none; with wide padding, a rank reads none."""
     from lc_triton.core.geometry import Geometry
     from lc_triton.core.ranges import chunks, rows_read
 

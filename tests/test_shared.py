@@ -35,8 +35,8 @@ IDS = [case.name for case in SHARED]
 BY_NAME = {case.name: case for case in SHARED}
 
 
-def spelled_out(case):
-    """The region of every position by hand, in row-major order, and how many there are in each dimension."""
+def regions_by_position(case):
+    """The region of every position, in row-major order, and the number of regions in each dimension."""
     geo = case.geometry
     share, ndim = case.share, geo.ndim
     regions = []
@@ -61,10 +61,10 @@ def spelled_out(case):
 @pytest.mark.parametrize("case", SHARED, ids=IDS)
 def test_the_definition_gives_each_position_the_filters_of_its_region(case):
     geo, t = case.geometry, tensors(case)
-    regions, counts = spelled_out(case)
+    regions, counts = regions_by_position(case)
     assert t.weight.shape == (*counts, *geo.kernel, geo.in_channels // geo.groups, geo.out_channels)
-    every = torch.stack([t.weight[region] for region in regions]).view(*geo.out_spatial, *t.weight.shape[geo.ndim :])
-    want = reference.forward(t.x, every, t.bias, replace(geo, regions=()))
+    unshared = torch.stack([t.weight[region] for region in regions]).view(*geo.out_spatial, *t.weight.shape[geo.ndim :])
+    want = reference.forward(t.x, unshared, t.bias, replace(geo, regions=()))
     assert torch.equal(reference.forward(t.x, t.weight, t.bias, geo), want)
     assert share_of(geo) is not None
     assert replace(geo, regions=parse_share(share_of(geo), geo.ndim)) == geo
@@ -96,13 +96,13 @@ def test_derivatives_of_any_order(name):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["rows", "all_groups", "block", "1d_tile"])
-def test_accuracy_beside_torchs_own_matmul(name, dtype):
+def test_accuracy_is_that_of_torchs_matmul(name, dtype):
     case = replace(BY_NAME[name], batch=5)
     for seed in range(3):
         t = tensors(case, dtype, seed=seed)
-        got, want, torchs = run(case, t), expected(case, t), torch_results(case, t)
+        got, want, of_torch = run(case, t), expected(case, t), torch_results(case, t)
         for key, factor in {"y": 2, "dx": 3, "dw": 3, "db": 3}.items():
-            assert_as_accurate(got[key], want[key], torchs[key], factor, key)
+            assert_as_accurate(got[key], want[key], of_torch[key], factor, key)
 
 
 SHARED_BY_ALL = ("all", "all_groups", "1d_all", "3d_all", "all_one_channel")
@@ -111,7 +111,7 @@ SHARED_BY_ALL = ("all", "all_groups", "1d_all", "3d_all", "all_one_channel")
 @pytest.mark.parametrize("activation", ["linear", "relu", "gelu"])
 @pytest.mark.parametrize("name", SHARED_BY_ALL)
 def test_float32_layers_with_one_set_of_filters(name, activation):
-    """They are torch's convolution, whose padding is alike on both sides."""
+    """Torch's convolution computes these layers, with the same padding on both sides."""
     more = {
         "3d_all": Case("3d_all", (4, 3, 5), 2, 4, 2, stride=(1, 2, 1), padding=1, share="all"),
         "all_one_channel": Case("all_one_channel", (6, 5), 1, 1, 3, padding=1, share="all", batch=5),
@@ -125,7 +125,7 @@ def test_float32_layers_with_one_set_of_filters(name, activation):
 
 @pytest.mark.parametrize("activation", ["gelu", "mish", "hardswish", "silu", "softmax"])
 def test_activations(activation):
-    """Some of torch's take twelve dimensions at most, fewer than a box of positions has."""
+    """Some of torch's activations take at most twelve dimensions, and a box of positions has more."""
     t = tensors(BY_NAME["block"], torch.float32)
     arguments = {**BY_NAME["block"].arguments, "data_format": "channels_last", "activation": activation}
     with lc_triton.backend("reference"):
@@ -151,7 +151,7 @@ def test_one_region_of_few_filters(filters, batch):
 
 @pytest.mark.parametrize("filters", [1, 2])
 def test_one_region_of_one_channel(filters):
-    """Torch's convolution of such strides reads other numbers: they differ from call to call."""
+    """Torch 2.13's 3-D convolution computes wrong numbers for channels-last strides of one channel."""
     case = Case("3d_all", (4, 4, 4), 1, filters, (1, 3, 4), stride=(2, 1, 3), batch=17, share="all")
     t = tensors(case, torch.float32)
     assert_results_close(run(case, t), expected(case, t), 1e-6)
@@ -173,8 +173,8 @@ def test_one_region_is_a_convolution(ndim, groups):
         assert_close(value, exact, 1e-12)
 
 
-class Largest(TorchDispatchMode):
-    """The most bytes of a tensor that an operator made, views included."""
+class LargestTensor(TorchDispatchMode):
+    """The bytes of the largest tensor that an operator returned, views included."""
 
     bytes = 0
 
@@ -188,24 +188,24 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("share", ["rows", "columns", "all", (4, 4), ("tile", 3, 2)], ids=str)
 @pytest.mark.parametrize("passes", [_cpu, decompositions], ids=["passes", "decompositions"])
-def test_nothing_of_the_unshared_size_is_made(share, passes, monkeypatch):
+def test_no_tensor_of_the_unshared_size_is_made(share, passes, monkeypatch):
     monkeypatch.setattr(workspace, "_kept", threading.local())  # buffers of earlier calls may be larger
     case = Case("", (12, 12), 8, 64, 3, padding=1, batch=1, share=share)
     t, problem = tensors(case, torch.float32), Problem(case.geometry)
-    apart = replace(case, share=None).geometry.weight_numel * 4
-    with Largest() as seen:
+    unshared_bytes = replace(case, share=None).geometry.weight_numel * 4
+    with LargestTensor() as largest:
         passes.forward(t.x, t.weight, t.bias, problem, store_z=True)
         passes.input_grad(t.g, t.weight, None, problem)
         passes.weight_grad(t.x, t.g, problem, torch.float32, with_bias=True)
-    assert t.weight.nbytes <= seen.bytes < apart / 4
+    assert t.weight.nbytes <= largest.bytes < unshared_bytes / 4
 
 
 @pytest.mark.parametrize("share", ["rows", "all", (4, 4), ("tile", 3, 2)], ids=str)
-def test_a_conversion_between_regions_makes_nothing_of_the_unshared_size(share):
+def test_a_conversion_between_regions_makes_no_tensor_of_the_unshared_size(share):
     layer = lc_triton.LocalConv2d(8, 64, 3, (12, 12), padding=1, share="all")
-    with Largest() as seen, torch.no_grad():
+    with LargestTensor() as largest, torch.no_grad():
         layer.with_share(share)
-    assert 0 < seen.bytes < 12 * 12 * layer.weight.nbytes / 4
+    assert 0 < largest.bytes < 12 * 12 * layer.weight.nbytes / 4
 
 
 def test_gradients_have_the_same_bits_each_time():
@@ -265,7 +265,7 @@ def test_decomposed_passes_are_the_definition(case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["block", pytest.param("3d_tile", marks=pytest.mark.nightly)])
-def test_torchs_checks_of_operators(name):
+def test_opcheck(name):
     t, problem = tensors(BY_NAME[name]), Problem(BY_NAME[name].geometry, Activation("tanh"))
     layer, regions = operators.problem_to_args(problem), operators.regions_to_arg(problem)
     x, weight, bias, g = (v.requires_grad_() for v in (t.x, t.weight, t.bias, t.g))
@@ -278,7 +278,7 @@ def test_torchs_checks_of_operators(name):
 
 
 def test_an_operator_that_was_recorded_without_regions():
-    """A program that was saved before there were any."""
+    """Programs of earlier versions have no argument for regions."""
     x, weight = torch.randn(2, 5, 3), torch.randn(3, 3, 3, 4)
     args = [5], [3], [1], [1], [0, 0], 1, 3, 4, "linear", 0.0, "cpu", "ieee"
     y, _ = torch.ops.lc_triton.forward(x, weight, None, *args, False)
@@ -386,7 +386,7 @@ class TestConversion:
         assert torch.equal(again.weight, conv.weight)
         assert torch.equal(again.bias, conv.bias)
 
-    def test_of_a_whole_model(self):
+    def test_a_model(self):
         model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 3)).double()
         x = torch.randn(2, 2, 6, 6, dtype=torch.float64)
         want = model(x).detach()
@@ -401,12 +401,12 @@ class TestConversion:
     def test_to_filters_of_each_position_and_back(self, share):
         layer = lc_triton.LocalConv2d(2, 3, 3, (6, 7), padding=1, share=share, activation="tanh").double().eval()
         x = torch.randn(2, 2, 6, 7, dtype=torch.float64)
-        apart = layer.with_share(None)
-        assert apart.weight.shape == (6, 7, 3, 3, 2, 3)
-        assert apart.weight.is_contiguous()
-        assert_close(apart(x), layer(x).detach(), 1e-13)
-        assert not apart.training
-        back = apart.with_share(share)
+        unshared = layer.with_share(None)
+        assert unshared.weight.shape == (6, 7, 3, 3, 2, 3)
+        assert unshared.weight.is_contiguous()
+        assert_close(unshared(x), layer(x).detach(), 1e-13)
+        assert not unshared.training
+        back = unshared.with_share(share)
         assert torch.equal(back.weight, layer.weight)
         assert torch.equal(back.bias, layer.bias)
 
@@ -428,7 +428,7 @@ class TestConversion:
         low, x = lc_triton.LowRankLocalConv1d.from_local(layer, rank=1), torch.randn(1, 2, 5, dtype=torch.float64)
         assert_close(low(x), layer(x).detach(), 1e-12)
 
-    def test_what_comes_along(self):
+    def test_attributes_are_kept(self):
         layer = lc_triton.LocalConv2d(
             2, 3, 3, 5, share="all", activation=nn.PReLU(3), bias=False, padding_mode="circular"
         )
@@ -438,7 +438,7 @@ class TestConversion:
         assert torch.equal(other.activation.weight, layer.activation.weight)
         assert (other.bias, other.padding_mode, other._follows_input_format) == (None, "circular", True)
 
-    def test_what_is_refused(self):
+    def test_refused_conversions(self):
         layer = lc_triton.LocalConv2d(2, 3, 3, 5)
         with pytest.raises(E.ArgumentValueError, match="tolerance must be a number >= 0, got -1"):
             layer.with_share("all", tolerance=-1)
@@ -489,7 +489,7 @@ def conv2d(share):
         ),
     ],
 )
-def test_what_is_refused(call, kind, message):
+def test_errors(call, kind, message):
     with pytest.raises(kind) as caught:
         call()
     assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""Programs that look into a call: each gives right numbers for another input and batch, or says what to use instead."""
+"""Tracers, exporters and ONNX: each program is right for another input and batch, or an error names what to use."""
 
 import io
 import threading
@@ -31,33 +31,33 @@ KINDS = {
 }
 
 
-class Rows(nn.Module):
-    """What many a model does with the size of a batch."""
+class FlattenBatch(nn.Module):
+    """A reshape by the size of the batch, as many models have."""
 
     def forward(self, y):
         return y.reshape(y.size(0), -1)
 
 
-# Each kind in each size, frozen and trainable; a large one, which takes the path of those in blocks, once.
+# Each kind in each size, frozen and trainable, and one large layer.
 ALL = [(size, kind, trainable) for size in ("small", "in blocks") for kind in KINDS for trainable in (False, True)]
 ALL += [("large", "plain", False)]
-FEW = ALL[1::5]  # where each takes seconds
+FEW = ALL[1::5]  # for tests of seconds
 
 
 @pytest.fixture(params=ALL, ids=lambda v: f"{v[0]}-{v[1]}-{'trainable' if v[2] else 'frozen'}")
 def case(request):
-    """A layer, the input that it is traced with, and others of the same batch, of a larger and of a smaller one."""
+    """A layer, the input that it is traced with, and inputs of the same, of a larger and of a smaller batch."""
     size, kind, trainable = request.param
     channels, filters, sites, batch = SIZES[size]
     layer = KINDS[kind](channels, filters, sites).requires_grad_(trainable)
     batches = (batch, batch, 1) if size == "large" else (batch, batch, batch + 3, 1)
     shape = (sites, sites, channels) if kind == "Keras-like" else (channels, sites, sites)
     x, *others = (torch.randn(n, *shape) for n in batches)
-    layer(x)  # a call before, so that nothing depends on being the first
+    layer(x)  # so that the traced call is not the first
     return SimpleNamespace(layer=layer, x=x, others=others)
 
 
-few = pytest.mark.parametrize("case", FEW, ids=lambda v: f"{v[0]}-{v[1]}", indirect=True)
+few_cases = pytest.mark.parametrize("case", FEW, ids=lambda v: f"{v[0]}-{v[1]}", indirect=True)
 
 
 def assert_same(program, case):
@@ -133,7 +133,7 @@ def test_export(case):
 def test_compile_keeps_the_operator(case):
     graphs = []
 
-    def look(graph, inputs):
+    def record_graph(graph, inputs):
         graphs.append(graph)
         return graph
 
@@ -141,15 +141,15 @@ def test_compile_keeps_the_operator(case):
     from torch._inductor.decomposition import select_decomp_table
 
     compiled = torch.compile(
-        case.layer, fullgraph=True, backend=aot_autograd(fw_compiler=look, decompositions=select_decomp_table())
+        case.layer, fullgraph=True, backend=aot_autograd(fw_compiler=record_graph, decompositions=select_decomp_table())
     )
     compiled(case.x)
     assert any("lc_triton" in str(node.target) for node in graphs[0].graph.nodes)
     torch._dynamo.reset()
 
 
-class Seen(TorchDispatchMode):
-    """The operators of a call."""
+class OperatorLog(TorchDispatchMode):
+    """A dispatch mode that records the operators of a call."""
 
     def __init__(self):
         super().__init__()
@@ -162,7 +162,7 @@ class Seen(TorchDispatchMode):
 
 def test_a_dispatch_mode_sees_the_operator(case):
     want = case.layer(case.x)
-    with Seen() as mode:
+    with OperatorLog() as mode:
         y = case.layer(case.x)
     assert any("lc_triton" in name for name in mode.operators)
     torch.testing.assert_close(y, want)
@@ -175,33 +175,33 @@ def onnx_runtime(file):
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
 
-def in_rows(case):
-    return SimpleNamespace(layer=nn.Sequential(case.layer, Rows()), x=case.x, others=case.others)
+def with_flattened_output(case):
+    return SimpleNamespace(layer=nn.Sequential(case.layer, FlattenBatch()), x=case.x, others=case.others)
 
 
 @pytest.mark.slow
-@few
-def test_onnx_in_one_line(case, tmp_path):
+@few_cases
+def test_onnx_with_default_options(case, tmp_path):
     torch.onnx.export(case.layer, (case.x,), tmp_path / "layer.onnx", verbose=False)
-    case.others = case.others[:1]  # its batch is that of the example
+    case.others = case.others[:1]  # the file is for the batch of the example
     assert_same(onnx_runtime(tmp_path / "layer.onnx"), case)
 
 
 @pytest.mark.slow
-@few
+@few_cases
 def test_onnx_for_any_batch(case, tmp_path):
-    case = in_rows(case)
+    case = with_flattened_output(case)
     sizes = ({0: Dim("batch")},)
     torch.onnx.export(case.layer, (case.x,), tmp_path / "layer.onnx", dynamic_shapes=sizes, verbose=False)
     assert_same(onnx_runtime(tmp_path / "layer.onnx"), case)
 
 
 @pytest.mark.slow
-@few
+@few_cases
 @pytest.mark.parametrize("batch", [None, 1])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_onnx_by_torchscript(case, batch, tmp_path):
-    case = in_rows(case)
+    case = with_flattened_output(case)
     axes = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": {"x": {0: "batch"}, "y": {0: "batch"}}}
     torch.onnx.export(case.layer, (case.x[:batch],), tmp_path / "layer.onnx", dynamo=False, **axes)
     assert_same(onnx_runtime(tmp_path / "layer.onnx"), case)
@@ -212,16 +212,16 @@ def test_summary_writer_draws_the_operator(trainable, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
 
-    net = nn.Sequential(KINDS["plain"](2, 4, 6), Rows()).requires_grad_(trainable)
+    net = nn.Sequential(KINDS["plain"](2, 4, 6), FlattenBatch()).requires_grad_(trainable)
     with SummaryWriter(tmp_path) as writer:
         writer.add_graph(net, torch.randn(2, 2, 6, 6))
     assert "lc_triton::forward" in {node.op for node in EventAccumulator(str(tmp_path)).Reload().Graph().node}
 
 
 @pytest.mark.parametrize("kind", ["plain", "transposed"])
-def test_a_program_traced_without_gradients_has_them_later(kind):
+def test_a_program_traced_without_gradients_is_differentiable(kind):
     layer = KINDS[kind](2, 4, 6)
-    layer.activation = "silu"  # whose derivative needs what is not stored without gradients
+    layer.activation = "silu"  # its derivative needs z, which is not stored without gradients
     x = torch.randn(2, 2, 6, 6)
     layer.requires_grad_(False)
     program = torch.jit.trace(layer, x)
@@ -244,7 +244,7 @@ def test_a_traced_program_refuses_another_size(kind, sizes):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("trace", ["jit", "fx", "make_fx", "export"])
 def test_a_traced_program_refuses_other_dtypes(kind, trace):
-    """Integers came back cut to integers, where the layer refuses them."""
+    """A layer refuses integers, and so must its program, instead of rounding the results to integers."""
     layer = KINDS[kind](2, 4, 6)
     x = torch.randn(3, *((6, 6, 2) if kind == "Keras-like" else (2, 6, 6)))
     trace = {
@@ -262,7 +262,7 @@ def test_a_traced_program_refuses_other_dtypes(kind, trace):
     )  # float32 weights may go with it
 
 
-def test_operators_refuse_what_does_not_fit_the_layer():
+def test_operators_refuse_wrong_shapes():
     ops, sizes = torch.ops.lc_triton, ([6], [3], [1], [1], [0, 0], 1, 2, 5, "linear", 0.0, "cpu", "ieee")
     x, weight, g = torch.randn(3, 6, 2), torch.randn(4, 3, 2, 5), torch.randn(3, 4, 5)
     bias, bias_of_sites = torch.randn(4, 5), torch.randn(6, 2)
@@ -284,8 +284,8 @@ def test_operators_refuse_what_does_not_fit_the_layer():
             call()
 
 
-class Named(torch.Tensor):
-    """A tensor of a class of its own that writes down the functions it meets."""
+class FunctionLog(torch.Tensor):
+    """A subclass of Tensor that records the functions it is passed to."""
 
     called: ClassVar[list] = []
 
@@ -296,12 +296,12 @@ class Named(torch.Tensor):
 
 
 @pytest.mark.parametrize("function", [lc_triton.local_conv, lc_triton.local_conv_transpose])
-def test_a_tensor_of_its_own_class_meets_the_function(function):
+def test_torch_function_of_a_subclass_receives_the_function(function):
     x, weight = torch.randn(2, 4, 4, 4), torch.randn(4, 4, 1, 1, 4, 4)
-    Named.called.clear()
-    y = function(x.as_subclass(Named), weight, activation="relu", stride=1)
-    assert function in Named.called
-    assert type(y) is Named
+    FunctionLog.called.clear()
+    y = function(x.as_subclass(FunctionLog), weight, activation="relu", stride=1)
+    assert function in FunctionLog.called
+    assert type(y) is FunctionLog
     assert torch.equal(y.as_subclass(torch.Tensor), function(x, weight, activation="relu"))
 
 
@@ -342,16 +342,16 @@ def test_symbolic_trace_refuses_weights_that_a_hook_computes():
         torch.fx.symbolic_trace(layer)
 
 
-def of_weight(x, weight):
+def loss_of_weight(x, weight):
     return lc_triton.local_conv(x, weight, padding=1, activation="silu").square().sum()
 
 
 TRANSFORMED = {
-    "grad": lambda x, weight: grad(of_weight, 1)(x, weight),
-    "vmap": lambda x, weight: vmap(of_weight, (None, 0))(x, torch.stack([weight, 2 * weight])),
-    "per sample": lambda x, weight: vmap(grad(of_weight, 1), (0, None))(x, weight),
-    "jvp": lambda x, weight: jvp(lambda x: of_weight(x, weight), (x,), (x.cos(),))[1],
-    "hessian": lambda x, weight: hessian(lambda x: of_weight(x, weight[..., :1]))(x[:1]),
+    "grad": lambda x, weight: grad(loss_of_weight, 1)(x, weight),
+    "vmap": lambda x, weight: vmap(loss_of_weight, (None, 0))(x, torch.stack([weight, 2 * weight])),
+    "per sample": lambda x, weight: vmap(grad(loss_of_weight, 1), (0, None))(x, weight),
+    "jvp": lambda x, weight: jvp(lambda x: loss_of_weight(x, weight), (x,), (x.cos(),))[1],
+    "hessian": lambda x, weight: hessian(lambda x: loss_of_weight(x, weight[..., :1]))(x[:1]),
     "transposed": lambda x, weight: grad(lambda w: lc_triton.local_conv_transpose(x, w).square().sum())(weight),
 }
 
@@ -366,32 +366,32 @@ def test_the_operator_is_recorded_below_a_transform(name):
     program = make_fx(run)(x, weight)
     assert any("lc_triton" in str(node.target) for node in program.graph.nodes)
     torch.testing.assert_close(program(other, weight), want)
-    with Seen() as mode:
+    with OperatorLog() as mode:
         torch.testing.assert_close(run(other, weight), want)
     assert any("lc_triton" in operator for operator in mode.operators)
 
 
-class Wrapped(torch.Tensor):
+class WrapperTensor(torch.Tensor):
     """A tensor that holds another one and has no memory of its own."""
 
     @staticmethod
-    def __new__(cls, held):
-        return torch.Tensor._make_wrapper_subclass(cls, held.shape, strides=held.stride(), dtype=held.dtype)
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, strides=inner.stride(), dtype=inner.dtype)
 
-    def __init__(self, held):
-        self.held = held
+    def __init__(self, inner):
+        self.inner = inner
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        args, kwargs = tree_map_only(cls, lambda t: t.held, (args, kwargs or {}))
+        args, kwargs = tree_map_only(cls, lambda t: t.inner, (args, kwargs or {}))
         return tree_map_only(torch.Tensor, cls, func(*args, **kwargs))
 
 
 @pytest.mark.parametrize("name", ["grad", "jvp", "per sample"])
-def test_tensors_without_memory_below_a_transform(name):
+def test_wrapper_tensors_below_a_transform(name):
     x, weight = torch.randn(2, 3, 4, 4, dtype=torch.float64), torch.randn(4, 4, 3, 3, 3, 5, dtype=torch.float64)
-    found = TRANSFORMED[name](Wrapped(x), weight)
-    torch.testing.assert_close(found.held, TRANSFORMED[name](x, weight))
+    found = TRANSFORMED[name](WrapperTensor(x), weight)
+    torch.testing.assert_close(found.inner, TRANSFORMED[name](x, weight))
 
 
 def test_a_traced_layer_in_threads():
@@ -438,7 +438,7 @@ def test_messages_of_a_tracer_show_plain_sizes():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("kind", KINDS)
-def test_jit_script_is_told_of_jit_trace(kind):
+def test_jit_script_is_refused_with_a_hint_at_jit_trace(kind):
     layer, x = KINDS[kind](2, 4, 6), torch.randn(2, *((6, 6, 2) if kind == "Keras-like" else (2, 6, 6)))
     for net in (layer, nn.Sequential(layer)):
         with pytest.raises(LocalConvError, match=r"use torch\.jit\.trace"):

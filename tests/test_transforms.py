@@ -1,4 +1,4 @@
-"""torch.func and forward-mode differentiation: equal to a loop in Python, or to the definition."""
+"""torch.func and forward-mode differentiation, against a loop in Python or the definition."""
 
 import pytest
 import torch
@@ -39,12 +39,12 @@ def operands(case, kind):
     return transposed, t.g, t.weight, torch.randn(*case.geometry.in_spatial, case.channels, dtype=torch.float64)
 
 
-def several(tensor, n=3):
+def scaled_copies(tensor, n=3):
     return torch.stack([tensor * (i + 1) / 2 for i in range(n)])
 
 
-def loop(f, in_dims, *args):
-    """What vmap must be equal to."""
+def loop_over(f, in_dims, *args):
+    """The result of vmap, computed in a loop."""
     size = next(a.shape[d] for a, d in zip(args, in_dims, strict=True) if d is not None)
     return torch.stack(
         [f(*(a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True))) for i in range(size)]
@@ -66,37 +66,44 @@ KINDS = pytest.mark.parametrize("kind", ["conv", "transposed"])
 )
 def test_vmap(kind, case, activation, dims):
     make, x, weight, bias = operands(case, kind)
-    args = [v if d is None else several(v) for v, d in zip((x, weight, bias), dims, strict=True)]
+    args = [v if d is None else scaled_copies(v) for v, d in zip((x, weight, bias), dims, strict=True)]
     got = vmap(make(case, activation), dims)(*args)
-    assert_close(got, loop(make(case, activation), dims, *args), 1e-12)
+    assert_close(got, loop_over(make(case, activation), dims, *args), 1e-12)
 
 
 @pytest.mark.parametrize("dims", [(1, None, None), (2, 1, 1), (-1, -1, -1)])
 def test_vmap_over_other_dimensions(dims):
     case = FEW[1]
     t = tensors(case)
-    args = [v if d is None else several(v).movedim(0, d) for v, d in zip((t.x, t.weight, t.bias), dims, strict=True)]
+    args = [
+        v if d is None else scaled_copies(v).movedim(0, d) for v, d in zip((t.x, t.weight, t.bias), dims, strict=True)
+    ]
     got = vmap(conv(case), dims, out_dims=1)(*args)
-    assert_close(got.movedim(1, 0), loop(conv(case), dims, *args), 1e-12)
+    assert_close(got.movedim(1, 0), loop_over(conv(case), dims, *args), 1e-12)
 
 
 @pytest.mark.parametrize("case", FEW, **ids)
-def test_vmap_over_weights_in_vmap_over_weights_with_a_bias_for_each_channel(case):
+def test_nested_vmap_over_weights_with_channel_biases(case):
     t = tensors(case)
-    weights, biases = several(several(t.weight), 2), several(several(torch.randn(case.filters).double()), 2)
+    weights, biases = (
+        scaled_copies(scaled_copies(t.weight), 2),
+        scaled_copies(scaled_copies(torch.randn(case.filters).double()), 2),
+    )
     got = vmap(vmap(conv(case, "tanh"), (None, 0, 0)), (None, 0, 0))(t.x, weights, biases)
     pairs = zip(weights, biases, strict=True)
-    want = torch.stack([loop(conv(case, "tanh"), (None, 0, 0), t.x, w, b) for w, b in pairs])
+    want = torch.stack([loop_over(conv(case, "tanh"), (None, 0, 0), t.x, w, b) for w, b in pairs])
     assert_close(got, want, 1e-12)
 
 
 def test_an_ensemble_runs_once_and_copies_no_weight(monkeypatch):
-    seen, forward = [], dispatch.forward
-    monkeypatch.setattr(dispatch, "forward", lambda x, w, *a, **k: (seen.append(w), forward(x, w, *a, **k))[1])
+    weights_of_calls, forward = [], dispatch.forward
+    monkeypatch.setattr(
+        dispatch, "forward", lambda x, w, *a, **k: (weights_of_calls.append(w), forward(x, w, *a, **k))[1]
+    )
     case = FEW[1]
-    weights = several(tensors(case).weight)
+    weights = scaled_copies(tensors(case).weight)
     vmap(conv(case), (None, 0))(tensors(case).x, weights)
-    (weight,) = seen
+    (weight,) = weights_of_calls
     assert weight.data_ptr() == weights.data_ptr()
     assert weight.is_contiguous()
 
@@ -121,21 +128,23 @@ def test_per_sample_gradients(kind, case, activation):
 @pytest.mark.parametrize("activation", [*ACTIVATIONS, "relu", "elu", "silu"])
 @pytest.mark.parametrize("case", FEW, **ids)
 @KINDS
-def test_forward_mode_is_the_definitions(kind, case, activation):
+def test_forward_mode_equals_the_definition(kind, case, activation):
     make, *primals = operands(case, kind)
     definition = reference.forward if kind == "conv" else reference.transpose
     tangents = [torch.randn_like(v) for v in primals]
     fused = parse_activation(activation)
     for chosen in ((0, 1, 2), (0,), (1,), (2,), (0, 2), (1, 2)):
 
-        def part(f, chosen=chosen):
+        def of_chosen(f, chosen=chosen):
             return lambda *v: f(*(v[chosen.index(i)] if i in chosen else primals[i] for i in range(3)))
 
-        some, along = tuple(primals[i] for i in chosen), tuple(tangents[i] for i in chosen)
-        y, ty = jvp(part(make(case, activation)), some, along)
-        want, t_want = jvp(part(lambda *v: definition(*v, case.geometry, fused)), some, along)
+        chosen_primals, chosen_tangents = tuple(primals[i] for i in chosen), tuple(tangents[i] for i in chosen)
+        y, tangent = jvp(of_chosen(make(case, activation)), chosen_primals, chosen_tangents)
+        want, want_tangent = jvp(
+            of_chosen(lambda *v: definition(*v, case.geometry, fused)), chosen_primals, chosen_tangents
+        )
         assert_close(y, want, 1e-12)
-        assert_close(ty, t_want, 1e-12)
+        assert_close(tangent, want_tangent, 1e-12)
 
 
 def test_dual_numbers():
@@ -156,7 +165,7 @@ def test_dual_numbers():
     ],
     ids=lambda v: getattr(v, "name", str(v)),
 )
-def test_gradcheck_forward_over_reverse_and_all(kind, case, activation):
+def test_gradcheck_of_forward_and_reverse_mode(kind, case, activation):
     make, *leaves = operands(case, kind)
     leaves = [v.requires_grad_() for v in leaves]
     f = make(case, activation)
@@ -190,18 +199,20 @@ def hessian_of(f, weight):
 @pytest.mark.slow
 @pytest.mark.parametrize("activation", [*ACTIVATIONS, "softplus"])
 @KINDS
-def test_second_derivatives_of_all_at_once_by_every_pair_of_modes(kind, activation):
+def test_hessian_by_every_pair_of_modes(kind, activation):
     case = FEW[0]
     make, *leaves = operands(case, kind)
     definition = reference.forward if kind == "conv" else reference.transpose
-    along = [[torch.randn_like(v) for v in leaves] for _ in range(2)]
+    directions = [[torch.randn_like(v) for v in leaves] for _ in range(2)]
 
-    def moved(f):
-        """f along two directions, of two numbers."""
-        return lambda s: f(*(v + s[0] * a + s[1] * b for v, a, b in zip(leaves, *along, strict=True))).square().sum()
+    def along_directions(f):
+        """The loss of f as a function of two steps, one along each direction."""
+        return lambda s: (
+            f(*(v + s[0] * a + s[1] * b for v, a, b in zip(leaves, *directions, strict=True))).square().sum()
+        )
 
-    got, zero = moved(make(case, activation)), torch.zeros(2, dtype=torch.float64)
-    want = hessian(moved(lambda *v: definition(*v, case.geometry, parse_activation(activation))))(zero)
+    got, zero = along_directions(make(case, activation)), torch.zeros(2, dtype=torch.float64)
+    want = hessian(along_directions(lambda *v: definition(*v, case.geometry, parse_activation(activation))))(zero)
     for outer in (jacfwd, jacrev):
         for inner in (jacfwd, jacrev):
             assert_close(outer(inner(got))(zero), want, 1e-10, f"{outer.__name__} of {inner.__name__}")
@@ -210,19 +221,19 @@ def test_second_derivatives_of_all_at_once_by_every_pair_of_modes(kind, activati
 def test_reverse_over_forward_over_vmap():
     case = FEW[1]
     t = tensors(case)
-    samples = several(t.x, 2)
+    samples = scaled_copies(t.x, 2)
 
-    def along(w):
+    def loss(w):
         return vmap(lambda x: jvp(lambda v: conv(case, "tanh")(x, v, t.bias), (w,), (w,))[1])(samples).square().sum()
 
-    def by_definition(w):
+    def definition(w):
         total = 0
         for x in samples:
             f = lambda v, x=x: reference.forward(x, v, t.bias, case.geometry, parse_activation("tanh"))  # noqa: E731
             total = total + jvp(f, (w,), (w,))[1].square().sum()
         return total
 
-    assert_close(grad(along)(t.weight), grad(by_definition)(t.weight), 1e-11)
+    assert_close(grad(loss)(t.weight), grad(definition)(t.weight), 1e-11)
 
 
 @pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
@@ -260,7 +271,7 @@ def test_vjp_and_second_derivatives_under_no_grad():
     assert_close(got, want, 1e-12)
 
 
-def test_a_dimension_that_is_not_there_is_torchs_own_error():
+def test_a_missing_dimension_is_torchs_error():
     with pytest.raises(ValueError, match="in_dim"):
         vmap(conv(FEW[0]), (9, None))(tensors(FEW[0]).x, tensors(FEW[0]).weight)
 

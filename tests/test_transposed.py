@@ -35,7 +35,7 @@ def site_bias(case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_it_is_the_adjoint(case):
+def test_local_conv_transpose_is_the_adjoint(case):
     t = tensors(case)
     y = lc_triton.local_conv(t.x, t.weight, **case.arguments, data_format="channels_last")
     x = lc_triton.local_conv_transpose(t.g, t.weight, **arguments(case), data_format="channels_last")
@@ -63,7 +63,7 @@ def test_values_and_gradients(case, activation):
     )
     for name, a, b in zip(("x", "dy", "dw", "db"), got, want, strict=True):
         assert_close(a, b.detach(), 1e-12, name)
-    with torch.no_grad():  # where nothing is saved, one launch does it all
+    with torch.no_grad():  # nothing is saved, so one pass also adds the bias and applies the activation
         x = lc_triton.local_conv_transpose(
             t.g, t.weight, bias, **arguments(case), activation=activation, data_format="channels_last"
         )
@@ -86,7 +86,7 @@ def test_derivatives_of_first_and_second_order(case, activation):
 @pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("output_padding", [0, 1])
-def test_with_equal_filters_it_is_torchs_transposed_convolution(output_padding, groups, dilation):
+def test_equal_filters_are_torchs_transposed_convolution(output_padding, groups, dilation):
     y, shared = torch.randn(2, 4, 3, 5, dtype=torch.float64), torch.randn(4, 3, 3, 2, dtype=torch.float64)
     options = {"stride": 2, "padding": 1, "output_padding": output_padding, "groups": groups, "dilation": dilation}
     weight = shared.permute(2, 3, 1, 0).expand(3, 5, 3, 2, 3, 4)
@@ -133,7 +133,7 @@ def test_an_empty_batch():
 
 def layer_of(case, kind=None, **kwargs):
     geo = case.geometry
-    least = [
+    min_sizes = [
         (n - 1) * s + e - sum(p)
         for n, s, e, p in zip(geo.out_spatial, geo.stride, geo.extent, geo.padding, strict=True)
     ]
@@ -144,7 +144,7 @@ def layer_of(case, kind=None, **kwargs):
         geo.out_spatial,
         geo.stride,
         geo.padding,
-        [size - n for size, n in zip(geo.in_spatial, least, strict=True)],
+        [size - n for size, n in zip(geo.in_spatial, min_sizes, strict=True)],
         geo.groups,
         dilation=geo.dilation,
         dtype=torch.float64,
@@ -153,7 +153,7 @@ def layer_of(case, kind=None, **kwargs):
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_a_layer_is_the_function_with_its_own_weights(case):
+def test_a_layer_equals_the_function_with_its_weights(case):
     t, layer = tensors(case), layer_of(case, activation="tanh")
     geo = case.geometry
     assert layer.weight.shape == geo.weight_shape

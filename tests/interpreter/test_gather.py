@@ -10,7 +10,7 @@ from lc_triton.ops import gather_passes
 from lc_triton.ops.gather_passes import readers_of
 from lc_triton.tiles.config import TileConfig
 from tests.cases import CASES, assert_close, tensors
-from tests.test_local_gather import TABLES, definition, table_of_grid
+from tests.test_local_gather import TABLES, definition, gather_of_grid
 
 NAN = float("nan")
 
@@ -103,7 +103,7 @@ def test_tiles_by_hand(tile, dtype, weight_dtype, monkeypatch):
 def test_a_grid_is_local_conv(name):
     case = next(c for c in CASES if c.name == name)
     t = tensors(case)
-    layer = table_of_grid(case, t)
+    layer = gather_of_grid(case, t)
     x = t.x.clone().requires_grad_()
     with lc_triton.backend("triton"):
         y = layer(x.flatten(1, -2))
