@@ -1,4 +1,4 @@
-"""Ways to run a backward: plainly, and those in which the gradient of a weight must exist."""
+"""Functions that run a backward: a plain one, and those for which the gradient of a weight must be stored."""
 
 import warnings
 
@@ -16,12 +16,12 @@ def plainly(net, x):
 
 
 def with_penalty(net, x):
-    """Another use of each weight, by operations of torch."""
+    """Operations of torch use each weight as well."""
     (loss_of(net, x) + 0.1 * sum(w.square().sum() for w in weights(net))).backward()
 
 
 def with_linear_penalty(net, x):
-    """A use that saves no weight, so that no version of one is compared."""
+    """The other use of a weight does not save it, so autograd compares no version."""
     (loss_of(net, x) + 0.01 * sum(w.sum() for w in weights(net))).backward()
 
 
@@ -51,7 +51,7 @@ def create_graph(net, x):
 
 def create_graph_of_weights(net, x):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of a cycle
+        warnings.simplefilter("ignore")  # torch warns of a reference cycle
         loss_of(net, x).backward(create_graph=True)
     for p in net.parameters():
         p.grad = p.grad.detach()
@@ -76,7 +76,7 @@ def with_hooks_after(net, x):
 
 
 def hooks_of_the_node(net, x):
-    """As older libraries for data-parallel training hook gradients."""
+    """Older libraries for data-parallel training hook gradients like this."""
     nodes = [torch.autograd.graph.get_gradient_edge(w).node for w in weights(net)]
     hooks = [lambda *_, w=w: triple(w) for w in weights(net)]
     handles = [node.register_hook(hook) for node, hook in zip(nodes, hooks, strict=True)]
@@ -94,7 +94,7 @@ def checkpointed_by_a_node(net, x):
 
 
 def checkpointed_by_two_nodes(net, x):
-    """Each is a backward of its own, and both recompute with the same weights."""
+    """Each node runs a backward of its own, and both recompute with the same weights."""
     parts = [torch.utils.checkpoint.checkpoint(net, part, use_reentrant=True) for part in (x.requires_grad_(), 2 * x)]
     sum(part.square().mean() for part in parts).backward()
 
@@ -105,7 +105,19 @@ def with_saved_tensor_hooks(net, x):
     loss.backward()
 
 
-# Where a gradient must exist, with the reason that the optimizer gives; None if the last backward updates by the sum.
+class FailingBackward(torch.autograd.Function):
+    """The identity, whose backward raises an error."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise ValueError("no gradient")
+
+
+# For each function, the reason for which the optimizer stores gradients; None if the last backward updates by the sum.
 STORED = {
     with_penalty: "used more than once",
     with_linear_penalty: "used more than once",

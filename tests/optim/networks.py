@@ -31,12 +31,12 @@ def network(dtype=torch.float32):
 
 
 def weights(net):
-    """The weights of its layers of this library."""
+    """The weights of the layers of this library in a network."""
     return [layer.weight for layer in net if isinstance(layer, PlannedLayer)]
 
 
 def pair(kind="adamw", dtype=torch.float32, **options):
-    """A network with a fused optimizer, and its copy with torch's."""
+    """A network with a fused optimizer, and a copy of the network with torch's optimizer."""
     ours, theirs, arguments = PAIRS[kind]
     net = network(dtype)
     same = copy.deepcopy(net)
@@ -51,8 +51,15 @@ def loss_of(net, x):
     return (net(x) - x.flatten(1)[:, :3]).square().mean()
 
 
+def one_step(net, optimizer, step, dtype=torch.float32):
+    """Train a network for one step."""
+    optimizer.zero_grad()
+    loss_of(net, batch(step, dtype)).backward()
+    optimizer.step()
+
+
 def train(runs, steps, dtype=torch.float64):
-    """Steps of models by optimizers, with the same batches."""
+    """Train each (model, optimizer) pair with the same batches."""
     for step in steps:
         for model, optimizer in runs:
             optimizer.zero_grad()
@@ -61,7 +68,7 @@ def train(runs, steps, dtype=torch.float64):
 
 
 def assert_same(net, same, bound):
-    """Hold parameters to those of the copy, within a part of the largest."""
+    """Parameters equal those of the copy, within `bound` times the largest."""
     for (name, p), q in zip(net.named_parameters(), same.parameters(), strict=True):
         error = (p - q).abs().max() / q.abs().max()
         assert error <= bound, f"{name}: off by {error:.2g}"

@@ -1,4 +1,4 @@
-"""Gradients that backward adds to `.grad` or `main_grad` where they are made, for any optimizer: torch's sums."""
+"""`accumulate_gradients`: kernels add gradients to `.grad` or `main_grad`, and the sums are torch's."""
 
 import gc
 import warnings
@@ -28,7 +28,7 @@ F64, BF16 = torch.float64, torch.bfloat16
 
 @pytest.fixture
 def added(monkeypatch):
-    """The tensors that gradients were added to where they were made."""
+    """The tensors that a backward added gradients to by itself."""
     found, before = [], Update.apply_block
     monkeypatch.setattr(Update, "apply_block", lambda self, *a: (found.append(self.weight), before(self, *a)))
     return found
@@ -40,18 +40,18 @@ def assert_same_grads(net, same, rtol=1e-12):
 
 
 def with_main_grad(net, dtype=None, flagged=False):
-    """As Megatron-LM's wrapper prepares a model: parts of one buffer, and a hook that adds `.grad` to them."""
-    of = list(net.parameters())
-    buffer = torch.zeros(sum(p.numel() for p in of), dtype=dtype or of[0].dtype)
+    """Prepare a model as Megatron-LM does: each main_grad is a part of one buffer, and a hook adds `.grad` to it."""
+    parameters = list(net.parameters())
+    buffer = torch.zeros(sum(p.numel() for p in parameters), dtype=dtype or parameters[0].dtype)
     nodes = []
-    for p, part in zip(of, buffer.split([p.numel() for p in of]), strict=True):
+    for p, part in zip(parameters, buffer.split([p.numel() for p in parameters]), strict=True):
         p.main_grad = part.view(p.shape)
         if flagged:
             p.grad_added_to_main_grad = False
 
         def hook(*_, p=p):
             if flagged:
-                assert p.grad is not None  # as it must be where gradients are reduced meanwhile
+                assert p.grad is not None  # Megatron-LM needs `.grad` if it reduces gradients during backward
             if p.grad is not None and not getattr(p, "grad_added_to_main_grad", False):
                 p.main_grad.add_(p.grad)
             p.grad = None
@@ -61,8 +61,8 @@ def with_main_grad(net, dtype=None, flagged=False):
     return nodes
 
 
-def test_backwards_add_to_the_grad_that_is_there(added):
-    """From the second one on; with torch's optimizer, whose steps are those of a plain run."""
+def test_later_backwards_add_to_the_existing_grad(added):
+    """The first backward of a step stores `.grad`; the optimizer is torch's."""
     net, same = network(F64), network(F64)
     accumulate_gradients(net)
     optimizers = [torch.optim.Adam(model.parameters(), lr=0.01) for model in (net, same)]
@@ -78,7 +78,7 @@ def test_backwards_add_to_the_grad_that_is_there(added):
             optimizer.step()
             optimizer.zero_grad(set_to_none=step != 1)
             added.clear()
-        if step == 1:  # zeros are there to be added to
+        if step == 1:  # `.grad` is zeros, which backward adds to
             loss_of(net, batch(9, F64)).backward()
             loss_of(same, batch(9, F64)).backward()
             assert len(added) == len(weights(net))
@@ -89,49 +89,53 @@ def test_backwards_add_to_the_grad_that_is_there(added):
         torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
 
 
-def sums(way, net, same):
-    """Gradients of plain backwards, and of some of that kind among them."""
+def run_backwards(run_backward, net, same):
+    """Run plain backwards, and `run_backward` among them, on both networks."""
     accumulate_gradients(net)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for step, kind in enumerate((plainly, plainly, way, plainly, way)):
+        for step, kind in enumerate((plainly, plainly, run_backward, plainly, run_backward)):
             for model in (net, same):
                 kind(model, batch(step, F64))
 
 
-@pytest.mark.parametrize("way", STORED, ids=lambda way: way.__name__)
-def test_the_sums_are_torchs_in_every_case(way):
-    """Nothing is lost and nothing is added twice."""
+@pytest.mark.parametrize("run_backward", STORED, ids=lambda run_backward: run_backward.__name__)
+def test_sums_are_torchs(run_backward):
+    """No gradient is lost, and none is added twice."""
     net, same = network(F64), network(F64)
-    sums(way, net, same)
+    run_backwards(run_backward, net, same)
     assert_same_grads(net, same)
 
 
-# Without those that look for `.grad`, which the wrapper's hook has taken away.
-OF_MAIN_GRAD = [way for way in STORED if way not in (with_hooks_after, hooks_of_the_node, create_graph_of_weights)]
+# The others read `.grad`, which the hook of `with_main_grad` removes.
+WITHOUT_GRAD_HOOKS = [
+    run_backward
+    for run_backward in STORED
+    if run_backward not in (with_hooks_after, hooks_of_the_node, create_graph_of_weights)
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", OF_MAIN_GRAD, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("run_backward", WITHOUT_GRAD_HOOKS, ids=lambda run_backward: run_backward.__name__)
 @pytest.mark.parametrize("flagged", [True, pytest.param(False, marks=pytest.mark.nightly)])
-def test_the_sums_in_main_grad_are_torchs_in_every_case(way, flagged):
+def test_sums_in_main_grad_are_torchs(run_backward, flagged):
     net, same = network(F64), network(F64)
     nodes = with_main_grad(net, flagged=flagged)
-    sums(way, net, same)
+    run_backwards(run_backward, net, same)
     assert nodes
     for p, q in zip(net.parameters(), same.parameters(), strict=True):
         torch.testing.assert_close(p.main_grad, q.grad, rtol=1e-12, atol=1e-14)
         assert p.grad is None
 
 
-def test_what_needs_no_gradient_stored_has_none(added):
-    """Two uses of a weight, a penalty and a retained graph: all products are added."""
-    for way, count in ((used_twice, 2), (with_penalty, 1), (retained, 2), (with_hooks_after, 1)):
+def test_products_are_added_without_a_stored_gradient(added):
+    """Backward adds each product itself for two uses of a weight, a penalty, a retained graph and late hooks."""
+    for run_backward, count in ((used_twice, 2), (with_penalty, 1), (retained, 2), (with_hooks_after, 1)):
         net = network(F64)
         accumulate_gradients(net)
         plainly(net, batch(0, F64))
-        way(net, batch(1, F64))
-        assert len(added) == count * len(weights(net)), way
+        run_backward(net, batch(1, F64))
+        assert len(added) == count * len(weights(net)), run_backward
         added.clear()
 
 
@@ -140,8 +144,8 @@ def test_what_needs_no_gradient_stored_has_none(added):
     [(BF16, True), (torch.float16, False), pytest.param(torch.float32, False, marks=pytest.mark.nightly)],
     ids=str,
 )
-def test_main_grad_in_float32_has_the_accumulators_bits(dtype, flagged, added):
-    """Beside weights of 16 bits the sums are not rounded before they are added: 64 batches within float32's error."""
+def test_main_grad_in_float32_is_not_rounded(dtype, flagged, added):
+    """Sums for weights of 16 bits are added in float32: 64 batches stay within its rounding error."""
     torch.manual_seed(0)
     layer = LocalConv2d(2, 4, 3, input_size=(5, 6), padding=1, dtype=dtype)
     exact = torch.zeros(layer.weight.shape, dtype=F64)
@@ -165,7 +169,7 @@ def test_main_grad_in_float32_has_the_accumulators_bits(dtype, flagged, added):
     assert (layer.weight.main_grad - exact).abs().max() < 64 * 2**-24 * exact.abs().max()
 
 
-def test_a_dummy_of_zeros_where_it_is_asked_for():
+def test_grad_is_zeros_if_zero_out_wgrad_is_set():
     layer = LocalConv2d(1, 2, 2, input_size=3)
     layer.weight.main_grad, layer.weight.zero_out_wgrad = torch.zeros_like(layer.weight), True
     layer.weight.grad_added_to_main_grad = False
@@ -196,7 +200,7 @@ def transposed(layer):
 
 
 @pytest.mark.parametrize(
-    ("prepare", "said"),
+    ("prepare", "reason"),
     [
         (hooked, "it has hooks"),
         (overwritten, "it has overwrite_main_grad"),
@@ -205,7 +209,7 @@ def transposed(layer):
         (transposed, "its .grad is of another layout"),
     ],
 )
-def test_the_reason_is_said_once(prepare, said, added):
+def test_the_reason_is_warned_of_once(prepare, reason, added):
     layer = LocalConv2d(2, 2, 2, input_size=3)
     prepare(layer)
     if hasattr(layer.weight, "main_grad"):
@@ -215,15 +219,15 @@ def test_the_reason_is_said_once(prepare, said, added):
         warnings.simplefilter("always")
         for _ in range(3):
             layer(torch.ones(1, 2, 3, 3)).sum().backward()
-    texts = [str(w.message) for w in caught if "accumulate_gradients" in str(w.message)]  # torch has one of its own
-    assert texts == [f"accumulate_gradients leaves the gradient of weight to autograd: {said}"]
+    texts = [str(w.message) for w in caught if "accumulate_gradients" in str(w.message)]  # torch warns as well
+    assert texts == [f"accumulate_gradients leaves the gradient of weight to autograd: {reason}"]
     assert not added
     assert layer.weight.grad is not None
     assert not getattr(layer.weight, "grad_added_to_main_grad", False)
 
 
 @pytest.mark.slow
-def test_it_ends_with_its_handle_and_with_the_weight(added):
+def test_adding_ends_with_the_handle_or_the_weight(added):
     layer = LocalConv2d(1, 2, 2, input_size=3)
     x = torch.ones(1, 1, 3, 3)
     layer(x).sum().backward()
@@ -233,20 +237,20 @@ def test_it_ends_with_its_handle_and_with_the_weight(added):
     layer(x).sum().backward()
     assert len(added) == 1
     torch.testing.assert_close(layer.weight.grad, torch.full_like(layer.weight, 3.0))
-    accumulate_gradients(layer)  # whose handle is not kept
+    accumulate_gradients(layer)  # its handle is not kept
     gc.collect()
     layer(x).sum().backward()
     assert len(added) == 2
-    known, key = lc_triton.core.fused.slots, id(layer.weight)
+    slots, key = lc_triton.core.fused.slots, id(layer.weight)
     del layer
     added.clear()
     gc.collect()
-    assert key not in known
+    assert key not in slots
 
 
 @pytest.mark.slow
 def test_fused_optimizers_keep_their_weights():
-    """Those that are there, and those that come later."""
+    """It may be made before or after `accumulate_gradients`."""
     net = network(F64)
     optimizer = FusedAdamW(net)
     accumulate_gradients(net)
@@ -265,7 +269,7 @@ def test_fused_optimizers_keep_their_weights():
     optimizer.step()
 
 
-def test_a_backward_that_fails_adds_nothing_to_the_next():
+def test_a_failed_backward_adds_nothing():
     class Fails(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x, weight):
@@ -277,19 +281,21 @@ def test_a_backward_that_fails_adds_nothing_to_the_next():
 
     net = nn.Sequential(LocalConv2d(1, 2, 2, input_size=3))
     weight, x = net[0].weight, torch.ones(1, 1, 3, 3)
-    node = torch.autograd.graph.get_gradient_edge(weight).node  # as DistributedDataParallel holds it
+    node = torch.autograd.graph.get_gradient_edge(weight).node  # DistributedDataParallel holds it as well
     accumulate_gradients(net)
     net(x).sum().backward()
     want = weight.grad.clone()
     with pytest.raises(ValueError, match="no gradient"):
-        net(Fails.apply(x, weight)).sum().backward()  # the layer's backward is over, the weight's gradient not
+        net(
+            Fails.apply(x, weight)
+        ).sum().backward()  # fails after the layer's backward, before the weight's gradient is complete
     torch.testing.assert_close(weight.grad, want)
     net(x).sum().backward()
     torch.testing.assert_close(weight.grad, 2 * want)
     assert node is torch.autograd.graph.get_gradient_edge(weight).node
 
 
-def test_lazy_layers_and_an_asked_for_gradient(added):
+def test_lazy_layers_and_autograd_grad(added):
     layer = lc_triton.LazyLocalConv2d(2, 2)
     accumulate_gradients(layer)
     x = torch.ones(1, 1, 3, 3)
@@ -308,14 +314,14 @@ def test_wrong_arguments(wrong):
 
 
 @pytest.mark.parametrize("first_ends", [True, False])
-def test_two_handles_of_a_weight_end_one_by_one(added, first_ends):
+def test_two_handles_of_a_weight_are_removed_independently(added, first_ends):
     layer = LocalConv2d(1, 2, 2, input_size=3)
     x = torch.ones(1, 1, 3, 3)
     handles = [accumulate_gradients(layer), accumulate_gradients(layer)]
     layer(x).sum().backward()
     one, other = handles if first_ends else reversed(handles)
     one.remove()
-    one.remove()  # changes nothing more
+    one.remove()  # has no further effect
     layer(x).sum().backward()
     assert len(added) == 1
     other.remove()

@@ -1,4 +1,4 @@
-"""States of AdamW in 8 bits: their codes, training with them, and every way a step is made."""
+"""States of AdamW in 8 bits: their codes, training, and the same bits however a step is made."""
 
 import copy
 import io
@@ -10,12 +10,12 @@ from lc_triton import FusedAdamW, LocalConv2d
 from lc_triton.optim.blocks import MOST, dequantize, quantize
 from lc_triton.optim.rounding import random_bits
 from lc_triton.optim.states import AMAX, CODES, NUMBERS, to_codes, to_numbers
-from tests.optim.networks import assert_same, batch, loss_of, network, weights
+from tests.optim.networks import assert_same, batch, loss_of, network, one_step, weights
 
 CPU = torch.device("cpu")
 
 
-def halves(numel, count=1):
+def random_halves(numel, count=1):
     bits = random_bits(0, numel, count, CPU)
     return bits & 0xFFFF, bits >> 16
 
@@ -25,13 +25,7 @@ def make(**options):
     return net, FusedAdamW(net, lr=0.01, states="8 bits", **options)
 
 
-def one_step(net, optimizer, step):
-    optimizer.zero_grad()
-    loss_of(net, batch(step)).backward()
-    optimizer.step()
-
-
-def numbers(optimizer, weight):
+def decoded_states(optimizer, weight):
     """Both states of a weight in float32."""
     state = dict(optimizer.state[weight])
     to_numbers(state, torch.float32)
@@ -40,95 +34,97 @@ def numbers(optimizer, weight):
 
 @pytest.mark.parametrize("filters", [1, 5, 32, 40])
 @pytest.mark.parametrize("i", [0, 1])
-def test_a_number_becomes_one_of_the_two_codes_beside_it(filters, i):
-    """Of the definition, a number at a time: the block's largest is exact, and codes keep their numbers."""
-    gen, most = torch.Generator().manual_seed(filters), MOST[i]
+def test_a_number_is_rounded_to_a_neighbouring_code(filters, i):
+    """Each number is compared with the definition. The largest of a block is exact, and a code is rounded to itself."""
+    gen, max_code = torch.Generator().manual_seed(filters), MOST[i]
     x = torch.randn((6, filters), generator=gen) * 10.0 ** torch.empty((6, filters)).uniform_(-4, 0, generator=gen)
     x = x.abs() if i else x
-    codes, amax = quantize(x, halves(x.numel())[i], most)
+    codes, amax = quantize(x, random_halves(x.numel())[i], max_code)
     assert amax.shape == (6, -(-filters // 32))
-    back = dequantize(codes, amax, most)
+    back = dequantize(codes, amax, max_code)
     for row in range(6):
         for f in range(filters):
             largest = x[row, f // 32 * 32 : f // 32 * 32 + 32].abs().max().item()
             assert amax[row, f // 32] == largest
             exact, code = x[row, f].item(), codes[row, f].item()
-            place = (abs(exact) / largest) ** 0.25 * most
+            exact_code = (abs(exact) / largest) ** 0.25 * max_code
             assert code == 0 or (code > 0) == (exact > 0)
-            assert abs(abs(code) - place) < 1.001 or (i and code == 1)
-            assert back[row, f] == pytest.approx((abs(code) / most) ** 4 * largest * (1 if code >= 0 else -1), rel=1e-5)
-    again, same = quantize(back, halves(x.numel(), 2)[i], most)
+            assert abs(abs(code) - exact_code) < 1.001 or (i and code == 1)
+            assert back[row, f] == pytest.approx(
+                (abs(code) / max_code) ** 4 * largest * (1 if code >= 0 else -1), rel=1e-5
+            )
+    again, same = quantize(back, random_halves(x.numel(), 2)[i], max_code)
     assert torch.equal(again, codes)
     assert torch.equal(same, amax)
 
 
 @pytest.mark.parametrize("i", [0, 1])
-def test_rounding_has_the_right_mean(i):
+def test_stochastic_rounding_has_the_right_mean(i):
     x = torch.tensor([1.0, 0.3, 0.0123, 1e-5]).repeat(1 << 14, 1)
-    found = dequantize(*quantize(x, halves(x.numel())[i], MOST[i]), MOST[i]).double()
+    found = dequantize(*quantize(x, random_halves(x.numel())[i], MOST[i]), MOST[i]).double()
     spread = found.std(0).clamp(min=1e-9) / 2**7
     assert ((found.mean(0) - x[0].double()).abs() < 5 * spread + 1e-6 * x[0]).all()
 
 
-def test_no_positive_mean_of_squares_becomes_zero():
-    """A step is divided by its root; a mean of gradients may."""
+def test_a_positive_second_moment_is_not_rounded_to_zero():
+    """A step is divided by the root of the second moment. A first moment may become zero."""
     x = torch.tensor([1.0, 1e-12, 0.0])
     bits = torch.full((3,), 0xFFFF)
     assert quantize(x, bits, MOST[1])[0].tolist() == [255, 1, 0]
     assert quantize(x, bits, MOST[0])[0].tolist() == [127, 0, 0]
 
 
-def test_a_block_with_what_is_no_number_is_none_from_then_on():
+def test_a_block_with_nan_or_inf_is_not_finite():
     for value in (float("nan"), float("inf")):
         x = torch.ones(64)
         x[3] = value
         for i in (0, 1):
-            back = dequantize(*quantize(x, halves(64)[i], MOST[i]), MOST[i])
+            back = dequantize(*quantize(x, random_halves(64)[i], MOST[i]), MOST[i])
             assert not back[:32].isfinite().any()
             assert (back[32:] == 1).all()
-    assert dequantize(*quantize(torch.zeros(3), halves(3)[0], MOST[0]), MOST[0]).tolist() == [0, 0, 0]
+    assert dequantize(*quantize(torch.zeros(3), random_halves(3)[0], MOST[0]), MOST[0]).tolist() == [0, 0, 0]
 
 
-def test_the_mean_of_squares_decays_in_each_filter():
-    """Also in a filter whose neighbours keep the largest magnitude of the block where it is."""
+def test_the_second_moment_decays_in_each_filter():
+    """Filter 0 keeps the largest magnitude of the block, while the others decay."""
     layer = LocalConv2d(1, 8, 3, input_size=(8, 8), bias=False)
     optimizer = FusedAdamW(layer, lr=0.0, states="8 bits")
     gradient = torch.ones_like(layer.weight)
     layer.weight.grad = gradient.clone()
-    layer(torch.ones(1, 1, 8, 8))  # a layer's weight is known by its graph
+    layer(torch.ones(1, 1, 8, 8))  # the optimizer finds a layer's weight in its forward
     optimizer.step()
-    first = numbers(optimizer, layer.weight)[1][..., 1:].double().mean()
+    first = decoded_states(optimizer, layer.weight)[1][..., 1:].double().mean()
     gradient[..., 1:] = 0
     for _ in range(60):
         layer.weight.grad = gradient.clone()
         optimizer.step()
-    last = numbers(optimizer, layer.weight)[1].double()
+    last = decoded_states(optimizer, layer.weight)[1].double()
     assert last[..., 1:].mean() / first == pytest.approx(0.999**60, rel=0.02)
     assert (last[..., 0] / (1 - 0.999**61) - 1).abs().max() < 1e-3
 
 
 @pytest.mark.slow
-def test_updates_in_backward_and_in_step_are_the_same_bits():
-    ways = {}
-    for way in ("backward", "paused", "scaler", "copied"):
+def test_updates_in_backward_and_in_step_have_the_same_bits():
+    results = {}
+    for mode in ("backward", "paused", "scaler", "copied"):
         net, optimizer = make()
-        scaler = torch.amp.GradScaler("cpu", init_scale=64.0, enabled=way == "scaler")
+        scaler = torch.amp.GradScaler("cpu", init_scale=64.0, enabled=mode == "scaler")
         for step in range(3):
             optimizer.zero_grad()
-            if way == "copied":
+            if mode == "copied":
                 net, optimizer = copy.deepcopy((net, optimizer))
             loss = scaler.scale(loss_of(net, batch(step)))
-            if way == "paused":
+            if mode == "paused":
                 with optimizer.paused():
                     loss.backward()
             else:
                 loss.backward()
-            assert all((w.grad is not None) == (way in ("paused", "scaler")) for w in weights(net))
+            assert all((w.grad is not None) == (mode in ("paused", "scaler")) for w in weights(net))
             scaler.step(optimizer)
             scaler.update()
-        ways[way] = [*net.parameters(), *(optimizer.state[w][key] for w in weights(net) for key in (*CODES, AMAX))]
-    for way, found in ways.items():
-        assert all(torch.equal(a, b) for a, b in zip(found, ways["backward"], strict=True)), way
+        results[mode] = [*net.parameters(), *(optimizer.state[w][key] for w in weights(net) for key in (*CODES, AMAX))]
+    for mode, found in results.items():
+        assert all(torch.equal(a, b) for a, b in zip(found, results["backward"], strict=True)), mode
 
 
 def test_a_step_with_an_infinite_gradient_is_skipped():
@@ -148,17 +144,17 @@ def test_a_step_with_an_infinite_gradient_is_skipped():
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{"clip_norm": 0.05}, {"accumulate": 2}, {"maximize": True}], ids=str)
 def test_options_beside_float32_states(options):
-    """One step: weights are updated before states are rounded, so that they are those of float32 states."""
+    """The weights after one step are those of float32 states, because states are rounded after the update."""
     net, optimizer = make(**options)
     same = network()
     plain = FusedAdamW(same, lr=0.01, **options)
-    for model, of in ((net, optimizer), (same, plain)):
+    for model, optimizer_ in ((net, optimizer), (same, plain)):
         for part in range(options.get("accumulate", 1)):
             loss_of(model, batch(part)).backward()
-        of.step()
+        optimizer_.step()
     assert_same(net, same, 1e-6)
     for w, v in zip(weights(net), weights(same), strict=True):
-        for number, key in zip(numbers(optimizer, w), NUMBERS, strict=True):
+        for number, key in zip(decoded_states(optimizer, w), NUMBERS, strict=True):
             exact = plain.state[v][key]
             assert ((number - exact).abs() <= 0.04 * exact.abs().amax(-1, keepdim=True)).all()
             assert number.abs().amax() == exact.abs().amax()
@@ -166,8 +162,8 @@ def test_options_beside_float32_states(options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("master", [None, "24 bits"])
-def test_a_run_goes_on_from_its_state(master):
-    """Through torch.save, to the bits of one that was not interrupted."""
+def test_a_run_resumes_from_its_state(master):
+    """The run is saved by torch.save, and ends with the bits of one that was not interrupted."""
     dtype = torch.float32 if master is None else torch.bfloat16
     layers = [LocalConv2d(2, 5, 3, input_size=(7, 7), bias=False, dtype=dtype) for _ in range(2)]
     optimizers = [FusedAdamW(layer, lr=0.01, states="8 bits", master=master) for layer in layers]
@@ -190,34 +186,34 @@ def test_a_run_goes_on_from_its_state(master):
         assert torch.equal(value, optimizers[1].state[layers[1].weight][key]), key
 
 
-def test_states_of_other_kinds_are_loaded_as_numbers():
-    """Of float32 and torch's own into 8 bits, rounded; and back, exactly. torch's AdamW takes no codes for numbers."""
+def test_states_of_other_kinds_are_converted():
+    """float32 states are rounded to 8 bits, and 8 bits become float32 exactly. torch's AdamW does not read codes."""
     net, optimizer = make()
     one_step(net, optimizer, 0)
     plain = FusedAdamW(net, lr=0.01)
     plain.load_state_dict(optimizer.state_dict())
     weight = net[0].weight
-    for number, key in zip(numbers(optimizer, weight), NUMBERS, strict=True):
+    for number, key in zip(decoded_states(optimizer, weight), NUMBERS, strict=True):
         assert torch.equal(plain.state[weight][key], number)
     assert plain.state[weight].keys() == {"step", *NUMBERS}
-    theirs = torch.optim.AdamW(net.parameters())
-    theirs.load_state_dict(plain.state_dict())
+    torch_optimizer = torch.optim.AdamW(net.parameters())
+    torch_optimizer.load_state_dict(plain.state_dict())
     same, again = make()
-    again.load_state_dict(theirs.state_dict())
+    again.load_state_dict(torch_optimizer.state_dict())
     one_step(same, again, 1)
     weight = same[0].weight
     assert again.state[weight].keys() == {"step", *CODES, AMAX}
     assert [again.state[weight][key].dtype for key in CODES] == [torch.int8, torch.uint8]
-    theirs.load_state_dict(again.state_dict())
+    torch_optimizer.load_state_dict(again.state_dict())
     net[0].weight.grad = torch.zeros_like(weight)
     with pytest.raises(KeyError, match="exp_avg"):
-        theirs.step()
+        torch_optimizer.step()
 
 
-def test_weights_that_no_longer_qualify_go_on_with_torch():
+def test_weights_with_amsgrad_are_updated_by_torch():
     net, optimizer = make()
     one_step(net, optimizer, 0)
-    want = numbers(optimizer, net[0].weight)
+    want = decoded_states(optimizer, net[0].weight)
     optimizer.param_groups[0]["amsgrad"] = True
     for w in weights(net):
         optimizer.state[w]["max_exp_avg_sq"] = torch.zeros_like(w)
@@ -231,7 +227,7 @@ def test_weights_that_no_longer_qualify_go_on_with_torch():
     assert torch.allclose(state["exp_avg"], want[0] * 0.9)
 
 
-def test_codes_are_made_of_zeros_without_states():
+def test_codes_without_states_are_zeros():
     state, weight = {}, torch.zeros(2, 3, 4, 40, dtype=torch.float64)
     to_codes(state, weight)
     assert state.keys() == {*CODES, AMAX}

@@ -1,4 +1,4 @@
-"""What users change between a forward, its backward and the step; each is compared with torch's optimizer."""
+"""Changes of users between a forward, its backward and the step, against torch's optimizer."""
 
 import gc
 import warnings
@@ -19,7 +19,7 @@ def frozen_before_backward(net, optimizer, x):
     net[0].weight.requires_grad_()
 
 
-def taken_out_of_the_groups(net, optimizer, x):
+def removed_from_groups(net, optimizer, x):
     group = optimizer.param_groups[0]
     group["params"] = [p for p in group["params"] if p is not net[0].weight]
     loss_of(net, x).backward()
@@ -27,12 +27,12 @@ def taken_out_of_the_groups(net, optimizer, x):
     net[0].weight.grad = None
 
 
-def taken_out_before_step(net, optimizer, x):
-    """With clip_norm alone: else the update is made in backward."""
+def removed_before_step(net, optimizer, x):
+    """Only with clip_norm: without it, backward makes the update."""
     loss_of(net, x).backward()
-    taken = [net[0].weight, net[0].bias]
+    removed = [net[0].weight, net[0].bias]
     group = optimizer.param_groups[0]
-    group["params"] = [p for p in group["params"] if all(p is not t for t in taken)]
+    group["params"] = [p for p in group["params"] if all(p is not t for t in removed)]
     optimizer.step()
     net.zero_grad()
 
@@ -51,15 +51,15 @@ def groups_reordered(net, optimizer, x):
     optimizer.step()
 
 
-CHANGES = frozen_before_backward, taken_out_of_the_groups, groups_replaced, groups_reordered
+CHANGES = frozen_before_backward, removed_from_groups, groups_replaced, groups_reordered
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "clip_norm"),
-    [*((change, clip_norm) for change in CHANGES for clip_norm in (None, 1e9)), (taken_out_before_step, 1e9)],
+    [*((change, clip_norm) for change in CHANGES for clip_norm in (None, 1e9)), (removed_before_step, 1e9)],
 )
-def test_changes_are_followed(change, clip_norm):
+def test_changes_take_effect_as_in_torch(change, clip_norm):
     (net, fused), (same, plain) = pair(dtype=torch.float64, clip_norm=clip_norm)
     for step in range(3):
         for model, optimizer in ((net, fused), (same, plain)):
@@ -69,8 +69,8 @@ def test_changes_are_followed(change, clip_norm):
 
 
 @pytest.mark.parametrize(("kind", "clip_norm"), [("adamw", None), ("adamw", 1e9), ("sgd, momentum", None)])
-def test_zeroed_gradients_update_layers_that_are_not_used(kind, clip_norm):
-    """As torch's step takes zeros for gradients, which decay the weights and go on with the momentum."""
+def test_zero_gradients_update_layers_without_a_forward(kind, clip_norm):
+    """Zero gradients decay weights and continue the momentum, as in torch."""
     (net, fused), (same, plain) = pair(kind, torch.float64, clip_norm=clip_norm)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -84,36 +84,36 @@ def test_zeroed_gradients_update_layers_that_are_not_used(kind, clip_norm):
 
 
 @pytest.mark.slow
-def test_two_optimizers_of_a_weight():
-    """Which take turns, as where training goes on with SGD after AdamW."""
+def test_two_optimizers_of_a_weight_take_turns():
+    """Training may continue with SGD after AdamW, or alternate."""
     net, same = network(torch.float64), network(torch.float64)
     kinds = [PAIRS["adamw"], PAIRS["sgd"]]
     ours = [ours(net, **arguments) for ours, _, arguments in kinds]
     theirs = [theirs(same.parameters(), **arguments) for _, theirs, arguments in kinds]
-    said = []
-    for step, turn in enumerate((0, 0, 1, 0, 1, 1)):
-        for model, optimizer in ((net, ours[turn]), (same, theirs[turn])):
+    messages = []
+    for step, index in enumerate((0, 0, 1, 0, 1, 1)):
+        for model, optimizer in ((net, ours[index]), (same, theirs[index])):
             optimizer.zero_grad()
             loss_of(model, batch(step, torch.float64)).backward()
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 optimizer.step()
-            said += [str(w.message) for w in caught if "Fused" in str(w.message)]
+            messages += [str(w.message) for w in caught if "Fused" in str(w.message)]
     assert_same(net, same, 1e-10)
-    assert [text.split()[0] for text in said] == ["FusedAdamW", "FusedSGD"]
-    assert all("another optimizer of this library updates it as well" in text for text in said)
+    assert [text.split()[0] for text in messages] == ["FusedAdamW", "FusedSGD"]
+    assert all("another optimizer of this library updates it as well" in text for text in messages)
     ours.pop()
     del optimizer
     gc.collect()
     ours[0].zero_grad()
     ours[0].step()
     loss_of(net, batch(9, torch.float64)).backward()
-    assert all(w.grad is None for w in weights(net))  # the one that is left is fused again
+    assert all(w.grad is None for w in weights(net))  # the remaining optimizer is fused again
 
 
 @pytest.mark.slow
-def test_a_second_optimizer_of_trained_weights_is_the_reason():
-    """Not the hooks that the first one has put on their nodes."""
+def test_a_second_optimizer_is_the_reason_in_the_warning():
+    """The warning does not name the hooks that the first optimizer registered."""
     net = network(torch.float64)
     first = FusedAdamW(net)
     train([(net, first)], range(1))
@@ -126,8 +126,8 @@ def test_a_second_optimizer_of_trained_weights_is_the_reason():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("with_scheduler", [False, True])
-def test_an_optimizer_made_anew_is_fused(with_scheduler):
-    """Although a graph keeps the node that the one before had hooked, or a cycle the one before."""
+def test_a_new_optimizer_of_the_same_weight_is_fused(with_scheduler):
+    """A graph may keep the hooked node of the previous optimizer, and a scheduler the optimizer itself."""
     layer = LocalConv2d(1, 2, 2, input_size=3)
     x = torch.ones(1, 1, 3, 3)
     for _ in range(2):
@@ -146,8 +146,8 @@ def test_an_optimizer_made_anew_is_fused(with_scheduler):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("clip_norm", [None, 1e9])
-def test_parameters_that_torch_swaps(clip_norm):
-    """As it does with DTensors in `module.to`, and on demand in every conversion and load."""
+def test_parameters_whose_contents_torch_swaps(clip_norm):
+    """Torch swaps DTensors in `module.to`, and all parameters in conversions and loads if this option is set."""
     (net, fused), (same, plain) = pair(dtype=torch.float64, clip_norm=clip_norm)
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
@@ -167,7 +167,7 @@ def test_parameters_that_torch_swaps(clip_norm):
 
 
 def test_weights_in_the_same_memory():
-    """Tied by `.data`: each would be updated while the other's layer waits for its backward."""
+    """Weights tied by `.data`: an update of one would change the other before its backward."""
     nets = []
     for _ in range(2):
         torch.manual_seed(0)
@@ -175,7 +175,7 @@ def test_weights_in_the_same_memory():
         layers[0].weight.data = layers[1].weight.data
         nets.append(nn.Sequential(layers[0], nn.Tanh(), layers[1]))
     runs = [(nets[0], FusedSGD(nets[0], lr=0.1)), (nets[1], torch.optim.SGD(nets[1].parameters(), lr=0.1))]
-    said = []
+    messages = []
     for step in range(2):
         for net, optimizer in runs:
             optimizer.zero_grad()
@@ -183,10 +183,10 @@ def test_weights_in_the_same_memory():
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 optimizer.step()
-            said += [str(w.message) for w in caught]
+            messages += [str(w.message) for w in caught]
     assert_same(*nets, 1e-10)
-    assert len(said) == 1
-    assert "of 0.weight, 2.weight and updates by it in step(): another parameter lies in the same memory" in said[0]
+    assert len(messages) == 1
+    assert "of 0.weight, 2.weight and updates by it in step(): another parameter lies in the same memory" in messages[0]
 
 
 @pytest.mark.parametrize("moved", [False, True], ids=["in one tensor", "moved since"])
@@ -217,7 +217,7 @@ def test_weights_that_are_views_of_one_tensor(moved, clip_norm):
 
 @pytest.mark.parametrize("clip_norm", [None, 1e9])
 def test_gradients_of_an_input_in_evaluation(clip_norm):
-    """An attack or a saliency map of a trained network changes no weight, and is no part of the next step."""
+    """An attack or a saliency map changes no weight, and does not contribute to the next step."""
     (net, fused), (same, plain) = pair(dtype=torch.float64, clip_norm=clip_norm)
     slopes = []
     for step in range(3):
@@ -236,7 +236,7 @@ def test_gradients_of_an_input_in_evaluation(clip_norm):
     assert_same(net, same, 1e-10)
     fused.zero_grad()
     loss_of(net, batch(9, torch.float64)).backward()
-    assert all(w.grad is None for w in weights(net))  # kept or updated by, as ever
+    assert all(w.grad is None for w in weights(net))  # backward updates the weights again
 
 
 def test_training_in_evaluation_mode_is_torchs():
@@ -248,8 +248,8 @@ def test_training_in_evaluation_mode_is_torchs():
 
 
 @pytest.mark.parametrize("clip_norm", [None, 1e9])
-def test_accumulation_begins_anew_with_zero_grad(clip_norm):
-    """As where one of several micro-batches was bad."""
+def test_zero_grad_restarts_accumulation(clip_norm):
+    """A user discards a bad micro-batch like this."""
     (net, fused), (same, plain) = pair(dtype=torch.float64, accumulate=2, clip_norm=clip_norm)
     for model, optimizer in ((net, fused), (same, plain)):
         for step in range(3):

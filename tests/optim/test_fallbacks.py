@@ -1,4 +1,4 @@
-"""Where a gradient must exist it is stored and updated by in step(), with one warning; no weight is updated twice."""
+"""Weights whose gradient must be stored are updated in step(), with one warning; no weight is updated twice."""
 
 import copy
 import gc
@@ -12,35 +12,35 @@ from torch.nn.utils import parametrize
 import lc_triton
 from lc_triton import FusedAdamW, FusedSGD, LocalConv1d, LocalConv2d
 from lc_triton.errors import OptimizerStepError
-from tests.optim.backwards import STORED, plainly
+from tests.optim.backwards import STORED, FailingBackward, plainly
 from tests.optim.networks import assert_same, batch, loss_of, pair, train, weights
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", STORED, ids=lambda way: way.__name__)
-def test_the_numbers_are_torchs_and_the_reason_is_said(way):
-    """Steps of that kind among plain ones; float64 shows any difference in what is summed."""
+@pytest.mark.parametrize("run_backward", STORED, ids=lambda run_backward: run_backward.__name__)
+def test_stored_gradients_update_as_in_torch_with_one_warning(run_backward):
+    """Plain steps alternate with others; float64 shows any difference of the sums."""
     (net, fused), (same, plain) = pair(dtype=torch.float64)
-    said = []
-    for step, kind in enumerate((plainly, way, way, plainly, way)):
+    messages = []
+    for step, kind in enumerate((plainly, run_backward, run_backward, plainly, run_backward)):
         for model, optimizer in ((net, fused), (same, plain)):
             optimizer.zero_grad()
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 kind(model, batch(step, torch.float64))
                 optimizer.step()
-            said += [str(w.message) for w in caught if "FusedAdamW" in str(w.message)]
+            messages += [str(w.message) for w in caught if "FusedAdamW" in str(w.message)]
     assert_same(net, same, 1e-10)
-    if STORED[way] is None:
-        assert said == []
+    if STORED[run_backward] is None:
+        assert messages == []
     else:
-        with pytest.warns(UserWarning, match=f"0.weight.*{STORED[way]}"):
-            warnings.warn(said[0], stacklevel=1)
-        assert len(said) <= 2  # of other reasons for other layers
+        with pytest.warns(UserWarning, match=f"0.weight.*{STORED[run_backward]}"):
+            warnings.warn(messages[0], stacklevel=1)
+        assert len(messages) <= 2  # other layers may have other reasons
 
 
-def test_graphs_that_are_never_differentiated():
-    """As of an evaluation that is not under no_grad: they may still ask for the weight as it was."""
+def test_a_graph_that_waits_for_its_backward():
+    """An evaluation without no_grad leaves such a graph, which may still need the old weight."""
     (net, fused), (same, plain) = pair(dtype=torch.float64)
     for model, optimizer in ((net, fused), (same, plain)):
         kept = loss_of(model, batch(0, torch.float64))
@@ -54,18 +54,18 @@ def test_graphs_that_are_never_differentiated():
     assert_same(net, same, 1e-10)
 
 
-def test_a_gradient_that_is_asked_for_changes_nothing():
+def test_requested_gradients_update_nothing():
     (net, fused), _ = pair()
     before = [p.detach().clone() for p in net.parameters()]
     x = batch(0).requires_grad_()
-    (of_x,) = torch.autograd.grad(loss_of(net, x), x)
-    of_weights = torch.autograd.grad(loss_of(net, x), weights(net))
+    (x_grad,) = torch.autograd.grad(loss_of(net, x), x)
+    weight_grads = torch.autograd.grad(loss_of(net, x), weights(net))
     loss_of(net, x).backward(inputs=[x])
-    assert torch.equal(x.grad, of_x)
-    assert all(g.shape == w.shape and g.abs().max() > 0 for g, w in zip(of_weights, weights(net), strict=True))
+    assert torch.equal(x.grad, x_grad)
+    assert all(g.shape == w.shape and g.abs().max() > 0 for g, w in zip(weight_grads, weights(net), strict=True))
     with fused.paused():
         loss_of(net, x).backward()
-    torch.testing.assert_close([w.grad for w in weights(net)], list(of_weights))
+    torch.testing.assert_close([w.grad for w in weights(net)], list(weight_grads))
     assert all(torch.equal(p, q) for p, q in zip(before, net.parameters(), strict=True))
 
 
@@ -78,7 +78,7 @@ def test_backward_into_chosen_parameters():
     assert len(fused.state[net[2].weight]) == 0
 
 
-def test_a_second_backward_changes_nothing_and_the_step_refuses():
+def test_a_second_backward_is_refused_by_the_step():
     (net, fused), _ = pair()
     loss_of(net, batch(0)).backward()
     before = [w.detach().clone() for w in weights(net)]
@@ -89,14 +89,14 @@ def test_a_second_backward_changes_nothing_and_the_step_refuses():
         fused.step()
     assert torch.equal(bias, net[0].bias)
     fused.zero_grad()
-    fused.step()  # which ends the step of the first backward
+    fused.step()  # ends the step of the first backward
     assert all(torch.equal(a, w) for a, w in zip(before, weights(net), strict=True))
     loss_of(net, batch(2)).backward()
     assert not torch.equal(before[0], net[0].weight)
 
 
 def test_a_later_use_of_an_updated_weight_is_torchs_error():
-    """A graph whose weight was changed by hand is differentiated by nobody: the version of the weight says so."""
+    """An update raises the version of the weight, which autograd compares."""
     layer = LocalConv2d(1, 2, 2, input_size=3)
     optimizer = FusedAdamW(layer)
     other = layer.weight.square().sum()
@@ -108,7 +108,7 @@ def test_a_later_use_of_an_updated_weight_is_torchs_error():
     optimizer.step()
 
 
-def test_a_scaler_that_comes_late_is_refused():
+def test_a_grad_scaler_after_the_first_step_is_refused():
     layer = LocalConv2d(1, 2, 2, input_size=3)
     optimizer, x = FusedAdamW(layer), torch.ones(1, 1, 3, 3)
     layer(x).sum().backward()
@@ -119,20 +119,11 @@ def test_a_scaler_that_comes_late_is_refused():
         scaler.step(optimizer)
 
 
-def test_a_backward_that_fails_leaves_nothing_behind():
-    class Fails(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, grad):
-            raise ValueError("no gradient")
-
+def test_training_goes_on_after_a_failed_backward():
     (net, fused), (same, plain) = pair(dtype=torch.float64)
     with pytest.raises(ValueError, match="no gradient"):
-        net[3](Fails.apply(net[:3](batch(0, torch.float64)))).sum().backward()
-    assert not torch.equal(net[3].weight, same[3].weight)  # which had its gradient
+        net[3](FailingBackward.apply(net[:3](batch(0, torch.float64)))).sum().backward()
+    assert not torch.equal(net[3].weight, same[3].weight)  # updated before the failure
     assert torch.equal(net[0].weight, same[0].weight)
     with torch.no_grad():
         same[3].load_state_dict(net[3].state_dict())
@@ -158,7 +149,7 @@ def test_parametrized_weights():
     assert_same(net, same, 1e-10)
 
 
-def test_amsgrad_of_a_loaded_state_is_right():
+def test_amsgrad_of_a_loaded_state():
     (net, fused), (same, _) = pair(dtype=torch.float64)
     plain = torch.optim.AdamW(same.parameters(), lr=0.01, amsgrad=True)
     loss_of(same, batch(0, torch.float64)).backward()
@@ -171,7 +162,7 @@ def test_amsgrad_of_a_loaded_state_is_right():
 
 
 def test_parameters_with_gaps_in_memory():
-    """Which torch's fused update takes for dense ones: tests.fuzz.states found it."""
+    """Torch's fused update treats such parameters as dense."""
     layers = [LocalConv2d(1, 2, 2, input_size=3, dtype=torch.float64) for _ in range(2)]
     layers[1].load_state_dict(layers[0].state_dict())
     for layer in layers:
@@ -212,7 +203,7 @@ def test_sparse_gradients_of_other_layers(l2):
         scaler.step(FusedSGD(nets[0], lr=0.1))
 
 
-def test_16_bit_weights_are_left_to_torch():
+def test_16_bit_weights_are_updated_by_torch():
     layer = LocalConv2d(1, 2, 2, input_size=3, dtype=torch.bfloat16)
     optimizer = FusedAdamW(layer)
     layer(torch.ones(1, 1, 3, 3, dtype=torch.bfloat16)).sum().backward()
@@ -221,7 +212,7 @@ def test_16_bit_weights_are_left_to_torch():
 
 
 def test_distributed_data_parallel(tmp_path):
-    """Its reducer sums `.grad`: each gradient is stored."""
+    """DistributedDataParallel sums `.grad`, so each gradient is stored."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         (net, fused), (same, plain) = pair(dtype=torch.float64)
@@ -235,7 +226,7 @@ def test_distributed_data_parallel(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_optimizer_that_is_gone_updates_nothing():
+def test_a_deleted_optimizer_updates_nothing():
     layer = LocalConv2d(1, 2, 2, input_size=3)
     FusedAdamW(layer)
     gc.collect()

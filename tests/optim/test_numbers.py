@@ -15,14 +15,14 @@ from lc_triton.core.fused import Update
 from lc_triton.errors import OptimizerStepError
 from tests.optim.networks import PAIRS, assert_same, batch, loss_of, network, pair, train, weights
 
-BOUND = {torch.float32: 1e-5, torch.float64: 1e-10}
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
-# Float64 shows what is wrong, float32 what its kernels do: one kind of each optimizer in every run.
+# float64 shows errors, and float32 tests its kernels: every run has one kind of each optimizer in float32.
 STEPS = [
     pytest.param(kind, dtype, marks=[pytest.mark.nightly] * (dtype == torch.float32 and kind not in ("adamw", "sgd")))
     for kind in PAIRS
-    for dtype in BOUND
+    for dtype in TOLERANCE
 ]
 
 
@@ -38,11 +38,11 @@ def test_fifty_steps_are_torchs(kind, dtype):
             if optimizer is fused:
                 assert all(w.grad is None for w in weights(net))
             optimizer.step()
-    assert_same(net, same, BOUND[dtype])
+    assert_same(net, same, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("share", ["rows", "all", (2, 2), ("tile", 2, 2)], ids=str)
-def test_filters_that_positions_share_are_updated_as_torch_does(share):
+def test_shared_filters_are_updated_as_in_torch(share):
     torch.manual_seed(0)
     layer = LocalConv2d(3, 4, 3, input_size=8, share=share, dtype=torch.float64)
     same = copy.deepcopy(layer)
@@ -53,10 +53,10 @@ def test_filters_that_positions_share_are_updated_as_torch_does(share):
             optimizer.zero_grad()
             model(x).square().mean().backward()
             optimizer.step()
-    assert_same(layer, same, BOUND[torch.float64])
+    assert_same(layer, same, TOLERANCE[torch.float64])
 
 
-def test_weights_change_in_backward_and_step_leaves_them():
+def test_backward_updates_weights_and_step_does_not():
     net = network()
     optimizer = FusedAdamW(net)
     before = [w.detach().clone() for w in weights(net)]
@@ -68,7 +68,7 @@ def test_weights_change_in_backward_and_step_leaves_them():
 
 
 def test_a_large_layer_in_blocks(monkeypatch):
-    """Weights and windows of several blocks, with float32 weights of a bfloat16 input too."""
+    """Weights and windows have several blocks; one run has float32 weights and a bfloat16 input."""
     monkeypatch.setattr("lc_triton._cpu.blocks.BLOCK_BYTES", 4096)
     for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
         torch.manual_seed(0)
@@ -114,7 +114,7 @@ def test_groups_schedulers_and_frozen_layers():
 @pytest.mark.parametrize("kind", ["adamw", "sgd, momentum"])
 @pytest.mark.parametrize("steps", [3, 4])
 def test_accumulated_gradients(kind, steps):
-    """Three backwards a step; with a fourth step that has one backward only, as the end of an epoch has."""
+    """Each step has three backwards; a fourth step has one, as at the end of an epoch."""
     (net, fused), (same, plain) = pair(kind, torch.float64, accumulate=3)
     for step in range(steps):
         for part in range(3 if step < 3 else 1):
@@ -127,29 +127,29 @@ def test_accumulated_gradients(kind, steps):
     assert_same(net, same, 1e-10)
 
 
-def test_early_micro_batches_are_added_where_they_are_made(monkeypatch):
-    """To the tensor that is there, by the layer's backward, which gives autograd no gradient; as torch adds them."""
+def test_backward_adds_early_micro_batches_to_grad(monkeypatch):
+    """The layer's backward adds to the stored tensor and returns no gradient to autograd. The sums are torch's."""
     net, same = network(torch.float64), network(torch.float64)
     optimizer = FusedAdamW(net, accumulate=4)
-    made, before = [], Update.apply_block
-    monkeypatch.setattr(Update, "apply_block", lambda self, *a: (made.append(self.rule.name), before(self, *a)))
-    kept = []
+    rules, before = [], Update.apply_block
+    monkeypatch.setattr(Update, "apply_block", lambda self, *a: (rules.append(self.rule.name), before(self, *a)))
+    grads_of_parts = []
     for part in range(3):
         for model in (net, same):
             loss_of(model, batch(part, torch.float64)).backward()
-        assert (set(made) == {"add"}) == (part > 0)
-        kept.append([w.grad for w in weights(net)])
+        assert (set(rules) == {"add"}) == (part > 0)
+        grads_of_parts.append([w.grad for w in weights(net)])
         for w, v in zip(weights(net), weights(same), strict=True):
             torch.testing.assert_close(w.grad, v.grad, rtol=1e-12, atol=1e-14)
-    assert all(a is b for a, b in zip(kept[0], kept[2], strict=True))
-    made.clear()
+    assert all(a is b for a, b in zip(grads_of_parts[0], grads_of_parts[2], strict=True))
+    rules.clear()
     loss_of(net, batch(3, torch.float64)).backward()
-    assert set(made) == {"adamw"}
+    assert set(rules) == {"adamw"}
     optimizer.step()
 
 
 def test_early_micro_batches_of_weights_that_are_used_twice():
-    """Or penalised, or hooked: the gradients are stored and added as in torch."""
+    """Weights that are used twice, penalised or hooked have stored gradients, which are added as in torch."""
     (net, fused), (same, plain) = pair(dtype=torch.float64, accumulate=3)
     for part in range(2):
         for model in (net, same):
@@ -167,7 +167,7 @@ def test_early_micro_batches_of_weights_that_are_used_twice():
     assert_same(net, same, 1e-10)
 
 
-def test_what_is_accumulated_while_paused_is_part_of_the_update():
+def test_gradients_stored_while_paused_are_part_of_the_update():
     (net, fused), (same, plain) = pair(dtype=torch.float64)
     for step in range(3):
         with fused.paused():
@@ -196,7 +196,7 @@ def test_an_empty_batch_decays_weights_as_in_torch():
 @pytest.mark.parametrize("scale", [0.1, 100.0])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_clip_norm_is_the_norm_of_all_gradients(kind, scale, accumulate):
-    """Nothing changes before step(), and no gradient of a weight is stored; zero_grad() drops what waits."""
+    """No weight changes before step(), and no gradient of one is stored; zero_grad() drops pending updates."""
     (net, fused), (same, plain) = pair(kind, torch.float64, clip_norm=0.05, accumulate=accumulate)
     for step in range(5):
         before = [w.detach().clone() for w in weights(net)]
@@ -236,7 +236,7 @@ def test_clip_norm_of_a_second_backward_and_of_changed_inputs():
 @pytest.mark.slow
 @pytest.mark.parametrize("clip_norm", [None, 0.01])
 def test_a_grad_scaler(clip_norm):
-    """The same numbers as with torch's optimizer, and a step with an infinite gradient is skipped to the bit."""
+    """Steps equal those of torch's optimizer, and a step with an infinite gradient changes no bit."""
     (net, fused), (same, plain) = pair(clip_norm=clip_norm)
     scalers = [torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=2) for _ in range(2)]
     for step in range(6):
@@ -294,16 +294,16 @@ def test_a_closure():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adamw", "sgd, momentum"])
-def test_state_travels_between_ours_and_torchs(kind):
-    """After three steps each optimizer goes on from the other's state; a copy and a pickle go on from their own."""
+def test_states_are_exchanged_with_torchs_optimizer(kind):
+    """After three steps each optimizer loads the state of the other. A copy and a pickle keep their own."""
     (net, fused), (same, plain) = pair(kind, torch.float64)
     runs = [(net, fused), (same, plain)]
     for step in range(6):
         if step == 3:
-            ours, theirs = copy.deepcopy(fused.state_dict()), copy.deepcopy(plain.state_dict())
+            fused_state, torch_state = copy.deepcopy(fused.state_dict()), copy.deepcopy(plain.state_dict())
             copied = pickle.loads(pickle.dumps(runs[0]))
-            fused.load_state_dict(theirs)
-            plain.load_state_dict(ours)
+            fused.load_state_dict(torch_state)
+            plain.load_state_dict(fused_state)
             runs = [*runs, copied, copy.deepcopy(runs[0])]
         for model, optimizer in runs:
             optimizer.zero_grad()
@@ -317,7 +317,7 @@ def test_state_travels_between_ours_and_torchs(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("clip_norm", [None, 0.1])
 def test_constraints_and_penalties_of_keras_layers(clip_norm):
-    """A constraint is a pass after the step; a penalty in the loss is a part of a stored gradient."""
+    """A constraint is applied after the step; a penalty in the loss makes the gradient a stored one."""
     layers = [
         lc_triton.LocallyConnected2D(3, 2, input_shape=(5, 5, 2), kernel_constraint=limit, kernel_regularizer=penalty)
         for limit, penalty in (("non_neg", None), ("max_norm", "l2"))
@@ -345,7 +345,7 @@ def test_constraints_and_penalties_of_keras_layers(clip_norm):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("error:FusedAdamW")
-def test_a_distributed_checkpoint_goes_on_to_the_bit(tmp_path):
+def test_a_run_resumes_from_a_distributed_checkpoint(tmp_path):
     (net, fused), _ = pair(dtype=torch.float64)
     train([(net, fused)], range(2))
     model, optimizer = get_state_dict(net, fused)
@@ -365,7 +365,7 @@ def test_a_distributed_checkpoint_goes_on_to_the_bit(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("saved", "loaded"), [("float32", "bfloat16"), ("bfloat16", "float32")])
 def test_a_distributed_checkpoint_of_states_of_another_dtype(saved, loaded, tmp_path):
-    """They are rounded when they are loaded or used; weights, step and options are what they were."""
+    """States are rounded when they are loaded or used; weights, steps and options are kept."""
     runs = []
     for states in (saved, loaded):
         net = network()
@@ -388,7 +388,7 @@ def test_a_distributed_checkpoint_of_states_of_another_dtype(saved, loaded, tmp_
 
 
 def test_hooks_of_a_step_run_once():
-    torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])  # which makes torch wrap its own step
+    torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])  # makes torch wrap its own step
     layer = LocalConv2d(1, 2, 2, input_size=3)
     optimizer, calls = FusedAdamW(layer), []
     optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
@@ -409,7 +409,7 @@ def test_lazy_layers():
 
 @pytest.mark.parametrize("cls", [FusedAdamW, FusedSGD])
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"model_or_params": 3}, "model_or_params must be a module"),
         ({"model_or_params": torch.nn.Parameter(torch.ones(2))}, "model_or_params must be a module"),
@@ -427,8 +427,8 @@ def test_lazy_layers():
         ({"accumulate": 1.5}, "accumulate must be an integer >= 1, got 1.5"),
     ],
 )
-def test_wrong_arguments(cls, arguments, said):
-    with pytest.raises(lc_triton.LocalConvError, match=said):
+def test_wrong_arguments(cls, arguments, message):
+    with pytest.raises(lc_triton.LocalConvError, match=message):
         cls(**{"model_or_params": LocalConv2d(1, 1, 2, input_size=3), **arguments})
 
 
@@ -441,13 +441,13 @@ def test_wrong_betas(betas):
 def test_wrong_states():
     layer = LocalConv2d(1, 1, 2, input_size=3)
     optimizer = lc_triton.FusedAdamW(layer)
-    of_sgd = torch.optim.SGD(layer.parameters(), lr=0.1).state_dict()
-    for state, said in [
+    sgd_state = torch.optim.SGD(layer.parameters(), lr=0.1).state_dict()
+    for state, message in [
         (None, 'a dictionary with "state" and "param_groups", got None of type NoneType'),
         (layer.state_dict(), r'a dictionary with "state" and "param_groups", got \[\'bias\', \'weight\'\]'),
-        (of_sgd, "an optimizer whose groups have betas, eps, lr, weight_decay, got .*'momentum'"),
+        (sgd_state, "an optimizer whose groups have betas, eps, lr, weight_decay, got .*'momentum'"),
     ]:
-        with pytest.raises(lc_triton.LocalConvError, match=said):
+        with pytest.raises(lc_triton.LocalConvError, match=message):
             optimizer.load_state_dict(state)
 
 
@@ -455,7 +455,7 @@ def test_wrong_states():
 @pytest.mark.parametrize("make", [lc_triton.FusedAdamW, FusedSGD], ids=["adamw", "sgd"])
 @pytest.mark.parametrize("options", [{}, {"states": "8 bits", "master": "24 bits"}], ids=str)
 def test_a_state_of_other_shapes(make, options):
-    """Torch's fused operators and the kernels would leave its memory."""
+    """Torch's fused operators and the kernels would read past its memory."""
     if make is FusedSGD:
         options = {"momentum": 0.9}
     layers = [LocalConv2d(2, filters, 3, input_size=(7, 7), dtype=torch.float32) for filters in (4, 36)]
@@ -463,8 +463,8 @@ def test_a_state_of_other_shapes(make, options):
     for layer, optimizer in zip(layers, (small, large), strict=True):
         layer(batch(0)).square().mean().backward()
         optimizer.step()
-    said = r"in state_dict must be of shape \(5, 5, 3, 3, 2, .*for weight, whose shape is \(5, 5, 3, 3, 2, 36\)"
-    with pytest.raises(lc_triton.LocalConvError, match=said):
+    message = r"in state_dict must be of shape \(5, 5, 3, 3, 2, .*for weight, whose shape is \(5, 5, 3, 3, 2, 36\)"
+    with pytest.raises(lc_triton.LocalConvError, match=message):
         large.load_state_dict(small.state_dict())
     state = large.state_dict()
     state["state"][1] = small.state_dict()["state"][1]  # of the bias

@@ -1,4 +1,4 @@
-"""Penalties and bounds that the fused optimizers take over: the steps of torch's with the penalty in the loss."""
+"""Penalties and bounds in the fused optimizers, against torch's optimizers with the penalty in the loss."""
 
 import copy
 import pickle
@@ -20,12 +20,12 @@ L1, L2 = 0.01, 0.02
 
 
 def penalty_of(net, l1=L1, l2=L2):
-    """As autograd differentiates it."""
+    """The penalty of all parameters, for autograd."""
     return sum(l1 * p.abs().sum() + l2 * p.square().sum() for p in net.parameters())
 
 
 def backward_with_penalty(net, x, optimizer, scale=1.0):
-    """What is subtracted where the loss is maximized."""
+    """Run a backward of the loss and the penalty, which is subtracted if the loss is maximized."""
     sign = -1 if optimizer.param_groups[0]["maximize"] else 1
     (scale * (loss_of(net, x) + sign * penalty_of(net))).backward()
 
@@ -33,7 +33,7 @@ def backward_with_penalty(net, x, optimizer, scale=1.0):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", PAIRS)
 @pytest.mark.parametrize("clip_norm", [None, 0.05])
-def test_steps_are_those_of_a_penalty_in_the_loss(kind, clip_norm):
+def test_steps_equal_those_of_a_penalty_in_the_loss(kind, clip_norm):
     (net, fused), (same, plain) = pair(kind, F64, l1=L1, l2=L2, clip_norm=clip_norm)
     for step in range(5):
         for optimizer in (fused, plain):
@@ -48,12 +48,14 @@ def test_steps_are_those_of_a_penalty_in_the_loss(kind, clip_norm):
     assert_same(net, same, 1e-10)
 
 
-@pytest.mark.parametrize("way", [hooked, used_twice, checkpointed], ids=lambda way: way.__name__)
+@pytest.mark.parametrize(
+    "run_backward", [hooked, used_twice, checkpointed], ids=lambda run_backward: run_backward.__name__
+)
 @pytest.mark.parametrize("clip_norm", [pytest.param(None, marks=pytest.mark.nightly), 1e9])
-def test_stored_gradients(way, clip_norm):
-    """Penalised in step(), which leaves `.grad` as it was."""
+def test_stored_gradients(run_backward, clip_norm):
+    """step() adds the penalty to stored gradients and does not change `.grad`."""
     (net, fused), (same, plain) = pair(dtype=F64, l1=L1, l2=L2, clip_norm=clip_norm)
-    for step, kind in enumerate((plainly, way, plainly, way)):
+    for step, kind in enumerate((plainly, run_backward, plainly, run_backward)):
         for optimizer in (fused, plain):
             optimizer.zero_grad()
         kind(net, batch(step, F64))
@@ -72,7 +74,7 @@ def test_stored_gradients(way, clip_norm):
 @pytest.mark.parametrize("kind", [{}, {"master": "24 bits", "states": "8 bits"}, "sgd"], ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_weights_of_16_bits(kind, dtype):
-    """Their stored gradients have the penalty's added in float32, and are rounded."""
+    """The gradient of the penalty is added in float32 to the stored one, and the sum is rounded."""
     layers = [LocalConv2d(2, 3, 3, input_size=(7, 7)).to(dtype) for _ in range(2)]
     layers[1].load_state_dict(layers[0].state_dict())
     cls, options = (FusedSGD, {}) if kind == "sgd" else (FusedAdamW, kind)
@@ -91,7 +93,7 @@ def test_weights_of_16_bits(kind, dtype):
         assert torch.equal(p.grad, grad)
 
 
-def test_several_backwards_and_paused_ones_have_one_penalty():
+def test_several_backwards_of_a_step_have_one_penalty():
     (net, fused), (same, plain) = pair("sgd, momentum", F64, l2=L2, accumulate=3)
     for step in range(2):
         for part in range(3):
@@ -112,7 +114,7 @@ def test_several_backwards_and_paused_ones_have_one_penalty():
 @pytest.mark.slow
 @pytest.mark.parametrize("states", ["float32", "bfloat16"])
 def test_a_grad_scaler_and_small_states(states):
-    """A step with an infinite gradient is skipped to the bit, and so is the bound."""
+    """A step with an infinite gradient changes no bit and applies no bound."""
     net = network()
     same = copy.deepcopy(net)
     options = {"lr": 0.01, "weight_decay": 0.1, "states": states}
@@ -126,7 +128,7 @@ def test_a_grad_scaler_and_small_states(states):
             penalty = penalty_of(model) if model is same else 0.0
             scaler.scale(factor * (loss_of(model, batch(step)) + penalty)).backward()
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of same's stored gradients
+                warnings.simplefilter("ignore")  # plain stores gradients, because the penalty uses the weights
                 scaler.step(optimizer)
             scaler.update()
         if step != 1:
@@ -140,7 +142,7 @@ def test_a_grad_scaler_and_small_states(states):
 
 @pytest.mark.parametrize("clip_norm", [None, 1e9])
 def test_non_negative_groups(clip_norm):
-    """Projected where they are updated; a frozen one stays, and one without a gradient is projected in step()."""
+    """The update projects weights, step() those without a gradient; frozen weights stay."""
     net = network(F64)
     same = copy.deepcopy(net)
     runs = []
@@ -192,8 +194,8 @@ def test_a_large_layer_in_blocks(monkeypatch):
     assert_same(*layers, 1e-10)
 
 
-def test_options_travel():
-    """With groups, states, copies and pickles; a state of torch's class leaves them as they are."""
+def test_options_are_kept_in_groups_states_and_copies():
+    """State dicts, copies and pickles have the options; loading a state of torch's optimizer does not change them."""
     (net, fused), (same, plain) = pair(l1=L1)
     fused.add_param_group({"params": [nn.Parameter(torch.ones(2))], "l2": L2, "non_neg": True})
     saved = fused.state_dict()
@@ -208,15 +210,15 @@ def test_options_travel():
     assert other.param_groups[1]["l2"] == L2
     loss_of(same, batch(0)).backward()
     plain.step()
-    alone = FusedAdamW(net, l1=L1, l2=L2)
-    alone.load_state_dict(plain.state_dict())
-    assert (alone.param_groups[0]["l1"], alone.param_groups[0]["l2"]) == (L1, L2)
-    plain.load_state_dict(alone.state_dict())  # which torch's class does not look at
+    loaded = FusedAdamW(net, l1=L1, l2=L2)
+    loaded.load_state_dict(plain.state_dict())
+    assert (loaded.param_groups[0]["l1"], loaded.param_groups[0]["l2"]) == (L1, L2)
+    plain.load_state_dict(loaded.state_dict())  # torch's optimizer ignores the options
 
 
 @pytest.mark.parametrize("cls", [FusedAdamW, FusedSGD])
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"l1": -0.1}, "l1 must be a finite number >= 0, got -0.1"),
         ({"l2": float("nan")}, "l2 must be a finite number >= 0, got nan"),
@@ -224,16 +226,16 @@ def test_options_travel():
         ({"non_neg": 1}, "non_neg must be True or False, got 1"),
     ],
 )
-def test_wrong_options(cls, options, said):
+def test_wrong_options(cls, options, message):
     layer = LocalConv2d(1, 1, 2, input_size=3)
     for arguments in ((layer, options), ([{"params": layer.parameters(), **options}], {})):
-        with pytest.raises(lc_triton.LocalConvError, match=said) as caught:
+        with pytest.raises(lc_triton.LocalConvError, match=message) as caught:
             cls(arguments[0], **arguments[1])
         assert "the arguments of" not in str(caught.value)
 
 
 def keras_model():
-    """Kernels that an optimizer takes over, and those that stay with the loss and the constraints."""
+    """A model in which an optimizer handles some penalties and constraints, but not all."""
     torch.manual_seed(0)
     common = {"kernel_initializer": {"class_name": "RandomNormal", "config": {"stddev": 0.3, "seed": 1}}}
     return nn.Sequential(
@@ -274,7 +276,7 @@ def test_keras_models(clip_norm):
     assert_same(net, same, 1e-10)
 
 
-def test_the_groups_of_a_model():
+def test_penalty_groups_of_a_model():
     net = keras_model()
     groups = lc_triton.penalty_groups(net)
     options = [{name: group.get(name) for name in ("l1", "l2", "non_neg")} for group in groups]
@@ -285,17 +287,17 @@ def test_the_groups_of_a_model():
     ]
     assert [[name for name, _ in group["params"]] for group in groups[1:]] == [["0.weight"], ["1.weight"]]
     assert len(groups[0]["params"]) == 6
-    net[1].weight = net[1].weight  # and one that two layers use is penalised twice
-    twin = copy.deepcopy(net[1])
-    twin.weight = net[1].weight
-    assert len(lc_triton.penalty_groups(nn.ModuleList([net, twin]))) == 2
-    waiting = LocallyConnected2D(3, 2, kernel_regularizer="l2")
+    net[1].weight = net[1].weight
+    tied = copy.deepcopy(net[1])
+    tied.weight = net[1].weight  # a kernel of two layers stays with regularization_loss
+    assert len(lc_triton.penalty_groups(nn.ModuleList([net, tied]))) == 2
+    unbuilt = LocallyConnected2D(3, 2, kernel_regularizer="l2")
     with pytest.raises(NotBuiltError, match="build"):
-        lc_triton.penalty_groups(waiting)
+        lc_triton.penalty_groups(unbuilt)
     assert lc_triton.penalty_groups(nn.Identity()) == []
 
 
-def test_a_kernel_that_the_optimizer_has_projected_is_not_projected_once_more(monkeypatch):
+def test_a_constraint_that_the_optimizer_applies_is_not_applied_again(monkeypatch):
     layer = LocallyConnected2D(2, 2, input_shape=(3, 3, 1), kernel_constraint="non_neg", bias_constraint="non_neg")
     projected = []
     monkeypatch.setattr(type(layer), "_project_", lambda self, name: projected.append(name) or True)
@@ -308,7 +310,7 @@ def test_a_kernel_that_the_optimizer_has_projected_is_not_projected_once_more(mo
     assert projected == ["bias", "weight", "bias"]
 
 
-def test_what_regularization_loss_refuses_and_what_a_step_says():
+def test_penalties_that_are_counted_twice_are_reported():
     layer = LocallyConnected2D(2, 2, input_shape=(3, 3, 1), kernel_regularizer="l2")
     plain = torch.optim.AdamW(lc_triton.penalty_groups(layer))
     with pytest.raises(ArgumentTypeError, match="optimizer must be a FusedAdamW, a FusedSGD or None"):

@@ -1,4 +1,4 @@
-"""The argument read_once, on a CPU, where it changes nothing: tests/interpreter/test_read_once.py has the kernels."""
+"""The argument read_once, which changes nothing on a CPU; tests/interpreter/test_read_once.py tests the kernels."""
 
 import copy
 import pickle
@@ -12,7 +12,7 @@ from tests.optim.networks import assert_same, pair, train, weights
 
 
 @pytest.mark.parametrize("kind", ["adamw", "sgd, momentum"])
-def test_a_cpu_updates_as_ever(kind):
+def test_read_once_changes_nothing_on_a_cpu(kind):
     runs = pair(kind, torch.float64, read_once=True)
     train(runs, range(3))
     assert all(weight.grad is None for weight in weights(runs[0][0]))
@@ -20,18 +20,18 @@ def test_a_cpu_updates_as_ever(kind):
 
 
 @pytest.mark.parametrize("kind", [FusedAdamW, FusedSGD])
-def test_it_is_a_bool(kind):
+def test_read_once_must_be_a_bool(kind):
     with pytest.raises(ArgumentTypeError, match="read_once must be True or False, got 1"):
         kind(LocalConv2d(1, 2, 2, input_size=3), read_once=1)
 
 
 @pytest.mark.parametrize("kind", [FusedAdamW, FusedSGD])
-def test_copies_have_it(kind):
+def test_copies_keep_read_once(kind):
     optimizer = kind(LocalLinear(2, 3, 4), read_once=True)
     assert copy.deepcopy(optimizer).read_once
     assert pickle.loads(pickle.dumps(optimizer)).read_once
     state = optimizer.__getstate__()
-    del state["_fused"][0]["read_once"]  # of a version before
+    del state["_fused"][0]["read_once"]  # as in a pickle of an earlier version
     older = kind(LocalLinear(2, 3, 4))
     older.__setstate__(state)
     assert not older.read_once

@@ -1,4 +1,4 @@
-"""States of AdamW in bfloat16: their rounding, training with them, and every way a step is made."""
+"""States of AdamW in bfloat16: their rounding, training, and the same bits however a step is made."""
 
 import copy
 import pickle
@@ -10,26 +10,20 @@ from torch import nn
 from lc_triton import FusedAdamW, LocalConv2d
 from lc_triton.errors import ArgumentTypeError, UnknownNameError
 from lc_triton.optim.rounding import FIRST, OF_COUNT, SECOND, random_bits, round_stochastically
-from tests.optim.networks import assert_same, batch, loss_of, network, weights
+from tests.optim.networks import assert_same, batch, loss_of, network, one_step, weights
 
 BF16, CPU = torch.bfloat16, torch.device("cpu")
 
 
 def pair(**options):
-    """A network with small states, and its copy with those of float32."""
+    """A network with bfloat16 states, and a copy with float32 states."""
     net = network()
     same = copy.deepcopy(net)
     return (net, FusedAdamW(net, lr=0.01, states="bfloat16", **options)), (same, FusedAdamW(same, lr=0.01, **options))
 
 
-def one_step(net, optimizer, step, how=lambda loss: loss.backward()):
-    optimizer.zero_grad()
-    how(loss_of(net, batch(step)))
-    optimizer.step()
-
-
-def mixed(offset, count):
-    """The definition of the random bits in Python's integers."""
+def random_bits_by_definition(offset, count):
+    """The random bits by their definition, computed with Python's integers."""
     x = (offset + count * OF_COUNT) % 2**32
     x = (x ^ x >> 16) * FIRST % 2**32
     x = (x ^ x >> 15) * SECOND % 2**32
@@ -37,12 +31,12 @@ def mixed(offset, count):
 
 
 @pytest.mark.parametrize(("start", "count"), [(0, 1), (5, 12345), (2**32 - 3, 2), (2**33 + 7, 10**7)])
-def test_random_bits_are_those_of_their_definition(start, count):
-    assert random_bits(start, 6, count, CPU).tolist() == [mixed(start + i, count) for i in range(6)]
+def test_random_bits_equal_their_definition(start, count):
+    assert random_bits(start, 6, count, CPU).tolist() == [random_bits_by_definition(start + i, count) for i in range(6)]
 
 
 def test_random_bits_are_uniform_and_independent():
-    """Of both halves, of neighbours, and of one step and the next: means and correlations within 5 deviations."""
+    """Means and correlations of halves, of neighbours and of two steps are within 5 standard deviations."""
     n = 1 << 16
     one, two = (random_bits(0, n, count, CPU) for count in (1, 2))
     halves = [h.double() / 2**16 - 0.5 for h in (one & 0xFFFF, one >> 16, two & 0xFFFF, two >> 16)]
@@ -54,7 +48,7 @@ def test_random_bits_are_uniform_and_independent():
             assert abs((a * b).mean() * 12) < bound
 
 
-def test_a_number_is_rounded_to_its_neighbours_with_the_right_mean():
+def test_stochastic_rounding_has_the_right_mean():
     bits = torch.arange(1 << 16)
     for x in (1.0 + 2**-9, -3.14159, 1e-30, 3.0):
         found = round_stochastically(torch.full((1 << 16,), x), bits).double()
@@ -65,7 +59,7 @@ def test_a_number_is_rounded_to_its_neighbours_with_the_right_mean():
         assert abs(found.mean() / torch.tensor(x).double() - 1) < 2**-23
 
 
-def test_what_is_no_number_stays_what_it_is():
+def test_rounding_keeps_nan_and_inf():
     x = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0])
     for bits in (0, 0xFFFF):
         found = round_stochastically(x, torch.full((5,), bits))
@@ -75,8 +69,8 @@ def test_what_is_no_number_stays_what_it_is():
     assert round_stochastically(nan, torch.full((2,), 0xFFFF)).isnan().all()
 
 
-def test_the_mean_of_squares_decays():
-    """Rounded to the nearest number, it would stay where it is: beta2 = 0.999 moves it by less than half a place."""
+def test_the_second_moment_decays():
+    """Rounding to nearest would keep it: beta2 = 0.999 changes it by less than half a unit in the last place."""
     layer = LocalConv2d(1, 8, 3, input_size=(8, 8), bias=False)
     optimizer = FusedAdamW(layer, states="bfloat16")
     (layer.weight * 1.0).sum().backward()
@@ -89,7 +83,7 @@ def test_the_mean_of_squares_decays():
     assert last / first == pytest.approx(0.999**150, rel=0.02)
 
 
-def test_weights_of_layers_have_small_states_and_all_others_torchs():
+def test_only_weights_of_layers_have_bfloat16_states():
     (net, optimizer), _ = pair()
     net.append(nn.Unflatten(1, (3, 1, 1)))
     net.append(nn.Conv2d(3, 3, 1))
@@ -105,36 +99,36 @@ def test_weights_of_layers_have_small_states_and_all_others_torchs():
 
 
 @pytest.mark.slow
-def test_updates_in_backward_and_in_step_are_the_same_bits():
-    """Of gradients that are made, stored, kept for clipping, accumulated, and scaled by a power of two."""
-    ways = {}
-    for way in ("backward", "paused", "hooks", "scaler", "copied", "pickled"):
+def test_updates_in_backward_and_in_step_have_the_same_bits():
+    """The gradients are used in backward, stored, hooked, or scaled by a power of two; copies continue a run."""
+    results = {}
+    for mode in ("backward", "paused", "hooks", "scaler", "copied", "pickled"):
         net = network()
         optimizer = FusedAdamW(net, lr=0.01, states="bfloat16")
-        scaler = torch.amp.GradScaler("cpu", init_scale=64.0, enabled=way == "scaler")
-        if way == "hooks":
+        scaler = torch.amp.GradScaler("cpu", init_scale=64.0, enabled=mode == "scaler")
+        if mode == "hooks":
             for w in weights(net):
                 w.register_hook(lambda g: g)
         for step in range(4):
             optimizer.zero_grad()
-            if way == "copied":
+            if mode == "copied":
                 net, optimizer = copy.deepcopy((net, optimizer))
-            if way == "pickled":
+            if mode == "pickled":
                 net, optimizer = pickle.loads(pickle.dumps((net, optimizer)))
-            if way == "paused":
+            if mode == "paused":
                 with optimizer.paused():
                     loss_of(net, batch(step)).backward()
             else:
                 scaler.scale(loss_of(net, batch(step))).backward()
-            stored = way in ("paused", "hooks", "scaler")
+            stored = mode in ("paused", "hooks", "scaler")
             assert all((w.grad is not None) == stored for w in weights(net))
             scaler.step(optimizer)
             scaler.update()
             assert all((w.grad is not None) == stored for w in weights(net))
-        ways[way] = [*net.parameters()], [optimizer.state[w]["exp_avg_sq"] for w in weights(net)]
-    for way, found in ways.items():
-        for p, q in zip(found, ways["backward"], strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(p, q, strict=True)), way
+        results[mode] = [*net.parameters()], [optimizer.state[w]["exp_avg_sq"] for w in weights(net)]
+    for mode, found in results.items():
+        for p, q in zip(found, results["backward"], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(p, q, strict=True)), mode
 
 
 def test_a_step_with_an_infinite_gradient_is_skipped():
@@ -156,13 +150,13 @@ def test_a_step_with_an_infinite_gradient_is_skipped():
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{"clip_norm": 0.05}, {"accumulate": 2}, {"maximize": True}], ids=str)
 def test_options_beside_float32_states(options):
-    """One step: weights are updated before states are rounded, so that they are those of float32 states."""
+    """The weights after one step are those of float32 states, because states are rounded after the update."""
     (net, optimizer), (same, plain) = pair(**options)
-    for model, of in ((net, optimizer), (same, plain)):
+    for model, optimizer_ in ((net, optimizer), (same, plain)):
         for part in range(options.get("accumulate", 1)):
             loss_of(model, batch(part)).backward()
-        of.step()
-        of.zero_grad()
+        optimizer_.step()
+        optimizer_.zero_grad()
     assert_same(net, same, 1e-6)
     for w, v in zip(weights(net), weights(same), strict=True):
         for key in ("exp_avg", "exp_avg_sq"):
@@ -170,8 +164,8 @@ def test_options_beside_float32_states(options):
             assert ((small - exact).abs() <= exact.abs() * 2**-7).all()
 
 
-def test_a_run_goes_on_from_its_state():
-    """To the bits of one that was not interrupted; torch's AdamW takes the same numbers in float32."""
+def test_a_run_resumes_from_its_state():
+    """It ends with the bits of one that was not interrupted. torch's AdamW loads the same states in float32."""
     (net, optimizer), _ = pair()
     for step in range(5):
         if step == 3:
@@ -195,8 +189,8 @@ def test_a_run_goes_on_from_its_state():
     assert resumed.state[again[0].weight]["exp_avg"].dtype == BF16
 
 
-def test_weights_that_no_longer_qualify_go_on_with_torch():
-    """A weight whose group needs torch's update takes its states back to its own dtype."""
+def test_weights_in_another_layout_are_updated_by_torch():
+    """The states of a weight that torch updates are converted back to its dtype."""
     (net, optimizer), _ = pair()
     one_step(net, optimizer, 0)
     weight = net[0].weight
@@ -209,8 +203,8 @@ def test_weights_that_no_longer_qualify_go_on_with_torch():
 
 
 @pytest.mark.slow
-def test_a_regression_of_200_steps_ends_where_float32_states_do():
-    """The loss of a layer that learns another one's outputs: within 5%, and 100 times below its start."""
+def test_a_regression_of_200_steps_ends_as_with_float32_states():
+    """A layer learns the outputs of another: the losses agree within 5%, and are 100 times below the first."""
     losses = {}
     for states in ("float32", "bfloat16"):
         torch.manual_seed(0)
