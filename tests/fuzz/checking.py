@@ -1,4 +1,4 @@
-"""A call against the definition: values, gradients of both orders, layout of the results, and memory left alone."""
+"""Compare a call with the definition: values, gradients of both orders, layouts, and memory that must not change."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from lc_triton.core.activations import AFTER_KERNEL, LINEAR, Activation, parse_a
 from lc_triton.ops import reference
 from tests.cases import KINKED
 from tests.cpu_strategies import CpuStrategy
-from tests.fuzz.strategies import Call, Placed, place, shapes
+from tests.fuzz.strategies import Call, StridedTensor, make_strided, shapes
 
 
-def placed(call: Call) -> dict[str, Placed]:
+def strided_tensors(call: Call) -> dict[str, StridedTensor]:
     """The tensors of a call: x, weight, bias if there is one, and g, the gradient of the result."""
     sizes = shapes(call.geometry, call.transposed, call.batch, call.bias, call.channels_last)
     dtypes = {"x": call.dtype, "g": call.dtype, "weight": call.weight_dtype, "bias": call.weight_dtype}
     return {
-        name: place(
+        name: make_strided(
             shape,
             call.layouts[name],
             dtypes[name],
@@ -35,7 +35,7 @@ def placed(call: Call) -> dict[str, Placed]:
 
 
 def run(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The operator."""
+    """Call the operator."""
     operator = lc_triton.local_conv_transpose if call.transposed else lc_triton.local_conv
     return operator(x, weight, bias, **call.arguments)
 
@@ -47,7 +47,7 @@ def canonical(call: Call, tensor: Tensor) -> Tensor:
 
 
 def padded(call: Call, x: Tensor) -> Tensor:
-    """A canonical x with what its padding modes add, one dimension after the other."""
+    """A canonical x, padded by its padding modes, one dimension after the other."""
     modes, ndim = call.arguments["padding_mode"], call.geometry.ndim
     x = x.movedim(-1, 1)
     for d, mode in enumerate((modes,) * ndim if isinstance(modes, str) else modes):
@@ -58,8 +58,8 @@ def padded(call: Call, x: Tensor) -> Tensor:
     return x.movedim(1, -1)
 
 
-def linear(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, act: Activation = LINEAR) -> Tensor:
-    """The definition, of canonical tensors."""
+def definition(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, act: Activation = LINEAR) -> Tensor:
+    """The output by the definition, for canonical tensors."""
     if call.transposed:
         return reference.transpose(x, weight, bias, call.geometry, act)
     if call.arguments["padding_mode"] == "zeros":
@@ -68,48 +68,48 @@ def linear(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, act: Acti
 
 
 @dataclass
-class Exact:
-    """What the definition gives in float64, and how large the sums are whose terms cancel in each result."""
+class Expected:
+    """The results of the definition in float64, and for each the size of its sum without cancellation."""
 
     values: dict[str, Tensor]
     sizes: dict[str, float]
     second: dict[str, Tensor]
 
 
-def exact(call: Call, given: dict[str, Placed]) -> Exact:
-    """y and the gradients that a call asks for, canonical."""
-    plain = {name: p.view.detach().resolve_neg().double().contiguous() for name, p in given.items()}
+def expected(call: Call, given: dict[str, StridedTensor]) -> Expected:
+    """y and the requested gradients of a call, canonical."""
+    contiguous = {name: p.view.detach().resolve_neg().double().contiguous() for name, p in given.items()}
     for name in ("x", "g"):
-        plain[name] = canonical(call, plain[name])
-    leaves = {n: plain[n].requires_grad_(n in call.needs) for n in ("x", "weight", "bias") if n in plain}
+        contiguous[name] = canonical(call, contiguous[name])
+    leaves = {n: contiguous[n].requires_grad_(n in call.needs) for n in ("x", "weight", "bias") if n in contiguous}
     x, weight, bias = leaves["x"], leaves["weight"], leaves.get("bias")
     act = parse_activation(call.arguments["activation"])
-    z = linear(call, x, weight, bias)
+    z = definition(call, x, weight, bias)
     y = AFTER_KERNEL[act](z, dim=-1) if isinstance(act, str) else act(z)
-    asked = [leaves[name] for name in call.needs]
-    (dz,) = torch.autograd.grad(y, z, plain["g"], retain_graph=True)
-    first = torch.autograd.grad(y, asked, plain["g"], create_graph=call.twice)
-    second = torch.autograd.grad(_penalty(y, first), asked, allow_unused=True) if call.twice else ()
+    requested = [leaves[name] for name in call.needs]
+    (dz,) = torch.autograd.grad(y, z, contiguous["g"], retain_graph=True)
+    first = torch.autograd.grad(y, requested, contiguous["g"], create_graph=call.twice)
+    second = torch.autograd.grad(_penalty(y, first), requested, allow_unused=True) if call.twice else ()
     names = ["d" + name for name in call.needs]
     values = {"y": y.detach()} | dict(zip(names, (v.detach() for v in first), strict=True))
-    return Exact(
+    return Expected(
         values,
-        _sizes(call, {n: v.detach() for n, v in leaves.items()}, dz.abs() + plain["g"].abs(), values),
+        _magnitudes(call, {n: v.detach() for n, v in leaves.items()}, dz.abs() + contiguous["g"].abs(), values),
         dict(
             zip(
                 names,
-                (torch.zeros_like(a) if v is None else v for a, v in zip(asked, second, strict=False)),
+                (torch.zeros_like(a) if v is None else v for a, v in zip(requested, second, strict=False)),
                 strict=bool(second),
             )
         ),
     )
 
 
-def _sizes(call: Call, leaves: dict[str, Tensor], dz: Tensor, values: dict[str, Tensor]) -> dict[str, float]:
-    """The same sums of the absolute values of their terms: what rounding errors are a part of."""
+def _magnitudes(call: Call, leaves: dict[str, Tensor], dz: Tensor, values: dict[str, Tensor]) -> dict[str, float]:
+    """The sums of the absolute values of their terms, to which rounding errors are proportional."""
     with torch.enable_grad():
         terms = {name: v.abs().requires_grad_() for name, v in leaves.items()}
-        z = linear(call, terms["x"], terms["weight"], terms.get("bias"))
+        z = definition(call, terms["x"], terms["weight"], terms.get("bias"))
         sums = torch.autograd.grad(z, list(terms.values()), dz)
     found = dict(zip(("d" + name for name in terms), sums, strict=True))
     largest = {name: max(1.0, _largest(v)) for name, v in found.items()}
@@ -121,21 +121,21 @@ def _largest(values: Tensor) -> float:
 
 
 def _penalty(y: Tensor, first: tuple[Tensor, ...]) -> Tensor:
-    """A loss of values and gradients together."""
+    """A loss that depends on values and gradients."""
     return sum((v.square().sum() for v in first), y.pow(3).sum())
 
 
 def tolerance(call: Call, name: str) -> float:
-    """The largest error of a result, as a part of its size."""
+    """The largest allowed error of a result, relative to its size."""
     if call.dtype == torch.float64:
         return 1e-12
-    # The gradients of float32 weights by 16-bit tensors are float32 sums, if no rounding comes between.
-    exactly = call.arguments["activation"] in (None, "linear") and name in ("dweight", "dbias")
-    return 4 * torch.finfo(call.weight_dtype if exactly else call.dtype).eps
+    # Gradients of float32 weights with 16-bit tensors are float32 sums, unless an activation rounds between.
+    is_float32_sum = call.arguments["activation"] in (None, "linear") and name in ("dweight", "dbias")
+    return 4 * torch.finfo(call.weight_dtype if is_float32_sum else call.dtype).eps
 
 
 def _torch_refuses(call: Call, g: Tensor) -> bool:
-    """Torch's own gelu, which is behind the transposed layer, has no gradient for one that overlaps itself (2.13)."""
+    """Torch 2.13 has no gradient of gelu, which follows a transposed layer, for a g that overlaps itself."""
     if not call.transposed or call.arguments["activation"] != "gelu":
         return False
     return len(set(torch.arange(_span(g)).as_strided(g.shape, g.stride()).flatten().tolist())) < g.numel()
@@ -146,34 +146,35 @@ def _span(tensor: Tensor) -> int:
 
 
 def check(call: Call) -> None:
-    """Run a call by the chosen implementation and hold all that can be said of it."""
-    given = placed(call)
+    """Run a call by the chosen implementation and check its values, dtypes, layouts and memory."""
+    given = strided_tensors(call)
     assume(not _torch_refuses(call, given["g"].view))
-    want = exact(call, given)
+    want = expected(call, given)
     leaves = {n: given[n].view.requires_grad_(n in call.needs) for n in ("x", "weight", "bias") if n in given}
     x, weight, bias = leaves["x"], leaves["weight"], leaves.get("bias")
     with torch.no_grad():
-        alone, again = run(call, x, weight, bias), run(call, x, weight, bias)
-    assert torch.equal(alone, again)  # which may come about another way
-    assert alone.stride() == again.stride()
+        without_graph, repeated = run(call, x, weight, bias), run(call, x, weight, bias)
+    assert torch.equal(without_graph, repeated)  # the second call may take another dispatch path
+    assert without_graph.stride() == repeated.stride()
     y = run(call, x, weight, bias)
-    asked = [leaves[name] for name in call.needs]
-    first = torch.autograd.grad(y, asked, given["g"].view, create_graph=call.twice)
-    for leaf, gradient in zip(asked, first, strict=True):
+    requested = [leaves[name] for name in call.needs]
+    first = torch.autograd.grad(y, requested, given["g"].view, create_graph=call.twice)
+    for leaf, gradient in zip(requested, first, strict=True):
         assert (gradient.shape, gradient.dtype) == (leaf.shape, leaf.dtype)
-    for result in (alone, y):
+    for result in (without_graph, y):
         assert result.dtype == call.dtype
         assert canonical(call, result).is_contiguous()
         _close(call, want, "y", result)
-    jump = call.arguments["activation"] in KINKED and call.dtype != torch.float64
+    kinked = call.arguments["activation"] in KINKED and call.dtype != torch.float64
     for name, gradient in zip(("d" + n for n in call.needs), first, strict=True):
-        through = name == "dx" and call.arguments.get("padding_mode", "zeros") != "zeros"  # which torch lays out
-        assert through or (canonical(call, gradient) if name == "dx" else gradient).is_contiguous(), name
-        if not jump:
+        # Torch chooses the layout of such a gradient.
+        padded_by_torch = name == "dx" and call.arguments.get("padding_mode", "zeros") != "zeros"
+        assert padded_by_torch or (canonical(call, gradient) if name == "dx" else gradient).is_contiguous(), name
+        if not kinked:
             _close(call, want, name, gradient)
     if call.twice:
-        second = torch.autograd.grad(_penalty(y, first), asked, allow_unused=True)
-        for (name, value), leaf, got in zip(want.second.items(), asked, second, strict=True):
+        second = torch.autograd.grad(_penalty(y, first), requested, allow_unused=True)
+        for (name, value), leaf, got in zip(want.second.items(), requested, second, strict=True):
             got = torch.zeros_like(leaf) if got is None else got
             got = canonical(call, got) if name == "dx" else got
             scale = max(1.0, *(v.abs().max().item() for v in want.second.values() if v.numel()), 1.0)
@@ -183,7 +184,7 @@ def check(call: Call) -> None:
         assert not tensor.changed, f"{name} was written to"
 
 
-def _close(call: Call, want: Exact, name: str, got: Tensor) -> None:
+def _close(call: Call, want: Expected, name: str, got: Tensor) -> None:
     got = canonical(call, got) if name in ("y", "dx") else got
     value = want.values[name]
     assert got.shape == value.shape, name
@@ -192,7 +193,7 @@ def _close(call: Call, want: Exact, name: str, got: Tensor) -> None:
         assert error <= tolerance(call, name) * want.sizes[name], f"{name}: off by {error:.2e}"
 
 
-WAYS = [
+STRATEGIES = [
     CpuStrategy(block, most, *rules, tap_by_tap=rules[0])
     for block, most in ((None, None), (1, 600), (600, 1), (1500, None))
     for rules in itertools.product((False, True), repeat=2)

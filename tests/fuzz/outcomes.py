@@ -1,4 +1,4 @@
-"""What a call with wrong values among its arguments gives: shared by the tests of constructors, Keras's and files."""
+"""The outcome of a call with wrong arguments: shared by the tests of constructors, of Keras layers and of files."""
 
 import torch
 from hypothesis import strategies as st
@@ -15,20 +15,20 @@ SMALL = Limits(
     groups=2,
     batch=(2, 1, None),
     dtypes=((torch.float32, torch.float32), (torch.float64, torch.float64)),
-    shares=False,  # tests/test_shared.py has the wrong values of share
+    shares=False,  # tests/test_shared.py tests wrong values of share
 )
 any_call = st.integers(1, 3).flatmap(lambda ndim: calls(ndim, SMALL))
 
 
 class Outcome:
-    """What a call with some wrong values gave: a result, or an error of ours.
+    """The result of a call with some wrong values, or whether it raised a LocalConvError.
 
-    Where a callable is among the wrong values, the ValueError or TypeError may be its own.
+    If a callable is among the wrong values, it may itself raise a ValueError or TypeError.
     """
 
     def __init__(self, function, arguments, wrong, *positional):
         self.result, self.refused = None, False
-        theirs = any(callable(arguments.get(name)) for name in wrong)
+        has_callable = any(callable(arguments.get(name)) for name in wrong)
         try:
             self.result = function(*positional, **arguments)
         except LocalConvError as error:
@@ -36,18 +36,18 @@ class Outcome:
             if not self.refused:
                 raise
         except (ValueError, TypeError):
-            if not theirs:
+            if not has_callable:
                 raise
             self.refused = True
         assert wrong or not self.refused
 
 
-def after(value, z, dim):
-    """An activation of any kind, applied to pre-activations."""
+def apply_activation(value, z, dim):
+    """Apply an activation of any kind to pre-activations."""
     act = parse_activation(value)
     return AFTER_KERNEL[act](z, dim=dim) if isinstance(act, str) else act(z)
 
 
 def tolerance_of(result):
-    """By the precision of a result."""
+    """The tolerance for the dtype of a result."""
     return 1e-5 if result.dtype in (torch.float32, torch.float64) else 5e-2

@@ -1,4 +1,4 @@
-"""How many cases the fuzz tests take: 200 in all, the same at each run; by `make fuzz` 5,000, others at each run."""
+"""The number of cases of the fuzz tests: 200, the same in each run, or 5,000 new ones by `make fuzz`."""
 
 import os
 
@@ -9,11 +9,11 @@ settings.register_profile("nightly", max_examples=5000, deadline=None, print_blo
 
 PROFILE = os.environ.get("LC_TRITON_FUZZ", "ci")
 
-# Of all cases, in percent. An interpreted kernel takes some thirty times as long as the CPU path.
+# The percentage of cases of each test. An interpreted kernel takes about thirty times as long as the CPU path.
 SHARES = {
-    "faces_1d": 15,
-    "faces_2d": 20,
-    "faces_3d": 10,
+    "passes_1d": 15,
+    "passes_2d": 20,
+    "passes_3d": 10,
     "interpreted": 10,
     "functions": 10,
     "layers": 15,
@@ -29,6 +29,6 @@ SHARES = {
 
 
 def cases(of: str) -> settings:
-    """The settings of a test that takes its share of all cases."""
+    """The settings of a test with its share of the cases."""
     profile = settings.get_profile(PROFILE)
     return settings(profile, max_examples=profile.max_examples * SHARES[of] // 100)

@@ -1,4 +1,4 @@
-"""What may happen to a layer: the changes of state that `tests.fuzz.states` draws from."""
+"""The changes of a layer's state that `tests.fuzz.states` draws from."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _in_place(c: Any) -> None:
 
 def _parametrize(c: Any) -> None:
     if weight_hooks(c.layer):
-        return  # torch lets either compute a tensor, not both
+        return  # torch does not allow both on one tensor
     name, parametrized = _name(c), parametrize.is_parametrized(c.layer)
     norms = (parametrizations.weight_norm, parametrizations.spectral_norm)
     how = c.pick(*norms, Square, Double) if not parametrized else c.pick(Square, Double)
@@ -57,7 +57,7 @@ def _old_norm(c: Any) -> None:
 
 
 def _end(c: Any) -> None:
-    """Parametrizations and prunings made permanent."""
+    """Make parametrizations and prunings permanent."""
     for name in ("weight", "bias"):
         if parametrize.is_parametrized(c.layer, name):
             parametrize.remove_parametrizations(c.layer, name, leave_parametrized=c.pick(True, False))
@@ -72,7 +72,7 @@ def _prune(c: Any) -> None:
 
 
 def _copy(c: Any) -> None:
-    loads = lambda layer: pickle.loads(pickle.dumps(layer))  # noqa: E731  # one of three ways
+    loads = lambda layer: pickle.loads(pickle.dumps(layer))  # noqa: E731  # one of three kinds of copy
     c.layer = c.pick(copy.copy, *([] if weight_hooks(c.layer) else [copy.deepcopy, loads]))(c.layer)
 
 
@@ -95,7 +95,7 @@ def _assign(c: Any) -> None:
 
 
 def _tie(c: Any) -> None:
-    if not weight_hooks(c.layer):  # whose weights torch does not copy
+    if not weight_hooks(c.layer):  # torch does not copy weights of hooks
         other = copy.deepcopy(c.layer)
         other.weight, c.layer = c.layer.weight, other
 
@@ -121,13 +121,13 @@ def _attribute(c: Any) -> None:
 
 def _bias(c: Any) -> None:
     if weight_hooks(c.layer):
-        return  # the hook of a pruning would bring the old one back
+        return  # the hook of a pruning would restore the old bias
     filters = getattr(c.layer, "filters", None) or c.layer.out_channels
     c.layer.bias = c.pick(None, nn.Parameter(torch.randn(filters, dtype=c.layer.weight.dtype)))
 
 
 def _round_trip(c: Any) -> None:
-    """Through a configuration, or a convolution, and back."""
+    """Replace the layer by one made from its configuration, or from its convolution."""
     if hasattr(c.layer, "data_format"):
         made = parametrize.type_before_parametrizations(c.layer).from_config(c.layer.get_config())
         made.set_weights(c.layer.get_weights())
@@ -140,7 +140,7 @@ def _round_trip(c: Any) -> None:
 
 
 def _convert(c: Any) -> None:
-    """A layer of the same size that comes from a net of convolutions."""
+    """Replace the layer by one that convert_convs makes from a net of convolutions."""
     layer = c.layer
     if not hasattr(layer, "data_format"):
         sizes = layer.in_channels, layer.out_channels, c.ints(1, 2, layer.ndim)

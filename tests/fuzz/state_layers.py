@@ -1,4 +1,4 @@
-"""Layers of every class with their inputs and programs, and what each computes by its definition."""
+"""Layers of every class, their inputs and programs, and their outputs by the definition."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ ACTIVATIONS: dict[Any, Callable[[Tensor], Tensor]] = {
     ("leaky_relu", 0.2): lambda z: F.leaky_relu(z, 0.2),
     "softmax": lambda z: torch.softmax(z, -1),
 }
-KINKED = ("relu", ("elu", 0.5), ("leaky_relu", 0.2))  # whose slope jumps where 16 bits round to the other side
+# Their slope jumps at 0, where 16-bit values may round to the other side.
+KINKED = ("relu", ("elu", 0.5), ("leaky_relu", 0.2))
 
 
 def draw_layer(c: Any) -> Any:
@@ -43,7 +44,7 @@ def draw_layer(c: Any) -> Any:
         try:
             layer, first = _draw_layer(c)
             break
-        except LocalConvError as error:  # arguments that do not go together
+        except LocalConvError as error:  # arguments that are not valid together
             c.log[:] = [f"drawn again after {type(error).__name__}"]
     return layer if first is None else _build(c, layer, first)
 
@@ -54,7 +55,7 @@ def activation(c: Any) -> Any:
 
 
 def _draw_layer(c: Any) -> tuple[Any, Tensor | None]:
-    """A layer, and its first input where that builds it."""
+    """A layer, and its first input if it is lazy."""
     ndim, groups = c.pick(1, 1, 2, 2, 3), c.pick(1, 1, 2)
     channels, filters = (groups * n for n in c.ints(1, 3, 2))
     kernel, dilation, stride = c.ints(1, 3, ndim), c.ints(1, 2, ndim), c.ints(1, 2, ndim)
@@ -80,9 +81,9 @@ def _draw_layer(c: Any) -> tuple[Any, Tensor | None]:
             arguments["padding_mode"] = c.pick("zeros", "zeros", "reflect", "replicate", "circular")
             arguments["share"] = c.pick(None, None, "all", 2, ("tile", 2))
         sizes = (channels, filters, kernel, size)
-    whole = arguments | ({"input_shape": shape} if keras else {})
-    c.log.append(f"{kind}{sizes} {whole}")
-    layer = getattr(lc_triton, kind)(*sizes, **whole)
+    all_arguments = arguments | ({"input_shape": shape} if keras else {})
+    c.log.append(f"{kind}{sizes} {all_arguments}")
+    layer = getattr(lc_triton, kind)(*sizes, **all_arguments)
     if not lazy:
         return layer, None
     kind, sizes = kind if keras else f"Lazy{kind}", (filters, kernel)
@@ -102,7 +103,7 @@ def _build(c: Any, layer: Any, x: Tensor) -> Any:
     elif how == "functional_call":
         torch.func.functional_call(layer, dict(other.named_parameters()), (x,))
     elif how == "pickle":
-        layer = pickle.loads(pickle.dumps(layer)).to(x.dtype)  # torch's parameters without a shape forget theirs
+        layer = pickle.loads(pickle.dumps(layer)).to(x.dtype)  # pickled lazy parameters lose their dtype
     elif how == "deepcopy":
         layer = other
     with torch.set_grad_enabled("without" not in how):
@@ -111,7 +112,7 @@ def _build(c: Any, layer: Any, x: Tensor) -> Any:
 
 
 def memory(c: Any, t: Tensor) -> Tensor:
-    """The numbers of a tensor, or some of them, otherwise in memory."""
+    """A tensor in a random memory layout, with its numbers or some of them."""
     how = c.pick("as it is", "as it is", "permuted", "expanded", "sliced", "negated")
     if how == "permuted":
         order = c.rng.sample(range(t.ndim), t.ndim)
@@ -121,12 +122,12 @@ def memory(c: Any, t: Tensor) -> Tensor:
     if how == "sliced":
         return F.pad(t, (1, 2))[..., 1:-2]
     if how == "negated":
-        return torch._neg_view(-t)  # negated when it is read, as `torch.imag(z.conj())` is
+        return torch._neg_view(-t)  # a lazy negation, as of `torch.imag(z.conj())`
     return t
 
 
 def trace(name: str, layer: Any, x: Tensor) -> Any:
-    """A program of a layer."""
+    """Trace a program of a layer."""
     if name == "fx":
         return torch.fx.symbolic_trace(layer)
     if name == "make_fx":
@@ -144,8 +145,8 @@ def trace(name: str, layer: Any, x: Tensor) -> Any:
     return program
 
 
-def shown(layer: Any) -> dict[str, Any]:
-    """What a layer shows of its arguments."""
+def arguments_of(layer: Any) -> dict[str, Any]:
+    """The arguments that a layer's attributes show."""
     keras, transposed = hasattr(layer, "data_format"), hasattr(layer, "output_padding")
     (spatial, channels), filters = size_of(layer), layer.filters if keras else layer.out_channels
     names = ("strides", "padding", "dilation_rate", "groups") if keras else ("stride", "padding", "dilation", "groups")
@@ -169,7 +170,7 @@ def shown(layer: Any) -> dict[str, Any]:
 
 
 def definition(arguments: dict[str, Any], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The output by the definition, for an input as the layer takes it."""
+    """The output by the definition, for an input in the layer's format."""
     geometry, act, last = arguments["geometry"], arguments["activation"], arguments["last"]
     batched = x.ndim == geometry.ndim + 2
     x = x if batched else x.unsqueeze(0)
@@ -224,14 +225,14 @@ def ensemble(layer: Any, x: Tensor) -> Tensor:
 
 
 def resized(layer: Any, x: Tensor) -> Tensor:
-    """The output, once another has been resized and written to."""
+    """The output, after another output was resized and written to."""
     y, other = layer(x), layer(x).detach()
     other.resize_(other.numel() + 100).fill_(1)
     return y  # type: ignore[no-any-return]
 
 
 def structure(layer: Any) -> Any:
-    """What a program holds: the same parameters, computed in the same way."""
+    """The structure that a program depends on: parameters, buffers, hooks and the training mode."""
     parts = [type(part).__name__ for part in (*layer.modules(), *weight_hooks(layer))]
     tensors = [(name, id(t), t.dtype) for name, t in layer.named_parameters()]
     return parts, tensors, [name for name, _ in layer.named_buffers()], layer.training

@@ -1,11 +1,11 @@
-"""Layers in states: random changes of a layer's state, then its output and gradients against the definition.
+"""Random changes of the state of a layer, and its outputs, gradients and updates against the definition.
 
     python -m tests.fuzz.states --cases 2000 --seed 0
 
-A case is a layer of any class, up to six changes of its state, an input and a way to call it, gradients that are added
-where they are made, and a step of a fused optimizer. Right is what
-`lc_triton.ops.reference` computes in float64 for the layer's weight, bias and shown arguments; or a LocalConvError, or
-torch's own error for a change or a call that it does not make (`TORCH_REFUSES`). All else is a finding.
+A case is a layer of any class, at most six changes of its state, a call of it, gradients that `accumulate_gradients`
+adds, and a step of a fused optimizer. The result must be that of `lc_triton.ops.reference` in float64 for the layer's
+weight, bias and arguments. A LocalConvError is allowed, and an error of torch for a change or a call that torch refuses
+(`TORCH_REFUSES`). Anything else is a finding.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ CONTEXTS: dict[str, Callable[[], Any]] = {
     "saved hooks": lambda: graph.saved_tensors_hooks(torch.clone, torch.clone),
     "save_on_cpu": graph.save_on_cpu,
 }
-TORCH_REFUSES = [  # where, and what torch says
+TORCH_REFUSES = [  # patterns of the action, and of torch's message
     (r"call in place", r"modified by an inplace operation|is a view and is being modified"),
     (r"call inference_mode", r"Inference tensors cannot be saved"),
     (r"call ensemble", r"at least one Tensor to vmap over|must override the setup_context|autocast::prioritize"),
@@ -59,8 +59,8 @@ TORCH_REFUSES = [  # where, and what torch says
     (r"load", r"Error\(s\) in loading state_dict"),  # into expanded weights
     (r"dtype", r"Couldn't swap"),
 ]
-# Changes by torch's own functions: where no frame of ours is in an error, it is torch's.
-OF_TORCH = (
+# Changes by torch's functions: an error without a frame of lc_triton is torch's.
+CHANGES_BY_TORCH = (
     "parametrize",
     "old norm",
     "prune",
@@ -75,7 +75,7 @@ OF_TORCH = (
 
 
 class Case:
-    """A layer, its history, and the random numbers that both come from."""
+    """A layer, the log of its changes, and the random generator that draws both."""
 
     def __init__(self, seed: int, number: int) -> None:
         self.rng = random.Random(f"{seed}-{number}")
@@ -91,7 +91,7 @@ class Case:
         return tuple(self.rng.randint(low, high) for _ in range(count))
 
     def run(self) -> None:
-        """Draw a layer, change it, then call it and the programs that were traced of it."""
+        """Draw a layer, change it, then call it and its traced programs."""
         self.layer = state_layers.draw_layer(self)
         for _ in range(self.rng.randint(0, 6)):
             name = self.pick(*CHANGES, "program", "program")
@@ -100,109 +100,111 @@ class Case:
             try:
                 self.trace() if name == "program" else CHANGES[name](self)
             except Exception as error:
-                self.judge(name, error)
+                self.raise_unexpected(name, error)
                 self.layer = before
-        way, context = self.pick(*EAGER), self.pick(*CONTEXTS)
+        mode, context = self.pick(*EAGER), self.pick(*CONTEXTS)
         x = self.input()
-        if state_layers.changes_itself(self.layer) or (way == "ensemble" and state_layers.weight_hooks(self.layer)):
-            way, context = "plain", "none"
-        if way == "vmap" and (x.ndim != self.layer.ndim + 2 or not x.numel()):
-            way = "plain"
+        if state_layers.changes_itself(self.layer) or (mode == "ensemble" and state_layers.weight_hooks(self.layer)):
+            mode, context = "plain", "none"
+        if mode == "vmap" and (x.ndim != self.layer.ndim + 2 or not x.numel()):
+            mode = "plain"
         try:
-            self.log.append(f"call {way}, {context}: x {tuple(x.shape)} {x.stride()} {x.dtype}")
-            cached = way not in ("functional_call", "ensemble", "vmap") and context != "autocast"
-            self.compare(lambda x: EAGER[way](self.layer, x), state_layers.shown(self.layer), x, context, cached=cached)
+            self.log.append(f"call {mode}, {context}: x {tuple(x.shape)} {x.stride()} {x.dtype}")
+            cached = mode not in ("functional_call", "ensemble", "vmap") and context != "autocast"
+            self.compare(
+                lambda x: EAGER[mode](self.layer, x), state_layers.arguments_of(self.layer), x, context, cached=cached
+            )
         except Exception as error:
-            self.judge(f"call {way}" if way != "plain" else f"call {context}", error)
-        for name, program, x, arguments, held in self.programs:
-            if held == state_layers.structure(self.layer) and not state_layers.changes_itself(self.layer):
+            self.raise_unexpected(f"call {mode}" if mode != "plain" else f"call {context}", error)
+        for name, program, x, arguments, structure in self.programs:
+            if structure == state_layers.structure(self.layer) and not state_layers.changes_itself(self.layer):
                 self.log.append(f"program {name}, later")
                 try:
                     self.compare(program, arguments, self.like(x), "none", cached=False)
                 except Exception as error:
-                    self.judge("program", error)
+                    self.raise_unexpected("program", error)
         for run in (self.accumulate, self.train):
             try:
                 run()
             except Exception as error:
-                self.judge("step", error)
+                self.raise_unexpected("step", error)
 
     def accumulate(self) -> None:
-        """Gradients that `accumulate_gradients` adds are the sum of autograd's, however these are made."""
+        """Compare the gradients that `accumulate_gradients` adds with the sums of autograd's."""
         layer, x = self.layer, self.input()
         leaves = {name: p for name, p in layer.named_parameters() if p.requires_grad}
         if not leaves or state_layers.changes_itself(layer):
             return
-        way = self.pick("plain", "plain", "retained", "penalised", "two calls", "hooked")
-        of_main = self.pick(None, None, torch.float32, torch.float64) if way != "hooked" else None
-        self.log.append(f"gradients added, {way}, {of_main}: x {tuple(x.shape)} {x.stride()} {x.dtype}")
+        mode = self.pick("plain", "plain", "retained", "penalised", "two calls", "hooked")
+        main_dtype = self.pick(None, None, torch.float32, torch.float64) if mode != "hooked" else None
+        self.log.append(f"gradients added, {mode}, {main_dtype}: x {tuple(x.shape)} {x.stride()} {x.dtype}")
 
         def loss() -> Tensor:
-            calls = [layer(x) for _ in range(2 if way == "two calls" else 1)]
+            calls = [layer(x) for _ in range(2 if mode == "two calls" else 1)]
             total = sum((y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)).sum() for y in calls)
-            return total + sum(0.1 * p.sum() for p in leaves.values()) if way == "penalised" else total
+            return total + sum(0.1 * p.sum() for p in leaves.values()) if mode == "penalised" else total
 
-        asked = torch.autograd.grad(loss(), list(leaves.values()), allow_unused=True)
+        requested = torch.autograd.grad(loss(), list(leaves.values()), allow_unused=True)
         layer.zero_grad()
-        if of_main is not None:
+        if main_dtype is not None:
             for p in leaves.values():
-                p.main_grad = torch.zeros(p.shape, dtype=of_main)
-        hooks = [p.register_hook(lambda g: 3 * g) for p in leaves.values()] if way == "hooked" else []
+                p.main_grad = torch.zeros(p.shape, dtype=main_dtype)
+        hooks = [p.register_hook(lambda g: 3 * g) for p in leaves.values()] if mode == "hooked" else []
         with accumulate_gradients(layer):
             for _ in range(3):
                 total = loss()
-                total.backward(retain_graph=way == "retained")
-                if way == "retained":
+                total.backward(retain_graph=mode == "retained")
+                if mode == "retained":
                     total.backward()
         for hook in hooks:
             hook.remove()
-        factor = 3 * {"retained": 2, "hooked": 3}.get(way, 1)
-        eps = max(torch.finfo(dtype).eps for dtype in (x.dtype, layer.weight.dtype, of_main or torch.float64))
-        for (name, p), g in zip(leaves.items(), asked, strict=True):
+        factor = 3 * {"retained": 2, "hooked": 3}.get(mode, 1)
+        eps = max(torch.finfo(dtype).eps for dtype in (x.dtype, layer.weight.dtype, main_dtype or torch.float64))
+        for (name, p), g in zip(leaves.items(), requested, strict=True):
             got = 0 if p.grad is None else p.grad.double()
-            if of_main is not None:
+            if main_dtype is not None:
                 got = got + p.main_grad.double()
                 del p.main_grad
             p.grad = None
             if g is not None:
-                close(f"the gradient of {name}", got, factor * g.double(), 16 * eps)
+                assert_close_to(f"the gradient of {name}", got, factor * g.double(), 16 * eps)
 
     def train(self) -> None:
-        """A step of a fused optimizer is that of its gradients, however these are made."""
+        """Compare a step of a fused optimizer with a step by autograd's gradients."""
         layer, x = self.layer, self.input()
         leaves = {name: p for name, p in layer.named_parameters() if p.requires_grad}
         if not leaves or state_layers.changes_itself(layer) or layer.weight.dtype.itemsize < 4:
             return
-        way = self.pick("once", "twice", "paused first", "retained", "penalised", "two graphs", "asked for", "hooked")
-        self.log.append(f"step, {way}: x {tuple(x.shape)} {x.stride()} {x.dtype}")
+        mode = self.pick("once", "twice", "paused first", "retained", "penalised", "two graphs", "asked for", "hooked")
+        self.log.append(f"step, {mode}: x {tuple(x.shape)} {x.stride()} {x.dtype}")
         x.requires_grad_(x.is_floating_point() and self.pick(True, False))
-        count = 2 if way in ("twice", "two graphs") else 1
+        count = 2 if mode in ("twice", "two graphs") else 1
         (l1, l2), non_neg = self.pick((0.0, 0.0), (0.0, 0.05), (0.1, 0.05)), self.pick(False, False, True)
         options = {"l1": l1, "l2": l2, "non_neg": non_neg}
         optimizer = FusedSGD(layer, lr=0.5, weight_decay=0.1, accumulate=self.pick(1, count), **options)
-        if way == "twice":
+        if mode == "twice":
             optimizer.accumulate = 2
 
         def loss() -> Tensor:
             y = layer(x)
             total = (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)).sum()
-            return total + sum(0.1 * p.sum() for p in leaves.values()) if way == "penalised" else total
+            return total + sum(0.1 * p.sum() for p in leaves.values()) if mode == "penalised" else total
 
-        factor = {"twice": 2, "paused first": 2, "retained": 2, "two graphs": 2, "hooked": 3}.get(way, 1)
-        asked = torch.autograd.grad(loss(), list(leaves.values()), allow_unused=True)
-        gradients = dict(zip(leaves, asked, strict=True))
+        factor = {"twice": 2, "paused first": 2, "retained": 2, "two graphs": 2, "hooked": 3}.get(mode, 1)
+        requested = torch.autograd.grad(loss(), list(leaves.values()), allow_unused=True)
+        gradients = dict(zip(leaves, requested, strict=True))
         before = {name: p.detach().clone() for name, p in leaves.items()}
-        hooks = [p.register_hook(lambda g: 3 * g) for p in leaves.values()] if way == "hooked" else []
-        if way == "asked for":
+        hooks = [p.register_hook(lambda g: 3 * g) for p in leaves.values()] if mode == "hooked" else []
+        if mode == "asked for":
             torch.autograd.grad(loss(), list(leaves.values()), allow_unused=True)
-        if way == "paused first":
+        if mode == "paused first":
             with optimizer.paused():
                 loss().backward()
-        losses = [loss(), loss()] if way == "two graphs" else [loss()]
+        losses = [loss(), loss()] if mode == "two graphs" else [loss()]
         for total in losses:
-            total.backward(retain_graph=way == "retained")
-        if way in ("twice", "retained"):
-            (loss() if way == "twice" else losses[0]).backward()
+            total.backward(retain_graph=mode == "retained")
+        if mode in ("twice", "retained"):
+            (loss() if mode == "twice" else losses[0]).backward()
         optimizer.step()
         for hook in hooks:
             hook.remove()
@@ -212,19 +214,19 @@ class Case:
             old = before[name]
             want = old if g is None else old - 0.5 * (factor * g + (0.1 + 2 * l2) * old + l1 * old.sign())
             want = want.clamp(min=0) if non_neg else want
-            close(f"{name} after a step", p, want, 4 * eps)
+            assert_close_to(f"{name} after a step", p, want, 4 * eps)
 
-    def judge(self, where: str, error: Exception) -> None:
-        """Raise what is a finding."""
+    def raise_unexpected(self, where: str, error: Exception) -> None:
+        """Raise an error that is a finding; log the others."""
         frames = traceback.extract_tb(error.__traceback__)
         ours = [f for f in frames if "/lc_triton/" in f.filename and f.name != "__setattr__"]
-        listed = any(re.match(w, where) and re.search(said, str(error)) for w, said in TORCH_REFUSES)
-        if not (isinstance(error, LocalConvError) or listed or (where in OF_TORCH and not ours)):
+        is_listed = any(re.match(w, where) and re.search(text, str(error)) for w, text in TORCH_REFUSES)
+        if not (isinstance(error, LocalConvError) or is_listed or (where in CHANGES_BY_TORCH and not ours)):
             raise error
         self.log[-1] += f" -> {type(error).__name__}"
 
     def input(self) -> Tensor:
-        """An input that fits, in any layout."""
+        """A valid input in a random memory layout."""
         (spatial, channels), first = state_layers.size_of(self.layer), not state_layers.is_channels_last(self.layer)
         shape = (channels, *spatial) if first else (*spatial, channels)
         batch = self.pick(0, 1, 2, 3, None)
@@ -242,59 +244,71 @@ class Case:
         return state_layers.memory(self, torch.randn(shape).to(x.dtype))
 
     def trace(self) -> None:
-        """A program of the layer, held to its numbers now and at the end."""
+        """Trace a program of the layer, and compare it with the layer now and at the end of the case."""
         x, name = self.input(), self.pick("jit", "jit, loaded", "jit, frozen", "fx", "make_fx", "export")
         if state_layers.changes_itself(self.layer) or not x.numel():
             return
         if name == "make_fx" and x.ndim == self.layer.ndim + 2:
-            x = torch.randn(29, *x.shape[1:]).to(x.dtype)  # or torch takes equal sizes for one
+            x = torch.randn(29, *x.shape[1:]).to(x.dtype)  # torch would take equal sizes for the same symbol
         with torch.set_grad_enabled(self.pick(True, False)):
             program = state_layers.trace(name, self.layer, x)
         self.log[-1] += f" {name}"
         self.compare(
-            program, state_layers.shown(self.layer), self.like(x), "none", cached=False, values=name.startswith("jit,")
+            program,
+            state_layers.arguments_of(self.layer),
+            self.like(x),
+            "none",
+            cached=False,
+            values=name.startswith("jit,"),
         )
-        if not name.startswith("jit,"):  # the others hold copies of the parameters
-            self.programs.append((name, program, x, state_layers.shown(self.layer), state_layers.structure(self.layer)))
+        if not name.startswith("jit,"):  # jit programs hold copies of the parameters
+            self.programs.append(
+                (name, program, x, state_layers.arguments_of(self.layer), state_layers.structure(self.layer))
+            )
 
     def compare(
         self, run: Any, arguments: dict[str, Any], x: Tensor, context: str, *, cached: bool, values: bool = False
     ) -> None:
-        """Hold the output and the gradients of x and of all parameters to the definition."""
+        """Compare the output and the gradients of x and of all parameters with the definition."""
         low = torch.bfloat16 if context == "autocast" else torch.float64
         layer, x = self.layer, x.detach().requires_grad_(self.pick(True, False))
         with ExitStack() as stack:
-            if cached:  # so that what a parametrization computes is one tensor here and in the layer
+            if cached:  # the layer and this test then use the same computed tensors
                 stack.enter_context(parametrize.cached())
             stack.enter_context(CONTEXTS[context]())
             y = run(x)
             for hook in state_layers.weight_hooks(layer) if not cached else []:
-                hook(layer, (x,))  # whose result a program does not leave at the layer
+                hook(layer, (x,))  # a program does not store their results on the layer
             weight, bias = layer.weight, layer.bias
         exact = [None if t is None else t.detach().resolve_neg().double().clone() for t in (x, weight, bias)]
-        given = [(t, e) for t, e in zip((x, weight, bias), exact, strict=True) if t is not None and t.requires_grad]
-        for _, e in given:
+        differentiated = [
+            (t, e) for t, e in zip((x, weight, bias), exact, strict=True) if t is not None and t.requires_grad
+        ]
+        for _, e in differentiated:
             e.requires_grad_()
         want = state_layers.definition(arguments, *exact)
         eps = max(torch.finfo(t.dtype).eps for t in (x, weight, y, torch.empty(0, dtype=low)))
-        close("the output", y, want, eps)
+        assert_close_to("the output", y, want, eps)
         kinked = eps > 1e-4 and arguments["activation"] in state_layers.KINKED
-        if values or kinked or not given or context in ("no_grad", "inference_mode"):
+        if values or kinked or not differentiated or context in ("no_grad", "inference_mode"):
             return
         assert y.requires_grad, "the output has no graph"
         g = torch.randn(want.shape).to(y.dtype)
-        wanted = torch.autograd.grad(want, [e for _, e in given], g.double())
+        wanted = torch.autograd.grad(want, [e for _, e in differentiated], g.double())
         leaves = {name: t for name, t in (("x", x), *layer.named_parameters()) if t.requires_grad}
-        ends, gradients = [t for t, _ in given], [d.to(t.dtype) for d, (t, _) in zip(wanted, given, strict=True)]
+        computed, gradients = (
+            [t for t, _ in differentiated],
+            [d.to(t.dtype) for d, (t, _) in zip(wanted, differentiated, strict=True)],
+        )
         options: Any = {"allow_unused": True, "retain_graph": True}
-        through = torch.autograd.grad(ends, list(leaves.values()), gradients, **options) if leaves else ()
+        want_grads = torch.autograd.grad(computed, list(leaves.values()), gradients, **options) if leaves else ()
         got = torch.autograd.grad(y, list(leaves.values()), g, **options) if leaves else ()
-        for name, one, other in zip(leaves, got, through, strict=True):
-            close(f"the gradient of {name}", one, other, 4 * eps)
+        for name, one, other in zip(leaves, got, want_grads, strict=True):
+            assert_close_to(f"the gradient of {name}", one, other, 4 * eps)
 
 
-def close(name: str, got: Tensor | None, want: Tensor | None, eps: float) -> None:
-    """Hold a result to what is right; no gradient is as good as one of zeros."""
+def assert_close_to(name: str, got: Tensor | None, want: Tensor | None, eps: float) -> None:
+    """Compare a result with the expected one; None equals a gradient of zeros."""
     known = want if got is None else got
     if known is None:
         return
@@ -306,29 +320,29 @@ def close(name: str, got: Tensor | None, want: Tensor | None, eps: float) -> Non
 
 
 def run(seed: int, number: int) -> str | None:
-    """What a case finds, or None."""
+    """The finding of a case, or None."""
     case = Case(seed, number)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             case.run()
-    except Exception as error:  # of any kind: it is what is looked for
+    except Exception as error:  # an error of any kind is a finding
         where = traceback.extract_tb(error.__traceback__)[-1]
-        said = f"{type(error).__name__}: {str(error)[:300]} ({where.filename}:{where.lineno})"
-        return "\n    ".join([f"python -m tests.fuzz.states --seed {seed} --case {number}", said, *case.log])
+        text = f"{type(error).__name__}: {str(error)[:300]} ({where.filename}:{where.lineno})"
+        return "\n    ".join([f"python -m tests.fuzz.states --seed {seed} --case {number}", text, *case.log])
     return None
 
 
 def main() -> int:
-    """Run the cases that the command line asks for; 1 if there is a finding."""
-    parser = argparse.ArgumentParser(description="Random states of layers, held to the definition.")
+    """Run the cases of the command line; return 1 if there is a finding."""
+    parser = argparse.ArgumentParser(description="Random states of layers, compared with the definition.")
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", type=int, help="this one alone")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    numbers = range(asked.cases) if asked.case is None else [asked.case]
-    found = [said for number in numbers if (said := run(asked.seed, number)) is not None]
+    numbers = range(options.cases) if options.case is None else [options.case]
+    found = [finding for number in numbers if (finding := run(options.seed, number)) is not None]
     print(*found, f"{len(found)} findings in {len(numbers)} cases", sep="\n\n")
     return 1 if found else 0
 

@@ -1,4 +1,4 @@
-"""Whole calls of the operators: geometry, dtypes, what is asked for, and where the tensors lie in memory."""
+"""Strategies for calls of the operators: geometry, dtypes, requested gradients and memory layouts of the tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lc_triton.core.activations import FUSED_NAMES
 from lc_triton.core.geometry import Geometry
 from lc_triton.core.share import parse_share
 
-# A list that begins with what is plain: a failing case shrinks towards it.
+# Hypothesis shrinks a failing case towards the first entry of each list, so plain values come first.
 DTYPES = [
     (torch.float64, torch.float64),
     (torch.float32, torch.float32),
@@ -39,7 +39,7 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Limits:
-    """How large the calls may be, a dimension; the CPU path is cut into blocks of its own size at each of them."""
+    """The largest sizes of the calls."""
 
     positions: tuple[int, int, int] = (7, 4, 3)  # of a 1-D, a 2-D and a 3-D layer
     kernel: tuple[int, int, int] = (4, 3, 2)
@@ -53,7 +53,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the numbers of a tensor lie in memory: strides, first number, numbers after the last.
+    """The memory layout of a tensor: its strides, the offset of its first number, and the numbers after its last.
 
     `negated` is torch's lazy negation, which says that the numbers in memory have the other sign.
     """
@@ -65,10 +65,10 @@ class Layout:
 
 
 @dataclass
-class Placed:
-    """A tensor and all the memory around it, which is full of NaN."""
+class StridedTensor:
+    """A view of a tensor, and the memory around it, which is full of NaN."""
 
-    whole: Tensor
+    memory: Tensor
     view: Tensor
     before: bytes = field(init=False, repr=False)
 
@@ -76,7 +76,7 @@ class Placed:
         self.before = self._bytes()
 
     def _bytes(self) -> bytes:
-        return self.whole.view(torch.uint8).numpy().tobytes()
+        return self.memory.view(torch.uint8).numpy().tobytes()
 
     @property
     def changed(self) -> bool:
@@ -84,32 +84,34 @@ class Placed:
         return self._bytes() != self.before
 
 
-def place(shape: tuple[int, ...], layout: Layout, dtype: torch.dtype, seed: int, scale: float = 1.0) -> Placed:
-    """Normal numbers in a layout; those that share a place are the same."""
-    reach = sum((n - 1) * s for n, s in zip(shape, layout.strides, strict=True)) + 1 if math.prod(shape) else 0
-    size = layout.offset + reach + layout.tail
-    used = torch.arange(size).as_strided(shape, layout.strides, layout.offset if reach else 0).flatten()
+def make_strided(
+    shape: tuple[int, ...], layout: Layout, dtype: torch.dtype, seed: int, scale: float = 1.0
+) -> StridedTensor:
+    """Random normal numbers in a layout, in which entries may share memory."""
+    extent = sum((n - 1) * s for n, s in zip(shape, layout.strides, strict=True)) + 1 if math.prod(shape) else 0
+    size = layout.offset + extent + layout.tail
+    indices = torch.arange(size).as_strided(shape, layout.strides, layout.offset if extent else 0).flatten()
     numbers = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
-    whole = torch.full((size,), NAN, dtype=dtype)
-    whole[used] = numbers[used].to(dtype)
-    view = whole.as_strided(shape, layout.strides, layout.offset if reach else 0)
-    return Placed(whole, torch._neg_view(view) if layout.negated else view)
+    memory = torch.full((size,), NAN, dtype=dtype)
+    memory[indices] = numbers[indices].to(dtype)
+    view = memory.as_strided(shape, layout.strides, layout.offset if extent else 0)
+    return StridedTensor(memory, torch._neg_view(view) if layout.negated else view)
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of an operator, and what is done with its result."""
+    """A call of an operator, and the gradients that are requested of its result."""
 
-    geometry: Geometry  # of a transposed layer: that of the layer it is the adjoint of
+    geometry: Geometry  # for a transposed layer, the geometry of the layer whose adjoint it is
     transposed: bool
     arguments: dict[str, Any]  # beside the tensors
-    batch: int | None  # None: an input without that dimension
+    batch: int | None  # None for an input without a batch dimension
     bias: str | None
     dtype: torch.dtype
     weight_dtype: torch.dtype
     layouts: dict[str, Layout]
-    needs: tuple[str, ...]  # whose gradients are asked for
-    twice: bool  # whether gradients of gradients are
+    needs: tuple[str, ...]  # names of the tensors whose gradients are requested
+    twice: bool  # whether gradients of second order are requested
     seed: int = 0
 
     @property
@@ -122,15 +124,15 @@ def shapes(
 ) -> dict[str, tuple[int, ...]]:
     """The shapes of x, weight, bias (if there is one) and g, the gradient of the result."""
     sites, positions = (geometry.in_spatial, geometry.in_channels), (geometry.out_spatial, geometry.out_channels)
-    takes, gives = (positions, sites) if transposed else (sites, positions)
-    lead = () if batch is None else (batch,)
+    input_size, output_size = (positions, sites) if transposed else (sites, positions)
+    batch_dims = () if batch is None else (batch,)
 
-    def arranged(spatial: tuple[int, ...], channels: int) -> tuple[int, ...]:
-        return (*lead, *spatial, channels) if channels_last else (*lead, channels, *spatial)
+    def shape_of(spatial: tuple[int, ...], channels: int) -> tuple[int, ...]:
+        return (*batch_dims, *spatial, channels) if channels_last else (*batch_dims, channels, *spatial)
 
-    found = {"x": arranged(*takes), "weight": geometry.weight_shape, "g": arranged(*gives)}
+    found = {"x": shape_of(*input_size), "weight": geometry.weight_shape, "g": shape_of(*output_size)}
     if bias is not None:
-        found["bias"] = (*gives[0], gives[1]) if bias == "position" else (gives[1],)
+        found["bias"] = (*output_size[0], output_size[1]) if bias == "position" else (output_size[1],)
     return found
 
 
@@ -149,7 +151,7 @@ def layouts(draw: Any, shape: tuple[int, ...]) -> Layout:
             dense = strides[dim] * max(1, shape[dim])
         if kind == "expanded":
             strides = [0 if draw(st.booleans()) else stride for stride in strides]
-    if 1 in shape and draw(st.booleans()):  # one number has any stride
+    if 1 in shape and draw(st.booleans()):  # a dimension of size 1 may have any stride
         strides = [draw(st.integers(0, 9)) if n == 1 else stride for n, stride in zip(shape, strides, strict=True)]
     offset, tail = draw(st.sampled_from([0, 1, 3])), draw(st.sampled_from([0, 5]))
     return Layout(tuple(strides), offset, tail, draw(st.sampled_from([False] * 9 + [True])))
@@ -180,7 +182,7 @@ def axes(draw: Any, ndim: int, padding: str, limits: Limits) -> list[_Axis]:
         positions = draw(st.integers(1, limits.positions[ndim - 1]))
         slack = draw(st.integers(0, stride - 1))
         padded, low, high = (positions - 1) * stride + (kernel - 1) * dilation + 1 + slack, 0, 0
-        if padding in ("same", "keras_same", "causal"):  # which decide the sites around `size`
+        if padding in ("same", "keras_same", "causal"):  # these compute their own padding from the size
             padded = (positions - 1) * stride + 1 + slack
         elif padding == "pairs":
             low = draw(st.integers(0, min(limits.padding, padded - 1)))
@@ -197,21 +199,21 @@ def axes(draw: Any, ndim: int, padding: str, limits: Limits) -> list[_Axis]:
 
 
 @st.composite
-def spelled(draw: Any, values: list[Any]) -> Any:
-    """One value a dimension as an argument: a tuple, a list, or where all are equal, the value."""
+def as_argument(draw: Any, values: list[Any]) -> Any:
+    """Values of all dimensions as an argument: a tuple, a list, or a single value if all are equal."""
     if len(set(values)) == 1 and draw(st.booleans()):
         return values[0]
     return draw(st.sampled_from([tuple, list]))(values)
 
 
 @st.composite
-def shared(draw: Any, ndim: int) -> Any:
-    """Which positions share their filters; mostly none do."""
+def shares_of_positions(draw: Any, ndim: int) -> Any:
+    """The argument `share`, in most cases None."""
     names = ["all", "rows", "columns"] if ndim > 1 else ["all"]
     kind = draw(st.sampled_from([None] * 4 + [*names, "block", "tile"]))
     if kind not in ("block", "tile"):
         return kind
-    sizes = draw(spelled([draw(st.integers(1, 4)) for _ in range(ndim)]))
+    sizes = draw(as_argument([draw(st.integers(1, 4)) for _ in range(ndim)]))
     if kind == "block":
         return sizes
     return ("tile", *([sizes] if isinstance(sizes, int) else sizes))
@@ -219,7 +221,7 @@ def shared(draw: Any, ndim: int) -> Any:
 
 @st.composite
 def calls(draw: Any, ndim: int, limits: Limits | None = None) -> Call:
-    """Any call that the operators take."""
+    """Any valid call of the operators."""
     limits = limits or Limits()
     transposed = draw(st.sampled_from([False, False, True]))
     names = PADDINGS[:4] if transposed else PADDINGS if ndim == 1 else PADDINGS[:-1]
@@ -228,37 +230,37 @@ def calls(draw: Any, ndim: int, limits: Limits | None = None) -> Call:
     groups = draw(st.sampled_from([1, 1, *range(1, limits.groups + 1)]))
     channels, filters = (groups * draw(st.sampled_from(limits.channels)) for _ in range(2))
     arguments: dict[str, Any] = {
-        "stride": draw(spelled([axis.stride for axis in dims])),
-        "dilation": draw(spelled([axis.dilation for axis in dims])),
+        "stride": draw(as_argument([axis.stride for axis in dims])),
+        "dilation": draw(as_argument([axis.dilation for axis in dims])),
         "groups": groups,
         "padding": padding,
     }
     if padding == "int":
         arguments["padding"] = dims[0].pads[0]
     elif padding == "ints":
-        arguments["padding"] = draw(spelled([axis.pads[0] for axis in dims]))
+        arguments["padding"] = draw(as_argument([axis.pads[0] for axis in dims]))
     elif padding == "pairs":
         arguments["padding"] = [axis.pads for axis in dims]
     elif padding == "valid" and transposed:
         arguments["padding"] = 0
     spatial, kernel = tuple(axis.size for axis in dims), tuple(axis.kernel for axis in dims)
-    share = draw(shared(ndim)) if limits.shares and not transposed else None
+    share = draw(shares_of_positions(ndim)) if limits.shares and not transposed else None
     geometry = Geometry.make(spatial, channels, filters, kernel, **arguments, regions=parse_share(share, ndim))
     if share is not None:
         arguments["share"] = share
     if transposed:
         if draw(st.booleans()):
-            arguments["output_padding"] = draw(spelled([axis.slack for axis in dims]))
+            arguments["output_padding"] = draw(as_argument([axis.slack for axis in dims]))
         else:
-            arguments["output_size"] = draw(spelled(list(spatial)))
+            arguments["output_size"] = draw(as_argument(list(spatial)))
     else:
         limit = {"zeros": None, "replicate": None, "circular": 0, "reflect": -1}
-        fitting = [
-            [mode for mode, less in limit.items() if less is None or max(pair) <= n + less]
+        allowed = [
+            [mode for mode, offset_ in limit.items() if offset_ is None or max(pair) <= n + offset_]
             for pair, n in zip(geometry.padding, spatial, strict=True)
         ]
-        modes = [mode for mode in limit if all(mode in of_dim for of_dim in fitting)]
-        mixed = st.tuples(*map(st.sampled_from, fitting))
+        modes = [mode for mode in limit if all(mode in of_dim for of_dim in allowed)]
+        mixed = st.tuples(*map(st.sampled_from, allowed))
         arguments["padding_mode"] = draw(st.sampled_from(["zeros", *modes]) | mixed)
     arguments["activation"] = draw(st.sampled_from(ACTIVATIONS))
     arguments["data_format"] = draw(st.sampled_from(["channels_last", "channels_first"]))

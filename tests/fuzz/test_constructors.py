@@ -1,4 +1,4 @@
-"""Wrong values mixed into right ones: an error that says so, or else what was said is what is computed."""
+"""Arguments of which some are wrong: a call raises an error, or computes what the arguments mean."""
 
 import dataclasses
 
@@ -12,16 +12,16 @@ import lc_triton
 from lc_triton.core.geometry import Geometry
 from lc_triton.errors import LocalConvError
 from tests.cases import assert_close
-from tests.fuzz import odd
-from tests.fuzz.checking import canonical, linear, placed
-from tests.fuzz.outcomes import Outcome, after, any_call, tolerance_of
+from tests.fuzz import parse, wrong_values
+from tests.fuzz.checking import canonical, definition, strided_tensors
+from tests.fuzz.outcomes import Outcome, any_call, apply_activation, tolerance_of
 from tests.fuzz.profiles import cases
 
 # ---- functions of tensors
 
 
-def odd_tensors(t):
-    """What is given in a tensor's place."""
+def wrong_tensors(t):
+    """Wrong values in place of a tensor."""
     found = [
         None,
         "x",
@@ -50,11 +50,11 @@ def odd_tensors(t):
 @cases("functions")
 @given(any_call, st.data())
 def test_functions(call, data):
-    tensors = {name: p.view for name, p in placed(call).items() if name != "g"}
-    arguments, wrong, _ = data.draw(odd.mixed(call.arguments))
+    tensors = {name: p.view for name, p in strided_tensors(call).items() if name != "g"}
+    arguments, wrong, _ = data.draw(wrong_values.replace_some(call.arguments))
     if data.draw(st.integers(0, 3)) == 3:
         name = data.draw(st.sampled_from(sorted(tensors)))
-        tensors[name] = data.draw(st.sampled_from(odd_tensors(tensors[name])))
+        tensors[name] = data.draw(st.sampled_from(wrong_tensors(tensors[name])))
         wrong = wrong | {name}
     function = lc_triton.local_conv_transpose if call.transposed else lc_triton.local_conv
     first, *others = tensors.values()
@@ -63,21 +63,21 @@ def test_functions(call, data):
         return
     ndim = call.geometry.ndim
     rules = {
-        "stride": lambda v: odd.integers(v, ndim),
-        "dilation": lambda v: odd.integers(v, ndim),
-        "padding": lambda v: odd.padding(v, ndim),
-        "groups": odd.integer,
-        "data_format": lambda v: odd.name(v, ["channels_first", "channels_last"]),
-        "activation": odd.activation,
+        "stride": lambda v: parse.integers(v, ndim),
+        "dilation": lambda v: parse.integers(v, ndim),
+        "padding": lambda v: parse.padding(v, ndim),
+        "groups": parse.integer,
+        "data_format": lambda v: parse.name(v, ["channels_first", "channels_last"]),
+        "activation": parse.activation,
     }
     if call.transposed:
         if "output_padding" in arguments:
-            rules["output_padding"] = lambda v: odd.integers(v, ndim, 0)
+            rules["output_padding"] = lambda v: parse.integers(v, ndim, 0)
         else:
-            rules["output_size"] = lambda v: v if v is None else odd.integers(v, ndim)
+            rules["output_size"] = lambda v: v if v is None else parse.integers(v, ndim)
     else:
-        rules["padding_mode"] = lambda v: odd.padding_mode(v, ndim)
-    arguments = odd.meant(rules, arguments)
+        rules["padding_mode"] = lambda v: parse.padding_mode(v, ndim)
+    arguments = parse.all_arguments(rules, arguments)
     x, weight, bias = tensors["x"], tensors["weight"], tensors.get("bias")
     assert isinstance(x, torch.Tensor)
     assert isinstance(weight, torch.Tensor)
@@ -93,7 +93,9 @@ def test_functions(call, data):
         geometry = Geometry.make(spatial, channels, filters, kernel, **options)
     assert geometry.weight_shape == weight.shape
     exact = [None if t is None else t.resolve_neg().double() for t in (canonical(call, x), weight, bias)]
-    want = after(arguments["activation"], linear(dataclasses.replace(call, geometry=geometry), *exact), -1)
+    want = apply_activation(
+        arguments["activation"], definition(dataclasses.replace(call, geometry=geometry), *exact), -1
+    )
     assert_close(canonical(call, outcome.result), want, tolerance_of(outcome.result))
 
 
@@ -117,11 +119,11 @@ def constructor(call, lazy):
         arguments |= {"in_channels": channels, "input_size": spatial}
     arguments |= {k: v for k, v in call.arguments.items() if k not in ("data_format", "output_size")}
     if call.transposed and "output_padding" not in arguments:
-        least = [
+        min_sizes = [
             (n - 1) * s + e - sum(p)
             for n, s, e, p in zip(geo.out_spatial, geo.stride, geo.extent, geo.padding, strict=True)
         ]
-        arguments["output_padding"] = [size - n for size, n in zip(geo.in_spatial, least, strict=True)]
+        arguments["output_padding"] = [size - n for size, n in zip(geo.in_spatial, min_sizes, strict=True)]
     return getattr(lc_triton, f"{'Lazy' * lazy}{kind}{geo.ndim}d"), arguments
 
 
@@ -130,7 +132,7 @@ def constructor(call, lazy):
 @given(any_call, st.booleans(), st.data())
 def test_layers(call, lazy, data):
     cls, arguments = constructor(call, lazy)
-    arguments, wrong, large = data.draw(odd.mixed(arguments))
+    arguments, wrong, large = data.draw(wrong_values.replace_some(arguments))
     if large:
         arguments["device"] = "meta"
     outcome = Outcome(cls, arguments, wrong)
@@ -138,25 +140,25 @@ def test_layers(call, lazy, data):
         return
     layer, ndim = outcome.result, call.geometry.ndim
     rules = {
-        "out_channels": odd.integer,
-        "kernel_size": lambda v: odd.integers(v, ndim),
-        "stride": lambda v: odd.integers(v, ndim),
-        "dilation": lambda v: odd.integers(v, ndim),
-        "padding": lambda v: odd.padding(v, ndim),
-        "groups": odd.integer,
-        "bias": odd.bias,
-        "activation": odd.activation,
-        "dtype": odd.floating,
-        "device": odd.device,
+        "out_channels": parse.integer,
+        "kernel_size": lambda v: parse.integers(v, ndim),
+        "stride": lambda v: parse.integers(v, ndim),
+        "dilation": lambda v: parse.integers(v, ndim),
+        "padding": lambda v: parse.padding(v, ndim),
+        "groups": parse.integer,
+        "bias": parse.bias,
+        "activation": parse.activation,
+        "dtype": parse.dtype,
+        "device": parse.device,
     }
     if not lazy:
-        rules |= {"in_channels": odd.integer, "input_size": lambda v: odd.integers(v, ndim)}
+        rules |= {"in_channels": parse.integer, "input_size": lambda v: parse.integers(v, ndim)}
     if call.transposed:
-        rules["output_padding"] = lambda v: odd.integers(v, ndim, 0)
+        rules["output_padding"] = lambda v: parse.integers(v, ndim, 0)
     else:
-        rules["padding_mode"] = lambda v: odd.padding_mode(v, ndim)
-    said = odd.meant(rules, arguments)
-    for name, value in said.items():
+        rules["padding_mode"] = lambda v: parse.padding_mode(v, ndim)
+    parsed = parse.all_arguments(rules, arguments)
+    for name, value in parsed.items():
         if name == "bias":
             assert layer.bias_kind == value
         elif name == "dtype":
@@ -164,34 +166,34 @@ def test_layers(call, lazy, data):
         elif name == "device":
             assert layer.weight.device == value
         elif name == "activation":
-            # A list is kept as a tuple, which nobody can change.
+            # The layer keeps a list as an immutable tuple.
             assert layer.activation is value or layer.activation == tuple(value)
         else:
             assert getattr(layer, name) == value
             assert type(getattr(layer, name)) is type(value)
-    x = placed(call)["x"].view
+    x = strided_tensors(call)["x"].view
     x = x.movedim(-1, -ndim - 1) if call.channels_last else x
     x = x.to(layer.weight.dtype)
     fits = lazy or (tuple(x.shape[-ndim:]), x.shape[-ndim - 1]) == (layer.input_size, layer.in_channels)
-    if large or said["device"].type != "cpu" or not fits:
+    if large or parsed["device"].type != "cpu" or not fits:
         return
     outcome = Outcome(layer, {}, wrong, x)
     if outcome.refused:
         assert lazy
         return
-    said |= {"in_channels": layer.in_channels, "input_size": layer.input_size}
-    options = {name: said[name] for name in ("stride", "padding", "dilation", "groups")}
-    sizes = said["input_size"], said["in_channels"], said["out_channels"], said["kernel_size"]
+    parsed |= {"in_channels": layer.in_channels, "input_size": layer.input_size}
+    options = {name: parsed[name] for name in ("stride", "padding", "dilation", "groups")}
+    sizes = parsed["input_size"], parsed["in_channels"], parsed["out_channels"], parsed["kernel_size"]
     if call.transposed:
-        geometry = Geometry.make_transposed(*sizes, **options, output_padding=said["output_padding"])
+        geometry = Geometry.make_transposed(*sizes, **options, output_padding=parsed["output_padding"])
     else:
         geometry = Geometry.make(*sizes, **options)
-    told = {"data_format": "channels_first", "padding_mode": said.get("padding_mode", "zeros")}
-    call = dataclasses.replace(call, geometry=geometry, arguments=told)
+    call_arguments = {"data_format": "channels_first", "padding_mode": parsed.get("padding_mode", "zeros")}
+    call = dataclasses.replace(call, geometry=geometry, arguments=call_arguments)
     exact = [
         None if t is None else t.detach().resolve_neg().double() for t in (canonical(call, x), layer.weight, layer.bias)
     ]
-    want = after(said["activation"], linear(call, *exact), -1)
+    want = apply_activation(parsed["activation"], definition(call, *exact), -1)
 
     assert_close(canonical(call, outcome.result), want, tolerance_of(outcome.result))
 
@@ -210,29 +212,31 @@ def test_conversions(call, data):
     x = torch.randn(2, geo.in_channels, *size)
     want = conv(x).detach().double()
     cls = getattr(lc_triton, f"LocalConv{ndim}d")
-    arguments, wrong, large = data.draw(odd.mixed({"conv": conv, "input_size": size, "bias": "position"}))
+    arguments, wrong, large = data.draw(
+        wrong_values.replace_some({"conv": conv, "input_size": size, "bias": "position"})
+    )
     assume(not large)
     outcome = Outcome(cls.from_conv, arguments, wrong)
     if not outcome.refused:
-        assert outcome.result.input_size == odd.integers(arguments["input_size"], ndim)
-        assert outcome.result.bias_kind == odd.bias(arguments["bias"])
+        assert outcome.result.input_size == parse.integers(arguments["input_size"], ndim)
+        assert outcome.result.bias_kind == parse.bias(arguments["bias"])
         if outcome.result.input_size == size:
             assert_close(outcome.result(x), want, 1e-4)
-            tolerance = data.draw(st.sampled_from([0.0, 0]) | odd.values)
+            tolerance = data.draw(st.sampled_from([0.0, 0]) | wrong_values.values)
             again = Outcome(outcome.result.to_conv, {"tolerance": tolerance}, {"tolerance"})
             if not again.refused:
                 assert_close(again.result(x), want, 1e-4)
     arguments = {"model": nn.Sequential(conv), "example_input": x, "filter": None, "bias": "channel"}
-    arguments, wrong, large = data.draw(odd.mixed(arguments))
+    arguments, wrong, large = data.draw(wrong_values.replace_some(arguments))
     assume(not large)
     outcome = Outcome(lc_triton.convert_convs, arguments, wrong)
     if not outcome.refused:
-        odd.bias(arguments["bias"])
+        parse.bias(arguments["bias"])
         assert_close(outcome.result(x), want, 1e-4)
 
 
 @cases("functions_of_models")
-@given(odd.values, odd.values)
+@given(wrong_values.values, wrong_values.values)
 def test_backends_and_other_functions(value, other):
     def entered(name):
         with lc_triton.backend(name):
@@ -255,7 +259,7 @@ def test_backends_and_other_functions(value, other):
         assert outcome.refused or isinstance(value, nn.Module)
 
 
-def test_tuning_asks_for_a_number_of_seconds():
-    for value in odd.NUMBERS + odd.OTHERS:
+def test_tuning_refuses_anything_but_seconds():
+    for value in wrong_values.NUMBERS + wrong_values.OTHERS:
         with pytest.raises(LocalConvError), lc_triton.tuning(value):
             pass

@@ -1,4 +1,4 @@
-"""What the fuzz found, shrunk."""
+"""Cases that the fuzz tests found, in their smallest form."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def test_the_definition_of_a_transposed_layer_takes_an_empty_batch(groups):
 
 
 @pytest.mark.parametrize("activation", ["softmax", "log_softmax"])
-def test_softmax_keeps_the_strides_that_are_promised(activation):
+def test_softmax_keeps_channels_last_strides(activation):
     x, weight = torch.randn(2, 3, 4, 5), torch.randn(4, 5, 1, 1, 3, 6)
     y = lc_triton.local_conv(x, weight, activation=activation)
     assert y.is_contiguous(memory_format=torch.channels_last)
@@ -27,7 +27,7 @@ def test_softmax_keeps_the_strides_that_are_promised(activation):
     torch.testing.assert_close(lc_triton.local_conv(x[0], weight, activation=activation), y[0])
 
 
-@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("in_list", [False, True])
 @pytest.mark.parametrize(
     ("argument", "first", "then"),
     [
@@ -37,16 +37,16 @@ def test_softmax_keeps_the_strides_that_are_promised(activation):
         ("groups", (7, 3, 4, 2), (7, 3, 2, 2)),
     ],
 )
-def test_an_argument_that_changes_is_read_at_each_call(argument, first, then, several):
-    """A plan is found again by the arguments it was made of, and a tensor stays the same object."""
+def test_an_argument_that_changes_is_read_at_each_call(argument, first, then, in_list):
+    """Plans are cached by their arguments, and a tensor that changes stays the same object."""
     number, x = torch.tensor(1), torch.randn(1, 4, 9)
-    told = {argument: [number] if several and argument != "groups" else number}
+    arguments = {argument: [number] if in_list and argument != "groups" else number}
     first, then = torch.randn(first), torch.randn(then)
-    lc_triton.local_conv(x, first, **told)
+    lc_triton.local_conv(x, first, **arguments)
     number.fill_(2)
-    assert torch.equal(lc_triton.local_conv(x, then, **told), lc_triton.local_conv(x, then, **{argument: 2}))
+    assert torch.equal(lc_triton.local_conv(x, then, **arguments), lc_triton.local_conv(x, then, **{argument: 2}))
     with pytest.raises(LocalConvError):
-        lc_triton.local_conv(x, first, **told)
+        lc_triton.local_conv(x, first, **arguments)
 
 
 @pytest.mark.parametrize("kind", [lc_triton.LocalConv1d, lc_triton.LocallyConnected1D])
@@ -62,7 +62,7 @@ def test_an_activation_that_is_refused_changes_nothing(kind):
     assert torch.equal(layer(x), before)
 
 
-def test_keras_arguments_take_any_integer_for_an_integer():
+def test_keras_arguments_take_integers_of_any_type():
     one, other = initializers.HeNormal(seed=np.int64(5)), initializers.HeNormal(seed=torch.tensor(5))
     assert one == other == initializers.HeNormal(seed=5)
     assert torch.equal(one((2, 3, 4)), other((2, 3, 4)))
@@ -80,8 +80,8 @@ def test_a_workload_file_that_python_cannot_read_is_named(text, tmp_path):
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
-def test_a_gradient_that_overlaps_itself_goes_through_gelu(activation):
-    """Torch's own derivative of gelu (oneDNN's, on the CPU) has no such tensors."""
+def test_a_gradient_of_gelu_that_overlaps_itself(activation):
+    """Torch's derivative of gelu (oneDNN's, on the CPU) does not take such gradients."""
     x, weight = torch.randn(3, 3, 1, 1), torch.ones(3, 1, 1, 1, 1, 48, requires_grad=True)
     g = torch.randn(200).as_strided((3, 48, 3, 1), (1, 2, 3, 1))
     gradients = []
@@ -96,20 +96,20 @@ def test_a_gradient_that_overlaps_itself_goes_through_gelu(activation):
 def test_views_that_torch_negates_lazily(dtype, activation):
     """A copy of such a view in float16 to float32 loses the sign (torch 2.13, CPU)."""
     plain = [torch.randn(shape).to(dtype) for shape in ((8, 2, 4), (4, 1, 2, 16), (4, 16), (8, 16, 4))]
-    found = []
+    results = []
     for tensors in (plain, [torch._neg_view(-t) for t in plain]):
         *leaves, g = tensors
         leaves = [t.requires_grad_() for t in leaves]
         y = lc_triton.local_conv(*leaves, activation=activation)
-        found.append([y, *torch.autograd.grad(y, leaves, g)])
-    for one, other in zip(*found, strict=True):
+        results.append([y, *torch.autograd.grad(y, leaves, g)])
+    for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize(
     "made", [initializers.Constant(1e300), initializers.RandomNormal(mean=-1e300), initializers.VarianceScaling(1e39)]
 )
-def test_an_initializer_past_its_dtype_says_so(made):
+def test_an_initializer_that_overflows_its_dtype_is_refused(made):
     with pytest.raises(ArgumentValueError, match=r"within 3.4e\+38, the largest float32"):
         made((2, 3, 4))
     assert made((2, 3, 4), torch.float64).isfinite().all()

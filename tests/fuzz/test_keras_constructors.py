@@ -1,4 +1,4 @@
-"""As test_constructors, for the layers in Keras's convention and what their arguments stand for."""
+"""As test_constructors, for layers in Keras's convention and their initializers, regularizers and constraints."""
 
 import dataclasses
 import json
@@ -16,14 +16,14 @@ from lc_triton.errors import LocalConvError
 from lc_triton.keras import activations, constraints, initializers, regularizers
 from lc_triton.ops import reference
 from tests.cases import assert_close
-from tests.fuzz import odd
-from tests.fuzz.checking import placed
+from tests.fuzz import parse, wrong_values
+from tests.fuzz.checking import strided_tensors
 from tests.fuzz.outcomes import Outcome, any_call, tolerance_of
 from tests.fuzz.profiles import cases
 
 
-def right_keras(call):
-    """What a Keras layer with the geometry of a call is told."""
+def valid_arguments(call):
+    """Valid arguments of a Keras layer with the geometry of a call."""
     geo = call.geometry
     shape = (*geo.in_spatial, geo.in_channels)
     data_format = call.arguments["data_format"]
@@ -53,98 +53,100 @@ def right_keras(call):
 
 
 def keras_activation(value):
-    """As `odd.activation`, with Keras's names."""
-    return odd.name(value, list(activations.ACTIVATIONS)) if isinstance(value, str) else odd.activation(value)
+    """As `parse.activation`, with Keras's names."""
+    return parse.name(value, list(activations.ACTIVATIONS)) if isinstance(value, str) else parse.activation(value)
 
 
 def keras_object(kind, value):
-    """A name or a configuration that stands for something, or a callable."""
+    """Check that a value is None, a known name, a valid configuration or a callable."""
     table = {"initializer": initializers.INITIALIZERS, "regularizer": regularizers.REGULARIZERS}
     table["constraint"] = constraints.CONSTRAINTS
     if isinstance(value, dict):
         config = value.get("config")
         if not isinstance(value.get("class_name"), str) or value["class_name"] not in table[kind]:
-            raise odd.Refused
+            raise parse.Invalid
         if config is not None and not isinstance(config, dict):
-            raise odd.Refused
+            raise parse.Invalid
     elif isinstance(value, str):
-        odd.name(value, list(table[kind]))
+        parse.name(value, list(table[kind]))
     elif value is not None and (isinstance(value, type) or not callable(value)):
-        raise odd.Refused
+        raise parse.Invalid
 
 
 def keras_dtype(value):
     """A dtype or its name."""
-    return odd.floating(getattr(torch, value, value) if isinstance(value, str) else value)
+    return parse.dtype(getattr(torch, value, value) if isinstance(value, str) else value)
 
 
 @cases("keras_layers")
 @given(any_call, st.data())
 def test_keras_layers(call, data):
     call, ndim = dataclasses.replace(call, transposed=False), call.geometry.ndim
-    right = right_keras(call)
-    arguments, wrong, large = data.draw(odd.mixed(right))
+    valid = valid_arguments(call)
+    arguments, wrong, large = data.draw(wrong_values.replace_some(valid))
     if large:
         arguments["device"] = "meta"
     cls = getattr(lc_triton, f"LocallyConnected{ndim}D")
     if call.arguments["padding"] == "valid" or data.draw(st.booleans()):
-        assume(fits(ndim, right))
+        assume(fits(ndim, valid))
     outcome = Outcome(cls, arguments, wrong)
     if outcome.refused:
         return
     layer = outcome.result
-    said = odd.meant(
+    parsed = parse.all_arguments(
         {
-            "filters": odd.integer,
-            "kernel_size": lambda v: odd.integers(v, ndim),
-            "strides": lambda v: odd.integers(v, ndim),
-            "padding": lambda v: odd.name(v.lower() if isinstance(v, str) else v, KERAS_PADDINGS[: 3 + (ndim == 1)]),
-            "data_format": lambda v: odd.name("channels_last" if v is None else v, ["channels_first", "channels_last"]),
+            "filters": parse.integer,
+            "kernel_size": lambda v: parse.integers(v, ndim),
+            "strides": lambda v: parse.integers(v, ndim),
+            "padding": lambda v: parse.name(v.lower() if isinstance(v, str) else v, KERAS_PADDINGS[: 3 + (ndim == 1)]),
+            "data_format": lambda v: parse.name(
+                "channels_last" if v is None else v, ["channels_first", "channels_last"]
+            ),
             "activation": keras_activation,
-            "use_bias": odd.boolean,
-            "implementation": odd.integer,
-            "dilation_rate": lambda v: odd.integers(v, ndim),
-            "groups": odd.integer,
-            "input_shape": lambda v: v if v is None else odd.integers(v if odd.sequence(v) else (), ndim + 1),
+            "use_bias": parse.boolean,
+            "implementation": parse.integer,
+            "dilation_rate": lambda v: parse.integers(v, ndim),
+            "groups": parse.integer,
+            "input_shape": lambda v: v if v is None else parse.integers(v if parse.is_sequence(v) else (), ndim + 1),
             "dtype": keras_dtype,
-            "device": odd.device,
+            "device": parse.device,
             **{
                 name: partial(keras_object, name.split("_")[-1])
-                for name in right
+                for name in valid
                 if name.endswith(("initializer", "regularizer", "constraint"))
             },
         },
         arguments,
     )
     for name in ("filters", "kernel_size", "strides", "padding", "data_format", "use_bias", "implementation"):
-        assert getattr(layer, name) == said[name]
+        assert getattr(layer, name) == parsed[name]
     for name in ("dilation_rate", "groups", "input_shape"):
-        assert getattr(layer, name) == said[name]
-    assert layer.weight.device == said["device"]
-    assert layer.weight.dtype == (said["dtype"] or torch.float32)
-    shape = tuple(placed(call)["x"].view.shape)
+        assert getattr(layer, name) == parsed[name]
+    assert layer.weight.device == parsed["device"]
+    assert layer.weight.dtype == (parsed["dtype"] or torch.float32)
+    shape = tuple(strided_tensors(call)["x"].view.shape)
     shape = (1, *shape) if call.batch is None else shape
-    if large or said["device"].type != "cpu" or (layer.built and shape[1:] != layer.input_shape):
+    if large or parsed["device"].type != "cpu" or (layer.built and shape[1:] != layer.input_shape):
         return
     x = torch.randn(shape).to(layer.weight.dtype)
     outcome = Outcome(layer, {}, wrong, x)
-    theirs = any(callable(arguments[name]) for name in wrong)
-    if outcome.refused or theirs:
+    has_callable = any(callable(arguments[name]) for name in wrong)
+    if outcome.refused or has_callable:
         return
-    channels_last = said["data_format"] == "channels_last"
+    channels_last = parsed["data_format"] == "channels_last"
     kernel = layer.get_weights()[0]
     spatial, channels = (shape[1:-1], shape[-1]) if channels_last else (shape[2:], shape[1])
     geometry = Geometry.make(
         spatial,
         channels,
-        said["filters"],
-        said["kernel_size"],
-        stride=said["strides"],
-        padding=said["padding"],
-        dilation=said["dilation_rate"],
-        groups=said["groups"],
+        parsed["filters"],
+        parsed["kernel_size"],
+        stride=parsed["strides"],
+        padding=parsed["padding"],
+        dilation=parsed["dilation_rate"],
+        groups=parsed["groups"],
     )
-    assert kernel.shape == (geometry.positions, geometry.window, said["filters"])
+    assert kernel.shape == (geometry.positions, geometry.window, parsed["filters"])
     ours = [None if t is None else t.detach().double() for t in (layer.weight, layer.bias)]
     z = reference.forward(x.double() if channels_last else x.double().movedim(1, -1), *ours, geometry)
     z = z if channels_last else z.movedim(-1, 1)
@@ -161,7 +163,7 @@ KERAS_PADDINGS = ["valid", "same", "keras_same", "causal"]
 
 
 def fits(ndim, arguments):
-    """Whether right arguments describe a layer: a window may be larger than its input."""
+    """Whether valid arguments make a layer: a window may be larger than its input."""
     try:
         getattr(lc_triton, f"LocallyConnected{ndim}D")(**arguments)
     except LocalConvError:
@@ -170,7 +172,7 @@ def fits(ndim, arguments):
 
 
 NUMBER = st.sampled_from([0.0, 0.5, 2.0, 1, 1e-3])
-RIGHT = {
+VALID = {
     **dict.fromkeys(("value", "mean", "gain", "factor", "l1", "l2", "min_value", "rate", "minval"), NUMBER),
     **dict.fromkeys(("scale", "max_value"), st.sampled_from([2.0, 3, 5.5])),
     "maxval": st.sampled_from([2.0, 3]),
@@ -190,8 +192,8 @@ def test_keras_arguments(kind, data):
     table = getattr(module, kind.upper() + "S")
     name = data.draw(st.sampled_from(sorted(table)))
     fields = [f.name for f in dataclasses.fields(table[name])]
-    config = {f: data.draw(st.sampled_from(MODES[kind]) if f == "mode" else RIGHT[f]) for f in fields}
-    config, wrong, _ = data.draw(odd.mixed(config)) if config else (config, set(), False)
+    config = {f: data.draw(st.sampled_from(MODES[kind]) if f == "mode" else VALID[f]) for f in fields}
+    config, wrong, _ = data.draw(wrong_values.replace_some(config)) if config else (config, set(), False)
     if data.draw(st.booleans()):
         outcome = Outcome(module.get, {"identifier": {"class_name": name, "config": config}}, wrong)
     else:
@@ -204,10 +206,10 @@ def test_keras_arguments(kind, data):
         if field in ("mode", "distribution", "fan_mode"):
             assert isinstance(value, str)
         elif field == "seed":
-            assert value is None or odd.integer(value, 0, 2**64 - 1) == kept
+            assert value is None or parse.integer(value, 0, 2**64 - 1) == kept
         elif field == "axis":
             axes = value if isinstance(value, list | tuple) else [value]
-            assert all(v is None or odd.integer(v, -8) == int(v) for v in axes)
+            assert all(v is None or parse.integer(v, -8) == int(v) for v in axes)
         else:
             assert type(value) in (int, float, np.float64)
             assert kept == value
@@ -216,13 +218,13 @@ def test_keras_arguments(kind, data):
     if outcome.refused:
         return
     assert outcome.result.shape == (() if kind == "regularizer" else (3, 4, 4))
-    past = any(isinstance(value, float) and value > torch.finfo(torch.float32).max for value in config.values())
-    assert past or outcome.result.isfinite().all()
+    overflows = any(isinstance(value, float) and value > torch.finfo(torch.float32).max for value in config.values())
+    assert overflows or outcome.result.isfinite().all()
 
 
 @cases("keras_names")
-@given(st.sampled_from([activations, initializers, regularizers, constraints]), odd.values)
-def test_what_stands_for_a_keras_argument(module, value):
+@given(st.sampled_from([activations, initializers, regularizers, constraints]), wrong_values.values)
+def test_keras_identifiers(module, value):
     kind = module.__name__.split(".")[-1].removesuffix("s")
     outcome = Outcome(module.get, {"identifier": value}, {"identifier"})
     if not outcome.refused:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lc_triton.tiles import workloads
 from lc_triton.tiles.config import TileConfig
-from tests.fuzz import odd
+from tests.fuzz import parse, wrong_values
 from tests.fuzz.outcomes import Outcome
 from tests.fuzz.profiles import cases
 
@@ -18,8 +18,8 @@ from tests.fuzz.profiles import cases
 @cases("tiles")
 @given(st.booleans(), st.data())
 def test_tiles(as_json, data):
-    right = {f.name: f.default for f in dataclasses.fields(TileConfig)}
-    arguments, wrong, _ = data.draw(odd.mixed(right))
+    valid = {f.name: f.default for f in dataclasses.fields(TileConfig)}
+    arguments, wrong, _ = data.draw(wrong_values.replace_some(valid))
     if as_json:
         outcome = Outcome(TileConfig.from_json, {"value": arguments}, wrong)
     else:
@@ -27,11 +27,11 @@ def test_tiles(as_json, data):
     if outcome.refused:
         return
     for name, value in arguments.items():
-        told = getattr(outcome.result, name)
-        if isinstance(right[name], bool):
-            assert told is odd.boolean(value)
+        field = getattr(outcome.result, name)
+        if isinstance(valid[name], bool):
+            assert field is parse.boolean(value)
         else:
-            assert (told, type(told)) == (odd.integer(value), int)
+            assert (field, type(field)) == (parse.integer(value), int)
 
 
 JSON = st.recursive(
