@@ -1,4 +1,4 @@
-"""A kernel's simulated time: its counts, its machine code, and devices that are refused."""
+"""The simulated time of a kernel: its counts, its machine code, and devices that are refused."""
 
 from dataclasses import replace
 
@@ -33,7 +33,7 @@ def test_other_devices_are_refused_by_name(name):
         constants_of(by_name(name))
 
 
-def test_the_two_gpus_differ_in_their_memory():
+def test_the_two_gpus_have_different_memory():
     h100, h200 = constants_of(by_name("h100")), constants_of(H200)
     assert h200 == replace(h100, memory_rate=h200.memory_rate)
     assert h100.memory_rate < h200.memory_rate
@@ -49,7 +49,7 @@ def test_resident_programs(registers, shared, warps, resident):
 
 
 def test_the_bytes_of_a_forward():
-    """18 x 18 positions in tiles of 1 x 2; each tile gathers 3 x 4 sites; 2 blocks of samples read the weights."""
+    """There are 18 x 18 positions in tiles of 1 x 2. Each gathers 3 x 4 sites; 2 blocks of samples read the weights."""
     counts = counts_of(task(batch=50), TILE)
     tiles, weights = 18 * 9, LAYER.weight_numel * 2
     assert counts.programs == tiles * 2
@@ -78,7 +78,7 @@ def test_the_bytes_of_a_weight_gradient():
 
 
 def test_the_bytes_of_an_update():
-    """AdamW reads and writes the weight and two states; of a split loop, its second launch does."""
+    """AdamW reads and writes the weight and two states. With a split k-loop, the second launch does so."""
     of = replace(task("weight_grad", batch=50, types=("bfloat16", "float32")), update="adamw")
     weights = LAYER.weight_numel * 4
     stored, moved = counts_of(replace(of, update=None), TILE).moved, counts_of(of, TILE).moved
@@ -86,7 +86,7 @@ def test_the_bytes_of_an_update():
     assert moved["states"] == (4 * weights,) * 2
     assert "states" not in stored
     assert moved["x"] == stored["x"]
-    assert moved["g"][0] < stored["g"][0]  # which makes no bias gradient
+    assert moved["g"][0] < stored["g"][0]  # an update has no bias gradient
     of_split = counts_of(of, replace(TILE, split=2))
     assert "states" not in of_split.moved
     assert of_split.moved["out"] == (2 * weights,) * 2
@@ -95,7 +95,7 @@ def test_the_bytes_of_an_update():
 
 @pytest.mark.compile
 @pytest.mark.slow
-def test_an_update_takes_the_time_of_its_states():
+def test_the_time_of_an_update_grows_with_its_states():
     constants, times, loaded = constants_of(H200), {}, set()
     for update, rule in ((None, "none"), ("adamw", "adamw")):
         of = replace(task("weight_grad", types=("bfloat16", "float32")), update=update)
@@ -107,14 +107,14 @@ def test_an_update_takes_the_time_of_its_states():
     assert times["adamw"].microseconds > times["none"].microseconds
 
 
-def test_boxes_are_refused():
+def test_descriptors_are_refused():
     with pytest.raises(LocalConvError, match="without descriptor: boxes are not simulated"):
         simulate(task(), TileConfig(1, 1, 16, 32, 32, descriptor=True), None, constants_of(H200))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_products_without_tensor_cores_are_refused(dtype):
-    """Their loops have no matrix instructions, by which iterations are counted."""
+    """The simulator counts the iterations of a loop by its matrix instructions, which such loops do not have."""
     with pytest.raises(ArgumentValueError, match=f"dtype must be float16, bfloat16, tf32, .* got '{dtype}'"):
         simulate(task(types=(dtype, dtype)), TILE, None, constants_of(H200))
 
@@ -138,7 +138,7 @@ def compiled(task, config, update=STORED):
         pytest.param(TileConfig(1, 2, 16, 4, 16, dot=False), id="no_dot", marks=pytest.mark.nightly),
     ],
 )
-def test_every_access_is_known_by_the_argument_it_derives_from(pass_name, config):
+def test_every_access_has_the_argument_of_its_pointer(pass_name, config):
     of = task(pass_name)
     disassembly = compiled(of, config)
     code = read_code(pass_name, config, disassembly, constants_of(H200), counts_of(of, config))
@@ -158,7 +158,7 @@ def test_every_access_is_known_by_the_argument_it_derives_from(pass_name, config
 
 
 def test_the_tensor_of_an_access():
-    """It is that of the line's argument, but for registers that were spilled there."""
+    """An access belongs to the argument of its source line, unless it moves a spilled register."""
     text = sass(
         '\t//## File "/kernels/forward.py", line 5',
         ("LDG.E R1, [R2]", control()),
@@ -178,7 +178,7 @@ def test_the_tensor_of_an_access():
 @pytest.mark.compile
 @pytest.mark.slow
 def test_a_simulated_time():
-    """More samples take longer, the time of the bytes is never undercut, and the same code gives the same number."""
+    """More samples take longer, the time is at least that of the bytes, and the same code gives the same time."""
     constants = constants_of(H200)
     deep = Geometry.make((20, 20), 64, 16, 3)
     code = compiled(task(layer=deep), TILE)
@@ -193,7 +193,7 @@ def test_a_simulated_time():
         assert 0 < use.memory <= 1
     assert times[32] == simulate(task(batch=32, layer=deep), TILE, code, constants)
     assert times[32].microseconds < times[512].microseconds
-    assert times[2048].microseconds > 3 * times[512].microseconds  # its programs come one after another
+    assert times[2048].microseconds > 3 * times[512].microseconds  # not all programs run at the same time
     assert times[32].code.iterations * 32 == 3 * 4 * 64
     slow = replace(constants, l2_rate=constants.l2_rate / 4)
     assert simulate(task(batch=2048, layer=deep), TILE, code, slow).microseconds > 1.2 * times[2048].microseconds
@@ -202,10 +202,10 @@ def test_a_simulated_time():
 @pytest.mark.compile
 @pytest.mark.slow
 @pytest.mark.nightly
-def test_one_program_in_some_sums_the_bias_gradient():
-    of = task("weight_grad", batch=128)
-    counts = counts_of(of, TILE)
-    code = read_code("weight_grad", TILE, compiled(of, TILE), constants_of(H200), counts)
+def test_one_program_of_each_group_sums_the_bias_gradient():
+    weight_task = task("weight_grad", batch=128)
+    counts = counts_of(weight_task, TILE)
+    code = read_code("weight_grad", TILE, compiled(weight_task, TILE), constants_of(H200), counts)
     with_bias, without = code.traces
     assert len(with_bias) > len(without)
     assert [code.kind_of(program) for program in range(2 * counts.blocks)] == ([0] + [1] * (counts.blocks - 1)) * 2

@@ -1,4 +1,4 @@
-"""Machine code as text: instructions, control bits, branches, and what each instruction takes."""
+"""The parser of machine code: instructions, control bits, branches, and the resources of each instruction."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def control(stall=1, at_end=7, at_read=7, waits=0):
 
 
 def sass(*lines):
-    """The text of some instructions as nvdisasm prints it; a line is (text, control bits), a label or a place."""
+    """Instructions as nvdisasm prints them; a line is (text, control bits), a label or a source position."""
     text = [".text.kernel:"]
     address = 0
     for line in lines:
@@ -67,11 +67,11 @@ def test_parsing():
         ({}, {}, [0, 1, 2, 3, 4, 5]),
     ],
 )
-def test_what_a_warp_executes(iterations, jumps, executed):
+def test_executed_instructions(iterations, jumps, executed):
     assert trace_of(parse(LOOP), iterations, jumps) == executed
 
 
-def test_nested_loops_are_executed_anew_each_time():
+def test_each_iteration_executes_the_inner_loop():
     text = sass(
         ".L_x_0:", ("NOP", control()), ".L_x_1:", ("NOP", control()), ("@P0 BRA `(.L_x_1)", control()),
         ("@P0 BRA `(.L_x_0)", control()), ("EXIT", control()),
@@ -115,7 +115,7 @@ def test_a_warp_without_an_end_is_refused():
         ("NOP", None, 0, 0, None, 0),
     ],
 )
-def test_what_an_instruction_takes(text, pipe, busy, latency, kind, number):
+def test_resources_of_an_instruction(text, pipe, busy, latency, kind, number):
     (operation,) = classify(parse(sass((text, control()))), lambda _: "x", CONSTANTS)
     assert (operation.pipe, operation.kind, operation.number) == (pipe, kind, number)
     assert (operation.busy, operation.latency) == (busy, latency)
@@ -130,7 +130,7 @@ def test_what_an_instruction_takes(text, pipe, busy, latency, kind, number):
         ("HGMMA.64x16x16.F32.BF16 R24, R4, gdesc[UR4], R24, !UPT", 8, 4, 0),
     ],
 )
-def test_a_warp_groups_product(text, busy, shared, ends):
+def test_products_of_a_warp_group(text, busy, shared, ends):
     instructions = parse(sass((text, control())))
     (operation,) = classify(instructions, lambda _: "x", CONSTANTS)
     assert (operation.kind, operation.busy, operation.shared) == ("group_mma", busy, shared)

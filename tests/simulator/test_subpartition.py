@@ -1,4 +1,4 @@
-"""Cycles that can be counted by hand."""
+"""Simulated cycles of short programs, which can be counted by hand."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from lc_triton.simulator.subpartition import Grid, Traffic, execute
 CONSTANTS = Constants(memory_rate=4.3e12)
 EXIT = Operation(1, (), None, None, kind="exit")
 L2 = {"x": Traffic(1.0, 0.0, CONSTANTS.l2_latency)}
-BYTES = 512  # of one access of a warp: 2048 of the four sub-partitions
+BYTES = 512  # bytes of an access by one warp; the four sub-partitions together access 2048
 
 
 def op(stall=1, waits=(), at_end=None, at_read=None, **use):
@@ -49,13 +49,13 @@ def test_two_warps_take_turns_on_a_pipe():
 
 @pytest.mark.parametrize("warps", [1, 2, 4])
 def test_a_program_of_few_warps_leaves_room_for_others(warps):
-    """As many as fill the four sub-partitions run in the time of one."""
+    """The programs that fill the four sub-partitions together take the time of one program."""
     side_by_side = 4 // warps
     programs = 132 * side_by_side
     assert run([alu()] * 10, programs=programs, warps=warps, resident=side_by_side).cycles == 19
 
 
-def test_programs_follow_one_another_where_there_is_no_room():
+def test_programs_run_one_after_another_without_room():
     one = run([alu()] * 10).cycles
     assert run([alu()] * 10, programs=132 * 3).cycles == 3 * one + 2 * CONSTANTS.program_start
     together = run([alu()] * 10, programs=132 * 2, resident=2).cycles
@@ -63,7 +63,7 @@ def test_programs_follow_one_another_where_there_is_no_room():
 
 
 def test_a_load_from_l2():
-    """One multiprocessor alone draws as much as its port lets through."""
+    """The port of a multiprocessor limits its loads when no other multiprocessor loads."""
     use = run([access("load", at_end=0), op(waits=[0])])
     arrives = 4 * BYTES / CONSTANTS.port_bytes + CONSTANTS.l2_latency
     assert use.cycles == pytest.approx(arrives + 1)
@@ -80,7 +80,7 @@ def test_all_multiprocessors_share_l2_and_memory():
     assert more.cycles == pytest.approx(use.cycles + 0.5 * 4 * BYTES / rate)
 
 
-def test_nobody_waits_for_a_store_but_its_bytes_take_their_time():
+def test_no_warp_waits_for_a_store_but_its_bytes_take_time():
     use = run([access("store")] * 100, programs=132)
     assert use.cycles == pytest.approx(100 * 4 * BYTES * 132 * CONSTANTS.clock / CONSTANTS.l2_rate)
     assert use.l2 == pytest.approx(1)
@@ -96,7 +96,7 @@ def test_groups_of_copies():
     assert run(copies).cycles < one
 
 
-def test_products_of_a_warp_group_run_on_while_the_warp_does():
+def test_a_warp_continues_during_products_of_its_group():
     product = op(kind="group_mma", busy=64, latency=32, number=1, shared=48)
     assert run([product, op(kind="wait_mma", number=0)]).cycles == 64 + 32 + 1
     use = run([product, product, op(kind="wait_mma", number=1), op(kind="wait_mma", number=0)])
@@ -104,13 +104,13 @@ def test_products_of_a_warp_group_run_on_while_the_warp_does():
     assert (use.tensor, use.load_store) == (128 / use.cycles, 96 / use.cycles)
 
 
-def test_the_warps_of_a_program_meet_at_a_barrier():
+def test_the_warps_of_a_program_wait_at_a_barrier():
     use = run([alu(), op(kind="barrier")], warps=8)
-    # The second warp is issued in cycle 2, arrives in cycle 4 and both leave together.
+    # The second warp is issued in cycle 2 and arrives in cycle 4; then both warps continue.
     assert use.cycles == pytest.approx(4 + CONSTANTS.barrier_latency + 1, abs=1)
 
 
-def test_operands_are_free_once_they_were_read():
+def test_operands_are_free_after_they_were_read():
     assert run([alu(at_read=3), op(waits=[3])]).cycles == 12 + 1
 
 

@@ -1,4 +1,4 @@
-"""The choice of a launch's tile, and what the logger says of it."""
+"""The choice of a tile for a launch, and its message to the logger."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Devices by name, from a file, and from what a driver says of a GPU that is not known."""
+"""Devices by name, from a file, and from the driver's properties of an unknown GPU."""
 
 import json
 from dataclasses import asdict, replace
@@ -17,7 +17,7 @@ from lc_triton.tiles.task import Task
 
 
 def properties(name, arch, count, clock, memory_clock, pins, **more):
-    """What a driver says: clocks in MHz here, kHz there."""
+    """The properties that a driver gives, with clocks in kHz; the arguments are in MHz."""
     major, minor = divmod(arch, 10) if isinstance(arch, int) else (9, 4)
     fields = {
         "name": name,
@@ -37,9 +37,9 @@ def properties(name, arch, count, clock, memory_clock, pins, **more):
     return SimpleNamespace(**fields | more)
 
 
-# Bandwidth in GB/s and dense bfloat16 in TFLOP/s, by the vendors' data sheets. That of GB10 names 1 PFLOP/s of sparse
-# FP4, which is eight times the dense 16-bit rate. The known ones at the end say how far the rule is off where it is
-# not used.
+# Bandwidth in GB/s and dense bfloat16 in TFLOP/s, by the vendors' data sheets. The sheet of GB10 has 1 PFLOP/s of
+# sparse FP4, which is eight times the dense 16-bit rate. The last devices are known: the rule is not used for them, and
+# they only show its error.
 SHEETS = [
     (properties("NVIDIA L40S", 89, 142, 2520, 9001, 384), 864, 362),
     (properties("NVIDIA GeForce RTX 5090", 120, 170, 2407, 14001, 512), 1792, 209.5),
@@ -59,27 +59,27 @@ SHEETS = [
 ]
 
 
-@pytest.mark.parametrize(("found", "memory", "tensor"), SHEETS, ids=lambda v: getattr(v, "name", ""))
-def test_rates_of_an_unknown_gpu_are_near_its_data_sheet(found, memory, tensor):
-    device = from_properties(found)
+@pytest.mark.parametrize(("properties_", "memory", "tensor"), SHEETS, ids=lambda v: getattr(v, "name", ""))
+def test_rates_of_an_unknown_gpu_are_near_its_data_sheet(properties_, memory, tensor):
+    device = from_properties(properties_)
     assert device.memory_rate == pytest.approx(1e9 * memory, rel=0.25)
     assert device.tensor_rate == pytest.approx(1e12 * tensor, rel=0.25)
-    assert device.clock == 1e3 * found.clock_rate
+    assert device.clock == 1e3 * properties_.clock_rate
     assert 2e12 < device.l2_rate < 1.2e13 or device.multiprocessors < 100
     assert device.note.startswith("derived from the driver's clocks")
-    assert (device.multiprocessors, device.full_name) == (found.multi_processor_count, found.name)
-    assert device.arch == (found.gcnArchName.partition(":")[0] or found.major * 10 + found.minor)
+    assert (device.multiprocessors, device.full_name) == (properties_.multi_processor_count, properties_.name)
+    assert device.arch == (properties_.gcnArchName.partition(":")[0] or properties_.major * 10 + properties_.minor)
 
 
 @pytest.mark.parametrize("name", sorted(set(DEVICES) - {"mi300x"}))
-def test_known_ones_keep_their_rates_and_take_the_drivers_sizes(name):
+def test_known_devices_keep_their_rates_and_take_the_drivers_sizes(name):
     known = DEVICES[name]
     found = from_properties(properties(known.full_name, known.arch, 7, 1, 1, 1, max_threads_per_multi_processor=1024))
     assert found == replace(known, multiprocessors=7, warps=32, shared_bytes=232_448)
 
 
-def test_a_driver_that_says_no_clocks():
-    """Then they are assumed, and the note says so: a layer runs all the same."""
+def test_a_driver_without_clocks():
+    """Clocks are then assumed, as the note says, and a layer can run."""
     device = from_properties(properties("NVIDIA Thing", 120, 50, 0, 0, 0))
     assert device.note.endswith("its clock and its memory's rate assumed, for the driver does not say")
     layer = workloads.parse_shape("20x20x16,k3,f16", [4]).geometry
@@ -116,12 +116,12 @@ def test_names(name, short):
 
 
 @pytest.mark.parametrize("name", ["h100 pcie", "NVIDIA A100-SXM4-40GB", "rtx 4090 d", "", "nvidia"])
-def test_other_models_of_a_family_are_not_taken_for_it(name):
+def test_other_models_of_a_family_are_unknown_names(name):
     with pytest.raises(UnknownNameError):
         by_name(name)
 
 
-def test_a_device_that_is_no_name():
+def test_a_device_that_is_not_a_text():
     with pytest.raises(ArgumentTypeError, match="device must be one of a100"):
         by_name(3)
 
@@ -171,14 +171,14 @@ def test_a_wrong_file(content, message, tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU; says what happens without one")
-def test_no_gpu_is_no_file(capsys):
+def test_env_devices_without_a_gpu_is_refused(capsys):
     assert cli.main(["env", "--devices"]) == 2
     assert "--devices must be given where torch sees a GPU, and it sees none" in capsys.readouterr().err
 
 
 @pytest.fixture
-def gpu_here(monkeypatch):
-    """A machine whose driver says it has an L40S."""
+def l40s_driver(monkeypatch):
+    """A driver that reports an L40S."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA L40S")
@@ -188,7 +188,7 @@ def gpu_here(monkeypatch):
     devices._of_gpu.cache_clear()
 
 
-def test_derived_rates_are_printed(gpu_here, capsys):
+def test_derived_rates_are_printed(l40s_driver, capsys):
     assert of_gpu(0).name == "l40s"
     assert cli.main(["env"]) == 0
     out = capsys.readouterr().out

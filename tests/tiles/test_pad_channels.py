@@ -1,4 +1,4 @@
-"""Tiles of forwards that gather from a copy with padded channels: which kernels have them, and what may use them."""
+"""Tiles with pad_channels, whose forward gathers from a copy with padded channels: the kernels that have them."""
 
 from dataclasses import asdict, replace
 
@@ -24,7 +24,7 @@ def task(geometry=IMAGE, pass_name="forward", batch=512, dtype="bfloat16", weigh
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_they_are_candidates_beside_others(device):
+def test_candidates_with_and_without_pad_channels(device):
     found = candidates(task(), by_name(device))
     assert {config.pad_channels for config in found} == {False, True}
     assert all(config.dot and not config.descriptor for config in found if config.pad_channels)
@@ -44,11 +44,11 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_kernels_have_none(name):
+def test_other_kernels_have_no_such_candidates(name):
     assert not any(config.pad_channels for config in candidates(OTHERS[name], H200))
 
 
-def test_the_model_pads_large_batches_alone():
+def test_the_model_pads_only_large_batches():
     assert model.choose(task(), H200).pad_channels
     assert not model.choose(task(batch=64), H200).pad_channels
 
@@ -60,7 +60,7 @@ def test_variants_are_legal():
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
-def test_a_tile_on_file_serves_no_layer_that_it_is_not_for(pass_name):
+def test_a_stored_tile_is_used_only_for_suitable_layers(pass_name):
     assert may_launch(task(pass_name=pass_name), H200, PADDED) is (pass_name == "forward")
     assert not may_launch(OTHERS["four channels"], H200, PADDED)
 
@@ -73,12 +73,12 @@ def test_the_kernel_counts_four_channels_of_the_input_and_three_of_the_weight():
 
 
 @pytest.mark.parametrize("what", [{"dot": False}, {"descriptor": True}])
-def test_what_cannot_pad(what):
+def test_tiles_that_cannot_pad_channels(what):
     with pytest.raises(ArgumentValueError, match=r"with tl\.dot and without a descriptor to pad channels"):
         replace(PADDED, **what)
 
 
-def test_older_files_do_not_have_it():
+def test_older_files_have_no_pad_channels():
     value = asdict(PADDED)
     assert TileConfig.from_json(value) == PADDED
     del value["pad_channels"]

@@ -1,4 +1,4 @@
-"""The order in which a tile is looked up, and that a warm look-up is one."""
+"""The order in which the sources of a tile are searched."""
 
 import sys
 from dataclasses import replace
@@ -60,7 +60,7 @@ def chosen(batch=32, device=H200):
     return select(task(batch=batch), device)
 
 
-def test_the_order(folders):
+def test_the_order_of_sources(folders):
     assert (chosen().source, chosen().config) == (
         "model",
         choose(task(), H200),
@@ -76,7 +76,7 @@ def test_the_order(folders):
     assert chosen(device=by_name("h100")).config == tile(0)
 
 
-def test_any_measured_tile_goes_before_a_simulated_one(folders):
+def test_any_measured_tile_precedes_a_simulated_one(folders):
     put_simulated(folders / "shipped", "nvidia_h100_80gb_hbm3", tile(0))
     assert chosen().source == "model"  # it was simulated for another GPU
     put_simulated(folders / "shipped", "nvidia_h200", tile(1))
@@ -87,7 +87,7 @@ def test_any_measured_tile_goes_before_a_simulated_one(folders):
     assert (chosen().source, chosen().config) == ("simulated", tile(2))
     put(folders / "shipped", "nvidia_h100_80gb_hbm3", tile(3))
     assert (chosen().source, chosen().config, chosen().simulated) == ("architecture", tile(3), None)
-    put(folders / "shipped", "nvidia_h200", tile(0), batch=64)  # in the file of a simulated one, for twice the batch
+    put(folders / "shipped", "nvidia_h200", tile(0), batch=64)  # in the file of a simulated tile, for twice the batch
     assert (chosen().source, chosen().config) == ("shipped", tile(0))
     put(folders / "user", "nvidia_h200", tile(1))
     assert (chosen().source, chosen().config) == ("user", tile(1))
@@ -106,7 +106,7 @@ def test_a_simulated_tile_serves_half_and_twice_its_batch(folders):
     assert [chosen(b).source for b in (8, 16, 32, 64, 65)] == ["model"] + ["simulated"] * 3 + ["model"]
 
 
-def test_a_neighbouring_batch_serves_but_no_farther_one(folders):
+def test_a_tile_serves_neighbouring_batches_only(folders):
     put(folders / "user", "nvidia_h200", tile(1), batch=32)
     assert [chosen(b).source for b in (8, 9, 16, 32, 64, 65, 128)] == ["model"] + ["user"] * 4 + ["model"] * 2
     put(folders / "user", "nvidia_h200", tile(2), batch=64)
@@ -129,8 +129,8 @@ def test_a_measurement_of_another_source_is_stale_but_used(folders):
     assert chosen().config == tile(1)
 
 
-def test_a_measured_tile_that_overwrites_an_operand_is_passed_over(folders):
-    """Its time may be right and its numbers too, that day; on another architecture it is sound."""
+def test_a_measured_tile_that_overwrites_an_operand_is_not_used(folders):
+    """Such a tile may give right results by chance when it is measured; on other architectures it is always right."""
     mixed = task(types=("bfloat16", "float32"))
     overwrites, sound = TileConfig(1, 1, 64, 64, 64, swap=True), tile(1)
     for folder, config in (("user", overwrites), ("shipped", sound)):
@@ -144,32 +144,32 @@ def test_a_measured_tile_that_overwrites_an_operand_is_passed_over(folders):
 def test_an_update_has_tiles_of_its_own_in_the_same_order(folders):
     stored = task("weight_grad", types=("bfloat16", "float32"))
     update = replace(stored, update="adamw")
-    right = [config for _, config in ranked(update, H200)[:3]]
+    ranked_tiles = [config for _, config in ranked(update, H200)[:3]]
 
-    def place(folder, device, entry, config):
+    def store_tile(folder, device, entry, config):
         path = store.file_of(folders / folder, H200.arch_name, device, "weight_grad")
         entry = replace(entry, config=config, kernel_hash=store.kernel_hash_of(update))
         store.merge(path, device, "weight_grad", {update.key: entry})
 
-    def found(of=update):
-        return select(of, H200).source, select(of, H200).config
+    def found(update_task=update):
+        return select(update_task, H200).source, select(update_task, H200).config
 
-    assert found() == ("model", right[0])
-    place("shipped", "nvidia_h200", SIMULATED, right[1])
-    assert found() == ("simulated", right[1])
-    place("shipped", "nvidia_h100_80gb_hbm3", MEASURED, right[2])
-    assert found() == ("architecture", right[2])
-    place("shipped", "nvidia_h200", MEASURED, right[1])
-    assert found() == ("shipped", right[1])
-    place("user", "nvidia_h200", MEASURED, right[2])
-    assert found() == ("user", right[2])
+    assert found() == ("model", ranked_tiles[0])
+    store_tile("shipped", "nvidia_h200", SIMULATED, ranked_tiles[1])
+    assert found() == ("simulated", ranked_tiles[1])
+    store_tile("shipped", "nvidia_h100_80gb_hbm3", MEASURED, ranked_tiles[2])
+    assert found() == ("architecture", ranked_tiles[2])
+    store_tile("shipped", "nvidia_h200", MEASURED, ranked_tiles[1])
+    assert found() == ("shipped", ranked_tiles[1])
+    store_tile("user", "nvidia_h200", MEASURED, ranked_tiles[2])
+    assert found() == ("user", ranked_tiles[2])
     for other in (stored, replace(update, update="sgd"), replace(update, state_dtype="int8")):
         assert found(other)[0] == "model"
-    assert found(replace(update, batch=64)) == ("user", right[2])
+    assert found(replace(update, batch=64)) == ("user", ranked_tiles[2])
 
 
-def test_a_tile_with_more_sums_than_an_update_has_registers_for_is_passed_over(folders):
-    """As one of another batch may be, or one that was written by hand."""
+def test_a_tile_with_too_many_sums_for_an_update_is_not_used(folders):
+    """Tiles of another batch, or written by hand, may have too many sums."""
     update = replace(task("weight_grad", types=("bfloat16", "float32")), update="adamw")
     path = store.file_of(folders / "user", H200.arch_name, H200.folder, "weight_grad")
     for config, source in ((TileConfig(1, 1, 128, 64, 128), "model"), (TileConfig(1, 1, 64, 64, 64), "user")):
@@ -177,7 +177,7 @@ def test_a_tile_with_more_sums_than_an_update_has_registers_for_is_passed_over(f
         assert select(update, H200).source == source
 
 
-def test_a_damaged_file_is_skipped_for_the_next(folders):
+def test_a_damaged_file_is_skipped(folders):
     put(folders / "shipped", "nvidia_h200", tile(1))
     path = store.file_of(folders / "user", "sm_90", "nvidia_h200", "forward")
     path.parent.mkdir(parents=True)
@@ -197,13 +197,13 @@ def test_the_users_folder(monkeypatch, tmp_path):
     assert folder(XDG_CACHE_HOME=str(tmp_path)) == tmp_path / "lc_triton" / "autotune_configs"
     monkeypatch.setenv("HOME", str(tmp_path))
     assert folder() == tmp_path / ".cache" / "lc_triton" / "autotune_configs"
-    assert folder(XDG_CACHE_HOME="relative") == folder()  # its specification says so
+    assert folder(XDG_CACHE_HOME="relative") == folder()  # the XDG specification ignores relative paths
     monkeypatch.undo()
     backend.environment.cache_clear()
 
 
 def test_a_copy_without_platformdirs(monkeypatch, capsys):
-    """As `kernels` loads this library: own tiles are looked for where the variable says, or nowhere."""
+    """The library `kernels` loads lc_triton so: the user's tiles are in the folder of the variable, or nowhere."""
     monkeypatch.setitem(sys.modules, "platformdirs", None)
     for value, found in (("", None), ("/tiles", Path("/tiles"))):
         monkeypatch.setenv("LC_TRITON_CONFIG_DIR", value)
@@ -226,7 +226,7 @@ def test_devices_have_folders_of_their_own():
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
-def test_what_ships_was_measured_or_simulated(pass_name):
+def test_shipped_tiles_have_a_time_and_a_date(pass_name):
     for path in paths.shipped_configs().glob(f"*/*/{pass_name}.json"):
         entries = store.read(path)
         for measured in entries.values():

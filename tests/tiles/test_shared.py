@@ -1,4 +1,4 @@
-"""The choice of tiles where positions share filters."""
+"""The choice of tiles for layers whose positions share filters."""
 
 import json
 import math
@@ -45,7 +45,7 @@ def test_a_weight_gradients_programs_own_filters_of_one_region(case, batch):
     assert all(fits_regions(other) for other in variants(t, DEVICES["h100"], config))
 
 
-def test_few_regions_are_split_until_they_fill_the_device():
+def test_loops_over_few_regions_are_split_to_fill_the_device():
     one = replace(ROWS, regions=parse_share("all", 2))
     t = task("weight_grad", one)
     config = choose(t, DEVICES["h200"])
@@ -54,36 +54,36 @@ def test_few_regions_are_split_until_they_fill_the_device():
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
-def test_memory_has_one_entry_a_region_and_l2_is_read_at_each_position(pass_name):
-    t, apart = task(pass_name), task(pass_name, replace(ROWS, regions=()))
+def test_memory_traffic_is_by_region_and_l2_traffic_by_position(pass_name):
+    t, unshared_task = task(pass_name), task(pass_name, replace(ROWS, regions=()))
     config = TileConfig(1, 1, 64, 64, 64)
-    terms, unshared = (roofline_terms(of, DEVICES["h200"], config) for of in (t, apart))
+    terms, unshared = (roofline_terms(task_, DEVICES["h200"], config) for task_ in (t, unshared_task))
     weight = ROWS.window * 64 * 2
     assert unshared.memory_bytes - terms.memory_bytes == (900 - 30) * weight
     if pass_name != "weight_grad":
         assert terms.l2_bytes == unshared.l2_bytes
     assert terms.operations == unshared.operations
-    assert t.flops == apart.flops
+    assert t.flops == unshared_task.flops
 
 
-def test_keys_of_shared_filters_are_their_own():
-    shared, apart = task("forward").key, task("forward", replace(ROWS, regions=())).key
-    assert shared != apart
-    for key in (shared, apart):
+def test_keys_of_shared_filters_differ_from_others():
+    shared, unshared = task("forward").key, task("forward", replace(ROWS, regions=())).key
+    assert shared != unshared
+    for key in (shared, unshared):
         assert ProblemKey.from_json(json.loads(json.dumps(key.to_json()))) == key
     assert shared.to_json()["regions"] == [[1, 1], [1, 1], [1, 30], [1, 1]]
-    assert "regions" not in apart.to_json()  # as files of older versions have it
+    assert "regions" not in unshared.to_json()  # a key without regions is that of older versions
     for wrong in ([[1, 1]], [[1, 0]] * 4, [[1]] * 4, "rows", [1, 2, 3, 4]):
         with pytest.raises(LocalConvError):
             ProblemKey.from_json(shared.to_json() | {"regions": wrong})
 
 
-def test_a_task_travels_as_json():
+def test_a_task_is_written_and_read_as_json():
     t = task("weight_grad")
     assert Task.from_json(json.loads(json.dumps(t.to_json()))) == t
 
 
-def test_workloads_say_what_is_shared(tmp_path):
+def test_workloads_name_shared_filters(tmp_path):
     path = tmp_path / "layers.json"
     entry = {"name": "a", "input": [8, 8, 3], "kernel": [3, 3], "filters": 4, "batches": [1], "share": ["tile", 2, 3]}
     path.write_text(json.dumps({"workloads": [entry]}))

@@ -1,4 +1,4 @@
-"""The candidates: legal, fitting, filling the device; and when a loop is split or a descriptor may be used."""
+"""Candidate tiles: they are legal, fit, and fill the device; conditions of a split loop and of a descriptor."""
 
 from dataclasses import replace
 
@@ -44,7 +44,7 @@ def task(name="plain", pass_name="forward", batch=64, dtype="bfloat16"):
 @pytest.mark.parametrize("pass_name", PASSES)
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("device", DEVICES)
-def test_candidates_fit_and_fill(device, name, pass_name, dtype):
+def test_candidates_fit_and_fill_the_device(device, name, pass_name, dtype):
     t, gpu = task(name, pass_name, dtype=dtype), DEVICES[device]
     found = candidates(t, gpu)
     assert found
@@ -62,7 +62,7 @@ def test_candidates_fit_and_fill(device, name, pass_name, dtype):
 
 @pytest.mark.parametrize("name", [*LAYERS, "groups_of_48"])
 def test_tiles_hold_whole_blocks_of_states_in_8_bits(name):
-    """Each run of 32 filters, or all of fewer, is in one program; of groups that end inside a run, in none."""
+    """One program has all filters of a block of 32. There is no tile for groups that end inside a block."""
     geometry = {**LAYERS, "groups_of_48": Geometry.make((8, 8), 96, 96, 3, groups=2)}[name]
     t = Task("weight_grad", geometry, 64, "bfloat16", "float32", update="adamw", state_dtype="int8")
     found, filters = candidates(t, H200), geometry.out_channels
@@ -77,7 +77,7 @@ def test_tiles_hold_whole_blocks_of_states_in_8_bits(name):
 
 
 @pytest.mark.parametrize("update", ["adamw", "momentum", "sgd", "square_sum"])
-def test_variants_of_an_update_hold_what_it_has_registers_for(update):
+def test_variants_of_an_update_fit_in_registers(update):
     t = Task("weight_grad", LAYERS["plain"], 64, "bfloat16", "float32", update=update)
     for config in candidates(t, H200):
         for variant in variants(t, H200, config):
@@ -93,7 +93,7 @@ def test_the_bytes_of_updates():
     assert [replace(half, update=rule).moved_of_weight for rule in ("adamw", "add", "square_sum")] == [22, 4, 0]
 
 
-def test_a_loop_is_split_only_where_the_device_idles():
+def test_a_loop_is_split_only_for_too_few_programs():
     assert all(config.split == 1 for config in candidates(task("plain", batch=512), H200) if config.rows == 1)
     split = [config for config in candidates(task("one_position"), H200) if config.split > 1]
     assert split
@@ -103,7 +103,7 @@ def test_a_loop_is_split_only_where_the_device_idles():
 
 
 def test_a_loop_without_dot_is_split_until_memory_is_kept_busy():
-    """Nothing in such a program hides a load, so all programs together must ask for a latency's worth of bytes."""
+    """Such a program cannot hide a load, so the loads of all programs together must cover the latency of memory."""
     t = Task("forward", Geometry.make((7, 7), 1024, 256, 3, padding=1), 1, "bfloat16", "bfloat16")
     split = [config for config in candidates(t, H200) if config.split > 1]
     assert any(programs("forward", t.geo, 1, config) > 4 * H200.multiprocessors for config in split)
@@ -118,7 +118,7 @@ def test_a_loop_without_dot_is_split_until_memory_is_kept_busy():
 
 
 @pytest.mark.parametrize("channels", [16, 64])
-def test_one_warp_of_an_input_gradient_reads_whole_runs_of_weights(channels):
+def test_one_warp_of_an_input_gradient_reads_full_rows_of_weights(channels):
     t = Task("input_grad", Geometry.make((30, 30), 64, channels, 3), 1, "bfloat16", "bfloat16")
     small = [config for config in candidates(t, H200) if config.num_warps == 1]
     small = [config for config in small if config.block_k * config.block_n > 512]
@@ -141,7 +141,7 @@ def test_blocks_of_more_than_128_samples(name, pass_name, dtype):
 
 
 @pytest.mark.parametrize("batch", [16, 64, 512])
-def test_blocks_stream_only_past_a_batch_of_one_block(batch):
+def test_blocks_stream_only_with_a_batch_of_one_block(batch):
     found = candidates(task(pass_name="weight_grad", batch=batch), H200)
     streams = [config for config in found if config.stream > 1]
     assert bool(streams) == (batch <= 128)
@@ -153,16 +153,16 @@ def test_blocks_stream_only_past_a_batch_of_one_block(batch):
 
 
 def test_the_model_streams_a_weight_gradient_of_few_samples():
-    """Alone, a block of k is a load, a product and a store, one after the other."""
+    """Without streaming, a program loads, multiplies and stores its block of k one after the other."""
     t = task(pass_name="weight_grad", batch=64)
     pick = model.choose(t, H200)
     assert pick.stream > 1
-    alone = replace(pick, stream=1, num_stages=2)
-    assert model.predict(t, H200, alone) > 1.2 * model.predict(t, H200, pick)
+    unstreamed = replace(pick, stream=1, num_stages=2)
+    assert model.predict(t, H200, unstreamed) > 1.2 * model.predict(t, H200, pick)
     assert model.choose(task(pass_name="weight_grad", batch=512), H200).stream == 1
 
 
-def test_what_no_other_step_or_program_hides_is_added():
+def test_the_model_adds_latency_that_few_stages_do_not_hide():
     t = task(pass_name="weight_grad", batch=512)
     deep = TileConfig(2, 2, 64, 32, 64, num_stages=4)
     shallow = replace(deep, num_stages=2)
@@ -177,14 +177,14 @@ def test_stages_are_no_more_than_the_steps_of_a_weight_gradient_need():
 
 
 def test_the_model_splits_a_long_loop_over_a_single_position():
-    """4608 products deep, 64 filters: without a split, at most four programs would do the work of 132."""
+    """The sums have 4608 products, for 64 filters: without a split, at most four multiprocessors of 132 would work."""
     pick = model.choose(task("one_position"), H200)
     assert pick.split > 1
-    whole = replace(pick, split=1)
-    assert model.predict(task("one_position"), H200, whole) > 1.5 * model.predict(task("one_position"), H200, pick)
+    unsplit = replace(pick, split=1)
+    assert model.predict(task("one_position"), H200, unsplit) > 1.5 * model.predict(task("one_position"), H200, pick)
 
 
-def test_the_second_pass_has_a_price():
+def test_the_second_launch_costs_time():
     t = task("plain", batch=512)
     pick = model.choose(t, H200)
     assert pick.split == 1
@@ -206,7 +206,7 @@ ONE = TileConfig(1, 1, 64, 64, 64)
         ({"config": TileConfig(1, 1, 64, 64, 64, dot=False)}, False),
         ({"dtype": "float32"}, True),
         ({"dtype": "float64"}, False),
-        ({"name": "thin"}, False),  # rows of five filters begin anywhere
+        ({"name": "thin"}, False),  # rows of five filters are not aligned
         ({"name": "groups"}, True),
         ({"pass_name": "weight_grad"}, True),
         ({"pass_name": "weight_grad", "name": "groups"}, False),  # a box of 64 filters spans groups of 32
@@ -216,13 +216,13 @@ ONE = TileConfig(1, 1, 64, 64, 64)
         ({"pass_name": "input_grad", "name": "groups", "config": TileConfig(1, 1, 32, 64, 32)}, True),
     ],
 )
-def test_where_a_descriptor_may_be_used(what, fits):
-    made = task(what.get("name", "plain"), what.get("pass_name", "forward"), dtype=what.get("dtype", "bfloat16"))
-    assert descriptor_fits(made, by_name(what.get("device", "h200")), what.get("config", ONE)) is fits
+def test_uses_of_a_descriptor(what, fits):
+    task_ = task(what.get("name", "plain"), what.get("pass_name", "forward"), dtype=what.get("dtype", "bfloat16"))
+    assert descriptor_fits(task_, by_name(what.get("device", "h200")), what.get("config", ONE)) is fits
 
 
 @pytest.mark.parametrize("what", [{"cols": 2}, {"dot": False}])
-def test_a_band_has_no_boxes(what):
+def test_tiles_that_refuse_a_descriptor(what):
     with pytest.raises(ArgumentValueError, match=r"of one position and use tl\.dot to move boxes"):
         replace(ONE, descriptor=True, **what)
 
@@ -238,7 +238,7 @@ def test_a_band_has_no_boxes(what):
     ],
 )
 @pytest.mark.parametrize("pass_name", ["forward", "input_grad"])
-def test_small_batches_put_the_filters_on_the_side_of_64(pass_name, batch, dtype, device, swaps):
+def test_small_batches_swap_the_operands(pass_name, batch, dtype, device, swaps):
     found = [
         c for c in candidates(task(pass_name=pass_name, batch=batch, dtype=dtype), by_name(device)) if c.block_n >= 64
     ]
@@ -248,7 +248,7 @@ def test_small_batches_put_the_filters_on_the_side_of_64(pass_name, batch, dtype
 
 
 @pytest.mark.parametrize("pass_name", ["forward", "input_grad"])
-def test_rounded_weights_stay_on_their_side(pass_name):
+def test_rounded_weights_are_not_swapped(pass_name):
     mixed = Task(pass_name, LAYERS["plain"], 16, "bfloat16", "float32")
     assert not any(config.swap for config in candidates(mixed, H200))
 
@@ -266,19 +266,19 @@ def test_the_weight_gradient_loads_no_weights_and_swaps_whatever_their_type(weig
     [
         ("three_channels", "float32", "h200", 32),
         ("three_channels", "bfloat16", "h200", 64),
-        ("three_channels", "float32", "b200", 64),  # whose accumulator takes no registers
-        ("plain", "float32", "h200", 64),  # whose x goes straight to shared memory
+        ("three_channels", "float32", "b200", 64),  # the accumulator of a B200 is not in registers
+        ("plain", "float32", "h200", 64),  # x is copied to shared memory directly
     ],
 )
-def test_steps_are_shorter_where_both_operands_pass_through_registers(name, weight_dtype, device, deepest):
-    made = Task("forward", LAYERS[name], 512, "bfloat16", weight_dtype)
-    large = [c for c in candidates(made, by_name(device)) if min(c.block_b, c.block_n) >= 128 and not c.pad_channels]
+def test_steps_are_shorter_if_both_operands_pass_through_registers(name, weight_dtype, device, deepest):
+    task_ = Task("forward", LAYERS[name], 512, "bfloat16", weight_dtype)
+    large = [c for c in candidates(task_, by_name(device)) if min(c.block_b, c.block_n) >= 128 and not c.pad_channels]
     assert max(config.block_k for config in large) == deepest
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
 @pytest.mark.parametrize("name", ["plain", "groups", "depthwise"])
-def test_the_choice_has_a_program_a_multiprocessor_and_a_whole_copy_of_weights_a_thread(name, pass_name):
+def test_the_choice_fills_the_device_and_copies_16_bytes_a_thread(name, pass_name):
     t = task(name, pass_name)
     pick = model.choose(t, H200)
     assert programs(pass_name, t.geo, t.batch, pick) >= H200.multiprocessors
@@ -294,8 +294,8 @@ def test_programs_that_a_multiprocessor_holds():
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
-def test_depthwise_positions_share_what_they_read(pass_name):
-    """A program of several positions reads each site once from L2, and multiplies zeros past the edge only."""
+def test_depthwise_positions_share_their_sites(pass_name):
+    """A program of several positions reads each site once from L2, and multiplies by zero only past the edge."""
     t = task("depthwise", pass_name)
     pick = model.choose(t, H200)
     assert pick.rows * pick.cols > 1
@@ -315,31 +315,34 @@ DEEP = TileConfig(1, 1, 64, 64, 64, swap=True)
         ({"pass_name": "input_grad"}, True),
         ({"dtype": "float16"}, True),
         ({"config": replace(DEEP, block_k=32)}, True),
-        ({"config": replace(DEEP, block_k=16)}, False),  # one instruction a step, which the next step waits for
+        ({"config": replace(DEEP, block_k=16)}, False),  # a step has one instruction, and the next step waits for it
         ({"config": replace(DEEP, swap=False)}, False),  # the weights are operand B, in shared memory
-        ({"weight_dtype": "bfloat16"}, False),  # copied to shared memory as they are
-        ({"device": "a100"}, False),  # whose products are done when they return
-        ({"device": "b200"}, False),  # whose tensor cores read no registers
+        ({"weight_dtype": "bfloat16"}, False),  # weights are copied to shared memory without conversion
+        ({"device": "a100"}, False),  # products of an A100 are synchronous
+        ({"device": "b200"}, False),  # tensor cores of a B200 read no registers
         ({"device": "mi300x"}, False),
         ({"pass_name": "weight_grad"}, False),
         ({"pass_name": "weight_grad", "activation_grad": True}, True),
         ({"pass_name": "weight_grad", "activation_grad": True, "weight_dtype": "bfloat16"}, True),
         ({"pass_name": "weight_grad", "activation_grad": True, "dtype": "float32", "precision": "tf32"}, True),
-        ({"pass_name": "weight_grad", "activation_grad": True, "dtype": "float32"}, False),  # not by warp groups
+        (
+            {"pass_name": "weight_grad", "activation_grad": True, "dtype": "float32"},
+            False,
+        ),  # no products of warp groups
         ({"pass_name": "weight_grad", "activation_grad": True, "config": replace(DEEP, block_b=16)}, False),
         ({"pass_name": "weight_grad", "activation_grad": True, "config": replace(DEEP, swap=False)}, False),
     ],
 )
-def test_where_registers_of_an_operand_are_overwritten(what, overwrites):
-    """`tests/machine/test_in_flight.py` compiles such tiles."""
+def test_tiles_that_overwrite_registers_of_an_operand(what, overwrites):
+    """`tests/machine/test_in_flight.py` compiles such tiles and looks for overwritten registers."""
     types = what.get("dtype", "bfloat16"), what.get("weight_dtype", "float32")
-    made = Task(what.get("pass_name", "forward"), LAYERS["plain"], 64, *types, what.get("precision", "ieee"))
+    task_ = Task(what.get("pass_name", "forward"), LAYERS["plain"], 64, *types, what.get("precision", "ieee"))
     device, config = by_name(what.get("device", "h200")), what.get("config", DEEP)
-    assert overwrites_operand(made, device, config, activation_grad=what.get("activation_grad", False)) is overwrites
+    assert overwrites_operand(task_, device, config, activation_grad=what.get("activation_grad", False)) is overwrites
 
 
 @pytest.mark.parametrize("pass_name", ["forward", "input_grad"])
-def test_no_tile_that_overwrites_an_operand_is_offered(pass_name):
+def test_no_candidate_overwrites_an_operand(pass_name):
     mixed = Task(pass_name, LAYERS["plain"], 64, "bfloat16", "float32")
     parents = candidates(mixed, H200)
     offered = {config for parent in parents for config in variants(mixed, H200, parent)}.union(parents)
@@ -348,15 +351,15 @@ def test_no_tile_that_overwrites_an_operand_is_offered(pass_name):
     assert replace(DEEP, block_k=64) in set(variants(mixed, by_name("b200"), replace(DEEP, swap=False)))
 
 
-def test_a_weight_gradient_that_would_overwrite_an_operand_takes_g_behind_the_activation():
-    made, deep = task(pass_name="weight_grad", batch=16), TileConfig(1, 1, 64, 32, 32, swap=True)
-    assert overwrites_operand(made, H200, deep, activation_grad=True)
-    assert not model.fuses_activation_grad(made, H200, deep)
-    assert model.fuses_activation_grad(made, H200, replace(deep, block_b=16))
-    assert model.fuses_activation_grad(made, by_name("b200"), deep)
+def test_a_weight_gradient_that_would_overwrite_an_operand_is_not_fused():
+    task_, deep = task(pass_name="weight_grad", batch=16), TileConfig(1, 1, 64, 32, 32, swap=True)
+    assert overwrites_operand(task_, H200, deep, activation_grad=True)
+    assert not model.fuses_activation_grad(task_, H200, deep)
+    assert model.fuses_activation_grad(task_, H200, replace(deep, block_b=16))
+    assert model.fuses_activation_grad(task_, by_name("b200"), deep)
 
 
-def test_variants():
+def test_variants_of_a_tile():
     found = set(variants(task(), H200, ONE))
     assert replace(ONE, swap=True) in found
     assert replace(ONE, descriptor=True) in found
@@ -366,11 +369,11 @@ def test_variants():
 
 
 def test_variants_without_dot_have_other_warps_and_more_samples():
-    """Their loads are not pipelined, so tiles that differ in stages alone are one kernel."""
+    """Their loads are not pipelined, so tiles that differ only in stages are the same kernel."""
     tile = TileConfig(1, 1, 64, 4, 4, dot=False, num_warps=2, num_stages=2)
-    twice = replace(tile, block_b=8, num_warps=4)
-    assert set(variants(task("depthwise"), H200, tile)) == {*(replace(tile, num_warps=n) for n in (1, 2, 4)), twice}
-    assert twice not in variants(task("depthwise", batch=4), H200, tile)
+    doubled = replace(tile, block_b=8, num_warps=4)
+    assert set(variants(task("depthwise"), H200, tile)) == {*(replace(tile, num_warps=n) for n in (1, 2, 4)), doubled}
+    assert doubled not in variants(task("depthwise", batch=4), H200, tile)
 
 
 def test_nearly_all_multiprocessors_are_enough_on_hopper():
@@ -383,31 +386,31 @@ def test_nearly_all_multiprocessors_are_enough_on_hopper():
     assert programs("forward", layer.as_4d(), 512, model.choose(t, a100)) >= a100.multiprocessors
 
 
-def test_eight_warps_stream_where_each_multiprocessor_has_several_programs():
+def test_eight_warps_stream_only_with_several_programs_a_multiprocessor():
     few, many = Geometry.make((10, 10), 16, 16, 5), Geometry.make((63, 63), 16, 16, 9)
     for layer, streams in ((few, False), (many, True)):
         t = Task("weight_grad", layer, 128, "bfloat16", "bfloat16")
         found = [c for c in candidates(t, H200) if c.stream > 1 and c.num_warps > 4]
-        least = 4 * H200.multiprocessors
-        assert all(programs("weight_grad", layer.as_4d(), 128, c) >= least for c in found)
+        minimum = 4 * H200.multiprocessors
+        assert all(programs("weight_grad", layer.as_4d(), 128, c) >= minimum for c in found)
         assert bool(found) is streams
 
 
-def test_thin_weight_gradients_over_many_samples_hold_few_numbers():
+def test_thin_weight_gradients_of_many_samples_use_small_tiles():
     layer = Geometry.make((32, 32), 3, 256, 9, stride=2, padding=4)
     found = candidates(Task("weight_grad", layer, 512, "bfloat16", "bfloat16"), H200)
     assert max((c.block_b + c.block_n) * c.block_k for c in found if c.block_b < 512) <= 80 * 128
 
 
 @pytest.mark.parametrize("weight_dtype", ["float32", "bfloat16"])
-def test_where_weights_are_rounded_other_programs_hide_it(weight_dtype):
-    """Of 28 x 28 x 64, k3, f64 at batch 64, the input gradient of a tile of four positions: one program fits."""
+def test_other_programs_hide_the_rounding_of_weights(weight_dtype):
+    """Rounding takes time unless another program on the multiprocessor computes meanwhile."""
     t = Task("input_grad", Geometry.make((28, 28), 64, 64, 3), 64, "bfloat16", weight_dtype)
-    alone = [(seconds, c) for seconds, c in model.ranked(t, H200) if resident(t, H200, c) == 1]
-    assert alone
+    single_resident = [(seconds, c) for seconds, c in model.ranked(t, H200) if resident(t, H200, c) == 1]
+    assert single_resident
     if weight_dtype == "float32":
         assert resident(t, H200, model.choose(t, H200)) > 1
-    for _, config in alone:
+    for _, config in single_resident:
         terms = model.roofline_terms(t, H200, config)
         rest = model.predict(t, H200, config) - max(terms.memory, terms.l2, terms.arithmetic)
         others = terms.memory + terms.l2 + terms.arithmetic - max(terms.memory, terms.l2, terms.arithmetic)

@@ -1,4 +1,4 @@
-"""Tiles on disk: round trips, many writers, killed writers, and files that cannot be used."""
+"""Files of tiles: round trips, concurrent and killed writers, and files that cannot be used."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from lc_triton.tiles.task import Task
 
 LAYER = Geometry.make((8, 9), 16, 32, 3, stride=2, padding=1)
 KEY = Task("forward", LAYER, 20, "bfloat16", "float32").key
-# Invented numbers: they exercise the file format and never leave the test.
+# Invented times, which only the tests of the file format use.
 MEASURED = Measured(
     TileConfig(2, 4, 32, 64, 32, num_warps=8),
     10.5,
@@ -82,8 +82,8 @@ def test_round_trip(tmp_path):
     assert (content["schema"], content["device"], content["face"]) == (1, "NVIDIA H200", "forward")
 
 
-def test_tiles_of_updates_stand_beside_those_of_stored_gradients(tmp_path):
-    """A rule has its own, and each kind of states; older files have keys without these."""
+def test_updates_and_stored_gradients_have_separate_entries(tmp_path):
+    """Each rule and each kind of states has its own key. Keys of older files have neither."""
     path, stored = tmp_path / "weight_grad.json", Task("weight_grad", LAYER, 20, "bfloat16", "float32")
     tasks = [stored, *(replace(stored, update=rule) for rule in ("adamw", "momentum", "sgd", "square_sum"))]
     tasks += [replace(tasks[1], state_dtype=dtype) for dtype in ("bfloat16", "int8")]
@@ -98,7 +98,7 @@ def test_tiles_of_updates_stand_beside_those_of_stored_gradients(tmp_path):
     assert replace(stored, update="add").key == replace(stored, update="sgd").key
 
 
-def test_the_source_of_the_update_counts_for_tiles_of_updates_alone():
+def test_the_source_of_updates_is_hashed_only_for_updates():
     stored = Task("weight_grad", LAYER, 20, "bfloat16", "float32")
     assert store.kernel_hash_of(stored) == store.kernel_hash("weight_grad")
     assert store.kernel_hash_of(replace(stored, update="adamw")) != store.kernel_hash("weight_grad")
@@ -120,7 +120,7 @@ def test_keys_of_unknown_updates_are_refused(fields, message):
 
 
 @pytest.mark.parametrize("order", [(MEASURED, SIMULATED), (SIMULATED, MEASURED)], ids=["measured first", "last"])
-def test_a_measured_and_a_simulated_tile_of_one_problem_stand_side_by_side(order, tmp_path):
+def test_a_measured_and_a_simulated_tile_of_one_problem_are_both_kept(order, tmp_path):
     path = tmp_path / "forward.json"
     for entry in order:
         store.merge(path, "NVIDIA H200", "forward", {KEY: entry})
@@ -183,7 +183,7 @@ def test_a_killed_writer_leaves_a_readable_file(tmp_path):
         process.wait()
         kept = {k.positions for k in store.read(path)}
         assert 1000 * attempt + written + 1 in kept
-    store.merge(path, "GPU", "forward", {KEY: MEASURED})  # the dead have left no lock
+    store.merge(path, "GPU", "forward", {KEY: MEASURED})  # the killed processes left no lock
     assert KEY in store.read(path)
 
 
@@ -242,7 +242,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("name", UNUSABLE)
-def test_a_file_that_cannot_be_used_is_named_once_skipped_and_left_as_it_is(name, tmp_path):
+def test_an_unusable_file_is_reported_once_skipped_and_unchanged(name, tmp_path):
     text, message = UNUSABLE[name]
     path = tmp_path / "forward.json"
     path.write_text(text, errors="surrogateescape")
@@ -250,11 +250,11 @@ def test_a_file_that_cannot_be_used_is_named_once_skipped_and_left_as_it_is(name
     with pytest.raises(ConfigFileError) as caught:
         store.read(path)
     assert message in str(caught.value)
-    with pytest.warns(RuntimeWarning) as seen:
+    with pytest.warns(RuntimeWarning) as warned:
         assert store.read_or_warn(path) == {}
-    assert len(seen) == 1
-    said = str(seen[0].message)
-    assert any(f"file {path} is not used: {start}" in said for start in ("it", "entry 0", "entry 1"))
+    assert len(warned) == 1
+    warning = str(warned[0].message)
+    assert any(f"file {path} is not used: {start}" in warning for start in ("it", "entry 0", "entry 1"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert store.read_or_warn(path) == {}
@@ -289,34 +289,34 @@ def kernel_modules(*names):
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
-def test_the_hash_follows_the_source_of_what_is_launched(pass_name, tmp_path, monkeypatch):
-    """The pass's kernel, the launches before and behind it, and no other pass; no file has tiles of an update."""
+def test_the_hash_is_of_the_launched_kernels(pass_name, tmp_path, monkeypatch):
+    """The hash is of the kernel of the pass and of the launches before and after it, without those of updates."""
     shutil.copytree(store.KERNELS, tmp_path / "kernels")
     monkeypatch.setattr(store, "KERNELS", tmp_path / "kernels")
-    of_source = store.kernel_hash.__wrapped__
-    before = of_source(pass_name)
+    kernel_hash = store.kernel_hash.__wrapped__
+    before = kernel_hash(pass_name)
     assert len(before) == 12
-    assert len({of_source(name) for name in PASSES}) == 3
-    beside = {"forward": ["pad_channels"], "input_grad": [], "weight_grad": ["shared_weight_grad"]}[pass_name]
-    launched = kernel_modules(pass_name, "combine", *beside)
+    assert len({kernel_hash(name) for name in PASSES}) == 3
+    other_launches = {"forward": ["pad_channels"], "input_grad": [], "weight_grad": ["shared_weight_grad"]}[pass_name]
+    launched = kernel_modules(pass_name, "combine", *other_launches)
     launched -= {"update"}
     for file in store.KERNELS.glob("[a-z]*.py"):
         source = file.read_bytes()
         file.write_bytes(source + b"changed = 1\n")
-        assert (of_source(pass_name) != before) is (file.stem in launched), file.name
+        assert (kernel_hash(pass_name) != before) is (file.stem in launched), file.name
         file.write_bytes(source)
 
 
 def test_the_hash_depends_on_code_and_not_on_its_comments(tmp_path, monkeypatch):
     """Measured tiles stay in use where only comments, docstrings or empty lines of a kernel change."""
-    of_source = store.kernel_hash.__wrapped__
+    kernel_hash = store.kernel_hash.__wrapped__
     monkeypatch.setattr(store, "KERNELS", tmp_path)
     for name in ("common.py", "combine.py", "input_grad.py"):
         (tmp_path / name).write_text("")
 
     def hash_of(source):
         (tmp_path / "input_grad.py").write_text(source)
-        return of_source("input_grad")
+        return kernel_hash("input_grad")
 
     plain = "def f(a):\n    x = a\n    return x\n"
     commented = (

@@ -16,7 +16,7 @@ from lc_triton.tiles.task import Task
 GOOD = {"name": "a", "input": [8, 8, 4], "kernel": [3, 3], "filters": 8, "batches": [1, 32]}
 
 
-def test_the_published_ones():
+def test_the_published_workloads():
     found = workloads.read(paths.shipped_workloads())
     assert len(found) == 18
     layer = found["deepface_l4"]
@@ -82,15 +82,19 @@ TRAPS = """{
     ("values", "line", "message"),
     [
         (("[0, 3]", "[3, 3]", ""), 7, "kernel_size must be an integer >= 1, got 0"),
-        (("[3, 3]", "[0, 3]", ""), 11, "kernel_size must be an integer >= 1, got 0"),  # of two, the last counts
+        (
+            ("[3, 3]", "[0, 3]", ""),
+            11,
+            "kernel_size must be an integer >= 1, got 0",
+        ),  # the last of two equal keys is used
         (("[3, 3]", "[3, 3]", ', "groups": 3'), 12, "in_channels must be divisible by groups"),
         (("[3, 3]", "[3, 3]", ', "filters": 0'), 12, "out_channels must be an integer >= 1, got 0"),
         (("[3, 3]", "[9, 9]", ""), 11, "kernel_size (9, 9) with dilation"),
         (("[3, 3]", "[3, 3]", ', "kernle": 0'), 12, "field 'kernle' is not known"),
     ],
 )
-def test_the_line_is_that_of_the_entrys_own_field(values, line, message, tmp_path):
-    """Not that of a text, of another entry, or of a name that is a field's."""
+def test_an_error_names_the_line_of_the_field(values, line, message, tmp_path):
+    """Other entries, texts and names also contain the name of the field."""
     path = tmp_path / "w.json"
     path.write_text(TRAPS % values)
     with pytest.raises(WorkloadError) as caught:
@@ -106,7 +110,7 @@ def test_the_line_is_that_of_the_entrys_own_field(values, line, message, tmp_pat
         ('{"workloads": 3}', 'it must be an object with a list "workloads"'),
     ],
 )
-def test_a_file_of_something_else(text, message, tmp_path):
+def test_a_file_without_workloads(text, message, tmp_path):
     path = tmp_path / "w.json"
     path.write_text(text)
     with pytest.raises(WorkloadError) as caught:
@@ -119,7 +123,7 @@ def test_a_missing_file_is_named(tmp_path, capsys):
     assert "line 1: it cannot be read" in capsys.readouterr().err
 
 
-def test_configs_lists_what_would_be_used(capsys):
+def test_configs_lists_the_tiles_of_all_passes(capsys):
     assert cli.main(["configs", "--workload", "lrlc_l2", "--batch", "64", "--device", "a100", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [r["face"] for r in rows] == list(PASSES)
@@ -169,15 +173,16 @@ def test_roofline_and_traffic():
     assert roofline(task(32), h200) == pytest.approx(bytes_moved / h200.memory_rate)
     many = 2 * 10**5 * 55 * 55 * 81 * 16 * 16
     assert roofline(task(10**5), h200) == pytest.approx(many / h200.tensor_rate)
-    whole, half = TileConfig(2, 4, 16, 32, 64), TileConfig(4, 4, 8, 32, 64)
-    assert roofline_terms(task(32), h200, whole)[:3] == (
+    full_sectors, half_sectors = TileConfig(2, 4, 16, 32, 64), TileConfig(4, 4, 8, 32, 64)
+    assert roofline_terms(task(32), h200, full_sectors)[:3] == (
         bytes_moved,
-        28 * 14 * 32 * (10 * 12 * 16) * 2 + 2 * 55 * 55 * 81 * 16 * 16,  # tiles of 2 x 4 positions over runs of 10 x 12
+        28 * 14 * 32 * (10 * 12 * 16) * 2
+        + 2 * 55 * 55 * 81 * 16 * 16,  # a tile of 2 x 4 positions gathers 10 x 12 sites
         2 * 28 * 14 * 32 * (10 * 12 * 16) * 128,
     )
-    assert weight_traffic_ratio(task(32), whole) == 1.0  # one run of 81 * 16 * 16 numbers a position
-    assert weight_traffic_ratio(task(32), half) == 2.0  # runs of 8 numbers use half a sector
-    assert weight_traffic_ratio(task(32, "input_grad"), half) == 1.0  # 8 channels of 16 filters are one run
+    assert weight_traffic_ratio(task(32), full_sectors) == 1.0  # 81 * 16 * 16 consecutive numbers a position
+    assert weight_traffic_ratio(task(32), half_sectors) == 2.0  # runs of 8 numbers use half a sector
+    assert weight_traffic_ratio(task(32, "input_grad"), half_sectors) == 1.0  # 8 channels of 16 filters are one run
 
 
 @pytest.mark.parametrize(
@@ -186,18 +191,18 @@ def test_roofline_and_traffic():
         (1, "bfloat16", TileConfig(), (6 + 30) / 6),  # runs of three numbers that begin at any even address
         (1, "float32", TileConfig(), (12 + 28) / 12),
         (3, "bfloat16", TileConfig(), (18 + 30) / 18),
-        (3, "bfloat16", TileConfig(1, 16), 128 / (18 * 6)),  # 16 positions further, a run begins as before
+        (3, "bfloat16", TileConfig(1, 16), 128 / (18 * 6)),  # all runs begin at the same alignment
         (16, "bfloat16", TileConfig(), 1.0),
         (8, "bfloat16", TileConfig(), (48 + 16) / 48),
     ],
 )
-def test_gathers_of_few_channels_touch_whole_sectors(channels, dtype, tile, ratio):
+def test_gathers_of_few_channels_read_full_sectors(channels, dtype, tile, ratio):
     layer = Geometry.make((34, 32), channels, 16, 3)
     task = Task("forward", layer, 16, dtype, dtype)
     assert gather_traffic_ratio(task, tile) == pytest.approx(ratio)
 
 
-def test_the_weight_gradient_reads_g_once_more_for_the_bias():
+def test_the_weight_gradient_reads_g_again_for_the_bias():
     layer = Geometry.make((10,), 16, 32, 3)
     tile = TileConfig(1, 1, 32, 16, 16)  # three blocks of k
     terms = roofline_terms(Task("weight_grad", layer, 64, "bfloat16", "bfloat16"), by_name("h200"), tile)

@@ -1,4 +1,4 @@
-"""Names and types as a user's type checker sees them."""
+"""Names and types for type checkers of users' code."""
 
 import importlib
 import re
@@ -22,7 +22,7 @@ SAMPLE = "tests/typing/user_code.py"
 @pytest.mark.subprocess
 @pytest.mark.slow
 def test_user_code_passes_mypy():
-    """With each of its marked lines in error: an unused mark is an error too."""
+    """Each line marked `type: ignore` must have an error: mypy reports unused marks."""
     command = [sys.executable, "-m", "mypy", SAMPLE]  # with the options, and so the cache, of `make types`
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
@@ -48,11 +48,11 @@ def test_the_sample_marks_errors_for_both_checkers():
         (names.QuantizedName, quantized.KINDS),
     ],
 )
-def test_types_have_the_names_that_run(alias, known):
+def test_types_have_the_names_that_the_library_accepts(alias, known):
     assert set(get_args(alias)) == set(known)
 
 
-def test_pairs_have_the_constants_that_run():
+def test_types_of_pairs_have_the_activations_with_a_constant():
     for name, entry in activations._TABLE.items():
         assert (f"'{name}'" in names.ActivationPair.partition("float")[0]) == (entry.constant is not None)
     for kind in ("none", "tanh"):
@@ -70,13 +70,13 @@ def test_submodules_need_no_import_of_their_own():
     assert done.stdout == "lc_triton.parallel.cost True\n"
 
 
-def test_a_name_that_the_package_does_not_have():
+def test_an_unknown_name_of_the_package():
     with pytest.raises(AttributeError, match="module 'lc_triton' has no attribute 'LocalConv4d'"):
         lc_triton.LocalConv4d  # noqa: B018
 
 
 def test_reexports_are_explicit():
-    """`from x import y as y`, or a name of `__all__`: what type checkers take for public."""
+    """Type checkers take an import as public if it is `from x import y as y`, or in `__all__`."""
     for package in ("lc_triton", "lc_triton.keras", "lc_triton.parallel"):
         module = importlib.import_module(package)
         text = Path(module.__file__).read_text()

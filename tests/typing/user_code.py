@@ -1,4 +1,4 @@
-"""What users write, for type checkers: each line passes, but for those with the code of the error they must give.
+"""A sample of users' code for type checkers. Lines with an `ignore` comment must have its error, others none.
 
 mypy checks it in `tests/typing/test_types.py`, pyright in `make types`; nothing runs it.
 """
