@@ -10,7 +10,7 @@ import lc_triton
 from lc_triton import errors as E
 from lc_triton.ops import gather as ours
 from tests.cases import CASES, IDS, assert_close, tensors
-from tests.errors.checking import check_message, every
+from tests.errors.checking import check_message, parametrize_errors
 
 TABLES = {
     "distinct": [[0, 1], [3, 2], [4, 6]],
@@ -237,7 +237,7 @@ CALLS = [
 ]
 
 
-@every(CALLS)
+@parametrize_errors(CALLS)
 def test_errors(call, kind, message):
     check_message(call, kind, message)
 

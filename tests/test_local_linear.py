@@ -8,7 +8,7 @@ import lc_triton
 from lc_triton import errors as E
 from lc_triton.parallel import PositionParallel
 from tests.cases import assert_close
-from tests.errors.checking import check_message, every
+from tests.errors.checking import check_message, parametrize_errors
 
 
 def definition(layer, x):
@@ -133,7 +133,7 @@ CALLS = [
 ]
 
 
-@every(CALLS)
+@parametrize_errors(CALLS)
 def test_errors(call, kind, message):
     check_message(call, kind, message)
 

@@ -9,7 +9,7 @@ from lc_triton import errors as E
 from lc_triton.layers import _low_rank
 from lc_triton.ops import low_rank
 from tests.cases import CASES, IDS, assert_close, tensors
-from tests.errors.checking import check_message, every
+from tests.errors.checking import check_message, parametrize_errors
 
 LAYERS = {1: lc_triton.LowRankLocalConv1d, 2: lc_triton.LowRankLocalConv2d, 3: lc_triton.LowRankLocalConv3d}
 LOCAL = {1: lc_triton.LocalConv1d, 2: lc_triton.LocalConv2d, 3: lc_triton.LocalConv3d}
@@ -202,7 +202,7 @@ CALLS = [
 ]
 
 
-@every(CALLS)
+@parametrize_errors(CALLS)
 def test_errors(call, kind, message):
     check_message(call, kind, message)
 

@@ -13,7 +13,7 @@ import lc_triton
 from lc_triton import errors as E
 from lc_triton.ops import position_penalty as ours
 from tests.cases import assert_close
-from tests.errors.checking import check_message, every
+from tests.errors.checking import check_message, parametrize_errors
 from tests.pairwise import pairwise
 
 KINDS = ("neighbours", "mean", "smooth")
@@ -194,6 +194,6 @@ CALLS = [
 ]
 
 
-@every(CALLS)
+@parametrize_errors(CALLS)
 def test_errors(call, kind, message):
     check_message(call, kind, message)

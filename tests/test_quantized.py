@@ -13,7 +13,7 @@ import lc_triton
 from lc_triton import errors as E
 from lc_triton.ops.quantized import dequantize, quantize
 from tests.cases import CASES, IDS, assert_close, tensors
-from tests.errors.checking import check_message, every
+from tests.errors.checking import check_message, parametrize_errors
 from tests.pairwise import pairwise
 
 KINDS = ("int8", "float8_e4m3", "int4")
@@ -280,6 +280,6 @@ CALLS = [
 ]
 
 
-@every(CALLS)
+@parametrize_errors(CALLS)
 def test_errors(call, kind, message):
     check_message(call, kind, message)

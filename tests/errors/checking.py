@@ -1,4 +1,4 @@
-"""A call that must fail, the class of its error, and a part of its message: shared by the files of this folder."""
+"""Tests of calls that must fail, with the class and a part of the message of the error."""
 
 import pickle
 
@@ -7,14 +7,14 @@ import pytest
 import lc_triton
 
 
-def every(calls):
-    """One test for each (call, class of the error, part of the message)."""
+def parametrize_errors(calls):
+    """Parametrize a test over calls, each a tuple (call, class of the error, part of the message)."""
     ids = [f"{i}_{kind.__name__}" for i, (_, kind, _) in enumerate(calls)]
     return pytest.mark.parametrize(("call", "kind", "message"), calls, ids=ids)
 
 
 def check_message(call, kind, message):
-    """The call raises this error with this message, and the error survives pickling."""
+    """Check that a call raises an error of this class with this message, and that the error can be pickled."""
     with pytest.raises(kind) as caught:
         call()
     assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""Bad arguments of local_conv, local_conv_transpose, backend and TileConfig: one clear message each."""
+"""Messages for wrong arguments of local_conv, local_conv_transpose, backend and TileConfig."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import torch
 import lc_triton
 from lc_triton import errors as E
 from lc_triton.tiles.config import TileConfig
-from tests.errors.checking import check_message, every
+from tests.errors.checking import check_message, parametrize_errors
 
 
 def conv(x=(2, 4, 9, 8), weight=(7, 6, 3, 3, 4, 6), bias=None, dtype=torch.float32, weight_dtype=None, **kwargs):
@@ -218,12 +218,12 @@ CALLS = [
 ]
 
 
-@every(CALLS)
+@parametrize_errors(CALLS)
 def test_message(call, kind, message):
     check_message(call, kind, message)
 
 
-def test_a_good_call_does_not_make_its_look_alike_good():
+def test_a_valid_argument_does_not_hide_an_equal_invalid_one():
     for good, bad in (((1, 1), (True, 1)), (1, True), ((1, 1), (1.0, 1)), (1, 1.0)):
         conv(stride=good)
         with pytest.raises(E.ArgumentTypeError):
@@ -253,7 +253,7 @@ def test_a_good_call_does_not_make_its_look_alike_good():
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )
-def test_arguments_that_cannot_be_cached_or_meant(kwargs, message):
+def test_arguments_of_wrong_types(kwargs, message):
     with pytest.raises(E.ArgumentTypeError) as caught:
         conv(**kwargs)
     assert message in str(caught.value)

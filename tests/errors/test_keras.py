@@ -1,11 +1,11 @@
-"""Bad arguments of the layers in Keras's convention and of what belongs to them: one clear message each."""
+"""Messages for wrong arguments of the layers in Keras's convention, of initializers, penalties and constraints."""
 
 import numpy as np
 import torch
 
 import lc_triton
 from lc_triton import errors as E
-from tests.errors.checking import check_message, every
+from tests.errors.checking import check_message, parametrize_errors
 
 
 def keras2d(filters=4, kernel_size=3, *args, x=None, **kwargs):
@@ -254,6 +254,6 @@ CALLS = [
 ]
 
 
-@every(CALLS)
+@parametrize_errors(CALLS)
 def test_message(call, kind, message):
     check_message(call, kind, message)

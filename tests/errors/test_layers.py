@@ -1,4 +1,4 @@
-"""Bad arguments of the layers in torch's convention and of the conversions: one clear message each."""
+"""Messages for wrong arguments of the layers in torch's convention and of the conversions."""
 
 import re
 
@@ -8,7 +8,7 @@ import torch
 
 import lc_triton
 from lc_triton import errors as E
-from tests.errors.checking import check_message, every
+from tests.errors.checking import check_message, parametrize_errors
 
 
 def layer(*args, **kwargs):
@@ -125,13 +125,13 @@ CALLS = [
 ]
 
 
-@every(CALLS)
+@parametrize_errors(CALLS)
 def test_message(call, kind, message):
     check_message(call, kind, message)
 
 
-def given(layer, name, value):
-    """The output of a layer of which one parameter is another tensor."""
+def call_with_parameter(layer, name, value):
+    """Replace a parameter of a layer by a tensor, and call the layer."""
     delattr(layer, name)
     layer.register_buffer(name, value)
     x = torch.zeros(2, 3, 6, 5) if isinstance(layer, lc_triton.LowRankLocalConv2d) else torch.zeros(2, 4, 3)
@@ -139,11 +139,11 @@ def given(layer, name, value):
 
 
 def low_rank(name, value):
-    return given(lc_triton.LowRankLocalConv2d(3, 4, 3, input_size=(6, 5), rank=2), name, value)
+    return call_with_parameter(lc_triton.LowRankLocalConv2d(3, 4, 3, input_size=(6, 5), rank=2), name, value)
 
 
 def linear(name, value):
-    return given(lc_triton.LocalLinear(4, 3, 2), name, value)
+    return call_with_parameter(lc_triton.LocalLinear(4, 3, 2), name, value)
 
 
 PARAMETERS = [
@@ -183,7 +183,7 @@ PARAMETERS = [
 ]
 
 
-@every(PARAMETERS)
+@parametrize_errors(PARAMETERS)
 def test_message_of_a_parameter(call, kind, message):
     check_message(call, kind, message)
 
@@ -202,7 +202,7 @@ CHANNELS = [
 
 
 @pytest.mark.parametrize(("make", "shape", "message"), CHANNELS)
-def test_channels_in_another_dimension_are_found(make, shape, message):
+def test_the_message_names_the_dimension_of_the_channels(make, shape, message):
     layer = make()
     with pytest.raises(E.ChannelError, match=re.escape(message)) as caught:
         layer(torch.zeros(shape))
@@ -215,6 +215,6 @@ def test_the_order_of_torchs_arguments_is_explained():
 
 
 @pytest.mark.parametrize("value", ["float16", float, np.float32])
-def test_a_dtype_of_another_librarys_is_told_from_torchs(value):
+def test_dtypes_of_other_libraries_are_refused(value):
     with pytest.raises(E.ArgumentTypeError, match=r"dtype must be a torch\.dtype, such as torch\.float16"):
         lc_triton.LocalConv2d(3, 4, 3, 6, dtype=value)

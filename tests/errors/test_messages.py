@@ -1,4 +1,4 @@
-"""What holds for the message and the class of every error."""
+"""The message and the class of every error."""
 
 import numpy as np
 import pytest
@@ -19,11 +19,11 @@ class Unprintable:
         (np.ones((2, 3, 6, 5), "float32"), "got an array of shape (2, 3, 6, 5) and dtype float32 of type ndarray"),
         ([0.5] * 1000, "... of type list"),
         (Unprintable(), "got what has no repr of type Unprintable"),
-        (torch.nested.nested_tensor([torch.zeros(3, 6, 5)]), "of type Tensor"),  # which has no shape
+        (torch.nested.nested_tensor([torch.zeros(3, 6, 5)]), "of type Tensor"),  # a nested tensor has no shape
     ],
     ids=["array", "long", "unprintable", "nested"],
 )
-def test_a_message_shows_no_wall_of_numbers(value, shown):
+def test_messages_about_large_values_are_short(value, shown):
     with pytest.raises(E.ArgumentTypeError) as caught:
         lc_triton.LocalConv2d(3, 4, 3, input_size=(6, 5))(value)
     assert shown in str(caught.value)
@@ -31,7 +31,7 @@ def test_a_message_shows_no_wall_of_numbers(value, shown):
     assert caught.value.fields["value"] is value
 
 
-def test_every_kind_of_error_is_both_ours_and_pythons():
+def test_every_class_derives_from_ours_and_from_pythons():
     for name in E.__all__:
         kind = getattr(E, name)
         if kind is not E.LocalConvError:
