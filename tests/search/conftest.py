@@ -1,4 +1,4 @@
-"""What the tests of searches share: a folder for their results."""
+"""Fixtures of the tests of searches."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from lc_triton.tiles import paths, store
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Where results go; the user's folder is another, and empty."""
+    """A folder for results, which is not the user's folder; that one is empty."""
     monkeypatch.setattr(paths, "user_configs", lambda: tmp_path / "user")
     store.read_or_warn.cache_clear()
     yield tmp_path / "out"

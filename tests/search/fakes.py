@@ -1,4 +1,4 @@
-"""A bench that times nothing, for tests of what surrounds one."""
+"""A stand-in for the bench that times tiles, for tests of the search."""
 
 from lc_triton.core.geometry import Geometry
 from lc_triton.search.strategy import Disagreement
@@ -20,7 +20,7 @@ def file_of(folder):
 
 
 class Clock:
-    """Seconds that pass only when a bench works."""
+    """A clock that advances only when a bench works."""
 
     def __init__(self):
         self.now = 0.0
@@ -30,7 +30,7 @@ class Clock:
 
 
 class FakeBench:
-    """Takes each tile's time from a function of the tile; a string instead of a number is what goes wrong."""
+    """Returns for each tile the time that a function gives; if it gives a string, the tile fails with this message."""
 
     def __init__(self, us, clock=None, compile_seconds=0.0, trial_seconds=1.0):
         self.us, self.clock = us, clock or Clock()

@@ -71,8 +71,8 @@ def test_wrong_arguments(arguments, message, dry, capsys):
 
 
 @pytest.mark.parametrize("command", ["tune", "configs", "inspect"])
-def test_a_layer_whose_states_no_tile_holds_is_named(command, capsys):
-    """Before anything is printed of the layers before it."""
+def test_a_layer_without_a_tile_for_its_states_is_named(command, capsys):
+    """The error comes before any output about the layers before it."""
     layers = ["--shapes", "8x8x32,k3,f32", "8x8x32,k3,f40,g2", "--batches", "8"]
     options = ["--faces", "weight_grad", "--update", "adamw", "--states", "8 bits"]
     assert cli.main([command, *layers, *options]) == 2
@@ -122,7 +122,7 @@ def test_published_networks_are_tuned_by_default(capsys):
     assert "  deepface_l4 batch 512 bfloat16 weight_grad: " in capsys.readouterr().out
 
 
-def test_measuring(gpu, capsys, tmp_path):
+def test_measuring_a_layer(gpu, capsys, tmp_path):
     assert cli.main(["tune", *SHAPE, "--dtypes", "tf32"]) == 0
     captured = capsys.readouterr()
     assert captured.out.count("the model's pick takes 1.00 times that") == 3
@@ -130,11 +130,11 @@ def test_measuring(gpu, capsys, tmp_path):
     (key,) = store.read(next((tmp_path / "user").glob("*/*/forward.json")))
     assert (key.dtype, key.precision, key.batch) == ("float32", "tf32", 32)
     assert cli.main(["tune", *SHAPE, "--dtypes", "tf32", "--resume"]) == 0
-    assert capsys.readouterr().out == "0 measured; 3 on file already\n"  # and nothing is said to be written
+    assert capsys.readouterr().out == "0 measured; 3 on file already\n"  # no file is reported as written
 
 
 def test_measuring_an_update(gpu, capsys, tmp_path):
-    """The weight gradient's own row; other passes are as they are, and what is stored keeps its tile."""
+    """The update has an entry of its own; other passes and the stored gradient are not changed."""
     arguments = [*SHAPE, "--dtypes", "bfloat16/float32", "--update", "adamw", "--states", "8 bits"]
     assert cli.main(["tune", *arguments]) == 0
     out = capsys.readouterr().out
@@ -144,20 +144,20 @@ def test_measuring_an_update(gpu, capsys, tmp_path):
     assert (key.update, key.state_dtype) == ("adamw", "int8")
     assert cli.main(["tune", *arguments, "--resume"]) == 0
     assert capsys.readouterr().out == "0 measured; 3 on file already\n"
-    shown = [*SHAPE, "--dtypes", "bfloat16/float32", "--faces", "weight_grad", "--device", of_gpu(0).full_name]
+    options = [*SHAPE, "--dtypes", "bfloat16/float32", "--faces", "weight_grad", "--device", of_gpu(0).full_name]
     for more, source in (
         (["--update", "adamw", "--states", "8 bits"], "user"),
         (["--update", "adamw"], "model"),
         ([], "model"),
     ):
-        assert cli.main(["configs", *shown, *more, "--json"]) == 0
+        assert cli.main(["configs", *options, *more, "--json"]) == 0
         (row,) = json.loads(capsys.readouterr().out)
         assert (row["source"], row.get("update")) == (source, "adamw" if more else None)
-    assert cli.main(["configs", *shown, "--update", "adamw"]) == 0
+    assert cli.main(["configs", *options, "--update", "adamw"]) == 0
     assert "weight_grad+adamw " in capsys.readouterr().out
 
 
-def test_one_file(gpu, capsys, tmp_path):
+def test_writing_into_one_file(gpu, capsys, tmp_path):
     out = tmp_path / "mine.json"
     assert cli.main(["tune", *SHAPE, "--faces", "input_grad", "--out", str(out)]) == 0
     assert json.loads(out.read_text())["face"] == "input_grad"
@@ -166,12 +166,12 @@ def test_one_file(gpu, capsys, tmp_path):
     assert capsys.readouterr().out.endswith(f"under LC_TRITON_CONFIG_DIR={tmp_path}\n")
 
 
-def test_all_times_on_file(gpu, tmp_path, capsys):
+def test_writing_all_times(gpu, tmp_path, capsys):
     log = tmp_path / "times.jsonl"
     assert cli.main(["tune", *SHAPE, "--timings", str(log)]) == 0
-    found = timings.read(log)
-    assert [timing.task.pass_name for timing in found] == list(PASSES)
-    assert all(len(timing.medians) > 24 for timing in found)
+    timings_ = timings.read(log)
+    assert [timing.task.pass_name for timing in timings_] == list(PASSES)
+    assert all(len(timing.medians) > 24 for timing in timings_)
     (tmp_path / "file").write_text("")
     assert cli.main(["tune", *SHAPE, "--timings", str(tmp_path / "file" / "times.jsonl")]) == 2
     assert "cannot be written" in capsys.readouterr().err
@@ -187,7 +187,7 @@ def test_an_interruption_before_anything_was_measured(monkeypatch, gpu, capsys, 
     assert not (tmp_path / "user").exists() or not list((tmp_path / "user").rglob("*.json"))
 
 
-def test_no_tile_works(monkeypatch, gpu, capsys):
+def test_a_kernel_without_a_working_tile(monkeypatch, gpu, capsys):
     monkeypatch.setattr(tuner, "gpu_bench", lambda task, gpu: FakeBench(lambda _: "no memory"))
     assert cli.main(["tune", *SHAPE, "--faces", "forward"]) == 1
     out = capsys.readouterr().out
@@ -216,12 +216,13 @@ sys.exit(cli.main(["tune", *sys.argv[1:]]))
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_keeps_what_was_measured(tmp_path, number, status):
-    """A real process and a real signal, in the middle of the first search."""
+    """A process receives the signal during its first search."""
     command = [sys.executable, "-c", COMMAND, *SHAPE, "--out", str(tmp_path)]
-    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job is started deaf to it
+    # A shell starts background jobs with SIGINT ignored.
+    restore_sigint = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     environment = {**os.environ, "NO_COLOR": "1"}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heed
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=restore_sigint
     )
     for line in process.stdout:
         if line.strip() == "4":
@@ -270,31 +271,31 @@ sys.exit(cli.main())
 @pytest.mark.nightly
 @pytest.mark.subprocess
 @pytest.mark.slow
-def test_a_lost_gpu_costs_its_tile_and_nothing_else(tmp_path):
-    """Two tiles of one kernel end the process's use of the GPU: two fresh processes go on, each without them."""
+def test_a_lost_gpu_excludes_only_its_tile(tmp_path):
+    """After each of two tiles that lose the GPU, a new process continues without the tile."""
     log = tmp_path / "times.jsonl"
     command = [sys.executable, "-c", LOSING, *SHAPE, "--out", str(tmp_path), "--timings", str(log)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("process\n") == 3
     assert done.stdout.count("illegal memory access was encountered; a fresh process goes on without it") == 2
-    (noted,) = tmp_path.glob("*/*/*.crashes.jsonl")
-    assert noted.name == "input_grad.crashes.jsonl"
-    bad = [TileConfig.from_json(json.loads(line)["tiles"][0]) for line in noted.read_text().splitlines()]
-    assert len(set(bad)) == 2
+    (crash_file,) = tmp_path.glob("*/*/*.crashes.jsonl")
+    assert crash_file.name == "input_grad.crashes.jsonl"
+    lost_tiles = [TileConfig.from_json(json.loads(line)["tiles"][0]) for line in crash_file.read_text().splitlines()]
+    assert len(set(lost_tiles)) == 2
     paths_of = {path.stem: path for path in tmp_path.glob("*/*/*.json")}
     assert set(paths_of) == set(PASSES)
     for path in paths_of.values():
         (entry,) = store.read(path).values()
         assert entry.finished
-        assert entry.config not in bad
+        assert entry.config not in lost_tiles
     timed = [timing for timing in timings.read(log) if timing.task.pass_name == "input_grad"]
-    assert not set(timed[-1].medians) & set(bad)
-    whole = [timing.task.pass_name for timing in timings.read(log)]
-    assert whole.count("forward") == whole.count("weight_grad") == 1  # what was done is not done again
+    assert not set(timed[-1].medians) & set(lost_tiles)
+    timed_passes = [timing.task.pass_name for timing in timings.read(log)]
+    assert timed_passes.count("forward") == timed_passes.count("weight_grad") == 1  # finished searches are not repeated
 
 
-def test_a_lost_gpu_is_told_where_nothing_can_be_started_again(gpu, monkeypatch, capsys, tmp_path):
+def test_a_lost_gpu_without_a_restart_is_reported(gpu, monkeypatch, capsys, tmp_path):
     class Lost(FakeBench):
         def check(self, config):
             raise RuntimeError("Triton Error [CUDA]: misaligned address")

@@ -1,4 +1,4 @@
-"""Constants that are fitted to synthetic times, which were made with constants that must be found again."""
+"""Fits of the model's constants to synthetic times, which were computed with known constants."""
 
 import math
 import random
@@ -26,7 +26,7 @@ TRUE = {
     "l2_rate": 7.0e12,
     "tensor_rate": 600e12,
 }
-# Layers whose weights stream, whose products are bound by arithmetic or by L2, that are thin, tiny, or split.
+# Layers bound by weights, arithmetic or L2, and layers that are thin, tiny or split.
 LAYERS = [
     (Geometry.make((25, 25), 16, 16, 9), 32),
     (Geometry.make((25, 25), 16, 16, 9), 256),
@@ -42,7 +42,7 @@ LAYERS = [
 
 
 def synthetic(noise=0.0, layers=LAYERS, tiles=24):
-    """Times that the model would predict with the true constants, with some noise and a tile that is far off."""
+    """Times that the model predicts with the TRUE constants; with noise, also an outlier in each kernel."""
     r = random.Random(0)
     device = replace(H200, **{name: TRUE[name] for name in fit.RATES})
     found = []
@@ -61,20 +61,20 @@ def synthetic(noise=0.0, layers=LAYERS, tiles=24):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("noise", "allowed"), [pytest.param(0.0, 0.01, marks=pytest.mark.nightly), (0.03, 0.12)])
-def test_the_constants_are_found_again(noise, allowed):
+def test_fit_finds_the_constants(noise, allowed):
     before = {name: getattr(model, name) for name in fit.CONSTANTS}
     found = fit.fit(synthetic(noise), H200)
     assert found.errors.keys() == TRUE.keys()
-    for name, true in TRUE.items():
-        assert found.after[name] == pytest.approx(true, rel=allowed), name
-        assert abs(math.log(found.after[name] / true)) <= max(5 * found.errors[name], 0.005), name
+    for name, value in TRUE.items():
+        assert found.after[name] == pytest.approx(value, rel=allowed), name
+        assert abs(math.log(found.after[name] / value)) <= max(5 * found.errors[name], 0.005), name
     assert found.error_after < 0.1 * found.error_before if not noise else found.error_after < found.error_before
     assert {name: getattr(model, name) for name in fit.CONSTANTS} == before == {n: found.before[n] for n in before}
 
 
 @pytest.mark.slow
-def test_what_no_tile_depends_on_stays_as_it_is():
-    """One layer whose tiles are not split, and whose products all fill a warp group's instruction."""
+def test_constants_without_influence_are_not_changed():
+    """No tile of the layer is split, and all products fill the instruction of a warp group."""
     found = fit.fit(synthetic(layers=LAYERS[3:4], tiles=12), H200)
     assert "LAUNCH_SECONDS" not in found.errors
     assert found.after["LAUNCH_SECONDS"] == found.before["LAUNCH_SECONDS"]
@@ -82,9 +82,9 @@ def test_what_no_tile_depends_on_stays_as_it_is():
 
 
 def test_too_few_times():
-    few = [timings.Timing(H200.full_name, LAYERS[0], {})]
+    timings_ = [timings.Timing(H200.full_name, LAYERS[0], {})]
     with pytest.raises(ArgumentValueError, match="of more than 8 tiles"):
-        fit.fit(few, H200)
+        fit.fit(timings_, H200)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The search without a GPU: what is tried, written and left for later, with times that a test makes up."""
+"""`tune --offline` with invented times: which tiles are tried, what is written, and what is resumed."""
 
 import json
 import os
@@ -34,8 +34,8 @@ TASKS = {pass_name: task(pass_name) for pass_name in PASSES}
 SHAPE = ["--shapes", "20x20x16,k3,f16", "--batches", "32"]
 
 
-def threads(jobs, progress):
-    """Threads of this process in place of processes."""
+def thread_pool(jobs, progress):
+    """A pool of threads in place of processes."""
     return ThreadPoolExecutor(jobs, initializer=workers.share, initargs=(progress,))
 
 
@@ -47,7 +47,7 @@ def run(folder, tasks=TASKS, us=lambda _: 10.0, seconds=1e6, **kwargs):
         return time
 
     return tune_offline(
-        tasks, H200, file_of(folder), seconds, jobs=1, simulate_tile=simulate_tile, pool=threads, **kwargs
+        tasks, H200, file_of(folder), seconds, jobs=1, simulate_tile=simulate_tile, pool=thread_pool, **kwargs
     )
 
 
@@ -67,9 +67,9 @@ def test_the_models_best_and_the_neighbours_of_the_fastest_are_tried():
     found = search(task(), H200, simulate_tile)
     assert tried[:FIRST] == ranked[:FIRST]
     assert len(tried) == len(set(tried)) == found.tried
-    near = {v for parent in fast for v in variants(task(), H200, parent) if not v.descriptor}
-    assert near <= set(tried)
-    assert set(tried) == near | set(ranked[:FIRST])
+    neighbours = {v for parent in fast for v in variants(task(), H200, parent) if not v.descriptor}
+    assert neighbours <= set(tried)
+    assert set(tried) == neighbours | set(ranked[:FIRST])
     assert found.ranking[0] == fast[0]
     assert found.finished
 
@@ -77,7 +77,7 @@ def test_the_models_best_and_the_neighbours_of_the_fastest_are_tried():
 def test_tiles_found_for_the_other_16_bit_type_and_other_gpus_are_tried_first(tmp_path):
     tried, ranked = [], [config for _, config in model.ranked(task(), H200)]
 
-    def note(config):
+    def record(config):
         tried.append(config)
         return 1.0 if config == ranked[7] else 2.0
 
@@ -90,8 +90,8 @@ def test_tiles_found_for_the_other_16_bit_type_and_other_gpus_are_tried_first(tm
             lambda name: store.file_of(tmp_path, device.arch_name, device.folder, name),
             1e6,
             jobs=1,
-            simulate_tile=lambda task, device, config: note(config),
-            pool=threads,
+            simulate_tile=lambda task, device, config: record(config),
+            pool=thread_pool,
         )
         return tried[0]
 
@@ -101,8 +101,8 @@ def test_tiles_found_for_the_other_16_bit_type_and_other_gpus_are_tried_first(tm
     assert first(("bfloat16", "float32"), H200) != ranked[7]
 
 
-def test_no_boxes_are_simulated():
-    """The tile that boxes could move is tried without them."""
+def test_descriptors_are_not_simulated():
+    """A tile that could use a descriptor is tried without one."""
     layer = Task("forward", replace(LAYER, in_channels=64, out_channels=64), 64, "bfloat16", "bfloat16")
     tile = TileConfig(1, 1, 64, 64, 64)
     assert any(v.descriptor for v in variants(layer, H200, tile))
@@ -114,7 +114,7 @@ def test_no_boxes_are_simulated():
     assert not any(config.descriptor for config in tried)
 
 
-def test_what_is_written(folder, capsys):
+def test_written_entries(folder, capsys):
     best, second = (config for _, config in model.ranked(task(), H200)[4:6])
     report = run(folder, us=lambda config: {best: 8.0, second: 9.0}.get(config, 10.0))
     assert list(report.simulated) == list(TASKS)
@@ -131,7 +131,7 @@ def test_what_is_written(folder, capsys):
     assert report.to_text() == "3 simulated"
 
 
-def test_measured_tiles_stay(folder):
+def test_measured_tiles_are_kept(folder):
     path = file_of(folder)("forward")
     store.merge(path, H200.full_name, "forward", {task().key: MEASURED})
     run(folder)
@@ -139,7 +139,7 @@ def test_measured_tiles_stay(folder):
     assert list(entries(folder)) == [task().key]
 
 
-def test_tiles_that_fail_are_told_and_cannot_win(folder, capsys):
+def test_failing_tiles_are_reported_and_cannot_win(folder, capsys):
     first = model.choose(task(), H200)
     run(folder, {"layer": task()}, us=lambda config: "registers are spilled" if config == first else 10.0)
     entry = entries(folder)[task().key]
@@ -153,8 +153,8 @@ def test_tiles_that_fail_are_told_and_cannot_win(folder, capsys):
 
 
 @pytest.mark.slow
-def test_the_time_is_shared_and_resume_goes_on(folder, monkeypatch):
-    """Three kernels share 0.6 s: each is cut short after its first tiles, and what is cut short is begun anew."""
+def test_kernels_share_the_time_and_resume(folder, monkeypatch):
+    """Three kernels share 0.6 s, so each search is cut short; resuming begins these searches again."""
     tried = []
 
     def slow(config):
@@ -179,8 +179,8 @@ def test_the_time_is_shared_and_resume_goes_on(folder, monkeypatch):
     assert list(run(folder, resume=True).simulated) == list(TASKS)
 
 
-def test_a_search_begins_with_the_tile_that_an_earlier_one_found(folder):
-    """So that one that is cut short sooner does not make it worse."""
+def test_a_search_begins_with_the_tile_of_an_earlier_search(folder):
+    """A search that is cut short then does not store a slower tile."""
     best = model.ranked(task(), H200)[FIRST - 1][1]
     run(folder, {"layer": task()}, us=lambda config: 8.0 if config == best else 10.0)
     run(folder, {"layer": task()}, us=lambda config: time.sleep(0.3) or (8.0 if config == best else 10.0), seconds=0.2)
@@ -188,14 +188,14 @@ def test_a_search_begins_with_the_tile_that_an_earlier_one_found(folder):
     assert (entry.config, entry.tried, entry.finished) == (best, 1, False)
 
 
-def test_what_was_not_begun_is_told(folder):
+def test_kernels_that_were_not_begun_are_reported(folder):
     report = run(folder, us=lambda _: time.sleep(0.3) or 9.0, seconds=0.2)
     assert list(report.simulated) == ["forward"]
     assert report.not_begun == ["input_grad", "weight_grad"]
     assert "2 not begun" in report.to_text()
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_anything_is_compiled(folder):
+def test_a_folder_that_cannot_be_written_is_refused_before_compiling(folder):
     folder.write_text("")
     tried = []
     with pytest.raises(ConfigFileError):
@@ -280,7 +280,7 @@ def test_configs_says_that_a_tile_was_simulated(folder, capsys):
     assert '"median_us": null' in out
 
 
-def test_an_update_is_simulated_into_its_own_row(folder):
+def test_an_update_has_an_entry_of_its_own(folder):
     update = replace(task("weight_grad"), weight_dtype="float32", update="adamw")
     best = model.ranked(update, H200)[3][1]
     run(paths.user_configs(), {"layer": update}, us=lambda config: 8.0 if config == best else 10.0)
@@ -297,8 +297,8 @@ def test_an_update_is_simulated_into_its_own_row(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize(("update", "state_dtype"), [("adamw", "int8"), ("square_sum", None)])
 def test_a_tile_of_an_update_is_compiled_and_simulated(update, state_dtype):
-    of = replace(task("weight_grad"), weight_dtype="float32", update=update, state_dtype=state_dtype)
-    assert 1.5 < compile_and_simulate(of, H200, model.choose(of, H200)) < 40
+    update_task = replace(task("weight_grad"), weight_dtype="float32", update=update, state_dtype=state_dtype)
+    assert 1.5 < compile_and_simulate(update_task, H200, model.choose(update_task, H200)) < 40
 
 
 @pytest.mark.compile
@@ -317,7 +317,7 @@ def test_a_tile_is_compiled_and_simulated():
         ("mul.lo.s32 %r2, %r1, 24;\nmov.b32 {%rs1, %rs2}, %r2;", "", 0, "Triton compiles it wrongly (mov.b32"),
     ],
 )
-def test_kernels_that_should_not_be_launched(ptx, sass, shared, reason):
+def test_unsuitable_kernels_are_refused(ptx, sass, shared, reason):
     code = Disassembly(sass, 64, shared, {})
     if reason is None:
         check_suitable(ptx, code, H200)
@@ -346,19 +346,20 @@ if __name__ == "__main__":
 @pytest.mark.nightly
 @pytest.mark.subprocess
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_was_simulated(tmp_path):
-    """Real processes and a real signal to all of them, in the middle of the last search."""
-    script, sign = tmp_path / "script.py", tmp_path / "sign"
+def test_ctrl_c_keeps_simulated_tiles(tmp_path):
+    """All processes receive the signal during the last search."""
+    script, marker = tmp_path / "script.py", tmp_path / "sign"
     script.write_text(COMMAND)
     out = tmp_path / "out"
-    command = [sys.executable, str(script), str(sign), *SHAPE, "--out", str(out), "--jobs", "1"]
-    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job is started deaf to it
+    command = [sys.executable, str(script), str(marker), *SHAPE, "--out", str(out), "--jobs", "1"]
+    # A shell starts background jobs with SIGINT ignored.
+    restore_sigint = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed,
-        env={**os.environ, "NO_COLOR": "1"},
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=restore_sigint, env={**os.environ, "NO_COLOR": "1"},
     )  # fmt: skip
     deadline = time.monotonic() + 100
-    while not sign.exists():
+    while not marker.exists():
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""Many kernels within one limit: what is written, when, and what goes on later."""
+"""Searches of many kernels within one time limit: written entries, resuming, and failures."""
 
 import re
 import statistics
@@ -17,28 +17,28 @@ TASKS = {pass_name: task(pass_name) for pass_name in PASSES}
 WIDER = Geometry.make((20, 20), 16, 32, 3)
 
 
-def by_worth(tasks):
+def labels_by_worth(tasks):
     """The labels in the order in which they are searched."""
     return sorted(tasks, key=lambda label: -worth(tasks[label], H200))
 
 
 def run(folder, tasks=TASKS, seconds=1e9, us=lambda _: 10.0, clock=None, **kwargs):
     clock = clock or Clock()
-    made = []
+    benched = []
 
     def make_bench(task):
-        made.append(task)
+        benched.append(task)
         return FakeBench(us, clock)
 
     report = tune(tasks, H200, make_bench, file_of(folder), seconds, clock=clock, **kwargs)
-    return report, made
+    return report, benched
 
 
 def entries(folder, pass_name="forward"):
     return store.read(file_of(folder)(pass_name))
 
 
-def test_what_is_written(folder, capsys):
+def test_written_entries(folder, capsys):
     best = model.ranked(task(), H200)[4][1]
     report, _ = run(folder, us=lambda config: 8.0 if config == best else 10.0)
     assert list(report.measured) == list(TASKS)
@@ -57,7 +57,7 @@ def test_what_is_written(folder, capsys):
     assert report.to_text() == "3 measured"
 
 
-def test_wrong_and_failing_tiles_are_told(folder, capsys):
+def test_wrong_and_failing_tiles_are_reported(folder, capsys):
     first, second = (config for _, config in model.ranked(task(), H200)[:2])
     run(folder, {"layer": task()}, us=lambda config: {first: "wrong", second: "no memory"}.get(config, 10.0))
     out = capsys.readouterr().out
@@ -65,16 +65,16 @@ def test_wrong_and_failing_tiles_are_told(folder, capsys):
     assert "  1 failed: RuntimeError: no memory\n" in out
 
 
-def test_the_time_is_shared(folder):
+def test_kernels_share_the_time(folder):
     clock = Clock()
-    report, made = run(folder, seconds=30, clock=clock)
-    assert len(made) == 3
+    report, benched = run(folder, seconds=30, clock=clock)
+    assert len(benched) == 3
     assert [len(outcome.times) for outcome in report.measured.values()] == [10, 10, 10]
     assert report.to_text() == "3 measured, 3 of them cut short; the same command with --resume goes on"
     assert not entries(folder)[task().key].finished
 
 
-def test_what_was_not_begun_is_told(folder):
+def test_kernels_that_were_not_begun_are_reported(folder):
     class Slow(FakeBench):
         def compile(self, configs):
             super().compile(configs)
@@ -88,15 +88,15 @@ def test_what_was_not_begun_is_told(folder):
 
 
 def test_resume(folder):
-    cut = {"cut": task(batch=8), "whole": task(batch=32)}
-    run(folder, {"cut": cut["cut"]}, seconds=3)
-    run(folder, {"whole": cut["whole"]})
-    report, made = run(folder, {**cut, "new": task(batch=128)}, resume=True)
-    assert [t.batch for t in made] == [128, 8]
+    partial = {"cut": task(batch=8), "whole": task(batch=32)}
+    run(folder, {"cut": partial["cut"]}, seconds=3)
+    run(folder, {"whole": partial["whole"]})
+    report, benched = run(folder, {**partial, "new": task(batch=128)}, resume=True)
+    assert [t.batch for t in benched] == [128, 8]
     assert report.on_file == ["whole"]
     assert all(entry.finished for entry in entries(folder).values())
-    _, made = run(folder, cut)
-    assert len(made) == 2
+    _, benched = run(folder, partial)
+    assert len(benched) == 2
 
 
 def test_resume_measures_a_changed_kernel_again(folder, monkeypatch):
@@ -105,7 +105,7 @@ def test_resume_measures_a_changed_kernel_again(folder, monkeypatch):
     assert len(run(folder, {"layer": task()}, resume=True)[1]) == 1
 
 
-def test_an_interruption_keeps_what_was_measured(folder):
+def test_an_interruption_keeps_measured_tiles(folder):
     class Interrupted(FakeBench):
         def check(self, config):
             if self.clock.now > 100:
@@ -121,7 +121,7 @@ def test_an_interruption_keeps_what_was_measured(folder):
     assert all(finished[:-1])
 
 
-def test_a_kernel_that_does_not_fit_does_not_stop_the_rest(folder, capsys):
+def test_a_kernel_that_does_not_fit_in_memory_is_skipped(folder, capsys):
     def make_bench(task):
         if task.pass_name == "forward":
             raise MemoryError("CUDA out of memory")
@@ -135,17 +135,17 @@ def test_a_kernel_that_does_not_fit_does_not_stop_the_rest(folder, capsys):
 
 
 @pytest.mark.parametrize("obstacle", ["a file in the way", "a damaged file"])
-def test_a_folder_that_cannot_be_written_is_told_before_anything_is_timed(folder, obstacle):
+def test_a_folder_that_cannot_be_written_is_refused_before_timing(folder, obstacle):
     path = file_of(folder)("weight_grad")
     if obstacle == "a damaged file":
         path.parent.mkdir(parents=True)
         path.write_text("{")
     else:
         folder.write_text("")
-    made = []
+    benched = []
     with pytest.raises(ConfigFileError, match=re.escape(str(folder))):
-        tune(TASKS, H200, made.append, file_of(folder), 60)
-    assert not made
+        tune(TASKS, H200, benched.append, file_of(folder), 60)
+    assert not benched
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
@@ -160,43 +160,46 @@ def test_a_limit_must_be_a_number(seconds):
         check_seconds("seconds", seconds)
 
 
-def test_what_is_worth_most_comes_first(folder):
-    """Seconds above the roofline time, by the model: a large layer before a small one, whatever the file's order."""
+def test_the_kernel_with_most_to_gain_is_searched_first(folder):
+    """The gain is the model's time above the roofline time; the order of the tasks does not matter."""
     small, large = task(batch=32), task(batch=4096)
     assert worth(large, H200) > worth(small, H200)
-    _, made = run(folder, {"small": small, "large": large})
-    assert made == [large, small]
+    _, benched = run(folder, {"small": small, "large": large})
+    assert benched == [large, small]
 
 
-def test_a_search_has_a_least_share(folder):
-    """40 kernels in 30 seconds: three are searched as well as 10 seconds allow, and none of the others is begun."""
+def test_each_search_gets_a_minimum_time(folder):
+    """28 kernels share 30 seconds: three are searched for 10 seconds each, and the others are not begun."""
     many = {str(n): task(batch=2 ** (n % 14), layer=LAYER if n < 14 else WIDER) for n in range(28)}
-    report, made = run(folder, many, seconds=30, clock=Clock())
-    assert len(made) == 3
+    report, benched = run(folder, many, seconds=30, clock=Clock())
+    assert len(benched) == 3
     assert [len(outcome.times) for outcome in report.measured.values()] == [10, 10, 10]
     assert len(report.not_begun) == 25
 
 
-def test_what_another_process_did_is_left_alone(folder):
-    _, made = run(folder, done=["input_grad"])
-    assert [t.pass_name for t in made] == [p for p in by_worth(TASKS) if p != "input_grad"]
+def test_kernels_of_another_process_are_skipped(folder):
+    _, benched = run(folder, done=["input_grad"])
+    assert [t.pass_name for t in benched] == [p for p in labels_by_worth(TASKS) if p != "input_grad"]
 
 
-def test_a_lost_gpu_is_noted_and_its_tile_is_never_tried_again(folder, monkeypatch):
-    bad = model.ranked(task(), H200)[4][1]
+def test_the_tile_that_lost_the_gpu_is_not_tried_again(folder, monkeypatch):
+    lost_tile = model.ranked(task(), H200)[4][1]
     report = Report()
     with pytest.raises(LostGPUError, match="misaligned address"):
         run(
-            folder, {"layer": task()}, us=lambda c: "CUDA error: misaligned address" if c == bad else 9.0, report=report
+            folder,
+            {"layer": task()},
+            us=lambda c: "CUDA error: misaligned address" if c == lost_tile else 9.0,
+            report=report,
         )
     assert (report.lost, report.done, list(report.measured)) == ("layer", [], ["layer"])
     path = file_of(folder)("forward")
-    assert crashes.known(path, task()) == {bad}
+    assert crashes.known(path, task()) == {lost_tile}
     assert not crashes.known(path, task(batch=64))
     with crashes.file_beside(path).open("a") as file:
-        file.write('{"tiles": [')  # of a process that was killed
-    seen = []
-    run(folder, {"layer": task()}, us=lambda config: seen.append(config) or 9.0)
-    assert bad not in seen
+        file.write('{"tiles": [')  # a line of a killed process
+    tried = []
+    run(folder, {"layer": task()}, us=lambda config: tried.append(config) or 9.0)
+    assert lost_tile not in tried
     monkeypatch.setattr(store, "kernel_hash", lambda *_, **__: "0" * 12)
-    assert not crashes.known(path, task())  # of another source, which may be right
+    assert not crashes.known(path, task())  # the entry is of another kernel source

@@ -1,4 +1,4 @@
-"""The launches of a search."""
+"""Compilation of the kernels of a search."""
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ from tests.search.fakes import H200, task
 @pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.parametrize("pass_name", PASSES)
-def test_a_kernel_is_compiled_without_being_run(pass_name):
-    """A faulty kernel must fail in its own check, not while others are compiled beside it."""
+def test_compiling_does_not_run_a_kernel(pass_name):
+    """A faulty kernel must fail in its own check, not while others are compiled."""
     kernel = task(pass_name, batch=4)
     config = next(c for _, c in model.ranked(kernel, H200) if c.split == 1)
     with absent_gpu() as gpu:

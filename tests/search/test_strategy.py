@@ -1,4 +1,4 @@
-"""Which tiles are tried, which wins, and what a limit, a fault or an interruption leaves."""
+"""The search of one kernel: which tiles are tried and win, time limits, failures and interruptions."""
 
 from dataclasses import replace
 
@@ -17,25 +17,25 @@ def run(bench, seconds=1e9, **kwargs):
 
 
 def test_the_fastest_of_the_models_best_wins():
-    wanted = RANKED[7]
-    bench = FakeBench(lambda config: 5.0 if config == wanted else 9.0)
+    best = RANKED[7]
+    bench = FakeBench(lambda config: 5.0 if config == best else 9.0)
     outcome = run(bench)
-    assert outcome.ranking[0] == wanted
+    assert outcome.ranking[0] == best
     assert outcome.finished
     assert bench.timed[-1] == tuple(dict.fromkeys([*outcome.ranking[:FINALISTS], RANKED[0]]))
     assert set(RANKED[:FIRST]) <= set(outcome.times)
 
 
 def test_the_neighbours_of_the_fastest_are_tried():
-    wanted = replace(RANKED[3], num_warps=8, num_stages=RANKED[3].num_stages)
-    near = {RANKED[3], wanted}
-    assert wanted not in RANKED
-    outcome = run(FakeBench(lambda config: {wanted: 3.0}.get(config, 5.0 if config in near else 9.0)))
-    assert outcome.ranking[0] == wanted
+    best = replace(RANKED[3], num_warps=8, num_stages=RANKED[3].num_stages)
+    fast = {RANKED[3], best}
+    assert best not in RANKED
+    outcome = run(FakeBench(lambda config: {best: 3.0}.get(config, 5.0 if config in fast else 9.0)))
+    assert outcome.ranking[0] == best
 
 
-def test_finals_overrule_trials():
-    """A tile that was lucky in its trial loses to one that is as fast in both."""
+def test_finals_decide_over_trials():
+    """A tile that was fast only in its trial loses to a tile that is faster in the finals."""
     lucky, steady = RANKED[1], RANKED[2]
 
     class Drifting(FakeBench):
@@ -47,7 +47,7 @@ def test_finals_overrule_trials():
     assert outcome.ranking[:2] == [steady, lucky]
 
 
-def test_a_wrong_tile_cannot_win_and_is_told():
+def test_a_wrong_tile_cannot_win_and_is_reported():
     outcome = run(FakeBench(lambda config: "wrong" if config == RANKED[0] else 9.0))
     assert outcome.wrong == {RANKED[0]: "y is off by 1"}
     assert RANKED[0] not in outcome.ranking
@@ -61,7 +61,7 @@ def test_failures_are_counted():
     assert outcome.tried == len(outcome.times) + len(outcome.failed)
 
 
-def test_nothing_works():
+def test_a_search_without_a_working_tile():
     outcome = run(FakeBench(lambda _: "no"))
     assert not outcome.times
     assert not outcome.finished
@@ -76,7 +76,7 @@ def test_the_time_limit():
     assert len(bench.compiled) < FIRST
 
 
-def test_one_tile_is_timed_however_short_the_time():
+def test_at_least_one_tile_is_timed():
     bench = FakeBench(lambda config: 9.0 if config == RANKED[2] else "no", compile_seconds=100.0)
     outcome = run(bench, seconds=1)
     assert list(outcome.times) == [RANKED[2]]
@@ -88,7 +88,7 @@ def test_the_known_tile_is_tried_first():
     assert list(run(FakeBench(lambda _: 9.0), seconds=1, known=[known]).times) == [known]
 
 
-def test_an_interruption_leaves_what_was_measured():
+def test_an_interruption_keeps_measured_tiles():
     class Interrupted(FakeBench):
         def check(self, config):
             if len(self.timed) == 3:
@@ -101,13 +101,13 @@ def test_an_interruption_leaves_what_was_measured():
     assert not outcome.finished
 
 
-def test_progress_is_told_after_each_tile():
-    seen = []
-    outcome = run(FakeBench(lambda _: 9.0, Clock()), on_trial=lambda o: seen.append(o.tried))
-    assert seen == list(range(1, outcome.tried + 1))
+def test_progress_is_reported_after_each_tile():
+    counts = []
+    outcome = run(FakeBench(lambda _: 9.0, Clock()), on_trial=lambda o: counts.append(o.tried))
+    assert counts == list(range(1, outcome.tried + 1))
 
 
-def test_a_tile_that_is_left_out_is_never_tried():
+def test_excluded_tiles_are_never_tried():
     bench = FakeBench(lambda config: 5.0 if config == RANKED[1] else 9.0)
     outcome = run(bench, left_out={RANKED[0], RANKED[1]}, known=[RANKED[1]])
     assert not {RANKED[0], RANKED[1]} & {*bench.compiled}
@@ -130,7 +130,7 @@ def test_a_lost_gpu_ends_the_search(finals):
     assert outcome.times
 
 
-def test_an_error_that_leaves_the_gpu_usable_ends_nothing():
+def test_an_error_that_does_not_lose_the_gpu():
     outcome = run(FakeBench(lambda config: "CUDA error: out of memory" if config == RANKED[3] else 9.0))
     assert outcome.failed == {RANKED[3]: "RuntimeError: CUDA error: out of memory"}
     assert outcome.finished

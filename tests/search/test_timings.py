@@ -1,4 +1,4 @@
-"""The times of searches on file, and the model held against them."""
+"""Files of the times of searches, and the model's choices against such times."""
 
 import math
 import statistics
@@ -17,7 +17,7 @@ RANKED = [config for _, config in model.ranked(task(), H200)]
 MEASURED = sorted((Path(__file__).parents[2] / "benchmarks" / "timings").glob("*.jsonl"))
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_written_timings_are_read_back(tmp_path):
     path = tmp_path / "new" / "h200.jsonl"
     timings.check_writable(path)
     outcome = Outcome({RANKED[0]: [9.0, 9.5, 10.0], RANKED[1]: [8.0]}, finals={RANKED[1]: [7.0, 8.0, 9.0]})
@@ -30,11 +30,11 @@ def test_what_is_written_is_read(tmp_path):
     assert first.choice_ratio(H200) == 9.5 / 8.0
 
 
-def test_a_pick_that_was_not_timed_has_no_ratio():
+def test_an_untimed_choice_has_no_ratio():
     assert timings.Timing("NVIDIA H200", task(), {RANKED[1]: 8.0}).choice_ratio(H200) is None
 
 
-def test_a_line_of_something_else_is_named(tmp_path):
+def test_a_line_that_is_no_timing_is_named(tmp_path):
     path = tmp_path / "h200.jsonl"
     path.write_text('{"device": "NVIDIA H200"}\n')
     with pytest.raises(ConfigFileError, match="line 1 is no timing"):
@@ -54,7 +54,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
 
 # May go when benchmarks/timings/ holds what a GPU measured.
 @pytest.mark.skipif(not MEASURED, reason="no GPU has been timed yet")
-def test_the_model_beside_what_was_measured():
+def test_the_models_choices_against_measurements():
     """The model's pick is on average within 15% of the tuned best, and never twice as slow."""
     known = {device.full_name: device for device in DEVICES.values()}
     ratios = [timing.choice_ratio(known[timing.device]) for path in MEASURED for timing in timings.read(path)]

@@ -1,4 +1,4 @@
-"""`lc_triton.tuning()`: when a launch's tile is measured, and when it is not."""
+"""`lc_triton.tuning()`: which launches measure their tile, and which do not."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ BEST = RANKED[5]
 
 @pytest.fixture
 def gpu(tmp_path, monkeypatch):
-    """An H200 by name, whose tiles all take 10 us but one; yields the tasks that were searched."""
+    """A stand-in for an H200, where one tile takes 8 us and the others 10 us; yields the searched tasks."""
     searched = []
 
     def make_bench(task, gpu):
@@ -48,23 +48,23 @@ def file(folder):
     return store.file_of(folder, H200.arch_name, H200.folder, "forward")
 
 
-def test_a_miss_is_measured_used_and_filed(gpu, tmp_path):
+def test_an_unknown_kernel_is_measured_used_and_stored(gpu, tmp_path):
     assert chooser(task(), 0) == RANKED[0]
     before = chooser.generation
     with lc_triton.tuning(seconds=1e6):
-        assert chooser.generation > before  # launches ask again
-        inside = chooser.generation
+        assert chooser.generation > before  # cached launches choose their tile again
+        generation = chooser.generation
         assert chooser(task(), 0) == BEST
-    assert chooser.generation > inside
+    assert chooser.generation > generation
     assert gpu == [task()]
     assert store.read(file(tmp_path))[task().key].config == BEST
-    assert chooser(task(), 0) == BEST  # from the file now
+    assert chooser(task(), 0) == BEST  # now read from the file
     with lc_triton.tuning():
         assert chooser(task(), 0) == BEST
     assert len(gpu) == 1
 
 
-def test_weights_of_8_bits_have_the_models_tile(gpu):
+def test_8_bit_weights_use_the_models_tile(gpu):
     quantized = replace(task(), weight_dtype="int8")
     with lc_triton.tuning(1e6):
         assert chooser(quantized, 0) == model.choose(quantized, H200)
@@ -74,27 +74,27 @@ def test_weights_of_8_bits_have_the_models_tile(gpu):
 @pytest.mark.compile
 @pytest.mark.slow
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
-def test_a_step_with_a_fused_optimizer_asks_for_its_updates(clip_norm, monkeypatch):
+def test_a_step_of_a_fused_optimizer_tunes_its_updates(clip_norm, monkeypatch):
     monkeypatch.setattr(calls, "resolve", lambda device_type: "triton")
     layer = lc_triton.LocalConv2d(16, 32, 3, input_size=8)
     optimizer = lc_triton.FusedAdamW(layer, states="8 bits", clip_norm=clip_norm)
-    asked = []
+    tasks = []
 
     def tile(task, gpu):
-        asked.append((task.pass_name, task.update, task.state_dtype))
+        tasks.append((task.pass_name, task.update, task.state_dtype))
         return model.choose(task, H200)
 
     with absent_gpu(), chooser.asking(tile):
         layer(torch.randn(4, 16, 8, 8)).sum().backward()
         optimizer.step()
     wanted = [("forward", None, None), ("weight_grad", "adamw", "int8")]
-    assert asked == wanted[:1] + [("weight_grad", "square_sum", None)] * (clip_norm is not None) + wanted[1:]
+    assert tasks == wanted[:1] + [("weight_grad", "square_sum", None)] * (clip_norm is not None) + wanted[1:]
 
 
-def test_only_a_measurement_of_this_very_problem_counts(gpu, tmp_path):
+def test_only_a_measurement_of_the_same_task_counts(gpu, tmp_path):
     with lc_triton.tuning(1e6):
         chooser(task(), 0)
-        chooser(task(batch=64), 0)  # half of it is on file, and would serve a launch
+        chooser(task(batch=64), 0)  # a launch would use the tile of half this batch
         chooser(task("input_grad"), 0)
         chooser(task(), 0)
     assert gpu == [task(), task(batch=64), task("input_grad")]
@@ -109,7 +109,7 @@ def test_a_stale_measurement_is_measured_again(gpu, tmp_path):
     assert len(gpu) == 2
 
 
-def test_a_launch_in_another_thread_is_measured_too(gpu):
+def test_a_launch_in_another_thread_is_measured(gpu):
     with lc_triton.tuning(1e6):
         thread = threading.Thread(target=chooser, args=(task(), 0))
         thread.start()
@@ -117,14 +117,14 @@ def test_a_launch_in_another_thread_is_measured_too(gpu):
     assert gpu == [task()]
 
 
-def test_a_capture_is_not_disturbed(gpu, monkeypatch):
+def test_nothing_is_measured_during_a_graph_capture(gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with lc_triton.tuning(), pytest.warns(RuntimeWarning, match="CUDA graph is being captured"):
         assert chooser(task(), 0) == RANKED[0]
     assert not gpu
 
 
-def test_no_tile_works(gpu, monkeypatch, tmp_path):
+def test_a_kernel_without_a_working_tile(gpu, monkeypatch, tmp_path):
     monkeypatch.setattr(tuner, "gpu_bench", lambda task, gpu: FakeBench(lambda _: "no memory"))
     with (
         lc_triton.tuning(),
@@ -134,16 +134,16 @@ def test_no_tile_works(gpu, monkeypatch, tmp_path):
     assert not file(tmp_path).exists()
 
 
-def test_a_file_damaged_meanwhile_does_not_stop_the_training(gpu, tmp_path):
-    with lc_triton.tuning(1e6), warnings.catch_warnings(record=True) as told:
+def test_a_damaged_file_does_not_stop_the_training(gpu, tmp_path):
+    with lc_triton.tuning(1e6), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         file(tmp_path).write_text("{")
         assert chooser(task(), 0) == BEST
     assert file(tmp_path).read_text() == "{"
-    assert any("left as it is" in str(w.message) for w in told)
+    assert any("left as it is" in str(w.message) for w in caught)
 
 
-def test_an_error_inside_ends_the_tuning(gpu):
+def test_an_error_in_the_block_ends_tuning(gpu):
     with pytest.raises(ZeroDivisionError), lc_triton.tuning():
         _ = 1 / 0
     assert chooser(task(), 0) == RANKED[0]
