@@ -1,4 +1,4 @@
-"""What tests/gpu launches can be compiled ahead."""
+"""All kernels that tests/gpu launches can be compiled ahead."""
 
 import pytest
 
@@ -16,20 +16,22 @@ from tests.gpu.test_on_a_gpu import BATCHES, DTYPES
 @pytest.mark.slow
 @pytest.mark.compile
 def test_every_call_of_the_tests_on_a_gpu_can_be_compiled_ahead(tmp_path, monkeypatch):
-    """Up to the compiler, which takes 15 minutes for all of them: `python -m tests.gpu.compile` runs it."""
+    """The calls run without the compiler, which takes 15 minutes: `python -m tests.gpu.compile` compiles."""
     launched = set()
     monkeypatch.setattr(launcher.Launch, "__init__", lambda self, kernel, *_: launched.add(kernel.__name__))
     monkeypatch.setattr(launcher.Launch, "__call__", lambda *args: None)
     device = by_name("h200")
-    with collecting(device, tmp_path) as made:
+    with collecting(device, tmp_path) as session:
         for call in calls(device):
             call()
-    others = ["low_rank_forward"]
-    others += [f"{kind}_{name}" for kind in ("four_bits", "four_bits_vector") for name in ("forward", "input_grad")]
-    others += [f"gather_{name}" for name in PASSES]
-    others += [f"{kind}{of}" for kind in KINDS for of in ("", "_grad")]
+    other_kernels = ["low_rank_forward"]
+    other_kernels += [
+        f"{kind}_{name}" for kind in ("four_bits", "four_bits_vector") for name in ("forward", "input_grad")
+    ]
+    other_kernels += [f"gather_{name}" for name in PASSES]
+    other_kernels += [f"{kind}{suffix}" for kind in KINDS for suffix in ("", "_grad")]
     assert launched >= {
-        f"{name}_kernel" for name in (*PASSES, "shared_weight_grad", "combine", "pad_channels", *others)
+        f"{name}_kernel" for name in (*PASSES, "shared_weight_grad", "combine", "pad_channels", *other_kernels)
     }
-    assert {task.pass_name for task in made.tiles} == set(PASSES)
-    assert len(made.tiles) >= len(CASES) * len(BATCHES) * len(DTYPES)
+    assert {task.pass_name for task in session.tiles} == set(PASSES)
+    assert len(session.tiles) >= len(CASES) * len(BATCHES) * len(DTYPES)

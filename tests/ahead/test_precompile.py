@@ -1,4 +1,4 @@
-"""Kernels compiled ahead: which, for what, and that another process compiles none of them again."""
+"""`precompile`: the kernels that it compiles, and the use of its folder in another process."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from lc_triton.tiles.device import by_name, of_gpu
 
 
 @pytest.fixture(autouse=True)
-def _own_tiles(tmp_path, monkeypatch):
+def _empty_user_tiles(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "user_configs", lambda: tmp_path / "tiles")
     store.read_or_warn.cache_clear()
     yield
@@ -28,7 +28,7 @@ def _own_tiles(tmp_path, monkeypatch):
 
 
 def network():
-    """Two locally connected layers, of which the second has a split forward, around layers of torch's own."""
+    """A network with one locally connected layer among layers of torch."""
     return nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1),
         lc_triton.LocalConv2d(16, 16, 3, input_size=8, activation="silu"),
@@ -47,15 +47,14 @@ from lc_triton.ahead.models import compile_model
 from lc_triton.ahead.session import collecting
 from lc_triton.tiles.device import by_name
 
-found = []
-with collecting(by_name("h100"), sys.argv[1]) as made:
+with collecting(by_name("h100"), sys.argv[1]) as session:
     compile_model(network(), [(int(sys.argv[2]), 3, 8, 8)], None, None, training=True)
-print(json.dumps([made.compiled, made.on_file]))
+print(json.dumps([session.compiled, session.on_file]))
 """
 
 
 def second_process(folder, batch=32):
-    """Kernels that a fresh process compiles, and those that it finds."""
+    """The numbers of kernels that a new process compiles, and that it finds in the folder."""
     done = subprocess.run(
         [sys.executable, "-c", STEP, str(folder), str(batch)], capture_output=True, text=True, check=True
     )
@@ -69,11 +68,11 @@ def second_process(folder, batch=32):
 def test_a_second_process_compiles_nothing(tmp_path):
     model = network()
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    made = lc_triton.precompile(model, [(32, 3, 8, 8)], "h100", out=tmp_path / "kernels")
-    assert made.compiled >= 3
-    assert {task.pass_name for task in made.tiles} == set(PASSES)
+    result = lc_triton.precompile(model, [(32, 3, 8, 8)], "h100", out=tmp_path / "kernels")
+    assert result.compiled >= 3
+    assert {task.pass_name for task in result.tiles} == set(PASSES)
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
-    assert second_process(tmp_path / "kernels") == [0, made.compiled + made.on_file]
+    assert second_process(tmp_path / "kernels") == [0, result.compiled + result.on_file]
     assert second_process(tmp_path / "kernels", batch=1)[0] > 0  # another pitch, and tiles without tl.dot
 
     moved = tmp_path / "moved"
@@ -96,52 +95,52 @@ def test_a_second_process_compiles_nothing(tmp_path):
     ],
     ids=" ".join,
 )
-def test_the_passes_that_are_asked_for(faces, tmp_path):
+def test_the_option_faces(faces, tmp_path):
     layer = ["--shapes", "8x4,k3,f4", "--batches", "32", "--dtypes", "float32"]
     assert cli.main(["precompile", *layer, "--faces", *faces, "--out", str(tmp_path)]) == 0
-    (made,) = manifest.read(tmp_path)["devices"].values()
-    assert {task["face"] for task, _ in made["tiles"]} == set(faces)
+    (device,) = manifest.read(tmp_path)["devices"].values()
+    assert {task["face"] for task, _ in device["tiles"]} == set(faces)
 
 
-def test_a_folder_for_several_gpus_is_compared_by_the_nearest(monkeypatch):
-    """By its name, else by its architecture: an H100 PCIe beside an A100's and an H100's kernels is an H100."""
+def test_a_folder_for_several_gpus_is_compared_with_the_nearest(monkeypatch):
+    """The nearest device has the same name, else the same architecture, else it is the first of the folder."""
     devices = {name: {"device": asdict(by_name(name))} for name in ("a100", "h100")}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for found, near in (("a100", "a100"), ("h200", "h100"), ("b200", "a100")):
+    for found, nearest in (("a100", "a100"), ("h200", "h100"), ("b200", "a100")):
         monkeypatch.setattr(manifest, "of_gpu", lambda index, found=found: by_name(found))
-        assert manifest._gpu_of({"devices": devices}) == near
+        assert manifest._gpu_of({"devices": devices}) == nearest
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """One kernel, compiled; tests change copies of it."""
+    """A folder with one compiled kernel. Tests change its manifest and restore it."""
     out = tmp_path_factory.mktemp("kernels") / "out"
-    made = lc_triton.precompile(lc_triton.LocalConv1d(4, 4, 3, input_size=8), [(32, 4, 8)], out=out, training=False)
-    assert (made.compiled, made.on_file) == (1, 0)
+    result = lc_triton.precompile(lc_triton.LocalConv1d(4, 4, 3, input_size=8), [(32, 4, 8)], out=out, training=False)
+    assert (result.compiled, result.on_file) == (1, 0)
     return out
 
 
 @pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.subprocess
-def test_the_folder_says_what_keeps_it_from_being_used(folder, monkeypatch, capsys):
+def test_check_names_the_reasons_against_a_folder(folder, monkeypatch, capsys):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(folder))
     assert cli.main(["precompile", "--check", str(folder)]) == 0
     assert capsys.readouterr().out == f"{folder}: Triton here will use its kernels\n"
     path = folder / manifest.NAME
-    whole = path.read_text()
+    manifest_text = path.read_text()
 
     def reasons(change):
-        content = json.loads(whole)
+        content = json.loads(manifest_text)
         change(content)
         path.write_text(json.dumps(content))
         assert cli.main(["precompile", "--check", str(folder)]) == 1
-        path.write_text(whole)
+        path.write_text(manifest_text)
         return capsys.readouterr().out
 
-    found = reasons(lambda c: c["versions"].update(triton="3.5.0"))
-    assert "triton is 3." in found
-    assert "and was 3.5.0 there: install that version, or build the folder anew" in found
+    output = reasons(lambda c: c["versions"].update(triton="3.5.0"))
+    assert "triton is 3." in output
+    assert "and was 3.5.0 there: install that version, or build the folder anew" in output
     assert "use that version of Python" in reasons(lambda c: c["versions"].update(python="3.9.0 (cpython-39)"))
     assert "kernels is " in reasons(lambda c: c["versions"].update(kernels="0" * 16))
     assert "other tiles are chosen here for 1 of 1 kernels" in reasons(
@@ -177,9 +176,9 @@ def test_the_command(tmp_path, capsys):
     shape = ["--shapes", "14x14x16,k3,f16", "--batches", "32"]
     out = tmp_path / "out"
     assert cli.main(["precompile", *shape, "--dtypes", "bfloat16/float32", "--inference", "--out", str(out)]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("1 kernels compiled, 0 on file already, for NVIDIA H100 80GB HBM3 (sm_90)")
-    assert f"TRITON_CACHE_DIR={out}" in said
+    output = capsys.readouterr().out
+    assert output.startswith("1 kernels compiled, 0 on file already, for NVIDIA H100 80GB HBM3 (sm_90)")
+    assert f"TRITON_CACHE_DIR={out}" in output
     (task, _), *rest = manifest.read(out)["devices"]["h100"]["tiles"]
     assert (task["face"], task["dtype"], task["weight_dtype"], rest) == ("forward", "bfloat16", "float32", [])
 
@@ -189,8 +188,8 @@ def test_the_command(tmp_path, capsys):
 @pytest.mark.subprocess
 def test_autocast_compiles_for_16_bit_inputs(tmp_path):
     model = nn.Sequential(nn.Linear(8, 8), lc_triton.LocalConv1d(4, 4, 3, input_size=8), nn.Linear(6, 2))
-    made = lc_triton.precompile(model, [(32, 4, 8)], out=tmp_path / "out", autocast=torch.bfloat16, training=False)
-    assert [(t.dtype, t.weight_dtype) for t in made.tiles] == [("bfloat16", "float32")]
+    result = lc_triton.precompile(model, [(32, 4, 8)], out=tmp_path / "out", autocast=torch.bfloat16, training=False)
+    assert [(t.dtype, t.weight_dtype) for t in result.tiles] == [("bfloat16", "float32")]
     assert not model[1]._forward_hooks
     assert not model[1]._forward_pre_hooks
 
@@ -198,12 +197,12 @@ def test_autocast_compiles_for_16_bit_inputs(tmp_path):
 @pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.compile
-def test_quantized_weights_are_compiled_as_they_are(tmp_path):
+def test_quantized_weights_keep_their_dtype_under_autocast(tmp_path):
     model = lc_triton.quantize_weights(
         nn.Sequential(nn.Linear(8, 8), lc_triton.LocalConv1d(4, 4, 3, input_size=8)), "int8"
     )
-    made = lc_triton.precompile(model, [(32, 4, 8)], out=tmp_path / "out", autocast=torch.bfloat16)
-    assert {(t.pass_name, t.dtype, t.weight_dtype) for t in made.tiles} == {
+    result = lc_triton.precompile(model, [(32, 4, 8)], out=tmp_path / "out", autocast=torch.bfloat16)
+    assert {(t.pass_name, t.dtype, t.weight_dtype) for t in result.tiles} == {
         ("forward", "bfloat16", "int8"),
         ("input_grad", "bfloat16", "int8"),
     }
@@ -212,8 +211,8 @@ def test_quantized_weights_are_compiled_as_they_are(tmp_path):
 @pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.parametrize(("batch", "autocast"), [(32, torch.bfloat16), (128, None)])
-def test_layers_with_kernels_of_their_own(autocast, batch, tmp_path, monkeypatch):
-    """What each launches; of low rank, the kernel mixes the basis, and a large batch takes weights that are made."""
+def test_kernels_of_other_layers(autocast, batch, tmp_path, monkeypatch):
+    """The low-rank kernel mixes the basis; for a large batch, the layer computes the weight first."""
     launched = []
     monkeypatch.setattr(
         "lc_triton.launch.launcher.Launch.__init__", lambda self, kernel, *_: launched.append(kernel.__name__)
@@ -247,7 +246,7 @@ def test_kernels_of_their_own_are_compiled_for_each_gpu(kind, tmp_path):
         assert (made.compiled, made.on_file) == (1, 0)
 
 
-class Reading(nn.Module):
+class ReadsValues(nn.Module):
     def __init__(self):
         super().__init__()
         self.layer = lc_triton.LocalConv1d(4, 4, 3, input_size=8)
@@ -267,7 +266,7 @@ LAYER = lc_triton.LocalConv1d(4, 4, 3, input_size=8)
         ((LAYER, [8]), ArgumentTypeError, "input_shapes must be a list of shapes, batch included"),
         ((LAYER, [(2, 4, 0)]), ArgumentValueError, "input_shapes must be an integer >= 1, got 0"),
         ((lc_triton.LazyLocalConv1d(4, 3), [(2, 4, 8)]), PrecompileError, "its weight has no shape yet: call the"),
-        ((Reading(), [(2, 4, 8)]), PrecompileError, "Reading: it does not run on tensors without memory"),
+        ((ReadsValues(), [(2, 4, 8)]), PrecompileError, "ReadsValues: it does not run on tensors without memory"),
     ],
 )
 def test_wrong_arguments(arguments, kind, message, tmp_path, monkeypatch):
@@ -278,7 +277,7 @@ def test_wrong_arguments(arguments, kind, message, tmp_path, monkeypatch):
     assert message in str(caught.value)
 
 
-def test_what_cannot_be_compiled(tmp_path, monkeypatch):
+def test_wrong_autocast_and_the_interpreter_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ArgumentValueError, match="autocast must be"):
         lc_triton.precompile(LAYER, [(2, 4, 8)], autocast=torch.float64, out=tmp_path)
     monkeypatch.setattr("lc_triton.ahead.session.interpreting", lambda: True)

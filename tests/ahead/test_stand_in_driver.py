@@ -46,8 +46,8 @@ print(json.dumps([hits.count(False), hits.count(True), len(launches)]))
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="the stand-in driver is C: may go where all machines have gcc")
 def test_a_first_step_compiles_nothing(tmp_path):
     build(tmp_path)
-    made = lc_triton.precompile(network(), [(32, 3, 8, 8)], out=tmp_path / "kernels")
-    assert made.host_module
+    result = lc_triton.precompile(network(), [(32, 3, 8, 8)], out=tmp_path / "kernels")
+    assert result.host_module
     settings = {"TRITON_CACHE_DIR": str(tmp_path / "kernels"), "TRITON_LIBCUDA_PATH": str(tmp_path), "PATH": ""}
     step = [sys.executable, "-c", STEP, str(tmp_path)]
     done = subprocess.run(step, env=os.environ | settings, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""The accuracy page: its numbers are what is said of them, of today's data, and none is past its bar."""
+"""The measured accuracy: its computation, the data on file, and the page that is written from them."""
 
 import json
 import math
@@ -20,14 +20,14 @@ ROOT = Path(__file__).parents[2]
 CONTENT = json.loads((ROOT / "benchmarks" / "results" / "accuracy.json").read_text())
 
 
-def test_the_page_is_todays_data():
+def test_the_page_equals_the_data_on_file():
     """`python -m benchmarks report benchmarks/results/accuracy.json` writes it."""
     text = (ROOT / "docs" / "accuracy.md").read_text()
     assert tables(CONTENT["accuracy"]) in text
     assert f"at commit `{CONTENT['about']['commit'][:10]}`" in text
 
 
-def test_the_data_leave_nothing_out():
+def test_the_data_are_complete():
     found = {(r["result"], r["dtype"], r["length"], r["activation"]) for r in CONTENT["accuracy"]}
     names = [name for results in FACES.values() for name in results]
     want = {(name, dtype, n, "linear") for name in names for dtype in DTYPES for n in LENGTHS}
@@ -52,7 +52,7 @@ def test_a_row_measured_now(face, length, dtype):
     rows = list(Sums(face, length, dtype).measure())
     assert [row["result"] for row in rows] == list(FACES[face])
     assert not missed(rows)
-    # x and w of another seed are other numbers.
+    # Sums of other numbers, as of another seed, would have far larger errors.
     steps = torch.finfo(getattr(torch, dtype.split("/")[0])).eps
     assert all(error <= 4 * math.sqrt(length) * steps for row in rows for error in row["ours"] + row["theirs"])
     if dtype in ("float16", "bfloat16"):
@@ -60,16 +60,16 @@ def test_a_row_measured_now(face, length, dtype):
 
 
 @pytest.mark.parametrize("face", FACES)
-def test_the_extended_sums_are_the_definition(face):
+def test_the_exact_sums_equal_the_reference(face):
     sums = Sums(face, 16, "float64")
     data = sums.data(0)
     geo = sums.row.task.geometry
-    for name, right in sums.exact(data).items():
+    for name, exact in sums.exact(data).items():
         want = sums.results(data, lambda *t: reference.forward(*t, geo))[name]
-        torch.testing.assert_close(right, want, rtol=1e-13, atol=1e-14)
+        torch.testing.assert_close(exact, want, rtol=1e-13, atol=1e-14)
 
 
-NUMBER_AFTER_NUMBER = """
+SEQUENTIAL_SUMS = """
 import torch
 from benchmarks.accuracy import Sums, missed
 torch.set_num_threads(1)
@@ -81,10 +81,10 @@ for length, dtype in ((4096, "float32"), (16384, "float32"), (65536, "float64"))
 @pytest.mark.nightly
 @pytest.mark.subprocess
 @pytest.mark.slow
-def test_long_sums_where_a_matmul_adds_number_after_number():
-    """As MKL's does on processors without AVX2: there the second and third missed when sums began from the bias."""
+def test_long_sums_of_a_sequential_matmul():
+    """MKL does so on processors without AVX2. If a sum began from the bias, the last two would be past their bars."""
     environment = os.environ | {"MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", NUMBER_AFTER_NUMBER], check=True, env=environment, timeout=120)
+    subprocess.run([sys.executable, "-c", SEQUENTIAL_SUMS], check=True, env=environment, timeout=120)
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "softplus"])
@@ -96,18 +96,18 @@ def test_an_activation_measured_now(activation):
 
 @pytest.mark.parametrize("face", FACES)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_a_result_sums_what_the_table_says(face, length):
+def test_lengths_of_the_sums(face, length):
     task = Sums(face, length, "float32").row.task
     geo = task.geometry
     sums = {"forward": geo.window, "input_grad": geo.taps * geo.out_channels, "weight_grad": task.batch}
     assert sums[face] == length
 
 
-def test_an_error_is_seen(monkeypatch):
-    right = Sums.ours
+def test_an_error_is_found(monkeypatch):
+    ours = Sums.ours
 
     def wrong(self, data):
-        return {name: t + 1e-5 * t.abs().max() for name, t in right(self, data).items()}
+        return {name: t + 1e-5 * t.abs().max() for name, t in ours(self, data).items()}
 
     monkeypatch.setattr(Sums, "ours", wrong)
     rows = list(Sums("weight_grad", 16, "float32").measure())
@@ -130,8 +130,8 @@ def test_an_ulp_and_a_bar():
 
 
 def test_the_command_and_the_report(tmp_path, monkeypatch, capsys):
-    few = [Sums("forward", 16, "float32"), Sums("weight_grad", 16, "bfloat16")]
-    monkeypatch.setattr(accuracy, "everything", lambda device: few)
+    sums = [Sums("forward", 16, "float32"), Sums("weight_grad", 16, "bfloat16")]
+    monkeypatch.setattr(accuracy, "everything", lambda device: sums)
     threads, out = torch.get_num_threads(), tmp_path / "accuracy.json"
     monkeypatch.setattr(sys, "argv", ["benchmarks", "accuracy", "--out", str(out)])
     assert command.main() == 0
@@ -151,7 +151,7 @@ def test_the_command_and_the_report(tmp_path, monkeypatch, capsys):
     assert "\nold\n" not in text
 
 
-def test_a_device_that_is_not_there(tmp_path, monkeypatch, capsys):
+def test_devices_that_are_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for device, message in (
         ("cuda", "--device must be cpu here: torch finds no GPU"),

@@ -1,4 +1,4 @@
-"""The random suite: which layers a seed draws, and which of them are timed."""
+"""The random suite: the layers that a seed draws, and those that are timed."""
 
 import itertools
 import math
@@ -26,7 +26,7 @@ def test_a_seed_always_draws_the_same_layers():
 
 
 @pytest.mark.slow
-def test_draws_stay_inside_their_bounds_and_reach_them():
+def test_bounds_of_the_draws():
     pairs = first(0, 2000)
     layers = [layer(workload) for workload, _ in pairs]
     assert {geometry.ndim for geometry in layers} == {1, 2, 3}
@@ -44,7 +44,7 @@ def test_draws_stay_inside_their_bounds_and_reach_them():
         assert geometry.weight_numel <= drawn.MOST_NUMBERS
 
 
-def test_a_run_takes_the_first_draws_whose_best_idiom_is_in_time(monkeypatch):
+def test_a_run_has_the_first_draws_with_a_step_time_in_bounds(monkeypatch):
     seconds = {row: n * 1e-4 for n, row in enumerate(Row(*pair, "float32", 1) for pair in first(3, 60))}
     monkeypatch.setattr(drawn, "best_idiom_seconds", seconds.__getitem__)
     rows = drawn.drawn_rows(3, "float32", 1)
@@ -70,7 +70,7 @@ def test_wrong_arguments(arguments, message, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("benchmarks: " + message)
 
 
-def test_a_summary_names_what_is_slower_than_the_best_idiom():
+def test_a_summary_names_rows_slower_than_the_best_idiom():
     def row(name, ours, *idioms):
         times = dict(zip(["lc_triton", "F.unfold + bmm", "F.unfold + einsum"], [ours, *idioms], strict=True))
         contenders = {n: {mode: {"median_ms": ms} for mode in ("forward", "step")} for n, ms in times.items()}

@@ -1,4 +1,4 @@
-"""`python -m benchmarks gpu`: boxes of time, a file that is readable after a kill, and what a stand-in can show."""
+"""`python -m benchmarks gpu`: limits of time, its file after a kill, and runs without a GPU, on a stand-in."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def lines(out, status="done"):
 # ---- the journal
 
 
-def test_a_line_that_was_cut_is_left_out_and_does_not_spoil_the_next(tmp_path):
+def test_a_cut_line_is_ignored(tmp_path):
     path = tmp_path / "deep" / "results.jsonl"
     book = journal.Journal(path)
     book.write({"phase": "a", "step": "1", "status": "done"})
@@ -42,55 +42,56 @@ def test_a_line_that_was_cut_is_left_out_and_does_not_spoil_the_next(tmp_path):
     assert journal.read(tmp_path / "none.jsonl") == []
 
 
-def test_a_step_is_left_alone_when_it_has_a_result_or_was_begun_twice():
+def test_steps_with_a_result_or_begun_twice_are_not_repeated():
     def line(step, status):
         return {"phase": "a", "step": step, "status": status}
 
     begun = [line(step, "begun") for step in ("done", "failed", "once", "twice", "twice", "lost", "search")]
     ended = [line("done", "done"), line("failed", "failed"), {"status": "not begun", "phase": "a", "steps": ["new"]}]
-    ended += [line("lost", "lost"), line("search", "lost") | {"again": True}]  # which goes on without the tile at fault
+    # A search continues without the tile that lost the GPU.
+    ended += [line("lost", "lost"), line("search", "lost") | {"again": True}]
     assert journal.settled([*begun, *ended]) == {("a", name) for name in ("done", "failed", "twice", "lost")}
 
 
 # ---- phases and time
 
 
-def do(tmp_path, phases, deadline=10.0, resume=False):
+def run_phases(tmp_path, phases, deadline=10.0, resume=False):
     return run.run(Options(tmp_path), phases, StandIn(H100), deadline, resume=resume)
 
 
-def steps(*given):
+def steps_of(*given):
     """A phase's steps from (name, estimated seconds, call)."""
     return lambda options, machine: iter([Step(name, seconds, call) for name, seconds, call in given])
 
 
-def test_what_does_not_fit_is_not_begun_and_what_is_left_goes_on(tmp_path):
-    given = []
+def test_a_step_that_needs_too_much_time_is_run_on_resume(tmp_path):
+    time_left = []
 
-    def note(left):
-        given.append(left)
+    def record(left):
+        time_left.append(left)
         return {"ok": True, "found": 1}
 
-    first = Phase("first", 0.5, steps(("long", 6.0, note), ("short", 1.0, note)))
-    second = Phase("second", 0.5, steps(("more", 9.0, note)))
-    assert do(tmp_path, [first, second]) == 0
+    first = Phase("first", 0.5, steps_of(("long", 6.0, record), ("short", 1.0, record)))
+    second = Phase("second", 0.5, steps_of(("more", 9.0, record)))
+    assert run_phases(tmp_path, [first, second]) == 0
     assert [line["step"] for line in lines(tmp_path)] == ["short", "more"]
     (skipped,) = lines(tmp_path, "not begun")
     assert skipped["steps"] == ["long"]
-    assert given[0] == pytest.approx(5.0, abs=0.5)
-    assert given[1] == pytest.approx(10.0, abs=0.5)  # all that the first left
-    assert do(tmp_path, [first, second], deadline=20.0, resume=True) == 0
+    assert time_left[0] == pytest.approx(5.0, abs=0.5)
+    assert time_left[1] == pytest.approx(10.0, abs=0.5)  # the time that the first phase left
+    assert run_phases(tmp_path, [first, second], deadline=20.0, resume=True) == 0
     assert [line["step"] for line in lines(tmp_path)] == ["short", "more", "long"]
 
 
-def test_a_step_that_raises_or_is_wrong_is_told_and_ends_nothing(tmp_path, capsys):
+def test_a_failing_step_is_reported_and_the_run_continues(tmp_path, capsys):
     def fail(left):
         raise ValueError("no such thing")
 
     phase = Phase(
-        "p", 1.0, steps(("fails", 0, fail), ("wrong", 0, lambda left: {"ok": False}), ("fine", 0, lambda _: {}))
+        "p", 1.0, steps_of(("fails", 0, fail), ("wrong", 0, lambda left: {"ok": False}), ("fine", 0, lambda _: {}))
     )
-    assert do(tmp_path, [phase]) == 1
+    assert run_phases(tmp_path, [phase]) == 1
     (failed,) = lines(tmp_path, "failed")
     assert failed["reason"] == "ValueError: no such thing"
     assert [line["ok"] for line in lines(tmp_path)] == [False, None]
@@ -99,21 +100,21 @@ def test_a_step_that_raises_or_is_wrong_is_told_and_ends_nothing(tmp_path, capsy
 
 def test_a_step_that_outlasts_its_time_is_interrupted(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "GRACE", 0.1)
-    phase = Phase("p", 1.0, steps(("sleeps", 0.1, lambda left: time.sleep(30)), ("next", 0.0, lambda left: {})))
-    start = time.monotonic()
-    assert do(tmp_path, [phase], deadline=0.5) == 0
-    assert time.monotonic() - start < 5
+    phase = Phase("p", 1.0, steps_of(("sleeps", 0.1, lambda left: time.sleep(30)), ("next", 0.0, lambda left: {})))
+    began = time.monotonic()
+    assert run_phases(tmp_path, [phase], deadline=0.5) == 0
+    assert time.monotonic() - began < 5
     (line,) = lines(tmp_path, "timeout")
     assert line["step"] == "sleeps"
     assert lines(tmp_path, "end")
 
 
-def test_a_lost_gpu_ends_the_process_and_is_written(tmp_path):
+def test_a_lost_gpu_is_recorded_and_ends_the_process(tmp_path):
     def lose(left):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    phase = Phase("p", 1.0, steps(("loses", 0, lose), ("never", 0, lambda left: {})))
-    assert do(tmp_path, [phase]) == 1
+    phase = Phase("p", 1.0, steps_of(("loses", 0, lose), ("never", 0, lambda left: {})))
+    assert run_phases(tmp_path, [phase]) == 1
     assert [line.get("step") for line in lines(tmp_path, "lost")] == ["loses", None]
     assert not lines(tmp_path)
 
@@ -135,22 +136,22 @@ sys.exit(command.main())
 """
 
 
-def start(code, out, *arguments):
-    given = [sys.executable, "-c", PRELUDE + code + MAIN, "--out", str(out), *arguments]
+def start_process(code, out, *arguments):
+    command_line = [sys.executable, "-c", PRELUDE + code + MAIN, "--out", str(out), *arguments]
     environment = os.environ | {"TRITON_CACHE_DIR": str(out / "cache")}
-    return subprocess.Popen(given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 @pytest.mark.slow
 @pytest.mark.subprocess
-def test_a_killed_run_leaves_a_readable_file_and_goes_on(tmp_path):
+def test_a_killed_run_leaves_a_readable_file_and_can_resume(tmp_path):
     code = """
 def slow(left):
     time.sleep(0.02)
     return {"ok": True}
 run.PHASES = (phase(*((str(n), slow) for n in range(100))),)
 """
-    process = start(code, tmp_path, "--deadline", "300")
+    process = start_process(code, tmp_path, "--deadline", "300")
     for line in process.stdout:
         if line.startswith("p: 9: "):
             break
@@ -158,7 +159,7 @@ run.PHASES = (phase(*((str(n), slow) for n in range(100))),)
     process.communicate()
     before = lines(tmp_path)
     assert 10 <= len(before) < 100
-    resumed = start(code, tmp_path, "--deadline", "300", "--resume")
+    resumed = start_process(code, tmp_path, "--deadline", "300", "--resume")
     _, error = resumed.communicate()
     assert resumed.returncode == 0, error
     assert [line["step"] for line in lines(tmp_path)] == [str(n) for n in range(100)]
@@ -171,13 +172,13 @@ run.PHASES = (phase(*((str(n), slow) for n in range(100))),)
 @pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.subprocess
-def test_a_fresh_process_goes_on_where_the_gpu_was_lost(tmp_path):
+def test_a_new_process_continues_after_a_lost_gpu(tmp_path):
     code = """
 def lose(left):
     raise RuntimeError("CUDA error: misaligned address")
 run.PHASES = (phase(("before", lambda left: {}), ("loses", lose), ("after", lambda left: {})),)
 """
-    process = start(code, tmp_path, "--deadline", "60")
+    process = start_process(code, tmp_path, "--deadline", "60")
     _, error = process.communicate()
     assert process.returncode == 0, error
     assert [line["step"] for line in lines(tmp_path)] == ["before", "after"]
@@ -189,18 +190,18 @@ run.PHASES = (phase(("before", lambda left: {}), ("loses", lose), ("after", lamb
 @pytest.mark.slow
 @pytest.mark.subprocess
 @pytest.mark.parametrize("how", ["a call that never returns", "SIGTERM"])
-def test_the_end_comes_whatever_happens(how, tmp_path):
+def test_the_end_is_recorded_at_the_deadline_and_on_sigterm(how, tmp_path):
     code = """
 run.LAST = 0.5
 def stuck(left):
     print("stuck", flush=True)
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])  # as inside of a driver's call
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])  # as during a call of the driver
     ctypes.CDLL(None).sleep(60)
 run.PHASES = (phase(("stuck", stuck)),)
 """
     if how == "SIGTERM":
         code = code.replace("ctypes.CDLL(None).sleep(60)", "time.sleep(60)")
-    process = start(code, tmp_path, "--deadline", "60" if how == "SIGTERM" else "1")
+    process = start_process(code, tmp_path, "--deadline", "60" if how == "SIGTERM" else "1")
     assert process.stdout.readline().strip() == "stuck"
     if how == "SIGTERM":
         process.send_signal(signal.SIGTERM)
@@ -251,8 +252,8 @@ def test_without_a_gpu_a_stand_in_must_be_named(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.subprocess
-def test_everything_runs_under_a_stand_in_but_for_numbers(tmp_path, monkeypatch):
-    """Nothing is compiled here: `python -m benchmarks gpu --stand-in h100` without a test's stubs compiles too."""
+def test_all_phases_run_on_a_stand_in_without_times(tmp_path, monkeypatch):
+    """The test replaces the compiler; `python -m benchmarks gpu --stand-in h100` compiles too."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(launcher.Launch, "__init__", lambda *args: None)
     monkeypatch.setattr(launcher.Launch, "__call__", lambda *args: None)
@@ -272,7 +273,7 @@ def test_everything_runs_under_a_stand_in_but_for_numbers(tmp_path, monkeypatch)
     assert not (out / "tiles").exists()
 
 
-# ---- what is compared
+# ---- comparisons of results
 
 
 @pytest.mark.slow
@@ -305,7 +306,7 @@ def test_bands_cover_every_position_once():
     assert len(list(check.bands(geometry))) == 1
 
 
-class Here(Gpu):
+class GpuOnCpu(Gpu):
     """The methods of a GPU on CPU tensors, with its clock and its streams replaced by `cuda`."""
 
     def __init__(self):
@@ -314,8 +315,8 @@ class Here(Gpu):
 
 
 @pytest.fixture
-def cuda(monkeypatch):
-    """CUDA as far as `Gpu` uses it: a graph that calls nothing, a replay of 80 us by the events' clock."""
+def fake_cuda(monkeypatch):
+    """Replace the parts of `torch.cuda` that `Gpu` uses. A graph records nothing; events measure 80 us for a replay."""
     replays = []
 
     class Graph:
@@ -355,43 +356,43 @@ def cuda(monkeypatch):
     return replays
 
 
-def test_a_graph_of_several_calls_gives_the_time_of_one(cuda):
+def test_a_graph_of_several_calls_gives_the_time_of_one(fake_cuda):
     called = []
-    found = Here().device_time(called.append, 4, 0.0)
-    assert called == [0, 1, 2, 3] * 2  # once before, so that nothing is made inside of the capture
+    found = GpuOnCpu().device_time(called.append, 4, 0.0)
+    assert called == [0, 1, 2, 3] * 2  # once before the capture, so that no memory is allocated in it
     assert found == {"median_us": 20.0, "p20_us": 20.0, "p80_us": 20.0, "rounds": 5}
-    assert len(cuda) == 1 + 5 * 3  # three replays make an interval of 200 us
-    assert Here().peak_bytes(lambda: None) == 700
-    assert Here().eager_time(called.append, 2, 0.0)["rounds"] == 5
-    assert Here().on_stream(lambda: 5) == 5
-    (replayed,) = Here().graphed(lambda: {"y": torch.ones(2)}).values()
-    assert replayed.isnan().all()  # what a capture left there does not count
+    assert len(fake_cuda) == 1 + 5 * 3  # three replays make an interval of 200 us
+    assert GpuOnCpu().peak_bytes(lambda: None) == 700
+    assert GpuOnCpu().eager_time(called.append, 2, 0.0)["rounds"] == 5
+    assert GpuOnCpu().on_stream(lambda: 5) == 5
+    (replayed,) = GpuOnCpu().graphed(lambda: {"y": torch.ones(2)}).values()
+    assert replayed.isnan().all()  # results are cleared between the capture and the replay
 
 
 @pytest.mark.slow
-def test_a_row_is_checked_and_timed(cuda):
+def test_a_row_is_checked_and_timed(fake_cuda):
     row = Row("9x8x6,k3,f4,p1", 6, "float32", 1)
     for name in (OURS, "F.unfold + bmm"):
-        found = time_row(row, name, Options(None), Here(), 1.0)
+        found = time_row(row, name, Options(None), GpuOnCpu(), 1.0)
         assert (found["ok"], found["reason"], found["contender"]) == (True, None, name)
         for mode in ("forward", "step"):
             assert found["modes"][mode]["device"]["median_us"] == pytest.approx(80 / found["sets"])
             assert found["modes"][mode]["peak_bytes"] == 700
 
 
-def test_a_row_that_is_wrong_is_not_timed(cuda, monkeypatch):
+def test_a_row_that_is_wrong_is_not_timed(fake_cuda, monkeypatch):
     monkeypatch.setattr(
         "lc_triton.local_conv", lambda x, weight, bias, **more: local_conv(x, 1.01 * weight, bias, **more)
     )
-    found = time_row(Row("9x8x6,k3,f4,p1", 6, "float32", 1), OURS, Options(None), Here(), 1.0)
+    found = time_row(Row("9x8x6,k3,f4,p1", 6, "float32", 1), OURS, Options(None), GpuOnCpu(), 1.0)
     assert found["ok"] is False
     assert "times what rounding explains" in found["reason"]
     assert found["modes"] == {}
 
 
 def test_a_wrong_kernel_fails_its_smoke_check():
-    """On the CPU path, whose results are right, and then changed."""
-    machine = Here()
+    """The CPU path stands in for the kernel: first with its right results, then with changed ones."""
+    machine = GpuOnCpu()
     for name in ("thin, strided", "depthwise", "1-D, dilated", "3-D"):
         assert smoke.check_layer(smoke.LAYERS[name], torch.float64, machine)["ok"], name
     broken = smoke.check_layer(
@@ -400,15 +401,15 @@ def test_a_wrong_kernel_fails_its_smoke_check():
     assert broken["ok"] is False
 
 
-def test_runs_that_differ_are_wrong_however_near_they_are():
+def test_runs_that_differ_in_bits_are_wrong():
     want = torch.randn(5, dtype=torch.float64)
     near = want.float()
-    same = smoke.repeated_verdict(Here(), [near, near.clone()], {"y": (near, want)}, 1e-5)
-    other = smoke.repeated_verdict(Here(), [near, near * (1 + 2**-22)], {"y": (near, want)}, 1e-5)
+    same = smoke.repeated_verdict(GpuOnCpu(), [near, near.clone()], {"y": (near, want)}, 1e-5)
+    other = smoke.repeated_verdict(GpuOnCpu(), [near, near * (1 + 2**-22)], {"y": (near, want)}, 1e-5)
     assert (same["ok"], same["bits"], other["ok"], other["bits"]) == (True, None, False, "runs differ")
 
 
-def test_the_first_phases_are_those_that_decide_whether_the_rest_means_anything():
+def test_checks_of_the_environment_come_first():
     assert [phase.name for phase in PHASES[:3]] == ["environment", "hazards", "smoke"]
     assert sum(phase.share for phase in PHASES) == pytest.approx(1.0)
     assert json.loads(json.dumps([name for name, _ in smoke.hazards()]))[0] == "registers in flight, forward"

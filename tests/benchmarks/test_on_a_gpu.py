@@ -1,4 +1,4 @@
-"""The benchmark on a GPU: a row end to end, everyone right before anyone is timed."""
+"""The benchmark on a GPU: a row end to end, and the first phases of `benchmarks gpu`."""
 
 import json
 import sys
@@ -33,7 +33,7 @@ def test_a_row(dtype, tmp_path, monkeypatch):
             assert found["step_bytes"] > 0
 
 
-def test_the_first_minutes(tmp_path, monkeypatch):
+def test_the_first_phases(tmp_path, monkeypatch):
     arguments = ["--deadline", "100", "--out", str(tmp_path), "--phases", "environment", "hazards", "ceilings"]
     monkeypatch.setattr(sys, "argv", ["benchmarks", "gpu", *arguments])
     assert command.main() == 0

@@ -1,4 +1,4 @@
-"""Training steps with their optimizer: what is timed is AdamW's step, and what is not gets no time."""
+"""Benchmarks of training steps with an optimizer: contenders make the step of AdamW, and others are refused."""
 
 import json
 import sys
@@ -44,7 +44,7 @@ def test_each_contender_makes_the_step(name, row):
     assert optimizer.state[weight]["step"] == 2
 
 
-def test_another_optimizer_is_found_out():
+def test_a_wrong_optimizer_is_found():
     untrained = CONTENDERS[OURS].ready(ROW, Data.make(ROW))
     with pytest.raises(AssertionError, match="not close"):
         Trained(untrained, partial(torch.optim.Adam, weight_decay=0.01)).results()
@@ -77,18 +77,18 @@ def test_a_row_end_to_end(tmp_path, monkeypatch, capsys):
 @pytest.mark.nightly
 @pytest.mark.slow
 def test_the_accuracy_of_small_states(monkeypatch, capsys, tmp_path):
-    """Means over the seeds, each of training with the optimizer of its row."""
-    taken = []
+    """A row has the means over the seeds of training with its optimizer."""
+    trained_with = []
 
     def digits(make, dtype, seed):
-        taken.append(type(make([torch.nn.Parameter(torch.zeros(1))])))
+        trained_with.append(type(make([torch.nn.Parameter(torch.zeros(1))])))
         return 0.1 + seed, 0.5
 
-    made = states.ways()
+    ways = states.ways()
     monkeypatch.setattr(states, "SEEDS", (0, 1))
     monkeypatch.setattr(states, "STEPS", 20)
     monkeypatch.setattr(states, "digits", digits)
-    monkeypatch.setattr(states, "ways", lambda: dict(list(made.items())[:4]))
+    monkeypatch.setattr(states, "ways", lambda: dict(list(ways.items())[:4]))
     document = tmp_path / "optimizer.md"
     document.write_text("<!-- table states -->\n<!-- end -->\n")
     monkeypatch.setattr(sys, "argv", ["benchmarks", "states", "--document", str(document)])
@@ -99,11 +99,11 @@ def test_the_accuracy_of_small_states(monkeypatch, capsys, tmp_path):
     last = [float(row[4].strip(" |")) for row in rows]
     assert 0 < last[1] == pytest.approx(last[0], rel=0.01)
     assert 0 < last[2] == pytest.approx(last[0], rel=0.05)
-    assert set(taken) == {lc_triton.FusedAdamW, states.DynamicAdamW}
+    assert set(trained_with) == {lc_triton.FusedAdamW, states.DynamicAdamW}
 
 
 def test_the_codes_of_bitsandbytes():
-    """As its source has them: 256 numbers of seven decades; blocks are parts of their largest magnitude."""
+    """The codes are 256 numbers over seven decades, and each block is scaled by its largest magnitude."""
     signed, unsigned = states.dynamic_codes(True), states.dynamic_codes(False)
     for codes in (signed, unsigned):
         assert len(codes.unique()) == 256

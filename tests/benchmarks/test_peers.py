@@ -1,4 +1,4 @@
-"""The peers compute what they are compared in: a peer that computes something else would be no peer."""
+"""The peers of the benchmarks compute the same values and gradients as the layers."""
 
 import pytest
 import torch

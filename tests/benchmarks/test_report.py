@@ -1,4 +1,4 @@
-"""Tables and pictures of results, and two states of the code against each other."""
+"""Tables and pictures of results, and comparisons of two commits."""
 
 import json
 import math
@@ -100,7 +100,7 @@ def test_the_table_of_a_run(tmp_path, document, full):
     assert full.read_text() == text
 
 
-def test_a_run_without_marks_goes_into_the_full_tables_alone(tmp_path, document, full):
+def test_a_run_without_marks_is_only_in_the_full_tables(tmp_path, document, full):
     before = document.read_text()
     report([write(tmp_path / "cuda.json", [row("lrlc_l1", 64, lc_triton=times(2.0, 9.0))])], document)
     assert document.read_text() == before
@@ -127,7 +127,7 @@ def test_a_wrong_row_has_no_times(tmp_path, document, full):
 
 
 @pytest.mark.slow
-def test_growth(tmp_path, document, full):
+def test_the_table_of_growth(tmp_path, document, full):
     rows = [row(*pair, lc_triton=times(0.5 * n, 2.0 * n * n)) for n, pair in GROWTH["batch"].items()]
     report([write(tmp_path / "growth.json", rows)], document)
     assert "| batch | 1, 4096 | lc_triton | 0.50 to 2048.0 | 1.00 | 2.00 to 33554432.0 | 2.00 |" in full.read_text()
@@ -139,7 +139,7 @@ def test_exponent_and_mean():
     assert geomean([1.0, 4.0]) == pytest.approx(2.0)
 
 
-def test_suites():
+def test_workloads_of_the_suites():
     for name in SUITES:
         for pair in suite(name):
             assert Row(*pair, "float32", 1).task.geometry.positions > 0
@@ -150,7 +150,7 @@ def test_suites():
 @pytest.mark.compile
 @pytest.mark.subprocess
 @pytest.mark.slow
-def test_what_a_call_costs(tmp_path, document, full, monkeypatch, capsys):
+def test_overhead_of_a_call(tmp_path, document, full, monkeypatch, capsys):
     for constant, few in (("PROCESSES", 1), ("ROUNDS", 2), ("CALLS", 5)):
         monkeypatch.setattr(overhead, constant, few)
     out = tmp_path / "overhead.json"
@@ -164,7 +164,7 @@ def test_what_a_call_costs(tmp_path, document, full, monkeypatch, capsys):
 
 @pytest.mark.subprocess
 def test_a_file_of_results_against_itself(monkeypatch, capsys):
-    """The same commit by two names: there is nothing to time."""
+    """Two names of the same commit, for which nothing is timed."""
     root = Path(__file__).parents[2]
     results = str(root / "benchmarks" / "results" / "cpu.json")
     commit = json.loads(Path(results).read_text())["about"]["commit"].removesuffix("+changes")
@@ -190,7 +190,7 @@ def test_a_file_that_names_no_commit(monkeypatch, capsys, tmp_path):
 @pytest.mark.subprocess
 @pytest.mark.slow
 def test_a_commit_that_is_too_old_is_named(monkeypatch, capsys):
-    """One whose lc_triton has other modules."""
+    """The commit's lc_triton has other modules."""
     old = "b84e7104dd3aae26d29994d25464587d0e54b6a4"
     if subprocess.run(["git", "cat-file", "-e", old], cwd=compare.ROOT, capture_output=True).returncode:
         pytest.skip("a shallow clone, or no clone: the commit is not here")
@@ -201,7 +201,7 @@ def test_a_commit_that_is_too_old_is_named(monkeypatch, capsys):
     assert err.count("\n") == 1
 
 
-def test_regimes_say_where_they_are(monkeypatch, capsys, tmp_path):
+def test_regimes_print_the_file_they_write(monkeypatch, capsys, tmp_path):
     document = tmp_path / "model.md"
     document.write_text("<!-- table regimes -->\n<!-- end -->\n")
     monkeypatch.setattr(regimes, "table", lambda: "the table")
@@ -212,15 +212,16 @@ def test_regimes_say_where_they_are(monkeypatch, capsys, tmp_path):
 
 
 def test_the_simulated_step_and_its_roofline_time(monkeypatch, capsys, tmp_path):
-    """Of an update: the bytes of torch's beside the simulated kernels, at the rate of a copy."""
+    """The time of torch's update is that of its bytes, at the rate of a copy, beside the simulated kernels."""
     monkeypatch.setattr(step, "compile_and_simulate", lambda task, gpu, config: 100.0 if task.update is None else 400.0)
     monkeypatch.setattr(step, "LAYERS", [("deepface_l4", 32)])
-    of = step.Step("deepface_l4", 32)
-    weights, rate = 4 * of.tasks["forward"].geometry.weight_numel, by_name(step.DEVICE).memory_rate
-    others = sum(t.least_bytes for name, t in of.tasks.items() if name != "update") - 3 * weights
-    assert of.ours == 600.0
-    assert of.roofline == pytest.approx(1e6 * (8 * weights + others) / rate)  # read twice, then 3 read and written
-    assert of.torch_optimizer("fused") == pytest.approx(300.0 + 1e6 * 7 * weights / rate)
+    step_ = step.Step("deepface_l4", 32)
+    weights, rate = 4 * step_.tasks["forward"].geometry.weight_numel, by_name(step.DEVICE).memory_rate
+    others = sum(t.least_bytes for name, t in step_.tasks.items() if name != "update") - 3 * weights
+    assert step_.ours == 600.0
+    # The weight is read twice; then it and two states are read and written.
+    assert step_.roofline == pytest.approx(1e6 * (8 * weights + others) / rate)
+    assert step_.torch_optimizer("fused") == pytest.approx(300.0 + 1e6 * 7 * weights / rate)
     document = tmp_path / "performance.md"
     document.write_text("<!-- table step -->\n<!-- end -->\n")
     monkeypatch.setattr(sys, "argv", ["benchmarks", "step", "--document", str(document)])
@@ -232,15 +233,15 @@ def test_the_simulated_step_and_its_roofline_time(monkeypatch, capsys, tmp_path)
 @pytest.mark.compile
 @pytest.mark.slow
 @pytest.mark.nightly
-def test_the_documents_simulated_steps_are_todays():
-    """`python -m benchmarks step` writes them."""
+def test_simulated_steps_in_the_documents_are_current():
+    """`python -m benchmarks step` writes the tables."""
     assert step.table() in (Path(__file__).parents[2] / "docs" / "performance.md").read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.subprocess
 @pytest.mark.nightly
-def test_a_state_against_itself(monkeypatch, capsys):
+def test_a_commit_against_itself(monkeypatch, capsys):
     arguments = ["compare", ".", "HEAD", "--workload", "keras_doc_1d", "--batches", "2", "--seconds", "0.01"]
     for constant, value in (("SLOWER", math.inf), ("WARM_UP", 1), ("LEAST_ROUNDS", 1)):
         monkeypatch.setattr(compare, constant, value)
@@ -249,18 +250,18 @@ def test_a_state_against_itself(monkeypatch, capsys):
     assert "keras_doc_1d b2 float32  B / A: forward " in capsys.readouterr().out
 
 
-def test_slower_twice_is_slower(monkeypatch, capsys):
-    asked = []
+def test_a_row_is_slower_if_both_measurements_are(monkeypatch, capsys):
+    timed = []
 
     def pair(trees, row, seconds):
-        asked.append(seconds)
-        return {"forward": 1.0, "step": 1.06 if row.batch == 2 or len(asked) == 1 else 1.0}
+        timed.append(seconds)
+        return {"forward": 1.0, "step": 1.06 if row.batch == 2 or len(timed) == 1 else 1.0}
 
     monkeypatch.setattr(compare, "time_pair", pair)
     arguments = ["compare", ".", ".", "--workload", "keras_doc_1d", "--seconds", "1", "--batches"]
     monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments, "1"])
     assert command.main() == 0
-    assert asked == [1, 3]
+    assert timed == [1, 3]
     monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments, "2"])
     assert command.main() == 1
     assert "SLOWER" in capsys.readouterr().out
@@ -269,23 +270,23 @@ def test_slower_twice_is_slower(monkeypatch, capsys):
 @pytest.mark.nightly
 @pytest.mark.subprocess
 @pytest.mark.slow
-def test_a_state_that_is_wrong_is_named(monkeypatch, capsys):
-    right = compare.expected
-    monkeypatch.setattr(compare, "expected", lambda *args: {name: t + 1 for name, t in right(*args).items()})
+def test_a_wrong_commit_is_named(monkeypatch, capsys):
+    expected = compare.expected
+    monkeypatch.setattr(compare, "expected", lambda *args: {name: t + 1 for name, t in expected(*args).items()})
     arguments = ["compare", ".", ".", "--workload", "keras_doc_1d", "--batches", "2", "--seconds", "0.01"]
     monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
     assert command.main() == 2
     assert "state A must be right and runnable: it has no times, for y is off by 1" in capsys.readouterr().err
 
 
-def test_a_state_that_is_none(monkeypatch, capsys):
+def test_an_unknown_commit_is_named(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmarks", "compare", ".", "no-such-branch"])
     assert command.main() == 2
     assert "'no-such-branch'" in capsys.readouterr().err
 
 
-def test_the_documents_regimes_are_todays_model():
-    """`python -m benchmarks regimes` writes them."""
+def test_regimes_in_the_documents_are_current():
+    """`python -m benchmarks regimes` writes the tables."""
     text = (Path(__file__).parents[2] / "docs" / "dev" / "gpu-model.md").read_text()
     assert regimes.table() in text
     for line in regimes.table().splitlines()[4:]:
@@ -297,8 +298,8 @@ def test_the_documents_regimes_are_todays_model():
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_the_documents_tables_are_todays_data(tmp_path, monkeypatch):
-    """`python -m benchmarks report benchmarks/results/*.json` writes nothing new into them."""
+def test_tables_in_the_documents_are_current(tmp_path, monkeypatch):
+    """`python -m benchmarks report benchmarks/results/*.json` does not change the documents."""
     for draw in ("_draw_bars", "_draw_growth"):  # pictures are not compared
         monkeypatch.setattr(benchmarks.report, draw, lambda content, file: None)
     (tmp_path / "dev").mkdir()

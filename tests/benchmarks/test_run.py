@@ -1,4 +1,4 @@
-"""The benchmark itself: that what it times is right, that what is wrong gets no time, and what it writes."""
+"""`python -m benchmarks run`: it checks results before it times them, and writes its rows."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ SMALL = Row("keras_doc_1d", 5, "float32", 1)
 def test_a_row_end_to_end(tmp_path, monkeypatch, capsys):
     out = tmp_path / "cpu.json"
     arguments = ["--workload", "keras_doc_1d", "--batches", "3", "--threads", "1", "--seconds", "0.01"]
-    peers = list(PEERS)[:2]  # a process each; test_peers.py holds what all of them compute
+    peers = list(PEERS)[:2]  # each needs a process; test_peers.py checks all of them
     arguments += ["--contenders", *peers]
     monkeypatch.setattr(sys, "argv", ["benchmarks", "run", *arguments, "--out", str(out)])
     assert command.main() == 0
@@ -45,18 +45,18 @@ def test_a_row_end_to_end(tmp_path, monkeypatch, capsys):
 
 
 def only_ours(row, seconds, names):
-    """In place of a row's times."""
+    """Stand in for `time_row`."""
     return {"workload": row.workload, "batch": row.batch, "dtype": row.dtype, "contenders": {OURS: {"skipped": "no"}}}
 
 
-def test_a_run_that_is_stopped_keeps_its_rows(tmp_path, monkeypatch):
+def test_an_interrupted_run_keeps_its_rows(tmp_path, monkeypatch):
     out = tmp_path / "cpu.json"
-    asked = []
+    timed = []
 
     def time_row(row, seconds, names):
-        if asked:
+        if timed:
             raise KeyboardInterrupt
-        asked.append(row)
+        timed.append(row)
         return only_ours(row, seconds, names)
 
     monkeypatch.setattr(run, "time_row", time_row)
@@ -72,10 +72,10 @@ def test_a_run_that_is_stopped_keeps_its_rows(tmp_path, monkeypatch):
 def test_a_wrong_result_is_found(name):
     data = Data.make(SMALL)
     want = expected(SMALL, data)
-    right = {key: value.float() for key, value in want.items()}
-    assert find_mismatch(SMALL, right, want) is None
-    right[name].view(-1)[3] += 0.01
-    assert find_mismatch(SMALL, right, want).startswith(f"{name} is off by 0.01")
+    results = {key: value.float() for key, value in want.items()}
+    assert find_mismatch(SMALL, results, want) is None
+    results[name].view(-1)[3] += 0.01
+    assert find_mismatch(SMALL, results, want).startswith(f"{name} is off by 0.01")
 
 
 def test_a_wrong_contender_gets_no_time():
@@ -86,7 +86,7 @@ def test_a_wrong_contender_gets_no_time():
 
 @pytest.mark.subprocess
 @pytest.mark.slow
-def test_a_contender_that_ends_in_the_middle_is_named():
+def test_a_contender_whose_process_ends_is_named():
     entrant = Entrant(SMALL, OURS, expected(SMALL, Data.make(SMALL)))
     assert entrant.skipped is None
     entrant.process.kill()
@@ -98,7 +98,7 @@ def test_a_contender_that_ends_in_the_middle_is_named():
 @pytest.mark.nightly
 @pytest.mark.subprocess
 @pytest.mark.slow
-def test_a_contender_that_fails_says_why(monkeypatch):
+def test_a_failing_contender_has_a_reason(monkeypatch):
     want = expected(SMALL, Data.make(SMALL))
     want["y"] = want["y"] + 1
     entrant = Entrant(SMALL, OURS, want)
@@ -116,8 +116,8 @@ def test_a_contender_that_fails_says_why(monkeypatch):
         if name.startswith(("torch.compile", "JAX", "flax", "tf_"))
     ],
 )
-def test_who_is_timed_is_right(name):
-    """Everyone but the eager idioms, which test_peers.py holds to more: those who are installed."""
+def test_contenders_are_right(name):
+    """The contenders that are installed. `test_peers.py` checks the eager idioms."""
     row = Row("6x7x3,k3x2,f4,s2x1", 3, "float32", 1)
     reason = CONTENDERS[name].refuses(row)
     if reason and "not installed" in reason:
@@ -130,7 +130,7 @@ def test_who_is_timed_is_right(name):
     entrant.close()
 
 
-def test_who_does_not_run():
+def test_contenders_that_refuse_a_row():
     def refuses(row, name):
         return CONTENDERS[name].refuses(row)
 
@@ -143,7 +143,7 @@ def test_who_does_not_run():
 @pytest.mark.subprocess
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")
-def test_a_step_needs_its_results_and_at_most_64_mb_more():
+def test_a_step_needs_at_most_64_mb_beside_its_results():
     row = Row("30x30x64,k3,f8,p1", 128, "float32", 2)
     entrant = Entrant(row, OURS, expected(row, Data.make(row)))
     entrant.times = {mode: [1.0, 1.0] for mode in MODES}
@@ -154,7 +154,7 @@ def test_a_step_needs_its_results_and_at_most_64_mb_more():
 
 
 def test_autocast_training_is_a_row():
-    """16-bit x with float32 weights: ours reads them as they are, everyone else casts them first, and all are right."""
+    """x has 16 bits and weights are float32. Our kernels read both; other contenders cast the weights first."""
     row = Row("6x7x4,k3x2,f4,s2x1,g2", 3, "bfloat16/float32", 1)
     want = expected(row, Data.make(row))
     for name in (OURS, CAST, "F.unfold + bmm"):
@@ -162,8 +162,8 @@ def test_autocast_training_is_a_row():
         data = Data.make(row)
         assert (data.x.dtype, data.weight.dtype) == (torch.bfloat16, torch.float32)
         ready = CONTENDERS[name].ready(row, data)
-        right = want | {"dw": CONTENDERS[name].lay_out(want["dw"], row.task.geometry)}
-        assert find_mismatch(row, ready.results(), right, peer=name != OURS) is None
+        want_ = want | {"dw": CONTENDERS[name].lay_out(want["dw"], row.task.geometry)}
+        assert find_mismatch(row, ready.results(), want_, peer=name != OURS) is None
         for mode in MODES:
             ready.call(mode, 0)
     assert CONTENDERS[CAST].refuses(SMALL) == "weights are of x's dtype"
@@ -171,7 +171,7 @@ def test_autocast_training_is_a_row():
 
 
 @pytest.mark.parametrize("workload", ["6x7x4,k3x2,f4,s2x1,p1,g2", "9x3,k3,f5,d2", "4x5x3x2,k2,f3,p1"])
-def test_the_products_alone_are_right(workload):
+def test_single_products_are_right(workload):
     row = Row(workload, 3, "float32", 1)
     data = Data.make(row)
     ready = Products(row, data)
@@ -182,7 +182,7 @@ def test_the_products_alone_are_right(workload):
     assert BMM in NOT_PEERS
 
 
-def test_a_run_without_git_is_measured_and_says_so(monkeypatch):
+def test_a_run_without_git_has_an_unknown_commit(monkeypatch):
     def not_there(*args, **kwargs):
         raise FileNotFoundError(2, "No such file or directory", "git")
 
@@ -194,7 +194,7 @@ def test_a_run_without_git_is_measured_and_says_so(monkeypatch):
     assert len(results["rows"]) == 1
 
 
-def test_what_cannot_be_told_stops_a_run_before_it_measures(monkeypatch):
+def test_an_error_about_the_machine_stops_a_run_before_it_measures(monkeypatch):
     def fails(device):
         raise OSError("no device")
 
@@ -204,8 +204,8 @@ def test_what_cannot_be_told_stops_a_run_before_it_measures(monkeypatch):
         next(run.run([SMALL], 0.01))
 
 
-class Told:
-    """A pipe to a worker that is told to time nothing."""
+class StoppingPipe:
+    """A pipe that tells a worker to stop."""
 
     def send(self, answer):
         pass
@@ -215,12 +215,12 @@ class Told:
 
 
 @pytest.mark.parametrize(("dtype", "want"), [("tf32", "tf32"), ("float32", "ieee"), ("bfloat16", "ieee")])
-def test_a_worker_multiplies_in_the_precision_of_its_row(dtype, want, monkeypatch):
-    seen = []
+def test_a_worker_uses_the_precision_of_its_row(dtype, want, monkeypatch):
+    precisions = []
 
     class Contender:
         def __init__(self, row, data):
-            seen.append(torch.backends.cuda.matmul.fp32_precision)
+            precisions.append(torch.backends.cuda.matmul.fp32_precision)
 
         def results(self):
             return {"y": torch.zeros(1), "dw": torch.zeros(1)}
@@ -233,17 +233,17 @@ def test_a_worker_multiplies_in_the_precision_of_its_row(dtype, want, monkeypatc
     monkeypatch.setitem(CONTENDERS, OURS, replace(CONTENDERS[OURS], ready=Contender))
     threads = torch.get_num_threads()
     try:
-        worker.work(Told(), replace(SMALL, dtype=dtype, device="cuda"), OURS, Contender(None, None).results())
+        worker.work(StoppingPipe(), replace(SMALL, dtype=dtype, device="cuda"), OURS, Contender(None, None).results())
     finally:
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision("highest")
         torch.backends.cuda.matmul.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision = "none"
-    assert seen == ["none", want]
+    assert precisions == ["none", want]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_jax_takes_turns_on_the_sets_that_torch_has_and_waits_as_torch_does(device, monkeypatch):
-    """Data on the CPU stand for both devices: `turns` looks at the tensors, the rest at the row."""
+def test_jax_uses_the_same_sets_of_data_and_waits_as_torch(device, monkeypatch):
+    """The tensors are on the CPU for both devices. `turns` uses their device, other functions that of the row."""
     waited, forwards, settings = [], [], {}
     config = SimpleNamespace(update=settings.__setitem__)
     jax = SimpleNamespace(jit=lambda f: f, block_until_ready=waited.append, config=config)
@@ -264,12 +264,12 @@ def test_jax_takes_turns_on_the_sets_that_torch_has_and_waits_as_torch_does(devi
     assert settings == {"jax_default_matmul_precision": "tensorfloat32"}
 
 
-def test_what_sets_share_for_torch_they_share_for_jax(monkeypatch):
+def test_sets_share_the_same_arrays_in_jax(monkeypatch):
     monkeypatch.setattr(jax_peers, "_array", lambda tensor: tensor.clone())
     x, weight = torch.zeros(2), torch.ones(2)
-    (first, same), (second, also) = jax_peers._arrays([(x, weight), (x.clone(), weight)])
+    (first, first_weight), (second, second_weight) = jax_peers._arrays([(x, weight), (x.clone(), weight)])
     assert first is not second
-    assert same is also
+    assert first_weight is second_weight
 
 
 def test_data_are_the_same_in_every_process():

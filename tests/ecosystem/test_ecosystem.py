@@ -1,6 +1,6 @@
-"""Other libraries, each by the lines of docs/ecosystem.md: what they compute is compared with plain torch.
+"""The examples of docs/ecosystem.md with other libraries, compared with plain torch.
 
-They are in the extra ecosystem, which `all` does not have: `pip install -e ".[dev,ecosystem]" -c constraints.txt`.
+The extra `ecosystem`, which `all` does not include, has them: `pip install -e ".[dev,ecosystem]" -c constraints.txt`.
 """
 
 import re
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mar
 
 @pytest.fixture
 def section(tmp_path, monkeypatch):
-    """Runs the page's first block, and that of a section, in an empty folder; the names that they leave."""
+    """A function that runs the first block of the page and the blocks of a section, and returns their names."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
@@ -38,9 +38,9 @@ def section(tmp_path, monkeypatch):
 
 
 def trained(names, optimizer, epochs):
-    """The network after plain training, without shuffling, as `names` made and trained it."""
+    """The state of the page's network after training with plain torch, without shuffling."""
     torch.manual_seed(0)
-    names["TensorDataset"](torch.randn(24, 1, 8, 8), torch.randint(3, (24,)))  # the draws that came before
+    names["TensorDataset"](torch.randn(24, 1, 8, 8), torch.randint(3, (24,)))  # the page draws its data first
     net = names["network"]()
     steps = optimizer(net.parameters())
     for _ in range(epochs):
@@ -78,7 +78,7 @@ def test_transformers(section):
     lacking = names["Faces"].from_pretrained("faces").net[0]
     want = lc_triton.LocalConv2d(1, 4, 3, input_size=8).weight
     assert lacking.weight.isfinite().all()
-    assert 0.8 < lacking.weight.std() / want.std() < 1.25  # initialised as ever, not left as memory was
+    assert 0.8 < lacking.weight.std() / want.std() < 1.25  # the missing weight is initialised
     assert torch.equal(lacking.bias, names["faces"].net[0].bias)
 
 
@@ -104,7 +104,7 @@ def test_peft(section):
         y.square().sum().backward()
         assert layer.weight.grad is None
         assert a.grad.abs().sum() > 0
-        # The definition: the layer itself, with the changed weight.
+        # By definition, the output is that of the layer with the changed weight.
         n = 1 if b.ndim == 3 else b.ndim // 2 - 1  # dimensions of positions
         factors = a.reshape(*a.shape[:n], -1, 2), b.reshape(*b.shape[:n], 2, -1)
         change = 1.5 * torch.einsum("...dr,...rf->...df", *factors).reshape(before.shape)
@@ -149,10 +149,10 @@ def test_torchao(section):
     assert torch.equal(inner, lc_triton.local_conv(x, names["weight"], names["quantized"][0].bias, activation="relu"))
 
 
-def test_torchinfo_counts_as_the_documents_say():
-    """Parameters right, multiplications by the class's name: docs/pytorch.md."""
+def test_counts_of_torchinfo():
+    """torchinfo counts parameters correctly, and too many multiplications: docs/pytorch.md."""
     torchinfo = pytest.importorskip("torchinfo", reason=MISSING)
     layer = lc_triton.LocalConv2d(3, 8, 3, input_size=6)
     found = torchinfo.summary(layer, input_size=(2, 3, 6, 6), verbose=0)
     assert found.total_params == sum(p.numel() for p in layer.parameters())
-    assert found.total_mult_adds == 16 * 2 * found.total_params  # 16 positions too often
+    assert found.total_mult_adds == 16 * 2 * found.total_params  # 16 times too many, for 16 positions
