@@ -5,22 +5,22 @@ from pathlib import Path
 import pytest
 import torch
 
-# Keras reads it when it is first imported, whichever test, documentation or example that is: one backend a process.
+# Keras reads the variable when a test, the documentation or an example imports it first: one backend a process.
 os.environ["KERAS_BACKEND"] = "torch"
 
-# The mark that a test needs which starts a program of this name.
+# The mark that a test needs if it starts a program of this name.
 MARK_OF = {"python": "subprocess", "ptxas": "compile"}
 _started: list[str] = []
-_start = subprocess.Popen.__init__
+_popen_init = subprocess.Popen.__init__
 
 
-def _note_start(self, args, *more, **options):
+def _record_start(self, args, *more, **options):
     first = args if isinstance(args, str | bytes | os.PathLike) else args[0]
     _started.append(Path(os.fsdecode(first)).name)
-    _start(self, args, *more, **options)
+    _popen_init(self, args, *more, **options)
 
 
-subprocess.Popen.__init__ = _note_start
+subprocess.Popen.__init__ = _record_start
 
 
 def pytest_collection_modifyitems(items):
@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items):
         return
     skip = pytest.mark.skip(reason="needs an NVIDIA GPU")  # may go when the machine that runs the tests has one
     for item in items:
-        if item.get_closest_marker("gpu"):  # not its keywords: the folder of a checkout may have that name
+        if item.get_closest_marker("gpu"):  # not `item.keywords`, which has the name of the folder: it may be "gpu"
             item.add_marker(skip)
 
 
@@ -38,8 +38,8 @@ def _seed():
 
 
 @pytest.fixture(autouse=True)
-def _marked(request):
-    """A test that starts a process or compiles a kernel says so by its marks, by which people select tests."""
+def _check_marks(request):
+    """Check that a test that starts a process or compiles a kernel has its mark, so that it can be deselected."""
     _started.clear()
     yield
     for program, mark in MARK_OF.items():

@@ -1,7 +1,7 @@
-"""Compile what tests/gpu launches, without a GPU: TRITON_CACHE_DIR=folder python -m tests.gpu.compile h200
+"""Compile the kernels of tests/gpu without a GPU: TRITON_CACHE_DIR=folder python -m tests.gpu.compile h200
 
-With a filled folder as Triton's cache the tests spend their time on the GPU. Several processes share the work by
-`--part 0/4` and so on.
+With this folder as Triton's cache, the tests compile nothing on the GPU. The options `--part 0/4` to `--part 3/4`
+divide the work among four processes.
 """
 
 import argparse
@@ -36,22 +36,22 @@ from tests.shared_cases import SHARED
 
 
 def step(case: Case, dtype: torch.dtype, weight_dtype: torch.dtype | None = None, **kwargs: object) -> None:
-    """Forward and gradients of a case, as the tests run them."""
+    """Compute the output and the gradients of a case, as the tests do."""
     cases.run(case, tensors(case, dtype, weight_dtype=weight_dtype, device="meta"), **kwargs)
 
 
 def calls(device: Device) -> Iterator[Callable[[], None]]:
-    """Everything that is launched; what comes twice is compiled once."""
+    """Functions that launch all kernels of the tests; equal launches are compiled once."""
     for case in CASES:
         for batch in values.BATCHES:
             for dtype in values.DTYPES:
-                yield partial(step, values.larger(case, batch), dtype)
+                yield partial(step, values.with_batch(case, batch), dtype)
         for dtype in (torch.float16, torch.bfloat16):
-            yield partial(step, values.larger(case, 16), dtype, torch.float32)
+            yield partial(step, values.with_batch(case, 16), dtype, torch.float32)
     for case in SHARED:
         for dtype in values.DTYPES:
-            yield partial(step, values.larger(case, 33), dtype)
-    plain = values.larger(next(case for case in CASES if case.name == "2d"), 32)
+            yield partial(step, values.with_batch(case, 33), dtype)
+    plain = values.with_batch(next(case for case in CASES if case.name == "2d"), 32)
     for name in FUSED_NAMES:
         argument = ("gelu", "tanh") if name == "gelu_tanh" else name
         for dtype in (torch.float32, torch.bfloat16):
@@ -60,9 +60,9 @@ def calls(device: Device) -> Iterator[Callable[[], None]]:
         t = tensors(values.IMAGE, dtype, device="meta")
         yield partial(values.padded_forward, t, config, channels_first=channels_first)
     for dtype, batch, rank in product(low_rank.TOLERANCE, low_rank.BATCHES, low_rank.RANKS):
-        yield partial(step_of, low_rank.layer_of(rank, dtype, device="meta"), (batch, 64, 13, 12), dtype)
+        yield partial(layer_step, low_rank.layer_of(rank, dtype, device="meta"), (batch, 64, 13, 12), dtype)
     for dtype, batch, sizes in product(tables.DTYPES, tables.BATCHES, tables.SIZES):
-        yield partial(step_of, tables.layer_of(sizes, dtype).to("meta"), (batch, 40, sizes[0]), dtype)
+        yield partial(layer_step, tables.layer_of(sizes, dtype).to("meta"), (batch, 40, sizes[0]), dtype)
     for case, dtype, batch in tables.FOUR_BITS:
         yield partial(four_bits, replace(case, batch=batch), dtype)
     for name, kind, dtype, reduction in penalties.ROWS:
@@ -76,15 +76,15 @@ def calls(device: Device) -> Iterator[Callable[[], None]]:
         yield partial(candidates, pass_name, tuning.LAYER, device)
 
 
-def step_of(layer: nn.Module, size: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Forward and gradients of a layer."""
+def layer_step(layer: nn.Module, size: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Compute the output and the gradients of a layer."""
     x = torch.empty(size, dtype=dtype, device="meta", requires_grad=True)
     y = layer(x)
     torch.autograd.grad(y, [x, *layer.parameters()], torch.empty_like(y))
 
 
 def four_bits(case: Case, dtype: torch.dtype) -> None:
-    """The products of a case whose weight is quantized, and its whole layer."""
+    """Compute a case with 4-bit weights: the forward without and with gradients, and the input gradient."""
     t = tensors(case, dtype)
     weight, scale = quantize(t.weight, "int4")
     x, weight, scale, bias, g = (tensor.to("meta") for tensor in (t.x, weight, scale, t.bias, t.g))
@@ -95,7 +95,7 @@ def four_bits(case: Case, dtype: torch.dtype) -> None:
 
 
 def training(name: str, clip_norm: float | None, penalised: bool, dtype: torch.dtype) -> None:
-    """Steps of a fused optimizer, of one batch and of two."""
+    """Steps of a fused optimizer with one batch, and with two accumulated batches."""
     net = optimizers.network(dtype).to("meta")
     optimizer = optimizers.fused_of(net, name, clip_norm, penalised)
     for size, accumulate in product(optimizers.BATCHES, (1, 2)):
@@ -107,7 +107,7 @@ def training(name: str, clip_norm: float | None, penalised: bool, dtype: torch.d
 
 
 def sums(dtype: torch.dtype, of_sum: str) -> None:
-    """Gradients that the kernel adds to those of the batch before."""
+    """Gradients that the kernel adds to those of the previous batch."""
     layer = optimizers.summing_layer(dtype, of_sum, "meta")
     accumulate_gradients(layer)
     for _ in range(2):
@@ -116,17 +116,17 @@ def sums(dtype: torch.dtype, of_sum: str) -> None:
 
 
 def candidates(pass_name: str, layer: Geometry, device: Device) -> None:
-    """The tiles that a search tries first."""
+    """Launch the tiles that a search tries first."""
     task = Task(pass_name, layer, 32, "bfloat16", "bfloat16")
-    made = {
+    tensors_ = {
         name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in scratch.layout(task).items()
     }
     for _, config in model.ranked(task, device)[:FIRST]:
-        scratch.bind(task, made, config)
+        scratch.bind(task, tensors_, config)
 
 
 def main() -> None:
-    """Compile a part of it."""
+    """Compile a part of the kernels."""
     parser = argparse.ArgumentParser(prog="python -m tests.gpu.compile")
     parser.add_argument("device", help="h100, h200, a100, ...")
     parser.add_argument("--part", default="0/1", metavar="I/N", help="every N-th call, from the I-th on")
@@ -134,10 +134,10 @@ def main() -> None:
     torch.set_num_threads(1)
     device = by_name(options.device)
     first, parts = map(int, options.part.split("/"))
-    with collecting(device, None) as made:
+    with collecting(device, None) as session:
         for call in list(calls(device))[first::parts]:
             call()
-    print(made.to_text())
+    print(session.to_text())
 
 
 if __name__ == "__main__":

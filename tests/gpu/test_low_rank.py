@@ -1,4 +1,4 @@
-"""LowRankLocalConv on a GPU: by the kernel that mixes the basis, and by weights that are made first."""
+"""LowRankLocalConv on a GPU: with the kernel that mixes the basis, and with weights that are computed first."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The operator on a GPU, by the kernels: the same numerics as everywhere, and what only a GPU can show."""
+"""local_conv with the kernels on a GPU: values of all cases, and tests that need a GPU, such as large tensors."""
 
 import pytest
 import torch
@@ -25,28 +25,28 @@ EXACT = {torch.float32: 2e-5, torch.float64: 1e-12}
 
 
 def run(case, t, **kwargs):
-    """y, dx, dw and db by the kernels."""
+    """y, dx, dw and db of a case, computed by the kernels."""
     with lc_triton.backend("triton"):
         return cases.run(case, t, **kwargs)
 
 
 def padded_forward(t, config, *, channels_first):
-    """y of `IMAGE`, of a copy of x with padded channels."""
+    """y of `IMAGE`, computed from a copy of x with padded channels."""
     x = t.x.movedim(-1, 1).contiguous().movedim(1, -1) if channels_first else t.x
     y = torch.full((IMAGE.batch, *IMAGE.geometry.bias_shape), float("nan"), dtype=x.dtype, device=x.device)
     launch.forward(x, t.weight, t.bias, y, None, Problem(IMAGE.geometry, backend="triton"), config)
     return y
 
 
-def need_free_memory(gigabytes):
-    """Skip where the card, which other workers use too, has not so much left."""
+def skip_without_memory(gigabytes):
+    """Skip the test if the GPU, which other processes may use too, has less free memory."""
     free, _ = torch.cuda.mem_get_info()
     if free < gigabytes << 30:  # may go with a smaller case
         pytest.skip(f"needs {gigabytes} GB of GPU memory, {free >> 30} GB are free")
 
 
-def larger(case, batch):
-    """The case at another batch, so that other tiles are picked."""
+def with_batch(case, batch):
+    """The case with another batch, for which other tiles are chosen."""
     return type(case)(**(vars(case) | {"batch": batch}))
 
 
@@ -62,7 +62,7 @@ def _ieee():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_values(case, dtype, batch):
-    case = larger(case, batch)
+    case = with_batch(case, batch)
     t = tensors(case, dtype, device="cuda")
     got, want = run(case, t), expected(case, t)
     if dtype in EXACT:
@@ -76,14 +76,14 @@ def test_values(case, dtype, batch):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", SHARED, ids=lambda c: c.name)
-def test_filters_that_positions_share(case, dtype):
+def test_shared_filters(case, dtype):
     test_values(case, dtype, 33)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", CASES[:12], ids=IDS[:12])
 def test_16_bit_input_with_float32_weights(case, dtype):
-    case = larger(case, 16)
+    case = with_batch(case, 16)
     t = tensors(case, dtype, weight_dtype=torch.float32, device="cuda")
     got, want = run(case, t), expected(case, t)
     assert [got[k].dtype for k in ("y", "dx", "dw", "db")] == [dtype] * 2 + [torch.float32] * 2
@@ -93,7 +93,7 @@ def test_16_bit_input_with_float32_weights(case, dtype):
 
 
 def test_tf32_follows_torchs_setting():
-    case = larger(next(c for c in CASES if c.name == "2d_wide_channels"), 128)
+    case = with_batch(next(c for c in CASES if c.name == "2d_wide_channels"), 128)
     t = tensors(case, torch.float32, device="cuda")
     want, errors = expected(case, t), {}
     for precision in ("ieee", "tf32"):
@@ -106,7 +106,7 @@ def test_tf32_follows_torchs_setting():
 @pytest.mark.parametrize("name", FUSED_NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_activations(name, dtype):
-    case = larger(next(c for c in CASES if c.name == "2d"), 32)
+    case = with_batch(next(c for c in CASES if c.name == "2d"), 32)
     t = tensors(case, dtype, device="cuda")
     argument = ("gelu", "tanh") if name == "gelu_tanh" else name
     act = parse_activation(argument)
@@ -126,7 +126,7 @@ def test_inputs_with_padded_channels(dtype, channels_first):
 
 @pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
 def test_layouts(data_format):
-    case = larger(next(c for c in CASES if c.name == "2d_same"), 16)
+    case = with_batch(next(c for c in CASES if c.name == "2d_same"), 16)
     t = tensors(case, torch.float32, device="cuda")
     x = t.x if data_format == "channels_last" else t.x.movedim(-1, 1).contiguous()
     y = lc_triton.local_conv(x, t.weight, t.bias, **case.arguments, data_format=data_format)
@@ -140,7 +140,7 @@ def test_layouts(data_format):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_two_runs_agree_to_the_bit(dtype):
-    case = larger(next(c for c in CASES if c.name == "2d_wide_channels"), 200)
+    case = with_batch(next(c for c in CASES if c.name == "2d_wide_channels"), 200)
     t = tensors(case, dtype, device="cuda")
     first, second = run(case, t), run(case, t)
     assert all(torch.equal(first[k], second[k]) for k in first)
@@ -159,7 +159,7 @@ def test_second_order(check):
 
 def test_past_2_to_the_31_elements():
     """x, y and the weight each hold more than 2^31 numbers; the last positions and samples are compared."""
-    need_free_memory(24)  # twice 6 GB of weights while they are drawn, 4 GB each of x and y
+    skip_without_memory(24)  # 6 GB of weights twice while they are drawn, and 4 GB each for x and y
     length, channels, batch = 2**20 + 8, 32, 65
     x = torch.randn(batch, length, channels, device="cuda", dtype=torch.bfloat16)
     weight = torch.randn(length - 2, 3, channels, 32, device="cuda", dtype=torch.bfloat16) / 10
@@ -172,7 +172,7 @@ def test_past_2_to_the_31_elements():
 
 
 def test_one_sample_past_2_to_the_31_elements():
-    need_free_memory(12)  # 4 GB each of x and the weights
+    skip_without_memory(12)  # 4 GB each for x and the weights
     length, channels = 2**16 + 4, 2**15 + 64
     x = torch.randn(1, length, channels, device="cuda", dtype=torch.bfloat16)
     weight = torch.randn(length, 1, 1, channels, device="cuda", dtype=torch.bfloat16).view(length, 1, channels, 1)
@@ -182,7 +182,7 @@ def test_one_sample_past_2_to_the_31_elements():
     torch.testing.assert_close(y[0, -4:, 0].float(), want, rtol=2e-2, atol=2.0)
 
 
-def test_the_demo_says_that_the_kernels_ran(tmp_path, capsys):
+def test_the_demo_uses_the_kernels(tmp_path, capsys):
     from lc_triton.demo import Settings
     from lc_triton.demo import run as demo
 

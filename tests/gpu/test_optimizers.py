@@ -1,4 +1,4 @@
-"""The fused optimizers and added gradients on a GPU, by the kernels: torch's numbers, and streams in order."""
+"""Fused optimizers and added gradients with the kernels on a GPU: results of torch, and the order of streams."""
 
 import copy
 
@@ -47,39 +47,39 @@ def penalty_of(net):
 @pytest.mark.parametrize("clip_norm", STEPS["clip_norm"])
 @pytest.mark.parametrize("penalised", STEPS["penalised"])
 @pytest.mark.parametrize(("dtype", "bound"), STEPS["dtype", "bound"], ids=str)
-def test_steps_are_torchs(kind, clip_norm, penalised, dtype, bound):
-    """Of several batch sizes, accumulated every second time; no gradient of a layer's weight is stored by the last."""
+def test_steps_equal_torchs(kind, clip_norm, penalised, dtype, bound):
+    """Batch sizes differ, and every second step accumulates two batches; the last of them stores no weight gradient."""
     net = network(dtype).to(DEVICE)
-    same = copy.deepcopy(net)
+    plain_net = copy.deepcopy(net)
     _, theirs, arguments = PAIRS[kind]
-    fused, plain = fused_of(net, kind, clip_norm, penalised), theirs(same.parameters(), **arguments)
+    fused, plain = fused_of(net, kind, clip_norm, penalised), theirs(plain_net.parameters(), **arguments)
     for step in range(4):
         fused.accumulate = 1 + step % 2
         for optimizer in (fused, plain):
             optimizer.zero_grad()
         for part in range(fused.accumulate):
             x = batch(2 * step + part, dtype, size=BATCHES[step % 3]).to(DEVICE)
-            for model in (net, same):
+            for model in (net, plain_net):
                 loss_of(model, x).backward()
         assert all((w.grad is None) == (clip_norm is None or fused.accumulate == 1) for w in weights(net))
         if penalised:
-            penalty_of(same).backward()
+            penalty_of(plain_net).backward()
         if clip_norm is not None:
-            nn.utils.clip_grad_norm_(same.parameters(), clip_norm)
+            nn.utils.clip_grad_norm_(plain_net.parameters(), clip_norm)
         for optimizer in (fused, plain):
             optimizer.step()
         if penalised:
             with torch.no_grad():
-                for p in same.parameters():
+                for p in plain_net.parameters():
                     p.clamp_(min=0)
-    for p, q in zip(net.parameters(), same.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=0, atol=bound * max(0.1, q.abs().max().item()))  # all may be 0
+    for p, q in zip(net.parameters(), plain_net.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=bound * max(0.1, q.abs().max().item()))  # all weights may be 0
 
 
 @pytest.mark.parametrize("dtype", SUM_DTYPES, ids=str)
 @pytest.mark.parametrize("of_sum", SUMS)
 def test_sums_of_gradients(dtype, of_sum):
-    """In `.grad`, or in float32 beside weights of 16 bits: within the rounding of the sum, from float64."""
+    """Gradients are summed in `.grad`, or in float32 in `main_grad`; errors against float64 are those of rounding."""
     torch.manual_seed(0)
     layer = summing_layer(dtype, of_sum, DEVICE)
     double = LocalConv2d(3, 16, 3, input_size=(9, 8), padding=1, dtype=torch.float64, device=DEVICE)
@@ -96,11 +96,11 @@ def test_sums_of_gradients(dtype, of_sum):
     assert (got - double.weight.grad).abs().max() <= unit * double.weight.grad.abs().max()
 
 
-@pytest.mark.parametrize("way", ["updated", "added"])
-def test_layers_on_streams_of_their_own(way):
-    """The forward of each layer, and so its backward, on a stream; what follows on the current stream waits."""
+@pytest.mark.parametrize("gradients", ["updated", "added"])
+def test_layers_on_streams_of_their_own(gradients):
+    """The forward and the backward of each layer are on a stream of its own, for which the current stream waits."""
     nets = [network(torch.float64).to(DEVICE) for _ in range(2)]
-    if way == "updated":
+    if gradients == "updated":
         optimizers = FusedSGD(nets[0], lr=0.1), torch.optim.SGD(nets[1].parameters(), lr=0.1)
     else:
         accumulate_gradients(nets[0])
@@ -116,7 +116,7 @@ def test_layers_on_streams_of_their_own(way):
             torch.cuda.current_stream().wait_stream(stream)
         (y - x.flatten(1)[:, :3]).square().mean().backward()
         loss_of(nets[1], x).backward()
-        if way == "updated" or step % 2:
+        if gradients == "updated" or step % 2:
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""position_penalty on a GPU, by kernels of its own."""
+"""The kernels of position_penalty on a GPU."""
 
 import pytest
 import torch
@@ -28,16 +28,18 @@ def results(layer, kind, reduction, g):
 
 
 @pytest.mark.parametrize(("name", "kind", "dtype", "reduction"), ROWS)
-def test_value_and_gradient_are_those_in_float64(name, kind, dtype, reduction, monkeypatch):
+def test_value_and_gradient(name, kind, dtype, reduction, monkeypatch):
     torch.manual_seed(0)
     layer, g = LAYERS[name]().to(dtype), torch.tensor(0.7, dtype=torch.float64)
     value, gradient = results(layer.double(), kind, reduction, g)
     layer = layer.to("cuda", dtype)
-    monkeypatch.setattr(ours, "FORWARD", {})  # nothing goes by blocks
+    monkeypatch.setattr(ours, "FORWARD", {})  # the computation in blocks is not used
     monkeypatch.setattr(ours, "BACKWARD", {})
-    got, of_got = results(layer, kind, reduction, g.cuda())
-    assert of_got.dtype == dtype
+    got, got_grad = results(layer, kind, reduction, g.cuda())
+    assert got_grad.dtype == dtype
     assert_close(got, value, 1e-12 if dtype == torch.float64 else 2e-5)
     largest = max(gradient.abs().max().item(), 1e-9)
-    assert_close(of_got / largest, gradient / largest, TOLERANCE[dtype])
-    assert all(torch.equal(a, b) for a, b in zip((got, of_got), results(layer, kind, reduction, g.cuda()), strict=True))
+    assert_close(got_grad / largest, gradient / largest, TOLERANCE[dtype])
+    assert all(
+        torch.equal(a, b) for a, b in zip((got, got_grad), results(layer, kind, reduction, g.cuda()), strict=True)
+    )

@@ -1,4 +1,4 @@
-"""LocalGather and weights of 4 bits on a GPU, by kernels of their own."""
+"""The kernels of LocalGather and of 4-bit weights on a GPU."""
 
 from dataclasses import replace
 from itertools import product

@@ -1,4 +1,4 @@
-"""Tuning where there is something to time."""
+"""Measurements of tiles on a GPU."""
 
 import pytest
 import torch
@@ -27,12 +27,12 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("types", [("bfloat16", "bfloat16", "ieee"), ("float32", "float32", "tf32")], ids="-".join)
 @pytest.mark.parametrize("pass_name", PASSES)
-def test_the_models_best_run_agree_and_take_time(pass_name, types):
+def test_the_models_best_tiles_are_right_and_timed(pass_name, types):
     check_and_time(Task(pass_name, LAYER, 32, *types))
 
 
 def check_and_time(task):
-    """The three best tiles of the model."""
+    """Check and time the three best tiles of the model."""
     from lc_triton.search.bench import GpuBench
 
     best = [config for _, config in model.ranked(task, of_gpu(0))[:3]]
@@ -56,7 +56,7 @@ def check_and_time(task):
         ("square_sum", None, ("bfloat16", "float32")),
     ],
 )
-def test_updates_agree_and_take_time(update, state_dtype, types):
+def test_tiles_of_updates_are_right_and_timed(update, state_dtype, types):
     check_and_time(Task("weight_grad", LAYER, 32, *types, update=update, state_dtype=state_dtype))
 
 
@@ -66,7 +66,7 @@ def entries(folder, pass_name):
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-def test_the_context(folder, mode):
+def test_the_context_manager(folder, mode):
     layer = lc_triton.LocalConv2d(16, 16, 3, input_size=20, device="cuda", dtype=torch.bfloat16)
     x = torch.randn(32, 16, 20, 20, device="cuda", dtype=torch.bfloat16)
     state = torch.cuda.get_rng_state()
