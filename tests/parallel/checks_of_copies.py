@@ -1,4 +1,4 @@
-"""Copies, checkpoints and compiled forms of a model of which ranks share a layer."""
+"""Copies, checkpoints and compiled programs of a model whose layers ranks share."""
 
 import copy
 import pickle
@@ -18,14 +18,14 @@ from lc_triton import errors as E
 from lc_triton.parallel import PositionParallel
 from tests.cases import assert_close
 from tests.parallel import ranks
-from tests.parallel.networks import WAYS, data, full, network, shared
+from tests.parallel.networks import LAYOUTS, data, full, network, shared
 
 NAMED = "set_model_state_dict and StateDictOptions\\(full_state_dict=True"
 
 
 def check_copies_compute_the_same(mesh, folder):
-    for way in WAYS:
-        net, x = shared(mesh, network(rows=4), way), data(4)
+    for layout in LAYOUTS:
+        net, x = shared(mesh, network(rows=4), layout), data(4)
         y = net(x)
         for again in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
             assert torch.equal(again(x), y)
@@ -39,7 +39,7 @@ def check_copies_compute_the_same(mesh, folder):
             assert torch.equal(net(x), y)
 
 
-def check_a_pickled_layer_is_for_its_rank(mesh, folder):
+def check_a_pickled_layer_is_read_only_by_its_rank(mesh, folder):
     if mesh.get_local_rank() == 0:
         torch.save(shared(mesh, network(rows=4)), f"{folder}/whole.pt")
     else:
@@ -68,29 +68,29 @@ def check_averaged_models(mesh, folder):
 
 
 def check_an_ordinary_checkpoint(mesh, folder):
-    """As docs/scale.md shows: only the first rank reads the file."""
+    """As in docs/scale.md, only the first rank reads the file."""
     torch.manual_seed(5)
-    alone = network(rows=4)
+    single = network(rows=4)
     with torch.no_grad():
-        for p in alone.parameters():
+        for p in single.parameters():
             p.copy_(torch.randn_like(p))
     for bias in ("position", "channel"):
         with torch.device("meta"):
             net = network(rows=4, bias=bias)
-        alone = network(rows=4, bias=bias)
+        single = network(rows=4, bias=bias)
         net = shared(mesh, net)
         net.to_empty(device="cpu")
-        state = alone.state_dict() if mesh.get_local_rank() == 0 else {}
+        state = single.state_dict() if mesh.get_local_rank() == 0 else {}
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
         set_model_state_dict(net, state, options=options)
-        assert_close(net(data(4)), alone(data(4)).detach(), 1e-12)
+        assert_close(net(data(4)), single(data(4)).detach(), 1e-12)
         for name, tensor in get_model_state_dict(net, options=StateDictOptions(full_state_dict=True)).items():
-            assert torch.equal(full(tensor), alone.state_dict()[name])
+            assert torch.equal(full(tensor), single.state_dict()[name])
 
 
 def check_plain_tensors_are_refused(mesh, folder):
-    alone, net, x = network(rows=4), shared(mesh, network(rows=4)), data(4)
-    state = alone.state_dict()
+    single, net, x = network(rows=4), shared(mesh, network(rows=4)), data(4)
+    state = single.state_dict()
     before = [full(p).clone() for p in net.parameters()]
     for assign in (False, True):
         with pytest.raises(E.ParallelError, match=f"0.weight is a plain Tensor, and ranks share this layer: .*{NAMED}"):
@@ -107,7 +107,7 @@ def check_plain_tensors_are_refused(mesh, folder):
     net[0].weight = nn.Parameter(net[0].weight.redistribute(placements=[Shard(5)]))
     with pytest.raises(E.ParallelError, match=r"weight lies as .*Shard\(dim=5\).*the layer needs .*Shard\(dim=0\)"):
         net(x)
-    net[0].weight = alone[0].weight
+    net[0].weight = single[0].weight
     with pytest.raises(E.ParallelError, match=f"weight is a plain Parameter.*{NAMED}"):
         net(x)
     with pytest.raises(E.ParallelError, match=f"weight is a plain Parameter.*{NAMED}"):
@@ -129,7 +129,7 @@ def check_a_parametrized_layer(mesh, folder):
         net[0].reset_parameters()
 
 
-def check_what_needs_the_whole_weight(mesh, folder):
+def check_methods_that_need_the_full_weight(mesh, folder):
     conv = parallelize_module(lc_triton.LocalConv2d(2, 3, 3, input_size=5), mesh, PositionParallel())
     keras = parallelize_module(lc_triton.LocallyConnected2D(3, 3, input_shape=(5, 5, 2)), mesh, PositionParallel())
     for call in (conv.to_conv, keras.get_weights, lambda: keras.set_weights([])):
@@ -143,16 +143,16 @@ def check_what_needs_the_whole_weight(mesh, folder):
 
 
 def check_compiled_chains(mesh, folder):
-    alone, x = network(rows=4), data(4).requires_grad_()
+    single, x = network(rows=4), data(4).requires_grad_()
     net = shared(mesh, network(rows=4))
-    want = torch.autograd.grad(alone(x).square().sum(), [x, *alone.parameters()])
+    want = torch.autograd.grad(single(x).square().sum(), [x, *single.parameters()])
     y = torch.compile(net, backend="aot_eager", fullgraph=True)(x)
-    assert_close(y, alone(x).detach(), 1e-12)
+    assert_close(y, single(x).detach(), 1e-12)
     got = torch.autograd.grad(y.square().sum(), [x, *net.parameters()])
     for a, b in zip(got, want, strict=True):
         assert_close(full(a), b, 1e-10)
     for one in (copy.deepcopy(net), shared(mesh, network(rows=4), "whole")):
-        assert_close(torch.compile(one, backend="eager", fullgraph=True)(x), alone(x).detach(), 1e-12)
+        assert_close(torch.compile(one, backend="eager", fullgraph=True)(x), single(x).detach(), 1e-12)
     torch.compiler.reset()
 
 
@@ -164,9 +164,9 @@ def check_softmax_in_rows_of_keras_like_layers(mesh, folder):
                 torch.manual_seed(0)
                 return lc_triton.LocallyConnected2D(3, 2, activation=name, input_shape=shape, data_format=data_format)
 
-            x, alone = torch.randn(2, *shape), make()
+            x, single = torch.randn(2, *shape), make()
             layer = parallelize_module(make(), mesh, PositionParallel(output_layouts=Shard(dim)), src_data_rank=None)
-            assert_close(layer(x), ranks.local_part(alone(x).detach(), mesh, dim), 1e-6)
+            assert_close(layer(x), ranks.local_part(single(x).detach(), mesh, dim), 1e-6)
     one = lc_triton.LocallyConnected1D(3, 2, activation="softmax", input_shape=(2, 6), data_format="channels_first")
     one = parallelize_module(one, mesh, PositionParallel(output_layouts=Shard(2)))
     with pytest.raises(E.ParallelError, match="would see one rank's part of the output"):

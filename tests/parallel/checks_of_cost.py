@@ -1,4 +1,4 @@
-"""What docs/scale.md reckons is what the ranks send."""
+"""The bytes that ranks send are those that `lc_triton.parallel.cost` predicts, as in docs/scale.md."""
 
 import itertools
 
@@ -15,10 +15,10 @@ from tests.parallel import ranks
 STYLES = {"positions": (PositionParallel, Shard(2)), "filters": (FilterParallel, Shard(1))}
 
 
-class Sent(TorchDispatchMode):
-    """Counts the bytes that this process gives to torch.distributed to be sent to others, by operation.
+class SentBytes(TorchDispatchMode):
+    """Counts the bytes that this process sends by torch.distributed.
 
-    A gather passes on the parts of others in a ring, a sum as many twice.
+    In a ring, an all-gather sends the part of each other rank once, and an all-reduce sends twice as much.
     """
 
     def __init__(self, ranks):
@@ -39,12 +39,12 @@ class Sent(TorchDispatchMode):
 
 
 def sent(mesh, call):
-    """Bytes that the rank which sends most sends in a call."""
-    with Sent(mesh.size()) as counter:
+    """The bytes that a call sends from the rank that sends most, and its result."""
+    with SentBytes(mesh.size()) as counter:
         out = call()
-    most = torch.tensor(counter.bytes)
-    dist.all_reduce(most, dist.ReduceOp.MAX)
-    return most.item(), out
+    max_bytes = torch.tensor(counter.bytes)
+    dist.all_reduce(max_bytes, dist.ReduceOp.MAX)
+    return max_bytes.item(), out
 
 
 def check_counted_bytes(mesh, folder):
@@ -66,10 +66,10 @@ def check_counted_bytes(mesh, folder):
             )
             x = torch.randn(2, 8, *arguments["input_size"])
             x = (ranks.local_part(x, mesh, split.dim) if split_input else x).requires_grad_()
-            on_paper = cost(
+            predicted = cost(
                 kind, geometry, 2, mesh.size(), split_input=split_input, split_output=split_output, itemsize=4
             )
             forward, y = sent(mesh, lambda layer=layer, x=x: layer(x))
             backward, _ = sent(mesh, lambda y=y: y.sum().backward())
             name = kind, arguments, split_input, split_output
-            assert (forward, backward) == (on_paper.sent_forward, on_paper.sent_backward), name
+            assert (forward, backward) == (predicted.sent_forward, predicted.sent_backward), name

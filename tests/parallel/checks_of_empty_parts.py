@@ -1,4 +1,4 @@
-"""Ranks with many rows or filters, fewer or none run the same graph: gradients of second order, term by term."""
+"""Ranks with different numbers of rows or filters, or none, run the same graph: second derivatives, term by term."""
 
 import itertools
 
@@ -18,11 +18,10 @@ from tests.parallel import ranks
 SECONDS = 20
 ACTIVATIONS = [None, *FUSED_NAMES, ("leaky_relu", 0.3), ("gelu", "tanh"), "softmax", "log_softmax"]
 BIASES = ["position", "channel", False]
-# Rows or filters of the layer, by the number of ranks.
+# The rows or filters of the layer, for each number of ranks.
 PARTS = {"full": {2: 4, 3: 6}, "uneven": {2: 3, 3: 5}, "empty": {2: 1, 3: 4}}
-# The style, and whether input and output are split. Each is tested with every kind of part and bias, and in turn with
-# the activations.
-WAYS = [
+# The style, and whether input and output are split. Each is tested with all parts and biases; activations alternate.
+STYLES = [
     (PositionParallel, False, False),
     (PositionParallel, True, True),
     (FilterParallel, False, False),
@@ -36,7 +35,7 @@ def local(tensor):
 
 
 def second_order(layer, x, loss):
-    """Output, first derivatives of a loss, and of each one's square alone the derivatives by everything."""
+    """The output, the first derivatives of a loss, and the derivatives of each one's square by all tensors."""
     tensors = [x, *layer.parameters()]
     y = layer(x)
     first = torch.autograd.grad(loss(y), tensors, create_graph=True)
@@ -50,34 +49,34 @@ def second_order(layer, x, loss):
     return y, first, second
 
 
-def linear(y):
-    """A loss whose gradient does not hang on the output."""
+def linear_loss(y):
+    """A loss whose gradient does not depend on the output."""
     return (y.movedim(0, -1) * torch.arange(1.0, len(y) + 1, dtype=y.dtype)).sum()
 
 
-def quadratic(y):
+def quadratic_loss(y):
     return y.square().sum()
 
 
-def assert_as_alone(mesh, way, make, x, name, loss=quadratic):
-    """A layer that ranks share computes what one process does, and its gradients hang on the same tensors."""
-    style, split_in, split_out = way
+def assert_equals_one_process(mesh, style_, make, x, name, loss=quadratic_loss):
+    """A layer that ranks share computes what one process does, and its gradients depend on the same tensors."""
+    style, split_in, split_out = style_
     dim = 2 if style is PositionParallel else 1
 
-    def own(tensor, split):
+    def part_of(tensor, split):
         return ranks.local_part(tensor, mesh, dim) if split else tensor
 
-    alone, layer = make(), make()
-    layer.load_state_dict(alone.state_dict())
+    single, layer = make(), make()
+    layer.load_state_dict(single.state_dict())
     layout = Shard(dim)
-    placed = style(input_layouts=layout if split_in else None, output_layouts=layout if split_out else None)
-    layer = parallelize_module(layer, mesh, placed, src_data_rank=None)
-    y, first, second = second_order(alone, x.clone().requires_grad_(), loss)
-    got_y, got_first, got_second = second_order(layer, own(x, split_in).clone().requires_grad_(), loss)
-    assert_close(got_y, own(y.detach(), split_out), name=name)
+    parallel_style = style(input_layouts=layout if split_in else None, output_layouts=layout if split_out else None)
+    layer = parallelize_module(layer, mesh, parallel_style, src_data_rank=None)
+    y, first, second = second_order(single, x.clone().requires_grad_(), loss)
+    got_y, got_first, got_second = second_order(layer, part_of(x, split_in).clone().requires_grad_(), loss)
+    assert_close(got_y, part_of(y.detach(), split_out), name=name)
 
     def compare(got, want, label):
-        if got is None or want is None:  # a move between ranks makes zeros of nothing
+        if got is None or want is None:  # communication turns None into zeros
             assert all(t is None or not local(t).any() for t in (got, want)), label
             return
         assert got.requires_grad or not want.requires_grad, label
@@ -85,15 +84,15 @@ def assert_as_alone(mesh, way, make, x, name, loss=quadratic):
         if isinstance(got, DTensor):
             want = distribute_tensor(want, mesh, got.placements, src_data_rank=None).to_local()
         elif want.shape == x.shape:
-            want = own(want, split_in)
+            want = part_of(want, split_in)
         assert_close(local(got), want, 1e-9, label)
 
     graph = [one.requires_grad for one in got_first] + [one is None for many in got_second for one in many]
     pattern = torch.tensor(graph, dtype=torch.int64)
-    least, most = pattern.clone(), pattern.clone()
-    dist.all_reduce(least, dist.ReduceOp.MIN, group=mesh.get_group())
-    dist.all_reduce(most, dist.ReduceOp.MAX, group=mesh.get_group())
-    assert torch.equal(least, most), f"{name}: the graphs of two ranks differ"
+    minimum, maximum = pattern.clone(), pattern.clone()
+    dist.all_reduce(minimum, dist.ReduceOp.MIN, group=mesh.get_group())
+    dist.all_reduce(maximum, dist.ReduceOp.MAX, group=mesh.get_group())
+    assert torch.equal(minimum, maximum), f"{name}: the graphs of two ranks differ"
     for term, (one, exact) in enumerate(zip(got_first, first, strict=True)):
         compare(one, exact, f"{name} gradient {term}")
     for term, (many, exacts) in enumerate(zip(got_second, second, strict=True)):
@@ -102,7 +101,7 @@ def assert_as_alone(mesh, way, make, x, name, loss=quadratic):
 
 
 def meshes(mesh):
-    """Of two ranks and of three, where this rank is in them."""
+    """The meshes of two and of three ranks that this rank is in."""
     return [m for m in (ranks.mesh_of_first(2, SECONDS), mesh) if m is not None]
 
 
@@ -116,20 +115,20 @@ def make_layer(style, size, activation, bias):
 
 
 def check_each_term_of_a_penalty(mesh, folder):
-    both = meshes(mesh)
+    sub_meshes = meshes(mesh)
     for number, (part, bias, activation) in enumerate(itertools.product(PARTS, BIASES, ACTIVATIONS)):
-        for one in both:  # the third rank waits for a case of two, not for all
-            way = WAYS[number % len(WAYS)]
+        for one in sub_meshes:  # the third rank waits for one case of two ranks, not for all of them
+            style_ = STYLES[number % len(STYLES)]
             size = PARTS[part][one.size()]
             torch.manual_seed(number)
-            _, x = make_layer(way[0], size, activation, bias)
-            name = f"{one.size()} ranks {part} {bias} {activation} {way[0].__name__} {way[1:]}"
-            for loss in (linear, quadratic) if part == "empty" else (linear,):
+            _, x = make_layer(style_[0], size, activation, bias)
+            name = f"{one.size()} ranks {part} {bias} {activation} {style_[0].__name__} {style_[1:]}"
+            for loss in (linear_loss, quadratic_loss) if part == "empty" else (linear_loss,):
 
-                def make(way=way, size=size, activation=activation, bias=bias):
-                    return make_layer(way[0], size, activation, bias)[0]
+                def make(style_=style_, size=size, activation=activation, bias=bias):
+                    return make_layer(style_[0], size, activation, bias)[0]
 
-                assert_as_alone(one, way, make, x, f"{name} {loss.__name__}", loss)
+                assert_equals_one_process(one, style_, make, x, f"{name} {loss.__name__}", loss)
 
 
 def check_padding_of_fewer_channels_than_ranks(mesh, folder):
@@ -144,26 +143,28 @@ def check_padding_of_fewer_channels_than_ranks(mesh, folder):
 
             torch.manual_seed(channels)
             x = torch.randn(2, channels, 4, 4, dtype=torch.float64)
-            for loss in (linear, quadratic):
+            for loss in (linear_loss, quadratic_loss):
                 name = f"{mode} {channels} {filters} {groups} {loss.__name__}"
-                assert_as_alone(one, (FilterParallel, split, False), make, x, name, loss)
+                assert_equals_one_process(one, (FilterParallel, split, False), make, x, name, loss)
 
 
 def check_an_empty_batch(mesh, folder):
-    """Nothing is sent, and nobody waits."""
-    both = meshes(mesh)
-    for (part, bias), way in itertools.product((("empty", "channel"), ("uneven", "position")), WAYS):
-        for one in both:
+    """An empty batch is not sent, and no rank waits."""
+    sub_meshes = meshes(mesh)
+    for (part, bias), style_ in itertools.product((("empty", "channel"), ("uneven", "position")), STYLES):
+        for one in sub_meshes:
             size = PARTS[part][one.size()]
 
-            def make(way=way, size=size, bias=bias):
-                return make_layer(way[0], size, "tanh", bias)[0]
+            def make(style_=style_, size=size, bias=bias):
+                return make_layer(style_[0], size, "tanh", bias)[0]
 
-            x = make_layer(way[0], size, "tanh", bias)[1][:0]
-            assert_as_alone(one, way, make, x, f"{one.size()} ranks {part} {bias} {way[0].__name__} {way[1:]}")
+            x = make_layer(style_[0], size, "tanh", bias)[1][:0]
+            assert_equals_one_process(
+                one, style_, make, x, f"{one.size()} ranks {part} {bias} {style_[0].__name__} {style_[1:]}"
+            )
 
 
-def check_an_empty_rank_finds_what_the_others_find(mesh, folder):
+def check_an_empty_rank_refuses_what_the_others_refuse(mesh, folder):
     """Wrong arguments are refused on all ranks, so that none waits for the others."""
     layer = lc_triton.LocalConv2d(2, 3, 3, input_size=(3, 4))
     layer = parallelize_module(layer, mesh, PositionParallel(), src_data_rank=None)
@@ -175,7 +176,7 @@ def check_an_empty_rank_finds_what_the_others_find(mesh, folder):
     ):
         with pytest.raises(kind):
             layer(x)
-    # A DTensor of the wrong size of which some ranks have the right part.
+    # A DTensor of the wrong size, of which some ranks have a part of the right size.
     rows = lc_triton.LocalConv2d(2, 3, 3, input_size=(6, 4))
     rows = parallelize_module(rows, mesh, PositionParallel(input_layouts=Shard(2)), src_data_rank=None)
     x = distribute_tensor(torch.ones(1, 2, 5, 4), mesh, [Shard(2)], src_data_rank=None)

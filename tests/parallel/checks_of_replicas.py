@@ -1,4 +1,4 @@
-"""What every rank has is the same on every rank, drawn once for all; and what finds where it is not."""
+"""Replicated tensors are identical on all ranks, and `check_replicated` finds those that are not."""
 
 from contextlib import nullcontext
 
@@ -16,8 +16,8 @@ from lc_triton.parallel import FilterParallel, PositionParallel
 from tests.cases import assert_close
 
 
-def recipe(mesh, seed, style=PositionParallel, bias="channel"):
-    """A layer as docs/scale.md makes it, drawn by ranks with seeds."""
+def layer_of_docs(mesh, seed, style=PositionParallel, bias="channel"):
+    """A layer made as in docs/scale.md, with a seed for each rank."""
     with torch.device("meta"):
         layer = lc_triton.LocalConv2d(3, 8, 3, input_size=12, bias=bias, dtype=torch.float64)
     parallelize_module(layer, mesh, style())
@@ -29,28 +29,28 @@ def recipe(mesh, seed, style=PositionParallel, bias="channel"):
 
 def check_the_recipe_of_the_docs(mesh, folder):
     rank = mesh.get_local_rank()
-    layer = recipe(mesh, seed=rank)
+    layer = layer_of_docs(mesh, seed=rank)
     parallel.check_replicated(layer)
     assert_close(layer.weight.full_tensor().std(), torch.tensor((27 * 3) ** -0.5, dtype=torch.float64), 4e-3)
-    # Seeds may be equal as well: no rank's part is that of another, and only the first rank's seed counts.
+    # Only the first rank's seed counts, and the parts of two ranks differ even if their seeds are equal.
     for seed in (0, 5 * rank):
-        again = recipe(mesh, seed=seed)
+        again = layer_of_docs(mesh, seed=seed)
         assert torch.equal(again.weight.to_local(), layer.weight.to_local())
         assert torch.equal(again.bias.to_local(), layer.bias.to_local())
     for style, bias in ((PositionParallel, "position"), (FilterParallel, "channel")):
-        parts = recipe(mesh, 0, style, bias).weight
+        parts = layer_of_docs(mesh, 0, style, bias).weight
         axis = parts.placements[0].dim
         one, other, *_ = parts.full_tensor().chunk(mesh.size(), axis)
         assert not torch.isin(one, other).any()
-    # The default generators go on together: what all draw later is the same where seeds were.
+    # The default generators advance alike: with equal seeds, later draws are equal on all ranks.
     torch.manual_seed(3)
     layer.reset_parameters()
-    drawn = nn.Parameter(torch.rand(3))
-    parallel.check_replicated(nn.ParameterList([drawn]), mesh)
+    new_parameter = nn.Parameter(torch.rand(3))
+    parallel.check_replicated(nn.ParameterList([new_parameter]), mesh)
 
 
 def check_the_numbers_of_keras_like_layers(mesh, folder):
-    """An initializer sees the whole variable; one with a seed draws what one process draws."""
+    """An initializer sees the full variable; one with a seed draws the values of one process."""
     for initializer in (
         {"class_name": "GlorotUniform", "config": {"seed": 4, "fan_mode": "keras"}},
         {"class_name": "Orthogonal", "config": {"seed": 4}},
@@ -58,16 +58,16 @@ def check_the_numbers_of_keras_like_layers(mesh, folder):
         arguments = {"kernel_initializer": initializer, "bias_initializer": "ones", "input_shape": (5, 6, 2)}
         alone = lc_triton.LocallyConnected2D(4, 3, **arguments)
         layer = parallelize_module(lc_triton.LocallyConnected2D(4, 3, **arguments), mesh, PositionParallel())
-        kept = layer.weight
+        weight = layer.weight
         with torch.no_grad():
-            kept.zero_()
+            weight.zero_()
         layer.reset_parameters()
-        assert layer.weight is kept
+        assert layer.weight is weight
         assert torch.equal(layer.weight.full_tensor(), alone.weight)
         assert torch.equal(layer.bias.full_tensor(), alone.bias)
 
 
-def net(mesh):
+def network(mesh):
     torch.manual_seed(0)
     made = nn.Sequential(
         lc_triton.LocalConv2d(2, 4, 3, input_size=(5, 4), bias="channel"), nn.BatchNorm2d(4), nn.Linear(2, 2)
@@ -77,10 +77,10 @@ def net(mesh):
 
 def check_replicated_names_what_differs(mesh, folder):
     rank = mesh.get_local_rank()
-    parallel.check_replicated(net(mesh))
+    parallel.check_replicated(network(mesh))
 
     def change(name):
-        made = net(mesh)
+        made = network(mesh)
         if rank == 1:
             tensor = dict([*made.named_parameters(), *made.named_buffers()])[name].detach()
             (tensor if type(tensor) is torch.Tensor else tensor.to_local()).flatten()[0] += 1
@@ -94,9 +94,9 @@ def check_replicated_names_what_differs(mesh, folder):
             text
         )
         assert f"{name} (on rank 1 other than on rank 0" in text
-    parallel.check_replicated(change("0.weight"))  # each rank has a part of its own
-    parallel.check_replicated(nn.ModuleList([net(mesh), nn.LazyLinear(3)]))
-    other = net(mesh)
+    parallel.check_replicated(change("0.weight"))  # a split weight is not compared
+    parallel.check_replicated(nn.ModuleList([network(mesh), nn.LazyLinear(3)]))
+    other = network(mesh)
     other[2].weight.requires_grad_(rank != 2)
     if rank == 2:
         other[1].double()
@@ -113,17 +113,17 @@ def check_replicated_names_what_differs(mesh, folder):
 def check_a_layer_on_one_dimension_of_a_mesh(mesh, folder):
     """Every rank of the mesh raises, though only some see the difference."""
     grid = DeviceMesh("cpu", torch.arange(mesh.size()).view(-1, 1), mesh_dim_names=("data", "positions"))
-    layer = recipe(grid["positions"], seed=0)
+    layer = layer_of_docs(grid["positions"], seed=0)
     parallel.check_replicated(layer)
     with torch.no_grad():
         layer.bias.to_local().add_(mesh.get_local_rank())
-    parallel.check_replicated(layer)  # other ranks along "data" are data parallel's business
+    parallel.check_replicated(layer)  # it does not compare ranks along "data"
     with pytest.raises(E.ParallelError, match=r"^0 cannot be used"):
         parallel.check_replicated(nn.ParameterList([nn.Parameter(layer.bias.to_local())]), grid)
 
 
 def check_wrong_calls_are_found_on_all_ranks(mesh, folder):
-    """With TORCH_DISTRIBUTED_DEBUG=DETAIL, what one rank alone can find."""
+    """With TORCH_DISTRIBUTED_DEBUG=DETAIL, all ranks raise for an error that one rank finds."""
     import torch.distributed as dist
 
     level, rank = dist.get_debug_level(), mesh.get_local_rank()
@@ -145,7 +145,7 @@ def check_wrong_calls_are_found_on_all_ranks(mesh, folder):
 
 
 def check_accumulated_gradients_are_averaged(mesh, folder):
-    """By DistributedDataParallel, which reads `.grad` after each backward that is not inside `no_sync()`."""
+    """DistributedDataParallel reads `.grad` after each backward outside of `no_sync()`, and averages it."""
     rank = mesh.get_local_rank()
     for options in ({}, {"gradient_as_bucket_view": True}, {"find_unused_parameters": True}):
         models = []

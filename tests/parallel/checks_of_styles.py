@@ -1,4 +1,4 @@
-"""Both styles: values and gradients of one process, of any order, whatever lies on which rank."""
+"""Both styles: values, and gradients of any order, equal those of one process for all layouts."""
 
 import torch
 from torch import nn
@@ -31,13 +31,13 @@ def layer_of(case, t, **kwargs):
     return layer
 
 
-def first(tensor):
-    """Channels first."""
+def channels_first(tensor):
+    """Move the channels of a tensor to the front."""
     return tensor.movedim(-1, 1)
 
 
-def geometries(mesh, cases, kind, dim, axis):
-    """Each rank's part against the definition, along a dimension of input and output, and an axis of the weights."""
+def assert_geometries(mesh, cases, kind, dim, axis):
+    """Compare each rank's part with the definition; `dim` splits input and output, and `axis` the weights."""
     split = Shard(dim)
 
     def part(tensor, is_split):
@@ -46,23 +46,23 @@ def geometries(mesh, cases, kind, dim, axis):
     for number, case in enumerate(cases):
         t = tensors(case)
         want = expected(case, t)
-        ways = [(False, False), (True, True)]
-        for split_in, split_out in ways if number else [*ways, (False, True), (True, False)]:
+        splits = [(False, False), (True, True)]
+        for split_in, split_out in splits if number else [*splits, (False, True), (True, False)]:
             style = kind(input_layouts=split if split_in else None, output_layouts=split if split_out else None)
             layer = parallelize_module(layer_of(case, t), mesh, style, src_data_rank=None)
-            x = part(first(t.x), split_in).clone().requires_grad_()
+            x = part(channels_first(t.x), split_in).clone().requires_grad_()
             y = layer(x)
-            dx, *gradients = torch.autograd.grad(y, [x, *layer.parameters()], part(first(t.g), split_out))
+            dx, *gradients = torch.autograd.grad(y, [x, *layer.parameters()], part(channels_first(t.g), split_out))
             name = f"{case.name} {split_in} {split_out}"
-            assert_close(y, part(first(want["y"]), split_out), name=name)
-            assert_close(dx, part(first(want["dx"]), split_in), name=name)
+            assert_close(y, part(channels_first(want["y"]), split_out), name=name)
+            assert_close(dx, part(channels_first(want["dx"]), split_in), name=name)
             for gradient, exact in zip(gradients, (want["dw"], want["db"]), strict=True):
                 assert gradient.placements == (Shard(axis % exact.ndim),), name
                 assert_close(gradient.to_local(), ranks.local_part(exact, mesh, axis), name=name)
 
 
 def check_positions_of_every_geometry(mesh, folder):
-    geometries(mesh, CASES, PositionParallel, 2, 0)
+    assert_geometries(mesh, CASES, PositionParallel, 2, 0)
 
 
 def check_filters_of_every_geometry(mesh, folder):
@@ -73,22 +73,22 @@ def check_filters_of_every_geometry(mesh, folder):
             return False
 
     in_groups = Case("in_groups", (4, 5), 4, 8, 3, groups=2), Case("whole_groups", (4, 5), 4, 8, 3, groups=4)
-    geometries(mesh, [*in_groups, *filter(fits, CASES[::3]), *filter(fits, SHARED[::5])], FilterParallel, 1, -1)
+    assert_geometries(mesh, [*in_groups, *filter(fits, CASES[::3]), *filter(fits, SHARED[::5])], FilterParallel, 1, -1)
 
 
 def penalized(net, x):
-    """Gradients of a loss with first derivatives in it, of the input and of the weights: second order."""
+    """The loss, first derivatives, and gradients of a loss that contains first derivatives."""
     x = x.clone().requires_grad_()
     parameters = list(net.parameters())
     loss = net(x).square().sum()
     dx, *dp = torch.autograd.grad(loss, [x, *parameters], create_graph=True)
-    more = dx.pow(3).sum() + sum(full(d.square().sum()) for d in dp)
-    found = torch.autograd.grad(loss + more, [x, *parameters])
+    penalty = dx.pow(3).sum() + sum(full(d.square().sum()) for d in dp)
+    found = torch.autograd.grad(loss + penalty, [x, *parameters])
     return [full(d).detach() for d in (loss, dx, *dp, *found)]
 
 
 def check_gradients_of_second_order(mesh, folder):
-    for way, rows, activation in [
+    for layout, rows, activation in [
         ("whole", 6, "tanh"),
         ("whole", 3, "gelu"),
         ("rows between", 3, "tanh"),
@@ -97,9 +97,9 @@ def check_gradients_of_second_order(mesh, folder):
     ]:
         x = data(rows)
         want = penalized(network(activation, rows), x)
-        got = penalized(shared(mesh, network(activation, rows), way), x)
+        got = penalized(shared(mesh, network(activation, rows), layout), x)
         for i, (a, b) in enumerate(zip(got, want, strict=True)):
-            assert_close(a, b, 1e-10, f"{way} {rows} {activation} {i}")
+            assert_close(a, b, 1e-10, f"{layout} {rows} {activation} {i}")
 
 
 def check_third_order(mesh, folder):
@@ -113,8 +113,8 @@ def check_third_order(mesh, folder):
     assert_close(third(shared(mesh, network(rows=3))), third(network(rows=3)).detach(), 1e-9)
 
 
-def check_what_trains_alone(mesh, folder):
-    """Only the weights, only the input, only the bias of one layer: ranks still agree on what moves."""
+def check_training_of_single_parameters(mesh, folder):
+    """If only a weight, only a bias or only the input needs gradients, ranks still agree on the communication."""
     for names in (["0.weight"], ["1.bias"], [], ["3.weight"]):
 
         def run(net, names=names):
@@ -142,32 +142,35 @@ def check_formats_and_arguments(mesh, folder):
         (lambda: conv(2, 4, 3, (7, 5), activation="softmax"), one),
         (lambda: conv(2, 4, 3, (7, 5), padding=1, padding_mode="reflect"), one),
         (lambda: conv(2, 4, 3, (7, 5), padding=1, padding_mode=("zeros", "circular")), one),
-        (lambda: conv(2, 4, 3, (7, 5), padding=2, padding_mode="circular", stride=2), first(batch)),
-        (lambda: conv(2, 4, 3, (7, 5), bias="channel"), first(batch)),
-        (lambda: conv(2, 4, 3, (7, 5), bias=False, activation=nn.PReLU()), first(batch)),
-        (lambda: conv(2, 4, 3, (7, 5), activation=normalized), first(batch)),
+        (lambda: conv(2, 4, 3, (7, 5), padding=2, padding_mode="circular", stride=2), channels_first(batch)),
+        (lambda: conv(2, 4, 3, (7, 5), bias="channel"), channels_first(batch)),
+        (lambda: conv(2, 4, 3, (7, 5), bias=False, activation=nn.PReLU()), channels_first(batch)),
+        (lambda: conv(2, 4, 3, (7, 5), activation=normalized), channels_first(batch)),
         (lambda: keras(4, 3, input_shape=(7, 5, 2), activation="relu", activity_regularizer="l2"), batch),
-        (lambda: keras(4, 3, padding="same", input_shape=(2, 7, 5), data_format="channels_first"), first(batch)),
+        (
+            lambda: keras(4, 3, padding="same", input_shape=(2, 7, 5), data_format="channels_first"),
+            channels_first(batch),
+        ),
         (lambda: lc_triton.LocallyConnected1D(3, 2, 2, input_shape=(9, 2)), torch.randn(2, 9, 2, dtype=torch.float64)),
     ]:
         torch.manual_seed(3)
-        alone = make().double()
+        single = make().double()
         torch.manual_seed(3)
         layer = parallelize_module(make().double(), mesh, PositionParallel())
-        x, also = x.clone().requires_grad_(), x.clone().requires_grad_()
-        y, want = layer(x), alone(also)
-        assert_close(y, want.detach(), name=str(alone))
-        assert y.stride() == want.stride(), alone
-        losses = [out.pow(3).sum() + lc_triton.regularization_loss(net) for out, net in ((y, layer), (want, alone))]
+        x, single_x = x.clone().requires_grad_(), x.clone().requires_grad_()
+        y, want = layer(x), single(single_x)
+        assert_close(y, want.detach(), name=str(single))
+        assert y.stride() == want.stride(), single
+        losses = [out.pow(3).sum() + lc_triton.regularization_loss(net) for out, net in ((y, layer), (want, single))]
         for loss in losses:
             loss.backward()
-        assert_close(x.grad, also.grad, name=str(alone))
-        for p, q in zip(layer.parameters(), alone.parameters(), strict=True):
-            assert_close(full(p.grad), q.grad, name=str(alone))
+        assert_close(x.grad, single_x.grad, name=str(single))
+        for p, q in zip(layer.parameters(), single.parameters(), strict=True):
+            assert_close(full(p.grad), q.grad, name=str(single))
 
 
 def check_dtypes(mesh, folder):
-    """16-bit inputs, with weights in 16 bits, in 32, and under autocast, empty ranks included."""
+    """16-bit inputs with weights of 16 or 32 bits, and autocast, also on empty ranks."""
     for dtype, weight_dtype, autocast in [
         (torch.bfloat16, torch.bfloat16, False),
         (torch.bfloat16, torch.float32, False),
@@ -177,11 +180,11 @@ def check_dtypes(mesh, folder):
         case = CASES[6]
         t = tensors(case, dtype, weight_dtype=weight_dtype)
         found = []
-        for way in (None, Shard(2)):
+        for layout in (None, Shard(2)):
             layer = layer_of(case, t)
-            if way is not None:
+            if layout is not None:
                 layer = parallelize_module(layer, mesh, PositionParallel())
-            x = first(t.x).clone().requires_grad_()
+            x = channels_first(t.x).clone().requires_grad_()
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                 y = layer(x)
             dx, dw, db = torch.autograd.grad(y, [x, layer.weight, layer.bias], torch.ones_like(y))

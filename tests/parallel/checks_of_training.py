@@ -1,4 +1,4 @@
-"""Training on several ranks: the weights of one process, and checkpoints that any number of ranks reads."""
+"""Training on several ranks: the weights equal those of one process, and any number of ranks reads a checkpoint."""
 
 import itertools
 import warnings
@@ -16,13 +16,13 @@ from torch.distributed.tensor.parallel import parallelize_module
 import lc_triton
 from lc_triton.parallel import FilterParallel, PositionParallel, clip_grad_norm_
 from tests.cases import assert_close
-from tests.parallel.networks import WAYS, data, full, network, shared
+from tests.parallel.networks import LAYOUTS, data, full, network, shared
 
 BATCHES = [data(3, batch=4).roll(i) for i in range(20)]
 
 
 def train(net, optimizer, batches=BATCHES, clip=None):
-    """The weights after some steps."""
+    """Train for the given batches; return the weights."""
     for x in batches:
         optimizer.zero_grad()
         net(x).square().mean().backward()
@@ -40,8 +40,8 @@ def fused_adamw(net):
     return lc_triton.FusedAdamW(net, 0.01, l2=0.01)
 
 
-def by_kind(net, **kwargs):
-    """DTensors and others in groups of their own."""
+def adamw_with_groups(net, **kwargs):
+    """AdamW with one group of DTensors and one of plain tensors."""
     groups = {kind: [p for p in net.parameters() if isinstance(p, DTensor) == kind] for kind in (True, False)}
     return torch.optim.AdamW([{"params": group} for group in groups.values() if group], 0.01, **kwargs)
 
@@ -52,29 +52,29 @@ def assert_same(got, want, name=""):
 
 
 def check_twenty_steps_of_adamw(mesh, folder):
-    for way, steps in (("rows between", 20), ("whole", 3), ("DTensors between", 3)):
+    for layout, steps in (("rows between", 20), ("whole", 3), ("DTensors between", 3)):
         net = network(rows=3)
         want = train(net, adamw(net), BATCHES[:steps])
-        net = shared(mesh, network(rows=3), way)
+        net = shared(mesh, network(rows=3), layout)
         optimizer = adamw(net)
-        assert_same(train(net, optimizer, BATCHES[:steps]), want, way)
+        assert_same(train(net, optimizer, BATCHES[:steps]), want, layout)
         for parameter, state in optimizer.state.items():
             if isinstance(parameter, DTensor):
                 assert state["exp_avg"].to_local().shape == parameter.to_local().shape
 
 
-def check_which_optimizers_take_both_kinds(mesh, folder):
-    """docs/scale.md says it: all by default, foreach and fused where the kinds are in groups of their own."""
+def check_optimizers_of_dtensors_and_plain_tensors(mesh, folder):
+    """As in docs/scale.md: all take both by default; foreach and fused need a group for each kind."""
     names = "AdamW Adam SGD RMSprop Adagrad Adadelta Adamax NAdam RAdam ASGD"
     for kind in (getattr(torch.optim, name) for name in names.split()):
-        net, alone = shared(mesh, network(rows=3)), network(rows=3)
-        want = train(alone, kind(alone.parameters(), 0.01), BATCHES[:3])
+        net, single = shared(mesh, network(rows=3)), network(rows=3)
+        want = train(single, kind(single.parameters(), 0.01), BATCHES[:3])
         assert_same(train(net, kind(net.parameters(), 0.01), BATCHES[:3]), want, kind.__name__)
-    alone = network(rows=3)
-    want = train(alone, adamw(alone), BATCHES[:3])
+    single = network(rows=3)
+    want = train(single, adamw(single), BATCHES[:3])
     for option in ({"foreach": True}, {"fused": True}):
         net = shared(mesh, network(rows=3))
-        assert_same(train(net, by_kind(net, **option), BATCHES[:3]), want, str(option))
+        assert_same(train(net, adamw_with_groups(net, **option), BATCHES[:3]), want, str(option))
         net = shared(mesh, network(rows=3))
         with pytest.raises(RuntimeError, match=r"mixed torch.Tensor and DTensor"):
             train(net, adamw(net, **option), BATCHES[:1])
@@ -88,8 +88,8 @@ FUSED = (
 )
 
 
-def step_of(model, optimizer, batches, options):
-    """Backwards and steps; whether each weight of a shared layer had a gradient stored before its step."""
+def train_and_record_stored(model, optimizer, batches, options):
+    """Train, and return whether each weight of a shared layer had a stored gradient before each step."""
     stored = []
     for i, x in enumerate(batches):
         model(x).square().mean().backward()
@@ -101,23 +101,23 @@ def step_of(model, optimizer, batches, options):
 
 
 def check_fused_optimizers(mesh, folder):
-    """Weights that ranks share are updated in backward, each rank its part, of which the last one has none."""
-    for way, (cls, options) in zip(itertools.cycle(WAYS), FUSED, strict=False):
-        plain = {name: value for name, value in options.items() if name != "states"}  # which only whole weights have
-        alone, net = network(rows=3), shared(mesh, network(rows=3), way)
-        step_of(alone, cls(alone, **plain), BATCHES[:4], options)
+    """Backward updates each rank's part of a shared weight; the last rank has none."""
+    for layout, (cls, options) in zip(itertools.cycle(LAYOUTS), FUSED, strict=False):
+        plain = {name: value for name, value in options.items() if name != "states"}  # split weights ignore `states`
+        single, net = network(rows=3), shared(mesh, network(rows=3), layout)
+        train_and_record_stored(single, cls(single, **plain), BATCHES[:4], options)
         optimizer = cls(net, **options)
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # of a gradient that is stored
-            stored = step_of(net, optimizer, BATCHES[:4], options)
-        assert not any(stored), (way, options)
-        assert_same(map(full, net.parameters()), alone.parameters(), f"{way} {options}")
+            warnings.simplefilter("error")  # a stored gradient is warned of
+            stored = train_and_record_stored(net, optimizer, BATCHES[:4], options)
+        assert not any(stored), (layout, options)
+        assert_same(map(full, net.parameters()), single.parameters(), f"{layout} {options}")
         states = [value for state in optimizer.state.values() for value in state.values() if value.ndim]
         assert sum(isinstance(value, DTensor) for value in states) == 4 * (1 + (cls is lc_triton.FusedAdamW))
 
 
 def check_fused_optimizers_of_layers_shared_by_filters(mesh, folder):
-    """The last of four ranks has none of three filters."""
+    """Of three filters on four ranks, the last rank has none."""
     models = [lc_triton.LocalConv2d(2, 3, 3, input_size=(4, 5), dtype=torch.float64) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     models[1] = parallelize_module(models[1], mesh, FilterParallel(), src_data_rank=None)
@@ -132,14 +132,14 @@ def check_fused_optimizers_of_layers_shared_by_filters(mesh, folder):
 
 
 def check_a_conversion_of_weights_that_an_optimizer_has(mesh, folder):
-    """Which swaps the contents of DTensors, if nothing refers to them weakly."""
-    alone, net = network(rows=3).float(), shared(mesh, network(rows=3).float())
-    optimizers = [lc_triton.FusedAdamW(model, 0.01) for model in (alone, net)]
-    for model, optimizer in zip((alone, net), optimizers, strict=True):
+    """The conversion swaps the contents of DTensors, which needs that nothing refers to them weakly."""
+    single, net = network(rows=3).float(), shared(mesh, network(rows=3).float())
+    optimizers = [lc_triton.FusedAdamW(model, 0.01) for model in (single, net)]
+    for model, optimizer in zip((single, net), optimizers, strict=True):
         model.double()
-        stored = step_of(model, optimizer, BATCHES[:3], {})
+        stored = train_and_record_stored(model, optimizer, BATCHES[:3], {})
         assert not any(stored)
-    assert_same(map(full, net.parameters()), alone.parameters())
+    assert_same(map(full, net.parameters()), single.parameters())
     net = shared(mesh, network(rows=3).float())
     lc_triton.accumulate_gradients(net)
     net.double()
@@ -180,28 +180,28 @@ def paused(net, x, optimizer):
 
 
 def check_fused_optimizers_where_a_gradient_is_stored(mesh, folder):
-    """The numbers are those of one process, with clipping too, which sends the same whatever a rank has stored."""
-    for way in (hooked, retained, used_twice, in_evaluation_mode, saved_through_hooks, paused):
+    """Weights equal those of one process, also with clipping, whose communication ignores what a rank has stored."""
+    for run_backward in (hooked, retained, used_twice, in_evaluation_mode, saved_through_hooks, paused):
         for clip_norm in (None, 0.05):
-            alone, net = network(rows=3), shared(mesh, network(rows=3))
-            for model in (alone, net):
+            single, net = network(rows=3), shared(mesh, network(rows=3))
+            for model in (single, net):
                 optimizer = lc_triton.FusedAdamW(model, 0.01, clip_norm=clip_norm)
                 for i, x in enumerate(BATCHES[:3]):
                     optimizer.zero_grad()
                     with warnings.catch_warnings():
-                        warnings.simplefilter("ignore")  # of the stored gradients
+                        warnings.simplefilter("ignore")  # stored gradients are warned of
                         if i == 1:
-                            way(model, x, *([optimizer] if way is paused else []))
+                            run_backward(model, x, *([optimizer] if run_backward is paused else []))
                         else:
                             model(x).square().mean().backward()
                         optimizer.step()
                 if model is net and i == 2:
-                    assert net[0].weight.grad is None or way is not paused
-            assert_same(map(full, net.parameters()), alone.parameters(), f"{way.__name__} {clip_norm}")
+                    assert net[0].weight.grad is None or run_backward is not paused
+            assert_same(map(full, net.parameters()), single.parameters(), f"{run_backward.__name__} {clip_norm}")
 
 
 def check_a_graph_that_reads_an_updated_weight_is_refused(mesh, folder):
-    """As of one process, also where it holds the DTensor."""
+    """Autograd refuses it as on one process, also for a graph that holds the DTensor."""
     net = shared(mesh, network(rows=6))
     optimizer = lc_triton.FusedAdamW(net, 0.01)
     net(data(6)).square().mean().backward()
@@ -213,14 +213,14 @@ def check_a_graph_that_reads_an_updated_weight_is_refused(mesh, folder):
 
 
 def check_clipping(mesh, folder):
-    alone = network(rows=3)
-    want = train(alone, adamw(alone), BATCHES[:3], nn.utils.clip_grad_norm_)
+    single = network(rows=3)
+    want = train(single, adamw(single), BATCHES[:3], nn.utils.clip_grad_norm_)
     net = shared(mesh, network(rows=3))
     assert_same(train(net, adamw(net), BATCHES[:3], clip_grad_norm_), want)
     net = shared(mesh, network(rows=3))
     with pytest.raises(RuntimeError, match=r"mixed torch.Tensor and DTensor"):
         train(net, adamw(net), BATCHES[:1], nn.utils.clip_grad_norm_)
-    # Where all are DTensors, torch's own does.
+    # torch's function works if all parameters are DTensors.
     norms = []
     for part in (shared(mesh, network(rows=3), "whole")[:2], network(rows=3)[:2]):
         part(data(3)).square().sum().backward()
@@ -234,18 +234,22 @@ def state_of(net, optimizer):
 
 
 def check_a_checkpoint_is_read_by_another_number_of_ranks(mesh, folder):
-    """By torch's optimizer and by ours; of ours, also from one rank by all, whose states are then DTensors."""
+    """Checkpoints of torch's optimizer and of FusedAdamW, also one that a single process wrote."""
     two = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "positions"))["positions"]
-    makes = (lambda: shared(mesh, network(rows=3))), (lambda: shared(two, network(rows=3))), (lambda: network(rows=3))
+    builders = (
+        (lambda: shared(mesh, network(rows=3))),
+        (lambda: shared(two, network(rows=3))),
+        (lambda: network(rows=3)),
+    )
     for begin, make_optimizer in ((0, adamw), (0, fused_adamw), (2, fused_adamw)):
-        alone = network(rows=3)
-        want = train(alone, make_optimizer(alone), BATCHES[:5])
-        net = makes[begin]()
+        single = network(rows=3)
+        want = train(single, make_optimizer(single), BATCHES[:5])
+        net = builders[begin]()
         optimizer = make_optimizer(net)
         train(net, optimizer, BATCHES[:3])
         path = f"{folder}/checkpoint-{begin}-{make_optimizer.__name__}"
         dcp.save(state_of(net, optimizer), checkpoint_id=path)
-        for make in makes:
+        for make in builders:
             net = make()
             with torch.no_grad():
                 for p in net.parameters():
@@ -263,29 +267,29 @@ def halves(batches, mesh):
 
 
 def check_beside_data_parallel(mesh, folder):
-    """Two groups of ranks, a half of the batch each; fully_shard averages gradients between the groups."""
+    """Each of two groups of ranks has half of the batch; fully_shard averages gradients between the groups."""
     grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "positions"))
-    alone = network(rows=4)
+    single = network(rows=4)
     batches = [data(4, batch=4).roll(i) for i in range(3)]
-    want = train(alone, adamw(alone), batches)
-    for way in ("whole", "rows between"):
-        net = shared(grid["positions"], network(rows=4), way)
+    want = train(single, adamw(single), batches)
+    for layout in ("whole", "rows between"):
+        net = shared(grid["positions"], network(rows=4), layout)
         for layer in (net[0], net[1], net[3]):
             fully_shard(layer, mesh=grid["data"])
         fully_shard(net, mesh=grid["data"])
-        assert_same(train(net, adamw(net), halves(batches, grid["data"])), want, way)
+        assert_same(train(net, adamw(net), halves(batches, grid["data"])), want, layout)
 
 
 def check_fsdp_on_the_other_layers(mesh, folder):
-    alone = network(rows=3)
-    want = train(alone, adamw(alone), BATCHES[:3])
+    single = network(rows=3)
+    want = train(single, adamw(single), BATCHES[:3])
     net = shared(mesh, network(rows=3))
     fully_shard(net[3], mesh=mesh)
     assert_same(train(net, adamw(net), BATCHES[:3]), want)
 
 
 def check_a_layer_that_never_was_on_one_rank(mesh, folder):
-    """Made without memory, shared, then given memory and values."""
+    """The layer is made on the meta device, parallelized, then allocated and initialised."""
     with torch.device("meta"):
         layer = lc_triton.LocalConv2d(3, 8, 3, input_size=40, dtype=torch.float64)
     layer = parallelize_module(layer, mesh, PositionParallel())

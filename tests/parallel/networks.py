@@ -1,4 +1,4 @@
-"""A small network, and the ways in which ranks may share its two locally connected layers."""
+"""A small network, and the layouts in which ranks may share its two locally connected layers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch.distributed.tensor.parallel import parallelize_module
 import lc_triton
 from lc_triton.parallel import PositionParallel
 
-# The two layers one after the other: in every way the rows may lie on the ranks between them.
-WAYS = {
+# Layouts of the rows between the two layers: gathered, split as plain tensors, or split as DTensors.
+LAYOUTS = {
     "whole": ({}, {}),
     "rows between": ({"output_layouts": Shard(2)}, {"input_layouts": Shard(2)}),
     "DTensors between": ({"output_layouts": Shard(2), "use_local_output": False}, {"input_layouts": Shard(-2)}),
@@ -29,18 +29,18 @@ def network(activation="tanh", rows=6, **kwargs):
     ).double()
 
 
-def shared(mesh, net, way="rows between"):
+def shared(mesh, net, layout="rows between"):
     """The network with its first two layers shared by the ranks of a mesh."""
-    one, other = WAYS[way]
+    one, other = LAYOUTS[layout]
     plan = {"0": PositionParallel(**one), "1": PositionParallel(**other)}
     return parallelize_module(net, mesh, plan, src_data_rank=None)  # all ranks draw the same weights
 
 
 def data(rows=6, batch=3):
-    """A batch for it."""
+    """A batch for the network."""
     return torch.randn(batch, 2, rows, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
 
 def full(tensor):
-    """The whole of a tensor, wherever it lies."""
+    """The full tensor of a DTensor, or a plain tensor unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

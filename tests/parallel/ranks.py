@@ -1,4 +1,4 @@
-"""Checks that run on several processes of this machine by gloo: started once, asked many times."""
+"""Run checks on several processes of this machine with gloo; the processes start once for all checks."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 
 def run(modules, ranks, folder, seconds=60):
-    """The tracebacks of the checks that fail on some rank, by their names.
+    """Run the checks of modules on ranks; return the tracebacks of those that failed, by name.
 
-    A check is a function `check_...(mesh, folder)` of one of the modules. A rank that fails alone leaves others
-    waiting for so many seconds.
+    A check is a function `check_...(mesh, folder)` of one of the modules. If one rank fails, the others wait for it for
+    at most `seconds`.
     """
     names = [module.__name__ for module in modules]
     multiprocessing.set_forkserver_preload([*names, "torch._dynamo"])  # import once what all of them import
     failed = {}
     try:
-        mp.start_processes(_work, (names, ranks, str(folder), seconds), nprocs=ranks, start_method="forkserver")
+        mp.start_processes(_run_rank, (names, ranks, str(folder), seconds), nprocs=ranks, start_method="forkserver")
     except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
         failed["processes"] = str(error)
     for rank in range(ranks):
@@ -34,7 +34,7 @@ def run(modules, ranks, folder, seconds=60):
     return failed
 
 
-def _work(rank, modules, ranks, folder, seconds):
+def _run_rank(rank, modules, ranks, folder, seconds):
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=seconds))
@@ -63,7 +63,7 @@ def mesh_of_first(count, seconds):
 
 
 def local_part(tensor, mesh, dim):
-    """This rank's part of a tensor that all have, as torch.chunk splits it."""
+    """This rank's part of a tensor that all ranks have, split by torch.chunk."""
     parts = tensor.chunk(mesh.size(), dim)
     rank = mesh.get_local_rank()
     return parts[rank] if rank < len(parts) else tensor.narrow(dim, 0, 0)

@@ -1,4 +1,4 @@
-"""A rank's rows have the bits of the whole layer's: the same strategy on the CPU, the same tiles of kernels."""
+"""The rows of a rank have the bits of the full layer: both use the same strategy on the CPU."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.cases import CASES, Case, assert_close, tensors
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """Stands for a group: so many ranks."""
+class FakeMesh:
+    """A stand-in for a mesh, with a number of ranks."""
 
     count: int
 
@@ -24,7 +24,7 @@ class Ranks:
         return self.count
 
 
-# Beside the small ones: layers whose parts are small where the whole is not, and whose blocks end elsewhere.
+# Layers that are large, but whose parts are small, and layers whose blocks end at other rows than the parts.
 LARGER = [
     Case("1d_flat", (60,), 16, 8, 5, batch=30),
     Case("1d_long", (3000,), 4, 4, 3, padding=1, batch=7),
@@ -38,11 +38,11 @@ LARGER = [
 ]
 
 
-def parts(plan, x, weight, bias, count):
-    """The output's rows, computed by one rank after the other."""
+def rows_of_all_ranks(plan, x, weight, bias, count):
+    """The rows of the output, computed for one rank after the other."""
     out = []
     for rank in range(count):
-        part = of_positions(plan, rank, Ranks(count))
+        part = of_positions(plan, rank, FakeMesh(count))
         rows = part.output.own
         if rows:
             own = slice(rows.start, rows.stop)
@@ -58,25 +58,25 @@ def test_each_rank_computes_the_same_bits(case, dtype):
     plan = Plan.make(case.geometry, activation=("leaky_relu", 0.1), data_format="channels_last")
     y = run(t.x, t.weight, t.bias, plan)
     for count in (2, 3, 8):
-        assert torch.equal(parts(plan, t.x, t.weight, t.bias, count), y), count
+        assert torch.equal(rows_of_all_ranks(plan, t.x, t.weight, t.bias, count), y), count
 
 
-# docs/scale.md names them. Torch computes the others by other instructions at the end of a tensor than within it.
-KEEP_BITS = (
+# The activations that docs/scale.md names. Torch computes the others by other instructions at the end of a tensor.
+SAME_BITS = (
     *("linear", "relu", "leaky_relu", "relu6", "tanh"),
     *("hardsigmoid", "hard_sigmoid", "hardswish", "softsign", "exponential"),
 )
 
 
 @pytest.mark.parametrize("activation", FUSED_NAMES)
-def test_which_activations_keep_the_bits(activation):
+def test_activations_with_the_same_bits(activation):
     for case in CASES[::4]:
         t = tensors(case, torch.float32)
         plan = Plan.make(case.geometry, activation=activation, data_format="channels_last")
         y = run(t.x, t.weight, t.bias, plan)
         for count in (2, 3):
-            got = parts(plan, t.x, t.weight, t.bias, count)
-            if activation in KEEP_BITS:
+            got = rows_of_all_ranks(plan, t.x, t.weight, t.bias, count)
+            if activation in SAME_BITS:
                 assert torch.equal(got, y), case.name
             else:
                 assert_close(got, y.double(), 4 * torch.finfo(torch.float32).eps, case.name)

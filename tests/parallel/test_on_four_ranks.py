@@ -1,4 +1,4 @@
-"""All checks that need several ranks, in one go: the processes take longer to start than what they check."""
+"""Checks on four ranks, in one test, because the processes take longer to start than the checks."""
 
 import pytest
 import torch.distributed as dist

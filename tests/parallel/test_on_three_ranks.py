@@ -1,4 +1,4 @@
-"""Checks on two and on three ranks, some of them with nothing of a layer, in one go: processes are slow to start."""
+"""Checks on two and three ranks, some of which have no part of a layer, in one test: processes are slow to start."""
 
 import pytest
 import torch.distributed as dist

@@ -1,4 +1,4 @@
-"""What cannot be shared by ranks is refused in one clear message; plain arithmetic of who reads what."""
+"""Layers and inputs that ranks cannot share are refused with one message; ranges of rows, chunks and costs."""
 
 import pytest
 import torch
@@ -86,7 +86,7 @@ def test_layers_that_cannot_be_shared(make, arguments, kind, message, mesh):
     assert all(type(p) is not type(distribute_tensor(torch.zeros(1), mesh["positions"])) for p in layer.parameters())
 
 
-def test_a_mesh_of_two_dimensions_and_a_second_time(mesh):
+def test_meshes_of_two_dimensions_and_shared_layers_are_refused(mesh):
     with pytest.raises(
         E.ParallelError, match=r'the mesh has 2 dimensions: give one of them, such as mesh\["positions"'
     ):
@@ -173,26 +173,26 @@ def test_filters_that_straddle_groups():
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
-def test_who_reads_what(case, ranks):
-    """Row by row: what each output row reads is what its rank reads, and its slab gives the same number of rows."""
+def test_rows_computed_owned_and_read_by_ranks(case, ranks):
+    """A rank reads the rows that its output rows read, and its slab has as many output rows."""
     geo = case.geometry
     computed, owned, read = by_rows(geo, ranks)
     parts = torch.arange(geo.out_spatial[0]).chunk(ranks)
     assert [list(rows) for rows in computed if rows] == [part.tolist() for part in parts]
     assert [i for rows in owned for i in rows] == list(range(geo.in_spatial[0]))
     for rows, sites in zip(computed, read, strict=True):
-        seen = {
+        rows_read = {
             row * geo.stride[0] + tap * geo.dilation[0] - geo.padding[0][0]
             for row in rows
             for tap in range(geo.kernel[0])
         }
-        under = range(min(seen, default=0), max(seen, default=-1) + 1)
-        assert list(sites) == [row for row in under if row in range(geo.in_spatial[0])]
+        footprint = range(min(rows_read, default=0), max(rows_read, default=-1) + 1)
+        assert list(sites) == [row for row in footprint if row in range(geo.in_spatial[0])]
         if rows:
             assert slab(geo, rows).out_spatial == (len(rows), *geo.out_spatial[1:])
 
 
-def test_chunks_are_those_of_torch():
+def test_chunks_equal_torchs():
     for size in range(1, 12):
         for ranks in range(1, 9):
             found = [len(part) for part in chunks(size, ranks)]
@@ -207,27 +207,27 @@ def test_chunks_are_those_of_torch():
         (("data", 1, 0), "ranks must be an integer >= 1, got 0"),
     ],
 )
-def test_costs_of_nonsense(arguments, message):
+def test_cost_refuses_wrong_arguments(arguments, message):
     kind, batch, ranks = arguments
     with pytest.raises(E.LocalConvError, match=message):
         cost(kind, Geometry.make((5,), 2, 2, 3), batch, ranks)
 
 
-def sharing(share):
+def geometry_with_share(share):
     return Geometry.make((8, 7), 2, 2, 3, regions=parse_share(share, 2))  # 6 rows
 
 
 @pytest.mark.parametrize(
-    ("share", "ranks", "apart"),
+    ("share", "ranks", "is_split"),
     [
         *((None, 4, True), ("rows", 4, True), ("all", 2, False), ("columns", 2, False), (("tile", 3), 2, False)),
         *(((3, 1), 2, True), ((2, 2), 3, True), ((2, 2), 6, None), ((4, 1), 2, None), ((9, 1), 2, False)),
     ],
 )
-def test_which_filters_belong_to_one_rank(share, ranks, apart):
-    geometry = sharing(share)
-    if apart is not None:
-        assert splits_regions(geometry, ranks) == apart
+def test_shares_that_are_split_over_ranks(share, ranks, is_split):
+    geometry = geometry_with_share(share)
+    if is_split is not None:
+        assert splits_regions(geometry, ranks) == is_split
         return
     cut = -(-6 // ranks)
     message = f"share has blocks of {share[0]} rows, and {ranks} ranks would cut one at row {cut}: take blocks or a"
@@ -237,7 +237,7 @@ def test_which_filters_belong_to_one_rank(share, ranks, apart):
         cost("positions", geometry, 4, ranks)
 
 
-def test_a_layer_whose_blocks_two_ranks_would_compute_stays_as_it_is(mesh, monkeypatch):
+def test_a_layer_whose_blocks_would_be_cut_is_left_unchanged(mesh, monkeypatch):
     layer = conv(share=(3, 1))
     monkeypatch.setattr("lc_triton.parallel.part.splits_regions", lambda geometry, _: splits_regions(geometry, 3))
     with pytest.raises(E.ParallelError, match="would cut one at row 2"):
@@ -245,7 +245,13 @@ def test_a_layer_whose_blocks_two_ranks_would_compute_stays_as_it_is(mesh, monke
     assert type(layer.weight) is nn.Parameter
 
 
-def test_costs_of_filters_that_are_shared():
-    assert cost("filters", sharing("rows"), 4, 2).weights < cost("filters", sharing(None), 4, 2).weights
-    rows, one = cost("positions", sharing("rows"), 4, 2), cost("positions", sharing("all"), 4, 2)
+def test_costs_of_shared_filters():
+    assert (
+        cost("filters", geometry_with_share("rows"), 4, 2).weights
+        < cost("filters", geometry_with_share(None), 4, 2).weights
+    )
+    rows, one = (
+        cost("positions", geometry_with_share("rows"), 4, 2),
+        cost("positions", geometry_with_share("all"), 4, 2),
+    )
     assert rows.sent_backward < one.sent_backward
