@@ -129,7 +129,7 @@ def train(path: Path) -> None:
         net.load_state_dict(saved["net"])
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
-        torch.set_rng_state(saved["generator"])  # of dropout
+        torch.set_rng_state(saved["generator"])  # the generator of dropout
         begin = saved["steps"]
     for step in range(begin, STEPS):
         x = torch.randn(4, 3, 10, 10, generator=torch.Generator().manual_seed(step))

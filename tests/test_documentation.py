@@ -192,7 +192,7 @@ def test_every_public_name_is_on_one_api_page():
     modules = {
         f"lc_triton.{name}" for name in ("layers.init", "errors", *(f"keras.{kind}" for kind in KERAS_ARGUMENTS))
     }
-    assert set(found) - public_names() == modules  # what is public in each
+    assert set(found) - public_names() == modules  # the public names of each module
     assert public_names() <= set(found)
 
 

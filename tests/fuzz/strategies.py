@@ -41,10 +41,10 @@ NAN = float("nan")
 class Limits:
     """The largest sizes of the calls."""
 
-    positions: tuple[int, int, int] = (7, 4, 3)  # of a 1-D, a 2-D and a 3-D layer
+    positions: tuple[int, int, int] = (7, 4, 3)  # the most for 1-D, 2-D and 3-D layers
     kernel: tuple[int, int, int] = (4, 3, 2)
     padding: int = 3
-    channels: tuple[int, ...] = (1, 2, 3, 5, 16)  # of a group
+    channels: tuple[int, ...] = (1, 2, 3, 5, 16)  # the channels of a group
     groups: int = 4
     batch: tuple[int | None, ...] = (2, 1, 3, 0, 5, None)
     dtypes: tuple[tuple[torch.dtype, torch.dtype], ...] = tuple(DTYPES)

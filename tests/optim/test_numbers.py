@@ -467,7 +467,7 @@ def test_a_state_of_other_shapes(make, options):
     with pytest.raises(lc_triton.LocalConvError, match=message):
         large.load_state_dict(small.state_dict())
     state = large.state_dict()
-    state["state"][1] = small.state_dict()["state"][1]  # of the bias
+    state["state"][1] = small.state_dict()["state"][1]  # the state of the bias
     with pytest.raises(lc_triton.LocalConvError, match=r"for bias|for weight"):
         large.load_state_dict(state)
     large.load_state_dict(large.state_dict())
