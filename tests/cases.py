@@ -79,6 +79,7 @@ CASES = [
     Case("3d_dilated_groups", (5, 4, 4), 2, 4, 2, dilation=(3, 1, 2), groups=2, padding=(1, 0, 0)),
 ]
 IDS = [case.name for case in CASES]
+BY_NAME = {case.name: case for case in CASES}
 
 # Activations whose slope jumps at places other than zero, where a 16-bit value may round to the other side.
 KINKED = ("relu6", "hardsigmoid", "hard_sigmoid", "hardswish")

@@ -17,6 +17,7 @@ from lc_triton.core.activations import FUSED_NAMES, Activation, parse_activation
 from lc_triton.core.problem import Problem
 from lc_triton.ops import dispatch
 from tests.cases import (
+    BY_NAME,
     CASES,
     IDS,
     KINKED,
@@ -30,7 +31,6 @@ from tests.cases import (
     torch_results,
 )
 
-BY_NAME = {case.name: case for case in CASES}
 TWO_D = BY_NAME["2d_asymmetric"]
 ONE_OF_EACH = [BY_NAME[name] for name in ("1d_stride_same", "2d_asymmetric", "3d_dilated_groups")]
 NDIMS = ["1d", "2d", "3d"]

@@ -6,10 +6,9 @@ import torch
 import lc_triton
 from lc_triton._cpu import blocks
 from lc_triton.core.activations import parse_activation
-from tests.cases import CASES, IDS, Case, assert_close, assert_results_close, expected, run, tensors
+from tests.cases import BY_NAME, CASES, IDS, Case, assert_close, assert_results_close, expected, run, tensors
 
 HALF = [torch.float16, torch.bfloat16]
-BY_NAME = {case.name: case for case in CASES}
 TWO_D = BY_NAME["2d_asymmetric"]
 
 

@@ -11,10 +11,9 @@ import pytest
 import torch
 
 import lc_triton
-from tests.cases import CASES, IDS, Case, run, tensors
+from tests.cases import BY_NAME, CASES, IDS, Case, run, tensors
 
 ROOT = Path(__file__).parents[1]
-BY_NAME = {case.name: case for case in CASES}
 # Layers that are too large for one block, one for each strategy: by rows, by windows, in 1-D, depthwise, in groups.
 LARGER = [
     Case("rows", (25, 25), 16, 16, 9, batch=8),

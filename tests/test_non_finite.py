@@ -5,6 +5,7 @@ import torch
 
 from lc_triton.core.activations import FUSED_NAMES, parse_activation
 from tests.cases import (
+    BY_NAME,
     CASES,
     IDS,
     Case,
@@ -20,7 +21,6 @@ from tests.cases import (
 from tests.cpu_strategies import CpuStrategy
 
 NAN, INF = float("nan"), float("inf")
-BY_NAME = {case.name: case for case in CASES}
 HALF = [torch.float16, torch.bfloat16]
 
 

@@ -1,4 +1,4 @@
-"""Gradients of many vectors in one call, by the kernels."""
+"""`is_grads_batched` with the kernels: the gradients of each vector, in one call."""
 
 import pytest
 import torch
@@ -28,5 +28,5 @@ def test_gradients_of_many_vectors(name, monkeypatch):
         found = torch.autograd.grad(y, leaves, vectors, is_grads_batched=True, retain_graph=True)
         for i, vector in enumerate(vectors):
             want = torch.autograd.grad(y, leaves, vector, retain_graph=True)
-            for of_all, of_one in zip(found, want, strict=True):
-                torch.testing.assert_close(of_all[i], of_one, rtol=1e-12, atol=1e-12)
+            for batched, single in zip(found, want, strict=True):
+                torch.testing.assert_close(batched[i], single, rtol=1e-12, atol=1e-12)

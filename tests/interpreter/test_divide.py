@@ -1,4 +1,4 @@
-"""Indices of the k-loop are divided by a product and a shift: for each value below the bound, exactly."""
+"""`kernels.common.divide`, a division by a product and a shift, is exact for each value below its bound."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def divide_kernel(p_q, p_r, D: tl.constexpr, BOUND: tl.constexpr, N: tl.constexp
     tl.store(p_r + x, r, mask=x < BOUND)
 
 
-@pytest.mark.parametrize("bound", [1, 7, 64, 1000, 32_767, 70_001])  # the last one is too large for a product
+@pytest.mark.parametrize("bound", [1, 7, 64, 1000, 32_767, 70_001])  # the last bound is too large for a product
 @pytest.mark.parametrize("divisor", [1, 2, 3, 7, 9, 17, 64, 255, 1000])
 def test_every_value(divisor, bound):
     q, r = (torch.full((bound,), -1, dtype=torch.int32) for _ in range(2))

@@ -1,4 +1,4 @@
-"""A backward over kernels refuses a tensor that was freed since the forward, when it is bound and when called again."""
+"""A backward over kernels refuses a tensor that was freed after the forward, in its first call and in later ones."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from lc_triton.errors import FreedStorageError
 @pytest.mark.parametrize("which", ["x", "weight", "y"])
 @pytest.mark.parametrize("deferred", [False, True], ids=["stored", "fused optimizer"])
 @pytest.mark.parametrize("is_bound", [False, True])
-def test_a_backward_over_kernels_refuses_what_was_freed(is_bound, deferred, which):
+def test_a_backward_over_kernels_refuses_freed_tensors(is_bound, deferred, which):
     with lc_triton.backend("triton"):
         layer, x = LocalConv1d(2, 3, 2, input_size=4, activation="relu"), torch.randn(2, 2, 4, requires_grad=True)
         optimizer = FusedSGD(layer, lr=0.1) if deferred else None

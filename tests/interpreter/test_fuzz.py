@@ -1,4 +1,4 @@
-"""Any call that the operators take, by the interpreted kernels, against the definition."""
+"""Any valid call of the operators, by interpreted kernels, against the definition."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from tests.fuzz.checking import check
 from tests.fuzz.profiles import cases
 from tests.fuzz.strategies import DTYPES, Limits, calls
 
-# A few programs a pass; bf16 products are wrong in the interpreter.
+# A pass has few programs. The interpreter computes wrong products in bfloat16.
 FEW = Limits(
     positions=(3, 2, 2),
     kernel=(3, 2, 2),
@@ -31,7 +31,7 @@ FEW = Limits(
 
 @dataclass(frozen=True)
 class Tiles:
-    """Answers launches with one tile, made legal for each pass."""
+    """Chooses one tile for all launches, adapted to each pass."""
 
     rows: int
     cols: int
@@ -64,29 +64,29 @@ def test_kernels(call, tiles):
         check(call)
 
 
-def few_bits(dtype, x):
+def quantized_layer(dtype, x):
     layer = lc_triton.LocallyConnected1D(2, 2, input_shape=x.shape[1:])
     return lc_triton.quantize_weights(layer, dtype)(x)
 
 
 LAST = {"data_format": "channels_last"}
-GIVES_A_GRADIENT = {
+FUNCTIONS = {
     "conv": lambda x: lc_triton.local_conv(x, torch.ones(5, 2, 3, 2, requires_grad=True), **LAST),
     "transposed": lambda x: lc_triton.local_conv_transpose(x, torch.ones(6, 2, 4, 3), **LAST),
     "linear": lambda x: lc_triton.LocalLinear(6, 3, 2)(x),
     "gather": lambda x: lc_triton.LocalGather(6, [[0, 1], [2, 3]], 3, 2)(x),
-    "8 bits": lambda x: few_bits("int8", x),
-    "4 bits": lambda x: few_bits("int4", x),
+    "8 bits": lambda x: quantized_layer("int8", x),
+    "4 bits": lambda x: quantized_layer("int4", x),
     "penalty": lambda x: lc_triton.position_penalty(lc_triton.LocalConv1d(2, 3, 2, input_size=5)),
 }
 
 
-@pytest.mark.parametrize("name", GIVES_A_GRADIENT)
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_zeros_without_memory(name):
-    """Found so: the gradient of `torch.sgn`, and of what is differentiated twice through `abs`, has no address."""
+    """The gradient of `torch.sgn`, and the second derivative of `abs`, are zeros without an address."""
     x, is_zero = torch.randn(2, 6, 3, requires_grad=True), []
     with lc_triton.backend("triton"):
-        y = GIVES_A_GRADIENT[name](x)
+        y = FUNCTIONS[name](x)
         y.register_hook(lambda g: is_zero.append(g._is_zerotensor()))
         torch.sgn(y).sum().backward()
     assert is_zero == [True]
@@ -108,7 +108,7 @@ def test_an_update_by_zeros_without_memory(run):
 @pytest.mark.parametrize("negated", ["x", "weight", "bias", "g"])
 @pytest.mark.parametrize("activation", [None, "tanh"])
 def test_views_that_torch_negates_lazily(negated, activation):
-    """Found so: the kernels read the numbers as they lie in memory, with the other sign."""
+    """Kernels would read the numbers in memory, which have the other sign."""
     case = next(case for case in CASES if case.name == "1d_one")
     t = tensors(case)
     want = expected(case, t, parse_activation(activation))

@@ -1,4 +1,4 @@
-"""The kernels over a table of sites, interpreted: beside the definition, local_conv on a grid, and each other."""
+"""The kernels of LocalGather, interpreted, against the definition and against local_conv on a grid."""
 
 import pytest
 import torch
@@ -10,18 +10,10 @@ from lc_triton.ops import gather_passes
 from lc_triton.ops.gather_passes import readers_of
 from lc_triton.tiles.config import TileConfig
 from tests.cases import CASES, assert_close, tensors
+from tests.interpreter.test_low_rank import results
 from tests.test_local_gather import TABLES, definition, gather_of_grid
 
 NAN = float("nan")
-
-
-def results(layer, x, g):
-    """The output and the gradients of first and second order."""
-    leaves = [x.detach().requires_grad_(), *layer.parameters()]
-    y = layer(leaves[0])
-    first = torch.autograd.grad(y, leaves, g, create_graph=True)
-    second = torch.autograd.grad(sum(v.square().sum() for v in first), leaves)
-    return [y.detach(), *(v.detach() for v in (*first, *second))]
 
 
 FEW = ("duplicates", "masks", "nothing")
@@ -31,7 +23,7 @@ FEW = ("duplicates", "masks", "nothing")
 @pytest.mark.parametrize("name", [n if n in FEW else pytest.param(n, marks=pytest.mark.nightly) for n in TABLES])
 def test_values_and_gradients_of_two_orders(name, monkeypatch):
     torch.manual_seed(0)
-    activation = ("tanh", "gelu")[list(TABLES).index(name) % 2]  # whose derivatives need y, and z
+    activation = ("tanh", "gelu")[list(TABLES).index(name) % 2]  # their derivatives need y and z
     layer = lc_triton.LocalGather(7, TABLES[name], 2, 3, activation=activation, dtype=torch.float64)
     x, g = torch.randn(2, 7, 2).double(), torch.randn(2, len(TABLES[name]), 3).double()
     want = results(layer, x, g)
@@ -61,8 +53,8 @@ TILES = {
         pytest.param("blocks", torch.float16, torch.float16, marks=pytest.mark.nightly),
     ],
 )
-def test_tiles_by_hand(tile, dtype, weight_dtype, monkeypatch):
-    """Several blocks of everything, sizes that fill none, an input that is a crop, and 64-bit loops."""
+def test_given_tiles(tile, dtype, weight_dtype, monkeypatch):
+    """Each dimension has several blocks, which it does not fill; the input is a crop; one tile has 64-bit loops."""
     torch.manual_seed(0)
     batch, sites, channels, filters = 3, 5, 6, 3
     table = torch.tensor([[0, -1, 4, 0], [-1, -1, -1, -1], [3, 1, 4, 0]])
@@ -72,8 +64,8 @@ def test_tiles_by_hand(tile, dtype, weight_dtype, monkeypatch):
     wide, g = torch.randn(batch, sites + 2, channels).to(dtype), torch.randn(batch, 3, filters).to(dtype)
     x = wide[:, 1:-1]
     weight = torch.randn(3, 4, channels, filters).to(weight_dtype)
-    weight[table < 0] = NAN  # which nothing reads
-    wide[:, 0] = wide[:, -1] = wide[:, 3] = NAN  # nor these: site 2 has no reader
+    weight[table < 0] = NAN  # no kernel reads these
+    wide[:, 0] = wide[:, -1] = wide[:, 3] = NAN  # nor these sites: site 2 has no reader
     g[:, 1] = NAN  # the position without neighbours
     y, dx, dw = (
         torch.full_like(g, NAN),
@@ -91,8 +83,8 @@ def test_tiles_by_hand(tile, dtype, weight_dtype, monkeypatch):
     tolerance = 4 * torch.finfo(dtype).eps
     assert_close(y, torch.einsum("bptc,ptcf->bpf", windows, w), tolerance)
     exact = g.double().nan_to_num()
-    into = torch.einsum("bpf,ptcf->bptc", exact, w).flatten(1, 2)
-    want = torch.zeros(batch, sites + 1, channels).double().index_add(1, table.flatten() % (sites + 1), into)
+    scattered = torch.einsum("bpf,ptcf->bptc", exact, w).flatten(1, 2)
+    want = torch.zeros(batch, sites + 1, channels).double().index_add(1, table.flatten() % (sites + 1), scattered)
     assert_close(dx, want[:, :sites], tolerance)
     assert dx[:, 2].abs().max() == 0
     assert_close(dw, torch.einsum("bptc,bpf->ptcf", windows, exact), tolerance)
@@ -100,7 +92,7 @@ def test_tiles_by_hand(tile, dtype, weight_dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["1d_stride_same", pytest.param("2d_asymmetric", marks=pytest.mark.nightly)])
-def test_a_grid_is_local_conv(name):
+def test_the_table_of_a_grid_equals_local_conv(name):
     case = next(c for c in CASES if c.name == name)
     t = tensors(case)
     layer = gather_of_grid(case, t)
@@ -113,15 +105,15 @@ def test_a_grid_is_local_conv(name):
     assert_close(dx, torch.autograd.grad(want, x, t.g)[0])
 
 
-def test_transforms_of_a_backward_and_autocast():
+def test_vmap_of_a_backward_empty_batches_and_autocast():
     layer = lc_triton.LocalGather(4, [[0, -1], [2, 0]], 1, 2, activation="softmax")
     x = torch.randn(2, 4, 1, requires_grad=True)
     g = torch.randn(3, 2, 2, 2)
     with lc_triton.backend("triton"):
         y = layer(x)
-        many = torch.func.vmap(lambda of: torch.autograd.grad(y, x, of, retain_graph=True)[0])(g)
-        for one, of in zip(many, g, strict=True):
-            assert_close(one, torch.autograd.grad(y, x, of, retain_graph=True)[0], 1e-6)
+        batched_grads = torch.func.vmap(lambda vector: torch.autograd.grad(y, x, vector, retain_graph=True)[0])(g)
+        for one, vector in zip(batched_grads, g, strict=True):
+            assert_close(one, torch.autograd.grad(y, x, vector, retain_graph=True)[0], 1e-6)
         assert layer(x[:0]).shape == (0, 2, 2)
         assert torch.autograd.grad(layer(x[:0]).sum(), layer.weight)[0].abs().sum() == 0
         with torch.autocast("cpu", torch.float16):
@@ -133,7 +125,7 @@ def test_transforms_of_a_backward_and_autocast():
 
 
 @pytest.mark.slow
-def test_an_optimizer_that_updates_in_backward_takes_windows(monkeypatch):
+def test_an_optimizer_that_updates_in_backward(monkeypatch):
     layer = lc_triton.LocalGather(4, [[0, -1], [2, 0]], 1, 2)
     optimizer = lc_triton.FusedSGD(layer.parameters(), lr=0.1)
     x, before = torch.randn(2, 4, 1), layer.weight.detach().clone()

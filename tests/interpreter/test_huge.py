@@ -1,6 +1,6 @@
-"""Addresses past 2^31: the kernels with 64 bits give the same numbers, and find tensors that 32 bits cannot count.
+"""Offsets past 2^31: kernels with 64-bit offsets give the same results, and address tensors of more than 2^31 numbers.
 
-The memory of the large tensors is asked for and never touched but where the last program works, so it takes no room.
+Only the last program of a launch runs, so the system provides memory only for its part of the large tensors.
 """
 
 import math
@@ -18,84 +18,89 @@ from lc_triton.launch import passes as launching
 from lc_triton.launch.layout import Shape
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.footprint import programs
-from tests.cases import CASES, Case, assert_results_close, expected, tensors
-from tests.interpreter.test_passes import BOXES, TILES, passes, tile
+from tests.cases import BY_NAME, Case, assert_results_close, expected, tensors
+from tests.interpreter.test_passes import BOXES, TILES, run_passes, tile
 
-BY_NAME = {case.name: case for case in CASES}
 SOME = [BY_NAME[name] for name in ("1d_causal_dilated", "2d_dilated_stride", "2d_groups", "3d_stride_same")]
-WAYS = {**TILES, "1x1_split": {"rows": 1, "cols": 1, "split": 2}, "1x2_split": {"rows": 1, "cols": 2, "split": 2}}
+TILE_OPTIONS = {
+    **TILES,
+    "1x1_split": {"rows": 1, "cols": 1, "split": 2},
+    "1x2_split": {"rows": 1, "cols": 2, "split": 2},
+}
 
 
 @pytest.fixture
 def shapes(monkeypatch):
-    """The shapes that kernels are given, all with 64 bits."""
-    given, prepare = [], launching.prepare
+    """The shapes passed to kernels, all with 64-bit offsets."""
+    recorded, prepare = [], launching.prepare
 
-    def watched(launches, kernel, grid, config, tensors, constants, device):
-        given.extend(constant for constant in constants if isinstance(constant, Shape))
+    def record(launches, kernel, grid, config, tensors, constants, device):
+        recorded.extend(constant for constant in constants if isinstance(constant, Shape))
         return prepare(launches, kernel, grid, config, tensors, constants, device)
 
-    monkeypatch.setattr(launching, "prepare", watched)
+    monkeypatch.setattr(launching, "prepare", record)
     monkeypatch.setattr(launching, "is_wide", lambda *_: True)
-    return given
+    return recorded
 
 
-# Every other way of each case, so that each way meets two cases: a call takes seconds here.
+# Each case has every second tile, so each tile has two cases: a call takes seconds.
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("case", "way"),
-    [(case, way) for c, case in enumerate(SOME) for w, way in enumerate(WAYS) if (c + w) % 2 == 0],
+    ("case", "tile_name"),
+    [(case, tile_name) for c, case in enumerate(SOME) for w, tile_name in enumerate(TILE_OPTIONS) if (c + w) % 2 == 0],
     ids=lambda value: getattr(value, "name", value),
 )
-def test_64_bits_give_the_same(case, way, shapes):
+def test_64_bit_offsets_give_the_same_results(case, tile_name, shapes):
     t = tensors(case)
-    assert_results_close(passes(case, t, lambda channels: tile(channels=channels, **WAYS[way])), expected(case, t))
+    assert_results_close(
+        run_passes(case, t, lambda channels: tile(channels=channels, **TILE_OPTIONS[tile_name])), expected(case, t)
+    )
     assert [shape.wide for shape in shapes] == [True] * 3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("split", [1, 2])
-def test_64_bits_give_the_same_by_boxes(split, shapes):
+def test_64_bit_offsets_with_descriptors(split, shapes):
     case = next(c for c in BOXES if c.name == "boxes")
     t = tensors(case, torch.float32)
     config = TileConfig(1, 1, 16, 16, 16, descriptor=True, split=split)
     configs = iter([config, config, replace(config, split=1)])
-    assert_results_close(passes(case, t, lambda _: next(configs)), expected(case, t), 2e-6)
+    assert_results_close(run_passes(case, t, lambda _: next(configs)), expected(case, t), 2e-6)
     assert [shape.wide for shape in shapes] == [True] * 3
 
 
-def untouched(*shape):
-    """Numbers of 16 bits whose memory is not there until it is written to."""
+def lazy_memory(*shape):
+    """A float16 tensor whose memory the system provides when it is written."""
     try:
         return torch.empty(shape, dtype=torch.float16)
-    except RuntimeError as error:  # may go where the tests have a machine that gives out memory which nobody touches
+    except RuntimeError as error:  # may go when the machine that runs the tests overcommits memory
         pytest.skip(f"{math.prod(shape) * 2 >> 30} GB of memory are not given out: {error}")
 
 
 @pytest.fixture
 def last_program_only(monkeypatch):
-    """Of each launch, run the last program alone."""
+    """Run only the last program of each launch."""
     ran = []
 
-    def last(launches, kernel, grid, config, _, constants, device):
+    def prepare_last_program(launches, kernel, grid, config, _, constants, device):
         assert grid < 2**31
 
         def launch_last(*tensors):
             with monkeypatch.context() as patch:
                 builder = interpreter.interpreter_builder
                 patch.setattr(builder, "set_grid_idx", lambda *_: setattr(builder, "grid_idx", (grid - 1, 0, 0)))
-                # The tensors are here already: copying them onto themselves would touch all of their memory.
+                # The interpreter would copy the tensors onto themselves, which needs all of their memory.
                 patch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *_: None)
                 kernel[(1,)](*tensors, *constants, num_warps=config.num_warps, num_stages=config.num_stages)
             ran.append((kernel, grid))
 
         return launch_last
 
-    monkeypatch.setattr(launching, "prepare", last)
+    monkeypatch.setattr(launching, "prepare", prepare_last_program)
     return ran
 
 
-ONE = {
+LARGE_SAMPLES = {
     "a plane of 2^31 positions and more": ((2**16, 2**15 + 40), 1),
     "a plane of just 2^31 positions": ((2**16, 2**15), 1),
     "a line that a tile reaches past": ((2**31 - 3,), 1),
@@ -107,33 +112,33 @@ ONE = {
 @pytest.mark.slow
 @pytest.mark.parametrize("pass_name", ["forward", "input_grad", "weight_grad"])
 @pytest.mark.parametrize("dot", [True, False])
-@pytest.mark.parametrize("name", ONE)
+@pytest.mark.parametrize("name", LARGE_SAMPLES)
 def test_the_last_positions_of_a_huge_sample(name, dot, pass_name, last_program_only):
-    """A window of one site and depthwise layers, whose weights are then no larger than x."""
-    spatial, channels = ONE[name]
+    """Depthwise layers with windows of one site have as many weights as x has numbers."""
+    spatial, channels = LARGE_SAMPLES[name]
     geo = Geometry.make(spatial, channels, channels, 1, groups=channels)
     problem = Problem(geo, backend="triton")
-    x, y, weight = (untouched(1, *spatial, channels) for _ in range(3))
+    x, y, weight = (lazy_memory(1, *spatial, channels) for _ in range(3))
     weight = weight.view(geo.weight_shape)
     config = TileConfig(1, 16, 1 if dot else channels, 16 if dot else 1, 16 if dot else 1, dot=dot)
     count = 16  # positions, at most what the last program owns
-    left = spatial[-1] % 16 or count
-    a, b, c = (v.view(-1, channels)[-left:] for v in (x, weight, y))
+    remaining = spatial[-1] % 16 or count
+    a, b, c = (v.view(-1, channels)[-remaining:] for v in (x, weight, y))
     gen = torch.Generator().manual_seed(0)
     for part in (a, b, c):
         part.copy_(torch.randn(part.shape, generator=gen))
-    own = slice(-1, None) if dot else slice(None)  # with dot the last program has the last group alone
-    a, b, c = (v[:, own] for v in (a, b, c))
-    given = [v.clone() for v in (a, b, c)]
+    last_group = slice(-1, None) if dot else slice(None)  # with dot the last program has only the last group
+    a, b, c = (v[:, last_group] for v in (a, b, c))
+    operands = [v.clone() for v in (a, b, c)]
     if pass_name == "forward":
         launch.forward(x, weight, None, y, None, problem, config)
-        got, want = c, given[0] * given[1]
+        got, want = c, operands[0] * operands[1]
     elif pass_name == "input_grad":
         launch.input_grad(y, weight, None, x, problem, config)
-        got, want = a, given[2] * given[1]
+        got, want = a, operands[2] * operands[1]
     else:
         launch.weight_grad(x, y, weight, None, problem, config)
-        got, want = b, given[0] * given[2]
+        got, want = b, operands[0] * operands[2]
     ((_, grid),) = last_program_only
     assert grid == programs(pass_name, geo.as_4d(), 1, config)
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
@@ -144,24 +149,24 @@ def test_the_last_sample_of_a_huge_batch(pass_name, last_program_only):
     geo = Geometry.make((2**10,), 2**5, 2**5, 1, groups=2**5)
     problem = Problem(geo, backend="triton")
     batch = 2**16 + 1
-    x, y = (untouched(batch, *geo.in_spatial, 2**5) for _ in range(2))
+    x, y = (lazy_memory(batch, *geo.in_spatial, 2**5) for _ in range(2))
     weight = torch.randn(geo.weight_shape, generator=torch.Generator().manual_seed(0)).half()
-    given, result = (x, y) if pass_name == "forward" else (y, x)
-    given[-1] = torch.linspace(-1, 1, 2**15).view(2**10, 2**5)
+    operand, result = (x, y) if pass_name == "forward" else (y, x)
+    operand[-1] = torch.linspace(-1, 1, 2**15).view(2**10, 2**5)
     config = TileConfig(1, 16, 32, 1, 1, dot=False)
     if pass_name == "forward":
         launch.forward(x, weight, None, y, None, problem, config)
     else:
         launch.input_grad(y, weight, None, x, problem, config)
-    want = given[-1, -16:] * weight.view(2**10, 2**5)[-16:]
+    want = operand[-1, -16:] * weight.view(2**10, 2**5)[-16:]
     torch.testing.assert_close(result[-1, -16:], want, rtol=1e-3, atol=1e-4)
 
 
 def test_the_last_sample_in_a_weight_gradient(last_program_only):
-    """Five samples of 2^29 numbers: the program of the last positions goes through all of them."""
+    """The last program loops over five samples of 2^29 numbers."""
     geo = Geometry.make((2**29,), 1, 1, 1)
-    x, g = (untouched(5, 2**29, 1) for _ in range(2))
-    dw = untouched(*geo.weight_shape)
+    x, g = (lazy_memory(5, 2**29, 1) for _ in range(2))
+    dw = lazy_memory(*geo.weight_shape)
     x[:, -16:, 0], g[:, -16:, 0] = 2.0, torch.arange(5.0)[:, None] + 1
     launch.weight_grad(x, g, dw, None, Problem(geo, backend="triton"), TileConfig(1, 16, 1, 2, 1, dot=False))
     assert dw.flatten()[-16:].tolist() == [30.0] * 16
@@ -169,12 +174,12 @@ def test_the_last_sample_in_a_weight_gradient(last_program_only):
 
 @pytest.mark.parametrize("pass_name", ["forward", "input_grad", "weight_grad"])
 def test_the_last_of_2_to_the_31_weights(pass_name, last_program_only):
-    """x and y are small here: only the weights are past 32 bits."""
+    """Only the weights have more than 2^31 numbers; x and y are small."""
     geo = Geometry.make((2**17 + 1,), 128, 128, 1)
     problem = Problem(geo, backend="triton")
     gen = torch.Generator().manual_seed(0)
     x, g = (torch.zeros(1, 2**17 + 1, 128, dtype=torch.float16) for _ in range(2))
-    weight = untouched(*geo.weight_shape)
+    weight = lazy_memory(*geo.weight_shape)
     assert weight.numel() > 2**31
     x[0, -1], g[0, -1] = torch.randn(2, 128, generator=gen).half()
     matrix = weight[-1, 0]
@@ -210,9 +215,9 @@ def test_rows_of_shared_filters_that_lie_far_apart(monkeypatch):
     torch.testing.assert_close(dw.double(), want.view(dw.shape), rtol=1e-3, atol=1e-3)
 
 
-def test_one_channel_and_many_windows():
-    """Nothing here is huge: what is above without a patch, so that the trick is not what makes it right."""
+def test_depthwise_windows_of_one_site():
+    """A small layer of the kind above, with all programs and without patches."""
     case = Case("plane", (5, 20), 4, 4, 1, groups=4, batch=1)
     t = tensors(case, torch.float32)
     config = TileConfig(1, 16, 4, 1, 1, dot=False)
-    assert_results_close(passes(case, t, lambda _: config), expected(case, t), 2e-6)
+    assert_results_close(run_passes(case, t, lambda _: config), expected(case, t), 2e-6)

@@ -1,4 +1,4 @@
-"""The kernels behind local_conv and the layers: tiles picked by the model, gradients of first and second order."""
+"""local_conv and layers with interpreted kernels and the model's tiles: gradients of first and second order."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def _triton():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["1d_one", "1d_causal_dilated", "2d_whole_input", "2d_depthwise_multiplier", "3d"])
-def test_with_the_models_tiles(name):
+def test_values_and_gradients_with_the_models_tiles(name):
     case = next(c for c in CASES if c.name == name)
     t = tensors(case)
     x, weight, bias = (v.clone().requires_grad_() for v in (t.x, t.weight, t.bias))
@@ -97,9 +97,9 @@ def test_the_transposed_layer(name, activation):
         assert_close(a, b.detach())
 
 
-def test_an_ensemble_is_one_launch_with_the_members_numbers():
+def test_an_ensemble_equals_its_members():
     x, weights = torch.randn(2, 1, 4, dtype=torch.float64), torch.randn(3, 3, 2, 1, 2, dtype=torch.float64)
-    together = torch.func.vmap(lambda w: lc_triton.local_conv(x, w, activation="tanh"))(weights)
-    for y, weight in zip(together, weights, strict=True):
+    ys = torch.func.vmap(lambda w: lc_triton.local_conv(x, w, activation="tanh"))(weights)
+    for y, weight in zip(ys, weights, strict=True):
         with lc_triton.backend("reference"):
             assert_close(y, lc_triton.local_conv(x, weight, activation="tanh"))

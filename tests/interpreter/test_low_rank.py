@@ -1,4 +1,4 @@
-"""The kernel that mixes the filters of a basis, interpreted, against the weight that they make."""
+"""The kernel of LowRankLocalConv, interpreted, against local_conv with the mixed weight."""
 
 import pytest
 import torch
@@ -15,10 +15,10 @@ from tests.test_low_rank import definition, layer_of
 BY_NAME = {case.name: case for case in (*CASES, Case("1d_groups", (5,), 4, 4, 3, groups=2, padding=1))}
 
 
-def results(layer, x, g, of=lambda layer, x: layer(x)):
+def results(layer, x, g, output_of=lambda layer, x: layer(x)):
     """The output and the gradients of first and second order."""
     leaves = [x.detach().requires_grad_(), *layer.parameters()]
-    y = of(layer, leaves[0])
+    y = output_of(layer, leaves[0])
     first = torch.autograd.grad(y, leaves, g, create_graph=True)
     second = torch.autograd.grad(sum(v.square().sum() for v in first), leaves)
     return [y.detach(), *(v.detach() for v in (*first, *second))]
@@ -58,7 +58,7 @@ def test_values_and_gradients_of_two_orders(name, rank, activation, bias, monkey
 
 
 @pytest.mark.parametrize("with_gradients", [False, pytest.param(True, marks=pytest.mark.nightly)])
-def test_weights_that_are_no_larger_than_the_products_are_made_first(with_gradients, monkeypatch):
+def test_small_weights_are_mixed_before_the_passes(with_gradients, monkeypatch):
     torch.manual_seed(0)
     case = BY_NAME["1d_causal_dilated"]
     rank = -(-case.geometry.window // case.batch)
@@ -84,18 +84,18 @@ def test_weights_that_are_no_larger_than_the_products_are_made_first(with_gradie
         pytest.param(torch.float64, 1, 8, marks=pytest.mark.nightly),
     ],
 )
-def test_tiles_by_hand(dtype, positions, rank, monkeypatch):
-    """Several blocks of everything, sizes that fill none, an input that is a crop, and 64-bit offsets."""
+def test_given_tiles(dtype, positions, rank, monkeypatch):
+    """Each dimension has several blocks, which it does not fill; the input is a crop; offsets have 64 bits."""
     case = Case("blocks", (5, 3), 10, 18, 2, padding=(1, 0), stride=(2, 1), batch=17)
     t, problem = tensors(case, dtype), Problem(case.geometry, Activation("tanh"), "triton")
     basis = torch.randn(rank, *case.geometry.weight_shape[2:]).to(dtype) / 8
     mixing = torch.randn(*case.geometry.out_spatial, rank).to(dtype)
-    wide = torch.full((17, 7, 3, 10), float("nan"), dtype=dtype)
-    wide[:, 1:-1] = t.x
+    uncropped = torch.full((17, 7, 3, 10), float("nan"), dtype=dtype)
+    uncropped[:, 1:-1] = t.x
     y, z = torch.full_like(t.g, float("nan")), torch.full_like(t.g, float("nan"))
     monkeypatch.setattr(launch, "is_wide", lambda *_: True)
     tile = TileConfig(1, 1, 16, 16, 16)
-    launch.low_rank_forward(wide[:, 1:-1], basis, mixing, t.bias, y, z, problem, (tile, positions))
+    launch.low_rank_forward(uncropped[:, 1:-1], basis, mixing, t.bias, y, z, problem, (tile, positions))
     weight = low_rank.unshared_weight(basis.double(), mixing.double())
     arguments = case.arguments | {"data_format": "channels_last"}
     want = lc_triton.local_conv(t.x.double(), weight, t.bias.double(), **arguments)
@@ -114,7 +114,7 @@ def test_where_the_kernel_pays():
 
 
 def test_a_backward_under_autocast_computes_in_the_dtype_of_the_forward(monkeypatch):
-    """As the backward of torch's convolutions does, although the products are made anew."""
+    """The backward of torch's convolutions does so as well. This one recomputes the products."""
     monkeypatch.setattr(launch, "pays", lambda *_: True)
     layer = layer_of(BY_NAME["1d_groups"], 2, bias=False).float()
     x = torch.randn(2, 4, 5, requires_grad=True)

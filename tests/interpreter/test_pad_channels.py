@@ -71,7 +71,7 @@ def test_inputs_of_any_strides(name):
 
 
 @pytest.mark.slow
-def test_a_nan_reaches_the_outputs_that_read_it_alone():
+def test_a_nan_reaches_only_the_outputs_that_read_it():
     t = tensors(IMAGE)
     t.x[0, 2, 3, 1] = NAN
     t.weight[2, 1] = NAN
@@ -82,11 +82,11 @@ def test_a_nan_reaches_the_outputs_that_read_it_alone():
 
 
 @pytest.mark.slow
-def test_another_batch_of_the_same_bucket_is_copied_whole():
-    """A plan is for all of its bucket, and its launches are kept by what they depend on."""
+def test_batches_of_one_bucket_share_a_plan():
+    """A plan serves all batches of its bucket, and keeps a launch for each batch."""
     problem = Problem(CASES[2].geometry, Activation("linear"), "triton")
     plan = LaunchPlan.make("forward", problem, TILES["1x1"])
-    torch.use_deterministic_algorithms(True)  # so that new memory is NaN
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
     try:
         for batch in (2, 3, 2):
             case = replace(CASES[2], batch=batch)
@@ -103,13 +103,13 @@ def test_another_batch_of_the_same_bucket_is_copied_whole():
     [(replace(IMAGE, channels=4), TILES["1x1"]), (Case("groups", (4,), 6, 4, 2, groups=2), TILES["1x1"])],
     ids=["4 channels", "groups"],
 )
-def test_other_layers_refuse_it(case, config):
+def test_other_layers_refuse_pad_channels(case, config):
     t = tensors(case)
     with pytest.raises(LocalConvError, match="without pad_channels but in a forward"):
         forward(case, t.x, t.weight, t.bias, config)
 
 
-def test_gradients_refuse_it():
+def test_gradients_refuse_pad_channels():
     t = tensors(IMAGE)
     problem = Problem(IMAGE.geometry, Activation("linear"), "triton")
     with pytest.raises(LocalConvError, match="without pad_channels but in a forward"):

@@ -1,4 +1,4 @@
-"""The three kernels, interpreted on CPU tensors, against the definition: pass by pass, with tiles chosen by hand."""
+"""The kernels of the three passes, interpreted on CPU tensors with given tiles, against the definition."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ NAN = float("nan")
 
 
 def tile(rows, cols, channels, dot=True, swap=False, block_k=16, split=1):
-    """The smallest legal tile of so many rows and columns: a power of two of channels, at least what a dot needs."""
+    """The smallest legal tile of a number of rows and columns, with a power of two of channels."""
     block = 1 << (channels - 1).bit_length()
     if dot:
         block = max(block, -(-16 // (rows * cols)))
@@ -35,7 +35,7 @@ TILES = {
 }
 
 
-def passes(case, t, make, activation=None, precision="ieee"):
+def run_passes(case, t, make, activation=None, precision="ieee"):
     """y, z, dx, dw and db by the kernels, into outputs full of NaN."""
     geo = case.geometry
     act = activation or Activation("linear")
@@ -51,7 +51,7 @@ def passes(case, t, make, activation=None, precision="ieee"):
 
 
 def marks(case, name):
-    """One position a program takes longest: what such a program does beside larger tiles, a few cases show."""
+    """Tiles of one position take longest, so all but a few cases of them are nightly."""
     if case.name in ("1d_causal_dilated", "1d_stride_past_kernel"):
         return ()
     if len(case.in_spatial) == 1 or name != "1x1":
@@ -66,7 +66,9 @@ def marks(case, name):
 )
 def test_values(case, name):
     t = tensors(case)
-    assert_results_close(passes(case, t, lambda channels: tile(channels=channels, **TILES[name])), expected(case, t))
+    assert_results_close(
+        run_passes(case, t, lambda channels: tile(channels=channels, **TILES[name])), expected(case, t)
+    )
 
 
 SPLITS = [("1d", 2, 16), ("1d", 37, 2), ("2d_asymmetric", 2, 2), ("2d_groups", 2, 2)]
@@ -76,10 +78,10 @@ SPLITS = [("1d", 2, 16), ("1d", 37, 2), ("2d_asymmetric", 2, 2), ("2d_groups", 2
 @pytest.mark.parametrize("dot", [True, False])
 @pytest.mark.parametrize(("name", "batch", "split"), SPLITS)
 def test_a_split_loop(name, batch, split, dot):
-    """In parts of several steps, of one, and of none, which then are zeros."""
+    """A part has several steps, one, or none and a sum of zero."""
     case = replace(next(c for c in CASES if c.name == name), batch=batch)
     t = tensors(case)
-    got = passes(case, t, lambda channels: tile(1, 2, channels, dot, split=split))
+    got = run_passes(case, t, lambda channels: tile(1, 2, channels, dot, split=split))
     assert_results_close(got, expected(case, t))
 
 
@@ -87,22 +89,22 @@ def test_a_split_loop(name, batch, split, dot):
 def test_a_split_loop_in_three_dimensions():
     case = Case("3d", (3, 2, 3), 2, 3, 2, stride=(1, 1, 2), padding=(0, 0, 1))
     t = tensors(case)
-    assert_results_close(passes(case, t, lambda channels: tile(2, 2, channels, split=2)), expected(case, t))
+    assert_results_close(run_passes(case, t, lambda channels: tile(2, 2, channels, split=2)), expected(case, t))
 
 
 @pytest.mark.parametrize("name", ["tanh", "silu"])
-def test_the_epilogue_comes_after_the_parts(name):
+def test_the_epilogue_follows_the_sum_of_a_split_loop(name):
     act = parse_activation(name)
-    t = tensors(ODD)
+    t = tensors(TWO_D)
     for bias in (t.bias, t.bias[0, 0].clone()):
-        y = torch.full((ODD.batch, *ODD.geometry.bias_shape), NAN, dtype=torch.float64)
+        y = torch.full((TWO_D.batch, *TWO_D.geometry.bias_shape), NAN, dtype=torch.float64)
         z = y.clone() if act.saves == "z" else None
-        config = tile(2, 2, ODD.geometry.out_channels, split=2)
-        launch.forward(t.x, t.weight, bias, y, z, Problem(ODD.geometry, act, "triton"), config)
-        bias = bias.expand(ODD.geometry.bias_shape)
-        assert_close(y, expected(ODD, t, act, bias=bias)["y"])
+        config = tile(2, 2, TWO_D.geometry.out_channels, split=2)
+        launch.forward(t.x, t.weight, bias, y, z, Problem(TWO_D.geometry, act, "triton"), config)
+        bias = bias.expand(TWO_D.geometry.bias_shape)
+        assert_close(y, expected(TWO_D, t, act, bias=bias)["y"])
         if z is not None:
-            assert_close(z, expected(ODD, t, bias=bias)["y"])
+            assert_close(z, expected(TWO_D, t, bias=bias)["y"])
 
 
 BOXES = [
@@ -118,70 +120,70 @@ BOXES = [
 @pytest.mark.parametrize("swap", [False, True])
 @pytest.mark.parametrize("case", BOXES, ids=lambda c: c.name)
 def test_tensor_descriptors(case, swap, monkeypatch):
-    """The weights in boxes: past the end of a position's, and beside windows that are not there, come zeros."""
+    """Weights are read as boxes, which are zero past the weights of a position and at missing windows."""
     geo, t = case.geometry, tensors(case, torch.float32)
-    moved = []
+    uses_descriptor = []
 
-    def make(pass_name, channels):
+    def config_for(pass_name, channels):
         config = TileConfig(1, 1, 16, 16, 16, swap=swap, descriptor=True)
         task = Task(pass_name, geo, case.batch, "float32", "float32")
         fits = descriptor_fits(task, DEVICES["h200"], config)
-        moved.append(fits)
+        uses_descriptor.append(fits)
         return config if fits else replace(config, descriptor=False)
 
-    configs = iter([make("forward", 16), make("input_grad", 16), make("weight_grad", 16)])
-    assert_results_close(passes(case, t, lambda _: next(configs)), expected(case, t), 2e-6)
-    assert moved == [True, case.name != "boxes_narrow", True]
+    configs = iter([config_for("forward", 16), config_for("input_grad", 16), config_for("weight_grad", 16)])
+    assert_results_close(run_passes(case, t, lambda _: next(configs)), expected(case, t), 2e-6)
+    assert uses_descriptor == [True, case.name != "boxes_narrow", True]
 
 
 @pytest.mark.slow
-def test_a_nan_in_another_positions_weights_reaches_nothing():
+def test_boxes_do_not_mix_the_weights_of_positions():
     case = BOXES[0]
     t = tensors(case, torch.float32)
     want = expected(case, t)
     t.weight[1, 2] = NAN
-    hit = expected(case, t)
-    got = passes(case, t, lambda _: TileConfig(1, 1, 16, 16, 16, descriptor=True))
+    with_nan = expected(case, t)
+    got = run_passes(case, t, lambda _: TileConfig(1, 1, 16, 16, 16, descriptor=True))
     for name in ("y", "dx"):
-        assert torch.equal(got[name].isnan(), hit[name].isnan()), name
-        keep = ~hit[name].isnan()
-        assert_close(got[name][keep], want[name][keep], 2e-6)
+        assert torch.equal(got[name].isnan(), with_nan[name].isnan()), name
+        unaffected = ~with_nan[name].isnan()
+        assert_close(got[name][unaffected], want[name][unaffected], 2e-6)
 
 
 @pytest.mark.slow
-def test_weights_that_begin_anywhere_need_no_descriptor():
+def test_unaligned_weights_are_read_without_a_descriptor():
     case = BOXES[0]
     t = tensors(case, torch.float32)
     want = expected(case, t)
     t.weight = torch.cat([t.weight.new_zeros(1), t.weight.flatten()])[1:].view_as(t.weight)
-    assert_results_close(passes(case, t, lambda _: TileConfig(1, 1, 16, 16, 16, descriptor=True)), want, 2e-6)
+    assert_results_close(run_passes(case, t, lambda _: TileConfig(1, 1, 16, 16, 16, descriptor=True)), want, 2e-6)
 
 
-ODD = next(c for c in CASES if c.name == "2d_asymmetric")
+TWO_D = next(c for c in CASES if c.name == "2d_asymmetric")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("seed", range(3))
-def test_accuracy_beside_torchs_own_matmul(dtype, seed):
+def test_accuracy_is_that_of_torchs_matmul(dtype, seed):
     case = next(c for c in CASES if c.name == "1d")
     geo, t = case.geometry, tensors(case, dtype, seed=seed)
     x, weight, bias = (v.clone().requires_grad_() for v in (t.x, t.weight, t.bias))
     patches = x.unfold(1, geo.kernel[0], 1).permute(1, 0, 3, 2).flatten(2)  # (P, B, T * C)
     y = torch.bmm(patches, weight.reshape(geo.positions, geo.window, -1)).transpose(0, 1) + bias
-    peers = dict(zip(("dx", "dw", "db"), torch.autograd.grad(y, (x, weight, bias), t.g), strict=True)) | {"y": y}
-    got, want = passes(case, t, lambda channels: tile(2, 2, channels)), expected(case, t)
+    of_torch = dict(zip(("dx", "dw", "db"), torch.autograd.grad(y, (x, weight, bias), t.g), strict=True)) | {"y": y}
+    got, want = run_passes(case, t, lambda channels: tile(2, 2, channels)), expected(case, t)
     for name, factor in {"y": 2, "dx": 3, "dw": 3, "db": 3}.items():
-        assert_as_accurate(got[name], want[name], peers[name], factor, name)
+        assert_as_accurate(got[name], want[name], of_torch[name], factor, name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("swap", [False, True])
 def test_16_bit_input_with_float32_weights(swap):
-    t = tensors(ODD, torch.float16, weight_dtype=torch.float32)
-    got = passes(ODD, t, lambda channels: tile(2, 2, channels, swap=swap))
+    t = tensors(TWO_D, torch.float16, weight_dtype=torch.float32)
+    got = run_passes(TWO_D, t, lambda channels: tile(2, 2, channels, swap=swap))
     assert [got[k].dtype for k in ("y", "dx", "dw", "db")] == [torch.float16] * 2 + [torch.float32] * 2
-    want = expected(ODD, t)
+    want = expected(TWO_D, t)
     for name, tolerance in {"y": 2e-3, "dx": 2e-3, "dw": 1e-5, "db": 1e-5}.items():
         assert_close(got[name], want[name], tolerance, name)
 
@@ -191,7 +193,7 @@ def test_16_bit_input_with_float32_weights(swap):
 def test_epilogue(name, dtype):
     case = next(c for c in CASES if c.name == "1d_keras_same_even")
     t = tensors(case, dtype)
-    t.bias *= 4  # into every branch
+    t.bias *= 4  # values reach every branch
     act = parse_activation(name)
     geo = case.geometry
     y = torch.full((case.batch, *geo.bias_shape), NAN, dtype=dtype)
@@ -202,27 +204,27 @@ def test_epilogue(name, dtype):
         assert_close(z, expected(case, t)["y"], 1e-12 if dtype == torch.float64 else 2e-6)
 
 
-ENDS = [-1e4, -90.0, -20.5, -3.0, -1e-3, -1e-7, 0.0, 1e-7, 1e-3, 3.0, 6.0, 20.5, 80.0]
+EXTREMES = [-1e4, -90.0, -20.5, -3.0, -1e-3, -1e-7, 0.0, 1e-7, 1e-3, 3.0, 6.0, 20.5, 80.0]
 
 
 @pytest.mark.parametrize("name", FUSED_NAMES)
 def test_activations_at_the_ends_of_their_range(name):
     geo = next(c for c in CASES if c.name == "1d_one").geometry
-    z = torch.tensor(ENDS)
+    z = torch.tensor(EXTREMES)
     y = torch.full((len(z), *geo.bias_shape), NAN)
     act = parse_activation(name)
     one, config = torch.ones(geo.weight_shape), TileConfig(1, 1, 16, 16, 16)
     launch.forward(z[:, None, None], one, None, y, None, Problem(geo, act, "triton"), config)
-    want, torchs = act(z.double()), act(z)
-    for got, exact, peer in zip(y.flatten().tolist(), want.tolist(), torchs.tolist(), strict=True):
-        assert abs(got - exact) <= 2 * abs(peer - exact) + 4e-7 * max(abs(exact), 1e-3)
+    want, of_torch = act(z.double()), act(z)
+    for got, exact, torch_value in zip(y.flatten().tolist(), want.tolist(), of_torch.tolist(), strict=True):
+        assert abs(got - exact) <= 2 * abs(torch_value - exact) + 4e-7 * max(abs(exact), 1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", [name for name in FUSED_NAMES if name != "linear"])
-def test_the_weight_gradient_takes_g_through_the_activation(name, dtype):
+def test_the_weight_gradient_applies_the_activation_derivative(name, dtype):
     geo, act = next(c for c in CASES if c.name == "1d_one").geometry, parse_activation(name)
-    z = torch.tensor([v for v in ENDS if abs(v) < 50 or name != "exponential"], dtype=dtype)
+    z = torch.tensor([v for v in EXTREMES if abs(v) < 50 or name != "exponential"], dtype=dtype)
     g = torch.linspace(-2, 2, len(z), dtype=dtype).view(-1, 1, 1)
     saved = (act(z) if act.saves == "y" else z).view_as(g)
     want = g.double() * act.derivative(saved.double())
@@ -241,37 +243,37 @@ def test_the_weight_gradient_takes_g_through_the_activation(name, dtype):
 @pytest.mark.parametrize("split", [1, 2])
 @pytest.mark.parametrize("dot", [True, False])
 def test_each_number_of_dz_is_written_once(dot, split):
-    """Several blocks of the walk, of positions and of samples; g with strides of its own; with bias and without."""
-    case = replace(ODD, batch=5)
+    """The k-loop, the positions and the samples have several blocks; g is a crop; one run has no bias."""
+    case = replace(TWO_D, batch=5)
     geo, t = case.geometry, tensors(case)
     y = torch.randn(t.g.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     want = torch.where(y > 0, t.g, 0.0)
-    behind = expected(case, replace(t, g=want))
+    exact = expected(case, replace(t, g=want))
     g = VIEWS["cropped"](t.g)
     for db in (torch.full_like(t.bias, NAN), None):
         dw, dz = torch.full_like(t.weight, NAN), torch.full_like(t.g, NAN)
         config = replace(tile(1, 2, geo.out_channels, dot, split=split), block_b=16 if dot else 2)
         launch.weight_grad(t.x, g, dw, db, Problem(geo, Activation("relu"), "triton"), config, y, dz)
         assert torch.equal(dz, want)
-        assert_close(dw, behind["dw"])
+        assert_close(dw, exact["dw"])
         if db is not None:
-            assert_close(db, behind["db"])
+            assert_close(db, exact["db"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("saves", ["relu", "silu"])
-@pytest.mark.parametrize("through", [True, False])
-def test_a_backward_through_an_activation(saves, through, monkeypatch):
-    """Both ways that a training step can go give the derivative, and a frozen input or weight needs its own only."""
+@pytest.mark.parametrize("fuses", [True, False])
+def test_backward_with_and_without_the_fused_activation_derivative(saves, fuses, monkeypatch):
+    """The weight gradient applies the derivative, or a pass of its own does; only requested gradients are computed."""
     called = []
 
-    def spy(*args):
-        called.append(through)
-        return through
+    def record(*args):
+        called.append(fuses)
+        return fuses
 
-    monkeypatch.setattr("lc_triton.launch.fuses_activation_grad", spy)
-    # Another batch for each way: a plan keeps its bound calls, and the backwards of those.
-    case = Case("small", (4,), 2, 3, 2, stride=2, batch=2 + through)
+    monkeypatch.setattr("lc_triton.launch.fuses_activation_grad", record)
+    # Each value has a batch of its own, because a plan keeps bound calls and their backwards.
+    case = Case("small", (4,), 2, 3, 2, stride=2, batch=2 + fuses)
     t = tensors(case)
     want = expected(case, t, parse_activation(saves))
     for needs in ("x weight bias", "weight", "weight bias", "x bias"):
@@ -284,7 +286,7 @@ def test_a_backward_through_an_activation(saves, through, monkeypatch):
                 assert_close(leaf.grad, want[{"x": "dx", "weight": "dw", "bias": "db"}[name]])
             else:
                 assert leaf.grad is None
-    assert called == [through] * 3
+    assert called == [fuses] * 3
 
 
 def test_channel_bias_and_the_epilogue_of_the_input_gradient():
@@ -314,10 +316,10 @@ VIEWS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("view", VIEWS)
 def test_any_strides(view):
-    t = tensors(ODD)
+    t = tensors(TWO_D)
     t.x, t.g = VIEWS[view](t.x), VIEWS[view](t.g)
     before = t.x.clone(), t.g.clone()
-    assert_results_close(passes(ODD, t, lambda channels: tile(2, 2, channels)), expected(ODD, t))
+    assert_results_close(run_passes(TWO_D, t, lambda channels: tile(2, 2, channels)), expected(TWO_D, t))
     assert torch.equal(t.x, before[0])
     assert torch.equal(t.g, before[1])
 
@@ -325,14 +327,14 @@ def test_any_strides(view):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["2d_stride_slack", "1d_stride_past_kernel", "2d_dilated_stride_gcd"])
 @pytest.mark.parametrize("rows", [1, 2])
-def test_nan_at_sites_that_no_window_reads_reaches_nothing(name, rows):
+def test_nan_at_unread_sites_does_not_spread(name, rows):
     case = next(c for c in CASES if c.name == name)
     t = tensors(case)
     want = expected(case, t)
     unread = want["dx"].abs().sum((0, -1)) == 0  # no window reads these sites: their gradient is exactly zero
     assert unread.any()
     t.x[:, unread] = NAN
-    assert_results_close(passes(case, t, lambda channels: tile(min(rows, len(case.in_spatial)), 2, channels)), want)
+    assert_results_close(run_passes(case, t, lambda channels: tile(min(rows, len(case.in_spatial)), 2, channels)), want)
 
 
 @pytest.mark.slow
@@ -341,19 +343,21 @@ def test_a_nan_stays_in_its_sample_and_in_its_tile():
     t = tensors(case)
     clean = expected(case, t)
     t.x[1, 2, 2, 0] = NAN
-    hit = expected(case, t)
-    one, four = (passes(case, t, lambda channels, n=n: tile(n, n, channels)) for n in (1, 4))
-    assert torch.equal(one["y"].isnan(), hit["y"].isnan())
+    with_nan = expected(case, t)
+    one, four = (run_passes(case, t, lambda channels, n=n: tile(n, n, channels)) for n in (1, 4))
+    assert torch.equal(one["y"].isnan(), with_nan["y"].isnan())
     assert not four["y"][[0, 2]].isnan().any()
     for got in (one, four):
-        assert torch.equal(got["dw"].isnan(), hit["dw"].isnan())
-        keep = ~hit["dw"].isnan()
-        assert_close(got["dw"][keep], clean["dw"][keep])
+        assert torch.equal(got["dw"].isnan(), with_nan["dw"].isnan())
+        unaffected = ~with_nan["dw"].isnan()
+        assert_close(got["dw"][unaffected], clean["dw"][unaffected])
 
 
 @pytest.mark.slow
 def test_two_runs_agree_to_the_bit():
-    t = tensors(ODD, torch.float32)
+    t = tensors(TWO_D, torch.float32)
     for split in (1, 2):
-        first, second = (passes(ODD, t, lambda channels, s=split: tile(2, 2, channels, split=s)) for _ in range(2))
+        first, second = (
+            run_passes(TWO_D, t, lambda channels, s=split: tile(2, 2, channels, split=s)) for _ in range(2)
+        )
         assert all(torch.equal(first[k], second[k]) for k in ("y", "dx", "dw", "db"))

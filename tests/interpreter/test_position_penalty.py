@@ -1,4 +1,4 @@
-"""The kernels of position_penalty, interpreted, beside the penalty in torch's own operations in float64."""
+"""The kernels of position_penalty, interpreted, against the penalty by torch's operations in float64."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.cases import assert_close
 from tests.pairwise import pairwise
 
 KINDS = ("neighbours", "mean", "smooth")
-# Grids of every dimension, some with sides of 1; entries and filters of a position.
+# Name: the grid, and the entries and filters of a position.
 SIZES = {
     "one": ((1, 1), 3, 4),
     "row": ((6,), 4, 3),
@@ -44,22 +44,22 @@ def results(w, penalty, g):
     return value.detach(), gradient
 
 
-def exact(w, penalty, g):
+def definition(w, penalty, g):
     w = w.detach().double().requires_grad_()
     value = ours._plain(w.view(*penalty.grid, -1, *penalty.sheet), penalty)
     return value.detach(), torch.autograd.grad(value + 0 * w.sum(), w, g)[0]
 
 
 @pytest.fixture
-def no_blocks(monkeypatch):
-    """Without the way by blocks."""
+def without_blocks(monkeypatch):
+    """Disable the functions that compute the penalty in blocks."""
     monkeypatch.setattr(ours, "FORWARD", {})
     monkeypatch.setattr(ours, "BACKWARD", {})
 
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    """Several blocks of numbers in several groups, several walks in a row, and chunks of positions."""
+    """Small limits, so that small weights have several blocks, groups and chunks of positions."""
     smaller = {"THREADS": 8, "WARP": 4, "LEAST": 1, "COLUMNS": 2, "REUSED": 200, "CHUNK": 4, "LOADED": 2}
     for name, value in (smaller | {"ROWS": {1: 1, 2: 2, 3: 2}}).items():
         monkeypatch.setattr(launch, name, value)
@@ -74,87 +74,87 @@ FLOATS[torch.float16] = 1e-6, 2**-11
 @pytest.mark.parametrize(
     ("name", "kind", "dtype", "reduction"), pairwise(list(SIZES), KINDS, list(FLOATS), ("mean", "sum"))
 )
-def test_value_and_gradient_are_those_in_float64(name, kind, dtype, reduction, no_blocks, small_tiles):
+def test_value_and_gradient_are_those_in_float64(name, kind, dtype, reduction, without_blocks, small_tiles):
     w, penalty = weight_of(name, dtype), penalty_of(name, kind, reduction)
     value, gradient = results(w, penalty, G)
-    want, of_want = exact(w, penalty, G)
+    want, want_grad = definition(w, penalty, G)
     assert value.dtype == torch.promote_types(dtype, torch.float32)
     assert gradient.dtype == dtype
-    of_value, of_gradient = FLOATS[dtype]
-    assert_close(value, want, of_value)
-    largest = max(of_want.abs().max().item(), 1e-9)
-    assert_close(gradient / largest, of_want / largest, 2 * of_gradient)
+    value_tolerance, grad_tolerance = FLOATS[dtype]
+    assert_close(value, want, value_tolerance)
+    largest = max(want_grad.abs().max().item(), 1e-9)
+    assert_close(gradient / largest, want_grad / largest, 2 * grad_tolerance)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_tiles_that_launches_choose_and_the_same_bits(kind, no_blocks):
+def test_default_tiles_give_the_same_bits_twice(kind, without_blocks):
     w, penalty = weight_of("plane", torch.float64), penalty_of("plane", kind)
     first, second = results(w, penalty, G), results(w, penalty, G)
-    for a, b, of in zip(first, second, exact(w, penalty, G), strict=True):
-        assert_close(a, of)
+    for a, b, want in zip(first, second, definition(w, penalty, G), strict=True):
+        assert_close(a, want)
         assert torch.equal(a, b)
 
 
 @pytest.mark.slow
-def test_filters_of_zeros_have_no_direction(no_blocks, small_tiles):
+def test_filters_of_zeros_have_no_direction(without_blocks, small_tiles):
     w, penalty = weight_of("plane", torch.float32), penalty_of("plane", "neighbours")
     w[1, 1, :, 2] = 0
     value, gradient = results(w, penalty, G)
-    want, of_want = exact(w, penalty, G)
+    want, want_grad = definition(w, penalty, G)
     assert_close(value, want, 1e-6)
-    assert_close(gradient, of_want, 1e-6)
+    assert_close(gradient, want_grad, 1e-6)
     assert gradient[1, 1, :, 2].abs().max() == 0
 
 
-def test_equal_filters_have_no_gradient(no_blocks, small_tiles):
+def test_equal_filters_have_no_gradient(without_blocks, small_tiles):
     w = weight_of("plane", torch.float32)[:1, :1].expand(3, 3, 5, 3)
     value, gradient = results(w, penalty_of("plane", "smooth"), G)
     assert value == 0
     assert gradient.abs().max() == 0
 
 
-def test_the_mean_of_filters_far_from_zero_is_no_difference_of_squares(no_blocks, small_tiles):
+def test_the_mean_penalty_of_filters_far_from_zero_is_accurate(without_blocks, small_tiles):
     w, penalty = weight_of("plane", torch.float32) + 1000, penalty_of("plane", "mean")
     value, gradient = results(w, penalty, G)
-    want, of_want = exact(w, penalty, G)
+    want, want_grad = definition(w, penalty, G)
     assert_close(value, want, 1e-5)
-    assert_close(gradient, of_want, 1e-5)
+    assert_close(gradient, want_grad, 1e-5)
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's, by numpy
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy warns in the interpreter
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("planted", [NAN, float("inf")], ids=str)
-def test_what_is_not_finite_reaches_what_it_does_without_kernels(kind, planted):
+@pytest.mark.parametrize("number", [NAN, float("inf")], ids=str)
+def test_non_finite_numbers_spread_as_without_kernels(kind, number):
     w, penalty = weight_of("plane", torch.float64), penalty_of("plane", kind)
-    w[0, 1, 2, 1] = planted
+    w[0, 1, 2, 1] = number
     value, gradient = results(w, penalty, G)
     leaf = w.clone().requires_grad_()
     want = ours.penalty(leaf, penalty)
-    (of_want,) = torch.autograd.grad(want, leaf, G)
+    (want_grad,) = torch.autograd.grad(want, leaf, G)
     assert torch.equal(value.isnan(), want.isnan())
-    assert torch.equal(gradient.isfinite(), of_want.isfinite())
-    assert torch.equal(gradient.isnan(), of_want.isnan())
-    finite = of_want.isfinite()
-    assert_close(gradient[finite], of_want[finite])
+    assert torch.equal(gradient.isfinite(), want_grad.isfinite())
+    assert torch.equal(gradient.isnan(), want_grad.isnan())
+    finite = want_grad.isfinite()
+    assert_close(gradient[finite], want_grad[finite])
 
 
-def test_any_strides_and_the_layers_own_function(no_blocks):
+def test_layers_and_weights_of_any_strides(without_blocks):
     layer = lc_triton.LocallyConnected1D(2, 2, input_shape=(5, 2), dtype=torch.float64)
-    want = exact(layer.weight, ours.Penalty("smooth", "mean", tuple(layer.weight.shape[:1]), (1, 2)), G)
+    want = definition(layer.weight, ours.Penalty("smooth", "mean", tuple(layer.weight.shape[:1]), (1, 2)), G)
     with lc_triton.backend("triton"):
         value = lc_triton.position_penalty(layer, "smooth")
     assert_close(value, want[0])
     assert_close(torch.autograd.grad(value, layer.weight, G)[0], want[1])
     w = weight_of("plane", torch.float64)
-    turned = w.permute(1, 0, 3, 2).contiguous().permute(1, 0, 3, 2)
-    for a, b in zip(*(results(v, penalty_of("plane", "smooth"), G) for v in (w, turned)), strict=True):
+    permuted = w.permute(1, 0, 3, 2).contiguous().permute(1, 0, 3, 2)
+    for a, b in zip(*(results(v, penalty_of("plane", "smooth"), G) for v in (w, permuted)), strict=True):
         assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_second_derivatives(kind, no_blocks, small_tiles):
+def test_second_derivatives(kind, without_blocks, small_tiles):
     w, penalty = weight_of("row", torch.float64).requires_grad_(), penalty_of("row", kind)
     with lc_triton.backend("triton"):
         value = ours.penalty(w, penalty)
@@ -164,7 +164,7 @@ def test_second_derivatives(kind, no_blocks, small_tiles):
     assert_close(found, torch.autograd.grad(first.square().sum(), w)[0])
 
 
-def test_a_sheet_takes_blocks():
+def test_a_sheet_is_computed_in_blocks():
     layer = lc_triton.LocalConv2d(1, 6, 2, input_size=(3, 3))
     want = lc_triton.position_penalty(layer, sheet=(2, 3))
     with lc_triton.backend("triton"):

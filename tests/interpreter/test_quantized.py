@@ -1,4 +1,4 @@
-"""The kernels on weights of 8 and 4 bits, interpreted, against the weight that numbers and scales stand for."""
+"""The kernels on weights of 8 and 4 bits, interpreted, against the dequantized weight."""
 
 import pytest
 import torch
@@ -11,9 +11,7 @@ from lc_triton.launch import four_bits
 from lc_triton.ops import quantized
 from lc_triton.ops.quantized import dequantize, quantize
 from lc_triton.tiles.config import TileConfig
-from tests.cases import CASES, Case, assert_close, tensors
-
-BY_NAME = {case.name: case for case in CASES}
+from tests.cases import BY_NAME, Case, assert_close, tensors
 
 
 @pytest.mark.slow
@@ -39,8 +37,8 @@ def test_values_and_input_gradients(name, kind, dtype):
         y = lc_triton.local_conv(x, weight, t.bias, weight_scale=scale, **arguments)
         (dx,) = torch.autograd.grad(y, x, t.g)
     exact = t.x.double().requires_grad_()
-    stands_for = dequantize(weight, scale, torch.float64)
-    want = lc_triton.local_conv(exact, stands_for, t.bias.double(), **arguments)
+    dequantized = dequantize(weight, scale, torch.float64)
+    want = lc_triton.local_conv(exact, dequantized, t.bias.double(), **arguments)
     (dx_want,) = torch.autograd.grad(want, exact, t.g.double())
     tolerance = {torch.float32: 1e-6, torch.float64: 1e-12}.get(dtype, 2 * torch.finfo(dtype).eps)
     assert (y.dtype, dx.dtype) == (dtype, dtype)
@@ -49,7 +47,7 @@ def test_values_and_input_gradients(name, kind, dtype):
 
 
 FOUR_BITS = [
-    # Two steps of scales and the rest of a third, which taps share; filters of an odd number, several samples a block.
+    # Two full groups of a scale and a part of a third, which span taps; an odd number of filters; blocks of samples.
     (Case("1d_scales", (4,), 34, 5, 2, batch=3), torch.float32, "channel"),
     (Case("2d_stride", (3, 4), 2, 3, 2, stride=(1, 2), padding=1), torch.float16, "position"),
     (Case("1d_words", (3,), 8, 16, 2, batch=2), torch.float16, "position"),
@@ -67,14 +65,14 @@ FOUR_BITS = [
     ids=[row[0].name for row in FOUR_BITS],
 )
 def test_four_bits(case, dtype, bias_kind, monkeypatch):
-    """With a graph, and without one, where bias and activation are in the kernel."""
+    """Without a graph, the kernel adds the bias and applies the activation; with one, it does not."""
     t = tensors(case, dtype)
     weight, scale = quantize(t.weight, "int4")
     bias = {"position": t.bias, "channel": t.bias.flatten(0, -2)[0], None: None}[bias_kind]
     arguments = case.arguments | {"data_format": "channels_last", "activation": "gelu"}
     exact = t.x.double().requires_grad_()
-    stands_for = dequantize(weight, scale, torch.float64)
-    want = lc_triton.local_conv(exact, stands_for, None if bias is None else bias.double(), **arguments)
+    dequantized = dequantize(weight, scale, torch.float64)
+    want = lc_triton.local_conv(exact, dequantized, None if bias is None else bias.double(), **arguments)
     (dx_want,) = torch.autograd.grad(want, exact, t.g.double())
     monkeypatch.setattr(quantized, "dequantize", None)
     x = t.x.clone().requires_grad_()
@@ -85,8 +83,8 @@ def test_four_bits(case, dtype, bias_kind, monkeypatch):
             fused = lc_triton.local_conv(x, weight, bias, weight_scale=scale, **arguments)
     tolerance = {torch.float32: 1e-6, torch.float64: 1e-12}.get(dtype, 2 * torch.finfo(dtype).eps)
     assert (y.dtype, fused.dtype, dx.dtype) == (dtype, dtype, dtype)
-    for got, of in ((y, want.detach()), (fused, want.detach()), (dx, dx_want)):
-        assert_close(got, of, tolerance)
+    for got, want_ in ((y, want.detach()), (fused, want.detach()), (dx, dx_want)):
+        assert_close(got, want_, tolerance)
 
 
 def test_four_bits_with_64_bit_offsets_and_small_blocks():
@@ -99,15 +97,15 @@ def test_four_bits_with_64_bit_offsets_and_small_blocks():
         patch.setattr(four_bits, "is_wide", lambda *_: True)
         four_bits.four_bits_forward(t.x, weight, scale, None, y, problem, tile)
         four_bits.four_bits_input_grad(t.g, weight, scale, dx, problem, tile)
-    stands_for = dequantize(weight, scale, torch.float64)
+    dequantized = dequantize(weight, scale, torch.float64)
     exact = t.x.double().requires_grad_()
-    want = lc_triton.local_conv(exact, stands_for, **case.arguments, data_format="channels_last")
+    want = lc_triton.local_conv(exact, dequantized, **case.arguments, data_format="channels_last")
     assert_close(y, want.detach(), 1e-6)
     assert_close(dx, torch.autograd.grad(want, exact, t.g.double())[0], 1e-6)
 
 
-# Of few samples: channels that are several scales, a part of one, and neither (whose input gradient loads bytes);
-# filters that leave words empty, and two blocks of them; steps of scales and of taps that are not full.
+# Few samples: channels of several scales, of a part of one, and of neither (whose input gradient loads bytes); filters
+# that do not fill words, and two blocks of filters; partial steps of scales and of taps.
 WORDS = [
     (Case("blocks_of_filters", (5,), 64, 72, 2, stride=2, padding=1, batch=1), torch.float32),
     (Case("parts_of_a_scale", (3, 4), 32, 16, (2, 3), groups=2, padding=1, dilation=(1, 2), batch=1), torch.float16),
@@ -142,21 +140,21 @@ def test_four_bits_of_few_samples(case, dtype, wide, monkeypatch):
     assert_close(dx, dx_want, tolerance)
 
 
-def test_four_bits_that_begin_within_a_word_are_loaded_as_bytes(monkeypatch):
+def test_unaligned_four_bits_are_loaded_as_bytes(monkeypatch):
     case = WORDS[2][0]
     t, problem = tensors(case, torch.float32), Problem(case.geometry, backend="triton")
     weight, scale = quantize(t.weight, "int4")
-    moved = torch.empty(weight.numel() + 1, dtype=torch.uint8)[1:].view(weight.shape).copy_(weight)
-    assert moved.data_ptr() % 4
+    unaligned = torch.empty(weight.numel() + 1, dtype=torch.uint8)[1:].view(weight.shape).copy_(weight)
+    assert unaligned.data_ptr() % 4
     monkeypatch.setattr(four_bits, "VECTOR_KERNELS", {})
     y = torch.empty_like(t.g)
-    four_bits.four_bits_forward(t.x, moved, scale, t.bias, y, problem)
+    four_bits.four_bits_forward(t.x, unaligned, scale, t.bias, y, problem)
     arguments = case.arguments | {"data_format": "channels_last"}
     want = lc_triton.local_conv(t.x.double(), dequantize(weight, scale, torch.float64), t.bias.double(), **arguments)
     assert_close(y, want, 1e-6)
 
 
-def test_layers_of_small_groups_become_float32(monkeypatch):
+def test_four_bits_of_small_groups_are_dequantized_to_float32(monkeypatch):
     case = BY_NAME["2d_depthwise"]
     t = tensors(case, torch.float32)
     weight, scale = quantize(t.weight, "int4")
@@ -168,8 +166,8 @@ def test_layers_of_small_groups_become_float32(monkeypatch):
     assert_close(y, want, 1e-6)
 
 
-def test_8_bits_beside_float64_become_float64(monkeypatch):
-    """Triton asserts that such a product does not exist, and ends the compilation."""
+def test_8_bits_with_float64_inputs_are_dequantized_to_float64(monkeypatch):
+    """Triton has no product of 8 bits with float64, and its compilation would end in an assertion."""
     case, weights = BY_NAME["1d_one"], []
     t = tensors(case, torch.float64)
     weight, scale = quantize(t.weight, "int8")

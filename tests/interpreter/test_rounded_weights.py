@@ -1,4 +1,4 @@
-"""float32 weights beside 16-bit inputs, rounded once for the forward and the input gradient of large batches."""
+"""float32 weights with 16-bit inputs: large batches round them once, for the forward and the input gradient."""
 
 import pytest
 import torch
@@ -9,19 +9,19 @@ from lc_triton.launch import passes, plan
 
 
 @pytest.fixture
-def rounded(monkeypatch):
-    """The dtypes of the weights that launches read, where every batch counts as large."""
+def weight_dtypes(monkeypatch):
+    """The dtypes of the weights that launches read; every batch counts as large."""
     for name in ("LEAST_BATCH", "LEAST_BATCH_OF_FORWARD", "LEAST_WEIGHTS"):
         monkeypatch.setattr(plan, name, 0)
-    read, prepare = [], passes.prepare
+    dtypes, prepare = [], passes.prepare
 
-    def noted(launches, kernel, grid, config, tensors, constants, device):
+    def record(launches, kernel, grid, config, tensors, constants, device):
         if kernel.fn.__name__ in ("forward_kernel", "input_grad_kernel"):
-            read.append(tensors[1].dtype)
+            dtypes.append(tensors[1].dtype)
         return prepare(launches, kernel, grid, config, tensors, constants, device)
 
-    monkeypatch.setattr(passes, "prepare", noted)
-    return read
+    monkeypatch.setattr(passes, "prepare", record)
+    return dtypes
 
 
 def layer_and_input(transposed=False, **arguments):
@@ -35,7 +35,7 @@ def layer_and_input(transposed=False, **arguments):
     ("transposed", "activation"),
     [(False, "relu"), pytest.param(False, "silu", marks=pytest.mark.nightly), (True, None)],
 )
-def test_gradients_are_those_of_the_rounded_weight(rounded, transposed, activation):
+def test_gradients_are_those_of_the_rounded_weight(weight_dtypes, transposed, activation):
     layer, x = layer_and_input(transposed, activation=activation)
     x.requires_grad_()
     with lc_triton.backend("triton"):
@@ -46,7 +46,7 @@ def test_gradients_are_those_of_the_rounded_weight(rounded, transposed, activati
         )
     g = torch.randn_like(y)
     found = torch.autograd.grad(y, (x, layer.weight, layer.bias), g)
-    assert set(rounded) == {torch.float16}
+    assert set(weight_dtypes) == {torch.float16}
     assert [grad.dtype for grad in found] == [torch.float16, torch.float32, torch.float32]
 
     x64, w64 = x.detach().double().requires_grad_(), layer.weight.detach().half().double().requires_grad_()
@@ -55,12 +55,12 @@ def test_gradients_are_those_of_the_rounded_weight(rounded, transposed, activati
         run = lc_triton.local_conv_transpose if transposed else lc_triton.local_conv
         expected = run(x64, w64, b64, activation=activation)
     torch.testing.assert_close(y.double(), expected, rtol=2e-3, atol=4e-3)
-    for grad, right in zip(found, torch.autograd.grad(expected, (x64, w64, b64), g.double()), strict=True):
-        torch.testing.assert_close(grad.double(), right, rtol=4e-3, atol=2e-2)
+    for grad, want in zip(found, torch.autograd.grad(expected, (x64, w64, b64), g.double()), strict=True):
+        torch.testing.assert_close(grad.double(), want, rtol=4e-3, atol=2e-2)
 
 
 @pytest.mark.slow
-def test_a_step_of_the_optimizer_reads_the_copy_and_writes_the_weight(rounded):
+def test_a_step_of_the_optimizer_reads_the_copy_and_writes_the_weight(weight_dtypes):
     layer, x = layer_and_input()
     other = lc_triton.LocalConv2d(4, 6, 3, input_size=4)
     other.load_state_dict(layer.state_dict())
@@ -69,27 +69,27 @@ def test_a_step_of_the_optimizer_reads_the_copy_and_writes_the_weight(rounded):
         with lc_triton.backend("triton"):
             net(x.requires_grad_()).float().square().sum().backward()
         optimizer.step()
-    assert set(rounded) == {torch.float16}
+    assert set(weight_dtypes) == {torch.float16}
     torch.testing.assert_close(layer.weight, other.weight, rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow
-def test_passes_that_run_by_themselves_round_too(rounded):
-    """Under saved-tensor hooks there is no node to keep a copy."""
+def test_single_passes_round_the_weight(weight_dtypes):
+    """Under saved-tensor hooks no autograd node keeps the copy."""
     layer, x = layer_and_input(activation="relu")
     x.requires_grad_()
     with lc_triton.backend("triton"):
         expected = torch.autograd.grad(layer(x).sum(), (x, layer.weight))
-        rounded.clear()
+        weight_dtypes.clear()
         with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
             y = layer(x)
         found = torch.autograd.grad(y.sum(), (x, layer.weight))
-    assert rounded == [torch.float16] * 2
-    for grad, right in zip(found, expected, strict=True):
-        torch.testing.assert_close(grad, right)
+    assert weight_dtypes == [torch.float16] * 2
+    for grad, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(grad, want)
 
 
-def test_a_changed_weight_is_noticed(rounded):
+def test_a_weight_changed_in_place_is_torchs_error(weight_dtypes):
     layer, x = layer_and_input()
     with lc_triton.backend("triton"):
         y = layer(x.requires_grad_())
@@ -100,11 +100,11 @@ def test_a_changed_weight_is_noticed(rounded):
 
 
 @pytest.mark.parametrize("needs_input_grad", [False, True])
-def test_a_graph_keeps_the_copy_for_the_input_gradient_alone(rounded, needs_input_grad):
+def test_a_graph_keeps_the_copy_only_for_the_input_gradient(weight_dtypes, needs_input_grad):
     layer, x = layer_and_input()
     with lc_triton.backend("triton"):
         y = layer(x.requires_grad_(needs_input_grad))
-    assert rounded == [torch.float16]
+    assert weight_dtypes == [torch.float16]
     saved = [t.dtype for t in y.grad_fn.saved_tensors if t is not None and t.shape == layer.weight.shape]
     assert saved == [torch.float32, torch.float16][: 1 + needs_input_grad]
     dw = torch.autograd.grad(y, layer.weight, torch.ones_like(y))[0]
@@ -114,7 +114,7 @@ def test_a_graph_keeps_the_copy_for_the_input_gradient_alone(rounded, needs_inpu
 
 
 @pytest.mark.nightly
-def test_second_derivatives_are_those_of_the_weight(rounded):
+def test_second_derivatives_use_the_float32_weight(weight_dtypes):
     layer, x = layer_and_input(activation="silu")
     x.requires_grad_()
     with lc_triton.backend("triton"):
@@ -123,8 +123,8 @@ def test_second_derivatives_are_those_of_the_weight(rounded):
     x64, w64 = x.detach().double().requires_grad_(), layer.weight.detach().double().requires_grad_()
     y = reference_of(layer, x64, w64)
     (dx64,) = torch.autograd.grad(y.square().sum(), x64, create_graph=True)
-    (right,) = torch.autograd.grad(dx64.square().sum(), w64)
-    torch.testing.assert_close(found.double(), right, rtol=5e-2, atol=5e-2 * right.abs().max().item())
+    (want,) = torch.autograd.grad(dx64.square().sum(), w64)
+    torch.testing.assert_close(found.double(), want, rtol=5e-2, atol=5e-2 * want.abs().max().item())
 
 
 def reference_of(layer, x, weight):

@@ -1,4 +1,4 @@
-"""The kernels where positions share filters, interpreted: each kind, by tiles chosen by hand and by the model."""
+"""The kernels of layers whose positions share filters, interpreted with given tiles and with the model's."""
 
 from dataclasses import replace
 
@@ -17,15 +17,15 @@ from tests.interpreter.test_passes import NAN, tile
 from tests.shared_cases import SHARED
 
 
-def passes(case, t, gather, region):
+def run_passes(case, t, gather_tile, region_tile):
     """y, dx, dw and db by the kernels, into outputs full of NaN."""
     geo, problem = case.geometry, Problem(case.geometry, backend="triton")
     y = torch.full((case.batch, *geo.bias_shape), NAN, dtype=t.x.dtype)
     dx = torch.full_like(t.x, NAN)
     dw, db = torch.full_like(t.weight, NAN), torch.full_like(t.bias, NAN)
-    launch.forward(t.x, t.weight, t.bias, y, None, problem, gather(geo.out_channels))
-    launch.input_grad(t.g, t.weight, None, dx, problem, gather(geo.in_channels))
-    launch.weight_grad(t.x, t.g, dw, db, problem, region)
+    launch.forward(t.x, t.weight, t.bias, y, None, problem, gather_tile(geo.out_channels))
+    launch.input_grad(t.g, t.weight, None, dx, problem, gather_tile(geo.in_channels))
+    launch.weight_grad(t.x, t.g, dw, db, problem, region_tile)
     return {"y": y, "dx": dx, "dw": dw, "db": db}
 
 
@@ -41,11 +41,11 @@ GATHER_TILES = {
 }
 
 
-FEW = ("rows", "1d_tile")  # the others show no other code of a kernel, but other numbers
+FEW = ("rows", "1d_tile")  # the others run the same code of a kernel
 
 
 @pytest.mark.parametrize(
-    ("case", "region", "gather"),
+    ("case", "region_tile", "gather_tile"),
     [
         pytest.param(
             case, r, g, id=f"{case.name}-{r}-{g}", marks=pytest.mark.slow if case.name in FEW else pytest.mark.nightly
@@ -54,9 +54,11 @@ FEW = ("rows", "1d_tile")  # the others show no other code of a kernel, but othe
         for r, g in [(list(REGION_TILES)[n % 3], list(GATHER_TILES)[n % 3])]
     ],
 )
-def test_values(case, region, gather):
+def test_values(case, region_tile, gather_tile):
     t = tensors(case)
-    got = passes(case, t, lambda channels: tile(channels=channels, **GATHER_TILES[gather]), REGION_TILES[region])
+    got = run_passes(
+        case, t, lambda channels: tile(channels=channels, **GATHER_TILES[gather_tile]), REGION_TILES[region_tile]
+    )
     assert_results_close(got, expected(case, t))
 
 
@@ -66,7 +68,7 @@ FEW_POSITIONS = Case("few_positions", (4,), 1, 2, 2, share=2, batch=1)
 @pytest.mark.parametrize(
     "case", [FEW_POSITIONS, *(pytest.param(c, marks=pytest.mark.nightly) for c in SHARED[3:12:4])], ids=lambda c: c.name
 )
-def test_a_layer_with_the_models_tiles_and_two_orders(case):
+def test_gradients_of_two_orders_with_the_models_tiles(case):
     t = tensors(case)
     leaves = [v.clone().requires_grad_() for v in (t.x, t.weight, t.bias)]
 
@@ -88,24 +90,24 @@ def test_an_ensemble_of_shared_filters():
     x, weights = torch.randn(2, 1, 4, dtype=torch.float64), torch.randn(3, 2, 2, 1, 2, dtype=torch.float64)
     arguments = {"activation": "tanh", "share": ("tile", 2)}
     with lc_triton.backend("triton"):
-        together = torch.func.vmap(lambda w: lc_triton.local_conv(x, w, **arguments))(weights)
-    for y, weight in zip(together, weights, strict=True):
+        ys = torch.func.vmap(lambda w: lc_triton.local_conv(x, w, **arguments))(weights)
+    for y, weight in zip(ys, weights, strict=True):
         with lc_triton.backend("reference"):
             assert_close(y, lc_triton.local_conv(x, weight, **arguments))
 
 
-def test_the_boxes_of_a_descriptor_are_those_of_regions():
+def test_tensor_descriptors():
     case = next(c for c in SHARED if c.name == "1d_tile")
     case = replace(case, in_spatial=(5,), channels=16, filters=16, share=("tile", 2))
     t = tensors(case, torch.float32)
     box = TileConfig(1, 1, 16, 16, 16, descriptor=True)
-    assert_results_close(passes(case, t, lambda _: box, REGION_TILES["small"]), expected(case, t), 2e-6)
+    assert_results_close(run_passes(case, t, lambda _: box, REGION_TILES["small"]), expected(case, t), 2e-6)
 
 
 def test_weight_gradients_have_the_same_bits_each_time():
     case = next(c for c in SHARED if c.name == "1d_all")
     t = tensors(case, torch.float32)
-    found = [passes(case, t, lambda n: tile(1, 1, n), REGION_TILES["split"])["dw"] for _ in range(2)]
+    found = [run_passes(case, t, lambda n: tile(1, 1, n), REGION_TILES["split"])["dw"] for _ in range(2)]
     assert torch.equal(*found)
 
 
@@ -118,15 +120,15 @@ def test_weight_gradients_have_the_same_bits_each_time():
         TileConfig(1, 1, 16, 4, 16, dot=False),
     ],
 )
-def test_tiles_that_own_no_region_are_refused(config):
+def test_weight_gradient_tiles_that_do_not_own_a_region_are_refused(config):
     problem = Problem(FEW_POSITIONS.geometry, backend="triton")
     with pytest.raises(ArgumentValueError, match=r"of one position, with tl\.dot and no stream or descriptor"):
         LaunchPlan.make("weight_grad", problem, config)
     LaunchPlan.make("forward", problem, config)
 
 
-def test_rows_that_64_bits_count(monkeypatch):
+def test_the_number_of_rows_needs_64_bits(monkeypatch):
     case = next(c for c in SHARED if c.name == "1d_tile")
     t = tensors(case)
     monkeypatch.setattr(passes_module, "MOST_ROWS", 1)
-    assert_results_close(passes(case, t, lambda n: tile(1, 1, n), REGION_TILES["split"]), expected(case, t))
+    assert_results_close(run_passes(case, t, lambda n: tile(1, 1, n), REGION_TILES["split"]), expected(case, t))

@@ -1,4 +1,4 @@
-"""The functions that `torch.func` returns, which run after their transform has ended, by the kernels."""
+"""Functions and tensors of torch.func that are used after their transform has ended, with the kernels."""
 
 import pytest
 import torch
@@ -30,19 +30,19 @@ def test_functions_that_outlive_their_transform(name):
         want = torch.autograd.grad(y, list(layer.parameters()), torch.ones_like(y))
     with lc_triton.backend("triton"):
         _, pull = vjp(call, parameters, x)
-        of_parameters, of_x = pull(torch.ones_like(y))
+        parameter_grads, x_grad = pull(torch.ones_like(y))
         _, push = linearize(layer, x)
         tangent = push(x)
         _, nested = vjp(lambda x: vjp(lambda x: layer(x), x)[0], x)
         (again,) = nested(torch.ones_like(y))
-    for got, exact in zip(of_parameters.values(), want, strict=True):
+    for got, exact in zip(parameter_grads.values(), want, strict=True):
         torch.testing.assert_close(got, exact, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close((of_x * x).sum(), tangent.sum(), rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(again, of_x, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close((x_grad * x).sum(), tangent.sum(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(again, x_grad, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_tensor_that_has_left_its_transform(name):
+def test_a_tensor_that_outlives_its_transform(name):
     layer, x, kept = LAYERS[name][0]().double(), torch.randn(LAYERS[name][1], dtype=torch.float64), []
     grad(lambda x: (kept.append(x), x.sum())[1])(x)
     for context in (torch.enable_grad, torch.no_grad):

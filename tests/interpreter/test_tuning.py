@@ -1,4 +1,4 @@
-"""What a tuner asks of the kernels: that a wrong one is caught, and that launches take the tile it found."""
+"""Tuning with interpreted kernels: wrong results are caught, and launches use the tiles that were found."""
 
 from dataclasses import replace
 
@@ -64,58 +64,58 @@ UPDATES = [
 ]
 
 
-def judge_of_update(update, state_dtype, *types, layer=LAYER):
+def update_judge(update, state_dtype, *types, layer=LAYER):
     task = Task("weight_grad", layer, 19, *types, update=update, state_dtype=state_dtype)
     return Judge(task, scratch.make(task, CPU))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("of", UPDATES, ids=lambda of: "-".join(map(str, of)))
-def test_right_updates_are_accepted(of):
-    judge = judge_of_update(*of)
+@pytest.mark.parametrize("update", UPDATES, ids=lambda update: "-".join(map(str, update)))
+def test_right_updates_are_accepted(update):
+    judge = update_judge(*update)
     judge.check(TILE)
-    judge.check(replace(TILE, split=2))  # from the weights and states of before
+    judge.check(replace(TILE, split=2))  # begins from the same weights and states
 
 
 def gradient_of_another_size(tensors):
     tensors["g"].mul_(1.05)
 
 
-def a_sample_too_few(tensors):
+def missing_sample(tensors):
     tensors["x"][0] = 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("of", UPDATES, ids=lambda of: "-".join(map(str, of)))
-@pytest.mark.parametrize("fault", [gradient_of_another_size, a_sample_too_few])
-def test_updates_by_a_wrong_gradient_are_caught(of, fault, monkeypatch):
-    right = scratch.run
+@pytest.mark.parametrize("update", UPDATES, ids=lambda update: "-".join(map(str, update)))
+@pytest.mark.parametrize("fault", [gradient_of_another_size, missing_sample])
+def test_updates_by_a_wrong_gradient_are_caught(update, fault, monkeypatch):
+    run = scratch.run
 
     def wrong(task, tensors, config):
         operands = {name: tensors[name].clone() for name in ("x", "g")}
         fault(operands)
-        right(task, {**tensors, **operands}, config)
+        run(task, {**tensors, **operands}, config)
 
     monkeypatch.setattr(scratch, "run", wrong)
     with pytest.raises(Disagreement, match="times what rounding"):
-        judge_of_update(*of).check(TILE)
+        update_judge(*update).check(TILE)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["weight", "first", "second", "correction", "total"])
-def test_what_an_update_leaves_as_it_was_is_caught(name, monkeypatch):
-    of = next(of for of in UPDATES if (of[0] == "square_sum") == (name == "total"))
-    of = UPDATES[3] if name == "correction" else of
-    right = scratch.run
+def test_an_output_that_an_update_does_not_write_is_caught(name, monkeypatch):
+    update = next(update for update in UPDATES if (update[0] == "square_sum") == (name == "total"))
+    update = UPDATES[3] if name == "correction" else update
+    run = scratch.run
 
-    def forgets(task, tensors, config):
+    def without_update(task, tensors, config):
         before = tensors[name].clone()
-        right(task, tensors, config)
+        run(task, tensors, config)
         tensors[name].copy_(before)
 
-    monkeypatch.setattr(scratch, "run", forgets)
+    monkeypatch.setattr(scratch, "run", without_update)
     with pytest.raises(Disagreement, match="NaN or infinity" if name == "total" else "off by"):
-        judge_of_update(*of).check(TILE)
+        update_judge(*update).check(TILE)
 
 
 def scaled(outputs):
@@ -134,7 +134,7 @@ def unwritten(outputs):
     outputs[1] = torch.nan
 
 
-# Types in turn: what a fault is held against was worked out from the types, and right tiles of all of them are above.
+# Two of the types alternate: the tolerance follows from the types, and the tests above accept right tiles of all types.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("pass_name", "fault", "types"),
@@ -146,10 +146,10 @@ def unwritten(outputs):
     ids=lambda value: getattr(value, "__name__", None) or (value if isinstance(value, str) else "-".join(value)),
 )
 def test_wrong_results_are_caught(pass_name, types, fault, monkeypatch):
-    right = scratch.run
+    run = scratch.run
 
     def wrong(task, tensors, config):
-        right(task, tensors, config)
+        run(task, tensors, config)
         fault(tensors[scratch.OUTPUTS[pass_name][-1]])
 
     monkeypatch.setattr(scratch, "run", wrong)
@@ -157,28 +157,28 @@ def test_wrong_results_are_caught(pass_name, types, fault, monkeypatch):
         judge(pass_name, types).check(TILE)
 
 
-def test_a_tap_too_few_is_caught(monkeypatch):
-    """The smallest fault a kernel may have: one product of each sum is missing."""
-    right = scratch.run
+def test_a_missing_tap_is_caught(monkeypatch):
+    """One product of each sum is missing, the smallest fault of a kernel."""
+    run = scratch.run
 
     def wrong(task, tensors, config):
         weight = tensors["weight"].clone()
         weight[..., 0, 0, 0, :] = 0
-        right(task, {**tensors, "weight": weight}, config)
+        run(task, {**tensors, "weight": weight}, config)
 
     monkeypatch.setattr(scratch, "run", wrong)
     with pytest.raises(Disagreement):
         judge("forward", ("float16", "float16")).check(TILE)
 
 
-def test_scratch_of_an_update_has_the_bytes_that_it_says():
+def test_scratch_of_an_update_has_its_layout():
     for update, state_dtype, *types in UPDATES:
         task = Task("weight_grad", LAYER, 4, *types, update=update, state_dtype=state_dtype)
         made = scratch.make(task, CPU)
         assert {name: (t.shape, t.dtype) for name, t in made.items()} == scratch.layout(task)
 
 
-def test_scratch_leaves_the_random_numbers_alone():
+def test_scratch_does_not_change_the_random_generator():
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
@@ -191,29 +191,29 @@ def test_scratch_leaves_the_random_numbers_alone():
 
 
 @pytest.mark.slow
-def test_layers_run_the_tiles_that_were_found(tmp_path, monkeypatch):
-    """Forward and backward inside the block: each pass is searched once, and launched with the tile that won."""
+def test_layers_launch_the_tiles_that_tuning_found(tmp_path, monkeypatch):
+    """Inside the block each pass is searched once, and launched with the tile that won."""
     searched, launched = [], []
 
-    def second(task):
+    def second_best(task):
         return model.ranked(task, of_gpu(0))[1][1]
 
     def bench(task, gpu):
         searched.append(task)
-        return FakeBench(lambda config: 5.0 if config == second(task) else 9.0)
+        return FakeBench(lambda config: 5.0 if config == second_best(task) else 9.0)
 
     prepare = passes.prepare
 
-    def noted(launches, kernel, grid, config, *args):
+    def record(launches, kernel, grid, config, *args):
         launch = prepare(launches, kernel, grid, config, *args)
 
-        def noted_launch(*tensors):
+        def recorded_launch(*tensors):
             launched.append(config)
             launch(*tensors)
 
-        return noted_launch
+        return recorded_launch
 
-    monkeypatch.setattr(passes, "prepare", noted)
+    monkeypatch.setattr(passes, "prepare", record)
     monkeypatch.setattr(paths, "user_configs", lambda: tmp_path)
     monkeypatch.setattr(tuner, "gpu_bench", bench)
     monkeypatch.setattr(tuner, "check_gpu", lambda: None)
@@ -233,17 +233,14 @@ def test_layers_run_the_tiles_that_were_found(tmp_path, monkeypatch):
     with lc_triton.backend("triton"):
         _, before = step()
         with lc_triton.tuning(seconds=1e6):
-            inside, used = step()
+            in_block, used = step()
             step()
-        after, then = step()
-    assert [t.pass_name for t in searched] == [
-        "forward",
-        "weight_grad",
-        "input_grad",
-    ]  # which takes g through relu first
-    assert used == then == [second(t) for t in searched]
+        after, used_after = step()
+    # The weight gradient runs before, because it computes dz.
+    assert [t.pass_name for t in searched] == ["forward", "weight_grad", "input_grad"]
+    assert used == used_after == [second_best(t) for t in searched]
     assert all(a != b for a, b in zip(before, used, strict=True))
-    for a, b, c in zip(inside, after, expected, strict=True):
+    for a, b, c in zip(in_block, after, expected, strict=True):
         torch.testing.assert_close(a, c)
         torch.testing.assert_close(b, c)
     store.read_or_warn.cache_clear()

@@ -1,4 +1,4 @@
-"""The weight gradient of a batch that is one block, interpreted: blocks of k stream past the output's gradients."""
+"""Weight gradients with `stream`, interpreted: a program computes several blocks of k for one block of samples."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from lc_triton import launch
 from lc_triton.core.activations import parse_activation
 from lc_triton.core.problem import Problem
 from lc_triton.tiles.config import TileConfig
-from tests.cases import CASES, Case, assert_close, expected, tensors
+from tests.cases import BY_NAME, Case, assert_close, expected, tensors
 
 NAN = float("nan")
 
@@ -19,10 +19,6 @@ TILES = {
     "2x4_swapped": TileConfig(2, 4, 16, 16, 16, swap=True, stream=4),
     "all": TileConfig(1, 2, 16, 16, 16, stream=1024),
 }
-
-
-def case_of(name):
-    return next(case for case in CASES if case.name == name)
 
 
 def weight_grad(case, t, config, with_bias=True):
@@ -37,7 +33,7 @@ def weight_grad(case, t, config, with_bias=True):
     "case", ["1d", "1d_causal_dilated", "2d_asymmetric", "2d_dilated_stride_gcd", "2d_groups", "3d"]
 )
 def test_values(case, name):
-    case = case_of(case)
+    case = BY_NAME[case]
     t = tensors(case)
     want = expected(case, t)
     for got, key in zip(weight_grad(case, t, TILES[name]), ("dw", "db"), strict=True):
@@ -45,14 +41,14 @@ def test_values(case, name):
 
 
 def test_without_a_bias():
-    case = case_of("1d")
+    case = BY_NAME["1d"]
     t = tensors(case)
     assert_close(weight_grad(case, t, TILES["2x2"], with_bias=False)[0], expected(case, t)["dw"])
 
 
 @pytest.mark.parametrize("swap", [False, True])
 def test_the_gradient_of_the_activation(swap):
-    case, act = case_of("1d"), parse_activation("tanh")
+    case, act = BY_NAME["1d"], parse_activation("tanh")
     t = tensors(case)
     y = expected(case, t, act)["y"]
     dz = t.g * (1 - y * y)
@@ -74,9 +70,9 @@ def test_boxes():
 
 
 @pytest.mark.parametrize("batch", [1, 16, 17, 33])
-def test_any_batch_is_right(batch):
-    """A tile is chosen for batches up to its own: more samples take it block after block."""
-    case = replace(case_of("2d_asymmetric"), batch=batch)
+def test_any_batch(batch):
+    """The tile is chosen for batches of one block, and loops over the blocks of larger batches."""
+    case = replace(BY_NAME["2d_asymmetric"], batch=batch)
     t = tensors(case)
     dw, db = weight_grad(case, t, TILES["2x2"])
     assert_close(dw, expected(case, t)["dw"])

@@ -13,7 +13,7 @@ from lc_triton.optim import rules
 from lc_triton.optim.rounding import join_master, random_bits, split_master
 from lc_triton.optim.states import AMAX, CODES, NUMBERS, to_codes
 from lc_triton.tiles.config import TileConfig
-from tests.cases import CASES, Case, assert_close, expected, tensors
+from tests.cases import BY_NAME, Case, assert_close, expected, tensors
 
 TILES = {
     "1x1": TileConfig(1, 1, 16, 16, 16),
@@ -37,30 +37,26 @@ RULES = {
 }
 
 
-def case_of(name):
-    return next(case for case in CASES if case.name == name)
-
-
-def hold(case, tile, rule, *, added=False, scale=None, penalty=None):
-    """Update by the kernel and by torch's operator of the definition's gradient; compare weights and states."""
+def assert_update_is_torchs(case, tile, rule, *, added=False, scale=None, penalty=None):
+    """The kernel updates weights and states as torch's operator does with the gradient by the definition."""
     (rule, count), t = RULES[rule], tensors(case)
     gen = torch.Generator().manual_seed(1)
     states = [torch.rand(t.weight.shape, generator=gen, dtype=t.weight.dtype) for _ in range(count)]
     if rule.name in ("momentum", "nesterov") and rule.is_first:
         states[0].zero_()
-    more = torch.rand(t.weight.shape, generator=gen, dtype=t.weight.dtype) if added else None
+    added_gradient = torch.rand(t.weight.shape, generator=gen, dtype=t.weight.dtype) if added else None
     want = t.weight.clone(), *(s.clone() for s in states)
     gradient = expected(case, t)["dw"].to(t.weight.dtype)
     if penalty is not None:
         gradient = gradient + penalty.l1 * t.weight.sign() + 2 * penalty.l2 * t.weight
-    rule.apply(want[0], (gradient + more if added else gradient) * (scale or 1.0), want[1:])
+    rule.apply(want[0], (gradient + added_gradient if added else gradient) * (scale or 1.0), want[1:])
     if penalty is not None and penalty.non_neg:
         want[0].clamp_(min=0)
     weight, factor = t.weight.clone(), None if scale is None else torch.tensor(scale, dtype=t.weight.dtype)
-    update = Update(rule, weight, tuple(states), more, factor, penalty)
+    update = Update(rule, weight, tuple(states), added_gradient, factor, penalty)
     launch.weight_update(t.x, t.g, update, Problem(case.geometry, backend="triton"), tile)
-    for name, got, right in zip(("weight", "first", "second"), (weight, *states), want, strict=False):
-        assert_close(got, right, 1e-10, name)
+    for name, got, want_ in zip(("weight", "first", "second"), (weight, *states), want, strict=False):
+        assert_close(got, want_, 1e-10, name)
 
 
 @pytest.mark.parametrize(
@@ -77,14 +73,14 @@ def hold(case, tile, rule, *, added=False, scale=None, penalty=None):
         ("3d", "2x2"),
     ],
 )
-def test_adamw_with_every_kind_of_tile(case, tile):
-    hold(case_of(case), TILES[tile], "adamw")
+def test_adamw_with_tiles_of_every_kind(case, tile):
+    assert_update_is_torchs(BY_NAME[case], TILES[tile], "adamw")
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("tile", ["2x2", "split"])
 def test_every_rule(rule, tile):
-    hold(case_of("1d"), TILES[tile], rule, added=tile == "2x2", scale=0.3)
+    assert_update_is_torchs(BY_NAME["1d"], TILES[tile], rule, added=tile == "2x2", scale=0.3)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +93,7 @@ def test_every_rule(rule, tile):
     ],
 )
 def test_penalties(rule, tile, penalty):
-    hold(case_of("1d"), TILES[tile], rule, scale=0.3, penalty=penalty)
+    assert_update_is_torchs(BY_NAME["1d"], TILES[tile], rule, scale=0.3, penalty=penalty)
 
 
 @pytest.mark.parametrize(
@@ -113,8 +109,8 @@ def test_penalties(rule, tile, penalty):
     ],
 )
 def test_the_sum_of_squares(case, tile, penalty):
-    """Of which each number of the gradient is a part once, and nothing that lies outside of the band."""
-    case = case_of(case)
+    """Each number of the gradient counts once, and numbers outside of the band do not count."""
+    case = BY_NAME[case]
     t = tensors(case)
     gradient, problem = expected(case, t)["dw"], Problem(case.geometry, backend="triton")
     if penalty is not None:
@@ -128,8 +124,8 @@ def test_the_sum_of_squares(case, tile, penalty):
 @pytest.mark.slow
 @pytest.mark.parametrize("tile", ["2x2", "split"])
 def test_bfloat16_states_are_rounded_to_the_bits_of_the_cpu(tile):
-    """A few last places apart in float64, hardly a number is rounded to the other side."""
-    case = case_of("2d_asymmetric")
+    """float64 results differ in their last places, which changes no rounding to bfloat16 here."""
+    case = BY_NAME["2d_asymmetric"]
     t, rule = tensors(case), RULES["adamw"][0]
     gen = torch.Generator().manual_seed(1)
     states = [torch.rand(t.weight.shape, generator=gen).to(torch.bfloat16) for _ in range(2)]
@@ -139,15 +135,15 @@ def test_bfloat16_states_are_rounded_to_the_bits_of_the_cpu(tile):
     problem = Problem(case.geometry, backend="triton")
     launch.weight_update(t.x, t.g, Update(rule, weight, tuple(states)), problem, TILES[tile])
     assert_close(weight, want[0], 1e-10, "weight")
-    for got, right in zip(states, want[1:], strict=True):
+    for got, want_ in zip(states, want[1:], strict=True):
         assert got.dtype == torch.bfloat16
-        assert torch.equal(got, right)
+        assert torch.equal(got, want_)
 
 
 @pytest.mark.parametrize("tile", ["2x2", "split"])
 def test_masters_of_bfloat16_weights_are_those_of_the_cpu(tile):
-    """In float32, whose last places may differ: each master is within one of its 24 bits, and most are the same."""
-    case = case_of("2d_asymmetric")
+    """float32 results may differ in their last places: masters differ by at most one of 24 bits, and most are equal."""
+    case = BY_NAME["2d_asymmetric"]
     t, rule = tensors(case, torch.float32), RULES["adamw"][0]
     weight, correction = split_master(t.weight, random_bits(0, t.weight.numel(), 1, t.weight.device))
     found = [(weight.clone(), correction.clone()), (weight.clone(), correction.clone())]
@@ -179,7 +175,7 @@ FILTERS_3 = Case("filters_3", (3, 3), 2, 3, 2, padding=1, batch=3)
     ids=["two blocks", "split", "swapped", "groups", "streamed"],
 )
 def test_states_in_8_bits_have_the_codes_of_the_cpu(case, tile):
-    """In float64, whose last places decide no code."""
+    """float64 results differ in their last places, which changes no code here."""
     t, rule = tensors(case), RULES["adamw"][0]
     gen = torch.Generator().manual_seed(1)
     state = {key: torch.rand(t.weight.shape, generator=gen) for key in NUMBERS}
@@ -191,13 +187,13 @@ def test_states_in_8_bits_have_the_codes_of_the_cpu(case, tile):
     update = Update(rule, got[0], tuple(got[1:3]), small=Small(amax=got[3]))
     launch.weight_update(t.x, t.g, update, Problem(case.geometry, backend="triton"), tile)
     assert_close(got[0], want[0], 1e-10, "weight")
-    for found, right, old in zip(got[1:], want[1:], before, strict=True):
-        assert torch.equal(found, right)
+    for found, want_, old in zip(got[1:], want[1:], before, strict=True):
+        assert torch.equal(found, want_)
         assert not torch.equal(found, old)
 
 
-def test_states_in_8_bits_of_groups_that_end_inside_a_block():
-    """No tile holds their blocks: the gradient is stored in between."""
+def test_states_in_8_bits_whose_blocks_span_groups():
+    """No tile holds such a block, so the gradient is stored between two launches."""
     case = Case("groups_of_16", (2,), 32, 32, 1, groups=2, batch=3)
     t, rule = tensors(case), RULES["adamw"][0]
     state = {}
@@ -207,26 +203,26 @@ def test_states_in_8_bits_of_groups_that_end_inside_a_block():
     update = Update(rule, got[0], tuple(got[1:3]), small=Small(amax=got[3]))
     launch.weight_update(t.x, t.g, update, Problem(case.geometry, backend="triton"))
     assert_close(got[0], want[0], 1e-10, "weight")
-    assert all(torch.equal(found, right) and found.any() for found, right in zip(got[1:], want[1:], strict=True))
+    assert all(torch.equal(found, want_) and found.any() for found, want_ in zip(got[1:], want[1:], strict=True))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("tile", "of_sum"), [("2x2", torch.float16), ("split", torch.float32)], ids=str)
-def test_products_of_16_bits_are_added_in_float32(tile, of_sum):
-    """To a main_grad in float32, or to a `.grad` in 16 bits, of which the sum alone is rounded."""
-    case = case_of("2d_asymmetric")
+@pytest.mark.parametrize(("tile", "sum_dtype"), [("2x2", torch.float16), ("split", torch.float32)], ids=str)
+def test_products_of_16_bits_are_added_in_float32(tile, sum_dtype):
+    """The sum is a main_grad in float32, or a `.grad` in 16 bits, which is rounded once."""
+    case = BY_NAME["2d_asymmetric"]
     t = tensors(case, torch.float16)
-    before = torch.rand(t.weight.shape, generator=torch.Generator().manual_seed(1)).to(of_sum)
+    before = torch.rand(t.weight.shape, generator=torch.Generator().manual_seed(1)).to(sum_dtype)
     want, total = before.double() + expected(case, t)["dw"], before.clone()
     problem = Problem(case.geometry, backend="triton")
     launch.weight_update(t.x, t.g, Update(rules.Add(), total, ()), problem, TILES[tile])
-    assert_close(total, want, 1e-6 if of_sum == torch.float32 else 2**-11, "sum")
+    assert_close(total, want, 1e-6 if sum_dtype == torch.float32 else 2**-11, "sum")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("clip_norm", [None, 0.1])
 def test_training_with_the_kernels(clip_norm):
-    """Layers on the Triton backend, with tiles of the model, beside torch's optimizer and the CPU path."""
+    """Layers on the Triton backend with the model's tiles train as those on the CPU path with torch's optimizer."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(
         lc_triton.LocalConv2d(3, 16, 2, input_size=(3, 3), activation="relu"),
@@ -251,8 +247,8 @@ def test_training_with_the_kernels(clip_norm):
 
 @pytest.mark.parametrize("tile", ["2x2", "split"])
 def test_penalties_and_bounds_of_masters_are_those_of_the_cpu(tile):
-    """A penalty is of the weight that the layer has; no master is negative afterwards."""
-    case = case_of("2d_asymmetric")
+    """The penalty is that of the bfloat16 weight, and no master is negative after the step."""
+    case = BY_NAME["2d_asymmetric"]
     t, rule = tensors(case, torch.float32), RULES["adamw"][0]
     parts = split_master(t.weight, random_bits(0, t.weight.numel(), 1, t.weight.device))
     penalty, found = Penalty(0.1, 0.2, non_neg=True), []
