@@ -1,4 +1,4 @@
-"""The kernels whose tiles follow from a rule, compiled as their launches on tensors without memory would be."""
+"""Kernels whose tiles follow from a rule, compiled for a launch on meta tensors."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from lc_triton.tiles.config import PASSES, Pass, TileConfig
 from lc_triton.tiles.device import DEVICES
 from tests.machine.in_flight import overwritten
 
-Compiled = tuple[Any, TileConfig]  # the kernel, and its tile
+Compiled = tuple[Any, TileConfig]  # a compiled kernel and its tile
 
 
-def launched(module: ModuleType, arch: int | str, launch: Any, *args: Any) -> Compiled:
-    """What a function of a module of `lc_triton.launch` would run."""
+def compiled_launch(module: ModuleType, arch: int | str, launch: Any, *args: Any) -> Compiled:
+    """Compile the kernel that a function of a module of `lc_triton.launch` would launch."""
     found = []
 
     def prepare(launches: Any, kernel: Any, grid: int, config: Any, tensors: Any, constants: Any, device: Any) -> Any:
@@ -42,35 +42,37 @@ def launched(module: ModuleType, arch: int | str, launch: Any, *args: Any) -> Co
 
 
 def empty(*shape: int, dtype: torch.dtype) -> Tensor:
-    """A tensor without memory."""
+    """A meta tensor."""
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def ends(batch: int, geo: Geometry, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The input and the output of a layer."""
+def input_and_output(batch: int, geo: Geometry, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The input and the output of a layer, as meta tensors."""
     x = empty(batch, *geo.in_spatial, geo.in_channels, dtype=dtype)
     return x, empty(batch, *geo.out_spatial, geo.out_channels, dtype=dtype)
 
 
-def of_four_bits(pass_name: Pass, batch: int, geo: Geometry, dtype: torch.dtype, precision: str, arch: Any) -> Compiled:
+def four_bits_kernel(
+    pass_name: Pass, batch: int, geo: Geometry, dtype: torch.dtype, precision: str, arch: Any
+) -> Compiled:
     """A pass on weights of 4 bits."""
-    problem, (x, y) = Problem(geo, Activation("relu"), "triton", precision), ends(batch, geo, dtype)
+    problem, (x, y) = Problem(geo, Activation("relu"), "triton", precision), input_and_output(batch, geo, dtype)
     weight = empty(*geo.weight_shape[:-1], -(-geo.out_channels // 2), dtype=torch.uint8)
     scale = empty(*geo.out_spatial, -(-geo.window // 32), geo.out_channels, dtype=torch.float32)
     if pass_name == "forward":
-        return launched(four_bits, arch, four_bits.four_bits_forward, x, weight, scale, y[0], y, problem)
-    return launched(four_bits, arch, four_bits.four_bits_input_grad, y, weight, scale, x, problem.linear())
+        return compiled_launch(four_bits, arch, four_bits.four_bits_forward, x, weight, scale, y[0], y, problem)
+    return compiled_launch(four_bits, arch, four_bits.four_bits_input_grad, y, weight, scale, x, problem.linear())
 
 
-def of_low_rank(batch: int, geo: Geometry, rank: int, dtype: torch.dtype, precision: str, arch: Any) -> Compiled:
-    """The forward of a layer that mixes the filters of a basis; it stores what gelu's derivative needs."""
-    problem, (x, y) = Problem(geo, Activation("gelu"), "triton", precision), ends(batch, geo, dtype)
+def low_rank_kernel(batch: int, geo: Geometry, rank: int, dtype: torch.dtype, precision: str, arch: Any) -> Compiled:
+    """The forward of a low-rank layer with gelu, which stores z for the derivative."""
+    problem, (x, y) = Problem(geo, Activation("gelu"), "triton", precision), input_and_output(batch, geo, dtype)
     basis = empty(rank, *geo.weight_shape[geo.ndim :], dtype=dtype)
     mixing = empty(*geo.out_spatial, rank, dtype=dtype)
-    return launched(low_rank, arch, low_rank.low_rank_forward, x, basis, mixing, y[0], y, y, problem)
+    return compiled_launch(low_rank, arch, low_rank.low_rank_forward, x, basis, mixing, y[0], y, y, problem)
 
 
-def of_table(
+def gather_kernel(
     pass_name: Pass,
     sizes: tuple[int, int, int, int],
     dtype: torch.dtype,
@@ -81,8 +83,8 @@ def of_table(
     """A pass of a layer of 40 positions over a table of 100 sites; sizes are batch, taps, channels and filters."""
     batch, taps, channels, filters = sizes
     neighbours = torch.arange(40 * taps).view(40, taps) % 100
-    rows, first, readers, most = readers_of(neighbours, 100)
-    index = gather.Index(100, rows.to("meta"), first.to("meta"), readers.to("meta"), most)
+    rows, first, readers, max_readers = readers_of(neighbours, 100)
+    index = gather.Index(100, rows.to("meta"), first.to("meta"), readers.to("meta"), max_readers)
     problem = Problem(
         Geometry.make((40 * taps,), channels, filters, taps, stride=taps), Activation("relu"), "triton", precision
     )
@@ -90,13 +92,13 @@ def of_table(
     weight = empty(40, taps, channels, filters, dtype=weight_dtype)
     bias = empty(40, filters, dtype=weight_dtype)
     if pass_name == "forward":
-        return launched(gather, arch, gather.gather_forward, x, weight, bias, y, None, index, problem)
+        return compiled_launch(gather, arch, gather.gather_forward, x, weight, bias, y, None, index, problem)
     if pass_name == "input_grad":
-        return launched(gather, arch, gather.gather_input_grad, y, weight, x, index, problem.linear())
-    return launched(gather, arch, gather.gather_weight_grad, x, y, weight, index, problem.linear())
+        return compiled_launch(gather, arch, gather.gather_input_grad, y, weight, x, index, problem.linear())
+    return compiled_launch(gather, arch, gather.gather_weight_grad, x, y, weight, index, problem.linear())
 
 
-def of_linear(
+def linear_backward_kernel(
     sizes: tuple[int, int, int],
     dtype: torch.dtype,
     weight_dtype: torch.dtype,
@@ -108,24 +110,24 @@ def of_linear(
     """The backward of 40 maps that updates their weights; sizes are batch, channels and filters."""
     batch, channels, filters = sizes
     geo = Geometry.make((40,), channels, filters, 1)
-    problem, (x, g) = Problem(geo, backend="triton", precision=precision), ends(batch, geo, dtype)
+    problem, (x, g) = Problem(geo, backend="triton", precision=precision), input_and_output(batch, geo, dtype)
     assert linear_backward.reads_weight_once(x, problem)
     weight = empty(*geo.weight_shape, dtype=weight_dtype)
     pointers, config = tuple(update_pointers(weight, update, state_dtype)), linear_backward.tile_of(x, problem)
-    return launched(linear_backward, arch, linear_backward.bind, x, g, weight, pointers, update, problem, config)
+    return compiled_launch(linear_backward, arch, linear_backward.bind, x, g, weight, pointers, update, problem, config)
 
 
 @dataclass(frozen=True)
 class RuleRow:
-    """A row of the gate: a layer, of whose kernel the figures are reviewed.
+    """A row of the gate, with the figures of one kernel.
 
     Args:
         kind: "table", "four_bits", "low_rank" with its rank, or "linear+" with the rule of an optimizer.
         workload: a published layer; of a table, its taps, channels and filters; of linear maps, "channels x filters".
         batch: samples.
-        dtype: of all tensors that are not bytes; of linear maps, of x beside float32 weights.
+        dtype: the dtype of all floating-point tensors; for linear maps that of x, with float32 weights.
         pass_name: the pass.
-        device: compiled for.
+        device: the device that the kernel is compiled for.
     """
 
     kind: str
@@ -140,7 +142,7 @@ class RuleRow:
 
     @property
     def kernel(self) -> RuleRow:
-        """What tells one build from another: the row."""
+        """The key of the build: each row has its own."""
         return self
 
     def build(self) -> Compiled:
@@ -149,17 +151,17 @@ class RuleRow:
         if self.kind.startswith("linear"):
             channels, filters = map(int, self.workload.split("x"))
             update = WeightUpdate(self.kind.removeprefix("linear+"))
-            return of_linear((self.batch, channels, filters), dtype, torch.float32, "ieee", arch, update)
+            return linear_backward_kernel((self.batch, channels, filters), dtype, torch.float32, "ieee", arch, update)
         geo = workloads.read(paths.shipped_workloads())[self.workload].geometry
         if self.kind == "table":
             sizes = self.batch, geo.taps, geo.in_channels, geo.out_channels
-            return of_table(self.pass_name, sizes, dtype, dtype, "ieee", arch)
+            return gather_kernel(self.pass_name, sizes, dtype, dtype, "ieee", arch)
         if self.kind == "four_bits":
-            return of_four_bits(self.pass_name, self.batch, geo, dtype, "ieee", arch)
-        return of_low_rank(self.batch, geo, int(self.kind.removeprefix("low_rank")), dtype, "ieee", arch)
+            return four_bits_kernel(self.pass_name, self.batch, geo, dtype, "ieee", arch)
+        return low_rank_kernel(self.batch, geo, int(self.kind.removeprefix("low_rank")), dtype, "ieee", arch)
 
     def figures(self) -> dict[str, Any]:
-        """The static figures, compiled here and now."""
+        """Compile the kernel and return its static figures."""
         compiled, _ = self.build()
         code = machine_code(self.pass_name, compiled)
         return {
@@ -172,20 +174,22 @@ class RuleRow:
         }
 
     def faults(self, found: dict[str, Any]) -> list[str]:
-        """What is wrong with the row by itself."""
-        wrong = []
+        """The broken rules of the row."""
+        faults_ = []
         if found["spills"]:
-            wrong.append(f"{found['spills']} spills")
+            faults_.append(f"{found['spills']} spills")
         if found["marks"]:
-            wrong.append(f"{found['marks']} marks of a miscompilation, or writes of registers that a product may read")
+            faults_.append(
+                f"{found['marks']} marks of a miscompilation, or writes of registers that a product may read"
+            )
         if found["shared_bytes"] > DEVICES[self.device].shared_bytes:
-            wrong.append(f"{found['shared_bytes']} bytes of shared memory")
-        return wrong
+            faults_.append(f"{found['shared_bytes']} bytes of shared memory")
+        return faults_
 
 
-# Of weights of 4 bits: with tensor cores, and for few samples.
+# Layers and batches with weights of 4 bits: products with tensor cores, and few samples.
 FOUR_BITS = (("lrlc_l2", 64), ("lrlc_l2", 1), ("deepface_l4", 16), ("deepface_l4", 1))
-# Backwards that update the weight: of matrices, and of maps to one number. The rows are named after the input gradient.
+# Backwards that update the weight, of matrices and of maps to one number. Their rows are named input_grad.
 LINEAR = (("sgd", "512x512", 32), ("adamw", "512x512", 32), ("adamw", "96x24", 16), ("adamw", "64x1", 128))
 
 

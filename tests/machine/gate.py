@@ -1,7 +1,7 @@
 """The static figures of every chosen kernel, in one reviewed file: `make gate` builds them all and writes it.
 
-A change of a kernel or of the choice of tiles shows in the file's diff what it did to registers, shared memory,
-matrix instructions and weight traffic. `tests/machine/test_gate.py` holds a part of it in every run of the tests.
+The diff of the file shows how a change of a kernel or of the choice of tiles affects registers, shared memory, matrix
+instructions and weight traffic. `tests/machine/test_gate.py` checks a part of it in every run of the tests.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FILE = Path(__file__).with_name("gate.json")
 SHARED = Path(__file__).with_name("shared_workloads.json")
 DEVICE_NAMES = ("a100", "h100", "h200", "b200")  # the H200 computes as the H100 does, but its memory is faster
 DTYPES = ("bfloat16", "float16", "float32", "bfloat16/float32")  # the last is x/weight, as under autocast
-# What an optimizer updates, in types whose weights it takes.
+# Layers and batches of updates by an optimizer, and the dtypes that it updates.
 UPDATED = (("deepface_l4", 32), ("yolov1_local", 64), ("lrlc_l2", 64))
 UPDATED_DTYPES = ("float32", "bfloat16/float32")
 MAX_WEIGHT_TRAFFIC = 1.15
@@ -50,7 +50,7 @@ class Row:
     dtype: str
     pass_name: Pass
     device: str
-    update: str = "none"  # of a weight gradient that updates the weight, the optimizer
+    update: str = "none"  # the optimizer of a weight gradient that updates the weight
 
     def __str__(self) -> str:
         update = "" if self.update == "none" else f"+{self.update}"
@@ -63,16 +63,16 @@ class Row:
 
     @property
     def config(self) -> TileConfig:
-        """What the model picks; a measured tile on this machine must not change what is reviewed."""
+        """The model's choice: a measured tile on this machine must not change the reviewed file."""
         return model.choose(self.task, DEVICES[self.device])
 
     @property
     def kernel(self) -> tuple[Any, ...]:
-        """What tells one build from another: rows that share it are built once."""
+        """The key of a build: rows with the same key are built once."""
         fused = model.fuses_activation_grad(self.task, DEVICES[self.device], self.config)
-        alone = self.batch == 1  # whose pitch is 0
+        single_sample = self.batch == 1  # a batch of 1 has a pitch of 0
         arch = DEVICES[self.device].arch
-        return self.workload, self.dtype, self.pass_name, self.update, arch, self.config, fused, alone
+        return self.workload, self.dtype, self.pass_name, self.update, arch, self.config, fused, single_sample
 
 
 @cache
@@ -81,7 +81,7 @@ def layers() -> dict[str, workloads.Workload]:
 
 
 def rows(*dtypes: str) -> list[Row]:
-    """The rows whose tiles the model picks, those of the reviewed file unless other types are given."""
+    """The rows whose tiles the model chooses: those of the reviewed file, or those of the given dtypes."""
     stored = [
         Row(w.name, batch, dtype, pass_name, device)
         for w in layers().values()
@@ -119,7 +119,7 @@ def figures(row: Row | RuleRow) -> dict[str, Any]:
     compiled = build(row.pass_name, problem, config, device.arch, **given)
     code, found = machine_code(row.pass_name, compiled), suspicions(compiled)
     spills = code.spills
-    # The same tile must carry the activation's derivative too, which an update is given the result of.
+    # The same tile must also have room for the activation's derivative, unless it updates: an update gets dz.
     if row.update == "none" and model.fuses_activation_grad(row.task, device, config):
         behind = replace(problem, activation=Activation("relu"))
         compiled = build(row.pass_name, behind, config, device.arch, **given)
@@ -142,31 +142,31 @@ def suspicions(compiled: Any) -> list[str]:
 
 
 def wants_whole_loads(row: Row) -> bool:
-    """Whether the weights must move 128 bits at a time: 16-bit numbers whose runs are whole multiples of that, and
-    weights that are updated.
+    """Whether weights must move 128 bits at a time: updated weights, and 16-bit weights with a multiple of 8 filters.
 
-    The weight gradient without `tl.dot` stores sums over samples, which fewer threads hold: a warp stores whole sectors
-    still, a few numbers a thread.
+    In the weight gradient without `tl.dot`, fewer threads hold the sums over samples. Each of them stores a few
+    numbers, and a warp still stores whole sectors.
     """
     if row.pass_name == "weight_grad" and not row.config.dot and row.task.geometry.groups > 1:
         return False
     return (row.task.weight_itemsize == 2 or row.update != "none") and row.task.geometry.out_channels % 8 == 0
 
 
-def fills(row: Row) -> bool:
-    """Whether the device is busy, or the loop is split as far as it goes.
+def fills_device(row: Row) -> bool:
+    """Whether there are enough programs for the device, or the k-loop cannot be split further.
 
-    Half a Hopper is enough: simulated, 72 programs of all_tnn_l5 b64 take 14.2 us, 144 smaller ones 25.9.
+    Half as many programs as multiprocessors are enough on Hopper. Simulated: 72 programs of all_tnn_l5 b64 take
+    14.2 us, and 144 smaller ones 25.9 us.
     """
     device = DEVICES[row.device]
-    least = device.multiprocessors / 2 if limits.is_hopper(device) else device.multiprocessors
+    min_programs = device.multiprocessors / 2 if limits.is_hopper(device) else device.multiprocessors
     count = programs(row.pass_name, row.task.geo, row.batch, row.config)
     loop = loop_steps(row.pass_name, row.task.geo, row.batch, row.config)
-    return count >= least or 2 * row.config.split > min(space.MAX_SPLIT, loop)
+    return count >= min_programs or 2 * row.config.split > min(space.MAX_SPLIT, loop)
 
 
 def wants_wgmma(row: Row) -> bool:
-    """Whether a row must use Hopper's matrix instruction: 16 bits, and a product that fills its M side."""
+    """Whether a row must use wgmma: on Hopper, with 16 bits and a product that fills the 64 rows."""
     config = row.config
     m = config.block_k if row.pass_name == "weight_grad" else config.block_b
     wide = (config.block_n if config.swap else m) >= 64 and config.num_warps >= 4
@@ -174,75 +174,77 @@ def wants_wgmma(row: Row) -> bool:
 
 
 def faults(row: Row | RuleRow, found: dict[str, Any], reviewed: dict[str, Any] | None) -> list[str]:
-    """What is wrong with a row by itself, and what is worse than in the reviewed file."""
-    wrong = row.faults(found) if isinstance(row, RuleRow) else faults_of_chosen(row, found)
+    """The broken rules of a row, and its figures that are worse than in the reviewed file."""
+    faults_ = row.faults(found) if isinstance(row, RuleRow) else faults_of_chosen(row, found)
     if reviewed is not None:
         for name in ("registers", "shared_bytes", "weight_traffic"):
             if found.get(name, 0) > reviewed.get(name, 0):
-                wrong.append(f"{name} {found[name]}, reviewed {reviewed[name]}")
+                faults_.append(f"{name} {found[name]}, reviewed {reviewed[name]}")
         for name in ("wgmma", "weight_bits"):
             if found[name] < reviewed[name]:
-                wrong.append(f"{name} {found[name]}, reviewed {reviewed[name]}")
+                faults_.append(f"{name} {found[name]}, reviewed {reviewed[name]}")
     tile = "by rule" if isinstance(row, RuleRow) else row.config
-    return [f"{row}: {w} ({tile})" for w in wrong]
+    return [f"{row}: {w} ({tile})" for w in faults_]
 
 
 def faults_of_chosen(row: Row, found: dict[str, Any]) -> list[str]:
-    """What is wrong by itself with a row whose tile the model picks."""
-    wrong = []
+    """The broken rules of a row whose tile the model chooses."""
+    faults_ = []
     device = DEVICES[row.device]
     planned = limits.resident(row.task, device, row.config)
     if found["spills"]:
-        wrong.append(f"{found['spills']} spills")
+        faults_.append(f"{found['spills']} spills")
     if found["marks"]:
-        wrong.append(f"{found['marks']} marks of a miscompilation, or writes of registers that a product may read")
+        faults_.append(f"{found['marks']} marks of a miscompilation, or writes of registers that a product may read")
     if planned * found["shared_bytes"] > device.shared_bytes:
-        wrong.append(f"{found['shared_bytes']} bytes of shared memory, {planned} programs planned")
-    if not fills(row):
-        wrong.append(f"{programs(row.pass_name, row.task.geo, row.batch, row.config)} programs")
-    if wants_whole_loads(row) and 0 < found["weight_bits"] < 128:  # 0: the compiler names another line
-        wrong.append(f"weights move {found['weight_bits']} bits at a time")
+        faults_.append(f"{found['shared_bytes']} bytes of shared memory, {planned} programs planned")
+    if not fills_device(row):
+        faults_.append(f"{programs(row.pass_name, row.task.geo, row.batch, row.config)} programs")
+    if wants_whole_loads(row) and 0 < found["weight_bits"] < 128:  # 0: the weight accesses were not found
+        faults_.append(f"weights move {found['weight_bits']} bits at a time")
     if found["weight_traffic"] > MAX_WEIGHT_TRAFFIC:
-        wrong.append(f"weights move {found['weight_traffic']} times")
+        faults_.append(f"weights move {found['weight_traffic']} times")
     if wants_wgmma(row) and not found["wgmma"]:
-        wrong.append("no wgmma")
-    return wrong
+        faults_.append("no wgmma")
+    return faults_
 
 
 def reviewed() -> dict[str, Any]:
-    """The figures on file by row, and the triton version they were made with under "triton"."""
+    """The reviewed figures by row; the key "triton" has the version of Triton that compiled them."""
     content: dict[str, Any] = json.loads(FILE.read_text())
     return content
 
 
 def check(only: str | None) -> int:
-    """Build, and say what is wrong or worse; all rows are written to the file, whose diff is for a person to review.
+    """Build the rows, print faults, and write all rows to the file, whose diff a person reviews.
 
     Args:
-        only: in the name of a row, so that the others are left out, and the file as it is; None for all rows.
+        only: a text in the names of the rows to check, without writing the file; None for all rows.
     """
     chosen = [row for row in all_rows() if only is None or only in str(row)]
-    once = {row.kernel: row for row in chosen}
+    distinct = {row.kernel: row for row in chosen}
     with ProcessPoolExecutor() as pool:
         built = dict(
             zip(
-                once,
-                tqdm(pool.map(figures, once.values(), chunksize=4), total=len(once), unit="kernel", disable=None),
+                distinct,
+                tqdm(
+                    pool.map(figures, distinct.values(), chunksize=4), total=len(distinct), unit="kernel", disable=None
+                ),
                 strict=True,
             )
         )
     before = reviewed() if FILE.exists() else {}
     same_triton = before.get("triton") == triton.__version__
     lines = [f'"triton": "{triton.__version__}"']
-    wrong = []
+    faults_ = []
     for row in chosen:
         found = built[row.kernel]
-        wrong += faults(row, found, before.get(str(row)) if same_triton else None)
+        faults_ += faults(row, found, before.get(str(row)) if same_triton else None)
         lines.append(f'"{row}": {json.dumps(found)}')
     if only is None:
         FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    print("\n".join(wrong) or f"{len(chosen)} rows, {len(once)} builds: none wrong, none worse")
-    return 1 if wrong else 0
+    print("\n".join(faults_) or f"{len(chosen)} rows, {len(distinct)} builds: none wrong, none worse")
+    return 1 if faults_ else 0
 
 
 if __name__ == "__main__":

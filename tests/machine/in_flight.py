@@ -31,7 +31,7 @@ class _Instruction:
 
     @property
     def registers_of_a(self) -> frozenset[str]:
-        """Of a product whose A lies in registers."""
+        """The registers of operand A, if it is in registers."""
         if not self.operation.startswith("wgmma.mma_async") or not self.operands[1].startswith("{"):
             return frozenset()
         return frozenset(re.findall(r"%\w+", self.operands[1]))
@@ -55,13 +55,13 @@ def overwritten(ptx: str) -> list[str]:
 def _written_in_flight(
     instructions: list[_Instruction], labels: dict[str, int], start: int, registers: frozenset[str]
 ) -> set[int]:
-    """Where registers are written on any way from a product to a wait for it."""
-    found, seen, todo = set(), set(), [(start + 1, 0)]
+    """The instructions that write registers on any path from a product to a wait for it."""
+    found, visited, todo = set(), set(), [(start + 1, 0)]
     while todo:
         index, groups = todo.pop()
-        if (index, groups) in seen or index >= len(instructions):
+        if (index, groups) in visited or index >= len(instructions):
             continue
-        seen.add((index, groups))
+        visited.add((index, groups))
         instruction = instructions[index]
         operation = instruction.operation
         if operation.startswith("wgmma.commit_group"):
@@ -78,7 +78,7 @@ def _written_in_flight(
 
 
 def _parse(ptx: str) -> tuple[list[_Instruction], dict[str, int]]:
-    """All instructions in order, and which one stands behind each label."""
+    """All instructions in order, and the index of the instruction after each label."""
     body = re.sub(r"//[^\n]*|^\s*\.(?:loc|pragma)[^\n]*", "", ptx[ptx.index(".entry") :], flags=re.M)
     body = body[body.index("{") + 1 :]
     instructions: list[_Instruction] = []
@@ -88,8 +88,8 @@ def _parse(ptx: str) -> tuple[list[_Instruction], dict[str, int]]:
         while label := re.match(r"([$\w]+): ?", text):
             labels[label[1]] = len(instructions)
             text = text[label.end() :].lstrip("{} ")
-        made = re.match(r"(?:@(!?%?\w+) )?([a-z][\w.:]*)\s*(.*)", text)
-        if made is not None and not text.startswith("."):
-            operands = re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*", made[3])
-            instructions.append(_Instruction(text, made[1], made[2], tuple(o.strip() for o in operands)))
+        parts = re.match(r"(?:@(!?%?\w+) )?([a-z][\w.:]*)\s*(.*)", text)
+        if parts is not None and not text.startswith("."):
+            operands = re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*", parts[3])
+            instructions.append(_Instruction(text, parts[1], parts[2], tuple(o.strip() for o in operands)))
     return instructions, labels

@@ -1,4 +1,4 @@
-"""The weight gradient that takes g through an activation fits the shared memory of the device, or is not chosen."""
+"""A weight gradient with the fused activation derivative is chosen only if its shared memory fits the device."""
 
 import pytest
 import torch
@@ -15,7 +15,8 @@ from lc_triton.tiles.task import Task
 
 H100 = by_name("h100")
 LAYER = Geometry.make((150, 150), 3, 64, 7, stride=3)
-LARGE = TileConfig(1, 2, 64, 128, 64, num_warps=8, num_stages=2)  # 196,608 bytes of shared memory without the saved one
+# 196,608 bytes of shared memory without the saved tensor.
+LARGE = TileConfig(1, 2, 64, 128, 64, num_warps=8, num_stages=2)
 
 
 def task(dtype, precision="ieee"):
@@ -25,14 +26,14 @@ def task(dtype, precision="ieee"):
 @pytest.mark.compile
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "precision", "fits"), [("float32", "tf32", False), ("bfloat16", "ieee", True)])
-def test_the_saved_tensor_takes_shared_memory_too(dtype, precision, fits):
+def test_the_saved_tensor_needs_shared_memory(dtype, precision, fits):
     problem = Problem(LAYER, Activation("relu"), "triton", precision)
-    kinds = {"dtype": getattr(torch, dtype), "weight_dtype": getattr(torch, dtype)}
-    compiled = build("weight_grad", problem, LARGE, 90, **kinds)
+    dtypes = {"dtype": getattr(torch, dtype), "weight_dtype": getattr(torch, dtype)}
+    compiled = build("weight_grad", problem, LARGE, 90, **dtypes)
     assert shared_bytes(task(dtype, precision), LARGE) <= H100.shared_bytes
     assert (compiled.metadata.shared <= H100.shared_bytes) is fits
     assert has_room_for_activation_grad(task(dtype, precision), H100, LARGE) is fits
 
 
-def test_it_is_not_chosen_without_room():
+def test_the_fused_derivative_is_not_chosen_without_room():
     assert not fuses_activation_grad(task("float32", "tf32"), H100, LARGE)

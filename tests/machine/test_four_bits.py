@@ -1,4 +1,4 @@
-"""The kernels on weights of 4 bits, compiled to machine code for GPUs that need not be here."""
+"""The kernels on weights of 4 bits, compiled to machine code for GPUs that are not present."""
 
 import pytest
 import torch
@@ -7,14 +7,14 @@ from lc_triton.core.geometry import Geometry
 from lc_triton.launch.build import machine_code
 from lc_triton.launch.ptx_scan import marks
 from lc_triton.tiles.device import DEVICES
-from tests.machine.by_rule import of_four_bits
+from tests.machine.by_rule import four_bits_kernel
 from tests.machine.in_flight import overwritten
 from tests.pairwise import pairwise
 
 pytestmark = [pytest.mark.compile, pytest.mark.slow]
 
 PASSES = ("forward", "input_grad")
-# Batch and layer: whole blocks, odd sizes, groups, three dimensions, few samples.
+# Batch and layer: full blocks, partial blocks, groups, three dimensions, few samples.
 LAYERS = [
     (64, Geometry.make((16, 16), 64, 64, 3)),
     (16, Geometry.make((9, 9), 24, 20, 3, stride=2, padding=1)),
@@ -24,15 +24,15 @@ LAYERS = [
     (1, Geometry.make((16, 16), 64, 64, 3)),
     (2, Geometry.make((9, 9), 24, 72, 3, stride=2, padding=1)),
     (4, Geometry.make((40,), 16, 16, 9, groups=2, dilation=2)),
-    (2, Geometry.make((1,), 8, 8, 1)),  # whose strides of one site the JIT makes constants
+    (2, Geometry.make((1,), 8, 8, 1)),  # the JIT turns its strides of 1 into constants
 ]
 DTYPES = [(torch.bfloat16, "ieee"), (torch.float16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee")]
 DTYPES.append((torch.float64, "ieee"))
 
 
 def compiled(pass_name, layer, dtype_and_precision, arch):
-    """The kernel that a launch on tensors without memory would run, and its tile."""
-    return of_four_bits(pass_name, *layer, *dtype_and_precision, arch)
+    """The kernel of a launch on meta tensors, and its tile."""
+    return four_bits_kernel(pass_name, *layer, *dtype_and_precision, arch)
 
 
 ROWS = pairwise(PASSES, LAYERS, DTYPES, ["a100", "h100", "b200"])

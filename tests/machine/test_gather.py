@@ -1,4 +1,4 @@
-"""The kernels over a table of sites, compiled to machine code for GPUs that need not be here."""
+"""The kernels of LocalGather, compiled to machine code for GPUs that are not present."""
 
 import pytest
 import torch
@@ -8,13 +8,13 @@ from lc_triton.launch.build import machine_code
 from lc_triton.launch.ptx_scan import marks
 from lc_triton.tiles.config import PASSES
 from lc_triton.tiles.device import DEVICES
-from tests.machine.by_rule import of_table
+from tests.machine.by_rule import gather_kernel
 from tests.machine.in_flight import overwritten
 from tests.pairwise import pairwise
 
 pytestmark = [pytest.mark.compile, pytest.mark.slow]
 
-# Batch, taps, channels, filters: products of whole blocks, odd ones, vectors.
+# Batch, taps, channels, filters: products of full blocks, of partial blocks, and vectors.
 SIZES = [(64, 9, 64, 64), (16, 9, 32, 128), (256, 7, 3, 48), (33, 5, 24, 20), (2, 9, 16, 16), (64, 20, 1, 1)]
 DTYPES = [
     (torch.bfloat16, torch.bfloat16, "ieee"),
@@ -26,8 +26,8 @@ DTYPES = [
 
 
 def compiled(pass_name, sizes, dtypes, arch):
-    """The kernel that a launch on tensors without memory would run, and its tile."""
-    return of_table(pass_name, sizes, *dtypes, arch)
+    """The kernel of a launch on meta tensors, and its tile."""
+    return gather_kernel(pass_name, sizes, *dtypes, arch)
 
 
 ROWS = pairwise(PASSES, SIZES, DTYPES, ["a100", "h100", "b200"])

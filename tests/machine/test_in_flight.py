@@ -1,4 +1,4 @@
-"""Tiles whose operand A lies in registers: the scan finds those that overwrite it, and the rule leaves them out."""
+"""Kernels that overwrite operand A in registers: the scan finds them, and the rule excludes their tiles."""
 
 from dataclasses import replace
 
@@ -39,20 +39,20 @@ $L__BB0_1:
 @pytest.mark.parametrize(
     ("old", "new", "found"),
     [
-        ("", "", ["%r1"]),  # in the next turn of the loop
+        ("", "", ["%r1"]),  # in the next iteration of the loop
         ("wait_group.sync.aligned 1", "wait_group.sync.aligned 0", []),
         ("@%p1 bra $L__BB0_1;", "", []),
         ("wait_group.sync.aligned 0", "wait_group.sync.aligned 2", ["%r1", "%r4"]),
         ("{%r1,%r2,%r3,%r4}, %rd1", "%rd2, %rd1", []),  # A in shared memory
-        ("    wgmma.commit_group.sync.aligned;\n", "", ["%r1", "%r4"]),  # which no wait waits for
+        ("    wgmma.commit_group.sync.aligned;\n", "", ["%r1", "%r4"]),  # no wait covers the product
     ],
 )
-def test_writes_in_flight(old, new, found):
+def test_overwritten(old, new, found):
     assert [line.split()[1].rstrip(",") for line in overwritten(PTX.replace(old, new))] == found
 
 
-def built(pass_name, dtype, config, activation="linear", batch=64, arch=90):
-    """The scan of a kernel, and what the rule says of its tile."""
+def scan_and_rule(pass_name, dtype, config, activation="linear", batch=64, arch=90):
+    """The writes that the scan finds in a kernel, and whether the rule excludes its tile."""
     x, weight, precision = types_of(dtype)
     problem = Problem(LAYER, Activation(activation), "triton", precision)
     types = {"dtype": getattr(torch, x), "weight_dtype": getattr(torch, weight)}
@@ -63,7 +63,7 @@ def built(pass_name, dtype, config, activation="linear", batch=64, arch=90):
     return overwritten(ptx), rule
 
 
-FOUND = [
+OVERWRITING = [
     ("forward", "bfloat16/float32", DEEP, "linear"),
     ("input_grad", "float16/float32", replace(DEEP, block_k=32), "linear"),
     ("weight_grad", "bfloat16", replace(DEEP, block_k=32), "relu"),
@@ -81,10 +81,11 @@ SOUND = [
 @pytest.mark.compile
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("pass_name", "dtype", "config", "activation", "found"), [(*c, True) for c in FOUND] + [(*c, False) for c in SOUND]
+    ("pass_name", "dtype", "config", "activation", "found"),
+    [(*c, True) for c in OVERWRITING] + [(*c, False) for c in SOUND],
 )
-def test_the_rule_says_what_the_scan_finds(pass_name, dtype, config, activation, found):
-    scan, rule = built(pass_name, dtype, config, activation)
+def test_the_rule_agrees_with_the_scan(pass_name, dtype, config, activation, found):
+    scan, rule = scan_and_rule(pass_name, dtype, config, activation)
     assert bool(scan) is rule is found
 
 

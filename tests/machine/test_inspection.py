@@ -1,4 +1,4 @@
-"""`lc-triton inspect`: what it says of kernels for GPUs that need not be here."""
+"""`lc-triton inspect` for GPUs that are not present."""
 
 import json
 
@@ -33,7 +33,7 @@ KEYS = {
 @pytest.mark.compile
 @pytest.mark.slow
 @pytest.mark.parametrize(("device", "arch"), [("h200", "sm_90"), ("mi300x", "gfx942")])
-def test_json_is_one_array_and_nothing_else(device, arch, capsys):
+def test_json_output_is_one_array(device, arch, capsys):
     assert cli.main(["inspect", "--workload", "lrlc_l2", "--batch", "512", "--device", device, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [r["face"] for r in rows] == list(PASSES)
@@ -68,7 +68,7 @@ def test_weight_gradients_that_update_the_weight(capsys):
 
 @pytest.mark.compile
 @pytest.mark.slow
-def test_text_for_people(capsys):
+def test_text_output(capsys):
     assert cli.main(["inspect", "--workload", "deepface_l4", "--batch", "32", "--face", "forward"]) == 0
     out = capsys.readouterr().out
     assert "deepface_l4, batch 32, bfloat16, forward on sm_90\n" in out
@@ -77,7 +77,7 @@ def test_text_for_people(capsys):
     assert out.count("  next ") == 3
 
 
-def test_occupancy_is_bound_by_the_scarcest():
+def test_occupancy_is_limited_by_the_scarcest_resource():
     h100 = by_name("h100")
     assert h100.occupancy(32, 1000, 4) == 1.0
     assert h100.occupancy(255, 1000, 8) == 8 / 64  # 65,536 registers hold one program of 8 warps

@@ -1,8 +1,8 @@
-"""Everything that tests/gpu launches, driven through Triton's JIT to its first IR.
+"""Everything that tests/gpu launches, compiled by Triton's JIT up to its first IR.
 
-The interpreter, and builds for given arguments, do not see what the JIT makes of arguments: integers of value 1 become
-constants, None and tuples take other paths. The JIT compiles here up to the IR that Triton's front end makes, which
-takes a twentieth of a whole compilation.
+The interpreter and builds do not show how the JIT specialises arguments: integers of value 1 become constants, and None
+and tuples are handled apart. The JIT here compiles up to the IR of Triton's front end, which takes a twentieth of a
+full compilation.
 """
 
 from dataclasses import replace
@@ -10,8 +10,6 @@ from dataclasses import replace
 import pytest
 import torch
 import triton.compiler
-from triton._C.libtriton import ir
-from triton.compiler.compiler import make_backend
 
 from lc_triton.ahead.session import collecting
 from lc_triton.core.activations import FUSED_NAMES
@@ -38,6 +36,7 @@ from lc_triton.tiles.device import by_name
 from tests import cases
 from tests.cases import CASES, tensors
 from tests.gpu.compile import calls
+from tests.machine.first_ir import compile_to_first_ir
 from tests.shared_cases import SHARED
 
 pytestmark = pytest.mark.compile
@@ -65,8 +64,8 @@ ALL = [
 ]
 
 
-class Unfinished:
-    """What takes the place of a compiled kernel: it does nothing."""
+class NoKernel:
+    """A stand-in for a compiled kernel, which does nothing."""
 
     function = packed_metadata = None
 
@@ -78,83 +77,77 @@ class Unfinished:
 
 
 def stop_at_first_ir(monkeypatch):
-    """Make Triton's compilation end there; return the list to which it adds the kernels' names."""
+    """End Triton's compilation after the first IR; return a list to which it appends the names of the kernels."""
     names = []
 
     def to_first_ir(source, target=None, options=None, **_):
-        backend = make_backend(target)
-        parsed = backend.parse_options(dict(options))
-        context = ir.context()
-        ir.load_dialects(context)
-        backend.load_dialects(context)
-        functions, modules = backend.get_codegen_implementation(parsed), backend.get_module_map()
-        source.make_ir(target, parsed, functions, modules, context)
+        compile_to_first_ir(source, target, options)
         names.append(source.fn.__name__)
-        return Unfinished()
+        return NoKernel()
 
     monkeypatch.setattr(triton.compiler, "compile", to_first_ir)
     for kernel in ALL:
-        monkeypatch.setattr(kernel, "compile", to_first_ir, raising=False)  # where the JIT keeps it
+        monkeypatch.setattr(kernel, "compile", to_first_ir, raising=False)  # the JIT caches the function here
     return names
 
 
 @pytest.fixture
-def made(monkeypatch):
-    """The kernels whose IR was made, by name; within the test, CPU tensors go to them."""
+def kernel_names(monkeypatch):
+    """The names of the kernels whose IR was made; the test runs CPU tensors by the Triton backend."""
     names = stop_at_first_ir(monkeypatch)
     monkeypatch.setattr(run, "resolve", lambda device_type: "triton")
     with absent_gpu() as gpu:
-        gpu.get_current_device = lambda: f"stops at the IR of {id(names)}"  # whose kernels the JIT keeps apart
+        gpu.get_current_device = lambda: f"stops at the IR of {id(names)}"  # the JIT caches kernels by this value
         yield names
 
 
-def drive(some, batch, dtype, weight_dtype=None, **arguments):
-    for case in some:
+def run_cases(selected, batch, dtype, weight_dtype=None, **arguments):
+    for case in selected:
         case = replace(case, batch=batch)
         cases.run(case, tensors(case, dtype, weight_dtype=weight_dtype), **arguments)
 
 
 @pytest.mark.slow
-def test_a_few_cases(made):
-    drive([case for case in CASES if case.name in ("2d_groups", "1d_one")], 1, torch.float32)
-    assert set(made) >= {"forward_kernel", "input_grad_kernel", "weight_grad_kernel"}
+def test_a_few_cases(kernel_names):
+    run_cases([case for case in CASES if case.name in ("2d_groups", "1d_one")], 1, torch.float32)
+    assert set(kernel_names) >= {"forward_kernel", "input_grad_kernel", "weight_grad_kernel"}
 
 
-def test_shared_filters(made):
-    drive([case for case in SHARED if case.name == "1d_tile"], 1, torch.float32)
-    assert set(made) >= {"forward_kernel", "shared_weight_grad_kernel"}
-    assert "weight_grad_kernel" not in made
+def test_shared_filters(kernel_names):
+    run_cases([case for case in SHARED if case.name == "1d_tile"], 1, torch.float32)
+    assert set(kernel_names) >= {"forward_kernel", "shared_weight_grad_kernel"}
+    assert "weight_grad_kernel" not in kernel_names
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
-def test_all_shared_filters(made, dtype):
+def test_all_shared_filters(kernel_names, dtype):
     for batch in (1, 2, 33):
-        drive(SHARED, batch, dtype)
-    assert len(made) > 3 * len(SHARED)
+        run_cases(SHARED, batch, dtype)
+    assert len(kernel_names) > 3 * len(SHARED)
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("batch", [1, 2, 33, 256])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
-def test_all_cases(made, batch, dtype):
-    drive(CASES, batch, dtype)
-    assert len(made) > 2 * len(CASES)
+def test_all_cases(kernel_names, batch, dtype):
+    run_cases(CASES, batch, dtype)
+    assert len(kernel_names) > 2 * len(CASES)
 
 
 @pytest.mark.nightly
-def test_float32_weights(made):
-    drive(CASES[:12], 16, torch.bfloat16, torch.float32)
-    assert len(made) > 20
+def test_float32_weights(kernel_names):
+    run_cases(CASES[:12], 16, torch.bfloat16, torch.float32)
+    assert len(kernel_names) > 20
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_activations(made, dtype):
+def test_activations(kernel_names, dtype):
     layer = [case for case in CASES if case.name == "2d"]
     for name in FUSED_NAMES:
-        drive(layer, 32, dtype, activation=("gelu", "tanh") if name == "gelu_tanh" else name)
-    assert len(made) > len(FUSED_NAMES)
+        run_cases(layer, 32, dtype, activation=("gelu", "tanh") if name == "gelu_tanh" else name)
+    assert len(kernel_names) > len(FUSED_NAMES)
 
 
 @pytest.mark.nightly

@@ -1,4 +1,4 @@
-"""Launches after the first go straight to what Triton compiled, and give the driver just what Triton would."""
+"""Launches after the first call the compiled kernel directly, with the arguments that Triton would pass."""
 
 import pytest
 import torch
@@ -18,11 +18,11 @@ from lc_triton.ops import run
 from lc_triton.tiles.config import TileConfig
 
 SMALL = Geometry.make((6, 6), 8, 16, 3)
-FEW_POSITIONS = Geometry.make((4, 4), 512, 256, 3, padding=1)  # its forward is split
+FEW_POSITIONS = Geometry.make((4, 4), 512, 256, 3, padding=1)  # the k-loop of its forward is split
 
 
 def tensors(geo, batch=32, dtype=torch.float16):
-    """x, weight, bias, y and g: memory that nobody reads."""
+    """x, weight, bias, y and g, uninitialised."""
     shapes = [(batch, *geo.in_spatial, geo.in_channels), geo.weight_shape, geo.bias_shape]
     shapes += [(batch, *geo.out_spatial, geo.out_channels)] * 2
     return [torch.empty(shape, dtype=dtype) for shape in shapes]
@@ -31,8 +31,10 @@ def tensors(geo, batch=32, dtype=torch.float16):
 def forward(geo, bias, z):
     problem = Problem(geo, Activation("relu"), backend="triton")
     x, weight, position_bias, y, g = tensors(geo)
-    given = {"none": None, "channel": position_bias.flatten()[: geo.out_channels], "position": position_bias}[bias]
-    return problem, lambda: launch.forward(x, weight, given, y, g if z else None, problem)
+    passed_bias = {"none": None, "channel": position_bias.flatten()[: geo.out_channels], "position": position_bias}[
+        bias
+    ]
+    return problem, lambda: launch.forward(x, weight, passed_bias, y, g if z else None, problem)
 
 
 def input_grad(geo):
@@ -44,8 +46,8 @@ def input_grad(geo):
 def weight_grad(geo, with_bias, fused):
     problem = Problem(geo, Activation("relu"), backend="triton")
     x, dw, db, y, g = tensors(geo)
-    behind = {"saved": y, "dz": torch.empty_like(g)} if fused else {}
-    return problem, lambda: launch.weight_grad(x, g, dw, db if with_bias else None, problem, **behind)
+    activation_args = {"saved": y, "dz": torch.empty_like(g)} if fused else {}
+    return problem, lambda: launch.weight_grad(x, g, dw, db if with_bias else None, problem, **activation_args)
 
 
 CALLS = {
@@ -60,19 +62,19 @@ CALLS = {
 
 @pytest.mark.compile
 @pytest.mark.parametrize("name", CALLS)
-def test_the_driver_gets_what_triton_would_give_it(name, monkeypatch):
+def test_the_driver_receives_the_arguments_of_triton(name, monkeypatch):
     _, call = CALLS[name]()
-    by_triton = []
+    triton_launches = []
 
-    def through_triton(launches, kernel, grid, config, tensors, constants, device):
+    def launch_by_triton(launches, kernel, grid, config, tensors, constants, device):
         options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-        return lambda *tensors: by_triton.append(kernel[(grid,)](*tensors, *constants, **options))
+        return lambda *tensors: triton_launches.append(kernel[(grid,)](*tensors, *constants, **options))
 
     with absent_gpu() as gpu:
         with monkeypatch.context() as patch:
-            patch.setattr(passes, "prepare", through_triton)
+            patch.setattr(passes, "prepare", launch_by_triton)
             call()
-        assert len(by_triton) == (2 if "two" in name else 1)
+        assert len(triton_launches) == (2 if "two" in name else 1)
         expected, gpu.launches = gpu.launches, []
         call()
         call()
@@ -80,11 +82,12 @@ def test_the_driver_gets_what_triton_would_give_it(name, monkeypatch):
         assert first.grid == second.grid
         assert first.binary == second.binary
         for a, b in zip(first.args, second.args, strict=True):
-            assert (a is b or a.shape == b.shape) if isinstance(a, torch.Tensor) else a == b  # parts are made anew
+            # The parts of a split loop are new tensors.
+            assert (a is b or a.shape == b.shape) if isinstance(a, torch.Tensor) else a == b
 
 
 @pytest.mark.compile
-def test_a_bound_pass_asks_triton_for_nothing(monkeypatch):
+def test_a_bound_pass_does_not_call_triton(monkeypatch):
     problem = Problem(SMALL, backend="triton")
     x, weight, bias, y, _ = tensors(SMALL)
     with absent_gpu() as gpu:
@@ -113,7 +116,7 @@ def test_launch_hooks_see_each_launch(monkeypatch):
 
 
 @pytest.mark.compile
-def test_an_unaligned_tensor_takes_a_build_of_its_own():
+def test_an_unaligned_tensor_has_a_build_of_its_own():
     problem = Problem(SMALL, backend="triton")
     x, weight, _, y, _ = tensors(SMALL)
     unaligned = torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape)
@@ -126,7 +129,7 @@ def test_an_unaligned_tensor_takes_a_build_of_its_own():
 
 
 @pytest.mark.compile
-def test_another_pitch_or_type_takes_a_build_of_its_own():
+def test_another_pitch_or_dtype():
     problem = Problem(SMALL, backend="triton")
     x, weight, bias, y, _ = tensors(SMALL)
     crop = torch.empty(32, 6, 7, 8, dtype=x.dtype)[:, :, :6]
@@ -140,8 +143,8 @@ def test_another_pitch_or_type_takes_a_build_of_its_own():
 
 
 @pytest.mark.compile
-def test_architectures_in_one_process_are_built_and_launched_apart(monkeypatch):
-    """Triton keeps kernels by device, and a layer what it launched before."""
+def test_each_architecture_in_a_process_has_its_own_builds(monkeypatch):
+    """Triton caches kernels by device, and a layer caches its launches."""
     monkeypatch.setattr(run, "resolve", lambda device_type: "triton")
     layer, x = lc_triton.LocalConv2d(8, 16, 3, input_size=6), torch.empty(32, 8, 6, 6)
     launched = []
@@ -159,20 +162,20 @@ def test_architectures_in_one_process_are_built_and_launched_apart(monkeypatch):
         assert f".target sm_{arch}" in build("forward", problem, config, arch).asm["ptx"]
 
 
-def test_on_amd_memory_past_32_bits_takes_a_build_of_its_own(monkeypatch):
+def test_on_amd_memory_past_32_bits_has_a_launch_of_its_own(monkeypatch):
     monkeypatch.setattr(launcher, "BY_SIZE", True)
     problem = Problem(SMALL, backend="triton")
     x, weight, _, y, _ = tensors(SMALL)
-    within = torch.empty(2**30 + x.numel(), dtype=x.dtype, device="meta")[2**30 :].view(x.shape)
+    far_view = torch.empty(2**30 + x.numel(), dtype=x.dtype, device="meta")[2**30 :].view(x.shape)
     with absent_gpu():
-        for given in (x, within, x, within):
+        for given in (x, far_view, x, far_view):
             launch.forward(given, weight, None, y, None, problem)
     (plan,) = problem.launches.values()
     assert len(plan.launches) == 2
 
 
-def test_launches_of_a_tile_given_by_hand_keep_nothing():
-    """A search launches thousands of tiles: what they compile must not stay with the problem."""
+def test_launches_of_a_given_tile_are_not_cached():
+    """A search launches thousands of tiles, whose builds must not stay in the problem."""
     problem = Problem(SMALL, backend="triton")
     x, weight, _, y, _ = tensors(SMALL)
     with absent_gpu():

@@ -1,4 +1,4 @@
-"""How tensors are handed to the kernels: which are taken as they lie, and where 64-bit offsets begin."""
+"""Layouts of the tensors passed to kernels: which are copied, and which need 64-bit offsets."""
 
 import ast
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_dense_rows(view, pitch, copied):
         assert (got.data_ptr() != view.data_ptr()) is copied
 
 
-def test_where_64_bits_are_needed():
+def test_is_wide():
     def sample(*shape):
         return torch.empty(2, *shape, device="meta")
 
@@ -48,8 +48,8 @@ def test_where_64_bits_are_needed():
     assert is_wide(sample(2**12, 2**10, 2**10)[:, :: 2**12 - 1])
 
 
-def shape_given(monkeypatch, pass_name, geo, x, g):
-    """The shape that the kernel of a pass is launched with, for tensors that have no memory."""
+def launched_shape(monkeypatch, pass_name, geo, x, g):
+    """The Shape that a launch passes to the kernel of a pass, for meta tensors."""
     prepared = []
 
     def prepare(launches, kernel, grid, config, tensors, constants, device):
@@ -72,36 +72,36 @@ def shape_given(monkeypatch, pass_name, geo, x, g):
 
 ROW = 2**15
 BORDERS = {
-    # The layer where the last offset in a sample of x, or of y, is 2^31 - 1, and one that has a row more.
-    "x": lambda more: Geometry.make((ROW + more, ROW), 2, 1, 1, stride=(2**8, 2**8)),
-    "y": lambda more: Geometry.make((ROW + more,), 1, 2**16, 1),
+    # A layer whose last offset in a sample of x, or of y, is 2^31 - 1, and one with another row.
+    "x": lambda extra: Geometry.make((ROW + extra, ROW), 2, 1, 1, stride=(2**8, 2**8)),
+    "y": lambda extra: Geometry.make((ROW + extra,), 1, 2**16, 1),
 }
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
 @pytest.mark.parametrize("name", BORDERS)
-@pytest.mark.parametrize("more", [0, 1])
-def test_each_pass_goes_by_each_of_its_tensors(pass_name, name, more, monkeypatch):
-    geo = BORDERS[name](more)
+@pytest.mark.parametrize("extra", [0, 1])
+def test_each_tensor_of_a_pass_decides_on_64_bit_offsets(pass_name, name, extra, monkeypatch):
+    geo = BORDERS[name](extra)
     x = torch.empty(2, *geo.in_spatial, geo.in_channels, device="meta", dtype=torch.float16)
     g = torch.empty(2, *geo.out_spatial, geo.out_channels, device="meta", dtype=torch.float16)
     largest = x if name == "x" else g
-    assert (largest[0].numel() > 2**31) is bool(more)
-    assert shape_given(monkeypatch, pass_name, geo, x, g).wide is bool(more)
+    assert (largest[0].numel() > 2**31) is bool(extra)
+    assert launched_shape(monkeypatch, pass_name, geo, x, g).wide is bool(extra)
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
-def test_a_crop_goes_by_the_strides_of_what_it_is_cropped_from(pass_name, monkeypatch):
+def test_the_strides_of_a_crop_decide_on_64_bit_offsets(pass_name, monkeypatch):
     geo = Geometry.make((40_000, 8), 4, 4, 3)
     wide = torch.empty(2, 40_000, 2**14, 4, device="meta", dtype=torch.float16)
     g = torch.empty(2, *geo.out_spatial, 4, device="meta", dtype=torch.float16)
-    if pass_name != "input_grad":  # whose x is written, and contiguous
-        assert shape_given(monkeypatch, pass_name, geo, wide[:, :, :8], g).wide
-    assert not shape_given(monkeypatch, pass_name, geo, wide[:, :, :8].contiguous(), g).wide
+    if pass_name != "input_grad":  # an input gradient is contiguous
+        assert launched_shape(monkeypatch, pass_name, geo, wide[:, :, :8], g).wide
+    assert not launched_shape(monkeypatch, pass_name, geo, wide[:, :, :8].contiguous(), g).wide
     wide = torch.empty(2, 39_998, 2**14, 4, device="meta", dtype=torch.float16)
     x = torch.empty(2, *geo.in_spatial, 4, device="meta", dtype=torch.float16)
     if pass_name != "forward":
-        assert shape_given(monkeypatch, pass_name, geo, x, wide[:, :, :6]).wide
+        assert launched_shape(monkeypatch, pass_name, geo, x, wide[:, :, :6]).wide
 
 
 @pytest.mark.parametrize(
@@ -113,10 +113,10 @@ def test_a_crop_goes_by_the_strides_of_what_it_is_cropped_from(pass_name, monkey
         ((2**15, 2**15), False),
     ],
 )
-def test_a_layer_of_so_many_positions_is_counted_in_64_bits(spatial, wide):
+def test_the_number_of_positions_and_sites_decides_on_64_bit_offsets(spatial, wide):
     assert shape_of(Geometry.make(spatial, 1, 1, 1), False).wide is wide
     stride = (2**10,) * len(spatial)
-    assert shape_of(Geometry.make(spatial, 1, 1, 1, stride=stride), False).wide is wide  # so many sites
+    assert shape_of(Geometry.make(spatial, 1, 1, 1, stride=stride), False).wide is wide  # the same number of sites
     assert shape_of(Geometry.make((4, 4), 1, 1, 1), True).wide
 
 
@@ -125,7 +125,7 @@ def test_a_batch_past_2_to_the_31_needs_no_64_bits_inside_a_sample(monkeypatch):
     x = torch.empty(2**17, 2**10, 2**5, device="meta", dtype=torch.float16)
     assert x.numel() > 2**31
     for pass_name in PASSES:
-        assert not shape_given(monkeypatch, pass_name, geo, x, x).wide
+        assert not launched_shape(monkeypatch, pass_name, geo, x, x).wide
 
 
 def test_filters_of_a_position_past_32_bits_are_refused():
@@ -135,8 +135,8 @@ def test_filters_of_a_position_past_32_bits_are_refused():
 
 
 @pytest.mark.parametrize("name", ["forward", "input_grad", "weight_grad", "combine", "pad_channels", "common"])
-def test_no_function_of_the_kernels_is_given_a_tuple_out_of_a_tuple(name):
-    """Triton 3.6 compiles none: a tuple that is a field of another is no constant to it."""
+def test_no_kernel_function_is_passed_a_tuple_field(name):
+    """Triton 3.6 does not compile such a call: a tuple that is a field of another is no constant."""
     shape = shape_of(Geometry.make((5,), 1, 1, 3), False)
     tuples = {field for field, value in shape._asdict().items() if isinstance(value, tuple)}
     assert "inputs" in tuples

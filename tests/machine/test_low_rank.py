@@ -1,4 +1,4 @@
-"""The kernel that mixes the filters of a basis, compiled to machine code for GPUs that need not be here."""
+"""The kernel of LowRankLocalConv, compiled to machine code for GPUs that are not present."""
 
 import pytest
 import torch
@@ -8,13 +8,13 @@ from lc_triton.launch import low_rank
 from lc_triton.launch.build import machine_code
 from lc_triton.launch.ptx_scan import marks
 from lc_triton.tiles.device import DEVICES
-from tests.machine.by_rule import of_low_rank
+from tests.machine.by_rule import low_rank_kernel
 from tests.machine.in_flight import overwritten
 from tests.pairwise import pairwise
 
 pytestmark = [pytest.mark.compile, pytest.mark.slow]
 
-# Batch and layer: whole blocks, large batches, odd sizes, groups, three dimensions.
+# Batch and layer: full blocks, large batches, partial blocks, groups, three dimensions.
 LAYERS = [
     (64, Geometry.make((30, 30), 64, 64, 3)),
     (512, Geometry.make((30, 30), 64, 64, 3)),
@@ -27,9 +27,9 @@ DTYPES.append((torch.float64, "ieee"))
 
 
 def compiled(layer, dtype_and_precision, rank, arch):
-    """The kernel that a launch on tensors without memory would run, and its tile."""
+    """The kernel of a launch on meta tensors, and its tile."""
     batch, geo = layer
-    return of_low_rank(batch, geo, rank, *dtype_and_precision, arch)
+    return low_rank_kernel(batch, geo, rank, *dtype_and_precision, arch)
 
 
 ROWS = pairwise(LAYERS, DTYPES, [1, 4, 8], ["a100", "h100", "b200"])

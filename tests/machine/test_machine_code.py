@@ -1,4 +1,4 @@
-"""Every kernel compiled to machine code for GPUs that need not be here: registers, spills, memory, instructions."""
+"""Kernels compiled to machine code for GPUs that are not present: registers, spills, memory and instructions."""
 
 import json
 import re
@@ -43,7 +43,7 @@ def geometry_of(name):
     )
 
 
-def built(
+def machine_code_of(
     pass_name,
     geometry,
     batch,
@@ -55,7 +55,7 @@ def built(
     config=None,
     **kwargs,
 ):
-    """The machine code with the tile the model picks, and what must hold for every kernel there is."""
+    """The machine code with the model's tile, after checks that every kernel must pass."""
     names = (str(d).removeprefix("torch.") for d in (dtype, weight_dtype or dtype))
     config = config or choose(Task(pass_name, geometry, batch, *names, precision), device)
     problem = Problem(geometry, kwargs.pop("activation", Activation("linear")), "triton", precision)
@@ -71,8 +71,8 @@ def built(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("pass_name", PASSES)
 def test_large_batch_loads_are_128_bits_wide(pass_name, dtype, device):
-    code = built(pass_name, geometry_of("lrlc_l2"), 512, DEVICES[device], dtype)
-    if dtype == torch.float32:  # 16 deep, for registers: bound by arithmetic, and its copies may be half as wide
+    code = machine_code_of(pass_name, geometry_of("lrlc_l2"), 512, DEVICES[device], dtype)
+    if dtype == torch.float32:  # blocks of k are 16 deep to save registers, so copies may be half as wide
         assert max(code.async_bits, code.load_bits) >= 64
         return
     assert max(code.async_bits, code.load_bits) == 128
@@ -96,7 +96,7 @@ def test_large_batch_loads_are_128_bits_wide(pass_name, dtype, device):
     ],
 )
 def test_one_workload_of_each_regime(name, batch, pass_name):
-    code = built(pass_name, geometry_of(name), batch, DEVICES["h100"])
+    code = machine_code_of(pass_name, geometry_of(name), batch, DEVICES["h100"])
     if name == "deepface_l4":
         assert code.wgmma > 0
     if name in ("deepface_l4", "grouped_28"):
@@ -105,8 +105,8 @@ def test_one_workload_of_each_regime(name, batch, pass_name):
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
-def test_float32_weights_beside_16_bit_input_need_no_cast(pass_name):
-    code = built(pass_name, geometry_of("lrlc_l2"), 64, DEVICES["h100"], weight_dtype=torch.float32)
+def test_float32_weights_with_16_bit_inputs_use_wgmma(pass_name):
+    code = machine_code_of(pass_name, geometry_of("lrlc_l2"), 64, DEVICES["h100"], weight_dtype=torch.float32)
     assert code.wgmma > 0
     assert code.narrow_copies == 0
 
@@ -114,13 +114,16 @@ def test_float32_weights_beside_16_bit_input_need_no_cast(pass_name):
 @pytest.mark.parametrize("pass_name", PASSES)
 @pytest.mark.parametrize(("dtype", "precision"), [(torch.float32, "tf32"), (torch.float64, "ieee")], ids=str)
 def test_other_precisions(pass_name, dtype, precision):
-    assert built(pass_name, geometry_of("lrlc_l2"), 64, DEVICES["h100"], dtype, precision=precision).registers > 0
+    assert (
+        machine_code_of(pass_name, geometry_of("lrlc_l2"), 64, DEVICES["h100"], dtype, precision=precision).registers
+        > 0
+    )
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
 def test_swapped_operands_reach_wgmma_at_batch_16(pass_name):
     config = TileConfig(1, 1, 64, 16, 64, swap=True, num_stages=4)
-    code = built(pass_name, geometry_of("lrlc_l2"), 16, DEVICES["h100"], config=config)
+    code = machine_code_of(pass_name, geometry_of("lrlc_l2"), 16, DEVICES["h100"], config=config)
     assert code.wgmma > 0 or pass_name == "weight_grad"
     assert code.narrow_copies == 0
 
@@ -136,7 +139,7 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES)
 def test_other_shapes(shape, pass_name):
     spatial, channels, filters, kernel, kwargs = SHAPES[shape]
-    code = built(pass_name, Geometry.make(spatial, channels, filters, kernel, **kwargs), 64, DEVICES["h100"])
+    code = machine_code_of(pass_name, Geometry.make(spatial, channels, filters, kernel, **kwargs), 64, DEVICES["h100"])
     assert code.narrow_copies == 0
 
 
@@ -147,7 +150,7 @@ def test_every_epilogue(name):
     act = parse_activation(name)
     config = TileConfig(1, 1, 64, 64, 64)
     kwargs = {"config": config, "activation": act, "bias": "channel", "store_z": act.saves == "z"}
-    assert built("forward", geometry_of("lrlc_l2"), 64, DEVICES["h100"], **kwargs).wgmma > 0
+    assert machine_code_of("forward", geometry_of("lrlc_l2"), 64, DEVICES["h100"], **kwargs).wgmma > 0
 
 
 @pytest.mark.parametrize("device", ["h100", "b200"])
@@ -156,21 +159,22 @@ def test_tensor_descriptors_move_boxes(pass_name, device):
     config = TileConfig(1, 1, 64, 64, 64, descriptor=True)
     task = Task(pass_name, geometry_of("lrlc_l2"), 64, "bfloat16", "bfloat16")
     assert descriptor_fits(task, DEVICES[device], config)
-    code = built(pass_name, task.geometry, 64, DEVICES[device], config=config)
+    code = machine_code_of(pass_name, task.geometry, 64, DEVICES[device], config=config)
     assert code.boxes > 0
     assert code.weight_bits == 128
     assert code.wgmma > 0 or device == "b200"
 
 
 @pytest.mark.parametrize("device", ["a100", "h100", "b200"])
-def test_sites_with_padded_channels_are_copied_whole(device):
+def test_sites_with_padded_channels_are_copied_asynchronously(device):
     layer, dtype = geometry_of("s_local"), torch.bfloat16
-    raw = choose(Task("forward", layer, 64, "bfloat16", "bfloat16"), DEVICES[device])
+    without_padding = choose(Task("forward", layer, 64, "bfloat16", "bfloat16"), DEVICES[device])
     padded = choose(Task("forward", layer, 512, "bfloat16", "bfloat16"), DEVICES[device])
-    assert not raw.pad_channels
+    assert not without_padding.pad_channels
     assert padded.pad_channels
-    assert built("forward", layer, 64, DEVICES[device], dtype, config=raw).narrow_copies == 0  # number by number
-    code = built("forward", layer, 512, DEVICES[device], dtype, config=padded)
+    # Numbers are loaded one by one.
+    assert machine_code_of("forward", layer, 64, DEVICES[device], dtype, config=without_padding).narrow_copies == 0
+    code = machine_code_of("forward", layer, 512, DEVICES[device], dtype, config=padded)
     assert code.narrow_copies > 0
     assert code.spills == 0
 
@@ -179,17 +183,17 @@ def test_sites_with_padded_channels_are_copied_whole(device):
 @pytest.mark.parametrize("pass_name", PASSES)
 def test_a_split_loop(pass_name, device):
     config = choose(Task(pass_name, geometry_of("lrlc_l2"), 512, "bfloat16", "bfloat16"), DEVICES[device])
-    whole = built(pass_name, geometry_of("lrlc_l2"), 512, DEVICES[device], config=config)
-    split = built(pass_name, geometry_of("lrlc_l2"), 512, DEVICES[device], config=replace(config, split=2))
-    assert split.wgmma == whole.wgmma
-    assert max(split.async_bits, split.load_bits) == max(whole.async_bits, whole.load_bits) == 128
-    assert split.weight_bits == whole.weight_bits or pass_name == "weight_grad"  # which stores parts in float32
+    unsplit = machine_code_of(pass_name, geometry_of("lrlc_l2"), 512, DEVICES[device], config=config)
+    split = machine_code_of(pass_name, geometry_of("lrlc_l2"), 512, DEVICES[device], config=replace(config, split=2))
+    assert split.wgmma == unsplit.wgmma
+    assert max(split.async_bits, split.load_bits) == max(unsplit.async_bits, unsplit.load_bits) == 128
+    assert split.weight_bits == unsplit.weight_bits or pass_name == "weight_grad"  # it stores the parts in float32
 
 
 @pytest.mark.compile
 @pytest.mark.parametrize("pass_name", PASSES)
 @pytest.mark.parametrize("config", [TileConfig(1, 2, 16, 16, 16), TileConfig(1, 2, 16, 4, 16, dot=False)])
-def test_the_weights_accesses_are_found_by_their_addresses(config, pass_name):
+def test_weight_accesses_are_found_in_the_machine_code(config, pass_name):
     compiled = build(pass_name, Problem(SMALL, backend="triton"), config, 90)
     ((file, line),) = weight_lines(pass_name, compiled.asm["ttir"])
     assert file in (f"{pass_name}.py", "weight_block.py")
@@ -200,7 +204,7 @@ def test_the_weights_accesses_are_found_by_their_addresses(config, pass_name):
 
 
 @pytest.mark.parametrize("name", ["linear", "gelu"])
-def test_the_second_pass(name):
+def test_the_combine_kernel(name):
     problem = Problem(geometry_of("lrlc_l2"), Activation(name), "triton")
     for device in DEVICE_NAMES:
         code = machine_code("forward", build_combine(problem, 8, DEVICES[device].arch))
@@ -209,10 +213,10 @@ def test_the_second_pass(name):
 
 @pytest.mark.parametrize("device", ["h100", *(pytest.param(name, **NIGHTLY) for name in ("a100", "b200"))])
 @pytest.mark.parametrize("pass_name", PASSES)
-def test_float32_arithmetic_flushes_no_subnormal_number(pass_name, device):
+def test_float32_arithmetic_does_not_flush_subnormals(pass_name, device):
     for dot in (True, False):
         config = TileConfig(1, 1, 16, 16, 16) if dot else TileConfig(1, 1, 16, 4, 16, dot=False)
-        for activation in ("linear", "tanh"):  # erf, in gelu, is libdevice's, whose own steps flush
+        for activation in ("linear", "tanh"):  # gelu's erf is libdevice's, which flushes in its own steps
             problem = Problem(SMALL, Activation(activation), "triton", "ieee")
             ptx = build(pass_name, problem, config, DEVICES[device].arch, dtype=torch.float32).asm["ptx"]
             assert re.search(r"\bfma\.rn\.f32", ptx)
@@ -236,7 +240,7 @@ def test_kernels_with_64_bit_offsets_compile(config, pass_name, device):
     for dtype in (torch.bfloat16, torch.float32):
         if pass_name == "weight_grad" and config.descriptor:
             config = replace(config, split=1)
-        code = built(pass_name, SMALL, 32, DEVICES[device], dtype, config=config, wide=True)
+        code = machine_code_of(pass_name, SMALL, 32, DEVICES[device], dtype, config=config, wide=True)
         assert (code.boxes > 0) is config.descriptor
 
 
@@ -255,6 +259,6 @@ EIGHT_BITS = [
 def test_weights_of_8_bits_are_loaded_wide_and_multiplied_by_matrix_instructions(pass_name, device, kind, dtype):
     precision = "tf32" if dtype == torch.float32 else "ieee"
     given = {"weight_dtype": getattr(torch, kind), "bias": "none", "precision": precision}
-    code = built(pass_name, geometry_of("lrlc_l2"), 32, DEVICES[device], dtype, **given)
+    code = machine_code_of(pass_name, geometry_of("lrlc_l2"), 32, DEVICES[device], dtype, **given)
     assert code.mma + code.wgmma > 0
     assert code.weight_bits >= 64

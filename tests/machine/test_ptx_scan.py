@@ -1,4 +1,4 @@
-"""Kernels that Triton compiles wrongly: the marks in their PTX, and that none of ours bears one or could."""
+"""The scan of PTX for marks of known miscompilations, and kernels of this library, which have none."""
 
 import logging
 import re
@@ -24,7 +24,7 @@ from lc_triton.tiles.device import of_gpu
 from lc_triton.tiles.task import Task
 from tests.machine.gate import Row, faults, reviewed
 
-# What Triton 3.7.1 made of an index that is k * 64 | (t >> 5 & 7) | 8, beside k * 64, which the upper half is not.
+# The wrong code of Triton 3.7.1 for an index k * 64 | (t >> 5 & 7) | 8: it divides the upper half of the 32 bits.
 WRONG_HALF = """
     ld.param.b32 %r2, [f_param_1];
     mov.u32 %r1, %tid.x;
@@ -35,7 +35,7 @@ WRONG_HALF = """
     mov.b32 {%rs9, %rs10}, %r8;
     mul.hi.u16 %rs11, %rs10, -21845;
 """
-# Two numbers of 16 bits, as loads, packed moves and bf16 arithmetic make them.
+# Correct pairs of 16-bit numbers, from loads, packed moves and bf16 arithmetic.
 PAIRS = """
     ld.global.b32 %r1, [%rd1];
     mov.b32 {%rs1, %rs2}, %r1;
@@ -52,7 +52,7 @@ TWO_ADDITIONS = """
     add.s16x2 %r142, %r140, %r141;
     add.s16x2 %r286, %r285, %r141;
 """
-LOOKS = {
+PTX_SNIPPETS = {
     "wrong half": (WRONG_HALF, ["mov.b32 {%rs9, %rs10}, %r8"]),
     "pairs": (PAIRS, []),
     "two additions": (TWO_ADDITIONS, ["add.s16x2 %r286, %r285, %r141"]),
@@ -62,30 +62,30 @@ LOOKS = {
 }
 
 
-@pytest.mark.parametrize("name", LOOKS)
+@pytest.mark.parametrize("name", PTX_SNIPPETS)
 def test_marks(name):
-    ptx, expected = LOOKS[name]
+    ptx, expected = PTX_SNIPPETS[name]
     assert marks(ptx) == expected
-    assert marks(ptx.replace("    ", "\t").replace(" {", " \t{")) == expected  # as LLVM spaces it
+    assert marks(ptx.replace("    ", "\t").replace(" {", " \t{")) == expected  # with LLVM's whitespace
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
-def test_the_ir_of_the_report_bears_the_mark_where_llvm_has_the_fault(arch):
+def test_the_ir_of_the_report_has_a_mark_if_llvm_has_the_fault(arch):
     llvm.init_targets()
     report = Path(__file__).parents[2] / "docs/dev/nvptx-16-bit-index.md"
     ir = report.read_text().split("```llvm\n")[1].split("```")[0]
-    given = (ir, "nvptx64-nvidia-cuda", arch, "+ptx83", [], True, False)
+    args = (ir, "nvptx64-nvidia-cuda", arch, "+ptx83", [], True, False)
     try:
-        ptx = llvm.translate_to_asm(*given)
-    except TypeError:  # later versions take one flag more
-        ptx = llvm.translate_to_asm(*given, False)
+        ptx = llvm.translate_to_asm(*args)
+    except TypeError:  # later versions take another flag
+        ptx = llvm.translate_to_asm(*args, False)
     assert "mul.hi.u16" in ptx
     assert len(marks(ptx)) == (1 if triton.__version__.startswith("3.7.") else 0)
 
 
 MIXED = {"dtype": torch.bfloat16, "weight_dtype": torch.float32}
-# Layers and tiles whose index arithmetic LLVM narrowed to blocks of 16 bits before; the first two bore a mark, the
-# first one for sm_90 and the second for sm_80.
+# Layers and tiles whose index arithmetic LLVM may narrow to 16 bits; the first two then have a mark, the first one on
+# sm_90 and the second on sm_80.
 NARROWED = {
     "24 channels": ("weight_grad", Geometry.make((8, 8), 24, 64, 5, padding=2), 90, (1, 2, 64, 128, 128, 8, 3)),
     "72 channels": ("weight_grad", Geometry.make((14, 14), 72, 64, 5), 80, (1, 2, 64, 128, 128, 8, 2)),
@@ -103,7 +103,7 @@ def test_no_index_is_narrowed_to_16_bits(name):
     config = TileConfig(rows, cols, *blocks, num_warps=warps, num_stages=stages)
     asm = build(pass_name, Problem(geometry, backend="triton"), config, arch, **MIXED).asm
     assert marks(asm["ptx"]) == []
-    assert narrowed(asm["llir"]) == []
+    assert narrow_operations(asm["llir"]) == []
 
 
 @pytest.mark.compile
@@ -111,17 +111,19 @@ def test_no_index_is_narrowed_to_16_bits(name):
 def test_no_index_is_narrowed_without_dot(pass_name):
     geometry = Geometry.make((8, 8), 35, 35, 3, groups=5, stride=3)
     config = TileConfig(2, 2, 16, 1, 16, dot=False, num_warps=1)
-    assert narrowed(build(pass_name, Problem(geometry, backend="triton"), config, 90, **MIXED).asm["llir"]) == []
+    assert (
+        narrow_operations(build(pass_name, Problem(geometry, backend="triton"), config, 90, **MIXED).asm["llir"]) == []
+    )
 
 
 @pytest.mark.compile
 def test_no_index_is_narrowed_in_the_second_pass():
     problem = Problem(Geometry.make((8, 8), 36, 36, 3), backend="triton")
-    assert narrowed(build_combine(problem, 4, 90, bias="channel").asm["llir"]) == []
+    assert narrow_operations(build_combine(problem, 4, 90, bias="channel").asm["llir"]) == []
 
 
-def narrowed(llir):
-    """Divisions in 16 bits or fewer, and what makes blocks of such integers of indices."""
+def narrow_operations(llir):
+    """Divisions in 16 bits or fewer, and truncations of blocks of indices to such integers."""
     division = r"[us](?:div|rem) (?:<\d+ x )?i(?:16|8)\b.*"
     truncation = r"trunc (?:n[us]w )*<\d+ x i(?:32|64)> .* to <\d+ x i(?:16|8)>.*"
     return re.findall(f"{division}|{truncation}", llir)
@@ -131,7 +133,7 @@ LAYER = Geometry.make((6, 6), 8, 16, 3)
 
 
 def calls():
-    """What a launch of each pass is given, at batch 32, and its task."""
+    """A problem, and a function that launches each pass at batch 32 with a given tile."""
     problem = Problem(LAYER, backend="triton")
     x, g = torch.empty(32, 6, 6, 8, dtype=torch.float16), torch.empty(32, 4, 4, 16, dtype=torch.float16)
     weight = torch.empty(LAYER.weight_shape, dtype=torch.float16)
@@ -143,24 +145,24 @@ def calls():
 
 
 @pytest.fixture
-def bearing_marks(monkeypatch):
-    """Let the first so many kernels that are scanned bear a mark."""
-    left = [0]
+def marked_kernels(monkeypatch):
+    """Make the scan find a mark in a number of kernels, which the test sets."""
+    remaining = [0]
 
     def found(ptx):
-        left[0] -= 1
-        return ["mov.b32 {%rs1, %rs2}, %r1"] if left[0] >= 0 else []
+        remaining[0] -= 1
+        return ["mov.b32 {%rs1, %rs2}, %r1"] if remaining[0] >= 0 else []
 
     monkeypatch.setattr(launcher, "marks", found)
     monkeypatch.setattr(launcher, "_sound", set())
-    return left
+    return remaining
 
 
 @pytest.mark.compile
 @pytest.mark.slow
 @pytest.mark.parametrize("pass_name", ["forward", "input_grad", "weight_grad"])
-def test_a_launch_takes_the_next_tile_and_says_so_once(pass_name, bearing_marks, caplog):
-    bearing_marks[0] = 2
+def test_a_launch_uses_the_next_tile_and_warns_once(pass_name, marked_kernels, caplog):
+    marked_kernels[0] = 2
     problem, call = calls()
     ranked = [c for _, c in model.ranked(Task(pass_name, LAYER, 32, "float16", "float16"), of_gpu(0))]
     with absent_gpu() as gpu, caplog.at_level(logging.WARNING, "lc_triton.dispatch"):
@@ -169,7 +171,7 @@ def test_a_launch_takes_the_next_tile_and_says_so_once(pass_name, bearing_marks,
     (plan,) = problem.launches.values()
     assert plan.refused == tuple(ranked[:2])
     assert plan.config == ranked[2]
-    assert len(gpu.launches) == 2  # what bears a mark is not launched
+    assert len(gpu.launches) == 2  # a kernel with a mark is not launched
     first, second = (record.getMessage() for record in caplog.records)
     assert f"{pass_name}_kernel wrongly for {ranked[0]}" in first
     assert f"{ranked[1]} is launched instead" in first
@@ -178,18 +180,18 @@ def test_a_launch_takes_the_next_tile_and_says_so_once(pass_name, bearing_marks,
 
 @pytest.mark.compile
 @pytest.mark.slow
-def test_no_sound_tile_is_an_error_that_says_what_to_do(bearing_marks):
-    bearing_marks[0] = 10**6
+def test_an_error_if_no_tile_is_sound(marked_kernels):
+    marked_kernels[0] = 10**6
     _, call = calls()
     with absent_gpu() as gpu, pytest.raises(MiscompiledError, match=r"install another Triton.*backend\(\"cpu\"\)"):
         call["forward"]()
     assert gpu.launches == []
-    assert -bearing_marks[0] + 10**6 == plan.MOST_TRIED + 1
+    assert -marked_kernels[0] + 10**6 == plan.MOST_TRIED + 1
 
 
 @pytest.mark.compile
-def test_a_tile_given_by_hand_is_refused(bearing_marks):
-    bearing_marks[0] = 1
+def test_a_given_tile_with_a_mark_is_refused(marked_kernels):
+    marked_kernels[0] = 1
     problem, call = calls()
     config = TileConfig(1, 1, 16, 16, 16)
     with absent_gpu() as gpu:
@@ -213,9 +215,9 @@ def test_each_kernel_is_scanned_once(monkeypatch):
     assert ".entry forward_kernel" in scanned[0]
 
 
-def test_the_gate_refuses_a_mark():
+def test_the_gate_refuses_marks():
     row = Row("lrlc_l2", 512, "bfloat16", "forward", "h100")
-    good = reviewed()[str(row)]
-    assert good["marks"] == 0
-    assert not faults(row, good, good)
-    assert faults(row, good | {"marks": 1}, good)
+    figures = reviewed()[str(row)]
+    assert figures["marks"] == 0
+    assert not faults(row, figures, figures)
+    assert faults(row, figures | {"marks": 1}, figures)

@@ -1,9 +1,7 @@
-"""Integers as Triton's JIT hands them to the kernels: it makes a constant of 1, and 64 bits of what 32 do not hold."""
+"""Integer arguments under Triton's JIT, which turns 1 into a constant, and large values into 64-bit integers."""
 
 import pytest
 import torch
-from triton._C.libtriton import ir
-from triton.compiler.compiler import make_backend
 
 from lc_triton import launch
 from lc_triton.core.geometry import Geometry
@@ -17,6 +15,7 @@ from lc_triton.launch.absent import compile_call
 from lc_triton.launch.build import call_args, combine_call_args
 from lc_triton.launch.plan import KERNELS, kernel_of
 from lc_triton.tiles.config import TileConfig
+from tests.machine.first_ir import compile_to_first_ir
 
 pytestmark = pytest.mark.compile
 
@@ -34,29 +33,19 @@ TILES = {
     "reduced": TileConfig(1, 2, 16, 4, 16, dot=False),
     "boxes": TileConfig(1, 1, 16, 16, 16, descriptor=True),
 }
-# A constant, one that 16 divides, one that it does not, and one that takes 64 bits.
+# A value that becomes a constant, two that 16 divides, one that it does not, and one of 64 bits.
 VALUES = (1, 0, 16, 3, 2**31)
 
 
-def first_ir(src, target=None, options=None, _env_vars=None):
-    """What Triton calls to compile, up to its first IR: 0.02 s instead of 1."""
-    backend = make_backend(target)
-    parsed = backend.parse_options(dict(options))
-    context = ir.context()
-    ir.load_dialects(context)
-    backend.load_dialects(context)
-    src.make_ir(target, parsed, backend.get_codegen_implementation(parsed), backend.get_module_map(), context)
-
-
 @pytest.fixture(autouse=True)
-def only_the_first_ir(monkeypatch):
+def stop_at_first_ir(monkeypatch):
     import triton.compiler
 
     kernels = [*KERNELS.values(), shared_weight_grad_kernel, combine_kernel, pad_channels_kernel]
-    monkeypatch.setattr(triton.compiler, "compile", first_ir)
+    monkeypatch.setattr(triton.compiler, "compile", compile_to_first_ir)
     for kernel in kernels:
         monkeypatch.setattr(kernel, "device_caches", type(kernel.device_caches)(kernel.create_binder))
-    before = [vars(kernel).get("compile") for kernel in kernels]  # a kernel keeps the function that compiles it
+    before = [vars(kernel).get("compile") for kernel in kernels]  # a kernel caches the function that compiles it
     yield
     for kernel, compiler in zip(kernels, before, strict=True):
         if compiler is not None:
@@ -77,7 +66,7 @@ def arguments(kernel, layer, tile):
 
 
 def integers(kernel, args):
-    """Where the integers are that are not constants by declaration: (argument, place in a tuple or None)."""
+    """The positions of integers that are not declared constant: (argument, index in a tuple or None)."""
     for i, (parameter, arg) in enumerate(zip(kernel.params, args, strict=True)):
         if parameter.is_constexpr:
             continue
@@ -87,14 +76,14 @@ def integers(kernel, args):
             yield from ((i, j) for j in range(len(arg)))
 
 
-def replaced(args, places, value):
+def with_value(args, positions, value):
     changed = list(args)
-    for i, j in places:
+    for i, j in positions:
         changed[i] = value if j is None else (*changed[i][:j], value, *changed[i][j + 1 :])
     return changed
 
 
-# Boxes are for layers without groups, as `limits.descriptor_fits` has it.
+# Descriptors are for layers without groups: `limits.descriptor_fits`.
 CALLS = [(k, t, layer) for k in KERNELS for t in TILES for layer in LAYERS if (t, layer) != ("boxes", "3d")]
 
 
@@ -104,13 +93,13 @@ CALLS = [(k, t, layer) for k in KERNELS for t in TILES for layer in LAYERS if (t
 )
 def test_integers_may_have_every_value(kernel, tile, layer):
     function, args = arguments(kernel, layer, tile)
-    places = list(integers(function, args))
-    assert len(places) == {"weight_grad": 9, "combine": 1, "pad_channels": 6}.get(kernel, 5)
+    positions = list(integers(function, args))
+    assert len(positions) == {"weight_grad": 9, "combine": 1, "pad_channels": 6}.get(kernel, 5)
     for value in VALUES:
-        compile_call(function, TILES[tile], 90, *replaced(args, places, value))
+        compile_call(function, TILES[tile], 90, *with_value(args, positions, value))
     if (layer, tile) == ("2d", "dot"):
-        for place in places:
-            compile_call(function, TILES[tile], 90, *replaced(args, [place], 1))
+        for place in positions:
+            compile_call(function, TILES[tile], 90, *with_value(args, [place], 1))
 
 
 @pytest.mark.slow
@@ -121,12 +110,12 @@ def test_integers_may_have_every_value(kernel, tile, layer):
 def test_integers_beside_shared_filters(pass_name, wide):
     function, config = kernel_of(pass_name, SHARED.geometry), TILES["split"]
     args = call_args(pass_name, SHARED, config, wide=wide)
-    places = list(integers(function, args))
-    assert len(places) == (9 if pass_name == "weight_grad" else 5)
+    positions = list(integers(function, args))
+    assert len(positions) == (9 if pass_name == "weight_grad" else 5)
     for value in VALUES:
-        compile_call(function, config, 90, *replaced(args, places, value))
-    for place in places:
-        compile_call(function, config, 90, *replaced(args, [place], 1))
+        compile_call(function, config, 90, *with_value(args, positions, value))
+    for place in positions:
+        compile_call(function, config, 90, *with_value(args, [place], 1))
 
 
 @pytest.mark.slow
@@ -144,5 +133,5 @@ def test_both_launches_of_a_split_loop(batch, monkeypatch):
     launch.forward(x, weight, bias, g, None, problem, split)
     launch.input_grad(g, weight, None, x, problem, split)
     launch.weight_grad(x, g, weight, bias, problem, split)
-    assert sum(kernel is combine_kernel for kernel, _ in compiled) == 4  # one for the bias gradient too
+    assert sum(kernel is combine_kernel for kernel, _ in compiled) == 4  # one of them for the bias gradient
     assert len(compiled) == 7

@@ -62,7 +62,7 @@ def test_an_update_spills_nothing_and_moves_whole_accesses(name, batch, dtype, d
 @pytest.mark.parametrize(
     ("name", "batch", "dtype", "device"),
     [
-        ("yolov1_local", 64, "bfloat16", "h100"),  # of all, the most registers
+        ("yolov1_local", 64, "bfloat16", "h100"),  # it uses the most registers
         pytest.param("deepface_l4", 32, "bfloat16", "a100", **NIGHTLY),
         pytest.param("lrlc_l2", 64, "float32", "b200", **NIGHTLY),
     ],
@@ -130,18 +130,20 @@ def test_the_second_pass_of_a_split_loop(state_dtype):
 
 
 def test_the_model_counts_what_an_update_moves():
-    """Weight, and both states, are read and written: six accesses for one."""
+    """The weight and both states are read and written: six accesses instead of one."""
     updated = task_of("deepface_l4", 32, "bfloat16")
     stored = replace(updated, update=None)
     weights = 4 * stored.geometry.weight_numel
     assert updated.least_bytes - stored.least_bytes == 5 * weights
     small = replace(updated, state_dtype="bfloat16")
-    assert updated.least_bytes - small.least_bytes == 2 * weights  # each state moves half the bytes, twice
+    # Each state moves half the bytes, in a read and a write.
+    assert updated.least_bytes - small.least_bytes == 2 * weights
     codes = replace(updated, state_dtype="int8")
-    of_blocks = 4 / 16  # deepface_l4 has 16 filters, and each of their blocks a float32 number
+    of_blocks = 4 / 16  # deepface_l4 has 16 filters, and a block of 16 has one float32 number
     assert updated.least_bytes - codes.least_bytes == weights * 4 * (4 - 1 - of_blocks) / 4
     halves = replace(updated, weight_dtype="bfloat16")
-    assert updated.least_bytes - halves.least_bytes == weights // 2  # 3 bytes of a master for 4, twice
+    # A master has 3 bytes instead of 4, in a read and a write.
+    assert updated.least_bytes - halves.least_bytes == weights // 2
     assert all(Task.from_json(task.to_json()) == task for task in (stored, updated, small, codes))
     gpu = DEVICES["h200"]
     assert ranked(updated, gpu)[0][0] > ranked(stored, gpu)[0][0]
