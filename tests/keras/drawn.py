@@ -1,7 +1,7 @@
 """Writes drawn.json: python -m tests.keras.drawn, where tf_keras is installed.
 
-What its initializers draw for kernels of each implementation, whose fans are those of the whole variable: mean,
-standard deviation and range of large kernels, one record a line.
+Each line is a record of a large kernel that an initializer of tf_keras drew for an implementation: mean, standard
+deviation and range. Fans are those of the whole variable.
 """
 
 import json
@@ -23,7 +23,7 @@ KINDS = [
 
 
 def record(cls: str, args: dict[str, object], input_shape: tuple[int, ...], name: str) -> dict[str, object]:
-    """What one initializer draws for one kernel."""
+    """Draw a kernel with an initializer, and return its record."""
     tf_keras.utils.set_random_seed(0)
     layer = getattr(tf_keras.layers, cls)(**args, kernel_initializer=name)
     layer.build((None, *input_shape))

@@ -1,8 +1,8 @@
-"""Mutated files against the readers of Keras's files: `python -m tests.keras.fuzz --cases 10000`.
+"""Reads mutated files of Keras: `python -m tests.keras.fuzz --cases 10000`.
 
 Each case is a real file with bytes changed, cut, doubled or zeroed, or a real configuration with values replaced. It
-may load or end in a LocalConvError; anything else (another exception, a crash, much time, much memory) is a failure,
-and is printed with the number that makes the case again.
+may load, or raise a LocalConvError. Other exceptions, crashes, and too much time or memory are failures; the number of
+the case is printed to repeat it.
 """
 
 import argparse
@@ -35,12 +35,12 @@ SMALL = [
     "every_layer",
     "penalised",
 ]
-# The HDF5 library runs for ever on some files; a reader must not.
+# The HDF5 library never returns on some files, so the reader has a limit of time.
 hdf5.SECONDS = 2.0
 SECONDS_A_CASE = hdf5.SECONDS + 10
-MOST_MEGABYTES = 400
+MAX_MEGABYTES = 400
 
-ODD = [
+VALUES = [
     None, True, -1, 0, 1, 3, 2**31, 10**30, -1.5, 1e308, "", "relu", "channels_first", "same", "x" * 1000, [], {}, [[]],
     [None], [1, 2, 3, 4, 5], {"class_name": "function", "config": "relu"}, {"class_name": "Policy", "config": None},
 ]  # fmt: skip
@@ -74,7 +74,7 @@ def mutated_config(r, config):
     config = copy.deepcopy(config)
     for _ in range(r.choice([1, 1, 2, 3])):
         places = [(config, "config")]
-        for holder, key in places:  # grows while it is walked
+        for holder, key in places:  # the loop appends to the list
             value = holder[key]
             if isinstance(value, dict):
                 places += [(value, k) for k in value]
@@ -92,14 +92,14 @@ def mutated_config(r, config):
             other = r.choice(places)
             holder[key] = copy.deepcopy(other[0].get(other[1]) if isinstance(other[0], dict) else other[0][other[1]])
         else:
-            holder[key] = copy.deepcopy(r.choice(ODD))
+            holder[key] = copy.deepcopy(r.choice(VALUES))
         if "config" not in config:
             config["config"] = None
     return config
 
 
 def case(number, folder):
-    """Run one case; what it raises, if anything."""
+    """Run one case, and return its exception or None."""
     r = random.Random(number)
     name = r.choice(SMALL)
     here = folder if name in GRAPHS else HERE
@@ -132,7 +132,7 @@ def main():
             archive.extractall(folder)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for number in range(options.first, options.first + options.cases):
-            print(f"\rcase {number}", end="", file=sys.stderr, flush=True)  # what is left to see after a crash
+            print(f"\rcase {number}", end="", file=sys.stderr, flush=True)  # the last output if the process crashes
             start = time.perf_counter()
             try:
                 case(number, Path(folder))
@@ -147,7 +147,7 @@ def main():
                 raise SystemExit(f"\ncase {number} took {took:.0f} s")
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     print(f"\n{loaded} loaded, {refused} refused, {grown:.0f} MB more memory at most")
-    if grown > MOST_MEGABYTES:
+    if grown > MAX_MEGABYTES:
         raise SystemExit("too much memory")
 
 

@@ -1,4 +1,4 @@
-"""Arguments of LocallyConnected1D/2D/3D as Keras takes them, what a layer prints, and what is wrong."""
+"""Keras's arguments of LocallyConnected1D/2D/3D, the text of a layer, and messages for wrong arguments."""
 
 import copy
 import json
@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import lc_triton
-from tests.keras import in_order
+from tests.keras import positional_arguments
 
 
-def test_arguments_come_in_keras_order():
-    config = lc_triton.LocallyConnected2D(*in_order.ARGUMENTS).get_config()
+def test_positional_arguments():
+    config = lc_triton.LocallyConnected2D(*positional_arguments.ARGUMENTS).get_config()
     assert config["strides"] == [2, 2]
-    in_order.check(config)
+    positional_arguments.check_configuration(config)
 
 
 def test_device_dtype_and_trainable():
@@ -37,7 +37,7 @@ def test_device_dtype_and_trainable():
     assert frozen.get_config()["trainable"] is False
 
 
-def test_what_a_layer_prints():
+def test_the_text_of_a_layer():
     layer = lc_triton.LocallyConnected2D(4, 3, (1, 2), activation="relu", kernel_regularizer="l2", use_bias=False)
     assert repr(layer) == (
         "LocallyConnected2D(4, kernel_size=(3, 3), strides=(1, 2), activation='relu', use_bias=False, "
@@ -45,7 +45,7 @@ def test_what_a_layer_prints():
     )
 
 
-KERAS_2 = {  # what the constructors of Keras 2 and of its base class take
+KERAS_2 = {  # arguments of the constructors in Keras 2, with those of the base class
     *("filters", "kernel_size", "strides", "padding", "data_format", "activation", "use_bias", "implementation"),
     *("kernel_initializer", "bias_initializer", "kernel_regularizer", "bias_regularizer", "activity_regularizer"),
     *("kernel_constraint", "bias_constraint", "name", "trainable", "dtype", "batch_input_shape", "input_dim"),
@@ -71,36 +71,36 @@ def test_the_arguments_of_every_keras_layer():
         config = layer.get_config()
         assert config["batch_input_shape"] == [None, *layer.input_shape]
         assert config.keys() <= KERAS_2
-        again = lc_triton.LocallyConnected1D.from_config(json.loads(json.dumps(config)))
-        assert repr(again) == repr(layer)
-        assert again.get_config() == config
-    waiting = lc_triton.LocallyConnected1D(4, 3, input_dim=2)
-    assert lc_triton.LocallyConnected1D.from_config(waiting.get_config()).get_config() == waiting.get_config()
+        read_back = lc_triton.LocallyConnected1D.from_config(json.loads(json.dumps(config)))
+        assert repr(read_back) == repr(layer)
+        assert read_back.get_config() == config
+    unbuilt = lc_triton.LocallyConnected1D(4, 3, input_dim=2)
+    assert lc_triton.LocallyConnected1D.from_config(unbuilt.get_config()).get_config() == unbuilt.get_config()
     with pytest.raises(lc_triton.LocalConvError, match="input_dim must be 3 for an input of shape"):
-        waiting(torch.zeros(1, 7, 3))
-    assert waiting(torch.zeros(1, 7, 2)).shape == (1, 5, 4)
+        unbuilt(torch.zeros(1, 7, 3))
+    assert unbuilt(torch.zeros(1, 7, 2)).shape == (1, 5, 4)
 
 
 @pytest.mark.parametrize("built", [True, False])
-def test_what_is_not_trainable_is_frozen_when_it_is_made(built):
+def test_trainable(built):
     x = torch.ones(1, 5, 4, 2)
     shape = {"input_shape": (5, 4, 2)} if built else {}
     layer = lc_triton.LocallyConnected2D(3, 2, trainable=False, kernel_constraint="max_norm", **shape)
     assert layer.trainable is False
-    for made in (layer, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        made(x)
-        assert [p.requires_grad for p in made.parameters()] == [False, False]
-        assert not made(x).requires_grad
-        assert made.get_config()["trainable"] is False
-        assert "trainable=False" in repr(made)
-        made.trainable = True
-        made(x).sum().backward()
-        assert all(p.grad is not None for p in made.parameters())
-        made.trainable = False
-        assert not any(p.requires_grad for p in made.parameters())
+    for copied in (layer, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        copied(x)
+        assert [p.requires_grad for p in copied.parameters()] == [False, False]
+        assert not copied(x).requires_grad
+        assert copied.get_config()["trainable"] is False
+        assert "trainable=False" in repr(copied)
+        copied.trainable = True
+        copied(x).sum().backward()
+        assert all(p.grad is not None for p in copied.parameters())
+        copied.trainable = False
+        assert not any(p.requires_grad for p in copied.parameters())
 
 
-def test_a_configuration_says_of_norms_what_keras_reads():
+def test_axes_of_norms_in_a_configuration():
     def config(implementation):
         layer = lc_triton.LocallyConnected2D(
             3, 2, kernel_constraint="max_norm", bias_constraint="unit_norm", implementation=implementation
@@ -122,7 +122,7 @@ def test_a_configuration_says_of_norms_what_keras_reads():
         (None, torch.float32),
     ],
 )
-def test_dtypes_are_given_in_many_ways(dtype, want):
+def test_dtypes(dtype, want):
     assert lc_triton.LocallyConnected1D(2, 2, dtype=dtype).weight.dtype == want
 
 
@@ -157,7 +157,7 @@ def test_wrong_arguments_of_every_keras_layer(arguments, message):
     assert message in str(caught.value)
 
 
-def test_a_length_is_for_one_dimension():
+def test_wrong_input_length_and_trainable():
     with pytest.raises(lc_triton.LocalConvError, match="input_length must be None for 2 spatial dimensions"):
         lc_triton.LocallyConnected2D(4, 3, input_length=7)
     layer = lc_triton.LocallyConnected2D(4, 3)
@@ -166,7 +166,7 @@ def test_a_length_is_for_one_dimension():
 
 
 @pytest.mark.parametrize("built", [True, False])
-def test_an_array_is_told_by_its_type(built):
+def test_an_array_is_refused_with_its_type(built):
     layer = lc_triton.LocallyConnected1D(2, 3, **({"input_shape": (5, 1)} if built else {}))
     with pytest.raises(lc_triton.LocalConvError) as caught:
         layer(np.zeros((1, 5, 1), "float32"))

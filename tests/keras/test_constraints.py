@@ -1,4 +1,4 @@
-"""Regularizers and constraints: which weights they reach, and in which layout."""
+"""Regularizers and constraints: the weights that they apply to, and their layouts."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from lc_triton.keras import constraints, regularizers
 from tests.cases import assert_close
 
 
-def test_penalties_reach_the_weights():
+def test_penalties_of_weights():
     model = nn.Sequential(
         lc_triton.LocallyConnected1D(2, 3, kernel_regularizer=regularizers.L2(0.5), input_shape=(4, 1)),
         lc_triton.LocallyConnected1D(1, 2, bias_regularizer="l1", activity_regularizer="l2"),
@@ -41,15 +41,15 @@ def test_taps_on_padding_are_neither_penalised_nor_part_of_a_norm(implementation
     taps = 2 + 3 + 3 + 2
     assert lc_triton.regularization_loss(layer).item() == taps * 5 * 2
     lc_triton.apply_constraints(layer)
-    for position, meets in ((0, slice(1, 3)), (1, slice(0, 3)), (3, slice(0, 2))):
-        norms = layer.weight.detach()[position, meets].flatten(0, 1).norm(dim=0)
+    for position, taps_inside in ((0, slice(1, 3)), (1, slice(0, 3)), (3, slice(0, 2))):
+        norms = layer.weight.detach()[position, taps_inside].flatten(0, 1).norm(dim=0)
         assert_close(norms, torch.ones(2, dtype=torch.float64), 1e-6)
 
 
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
-def test_an_axis_counts_as_in_the_layouts_of_the_implementation(data_format):
+def test_axes_are_those_of_the_layout_of_the_implementation(data_format):
     arguments = {"dtype": "float64", "data_format": data_format, "input_shape": (5, 5), "kernel_initializer": "normal"}
-    per_filter, per_input, whole = (
+    per_filter, per_input, whole_kernel = (
         lc_triton.LocallyConnected1D(2, 3, implementation=i, kernel_constraint=constraints.UnitNorm(axis), **arguments)
         for i, axis in ((2, (0, 1)), (2, (2, 3)), (3, 0))
     )
@@ -59,13 +59,13 @@ def test_an_axis_counts_as_in_the_layouts_of_the_implementation(data_format):
     per_input.constrain_()
     dense = per_input.get_weights()[0]
     assert np.allclose(np.square(dense).sum((2, 3)), 1, atol=1e-5)
-    first = whole.weight.detach().clone()
-    whole.constrain_()
-    assert_close(whole.weight, first / (1e-7 + first.norm()))
+    first = whole_kernel.weight.detach().clone()
+    whole_kernel.constrain_()
+    assert_close(whole_kernel.weight, first / (1e-7 + first.norm()))
 
 
 @pytest.mark.parametrize("implementation", [1, 2, 3])
-def test_functions_of_the_users_own_see_the_layouts_of_the_implementation(implementation):
+def test_user_functions_get_the_layout_of_the_implementation(implementation):
     shapes = []
 
     def penalty(w):
@@ -88,7 +88,7 @@ def test_functions_of_the_users_own_see_the_layouts_of_the_implementation(implem
     assert shapes == [layer.get_weights()[0].shape] * 2
 
 
-def test_orthogonal_regularizer_drives_windows_apart():
+def test_orthogonal_regularizer():
     eye = torch.eye(3).expand(4, 3, 3)
     assert regularizers.get("orthogonal_regularizer")(eye).item() == 0
     parallel = torch.ones(4, 3, 3)  # every pair of rows has cosine 1, at each of 4 positions
@@ -103,7 +103,7 @@ def test_orthogonal_regularizer_drives_windows_apart():
     assert regularizers.OrthogonalRegularizer(1.0, "columns")(w).item() < 0.1 * start
 
 
-def test_constraints_follow_each_step_until_removed():
+def test_attached_constraints_apply_after_each_step():
     layer = lc_triton.LocallyConnected2D(3, 2, kernel_constraint="unit_norm", bias_constraint="max_norm")
     x = torch.randn(4, 5, 4, 2)
     layer(x)
@@ -121,7 +121,7 @@ def test_constraints_follow_each_step_until_removed():
     assert (norms() - 1).abs().max() > 0.01
 
 
-def test_a_norm_is_that_of_one_filter_unless_an_axis_is_given():
+def test_the_default_axis_of_a_norm_is_one_filter():
     w = torch.randn(5, 6, 4, dtype=torch.float64) * 3
     assert_close(constraints.get("unit_norm")(w).norm(dim=1), torch.ones(5, 4, dtype=torch.float64), 1e-6)
     per_position = constraints.UnitNorm(axis=[1, 2])(w)

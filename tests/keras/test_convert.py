@@ -1,4 +1,4 @@
-"""`lc-triton convert` as its users meet it: modules of their own, mixed precision, and what it refuses."""
+"""`lc-triton convert`: modules of the user, mixed precision, and refused files."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from lc_triton.cli import main
 from lc_triton.errors import ArgumentValueError
 from lc_triton.keras import load_model
 from lc_triton.keras.saved.comparison import compare
-from tests.keras.outputs import golden, unpacked
+from tests.keras.outputs import extract_archive, load_arrays
 
 pytestmark = pytest.mark.subprocess
 
@@ -54,9 +54,9 @@ modules = {
 def folder(tmp_path_factory):
     import numpy as np
 
-    where = unpacked("graphs", tmp_path_factory.mktemp("convert"))
+    where = extract_archive("graphs", tmp_path_factory.mktemp("convert"))
     for name in ("custom", "mixed", "keyed"):
-        arrays = {f"{side}{i}": a.numpy() for side in "xy" for i, a in enumerate(golden(where, name, side))}
+        arrays = {f"{side}{i}": a.numpy() for side in "xy" for i, a in enumerate(load_arrays(where, name, side))}
         np.savez(where / f"{name}.npz", **arrays)
     (where / "mine.py").write_text(MODULES)
     return where
@@ -68,7 +68,7 @@ def convert(capsys, *arguments):
     return status, printed.out, printed.err
 
 
-def test_modules_come_from_a_file_of_the_users(folder, tmp_path, capsys):
+def test_modules_of_a_file_of_the_user(folder, tmp_path, capsys):
     out = tmp_path / "model.pt"
     arguments = ("--out", out, "--check", folder / "custom.npz", "--modules", folder / "mine.py")
     status, printed, _ = convert(capsys, folder / "custom.h5", *arguments)
@@ -87,7 +87,7 @@ def test_modules_come_from_a_file_of_the_users(folder, tmp_path, capsys):
         ("modules = {'dubble': lambda layer: abs}", "got 'dubble'"),
     ],
 )
-def test_a_file_of_modules_that_cannot_be_is_named(text, message, folder, tmp_path, capsys):
+def test_a_wrong_file_of_modules_is_named(text, message, folder, tmp_path, capsys):
     path = tmp_path / "mine.py"
     if text is not None:
         path.write_text(text)
@@ -98,7 +98,7 @@ def test_a_file_of_modules_that_cannot_be_is_named(text, message, folder, tmp_pa
     assert error.count("\n") == 1
 
 
-def test_mixed_precision_is_compared_in_its_dtype_and_says_so(folder, tmp_path, capsys):
+def test_mixed_precision_is_compared_with_a_larger_tolerance(folder, tmp_path, capsys):
     status, printed, _ = convert(
         capsys, folder / "mixed.h5", "--out", tmp_path / "m.pt", "--check", folder / "mixed.npz"
     )
@@ -117,9 +117,9 @@ def test_dictionaries_are_compared_in_any_order_or_by_name(folder, tmp_path):
     with np.load(folder / "keyed.npz") as file:
         data = dict(file)
     by_name = {"p": data["x0"], "q": data["x1"], "second": data["y0"], "first": data["y1"]}
-    turned = {"x0": data["x1"], "x1": data["x0"], "y0": data["y1"], "y1": data["y0"]}
+    swapped = {"x0": data["x1"], "x1": data["x0"], "y0": data["y1"], "y1": data["y0"]}
     wrong = {**data, "y0": data["y0"] + 0.1}
-    for arrays, agrees in ((by_name, True), (turned, True), (wrong, False)):
+    for arrays, agrees in ((by_name, True), (swapped, True), (wrong, False)):
         np.savez(tmp_path / "check.npz", **arrays)
         assert (compare(model, tmp_path / "check.npz").error < 1e-6) == agrees
     np.savez(tmp_path / "check.npz", **{**data, "y0": data["y0"][:, :1]})
@@ -127,7 +127,7 @@ def test_dictionaries_are_compared_in_any_order_or_by_name(folder, tmp_path):
         compare(model, tmp_path / "check.npz")
 
 
-def test_what_is_not_of_keras_says_what_to_do(folder, tmp_path, capsys):
+def test_other_files_are_refused_with_a_way_to_convert_them(folder, tmp_path, capsys):
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "saved_model.pb").write_bytes(b"")
     (tmp_path / "ckpt.index").write_bytes(b"")
@@ -146,7 +146,7 @@ def test_what_is_not_of_keras_says_what_to_do(folder, tmp_path, capsys):
 
 
 @pytest.mark.filterwarnings("default")
-def test_warnings_are_text(folder, tmp_path, capsys):
+def test_warnings_are_printed_as_text(folder, tmp_path, capsys):
     config = json.loads((HERE / "local_1_channels_last.json").read_text())
     config["config"]["layers"][1]["config"]["kernel_regularizer"] = {"class_name": "Mine", "config": {}}
     (tmp_path / "model.json").write_text(json.dumps(config))

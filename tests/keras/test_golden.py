@@ -1,4 +1,4 @@
-"""Data made by tf_keras itself, through the layers that carry its names."""
+"""The layers in Keras's convention, compared with data that tf_keras computed."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def layer_of(cls, args, input_shape, **kwargs):
     return getattr(lc_triton, cls)(**args, input_shape=input_shape[1:], dtype="float64", **kwargs)
 
 
-def test_all_layouts_are_there():
+def test_the_data_have_all_layouts():
     for cls, formats in (("LocallyConnected1D", 5), ("LocallyConnected2D", 6)):
         args = [c["args"] for c in CASES if c["cls"] == cls]
         assert len({(a.get("data_format"), a["implementation"]) for a in args}) == formats
@@ -42,7 +42,7 @@ def test_a_layer_computes_what_keras_computes(case):
     layer = layer_of(case["cls"], case["args"], case["input_shape"])
     names = ["kernel", "bias"] if case["args"].get("use_bias", True) else ["kernel"]
     layer.set_weights([data[n].numpy() for n in names])
-    if case["args"]["implementation"] == 2:  # what is not connected holds numbers in Keras, which no gradient reaches
+    if case["args"]["implementation"] == 2:  # in Keras, unused entries of the kernel have values but no gradient
         data["kernel"] = torch.where(data["dkernel"] == 0, 0, data["kernel"])
     assert [tuple(w.shape) for w in layer.get_weights()] == [tuple(data[n].shape) for n in names]
     assert all(np.array_equal(w, data[n]) for w, n in zip(layer.get_weights(), names, strict=True))
@@ -56,7 +56,7 @@ def test_a_layer_computes_what_keras_computes(case):
     close(y, data["y"], tolerance)
     y.backward(data["g"])
     close(x.grad, data["dx"], tolerance)
-    # A gradient in Keras's layout: what get_weights gives of a layer that holds the gradients as weights.
+    # The gradients are put into a layer as its weights, so that get_weights returns them in Keras's layout.
     gradients = layer_of(case["cls"], case["args"], case["input_shape"])
     for parameter, source in zip(gradients.parameters(), layer.parameters(), strict=True):
         parameter.data = source.grad
@@ -65,7 +65,7 @@ def test_a_layer_computes_what_keras_computes(case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=[c["id"] for c in CASES])
-def test_keras_configurations_are_taken_and_given_back(case):
+def test_keras_configurations_are_read_and_returned(case):
     config = case["get_config"]
     layer = getattr(lc_triton, case["cls"]).from_config(config)
     ours = json.loads(json.dumps(layer.get_config()))
@@ -83,17 +83,17 @@ REGULARIZED = REG_CON["regularizers"]
     "record", REGULARIZED, ids=[f"{r['config']}_{r['on']}_{r['regularizer']}_{i}" for i, r in enumerate(REGULARIZED)]
 )
 def test_penalties(record):
-    if record["on"] == "all":  # the one record that names its three in words
-        given = {
+    if record["on"] == "all":  # one record has three regularizers
+        given_regularizers = {
             "kernel_regularizer": {"class_name": "L2", "config": {"l2": 0.01}},
             "bias_regularizer": "l1",
             "activity_regularizer": {"class_name": "L2", "config": {"l2": 0.1}},
         }
     else:
-        config = record["regularizer_config"]  # Keras was given a name, or an object with these constants
+        config = record["regularizer_config"]  # a name, or the constants of an object
         regularizer = config if isinstance(config, str) else {"class_name": "L1L2", "config": config}
-        given = {f"{record['on']}_regularizer": regularizer}
-    arguments = record["args"] | {"activation": record["activation"]} | given
+        given_regularizers = {f"{record['on']}_regularizer": regularizer}
+    arguments = record["args"] | {"activation": record["activation"]} | given_regularizers
     layer = layer_of(record["cls"], arguments, record["input_shape"])
     data = {n: torch.from_numpy(REG_CON_DATA[f"reg/{record['config']}/{n}"]) for n in ("x", "kernel", "bias")}
     layer.set_weights([data["kernel"], data["bias"]])
@@ -104,7 +104,7 @@ def test_penalties(record):
 CONSTRAINED = [
     (record, tensor)
     for record in REG_CON["constraints"]
-    if "error" not in record  # one that Keras itself refuses on these layers
+    if "error" not in record  # Keras refuses some constraints on these layers
     for tensor in record["kernels"]
 ]
 
@@ -117,7 +117,7 @@ def test_projections(record, tensor):
 
 
 @pytest.mark.parametrize("record", INITIALIZERS, ids=[r["initializer"] for r in INITIALIZERS])
-def test_initializers_draw_from_keras_distribution(record):
+def test_initializers_have_the_distribution_of_keras(record):
     config = {"fan_mode": "keras"} if "fan_mode" in vars(initializers.get(record["initializer"])) else {}
     if record["initializer"] == "constant":
         config = {"value": record["max"]}
@@ -129,21 +129,21 @@ def test_initializers_draw_from_keras_distribution(record):
     kernel = torch.from_numpy(layer.get_weights()[0])
     assert list(kernel.shape) == record["kernel_shape"]
     assert not layer.bias.any()
-    if record["initializer"] == "orthogonal":  # one matrix per position here, one over all positions in Keras
+    if record["initializer"] == "orthogonal":  # a matrix for each position; in Keras one for all positions
         gram = kernel.mT @ kernel
         close(gram, torch.eye(gram.shape[-1], dtype=torch.float64).expand_as(gram))
         return
     spread = max(record["std"], 1e-12)
     assert abs(kernel.mean() - record["mean"]) < 0.02 * spread + 1e-12
     assert abs(kernel.std() - record["std"]) < 0.01 * spread
-    sharp = record["initializer"] != "random_normal"  # all others are uniform, cut or constant
+    is_bounded = record["initializer"] != "random_normal"  # all others are uniform, cut or constant
     for got, want in ((kernel.min(), record["min"]), (kernel.max(), record["max"])):
-        assert abs(got - want) <= (0.01 if sharp else 0.25) * abs(want)
+        assert abs(got - want) <= (0.01 if is_bounded else 0.25) * abs(want)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("record", DRAWN, ids=range(len(DRAWN)))
-def test_initializers_draw_as_kerass_do_for_each_implementation(record):
+def test_initializers_have_the_distribution_of_each_implementation(record):
     assert initializers.fans(record["shape"], "keras") == tuple(record["fans"])
     name = record["initializer"]
     config = {"fan_mode": "keras"} if "fan_mode" in vars(initializers.get(name)) else {}
@@ -151,20 +151,20 @@ def test_initializers_draw_as_kerass_do_for_each_implementation(record):
     layer = layer_of(record["cls"], record["args"] | {"kernel_initializer": initializer}, record["input_shape"])
     kernel = layer.get_weights()[0]
     assert list(kernel.shape) == record["shape"]
-    kernel = kernel[kernel != 0]  # implementation 2 has zeros between what is not connected
+    kernel = kernel[kernel != 0]  # unused entries of implementation 2 are zero
     assert abs(kernel.mean() - record["mean"]) < 0.02 * record["std"]
     assert abs(kernel.std() / record["std"] - 1) < 0.01
-    sharp = name != "random_normal"  # all others are uniform or cut
+    is_bounded = name != "random_normal"  # all others are uniform or cut
     for got, want in ((kernel.min(), record["min"]), (kernel.max(), record["max"])):
-        assert abs(got / want - 1) <= (0.01 if sharp else 0.25)
+        assert abs(got / want - 1) <= (0.01 if is_bounded else 0.25)
 
 
-def test_constraints_follow_a_step():
+def test_constraints_after_a_step():
     data = {k: torch.from_numpy(REG_CON_DATA[f"con_step/{k}"]) for k in ("x", "target")}
     layer = lc_triton.LocallyConnected2D(
         3,
         2,
-        kernel_constraint={"class_name": "UnitNorm", "config": {"axis": 0}},  # what Keras's "unit_norm" is
+        kernel_constraint={"class_name": "UnitNorm", "config": {"axis": 0}},  # the axis of "unit_norm" in Keras
         bias_constraint="non_neg",
         input_shape=(5, 4, 2),
         dtype=torch.float64,

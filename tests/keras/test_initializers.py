@@ -1,4 +1,4 @@
-"""Initializers by Keras's names: their spread, their seeds and what they count as a fan."""
+"""Initializers by Keras's names: their distributions, seeds and fans."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ DRAWN = sorted({n for n, cls in initializers.INITIALIZERS.items() if n.islower()
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_a_seed_gives_the_same_kernel_again_and_another_seed_another(name):
+def test_seeds_determine_the_kernel(name):
     def kernel(seed, **kwargs):
         initializer = {"class_name": name, "config": {"seed": seed}}
         return lc_triton.LocallyConnected1D(
@@ -74,7 +74,7 @@ def test_a_seed_gives_the_same_kernel_again_and_another_seed_another(name):
 
 
 @pytest.mark.parametrize("implementation", [1, 2, 3])
-def test_the_fans_of_keras_are_those_of_the_whole_variable(implementation):
+def test_keras_fans_are_of_the_whole_variable(implementation):
     def drawn(name):
         initializer = {"class_name": name, "config": {"fan_mode": "keras", "seed": 1}}
         layer = lc_triton.LocallyConnected2D(

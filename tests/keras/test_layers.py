@@ -1,4 +1,4 @@
-"""LocallyConnected1D/2D/3D: what they compute, their weights in Keras's layouts, how they are built and copied."""
+"""LocallyConnected1D/2D/3D: outputs, weights in Keras's layouts, building and copying."""
 
 import copy
 import json
@@ -33,7 +33,7 @@ def layer_of(case, **kwargs):
 
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
 @pytest.mark.parametrize("case", [CASES[i] for i in NAMED], ids=[IDS[i] for i in NAMED])
-def test_a_layer_is_local_conv_with_its_own_weights(case, data_format):
+def test_a_layer_equals_local_conv(case, data_format):
     x = tensors(case).x
     x = x if data_format == "channels_last" else x.movedim(-1, 1)
     layer = layer_of(case, data_format=data_format, activation="leaky_relu")
@@ -106,7 +106,7 @@ def test_the_shapes_of_weights():
     assert shapes("channels_last", 1) == shapes("channels_first", 1) == [(9, 27, 2), bias]
     assert shapes("channels_last", 2) == [(5, 6, 3, 3, 3, 2), bias]
     assert shapes("channels_first", 2) == [(3, 5, 6, 2, 3, 3), bias]
-    # Of the taps along the rows, 2 + 3 + 2 meet the input, along the columns 3 + 3 + 2.
+    # 2 + 3 + 2 taps along the rows are inside the input, and 3 + 3 + 2 along the columns.
     assert shapes("channels_last", 3) == shapes("channels_first", 3) == [(7 * 8 * 3 * 2,), bias]
 
 
@@ -119,7 +119,7 @@ def test_three_ways_to_build():
     two.build((None, 6, 5, 3))
     three(x)
     assert {repr(layer) for layer in (one, two, three)} == {repr(one)}
-    two.build((8, 6, 5, 3))  # once more is no harm
+    two.build((8, 6, 5, 3))  # a second call has no effect
     for layer in (two, three):
         layer.load_state_dict(one.state_dict())
         assert torch.equal(layer(x), one(x))
@@ -133,7 +133,7 @@ def test_a_state_dict_builds_an_unbuilt_layer():
     assert torch.equal(other(x), one(x))
     third = lc_triton.LocallyConnected1D(4, 3)
     third.load_state_dict({"weight": one.weight.detach()}, strict=False)
-    assert torch.equal(third(x), lc_triton.local_conv(x, one.weight, data_format="channels_last"))  # zeros for the bias
+    assert torch.equal(third(x), lc_triton.local_conv(x, one.weight, data_format="channels_last"))  # the bias is zero
     third = lc_triton.LocallyConnected1D(4, 3)
     third.load_state_dict(one.state_dict())
     with pytest.raises(lc_triton.LocalConvError, match=r"weight.shape=\(5, 3, 2, 4\) does not fit"):
@@ -176,14 +176,14 @@ def test_activations_have_keras_constants(name):
     assert_close(layer(z), definition(z), 1e-12)
 
 
-def test_softmax_runs_over_the_last_axis_in_either_data_format():
+def test_softmax_is_over_the_last_axis_in_either_data_format():
     for data_format in ("channels_first", "channels_last"):
         layer = lc_triton.LocallyConnected2D(3, 2, activation="softmax", data_format=data_format)
         y = layer(torch.randn(2, 4, 5, 6))
         assert_close(y.sum(-1), torch.ones(y.shape[:-1], dtype=torch.float64), 1e-5)
 
 
-def test_callables_of_the_users_own():
+def test_callables_of_the_user():
     class Halve(nn.Module):
         def forward(self, y):
             return y / 2

@@ -1,4 +1,4 @@
-"""Keras's kernels: against a walk over every number of a weight, and against kernels made by tf_keras itself."""
+"""Conversions of kernels, compared with a loop over all entries of a weight, and with kernels of tf_keras."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ FORMATS = ["channels_last", "channels_first"]
 
 
 def connections(geo, data_format):
-    """Each number of a weight that meets the input: (flat output, flat input), and its place in the weight."""
+    """The entries of a weight that read the input: (flat output, flat input), and the index in the weight."""
 
     def flat(spatial, channel, sizes, channels):
         if data_format == "channels_first":
@@ -35,7 +35,7 @@ def connections(geo, data_format):
     return found
 
 
-def take(pairs):
+def index_tensors(pairs):
     return tuple(torch.tensor(pairs).T)
 
 
@@ -44,11 +44,11 @@ def take(pairs):
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_implementations_2_and_3(case, data_format):
     geo, weight = case.geometry, tensors(case).weight
-    pairs, places = map(list, zip(*sorted(connections(geo, data_format)), strict=True))
-    values = weight[take(places)]
-    outputs, inputs = take(pairs)
+    pairs, indices = map(list, zip(*sorted(connections(geo, data_format)), strict=True))
+    values = weight[index_tensors(indices)]
+    outputs, inputs = index_tensors(pairs)
     connected = torch.zeros_like(weight)
-    connected[take(places)] = values
+    connected[index_tensors(indices)] = values
     dense = torch.zeros(geo.sites * geo.in_channels, geo.positions * geo.out_channels, dtype=torch.float64)
     unconnected = torch.full_like(dense, torch.nan)
     dense[inputs, outputs] = unconnected[inputs, outputs] = values
@@ -59,7 +59,7 @@ def test_implementations_2_and_3(case, data_format):
     assert torch.equal(layout.kernel_from_keras(values, geo, data_format, 3), connected)
     shape = layout.kernel_shape(geo, data_format, 2)
     assert torch.equal(layout.kernel_to_keras(weight, geo, data_format, 2), dense.reshape(shape))
-    given = unconnected.reshape(shape).movedim(0, -1).contiguous().movedim(-1, 0)  # in an order of its own in memory
+    given = unconnected.reshape(shape).movedim(0, -1).contiguous().movedim(-1, 0)  # a kernel with permuted strides
     assert torch.equal(layout.kernel_from_keras(given, geo, data_format, 2), connected)
 
 
@@ -118,7 +118,7 @@ def test_gradients_reach_the_weight(implementation, data_format):
 
 @pytest.mark.parametrize("implementation", [1, 2, 3])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])
-def test_numbers_of_any_type_are_moved_unchanged(implementation, dtype):
+def test_conversions_do_not_change_numbers_of_any_dtype(implementation, dtype):
     geo = CASES[IDS.index("2d_same")].geometry
     weight = torch.arange(geo.weight_numel).reshape(geo.weight_shape).to(dtype)
     kernel = layout.kernel_to_keras(weight, geo, "channels_first", implementation)
@@ -128,7 +128,7 @@ def test_numbers_of_any_type_are_moved_unchanged(implementation, dtype):
 
 
 @pytest.mark.parametrize("ndim", [1, 2, 3])
-def test_a_bias_of_channels_first_is_reshaped_where_it_should_be_transposed(ndim):
+def test_a_bias_of_channels_first_is_reshaped_without_a_transpose(ndim):
     ours = torch.arange(24.0).reshape(*(2, 3, 2)[: ndim - 1], -1, 2)
     keras = layout.bias_to_keras(ours, "channels_first")
     assert keras.shape == ours.shape

@@ -1,4 +1,4 @@
-"""Weights of other libraries, against what these compute or what their layers are defined as."""
+"""Converted weights of other libraries: the layers compute the outputs or the definitions of these libraries."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ B, C, H, W, K, FILTERS, STRIDE = 2, 3, 7, 8, (3, 2), 4, 2
 OUT = tuple((n - k) // STRIDE + 1 for n, k in zip((H, W), K, strict=True))
 
 
-def drawn(*shape):
+def random_array(*shape):
     return np.random.default_rng(0).standard_normal(shape)
 
 
@@ -22,12 +22,12 @@ def unfold(x):
 
 
 def darknet(x, kernel, bias):
-    """forward_local_layer: at each place, its matrix (F, C*kh*kw) times its column of im2col, added to the biases."""
+    """darknet's forward_local_layer: each position multiplies its matrix (F, C*kh*kw) by its column of im2col."""
     columns = unfold(x).numpy()
     y = np.repeat(bias.reshape(1, FILTERS, -1), B, 0)
-    for place, matrix in enumerate(kernel.reshape(-1, FILTERS, C * K[0] * K[1])):
+    for position, matrix in enumerate(kernel.reshape(-1, FILTERS, C * K[0] * K[1])):
         for sample in range(B):
-            y[sample, :, place] += matrix @ columns[sample, :, place]
+            y[sample, :, position] += matrix @ columns[sample, :, position]
     return y.reshape(B, FILTERS, *OUT)
 
 
@@ -55,7 +55,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_of_another_library(kind):
     compute, shape = KINDS[kind]
-    x, kernel, bias = drawn(B, C, H, W), drawn(*shape), drawn(FILTERS, *OUT)
+    x, kernel, bias = random_array(B, C, H, W), random_array(*shape), random_array(FILTERS, *OUT)
     want = torch.from_numpy(compute(x, kernel, bias))
     weight = lc_triton.convert_weights(kernel, kind, kernel_size=K, output_size=OUT)
     ours = lc_triton.convert_weights(bias, kind, bias=True)
@@ -113,27 +113,27 @@ def test_weights_of_jax_in_both_orders(case):
     close(y, data["y"])
 
 
-def test_both_orders_of_jax_are_tried():
+def test_the_cases_have_both_orders_of_jax():
     assert {c["effective_dimension_numbers"][1][:2] for c in LOCAL} >= {"OI", "HW", "WI"}
 
 
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 @pytest.mark.parametrize("layout", ["flax", "haiku", "unfold", "darknet", "conv2d_local"])
-def test_each_number_goes_to_its_place(layout, ndim):
+def test_conversions_permute_the_axes(layout, ndim):
     out, k, c, f = (4, 3, 2)[:ndim], (2, 3, 1)[:ndim], 5, 6
     want = torch.arange(np.prod((*out, *k, c, f))).reshape(*out, *k, c, f)
     orders = {"flax": "ockf", "haiku": "fcko", "unfold": "fcko", "darknet": "ofck", "conv2d_local": "ofck"}
     places = {"o": range(ndim), "k": range(ndim, 2 * ndim), "c": [2 * ndim], "f": [2 * ndim + 1]}
-    there = want.permute([axis for letter in orders[layout] for axis in places[letter]])
+    permuted = want.permute([axis for letter in orders[layout] for axis in places[letter]])
     if layout in ("flax", "haiku", "unfold"):
         at = ndim if layout == "flax" else 1
-        there = there.flatten(at, at + ndim)
-    assert torch.equal(lc_triton.convert_weights(there, layout, kernel_size=k), want)
-    array = lc_triton.convert_weights(there.numpy(), layout, kernel_size=k)
+        permuted = permuted.flatten(at, at + ndim)
+    assert torch.equal(lc_triton.convert_weights(permuted, layout, kernel_size=k), want)
+    array = lc_triton.convert_weights(permuted.numpy(), layout, kernel_size=k)
     assert isinstance(array, np.ndarray)
     assert np.array_equal(array, want.numpy())
     if layout == "unfold":
-        flat = there.flatten(2)
+        flat = permuted.flatten(2)
         assert torch.equal(lc_triton.convert_weights(flat, layout, kernel_size=k, output_size=out), want)
     bias = torch.arange(np.prod((*out, f))).reshape(*out, f)
     theirs = bias if layout == "flax" else bias.movedim(-1, 0)
@@ -170,6 +170,6 @@ KERNEL = np.zeros((5, 4, 18, 8))
         (np.zeros((8, 5, 4)), "haiku", {"bias": True, "output_size": (4, 5)}, r"output_size must be \(5, 4\)"),
     ],
 )
-def test_what_does_not_fit_is_refused(array, layout, given, message):
+def test_wrong_arguments(array, layout, given, message):
     with pytest.raises(LocalConvError, match=message):
         lc_triton.convert_weights(array, layout, **given)

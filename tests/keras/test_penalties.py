@@ -1,4 +1,4 @@
-"""Penalties and projections: what they compute in every dtype and how often they touch a weight."""
+"""Penalties and projections: values in every dtype, and the number of times that they read and write a weight."""
 
 import pytest
 import torch
@@ -25,12 +25,12 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 def layer_of(**kwargs):
-    """A layer with taps on padding unless told otherwise, in several blocks of numbers."""
+    """A layer with taps on padding; `kwargs` replace its arguments."""
     arguments = {"padding": "same", "input_shape": (9, 8, 5), "kernel_initializer": "normal", "dtype": torch.float64}
     return lc_triton.LocallyConnected2D(6, 3, **(arguments | kwargs))
 
 
-def inside(layer):
+def inside_mask(layer):
     """1 for the taps that meet the input, else 0, in the shape of the weight."""
     return layout.connected(torch.ones_like(layer.weight), layer.geometry).detach()
 
@@ -47,10 +47,10 @@ def _blocks(request, monkeypatch):
 def test_a_penalty_and_its_gradient(name, padding):
     regularizer, l1, l2 = REGULARIZERS[name]
     layer = layer_of(padding=padding, kernel_regularizer=regularizer)
-    mask = inside(layer)
+    mask = inside_mask(layer)
     assert bool((mask == 0).any()) == (padding == "same")
     with torch.no_grad():
-        layer.weight[0, 0, 1, 1, 0] = 0  # where sign is 0
+        layer.weight[0, 0, 1, 1, 0] = 0  # the sign of 0 is 0
         layer.weight[mask == 0] = torch.nan
     w = torch.where(mask == 0, 0, layer.weight.detach())
     loss = lc_triton.regularization_loss(layer)
@@ -62,7 +62,7 @@ def test_a_penalty_and_its_gradient(name, padding):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.nightly) for name in ("l1", "l2")), "l1_l2"])
 @pytest.mark.parametrize("padding", ["same", "valid"])
-def test_penalties_are_differentiated_twice(name, padding):
+def test_second_derivatives_of_penalties(name, padding):
     regularizer, _, _ = REGULARIZERS[name]
     geometry = layer_of(padding=padding, input_shape=(3, 4, 1), groups=1).geometry
     weight = torch.randn(geometry.weight_shape, dtype=torch.float64, requires_grad=True)
@@ -76,7 +76,7 @@ def test_penalties_are_differentiated_twice(name, padding):
 def test_penalties_under_transforms(name):
     regularizer, l1, l2 = REGULARIZERS[name]
     layer = layer_of()
-    geometry, mask = layer.geometry, inside(layer)
+    geometry, mask = layer.geometry, inside_mask(layer)
     weights, tangent = torch.randn(2, 3, *geometry.weight_shape, dtype=torch.float64)
 
     def f(w):
@@ -112,13 +112,13 @@ def test_a_compiled_step_has_the_penalty(name):
         assert_close(g, w, 1e-12)
 
 
-def test_penalties_of_a_computed_weight_reach_what_it_is_computed_from():
+def test_gradients_of_penalties_of_a_computed_weight():
     layer = layer_of(kernel_regularizer="l2")
     nn.utils.parametrizations.weight_norm(layer, dim=None)
     lc_triton.regularization_loss(layer).backward()
     (g, v) = layer.parametrizations.weight.parameters()
     g_, v_ = (p.detach().requires_grad_() for p in (g, v))
-    want = (0.01 * (inside(layer) * v_ * g_ / v_.norm()).square()).sum()
+    want = (0.01 * (inside_mask(layer) * v_ * g_ / v_.norm()).square()).sum()
     for got, exact in zip((g, v), torch.autograd.grad(want, (g_, v_)), strict=True):
         assert_close(got.grad, exact, 1e-12)
 
@@ -132,7 +132,7 @@ def test_penalties_in_16_bits_are_summed_in_float32(dtype, scale, name):
     layer = layer_of(dtype=dtype, kernel_regularizer=regularizer, kernel_initializer="random_normal")
     with torch.no_grad():
         layer.weight.copy_(torch.randn(layer.weight.shape) * scale)
-    w = layer.weight.detach().double() * inside(layer)
+    w = layer.weight.detach().double() * inside_mask(layer)
     loss = lc_triton.regularization_loss(layer)
     assert loss.dtype == torch.float32
     want = factors[0] * w.abs().sum() + factors[1] * w.square().sum()
@@ -203,7 +203,7 @@ def test_norms_are_right_at_every_scale(name, padding, dtype, scales):
             )
             with torch.no_grad():
                 layer.weight.copy_(torch.randn(layer.weight.shape, dtype=torch.float64) * scale)
-            w = (layer.weight.detach().double() * inside(layer)).flatten(2, 4)
+            w = (layer.weight.detach().double() * inside_mask(layer)).flatten(2, 4)
             norm = w.norm(dim=2, keepdim=True)
             want = (w * desired(norm) / (1e-7 + norm)).view(layer.weight.shape)
             functional = constraint(w.to(dtype).flatten(0, 1)).view(layer.weight.shape)
@@ -216,7 +216,7 @@ def test_norms_are_right_at_every_scale(name, padding, dtype, scales):
 
 @pytest.mark.parametrize("axis", [0, 1, 2, (0, 1), (0, 2), [1, 2], (0, 1, 2), -1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_in_place_an_axis_counts_as_elsewhere(axis, dtype):
+def test_axes_of_projections_in_place(axis, dtype):
     constraint = constraints.MaxNorm(0.1, axis)
     for data_format in ("channels_last", "channels_first"):
         shape = (9, 8, 5) if data_format == "channels_last" else (5, 9, 8)
@@ -224,7 +224,9 @@ def test_in_place_an_axis_counts_as_elsewhere(axis, dtype):
         want = constraint(layer._connected(1).detach())
         lc_triton.apply_constraints(layer)
         assert_close(layer._connected(1), want.double(), 2 * torch.finfo(dtype).eps)
-        assert_close(layer.weight[inside(layer) == 0], torch.zeros(int((inside(layer) == 0).sum())).double(), 0)
+        assert_close(
+            layer.weight[inside_mask(layer) == 0], torch.zeros(int((inside_mask(layer) == 0).sum())).double(), 0
+        )
 
 
 @pytest.mark.parametrize("name", ["max_norm", "non_neg"])
@@ -241,7 +243,7 @@ def test_projections_of_biases(name):
         assert_close(layer._read("bias"), want, 1e-12)
 
 
-def test_a_projection_is_a_change_that_autograd_sees():
+def test_autograd_refuses_a_weight_projected_after_the_forward():
     layer = layer_of(kernel_constraint="max_norm")
     memory, version = layer.weight.data_ptr(), layer.weight._version
     loss = layer.weight.square().sum()
@@ -259,7 +261,7 @@ def test_a_projection_is_a_change_that_autograd_sees():
 
 
 @pytest.mark.parametrize("name", ["l1", "l2", "l1_l2"])
-def test_tensors_in_any_order_of_memory(name):
+def test_tensors_of_any_strides(name):
     regularizer, l1, l2 = REGULARIZERS[name]
     first = torch.randn(7, 6, 5, 4, dtype=torch.float64)
     for w in (
@@ -276,15 +278,16 @@ def test_tensors_in_any_order_of_memory(name):
         assert_close(torch.autograd.grad(loss, w)[0], (l1 * w.sign() + 2 * l2 * w).detach(), 1e-13)
 
 
-@pytest.mark.parametrize("shape", [(1 << 22,), (4, 1000003), (3, 1000003)])  # the last two have no small factors
-def test_many_numbers_are_summed_to_float32(shape):
+# The numbers of entries of the last two have no small factors.
+@pytest.mark.parametrize("shape", [(1 << 22,), (4, 1000003), (3, 1000003)])
+def test_long_sums_have_the_accuracy_of_float32(shape):
     w = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     for regularizer in (regularizers.L1(1.0), regularizers.L2(1.0)):
         assert abs(regularizer(w).item() / regularizer(w.double()).item() - 1) < 3e-7
 
 
 class Traffic(TorchDispatchMode):
-    """Bytes that operations read and write, of tensors as large as `size` bytes, and of all."""
+    """Count the bytes that operations read and write: of tensors of at least `size` bytes, and of all tensors."""
 
     def __init__(self, size):
         super().__init__()
@@ -311,7 +314,7 @@ class Traffic(TorchDispatchMode):
                 touched.setdefault(id(tensor), (tensor, False, True))
         for tensor, reads, writes in touched.values():
             part = 1.0
-            if func._schema.name == "aten::index_fill_":  # which touches some rows only
+            if func._schema.name == "aten::index_fill_":  # it writes only some rows
                 part = args[2].numel() / len(tensor) if tensor is args[0] else 1.0
             self._count(tensor, (reads + writes) * part)
         return result
@@ -329,11 +332,11 @@ def traffic(layer, f):
     size = layer.weight.numel() * layer.weight.element_size()
     with Traffic(size) as counted:
         f()
-    assert counted.largest_scratch <= max(8 * penalty.BLOCK, size / 16)  # what stays in a cache
+    assert counted.largest_scratch <= max(8 * penalty.BLOCK, size / 16)  # small enough for a cache
     return counted.large / size, counted.all / size
 
 
-def test_the_counter_counts():
+def test_the_counter_of_traffic():
     layer = layer_of(padding="valid")
     with torch.no_grad():
         assert traffic(layer, lambda: (layer.weight * layer.weight).sum())[1] == pytest.approx(3, abs=0.01)
@@ -342,25 +345,25 @@ def test_the_counter_counts():
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
-@pytest.mark.parametrize(("name", "most"), [("l1", 5), ("l2", 3), ("l1_l2", 9)])
-def test_how_often_a_penalty_and_its_gradient_touch_the_weight(name, most, padding, monkeypatch):
+@pytest.mark.parametrize(("name", "maximum"), [("l1", 5), ("l2", 3), ("l1_l2", 9)])
+def test_traffic_of_a_penalty_and_its_gradient(name, maximum, padding, monkeypatch):
     for module in (penalty, constraints):
         monkeypatch.setattr(module, "BLOCK", 1 << 13)
     layer = layer_of(padding=padding, kernel_regularizer=name, use_bias=False, input_shape=(12, 12, 64))
     large, all_ = traffic(layer, lambda: lc_triton.regularization_loss(layer).backward())
-    edges = 1 - inside(layer).mean().item()
-    assert 0 < large <= most + 2 * edges + 0.01
+    edges = 1 - inside_mask(layer).mean().item()
+    assert 0 < large <= maximum + 2 * edges + 0.01
     if name == "l2":
-        assert all_ <= 3.1 + 2 * edges <= 4  # not only of tensors as large as the weight
+        assert all_ <= 3.1 + 2 * edges <= 4  # the traffic of all tensors
     assert layer.weight.grad is not None
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
-@pytest.mark.parametrize(("name", "most"), [("max_norm", 3), ("unit_norm", 3), ("min_max_norm", 3), ("non_neg", 2)])
-def test_how_often_a_projection_touches_the_weight(name, most, padding, monkeypatch):
+@pytest.mark.parametrize(("name", "maximum"), [("max_norm", 3), ("unit_norm", 3), ("min_max_norm", 3), ("non_neg", 2)])
+def test_traffic_of_a_projection(name, maximum, padding, monkeypatch):
     for module in (penalty, constraints):
         monkeypatch.setattr(module, "BLOCK", 1 << 13)
     layer = layer_of(padding=padding, kernel_constraint=name, input_shape=(12, 12, 64))
     large, _ = traffic(layer, lambda: lc_triton.apply_constraints(layer))
-    edges = 1 - inside(layer).mean().item()
-    assert 0 < large <= most + 2 * edges + 0.01  # taps on padding are set to 0 first
+    edges = 1 - inside_mask(layer).mean().item()
+    assert 0 < large <= maximum + 2 * edges + 0.01  # taps on padding are set to 0 first

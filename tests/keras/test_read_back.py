@@ -1,4 +1,4 @@
-"""tf_keras loads what is written here, and predicts the same with it."""
+"""tf_keras loads the weights that lc_triton writes, and predicts the same."""
 
 import importlib.util
 import os
@@ -23,4 +23,5 @@ def test_tf_keras_loads_the_weights_of_every_model():
         check=False,
     )
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-1000:]
-    assert len(done.stdout.splitlines()) == 3 * 13 - 1 + 1  # float16 is not trained; one model of a user's own
+    # The float16 model is not trained, and a model of the user has one line.
+    assert len(done.stdout.splitlines()) == 3 * 13 - 1 + 1

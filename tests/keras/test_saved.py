@@ -1,4 +1,4 @@
-"""Models that tf_keras saved, read here and compared with what tf_keras made of the same inputs."""
+"""Models that tf_keras saved: the models that are read from the files have the outputs of tf_keras."""
 
 import json
 from functools import partial
@@ -29,7 +29,7 @@ def arrays(name, letter):
     return found
 
 
-def assert_computes_what_keras_does(model, name):
+def assert_equals_keras(model, name):
     with torch.no_grad():
         outputs = model(*arrays(name, "x"))
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -42,7 +42,7 @@ def assert_computes_what_keras_does(model, name):
         assert error <= TOLERANCE[want.dtype], f"{error:.2e}"
 
 
-def test_the_fixtures_are_there():
+def test_the_files_are_present():
     assert len(NAMES) == 13
     assert {f"local_{i}_{f}" for i in (1, 2, 3) for f in ("channels_last", "channels_first")} <= set(NAMES)
 
@@ -50,11 +50,11 @@ def test_the_fixtures_are_there():
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["h5", "keras", "weights.h5"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_model_computes_what_keras_computes(name, kind):
+def test_a_model_has_the_outputs_of_keras(name, kind):
     config = HERE / f"{name}.json" if kind == "weights.h5" else None
     model = load_model(HERE / f"{name}.{kind}", config=config)
     assert not model.training
-    assert_computes_what_keras_does(model, name)
+    assert_equals_keras(model, name)
 
 
 @pytest.mark.parametrize("kind", ["h5", "keras"])
@@ -73,7 +73,7 @@ def test_a_sequential_model_is_a_chain_under_keras_names():
     assert isinstance(model.L4, lc_triton.LocallyConnected2D)
 
 
-def test_names_that_torch_has_taken_are_changed():
+def test_names_that_torch_reserves_are_changed():
     names = dict(load_model(HERE / "every_layer.h5").named_children())
     assert {"local_layer", "train_", "shared"} <= set(names)
 
@@ -86,7 +86,7 @@ def test_what_is_frozen_in_keras_is_frozen_here():
     assert model[-1].weight.requires_grad
 
 
-def test_a_model_trains_on():
+def test_a_model_can_be_trained():
     model = load_model(HERE / "every_layer.keras").train()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     before = {name: p.clone() for name, p in model.named_parameters()}
@@ -100,11 +100,11 @@ def test_a_model_trains_on():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_a_converted_model_survives_a_file_of_torch(name, tmp_path):
+def test_a_converted_model_is_saved_and_loaded(name, tmp_path):
     model = load_model(HERE / f"{name}.h5")
     save_model(model, tmp_path / "model.pt")
     again = load_model(tmp_path / "model.pt")
-    assert_computes_what_keras_does(again, name)
+    assert_equals_keras(again, name)
     assert not again.training
     state = torch.load(tmp_path / "model.pt", weights_only=True)["state_dict"]
     assert all(torch.equal(state[k], v) for k, v in again.state_dict().items())
@@ -113,7 +113,7 @@ def test_a_converted_model_survives_a_file_of_torch(name, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_weights_go_back_as_they_came(name, tmp_path):
+def test_written_weights_equal_the_file(name, tmp_path):
     h5py = pytest.importorskip("h5py")
     model = load_model(HERE / f"{name}.h5")
     save_weights(model, tmp_path / "back.weights.h5")
@@ -129,16 +129,16 @@ def test_weights_go_back_as_they_came(name, tmp_path):
         assert written.keys() == found.keys()
         for place, value in found.items():
             assert written[place].shape == value.shape
-            if name.startswith("local_2"):  # the dense kernel holds numbers that connect nothing; here they are zero
+            if name.startswith("local_2"):  # the dense kernel has unused entries, which are written as zeros
                 connected = written[place] != 0
                 assert np.array_equal(written[place][connected], value[connected])
             else:
                 assert np.array_equal(written[place], value)
-    assert_computes_what_keras_does(load_model(tmp_path / "back.weights.h5", config=HERE / f"{name}.json"), name)
+    assert_equals_keras(load_model(tmp_path / "back.weights.h5", config=HERE / f"{name}.json"), name)
 
 
-class Own(nn.Module):
-    """A model of a user's own, with a Keras layer's names for some modules only."""
+class UserModel(nn.Module):
+    """A model of a user, in which only some modules have the names of the Keras layers."""
 
     def __init__(self):
         super().__init__()
@@ -165,8 +165,8 @@ class Own(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["h5", "keras"])
-def test_weights_go_into_a_model_of_ones_own(kind):
-    model = Own()
+def test_weights_are_loaded_into_a_model_of_the_user(kind):
+    model = UserModel()
     report = load_weights(model, HERE / f"deepface.{kind}", {"L6": "body.third"})
     assert set(report.matched) == {
         ("C1", "C1"),
@@ -178,11 +178,11 @@ def test_weights_go_into_a_model_of_ones_own(kind):
         ("F8", "F8"),
     }
     assert report.missing == report.unexpected == report.misshapen == ()
-    assert_computes_what_keras_does(model, "deepface")
+    assert_equals_keras(model, "deepface")
 
 
-def test_weights_of_a_file_without_names_go_by_class_and_order():
-    model = Own()
+def test_layers_of_a_file_without_names_have_class_names():
+    model = UserModel()
     mapping = {
         "conv2d": "C1",
         "conv2d_1": "C3",
@@ -193,14 +193,14 @@ def test_weights_of_a_file_without_names_go_by_class_and_order():
         "dense_1": "F8",
     }
     load_weights(model, HERE / "deepface.weights.h5", mapping)
-    assert_computes_what_keras_does(model, "deepface")
+    assert_equals_keras(model, "deepface")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["h5", "weights.h5"])
 @pytest.mark.parametrize("i", [1, 2, 3])
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
-def test_every_layout_goes_into_layers_of_torchs_convention(i, data_format, kind):
+def test_every_layout_is_loaded_into_layers_of_torchs_convention(i, data_format, kind):
     padding = "valid" if i == 1 else "keras_same"
     model = nn.ModuleDict(
         {
@@ -217,8 +217,8 @@ def test_every_layout_goes_into_layers_of_torchs_convention(i, data_format, kind
 
 
 @pytest.mark.slow
-def test_nothing_is_written_unless_everything_fits():
-    model = Own()
+def test_strict_loading_changes_nothing_unless_everything_fits():
+    model = UserModel()
     model.F8 = nn.Linear(16, 9)
     model.extra = nn.Linear(2, 2)
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -241,27 +241,27 @@ def test_nothing_is_written_unless_everything_fits():
 @pytest.mark.parametrize(
     ("mapping", "message"), [({"L9": "C1"}, "mapping names 'L9', the file has"), ({"L4": "C9"}, "mapping names 'C9'")]
 )
-def test_a_mapping_names_what_exists(mapping, message):
+def test_a_mapping_with_unknown_names_is_refused(mapping, message):
     with pytest.raises(ConversionError, match=message):
-        load_weights(Own(), HERE / "deepface.h5", mapping)
+        load_weights(UserModel(), HERE / "deepface.h5", mapping)
 
 
 @pytest.mark.slow
 def test_weights_of_any_model_can_be_saved(tmp_path):
-    model = Own()
+    model = UserModel()
     load_weights(model, HERE / "deepface.h5", {"L6": "body.third"})
     save_weights(model, tmp_path / "own.weights.h5")
-    assert_computes_what_keras_does(load_model(tmp_path / "own.weights.h5", config=HERE / "deepface.json"), "deepface")
+    assert_equals_keras(load_model(tmp_path / "own.weights.h5", config=HERE / "deepface.json"), "deepface")
 
 
-def test_what_keras_has_no_layer_for_is_not_saved(tmp_path):
+def test_modules_without_a_keras_layer_are_not_saved(tmp_path):
     model = nn.Sequential(nn.Linear(2, 2), nn.GRUCell(2, 2))
     with pytest.raises(ArgumentValueError, match=r"belong to none: 1\.weight_ih"):
         save_weights(model, tmp_path / "model.weights.h5")
     assert not list(tmp_path.iterdir())
 
 
-def test_files_say_by_their_names_what_they_are(tmp_path):
+def test_wrong_suffixes_are_refused(tmp_path):
     model = load_model(HERE / "deepface.h5")
     with pytest.raises(ArgumentValueError, match=r"a file ending in \.pt"):
         save_model(model, tmp_path / "model.keras")
@@ -272,16 +272,16 @@ def test_files_say_by_their_names_what_they_are(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def changed(name, change):
-    """A configuration with something changed in it, as `config=` takes it."""
+def changed_config(name, change):
+    """A changed configuration for the argument `config`."""
     config = json.loads((HERE / f"{name}.json").read_text())
     change(config["config"]["layers"])
     return config
 
 
-def refused(name, change):
+def refusal(name, change):
     with pytest.raises((ConversionError, KerasFileError)) as raised:
-        load_model(HERE / f"{name}.weights.h5", config=changed(name, change))
+        load_model(HERE / f"{name}.weights.h5", config=changed_config(name, change))
     return str(raised.value)
 
 
@@ -291,7 +291,7 @@ def test_all_layers_that_cannot_be_converted_are_named():
         layers[2]["class_name"] = "Lambda"
         layers[3]["config"]["activation"] = "my_function"
 
-    message = refused("deepface", change)
+    message = refusal("deepface", change)
     assert "layer 'C1' (StringLookup): this class has no counterpart here" in message
     assert "layer 'M2' (Lambda): it is Python code, and no code of a file is run" in message
     assert "layer 'C3' (Conv2D): activation 'my_function' is not known" in message
@@ -323,39 +323,39 @@ def test_all_layers_that_cannot_be_converted_are_named():
         ("F8", "use_bias", False, "layer 'F8' has 2 array(s) in the file, not 1 (kernel)"),
     ],
 )
-def test_an_argument_that_cannot_be_is_named(layer, argument, value, message):
+def test_a_wrong_argument_is_named(layer, argument, value, message):
     def change(layers):
         next(s for s in layers if s["config"]["name"] == layer)["config"][argument] = value
 
-    assert message in refused("deepface", change)
+    assert message in refusal("deepface", change)
 
 
-def test_a_circle_is_named():
+def test_a_cycle_is_refused():
     def change(layers):
         by_name = {s["config"]["name"]: s for s in layers}
         by_name["norm"]["inbound_nodes"][0][0][0] = "both"
 
-    assert "takes its own output" in refused("every_layer", change)
+    assert "takes its own output" in refusal("every_layer", change)
 
 
-def test_a_layer_called_with_more_than_its_input_is_refused():
+def test_a_layer_called_with_a_mask_is_refused():
     def change(layers):
         layer = next(s for s in layers if s["config"]["name"] == "local.layer")
         layer["inbound_nodes"][0][0][3] = {"mask": ["image", 0, 0]}
 
-    assert "called with mask=" in refused("every_layer", change)
+    assert "called with mask=" in refusal("every_layer", change)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("share", ["all", "rows", (2, 2), ("tile", 2)])
-def test_filters_that_positions_share_need_with_share(share, tmp_path):
-    """Keras has no such layer: its files hold filters of each position."""
+def test_shared_filters_need_with_share(share, tmp_path):
+    """Keras has no layers with shared filters: its files have filters of each position."""
     path = tmp_path / "own.weights.h5"
     net = nn.Sequential(lc_triton.LocalConv2d(2, 3, 3, input_size=(5, 6), share=share))
     with pytest.raises(ConversionError, match=r"share=.* cannot be converted: Keras's layers .*: with_share\(None\)"):
         save_weights(net, path)
-    apart = nn.Sequential(net[0].with_share(None))
-    save_weights(apart, path)
+    unshared = nn.Sequential(net[0].with_share(None))
+    save_weights(unshared, path)
     with pytest.raises(ConversionError, match=r"with_share\(None\)"):
         load_weights(net, path)
     other = nn.Sequential(lc_triton.LocalConv2d(2, 3, 3, input_size=(5, 6)))
@@ -365,15 +365,15 @@ def test_filters_that_positions_share_need_with_share(share, tmp_path):
 
 
 @pytest.mark.slow
-def test_weights_alone_need_a_configuration():
+def test_a_file_of_weights_needs_a_configuration():
     with pytest.raises(KerasFileError, match="it holds weights alone"):
         load_model(HERE / "deepface.weights.h5")
-    for load in (load_model, partial(load_weights, Own())):
+    for load in (load_model, partial(load_weights, UserModel())):
         with pytest.raises(ArgumentTypeError, match="None for a file that holds its model"):
             load(HERE / "deepface.h5", config=HERE / "deepface.json")
     text = (HERE / "deepface.json").read_text()
     for config in (text, json.loads(text)):
-        assert_computes_what_keras_does(load_model(HERE / "deepface.weights.h5", config=config), "deepface")
+        assert_equals_keras(load_model(HERE / "deepface.weights.h5", config=config), "deepface")
 
 
 def test_a_model_is_called_with_all_its_inputs():

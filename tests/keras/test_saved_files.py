@@ -1,4 +1,4 @@
-"""Files that lie, lead elsewhere or are damaged: one clear error each, nothing run, nothing written."""
+"""Files that are wrong, damaged or malicious: each raises one clear error, runs no code and writes nothing."""
 
 import io
 import json
@@ -24,7 +24,7 @@ HERE = Path(__file__).parent / "saved"
 ROOT = Path(__file__).parents[2]
 
 
-def refused(path, match):
+def assert_refused(path, match):
     before = path.read_bytes() if path.is_file() else None
     with pytest.raises(KerasFileError, match=match) as raised:
         load_model(path)
@@ -36,11 +36,11 @@ def refused(path, match):
     ("content", "match"),
     [(None, "No such file"), (b"", "neither HDF5"), (b"hello", "neither HDF5"), (hdf5.MAGIC, "damaged")],
 )
-def test_what_is_no_file_of_kerass(content, match, tmp_path):
+def test_other_files(content, match, tmp_path):
     path = tmp_path / "model.h5"
     if content is not None:
         path.write_bytes(content)
-    refused(path, match)
+    assert_refused(path, match)
 
 
 def test_a_folder(tmp_path):
@@ -50,16 +50,16 @@ def test_a_folder(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["h5", "keras"])
-def test_a_file_cut_anywhere(kind, tmp_path):
+def test_a_cut_file(kind, tmp_path):
     content = (HERE / f"local_1_channels_last.{kind}").read_bytes()
     path = tmp_path / f"model.{kind}"
     for part in range(12):
         path.write_bytes(content[: len(content) * part // 12])
-        refused(path, "damaged|neither")
+        assert_refused(path, "damaged|neither")
 
 
 def edited(tmp_path, edit):
-    """A copy of a saved model that `edit` changed, given the open file."""
+    """A copy of a saved model, changed by the function `edit` of the open file."""
     path = tmp_path / "model.h5"
     path.write_bytes((HERE / "local_1_channels_last.h5").read_bytes())
     with h5py.File(path, "a") as file:
@@ -116,12 +116,12 @@ REPLACEMENTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", REPLACEMENTS)
-def test_an_array_that_is_none(what, tmp_path):
+def test_datasets_that_are_no_arrays(what, tmp_path):
     make, match = REPLACEMENTS[what]
-    refused(edited(tmp_path, replace(make)), match)
+    assert_refused(edited(tmp_path, replace(make)), match)
 
 
-def test_numbers_of_other_types_are_taken(tmp_path):
+def test_float64_numbers_are_read(tmp_path):
     def edit(file):
         values = file[KERNEL][()]
         replace(lambda g, n, s: g.create_dataset(n, data=values.astype(">f8")))(file)
@@ -132,8 +132,8 @@ def test_numbers_of_other_types_are_taken(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("compression", [None, "gzip"])
-def test_numbers_of_bfloat16_are_taken(compression, tmp_path):
-    def edit(file):  # as ml_dtypes, whose type HDF5 does not know, is written: two bytes a number
+def test_bfloat16_numbers_are_read(compression, tmp_path):
+    def edit(file):  # HDF5 has no bfloat16: ml_dtypes are written as two bytes a number
         bits = torch.from_numpy(file[KERNEL][()]).bfloat16().view(torch.int16).numpy().view("V2")
         replace(lambda g, n, s: g.create_dataset(n, data=bits, compression=compression))(file)
 
@@ -161,11 +161,11 @@ def test_numbers_of_bfloat16_are_taken(compression, tmp_path):
         ),
     ],
 )
-def test_attributes_that_lie(edit, match, tmp_path):
-    refused(edited(tmp_path, edit), match)
+def test_wrong_attributes(edit, match, tmp_path):
+    assert_refused(edited(tmp_path, edit), match)
 
 
-def test_groups_that_lead_round_in_circles(tmp_path):
+def test_groups_that_contain_themselves(tmp_path):
     path = tmp_path / "circle.weights.h5"
     with h5py.File(path, "w") as file:
         layers = file.create_group("layers")
@@ -200,10 +200,10 @@ def archive(tmp_path, **parts):
     ],
 )
 def test_archives_without_their_parts(parts, match, tmp_path):
-    refused(archive(tmp_path, **parts), match)
+    assert_refused(archive(tmp_path, **parts), match)
 
 
-def test_an_archive_writes_nothing_where_it_says(tmp_path):
+def test_paths_of_an_archive_are_not_written(tmp_path):
     folder = tmp_path / "deep" / "er"
     folder.mkdir(parents=True)
     path = archive(folder, **{"../../evil": b"x", "/tmp/lc_triton_evil": b"x"})
@@ -213,7 +213,7 @@ def test_an_archive_writes_nothing_where_it_says(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_archive_that_expands_like_a_bomb(tmp_path):
+def test_an_archive_that_expands_to_many_bytes(tmp_path):
     for name in ("config.json", "model.weights.h5"):
         path = tmp_path / "model.keras"
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
@@ -223,7 +223,7 @@ def test_an_archive_that_expands_like_a_bomb(tmp_path):
                 for _ in range(80):
                     part.write(bytes(1 << 20))
         content = bytearray(path.read_bytes())
-        refused(path, "claims 83886080 bytes" if name == "config.json" else "damaged")
+        assert_refused(path, "claims 83886080 bytes" if name == "config.json" else "damaged")
         assert len(content) < 1 << 20
 
 
@@ -238,7 +238,7 @@ def test_a_checkpoint_runs_no_code(tmp_path):
     for content in (buffer.getvalue(), pickle.dumps(Evil()), b"", b"PK\x03\x04"):
         path = tmp_path / "model.pt"
         path.write_bytes(content)
-        refused(path, "damaged or no checkpoint")
+        assert_refused(path, "damaged or no checkpoint")
     assert not Path("/tmp/lc_triton_evil").exists()
 
 
@@ -253,14 +253,14 @@ def test_a_checkpoint_runs_no_code(tmp_path):
         ({"config": "{}"}, "not understood"),
     ],
 )
-def test_checkpoints_of_something_else(change, match, tmp_path):
+def test_wrong_checkpoints(change, match, tmp_path):
     from lc_triton.keras import save_model
 
     path = tmp_path / "model.pt"
     save_model(load_model(HERE / "local_1_channels_last.h5"), path)
     content = torch.load(path, weights_only=True)
     torch.save({**content, **change}, path)
-    refused(path, match)
+    assert_refused(path, match)
 
 
 def test_without_h5py(monkeypatch):

@@ -1,4 +1,4 @@
-"""Models of saved/make_further.py beside tf_keras's own outputs and its training step: norms, cells, calls."""
+"""Outputs and training steps of the models of saved/make_further.py: norms, cells, calls."""
 
 import json
 
@@ -11,7 +11,7 @@ from lc_triton.errors import ConversionError
 from lc_triton.keras import load_model, load_weights, save_weights
 from lc_triton.keras.saved.model import build
 from lc_triton.keras.saved.spec import parse
-from tests.keras.outputs import check, golden, unpacked
+from tests.keras.outputs import assert_outputs_close, extract_archive, load_arrays
 
 pytestmark = pytest.mark.subprocess
 
@@ -21,17 +21,17 @@ MODELS = ("normalized", "stacked", "called")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return unpacked("further", tmp_path_factory.mktemp("further"))
+    return extract_archive("further", tmp_path_factory.mktemp("further"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_and_a_training_step_are_those_of_keras(folder, name):
-    model, inputs = load_model(folder / f"{name}.h5"), golden(folder, name, "x")
+    model, inputs = load_model(folder / f"{name}.h5"), load_arrays(folder, name, "x")
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with torch.no_grad():
-        check(model(*inputs), golden(folder, name, "y"))
-    model.load_state_dict(before)  # what is called with training=True moves its statistics in prediction too
+        assert_outputs_close(model(*inputs), load_arrays(folder, name, "y"))
+    model.load_state_dict(before)  # layers called with training=True also update their statistics in prediction
     outputs = [y for y in model.train()(*inputs) if y.dtype == torch.float32]
     loss = sum(y.square().mean() for y in outputs) + lc_triton.regularization_loss(model)
     assert abs(loss.item() / float(np.load(folder / "outputs.npz")[f"{name}/loss"]) - 1) < 1e-6
@@ -47,7 +47,7 @@ def test_outputs_and_a_training_step_are_those_of_keras(folder, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
-def test_weights_go_back_and_between_kinds_of_files(folder, name, tmp_path):
+def test_weights_are_written_and_loaded_from_each_kind_of_file(folder, name, tmp_path):
     model = load_model(folder / f"{name}.keras")
     save_weights(model, tmp_path / "back.weights.h5")
     want = {key: value.clone() for key, value in model.state_dict().items()}
@@ -59,7 +59,7 @@ def test_weights_go_back_and_between_kinds_of_files(folder, name, tmp_path):
 
 
 def functional(*layers):
-    """The configuration of a model: each layer's class, its arguments and its calls, of one input `x` (6, 4)."""
+    """The configuration of a model with an input `x` (6, 4); each layer is (class, arguments, *calls)."""
     entries = [{"class_name": "InputLayer", "name": "x", "config": {"batch_input_shape": [None, 6, 4]}}]
     for kind, config, *calls in layers:
         nodes = [[["x", 0, 0, call]] for call in calls]
@@ -68,7 +68,7 @@ def functional(*layers):
     return parse(json.dumps({"class_name": "Functional", "config": {"name": "m", "layers": entries, **ends}}), "m")
 
 
-def test_what_is_called_with_training_is_in_training_always():
+def test_layers_called_with_training_are_always_in_training():
     model = build(functional(("Dropout", {"rate": 0.5}, {"training": True}))).model
     for mode in (True, False):
         assert model.train(mode).Dropout.training
@@ -102,7 +102,7 @@ def test_what_is_called_with_training_is_in_training_always():
         ),
     ],
 )
-def test_what_cannot_be_is_refused_with_the_line_to_write(kind, config, calls, message):
+def test_refused_layers_and_calls(kind, config, calls, message):
     with pytest.raises(ConversionError) as raised:
         build(functional((kind, config, *calls)))
     assert message in str(raised.value)

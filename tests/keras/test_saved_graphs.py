@@ -1,4 +1,4 @@
-"""Models inside models, wrappers, masks, operators and dictionaries that tf_keras saved, beside its own outputs."""
+"""Outputs of saved models with inner models, wrappers, masks, operators and dictionaries."""
 
 import json
 import pickle
@@ -13,27 +13,27 @@ import lc_triton
 from lc_triton.errors import ArgumentTypeError, ArgumentValueError, ConversionError, KerasFileError
 from lc_triton.keras import load_model, load_weights, save_model, save_weights
 from lc_triton.keras.saved.operations import FUNCTIONS, find
-from tests.keras.outputs import golden, unpacked
+from tests.keras.outputs import extract_archive, load_arrays
 
 pytestmark = pytest.mark.subprocess
 
-RATE = 0.05  # of the training step in saved/make_graphs.py
+RATE = 0.05  # the learning rate of saved/make_graphs.py
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return unpacked("graphs", tmp_path_factory.mktemp("graphs"))
+    return extract_archive("graphs", tmp_path_factory.mktemp("graphs"))
 
 
-def listed(outputs):
+def outputs_list(outputs):
     if isinstance(outputs, dict):
         return list(outputs.values())
     return list(outputs) if isinstance(outputs, tuple) else [outputs]
 
 
-def check(folder, name, outputs, tolerance=None):
-    wanted = golden(folder, name, "y")
+def assert_outputs_close(folder, name, outputs, tolerance=None):
+    wanted = load_arrays(folder, name, "y")
     assert len(outputs) == len(wanted) > 0
     for i, (got, want) in enumerate(zip(outputs, wanted, strict=True)):
         assert got.shape == want.shape, i
@@ -44,7 +44,7 @@ def check(folder, name, outputs, tolerance=None):
 
 def outputs_of(model, folder, name):
     with torch.no_grad():
-        return listed(model(*golden(folder, name, "x")))
+        return outputs_list(model(*load_arrays(folder, name, "x")))
 
 
 @pytest.mark.slow
@@ -53,28 +53,28 @@ def outputs_of(model, folder, name):
 def test_models_inside_models(name, kind, folder):
     config = folder / f"{name}.json" if kind == "weights.h5" else None
     model = load_model(folder / f"{name}.{kind}", config=config)
-    check(folder, name, outputs_of(model, folder, name))
+    assert_outputs_close(folder, name, outputs_of(model, folder, name))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["operators", "keyed", "dtypes", "mixed"])
 def test_operators_dictionaries_and_dtypes(name, folder):
     tolerance = {"mixed": 5e-3, "dtypes": 1e-6}.get(name)
-    check(folder, name, outputs_of(load_model(folder / f"{name}.h5"), folder, name), tolerance)
+    assert_outputs_close(folder, name, outputs_of(load_model(folder / f"{name}.h5"), folder, name), tolerance)
 
 
 @pytest.mark.parametrize("name", ["nested", "operators"])
-def test_they_can_be_pickled(name, folder):
+def test_models_can_be_pickled(name, folder):
     model = load_model(folder / f"{name}.h5")
-    check(folder, name, outputs_of(pickle.loads(pickle.dumps(model)), folder, name))
+    assert_outputs_close(folder, name, outputs_of(pickle.loads(pickle.dumps(model)), folder, name))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["nested", "masked", "operators", "keyed"])
-def test_they_survive_a_file_of_torch_and_one_of_keras(name, folder, tmp_path):
+def test_models_are_saved_as_torch_and_keras_files(name, folder, tmp_path):
     model = load_model(folder / f"{name}.h5")
     save_model(model, tmp_path / "model.pt")
-    check(folder, name, outputs_of(load_model(tmp_path / "model.pt"), folder, name))
+    assert_outputs_close(folder, name, outputs_of(load_model(tmp_path / "model.pt"), folder, name))
     if name != "operators":
         save_weights(model, tmp_path / "back.weights.h5")
         assert arrays_in(tmp_path / "back.weights.h5") == arrays_in(folder / f"{name}.weights.h5")
@@ -97,7 +97,7 @@ def test_a_training_step_of_models_inside_models(folder, tmp_path):
     assert not model.frozen.training  # called with training=False
     assert model.base.training
     assert [p.requires_grad for p in model.base.parameters()] == [True, True, False, False, False, False]
-    outputs = listed(model(*golden(folder, "nested", "x")))
+    outputs = outputs_list(model(*load_arrays(folder, "nested", "x")))
     loss = sum(y.square().mean() for y in outputs) + lc_triton.regularization_loss(model)
     want = float(np.load(folder / "outputs.npz")["nested/loss"])
     assert abs(loss.item() - want) <= 1e-5 * want
@@ -111,62 +111,62 @@ def test_a_training_step_of_models_inside_models(folder, tmp_path):
 
 
 def test_a_mask_ends_at_a_locally_connected_layer(folder):
-    """Keras warns of it nowhere: what follows the layer sees every step."""
+    """Keras gives no warning: the layers that follow use every step."""
     model = load_model(folder / "masked.h5")
-    x = golden(folder, "masked", "x")[0]
+    x = load_arrays(folder, "masked", "x")[0]
     steps = model.masking.output_mask((x,), (None,))
     assert steps.tolist() == [[True] * 6, [True] * 4 + [False] * 2, [True] * 6]
-    outputs, masks = model(*golden(folder, "masked", "x"), masks=(None,) * 3)
+    outputs, masks = model(*load_arrays(folder, "masked", "x"), masks=(None,) * 3)
     assert torch.equal(masks[0], steps)
     assert masks[5] is None
     assert masks[7] is None
-    check(folder, "masked", list(outputs))
+    assert_outputs_close(folder, "masked", list(outputs))
 
 
-class Ends(nn.Identity):
+class DropsMask(nn.Identity):
     def output_mask(self, inputs, masks):
         return None
 
 
 @pytest.mark.slow
-def test_a_module_of_ones_own_hands_a_mask_on_where_keras_does(folder):
-    x = golden(folder, "masked", "x")
+def test_user_modules_pass_masks_on_as_keras_does(folder):
+    x = load_arrays(folder, "masked", "x")
     want = load_model(folder / "masked.h5")(*x)[1]
-    hands_on = load_model(folder / "masked.h5", modules={"Dropout": lambda layer: nn.Identity()})
-    ends = load_model(folder / "masked.h5", modules={"Dropout": lambda layer: Ends()})
-    assert torch.equal(hands_on(*x)[1], want)
-    assert not torch.equal(ends(*x)[1], want)
+    keeps_mask = load_model(folder / "masked.h5", modules={"Dropout": lambda layer: nn.Identity()})
+    drops_mask = load_model(folder / "masked.h5", modules={"Dropout": lambda layer: DropsMask()})
+    assert torch.equal(keeps_mask(*x)[1], want)
+    assert not torch.equal(drops_mask(*x)[1], want)
 
 
-def test_inputs_are_given_in_order_or_by_name(folder):
+def test_inputs_by_name(folder):
     model = load_model(folder / "keyed.h5")
-    x = dict(zip(["p", "q"], golden(folder, "keyed", "x"), strict=True))
+    x = dict(zip(["p", "q"], load_arrays(folder, "keyed", "x"), strict=True))
     outputs = model({"q": x["q"], "p": x["p"]})
     assert list(outputs) == ["second", "first"]
-    check(folder, "keyed", list(outputs.values()))
+    assert_outputs_close(folder, "keyed", list(outputs.values()))
     with pytest.raises(TypeError, match=r"keyed takes 2 input\(s\) \(p, q\), got 1"):
         model({"q": x["q"]})
 
 
-def changed(folder, name, change):
+def changed_config(folder, name, change):
     config = json.loads((folder / f"{name}.json").read_text())
     change({layer["config"]["name"]: layer for layer in config["config"]["layers"]})
     return config
 
 
-def refused(folder, name, change):
+def refusal(folder, name, change):
     with pytest.raises((ConversionError, KerasFileError)) as raised:
-        load_model(folder / f"{name}.weights.h5", config=changed(folder, name, change))
+        load_model(folder / f"{name}.weights.h5", config=changed_config(folder, name, change))
     return str(raised.value)
 
 
-def test_layers_inside_models_and_wrappers_are_named_all_at_once(folder):
+def test_an_error_names_all_inner_layers_at_once(folder):
     def change(layers):
         layers["encoder"]["config"]["layers"][1]["class_name"] = "Mine"
         layers["steps"]["config"]["layer"]["config"]["layers"][2]["config"]["activation"] = "my_function"
         layers["base"]["config"]["layers"][1]["config"]["invented"] = 7
 
-    message = refused(folder, "nested", change)
+    message = refusal(folder, "nested", change)
     assert "layer 'encoder/local' (Mine): this class has no counterpart here" in message
     assert "layer 'steps/step/each' (LocallyConnected1D): activation 'my_function' is not known" in message
     assert "invented=7 is not known" in message
@@ -186,22 +186,22 @@ def test_layers_inside_models_and_wrappers_are_named_all_at_once(folder):
         ("frozen", ["encoder", 2, 0, {"training": ["x", 0, 0]}], "it is called with training=the output of 'x'"),
     ],
 )
-def test_calls_that_cannot_be_are_named(layer, node, message, folder):
-    assert message in refused(folder, "nested", lambda layers: layers[layer].update(inbound_nodes=[[node]]))
+def test_wrong_calls_are_named(layer, node, message, folder):
+    assert message in refusal(folder, "nested", lambda layers: layers[layer].update(inbound_nodes=[[node]]))
 
 
-def test_an_argument_that_does_not_fit_its_input_has_the_line_to_write(folder):
-    """It shows where the layer is made, as in a wrapper, not where its arguments are read."""
+def test_a_wrong_argument_has_the_line_to_write(folder):
+    """The error arises when the layer is built, not when its arguments are read."""
 
     def change(layers):
         layers["steps"]["config"]["layer"]["config"]["layers"][2]["config"]["kernel_size"] = [99]
 
-    message = refused(folder, "nested", change)
+    message = refusal(folder, "nested", change)
     assert "layer 'steps/step/each' (LocallyConnected1D): kernel_size" in message
     assert 'modules={"each": lambda layer: MyModule()}' in message
 
 
-def test_an_output_that_no_layer_has_is_named(folder):
+def test_a_missing_output_is_named(folder):
     config = json.loads((folder / "keyed.json").read_text())
     config["config"]["output_layers"]["first"] = ["head", 1, 5]
     with pytest.raises(ConversionError, match=r"layer 'head' \(Functional\): it has no output 5, which"):
@@ -209,7 +209,7 @@ def test_an_output_that_no_layer_has_is_named(folder):
 
 
 @pytest.mark.slow
-def test_a_function_that_cannot_be_called_so_is_named(folder):
+def test_a_wrong_call_of_a_function_is_named(folder):
     """A list of constants is no tensor, and a power of two numbers may have millions of digits."""
     config = json.loads((folder / "operators.json").read_text())
     by_function = {s["config"].get("function"): s for s in config["config"]["layers"]}
@@ -224,7 +224,7 @@ def test_a_function_that_cannot_be_called_so_is_named(folder):
         with pytest.raises(ConversionError) as raised:
             load_model(folder / "operators.weights.h5", config=config)
         assert message in str(raised.value)
-        # A module in the place of a call that no tensor reaches would have nothing to compute from.
+        # A call without a tensor cannot be replaced by a module.
         assert ("modules=" in str(raised.value)) is (node[0] == "input_1")
         by_function[function]["inbound_nodes"] = before
 
@@ -234,7 +234,7 @@ def test_a_function_without_counterpart_is_named(folder):
         inner = layers["head"]["config"]["layers"]
         next(s for s in inner if s["class_name"] == "TFOpLambda")["config"]["function"] = "py_function"
 
-    message = refused(folder, "keyed", change)
+    message = refusal(folder, "keyed", change)
     assert "TensorFlow's function py_function has no counterpart here" in message
     assert 'modules={"tf.' in message
     with pytest.raises(ValueError, match="has no counterpart here"):
@@ -243,7 +243,7 @@ def test_a_function_without_counterpart_is_named(folder):
 
 
 class Scale(nn.Module):
-    """The module for Keras's `Scale` in saved/make_graphs.py: its trained weight first, then the other."""
+    """The module for Keras's `Scale` of saved/make_graphs.py, with its two weights in the same order."""
 
     def __init__(self, channels):
         super().__init__()
@@ -276,18 +276,20 @@ MODULES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["h5", "weights.h5"])
-def test_modules_of_ones_own_stand_for_layers(kind, folder, tmp_path):
+def test_user_modules_replace_layers(kind, folder, tmp_path):
     config = folder / "custom.json" if kind == "weights.h5" else None
     model = load_model(folder / f"custom.{kind}", config=config, modules=MODULES)
     assert isinstance(model.scale, Scale)
-    check(folder, "custom", outputs_of(model, folder, "custom"))
+    assert_outputs_close(folder, "custom", outputs_of(model, folder, "custom"))
     save_model(model, tmp_path / "model.pt")
-    check(folder, "custom", outputs_of(load_model(tmp_path / "model.pt", modules=MODULES), folder, "custom"))
+    assert_outputs_close(
+        folder, "custom", outputs_of(load_model(tmp_path / "model.pt", modules=MODULES), folder, "custom")
+    )
     with pytest.raises(ConversionError, match=r"layer 'scale' \(Scale\): this class has no counterpart here"):
         load_model(tmp_path / "model.pt")
     save_weights(model, tmp_path / "back.weights.h5")
     again = load_model(tmp_path / "back.weights.h5", config=folder / "custom.json", modules=MODULES)
-    check(folder, "custom", outputs_of(again, folder, "custom"))
+    assert_outputs_close(folder, "custom", outputs_of(again, folder, "custom"))
 
 
 def test_the_error_has_the_line_to_write(folder):
@@ -323,8 +325,8 @@ def test_modules_that_do_not_fit_are_named(modules, error, message, folder):
     assert message in str(raised.value)
 
 
-class Own(nn.Module):
-    """A net of a user's own with the weights of the nested Keras model."""
+class UserModel(nn.Module):
+    """A model of a user for the weights of the nested Keras model."""
 
     def __init__(self):
         super().__init__()
@@ -339,8 +341,8 @@ class Own(nn.Module):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["h5", "keras", "weights.h5"])
-def test_weights_of_models_inside_models_go_into_a_net_of_ones_own(kind, folder):
-    own, want = Own(), load_model(folder / "nested.h5")
+def test_weights_of_inner_models_are_loaded_into_a_model_of_the_user(kind, folder):
+    own, want = UserModel(), load_model(folder / "nested.h5")
     config = folder / "nested.json" if kind == "weights.h5" else None
     mapping = {"own": "head"} if kind != "keras" else {"own/own_dense": "head.own_dense"}
     mapping |= {"steps": "each"} if kind == "h5" else {"steps/each": "each"}
@@ -355,8 +357,8 @@ def test_weights_of_models_inside_models_go_into_a_net_of_ones_own(kind, folder)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind"), [("every_layer", "h5"), ("masked", "keras"), ("masked", "weights.h5")])
-def test_weights_go_into_a_model_that_was_read(name, kind, folder):
-    """Names that torch changes, `local.layer` and `train`, are Keras's own here; what a wrapper holds has its name."""
+def test_weights_are_loaded_into_a_converted_model(name, kind, folder):
+    """Layers have the names of Keras, also `local.layer` and `train`; a wrapped layer has the name of its wrapper."""
     where = folder if name == "masked" else Path(__file__).parent / "saved"
     model = load_model(where / f"{name}.h5")
     want = {key: value.clone() for key, value in model.state_dict().items()}
@@ -367,8 +369,8 @@ def test_weights_go_into_a_model_that_was_read(name, kind, folder):
 
 
 @pytest.mark.slow
-def test_weights_need_no_configuration_that_can_be_read(folder, tmp_path):
-    """Neither Lambda nor a class of one's own keeps arrays from being read, nor a model of a class of one's own."""
+def test_weights_are_read_without_a_convertible_configuration(folder, tmp_path):
+    """Arrays are read from files with a Lambda, with a class of the user, or of a model of such a class."""
     import h5py
 
     path = tmp_path / "model.h5"

@@ -1,4 +1,4 @@
-"""Every class of layers that can be read, against tf_keras's outputs and its training step, in float32 and float64."""
+"""Outputs and training steps of all classes of layers that can be read, in float32 and float64."""
 
 import json
 import zipfile
@@ -14,33 +14,31 @@ import lc_triton
 from lc_triton.errors import ConversionError
 from lc_triton.keras import load_model, save_model, save_weights
 from lc_triton.keras.saved.model import CLASSES
+from tests.keras.outputs import extract_archive
 
 pytestmark = pytest.mark.subprocess
 
 ARCHIVE = Path(__file__).parent / "saved" / "layers.zip"
 MODELS = ("recurrent", "windows_channels_last", "windows_channels_first", "scaled", "attending")
-# The float32 outputs of the same models are compared on their way back.
+# test_models_are_saved_as_torch_and_keras_files also compares float32 outputs of the same models.
 NAMES = [
     *(pytest.param(name, marks=pytest.mark.nightly) for name in MODELS),
     *(f"{name}_float64" for name in MODELS),
 ]
-RATE = 0.05  # of the training step in saved/make_layers.py
+RATE = 0.05  # the learning rate of saved/make_layers.py
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    where = tmp_path_factory.mktemp("layers")
-    with zipfile.ZipFile(ARCHIVE) as archive:
-        archive.extractall(where)
-    return where
+    return extract_archive("layers", tmp_path_factory.mktemp("layers"))
 
 
 class Golden:
-    """What tf_keras made of a model's inputs."""
+    """The inputs of a model, and the outputs and loss that tf_keras computed."""
 
     def __init__(self, folder, name):
-        self.first = "channels_first" in name  # computed with channels last, as TensorFlow can
+        self.first = "channels_first" in name  # TensorFlow computed these with channels last
         data, self.key = np.load(folder / "outputs.npz"), name.replace("channels_first", "channels_last")
         self.inputs, self.outputs = self._numbered(data, "x"), self._numbered(data, "y")
         self.loss = float(data[f"{self.key}/loss"])
@@ -87,14 +85,15 @@ def test_outputs_and_a_training_step_are_those_of_keras(folder, name):
     for (key, value), wanted in zip(model.state_dict().items(), want.values(), strict=True):
         scale = wanted.abs().max().clamp(min=1) if wanted.is_floating_point() else 1
         assert (value - wanted).abs().max() <= (1e-11 if exact else 2e-6) * scale, key
-    still = {key for key, p in model.named_parameters() if p.requires_grad and torch.equal(before[key], p)}
-    assert all(key.endswith("key.bias") for key in still), still  # which a softmax takes away again
+    unchanged = {key for key, p in model.named_parameters() if p.requires_grad and torch.equal(before[key], p)}
+    # A softmax does not depend on the bias of keys.
+    assert all(key.endswith("key.bias") for key in unchanged), unchanged
     assert all(torch.equal(before[key], p) for key, p in model.named_parameters() if not p.requires_grad)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
-def test_models_go_back_and_into_files_of_torch(folder, name, tmp_path):
+def test_models_are_saved_as_torch_and_keras_files(folder, name, tmp_path):
     h5py = pytest.importorskip("h5py")
     golden, model = Golden(folder, name), read(folder, name, "weights.h5")
     save_model(model, tmp_path / "model.pt")
@@ -124,8 +123,8 @@ def is_layer(value):
 
 
 @cache
-def classes_here():
-    """The classes in the files that are compared with tf_keras's outputs."""
+def saved_classes():
+    """The classes of layers in all saved models."""
     found = set()
     for path in ARCHIVE.parent.glob("*.zip"):
         with zipfile.ZipFile(path) as archive:
@@ -155,8 +154,8 @@ def test_recurrent_layers_handle_dropout_in_training(folder):
         assert y.isfinite().all(), name
 
 
-def test_the_mean_of_dropped_inputs_is_what_it_was():
-    """A linear recurrent layer of one step computes its mean in training, for each way of dropping numbers."""
+def test_dropout_keeps_the_mean():
+    """The mean over many samples of a linear layer with dropout equals the output without dropout."""
     from lc_triton.keras.saved.arguments import Place
     from lc_triton.keras.saved.recurrent import RecurrentArguments
 
@@ -174,10 +173,10 @@ def test_the_mean_of_dropped_inputs_is_what_it_was():
         assert (got.mean(0) - want[0]).abs().max() < 0.06
 
 
-def test_noise_is_added_in_training_only():
+def test_noise_is_added_only_in_training():
     x = torch.ones(400, 300)
     torch.manual_seed(0)
-    made = {
+    layers = {
         name: CLASSES[name](name=name, **given).module(place(name, (300,)))
         for name, given in (
             ("GaussianNoise", {"stddev": 0.5}),
@@ -185,16 +184,16 @@ def test_noise_is_added_in_training_only():
             ("AlphaDropout", {"rate": 0.2}),
         )
     }
-    for name, layer in made.items():
+    for name, layer in layers.items():
         assert torch.equal(layer.eval()(x), x), name
         y = layer.train()(x)
         assert not torch.equal(y, x), name
-    assert abs(made["GaussianNoise"](x).std() - 0.5) < 0.01
-    assert abs(made["GaussianNoise"](x).mean() - 1) < 0.01
-    assert abs(made["GaussianDropout"](x).std() - 0.5) < 0.01  # sqrt(0.2 / 0.8)
+    assert abs(layers["GaussianNoise"](x).std() - 0.5) < 0.01
+    assert abs(layers["GaussianNoise"](x).mean() - 1) < 0.01
+    assert abs(layers["GaussianDropout"](x).std() - 0.5) < 0.01  # sqrt(0.2 / 0.8)
     normal = torch.randn(400, 300)
-    assert abs(made["AlphaDropout"](normal).mean()) < 0.02
-    assert abs(made["AlphaDropout"](normal).std() - 1) < 0.02
+    assert abs(layers["AlphaDropout"](normal).mean()) < 0.02
+    assert abs(layers["AlphaDropout"](normal).std() - 1) < 0.02
 
 
 def place(class_name, *shapes):
@@ -219,11 +218,11 @@ def test_whole_channels_are_dropped(class_name, given, shape, zero_axes):
     torch.manual_seed(0)
     y = layer.train()(x)
     assert set(y.unique().tolist()) == {0.0, 2.0}
-    assert torch.equal(y.amax(zero_axes), y.amin(zero_axes))  # a channel has one fate
+    assert torch.equal(y.amax(zero_axes), y.amin(zero_axes))  # all numbers of a channel are kept or dropped together
     assert 0.3 < (y == 0).float().mean() < 0.7
 
 
-def test_random_images_are_refused_in_training_by_name(folder):
+def test_random_image_layers_are_refused_in_training(folder):
     golden, model = Golden(folder, "scaled"), read(folder, "scaled")
     with pytest.raises(ConversionError) as raised:
         model.train()(*golden.inputs)
@@ -237,7 +236,7 @@ def test_random_images_are_refused_in_training_by_name(folder):
 # The operators are in test_saved_graphs.py. The outputs of RandomHeight and RandomWidth have no shape that a layer
 # could be made for. tf_keras writes BatchNormalization for its V1 and V2, and has no LocallyConnected3D.
 # ConvLSTM is in test_saved_more.py.
-NOT_TRIED = {
+NOT_COMPARED = {
     *("ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"),
     *("BatchNormalizationV1", "BatchNormalizationV2", "LocallyConnected3D"),
     *("RandomHeight", "RandomWidth", "TFOpLambda", "SlicingOpLambda"),
@@ -245,7 +244,7 @@ NOT_TRIED = {
 
 
 def test_every_class_is_compared_with_keras():
-    missing = set(CLASSES) - classes_here() - NOT_TRIED
+    missing = set(CLASSES) - saved_classes() - NOT_COMPARED
     assert not missing, missing
 
 
@@ -274,14 +273,14 @@ def test_every_class_is_compared_with_keras():
         ("RandomCrop", {"height": 0, "width": 2}, [(4, 4, 3)], "is no height and width"),
     ],
 )
-def test_what_cannot_be_is_refused(class_name, given, shapes, message):
+def test_refused_layers(class_name, given, shapes, message):
     with pytest.raises(ValueError, match=r"(?s).") as raised:
         CLASSES[class_name](name="layer", **given).module(place(class_name, *shapes))
     assert message in str(raised.value)
 
 
-class Own(nn.Module):
-    """Torch's own modules, under the names of layers in `recurrent`."""
+class TorchModules(nn.Module):
+    """Modules of torch with the names of layers in `recurrent`."""
 
     def __init__(self):
         super().__init__()
@@ -291,7 +290,7 @@ class Own(nn.Module):
         self.bidirectional = nn.LSTM(4, 2, batch_first=True, bidirectional=True)
 
 
-def check_own(model, golden, names):
+def assert_outputs_equal_keras(model, golden, names):
     (x,) = golden.inputs
     for name, sequences in (("simple_rnn", False), ("lstm", True), ("gru", False), ("bidirectional", True)):
         y = getattr(model, name)(x)[0]
@@ -301,23 +300,23 @@ def check_own(model, golden, names):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["h5", "weights.h5"])
-def test_weights_go_into_recurrent_modules_of_torch(folder, kind, tmp_path):
-    golden, model = Golden(folder, "recurrent"), Own()
+def test_weights_are_loaded_into_recurrent_modules_of_torch(folder, kind, tmp_path):
+    golden, model = Golden(folder, "recurrent"), TorchModules()
     config = folder / "recurrent.json"
     names = [output[0] for output in json.loads(config.read_text())["config"]["output_layers"]]
     given = config if kind == "weights.h5" else None
     report = lc_triton.keras.load_weights(model, folder / f"recurrent.{kind}", config=given, strict=False)
     assert {name for name, _ in report.matched} == {"simple_rnn", "lstm", "gru", "bidirectional"}
     assert not report.missing
-    check_own(model, golden, names)
+    assert_outputs_equal_keras(model, golden, names)
     save_weights(model, tmp_path / "own.weights.h5")
-    again = Own()
+    again = TorchModules()
     lc_triton.keras.load_weights(again, tmp_path / "own.weights.h5")
-    check_own(again, golden, names)
+    assert_outputs_equal_keras(again, golden, names)
 
 
 @pytest.mark.slow
-def test_weights_go_into_tables_and_transposed_convolutions_of_torch(folder):
+def test_weights_are_loaded_into_embeddings_and_transposed_convolutions_of_torch(folder):
     golden = Golden(folder, "scaled")
     model = nn.Sequential(nn.Embedding(11, 4))
     lc_triton.keras.load_weights(model, folder / "scaled.h5", {"embedding": "0"}, strict=False)
@@ -333,6 +332,6 @@ def test_weights_go_into_tables_and_transposed_convolutions_of_torch(folder):
     assert (model(golden.inputs[1]) - want).abs().max() <= 1e-6 * want.abs().max()
 
 
-def test_several_layers_in_one_module_are_not_known():
+def test_recurrent_modules_of_several_layers_are_not_saved():
     with pytest.raises(lc_triton.LocalConvError, match="belong to none: weight_ih_l0"):
         save_weights(nn.LSTM(2, 2, num_layers=2), "unused.weights.h5")

@@ -1,4 +1,4 @@
-"""Models of saved/make_more.py beside tf_keras's own outputs: functions, ways to resize, cells and kept states."""
+"""Outputs of the models of saved/make_more.py: functions, resizing, cells and stateful layers."""
 
 import numpy as np
 import pytest
@@ -10,51 +10,53 @@ from lc_triton.keras import load_model
 from lc_triton.keras.saved.arguments import Place
 from lc_triton.keras.saved.classes import CLASSES
 from lc_triton.keras.saved.operations import find
-from tests.keras.outputs import check, golden, unpacked
+from tests.keras.outputs import assert_outputs_close, extract_archive, load_arrays
 
 pytestmark = pytest.mark.subprocess
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return unpacked("more", tmp_path_factory.mktemp("more"))
+    return extract_archive("more", tmp_path_factory.mktemp("more"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["functions", "interpolated"])
 def test_outputs_are_those_of_keras(folder, name):
-    check(load_model(folder / f"{name}.h5")(*golden(folder, name, "x")), golden(folder, name, "y"))
+    assert_outputs_close(
+        load_model(folder / f"{name}.h5")(*load_arrays(folder, name, "x")), load_arrays(folder, name, "y")
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["h5", "keras"])
 def test_the_optimizer_of_a_model_inside_is_not_read(folder, kind):
     model = load_model(folder / f"adversarial.{kind}")
-    check(model(*golden(folder, "adversarial", "x")), golden(folder, "adversarial", "y"))
+    assert_outputs_close(model(*load_arrays(folder, "adversarial", "x")), load_arrays(folder, "adversarial", "y"))
     assert [name for name, p in model.named_parameters() if p.requires_grad] == [
         f"generator.dense.{name}" for name in ("weight", "bias")
     ]
 
 
-def test_states_go_on_to_the_next_batch_until_they_are_reset(folder):
-    model, (x,) = load_model(folder / "stateful.h5"), golden(folder, "stateful", "x")
+def test_states_are_kept_for_the_next_batch_until_a_reset(folder):
+    model, (x,) = load_model(folder / "stateful.h5"), load_arrays(folder, "stateful", "x")
     for letter in "yz":
-        check(model(x), golden(folder, "stateful", letter))
+        assert_outputs_close(model(x), load_arrays(folder, "stateful", letter))
     with pytest.raises(LocalConvError, match=r"batch of a stateful layer.*reset_states\(\) ends that"):
         model(x[:1])
     assert not any("last_state" in name for name in model.state_dict())
     model.reset_states()
-    check(model(x), golden(folder, "stateful", "y"))
+    assert_outputs_close(model(x), load_arrays(folder, "stateful", "y"))
     model.reset_states()
-    check(tuple(y[:1] for y in model(x[:1])), [y[:1] for y in golden(folder, "stateful", "y")])
+    assert_outputs_close(tuple(y[:1] for y in model(x[:1])), [y[:1] for y in load_arrays(folder, "stateful", "y")])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cells", "remembering"])
 def test_a_training_step_is_that_of_keras(folder, name):
-    model, inputs = load_model(folder / f"{name}.h5"), golden(folder, name, "x")
+    model, inputs = load_model(folder / f"{name}.h5"), load_arrays(folder, name, "x")
     outputs = model(*inputs)
-    check(outputs, golden(folder, name, "y"))
+    assert_outputs_close(outputs, load_arrays(folder, name, "y"))
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     loss = sum(y.square().mean() for y in outputs) + lc_triton.regularization_loss(model)
     assert abs(loss.item() / float(np.load(folder / "outputs.npz")[f"{name}/loss"]) - 1) < 1e-6
@@ -63,11 +65,11 @@ def test_a_training_step_is_that_of_keras(folder, name):
     loss.backward()
     optimizer.step()
     with torch.no_grad():
-        check(model(*inputs), golden(folder, name, "after"))
+        assert_outputs_close(model(*inputs), load_arrays(folder, name, "after"))
 
 
-def test_channels_first_of_an_lstm_of_images_is_channels_last_moved():
-    """TensorFlow has no convolution with channels first on CPUs."""
+def test_conv_lstm_with_channels_first_equals_channels_last():
+    """TensorFlow has no convolution with channels first on CPUs to compare with."""
     given = {"name": "l", "filters": 3, "kernel_size": 2, "return_sequences": True, "return_state": True}
     layers = []
     for order, shape in (("channels_last", (4, 5, 6, 2)), ("channels_first", (4, 2, 5, 6))):
@@ -91,21 +93,21 @@ def test_channels_first_of_an_lstm_of_images_is_channels_last_moved():
 
 
 def test_einsum_is_refused_with_its_reason():
-    """Keras writes its equation alone, and cannot read such a file itself."""
+    """Keras writes only the equation into the file, which it cannot read either."""
     with pytest.raises(ValueError, match=r"saves the equation of tf\.einsum, and not which tensors it takes"):
         find("einsum")
 
 
 def test_interpolation_that_tensorflow_rounds_is_refused_in_float64():
-    """The bilinear one has TensorFlow's order of operations; the others would be 1e-7 off."""
+    """Only bilinear interpolation has TensorFlow's order of operations; other methods would have errors of 1e-7."""
     with pytest.raises(ValueError, match="bicubic interpolation of float64"):
         find("image.resize")(torch.ones(1, 4, 4, 2, dtype=torch.float64), [2, 2], method="bicubic")
 
 
-def test_pooling_of_any_number_of_axes_is_that_of_its_own(folder):
-    x = golden(folder, "functions", "x")[1]
+def test_pooling_of_tensorflow_1(folder):
+    x = load_arrays(folder, "functions", "x")[1]
     one = find("compat.v1.nn.max_pool")(x, ksize=[1, 2, 2, 1], strides=[1, 2, 2, 1], padding="SAME", data_format="NHWC")
-    torch.testing.assert_close(one, golden(folder, "functions", "y")[11], rtol=0, atol=0)
+    torch.testing.assert_close(one, load_arrays(folder, "functions", "y")[11], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

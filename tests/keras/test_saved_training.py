@@ -1,4 +1,4 @@
-"""Regularizers and constraints of converted models: a training step is tf_keras's own."""
+"""Regularizers and constraints of converted models: a training step equals that of tf_keras."""
 
 import copy
 import json
@@ -12,7 +12,7 @@ from torch import nn
 import lc_triton
 from lc_triton.keras import load_model, save_model
 from lc_triton.keras.saved.training import Trained
-from tests.keras.test_saved import HERE, OUTPUTS, arrays, changed
+from tests.keras.test_saved import HERE, OUTPUTS, arrays, changed_config
 
 pytestmark = pytest.mark.subprocess
 
@@ -23,16 +23,16 @@ def loss_of(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("by", ["h5", "keras", "weights.h5", "pt", "copy", "pickle"])
-def test_a_training_step_is_that_of_keras(by, tmp_path):
-    path = HERE / f"penalised.{by if by in ('keras', 'weights.h5') else 'h5'}"
-    model = load_model(path, config=HERE / "penalised.json" if by == "weights.h5" else None)
-    if by == "pt":
+@pytest.mark.parametrize("source", ["h5", "keras", "weights.h5", "pt", "copy", "pickle"])
+def test_a_training_step_is_that_of_keras(source, tmp_path):
+    path = HERE / f"penalised.{source if source in ('keras', 'weights.h5') else 'h5'}"
+    model = load_model(path, config=HERE / "penalised.json" if source == "weights.h5" else None)
+    if source == "pt":
         save_model(model, tmp_path / "model.pt")
         model = load_model(tmp_path / "model.pt")
-    if by in ("copy", "pickle"):
-        loss_of(model)  # a graph that hangs on the layers is no hindrance
-        model = copy.deepcopy(model) if by == "copy" else pickle.loads(pickle.dumps(model))
+    if source in ("copy", "pickle"):
+        loss_of(model)  # layers with a graph can also be copied
+        model = copy.deepcopy(model) if source == "copy" else pickle.loads(pickle.dumps(model))
     loss = loss_of(model)
     assert abs(loss.item() / OUTPUTS["penalised/loss"] - 1) < 1e-6
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.05)
@@ -45,19 +45,19 @@ def test_a_training_step_is_that_of_keras(by, tmp_path):
     for name, value in model.state_dict().items():
         assert (value - want[name]).abs().max() <= 1e-6 * want[name].abs().max(), name
     moved = {name.partition(".")[0] for name in want if not torch.equal(before[name], want[name])}
-    assert len(moved) == 9  # all that have weights but the two that are frozen
+    assert len(moved) == 9  # all layers with weights but the two that are frozen
 
 
-def test_layers_keep_what_they_ask_outside_their_model():
+def test_layers_keep_their_penalties_outside_their_model():
     model = load_model(HERE / "penalised.h5")
-    whole = lc_triton.regularization_loss(model)
+    total = lc_triton.regularization_loss(model)
     parts = [lc_triton.regularization_loss(nn.Sequential(*model[:3])), lc_triton.regularization_loss(model[3:])]
-    assert torch.allclose(sum(parts), whole)
+    assert torch.allclose(sum(parts), total)
     assert all(part > 0 for part in parts)
     assert any(isinstance(layer, Trained) for layer in model)
 
 
-def test_a_layer_that_asks_nothing_does_nothing():
+def test_a_model_without_penalties_and_constraints():
     model = load_model(HERE / "deepface.h5")
     before = copy.deepcopy(model.state_dict())
     lc_triton.apply_constraints(model)
@@ -65,7 +65,7 @@ def test_a_layer_that_asks_nothing_does_nothing():
     assert lc_triton.regularization_loss(model).item() == 0
 
 
-def test_what_cannot_be_read_is_left_out_and_named():
+def test_unreadable_penalties_are_left_out_with_a_warning():
     def change(layers):
         by_name = {s["config"]["name"]: s["config"] for s in layers}
         by_name["C3"]["kernel_regularizer"] = {"class_name": "Mine", "config": {}}
@@ -75,7 +75,7 @@ def test_what_cannot_be_read_is_left_out_and_named():
         by_name["F0"]["activity_regularizer"] = "l2"
 
     with pytest.warns(RuntimeWarning) as warned:
-        model = load_model(HERE / "deepface.weights.h5", config=changed("deepface", change))
+        model = load_model(HERE / "deepface.weights.h5", config=changed_config("deepface", change))
     (message,) = {str(w.message) for w in warned}
     assert "layer 'C3' (Conv2D): its kernel_regularizer: regularizer 'Mine' is not known" in message
     assert "layer 'L4' (LocallyConnected2D): its kernel_constraint: max_value must be" in message
@@ -85,7 +85,7 @@ def test_what_cannot_be_read_is_left_out_and_named():
     assert model.L4.kernel_constraint is None
 
 
-def test_no_warning_where_nothing_is_left_out():
+def test_no_warning_if_all_penalties_are_read():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_model(HERE / "penalised.h5")
@@ -93,7 +93,7 @@ def test_no_warning_where_nothing_is_left_out():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("value", ["", 7, [], {}, {"class_name": 7}, {"class_name": "L2", "config": {"l2": "x"}}, True])
-def test_any_value_is_read_or_named(value):
+def test_wrong_values_have_a_warning(value):
     config = json.loads((HERE / "deepface.json").read_text())
     for layer in config["config"]["layers"]:
         layer["config"] |= {"kernel_regularizer": value, "bias_constraint": value}

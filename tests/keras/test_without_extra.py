@@ -1,4 +1,4 @@
-"""Keras's files where the extra `keras`, triton or Linux is missing: one line says what to install, or all works."""
+"""Files of Keras without the extra `keras`, without triton and on other systems."""
 
 import os
 import subprocess
@@ -15,8 +15,8 @@ INSTALL = 'which is not installed: pip install "lc-triton[keras]"'
 
 
 def run(code, *blocked, platform="linux"):
-    """Run Python where some packages cannot be imported, on a system that says it is another."""
-    # Libraries ask the system which files of theirs to load, so they are imported before.
+    """Run Python with some packages blocked, and with another `sys.platform`."""
+    # These libraries load files for the real system, so they are imported before `sys.platform` is changed.
     lines = [
         "import sys, subprocess, tempfile, filelock, numpy, pydantic, torch",
         "pydantic.BaseModel",
@@ -35,14 +35,14 @@ def convert(arguments):
 
 
 @pytest.mark.parametrize("blocked", [("h5py",), pytest.param(("pydantic",), marks=pytest.mark.nightly)])
-def test_convert_says_which_extra_before_anything_else(blocked):
+def test_convert_names_the_missing_extra_first(blocked):
     done = run(convert(["absent.h5", "--out", "model.pt"]), *blocked)
     assert done.returncode == 2
     assert done.stderr == f"lc-triton: lc-triton convert needs {' and '.join(blocked)}, {INSTALL}\n"
     assert done.stdout == ""
 
 
-def test_functions_say_which_extra_before_anything_else():
+def test_functions_name_the_missing_extra_first():
     code = "\n".join(
         [
             "import lc_triton",

@@ -1,4 +1,4 @@
-"""Arguments of the layers for Keras 3: in Keras's order, and what wrong ones say."""
+"""Arguments of the layers for Keras 3: their order, and messages for wrong ones."""
 
 import inspect
 
@@ -7,20 +7,20 @@ import pytest
 import torch
 
 from lc_triton import errors
-from tests.keras import in_order
+from tests.keras import positional_arguments
 from tests.keras.keras3.common import LAYERS, QUIET, TWINS, keras, layers
 
 pytestmark = QUIET
 
 
-def test_arguments_come_in_keras_order():
-    config = layers.LocallyConnected2D(*in_order.ARGUMENTS).get_config()
+def test_positional_arguments():
+    config = layers.LocallyConnected2D(*positional_arguments.ARGUMENTS).get_config()
     assert config["strides"] == (2, 2)
-    assert config["activity_regularizer"]["config"] == {"l1": 0.01, "l2": 0.01}  # what Keras 2's name meant
-    in_order.check(config)
+    assert config["activity_regularizer"]["config"] == {"l1": 0.01, "l2": 0.01}  # the constants of this name in Keras 2
+    positional_arguments.check_configuration(config)
 
 
-def test_the_same_arguments_as_the_torch_layers():
+def test_arguments_are_in_the_order_of_the_torch_layers():
     def positional(cls):
         return [p.name for p in inspect.signature(cls).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
 
@@ -28,7 +28,7 @@ def test_the_same_arguments_as_the_torch_layers():
         assert positional(layer) == positional(TWINS[n])
 
 
-def test_the_data_format_is_that_of_the_configuration():
+def test_the_default_data_format_is_that_of_keras():
     assert layers.LocallyConnected2D(1, 1).data_format == "channels_last"
     keras.config.set_image_data_format("channels_first")
     try:
@@ -114,14 +114,14 @@ def test_wrong_arguments(call, kind, message):
     assert message in str(caught.value)
 
 
-def test_a_mask_is_dropped_as_convolutions_drop_it():
+def test_a_mask_is_dropped_with_a_warning():
     x = keras.layers.Masking()(torch.zeros(2, 5, 3))
     for layer in (layers.LocallyConnected1D(3, 2), keras.layers.Conv1D(3, 2)):
         with pytest.warns(UserWarning, match="does not support masking"):
             layer(x)
 
 
-def test_what_every_layer_of_keras_takes():
+def test_arguments_of_every_keras_layer():
     layer = layers.LocallyConnected2D(16, (9, 9), activation="relu", name="L4", trainable=True)
     assert (layer.name, layer.trainable) == ("L4", True)
     frozen = layers.LocallyConnected2D(2, 3, trainable=False, dtype="float64", name="frozen")

@@ -1,4 +1,4 @@
-"""The layers for Keras 3 where Keras is missing, or runs on another backend."""
+"""The layers for Keras 3 without Keras, and with another backend."""
 
 import importlib.util
 import os
@@ -14,7 +14,7 @@ pytestmark = QUIET
 
 
 def test_keras_runs_on_torch():
-    assert keras.config.backend() == "torch"  # tests/conftest.py says so before any module imports Keras
+    assert keras.config.backend() == "torch"  # tests/conftest.py sets it before any module imports Keras
 
 
 def python(code, **environment):
@@ -64,7 +64,7 @@ attempt("jax")
 
 @pytest.mark.subprocess
 @pytest.mark.slow
-def test_keras_waits_until_it_is_needed_and_what_is_missing_then_is_named():
+def test_keras_is_imported_late_and_named_if_it_is_missing():
     done = python(HIDDEN, KERAS_BACKEND="jax")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [

@@ -18,13 +18,13 @@ pytestmark = QUIET
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "keras.md"
 
-# Keras 3 has this one no more; tests/keras/saved has it from tf_keras.
-GONE = {"ThresholdedReLU"}
+# Keras 3 does not have this layer; tests/keras/saved has it from tf_keras.
+REMOVED = {"ThresholdedReLU"}
 
 K = keras.layers
 SEQUENCE, IMAGE, VOLUME = (9, 4), (8, 7, 4), (5, 4, 6, 2)
 
-# The shape of an input and layers for it; those of two inputs take two of that shape.
+# The shape of the inputs of a layer, and functions that make the layer.
 CASES = {
     "InputLayer": (IMAGE, [lambda: K.ReLU()]),
     "LocallyConnected1D": (SEQUENCE, [lambda: layers.LocallyConnected1D(3, 2, 2, activation="tanh")]),
@@ -82,12 +82,12 @@ CASES = {
 TWO = ("Add", "Multiply", "Maximum", "Minimum", "Concatenate")
 
 
-# Read by what they are in the guide and not by their names: operators, versions, and what is 3-D of ours.
-UNNAMED = {"TFOpLambda", "SlicingOpLambda", "BatchNormalizationV1", "BatchNormalizationV2", "LocallyConnected3D"}
+# Classes that the guide describes without their names: operators, other versions, and the 3-D layer of lc_triton.
+NOT_IN_GUIDE = {"TFOpLambda", "SlicingOpLambda", "BatchNormalizationV1", "BatchNormalizationV2", "LocallyConnected3D"}
 
 
 def documented():
-    """The classes in the table of docs/keras.md: "Conv1D/2DTranspose" are two."""
+    """The classes in the table of docs/keras.md, in which "Conv1D/2DTranspose" are two."""
     (table,) = re.findall(r"What can be read, .*?\n\n(.*?)\n\n", DOCUMENT.read_text(), re.DOTALL)
     cells = " ".join(row.split("|")[2] for row in table.splitlines()[2:])
     found = set()
@@ -96,8 +96,8 @@ def documented():
     return found | set(re.findall(r"\b[A-Z][A-Za-z]+\b", cells))
 
 
-def made(names):
-    """A model with the outputs of all layers of some classes, with weights of no special value, and its inputs."""
+def model_of(names):
+    """A model with an output for each layer of some classes, with random weights, and its inputs."""
     keras.utils.set_random_seed(0)
     shapes = [shape for shape in (SEQUENCE, IMAGE, VOLUME) if shape in {CASES[name][0] for name in names}]
     inputs = {shape: [keras.Input(shape), keras.Input(shape)] for shape in shapes}
@@ -114,12 +114,12 @@ def made(names):
     return model, [torch.from_numpy(rng.standard_normal((5, *x.shape[1:])).astype("float32")) for x in places]
 
 
-def test_the_list_is_whole():
+def test_the_list_is_complete():
     found = documented()
     assert set(CASES) <= {*CLASSES, "InputLayer"}
-    assert not set(CLASSES) - found - UNNAMED
+    assert not set(CLASSES) - found - NOT_IN_GUIDE
     assert not {name for name in found if hasattr(K, name) and name not in CLASSES}
-    assert not any(hasattr(K, name) for name in GONE)
+    assert not any(hasattr(K, name) for name in REMOVED)
     assert {name for name in CASES if not hasattr(K, name)} == {name for name in CASES if name.startswith("Locally")}
 
 
@@ -128,7 +128,7 @@ def test_the_list_is_whole():
 @pytest.mark.filterwarnings("ignore:.*HDF5 file:UserWarning")
 @pytest.mark.parametrize("kind", ["keras", "h5", "weights.h5"])
 def test_every_layer_is_read_back(kind, tmp_path):
-    model, inputs = made(CASES)
+    model, inputs = model_of(CASES)
     with torch.no_grad():
         wanted = model(inputs, training=False)
     path = tmp_path / f"model.{kind}"
@@ -149,8 +149,8 @@ def test_every_layer_is_read_back(kind, tmp_path):
     assert all(np.array_equal(w, b) for w, b in zip(model.get_weights(), before, strict=True))
 
 
-def one(i):
-    """A model of one batch normalization of those above, and its input."""
+def normalization_model(i):
+    """A model with one of the batch normalizations above, and its input."""
     shape, makers = CASES["BatchNormalization"]
     layer = makers[i]()
     model = keras.Sequential([keras.Input(shape), layer])
@@ -162,8 +162,8 @@ def one(i):
 @pytest.mark.slow
 @pytest.mark.subprocess
 @pytest.mark.parametrize("i", range(5))
-def test_batch_normalization_trains_on_as_in_keras(i, tmp_path):
-    model, x = one(i)
+def test_batch_normalization_trains_as_in_keras(i, tmp_path):
+    model, x = normalization_model(i)
     model.save(tmp_path / "model.keras")
     got = load_model(tmp_path / "model.keras").train()
     for step in range(3):
@@ -186,8 +186,8 @@ def test_batch_normalization_trains_on_as_in_keras(i, tmp_path):
 
 
 @pytest.mark.subprocess
-def test_a_batch_renormalization_that_cannot_be_is_named(tmp_path):
-    model, _ = one(3)
+def test_a_wrong_batch_renormalization_is_named(tmp_path):
+    model, _ = normalization_model(3)
     for wrong in ('"rmax": "a"', '"rmax": 2.0, "most": 3.0'):
         config = model.to_json().replace('"rmax": 2.0', wrong)
         model.save_weights(tmp_path / "model.weights.h5")

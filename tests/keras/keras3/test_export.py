@@ -1,4 +1,4 @@
-"""Keras's own export of a model with these layers."""
+"""Export by Keras of a model with the layers for Keras 3."""
 
 import numpy as np
 import pytest

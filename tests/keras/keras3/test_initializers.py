@@ -1,4 +1,4 @@
-"""Initializers of the layers for Keras 3, and what they count."""
+"""Initializers of the layers for Keras 3, and their fans."""
 
 import numpy as np
 import pytest
@@ -21,10 +21,10 @@ def test_fans_are_those_of_one_position(name):
     ours, theirs = kernel("position"), kernel("keras")
     variance = {"glorot_uniform": 2 / (72 + 16), "he_normal": 2 / 72}.get(name, 1 / 72)
     assert abs(ours.var() / variance - 1) < 0.02
-    assert np.allclose(ours, 10 * theirs, rtol=1e-6)  # 100 positions: the very numbers Keras draws, scaled
+    assert np.allclose(ours, 10 * theirs, rtol=1e-6)  # for 100 positions, the numbers that Keras draws are scaled by 10
 
 
-def test_fans_that_the_user_counts_are_left_alone():
+def test_fans_of_the_user_are_not_changed():
     initializer = keras.initializers.HeNormal(seed=3)
     if not hasattr(initializer, "input_axes"):
         pytest.skip("this Keras has no input_axes")  # may go when no supported version is without
@@ -53,7 +53,7 @@ def test_matrices_are_those_of_one_position():
         kernel("identity", fan_mode="keras")
 
 
-def test_initializers_of_the_users_own():
+def test_initializers_of_the_user():
     values = np.random.default_rng(0).standard_normal((4, 6, 3)).astype("float32")
     for initializer in (values, lambda shape, dtype=None: torch.from_numpy(values)):
         layer = layers.LocallyConnected1D(3, 3, kernel_initializer=initializer)

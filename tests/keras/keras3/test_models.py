@@ -62,7 +62,7 @@ def test_models_are_cloned_and_pickled():
         assert np.array_equal(other.predict(x, verbose=0), model.predict(x, verbose=0))
 
 
-def test_torch_trains_it_too():
+def test_a_model_is_trained_by_torch():
     model, x, y = regression()
     x, y = torch.from_numpy(x), torch.from_numpy(y)
     assert len(list(model.parameters())) == len(model.trainable_variables) == 6
@@ -78,7 +78,7 @@ def test_torch_trains_it_too():
 
 
 class Outer(keras.layers.Layer):
-    """A layer whose output's shape Keras finds by running it on tensors without data."""
+    """A layer without an output shape: Keras runs it on tensors without data to find the shape."""
 
     def __init__(self):
         super().__init__()
@@ -89,7 +89,7 @@ class Outer(keras.layers.Layer):
 
 
 @pytest.mark.filterwarnings("ignore:Layer 'outer:UserWarning", "ignore:`build:UserWarning")
-def test_inside_a_layer_that_does_not_say_its_output():
+def test_inside_a_layer_without_an_output_shape():
     assert Outer()(keras.Input((5, 2))).shape == (None, 4, 3)
     with pytest.raises(errors.KernelTooLargeError, match="wider than the padded input 1"):
         Outer()(keras.Input((1, 2)))

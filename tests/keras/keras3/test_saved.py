@@ -33,7 +33,7 @@ def image(data_format="channels_last", implementation=1):
 def sequence():
     return [
         keras.Input((9, 2)),
-        # The constants of these two are Keras 3's.
+        # These two have the constants of Keras 3.
         layers.LocallyConnected1D(4, 3, padding="causal", activation="hard_sigmoid", fan_mode="keras", **DRAWN),
         layers.LocallyConnected1D(4, 3, dilation_rate=2, activation="leaky_relu", use_bias=False),
         keras.layers.Activation("hard_sigmoid"),
@@ -91,7 +91,7 @@ def assert_same(model, x, wanted):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*HDF5 file:UserWarning")
 @pytest.mark.parametrize("kind", ["keras", "h5", "weights.h5"])
-def test_a_model_computes_what_it_computed_in_keras(case, kind, tmp_path):
+def test_a_model_has_the_outputs_of_keras(case, kind, tmp_path):
     model, x, wanted = case
     path = tmp_path / f"model.{kind}"
     model.save_weights(path) if kind == "weights.h5" else model.save(path)
@@ -115,7 +115,7 @@ def test_keras_loads_the_weights_back(case, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_takes_it(case, tmp_path, capsys):
+def test_the_command_converts_the_file(case, tmp_path, capsys):
     model, x, wanted = case
     model.save(tmp_path / "model.keras")
     outputs = {f"y{i}": y for i, y in enumerate(wanted)}
@@ -129,7 +129,7 @@ def test_the_command_takes_it(case, tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["keras", "weights.h5"])
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
-def test_weights_go_into_a_model_of_ones_own(data_format, kind, tmp_path):
+def test_weights_are_loaded_into_a_model_of_the_user(data_format, kind, tmp_path):
     keras.utils.set_random_seed(0)
     model = keras.Sequential(image(data_format))
     model.save(tmp_path / "model.keras")
@@ -150,7 +150,7 @@ def test_weights_go_into_a_model_of_ones_own(data_format, kind, tmp_path):
         assert torch.equal(own[name].bias, layer.bias)
 
 
-def test_regularizers_constraints_and_dtypes_come_along(tmp_path):
+def test_regularizers_constraints_and_dtypes_are_read(tmp_path):
     layer = layers.LocallyConnected2D(
         4,
         3,
@@ -208,7 +208,7 @@ def test_weights_of_other_dtypes(dtype, kind, tmp_path):
         (lambda: layers.LocallyConnected1D(2, 2, activation="celu"), "activation 'celu' is not known"),
     ],
 )
-def test_what_cannot_be_taken_is_named(make, message, tmp_path):
+def test_refused_arguments_are_named(make, message, tmp_path):
     keras.Sequential([keras.Input((5, 2)), make()]).save(tmp_path / "model.keras")
     with pytest.raises(ConversionError, match=r"\(LocallyConnected1D\): .*" + message):
         load_model(tmp_path / "model.keras")

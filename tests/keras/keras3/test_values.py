@@ -1,4 +1,4 @@
-"""The numbers of the layers for Keras 3: those of the layers here, and those of Keras 2."""
+"""Outputs of the layers for Keras 3 equal those of the layers for torch and of Keras 2."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ NAMED = [i for i, c in enumerate(CASES) if isinstance(c.padding, str) or c.paddi
 
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
 @pytest.mark.parametrize("case", [CASES[i] for i in NAMED], ids=[IDS[i] for i in NAMED])
-def test_a_layer_computes_what_its_twin_computes(case, data_format):
+def test_a_layer_equals_the_torch_layer(case, data_format):
     n = len(case.in_spatial)
     x = tensors(case).x
     x = leaf(x if data_format == "channels_last" else x.movedim(-1, 1))
@@ -48,7 +48,7 @@ def test_a_layer_computes_what_its_twin_computes(case, data_format):
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=[c["id"] for c in GOLDEN])
-def test_a_layer_computes_what_keras_2_computed(case):
+def test_a_layer_equals_keras_2(case):
     data, args = arrays(DATA, case), case["args"]
     padding = "keras_same" if args["padding"] == "same" else args["padding"]
     layer = getattr(layers, case["cls"])(**args | {"padding": padding}, dtype="float64")

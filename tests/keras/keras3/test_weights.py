@@ -1,4 +1,4 @@
-"""What Keras 3 does with a layer's weights: penalties, constraints, freezing, dtypes."""
+"""Weights of the layers in Keras 3: penalties, constraints, freezing and dtypes."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_regularizers_are_in_the_losses():
     y = model(x)
     kernel, bias = (torch.from_numpy(w).double() for w in layer.get_weights())
     of_keras = keras.layers.Activation("linear", activity_regularizer=activity)
-    of_keras(y)  # divided by the batch's size or not: that depends on the version
+    of_keras(y)  # some versions divide the penalty by the batch size
     want = of_keras.losses[0].double() + 0.1 * kernel.square().sum() + 0.01 * bias.abs().sum()
     assert len(model.losses) == 3
     assert_close(sum(model.losses), want.detach(), 1e-5)
@@ -40,12 +40,12 @@ def test_constraints_hold_after_fit():
     model.compile(loss="mse", optimizer=keras.optimizers.SGD(0.5))
     model.fit(x, y, verbose=0)
     kernel, bias = model.get_layer("local").get_weights()
-    assert np.allclose(np.linalg.norm(kernel, axis=1), 1, atol=1e-5)  # of each filter
+    assert np.allclose(np.linalg.norm(kernel, axis=1), 1, atol=1e-5)  # the norm of each filter
     assert (bias >= 0).all()
     assert (bias > 0).any()
 
 
-def test_an_axis_counts_as_keras_counts_it():
+def test_axes_of_constraints():
     named, with_axis = (
         layers.LocallyConnected1D(2, 3, kernel_constraint=c) for c in ("max_norm", keras.constraints.MaxNorm(2, axis=0))
     )
@@ -54,7 +54,7 @@ def test_an_axis_counts_as_keras_counts_it():
     assert again.kernel_constraint.axis == 1
 
 
-def test_frozen_layers_stay():
+def test_frozen_layers_are_not_trained():
     model, x, y = regression(trainable=False)
     frozen = model.get_layer("local")
     before, rest = frozen.get_weights(), model.layers[-1].get_weights()
@@ -119,6 +119,6 @@ def test_norms_and_penalties_of_16_bits_are_those_of_float32(dtype, scale, tmp_p
     assert projected.dtype == layer.kernel.value.dtype
     want = w * norm.clamp(max=2) / norm
     assert ((projected.float() - want).abs() <= 2 * torch.finfo(projected.dtype).eps * want).all()
-    model.save(tmp_path / "model.keras")  # as what they are by name
+    model.save(tmp_path / "model.keras")  # the file has constraints and regularizers by name
     again = keras.saving.load_model(tmp_path / "model.keras").layers[-1]
     assert again.get_config() == layer.get_config()

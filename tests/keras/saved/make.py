@@ -1,7 +1,8 @@
 """Writes the models of this folder: python -m tests.keras.saved.make, where tf_keras is installed.
 
-Each model is small, its weights are random, and what tf_keras made of a random input lies beside it (x, y in .npz).
-Names as arguments write those models only. Of "penalised" there are also the loss and the weights of a training step.
+Each model is small and has random weights. An .npz file has a random input x and the output y of tf_keras. Arguments
+are the names of the models to write, if not all. For "penalised", there are also the loss and the weights after a
+training step.
 """
 
 import json
@@ -87,7 +88,7 @@ def sequence():
 
 
 def activations():
-    """One locally connected layer and one dense layer an activation."""
+    """A locally connected and a dense layer for each activation."""
     x = L.Input((5, 2))
     outputs = [
         layer
@@ -98,7 +99,7 @@ def activations():
 
 
 def of_dtype(dtype):
-    """Weights of another dtype, and a frozen layer."""
+    """A model with weights of another dtype, and a frozen layer."""
     tf_keras.backend.set_floatx(dtype)
     model = tf_keras.Sequential(
         [
@@ -114,7 +115,7 @@ def of_dtype(dtype):
 
 
 def deepface():
-    """The shape of DeepFace's network in small: convolutions, then three locally connected layers."""
+    """A small network like DeepFace: convolutions, then three locally connected layers."""
     return tf_keras.Sequential(
         [
             L.Conv2D(4, 11, activation="relu", name="C1", input_shape=(52, 52, 3)),
@@ -190,7 +191,7 @@ def penalised():
 
 
 def trained_once(model, inputs):
-    """The loss of a training step with all penalties; the model's weights are what they are after it."""
+    """Train a model for one step, and return its loss with all penalties."""
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean(tf.square(model(inputs, training=False))) + tf.add_n(model.losses)
     gradients = tape.gradient(loss, model.trainable_variables)
@@ -215,7 +216,7 @@ MODELS = {
 
 
 def main(names):
-    """Write models, and what tf_keras makes of a random batch."""
+    """Write models, and the outputs of tf_keras for a random batch."""
     about = {"tf_keras": tf_keras.__version__, "tensorflow": tf.__version__}
     archive = HERE / "outputs.npz"
     arrays = dict(np.load(archive)) if names else {}
@@ -225,7 +226,7 @@ def main(names):
         random = np.random.default_rng(seed)
         tf_keras.utils.set_random_seed(seed)
         model = make()
-        for layer in model.layers:  # zero biases and unit scales would hide what is mixed up
+        for layer in model.layers:  # with zero biases and unit scales, tests would not find swapped weights
             values = [w + random.normal(0, 0.1, w.shape).astype(w.dtype) for w in layer.get_weights()]
             layer.set_weights(
                 [abs(v) if "variance" in w.name else v for v, w in zip(values, layer.weights, strict=True)]

@@ -1,7 +1,7 @@
 """Writes further.zip: python -m tests.keras.saved.make_further, where tf_keras is installed.
 
-Small models of layers and calls that no other archive has, with random weights: the files that tf_keras saves, inputs
-and outputs, the loss and the weights after a training step.
+Small models with random weights, of layers and calls that no other archive has. The archive has the files that tf_keras
+saves, inputs and outputs, and the loss and the weights of a training step.
 """
 
 import tempfile
@@ -18,7 +18,7 @@ RATE = 0.05
 
 
 def normalized():
-    """Batch normalization over several axes, under a mask, and over several devices; and kernels of norm 1."""
+    """Batch normalization over several axes, with a mask, and over several devices; and kernels of norm 1."""
     x, image = L.Input((6, 4)), L.Input((5, 6, 3))
     masked = L.Masking()(x)
     found = [
@@ -37,7 +37,7 @@ def normalized():
 
 
 def stacked():
-    """Cells on top of each other, and layers of both directions around cells and images."""
+    """Stacked cells, and bidirectional layers of cells and of images."""
     x, film, h = L.Input((6, 4)), L.Input((3, 5, 5, 2)), L.Input((3,))
     masked = L.Masking()(x)
     regular = {"kernel_regularizer": "l2", "bias_constraint": "non_neg"}
@@ -54,7 +54,7 @@ def stacked():
 
 
 def called():
-    """Calls with masks and a mode of their own, equations, categories, functions, and what `add_loss` leaves."""
+    """Calls with masks and with `training`, equations, categories, functions, and the layers that `add_loss` makes."""
     x, kept, ids, weights = L.Input((6, 4)), L.Input((6,), dtype="bool"), L.Input((4,), dtype="int32"), L.Input((4,))
     image = L.Reshape((6, 2, 2))(x)
     shape = {"kernel_regularizer": "l2", "kernel_constraint": "max_norm"}
@@ -101,7 +101,7 @@ MODELS = (normalized, stacked, called)
 
 
 def drawn(x, random):
-    """An input of a model, some of its steps zero, which `Masking` masks."""
+    """A random input of a model, with some zero steps for `Masking`."""
     shape = [3 if n is None else n for n in x.shape]
     if x.dtype == tf.bool:
         return random.random(shape) < 0.7

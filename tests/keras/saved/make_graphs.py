@@ -1,7 +1,8 @@
 """Writes graphs.zip: python -m tests.keras.saved.make_graphs, where tf_keras is installed.
 
-Models inside models, wrappers, masks, operators of TensorFlow, dictionaries and dtypes, with random weights: the files
-that tf_keras saves, inputs and outputs, and of "nested" the loss and the weights of a training step.
+Models with inner models, wrappers, masks, operators of TensorFlow, dictionaries and dtypes, with random weights. The
+archive has the files that tf_keras saves, inputs and outputs, and for "nested" the loss and the weights of a training
+step.
 """
 
 import inspect
@@ -20,7 +21,7 @@ RATE = 0.05
 
 
 def nested():
-    """Models in models: called twice, without an input of their own, of several outputs, frozen, and in a wrapper."""
+    """Inner models: called twice, without an input layer, with several outputs, frozen, and in a wrapper."""
     encoder = tf_keras.Sequential(
         [
             L.Input((6, 4)),
@@ -30,7 +31,7 @@ def nested():
         ],
         name="encoder",
     )
-    # What is in two models of a graph is saved once, and Keras itself cannot read such a file again.
+    # Keras saves a layer of two models only once, and cannot read such a file.
     own = tf_keras.Sequential([L.Dense(3, name="own_dense"), L.LocallyConnected1D(2, 2, name="own_local")], name="own")
     a, b = L.Input((5, 3)), L.Input((5, 3))
     inner = tf_keras.Sequential(
@@ -53,7 +54,7 @@ def nested():
 
 
 def operators():
-    """Operators, slices and functions, each of which is an output."""
+    """Operators, slices and functions, with an output for each."""
     x, z = L.Input((6, 4)), L.Input((6, 4))
     local = L.LocallyConnected1D(4, 1)(x)
     four = tf.reshape(x, (-1, 2, 3, 4))
@@ -98,7 +99,7 @@ def operators():
 
 
 def masked():
-    """Masks that are made, handed on through layers and models, taken, and ended at a locally connected layer."""
+    """Masks that are made, passed on by layers and models, used, and dropped by a locally connected layer."""
     x, w, pages = L.Input((6, 3), name="x"), L.Input((6,), dtype="int32"), L.Input((4, 6), dtype="int32")
     m = L.Masking(0.0, name="masking")(x)
     encoder = tf_keras.Sequential([L.Embedding(8, 3, mask_zero=True), L.Dropout(0.2), L.Dense(3)], name="encoder")
@@ -117,7 +118,7 @@ def masked():
 
 
 def keyed():
-    """Inputs and outputs in dictionaries, of a model and of one inside of it."""
+    """A model and an inner model with dictionaries of inputs and outputs."""
     a, b = L.Input((5,), name="one"), L.Input((5,), name="two")
     head = tf_keras.Model({"z": a, "y": b}, {"times": a * b, "minus": a - 2 * b}, name="head")
     x, w = L.Input((6, 2), name="q"), L.Input((5,), name="p")
@@ -138,14 +139,14 @@ def mixed():
 
 
 def dtypes():
-    """Layers of two dtypes, each of which casts what it is given."""
+    """Layers of two dtypes, which cast their inputs."""
     x = L.Input((6, 4))
     y = L.Dense(3)(L.LocallyConnected1D(3, 2, dtype="float64")(x))
     return tf_keras.Model(x, [y, tf.cast(y, "float64"), L.Flatten(dtype="float64")(y)], name="dtypes")
 
 
 class Scale(L.Layer):
-    """A layer of one's own with two weights, one of which is not trained."""
+    """A layer of a user with two weights, one of which is not trained."""
 
     def build(self, shape):
         """Make the weights."""
@@ -158,14 +159,14 @@ class Scale(L.Layer):
 
 
 class Block(L.Layer):
-    """A layer of one's own with layers inside."""
+    """A layer of a user with inner layers."""
 
     def __init__(self, units, **kwargs):
         super().__init__(**kwargs)
         self.units, self.up, self.down = units, L.Dense(units), L.Dense(3)
 
     def call(self, x, factor=1.0):
-        """Up and down."""
+        """Apply both dense layers."""
         return factor * self.down(tf.nn.relu(self.up(x)))
 
     def get_config(self):
@@ -174,14 +175,14 @@ class Block(L.Layer):
 
 
 def bare(function):
-    """A function without the place it is written at, which would be in the file."""
+    """Remove the source position from a function, which would be in the saved file."""
     function.__code__ = function.__code__.replace(co_filename="make_graphs.py")
     inspect.getsource = str  # tf_keras quotes the source in a warning
     return function
 
 
 def custom():
-    """Layers that only their code describes, in a model and in one inside of it."""
+    """Layers of a user, whose code is not in the file, in a model and in an inner model."""
     i = L.Input((5, 3))
     inner = tf_keras.Sequential([i, L.Lambda(bare(lambda t: t * 2 + 1), name="double"), L.Dense(3)], name="inner")
     x = L.Input((6, 4))
@@ -215,7 +216,7 @@ def listed(outputs):
 
 
 def write(make, seed, folder):
-    """One model's files, and its arrays."""
+    """Write the files of a model, and return its arrays."""
     random = np.random.default_rng(seed)
     K.clear_session()
     model = make()

@@ -1,7 +1,7 @@
 """Writes layers.zip: python -m tests.keras.saved.make_layers, where tf_keras is installed.
 
-Models of many small layers side by side, each of which is an output, with random weights: the files that tf_keras
-saves, the inputs and outputs, the loss of a training step, and the weights after it.
+Models with an output for each of many small layers, with random weights. The archive has the files that tf_keras saves,
+the inputs and outputs, the loss of a training step, and the weights after it.
 """
 
 import tempfile
@@ -19,7 +19,7 @@ RATE = 0.05
 
 
 def recurrent():
-    """Recurrent layers, with their own activations and with others, and both directions."""
+    """Recurrent layers with their default and with other activations, and bidirectional layers."""
     x = L.Input((6, 4), name="x")
     penalties = {
         "kernel_regularizer": "l2",
@@ -59,7 +59,7 @@ def recurrent():
 
 
 def windows(data_format):
-    """Layers with windows, in either data format."""
+    """Layers with windows, in a data format."""
     first = data_format == "channels_first"
 
     def shape(*sizes, channels=4):
@@ -67,7 +67,7 @@ def windows(data_format):
 
     line, image, volume = (L.Input(shape(*sizes), name=f"x{i}") for i, sizes in enumerate([(9,), (6, 5), (4, 3, 4)]))
     own = {"data_format": data_format}
-    # TensorFlow has none in float64.
+    # TensorFlow has no such layers in float64.
     single = tf_keras.backend.floatx() == "float32"
     pools = (
         [
@@ -156,7 +156,7 @@ def scaled():
     )(words)
     adapted, inverse = L.Normalization(), L.Normalization(axis=(1, 3), invert=True)
     random_images = []
-    if tf_keras.backend.floatx() == "float32":  # TensorFlow has them for no other
+    if tf_keras.backend.floatx() == "float32":  # TensorFlow has these layers only in float32
         random_images = [L.RandomRotation(0.2), L.RandomTranslation(0.1, 0.2), L.RandomZoom(0.1), L.RandomContrast(0.3)]
     layers = [
         L.Rescaling(1 / 255, offset=-1.0),
@@ -223,7 +223,7 @@ def scaled():
 
 
 def attending():
-    """Attention, masks, states handed on, and activations with weights of their own."""
+    """Attention, masks, states passed between layers, and activations with weights."""
     line, other, words = L.Input((6, 4), name="x0"), L.Input((5, 3), name="x1"), L.Input((6,), name="x2")
     image = L.Input((4, 3, 5), name="x3")
     penalties = {
@@ -285,7 +285,7 @@ def inputs_of(model, random):
 
 
 def shaken(model, random):
-    """Weights without zeros and ones, which would hide what is mixed up."""
+    """Random weights: with zeros and ones, tests would not find swapped weights."""
     for layer in model.layers:
         if isinstance(layer, L.Normalization):
             continue
@@ -303,7 +303,7 @@ def listed(value):
 
 
 def step(model, inputs):
-    """The loss of a training step with all penalties; afterwards, the weights are what they are after it."""
+    """Train a model for one step, and return its loss with all penalties."""
     with tf.GradientTape() as tape:
         outputs = listed(model(inputs if len(inputs) > 1 else inputs[0], training=False))
         floatx = tf_keras.backend.floatx()  # an interpolated image is float32 in every model
@@ -315,7 +315,7 @@ def step(model, inputs):
 
 
 def write(make, seed, folder, dtype):
-    """One model's files, outputs and loss, and its weights after a step."""
+    """Write the files of a model, and return its outputs, its loss and its weights after a step."""
     random = np.random.default_rng(seed)
     tf_keras.utils.set_random_seed(seed)
     tf_keras.backend.set_floatx(dtype)
@@ -329,7 +329,7 @@ def write(make, seed, folder, dtype):
     arrays |= {f"{name}/y{i}": np.asarray(y) for i, y in enumerate(outputs)}
     arrays[f"{name}/loss"] = step(model, inputs)
     model.save_weights(folder / f"{name}.after.weights.h5")
-    if "channels_last" in name:  # TensorFlow only makes its twin, and does not compute it, on a CPU
+    if "channels_last" in name:  # on a CPU, TensorFlow can build the channels_first model, but not compute it
         twin = windows("channels_first")
         twin.set_weights(before)
         save(twin, folder, name.replace("channels_last", "channels_first"))

@@ -1,8 +1,8 @@
 """Writes more.zip: python -m tests.keras.saved.make_more, where tf_keras is installed.
 
-Small models of what graphs.zip and layers.zip do not have, with random weights: the files that tf_keras saves, inputs
-and outputs; of "stateful", the outputs of a second batch too; of "cells" and "remembering", the loss and the weights of
-a training step.
+Small models with random weights, of layers that graphs.zip and layers.zip do not have. The archive has the files that
+tf_keras saves, inputs and outputs; for "stateful", also the outputs of a second batch; for "cells" and "remembering",
+the loss and the outputs of a training step.
 """
 
 import tempfile
@@ -35,7 +35,7 @@ def functions():
 
 
 def interpolated():
-    """Every way to resize images, to more and to fewer pixels."""
+    """All methods to resize images, to more and to fewer pixels."""
     image = L.Input((6, 5, 2))
     ways = ("bicubic", "area", "lanczos3", "lanczos5", "gaussian", "mitchellcubic")
     found = [L.UpSampling2D((2, 3), interpolation=way)(image) for way in ways]
@@ -44,7 +44,7 @@ def interpolated():
 
 
 def adversarial():
-    """A discriminator that was compiled on its own, frozen inside of another model."""
+    """A discriminator that was compiled with an optimizer, frozen in another model."""
     generator = tf_keras.Sequential([L.Input((5,)), L.Dense(8), L.Reshape((8, 1))], name="generator")
     discriminator = tf_keras.Sequential([L.Input((8, 1)), L.LocallyConnected1D(2, 3), L.Flatten(), L.Dense(1)])
     discriminator.compile("adam", "mse", metrics=["mae"])
@@ -55,7 +55,7 @@ def adversarial():
 
 
 def stateful():
-    """Recurrent layers whose states go on from batch to batch."""
+    """Recurrent layers that keep their states for the next batch."""
     x = L.Input(batch_shape=(2, 5, 3))
     y = L.GRU(4, return_sequences=True, stateful=True)(L.LSTM(3, return_sequences=True, stateful=True)(x))
     both = L.Bidirectional(L.SimpleRNN(2, return_sequences=True, stateful=True))(y)
@@ -71,7 +71,7 @@ def cells():
 
 
 def remembering():
-    """LSTM layers of images in one to three dimensions."""
+    """Convolutional LSTM layers in one to three dimensions."""
     line, image = L.Input((3, 7, 2)), L.Input((3, 6, 5, 2))
     y = L.ConvLSTM2D(3, (3, 2), padding="same", return_sequences=True, kernel_regularizer="l2")(image)
     y = L.ConvLSTM2D(2, 2, strides=(2, 1), recurrent_activation="sigmoid", go_backwards=True, return_state=True)(y)

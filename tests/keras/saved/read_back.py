@@ -1,7 +1,7 @@
-"""Has tf_keras load the weights that are written here: python -m tests.keras.saved.read_back, where it is installed.
+"""Loads weights that lc_triton wrote into tf_keras: python -m tests.keras.saved.read_back, where tf_keras is installed.
 
-Each model of this folder is read by torch and its weights are written back; tf_keras builds the model anew, loads
-them, and must predict what it predicted with its own.
+lc_triton reads each model of this folder and writes its weights. A new model of tf_keras loads them, and must have the
+same outputs as with its own weights.
 """
 
 import sys
@@ -17,8 +17,8 @@ from torch import nn
 import lc_triton
 from lc_triton.keras import load_model, load_weights, save_model, save_weights
 
-# TensorFlow 2.20 and 2.21 put their LLVM where one loaded later finds it, and triton's then ends the process: triton
-# comes first. May go with TensorFlow's issue 124205.
+# TensorFlow 2.20 and 2.21 export the symbols of their LLVM, and Triton's LLVM, if it is loaded later, then ends the
+# process: Triton is imported first. May go with TensorFlow's issue 124205.
 with suppress(ModuleNotFoundError):
     import triton  # noqa: F401
 
@@ -26,9 +26,9 @@ from tests.keras.saved.make import HERE, MODELS, tf_keras  # isort: skip
 
 Arrays = list[np.ndarray]
 
-# Over the largest output. The weights are the same to the bit, but a sum's order is TensorFlow's own affair.
+# Errors relative to the largest output. The weights are equal in bits, but TensorFlow may change the order of sums.
 TOLERANCES = {"float16": 1e-3, "float32": 1e-6, "float64": 1e-12}
-TRAINED = 1e-5  # torch's outputs beside TensorFlow's, through all layers of a model
+TRAINED = 1e-5  # torch's outputs compared with TensorFlow's, after all layers of a model
 
 
 def arrays(outputs: np.lib.npyio.NpzFile, name: str, letter: str) -> Arrays:
@@ -38,7 +38,7 @@ def arrays(outputs: np.lib.npyio.NpzFile, name: str, letter: str) -> Arrays:
 
 
 def predicted(name: str, weights: Path, inputs: Arrays) -> Arrays:
-    """What a new model in tf_keras predicts with the weights in a file."""
+    """The outputs of a new model of tf_keras with the weights of a file."""
     tf_keras.utils.set_random_seed(1000)
     model = MODELS[name]()
     before = [w.numpy() for w in model.weights]
@@ -52,7 +52,7 @@ def predicted(name: str, weights: Path, inputs: Arrays) -> Arrays:
 
 
 def compared(what: str, got: Arrays, want: Arrays, tolerance: float) -> str:
-    """A line that says how far outputs are apart; too far ends the process."""
+    """A line with the difference of outputs; a difference above the tolerance ends the process."""
     if [y.shape for y in got] != [y.shape for y in want] or not want:
         raise SystemExit(f"{what}: outputs of shapes {[y.shape for y in got]}, not {[y.shape for y in want]}")
     far = max(float(np.abs(g - w).max() / np.abs(w).max()) for g, w in zip(*map(doubles, (got, want)), strict=True))
@@ -66,7 +66,7 @@ def doubles(values: Arrays) -> Arrays:
 
 
 def trained(model: nn.Module, inputs: Arrays) -> Arrays:
-    """Three steps in torch, which move every weight; what the model computes then."""
+    """Train a model for three steps in torch, which change all weights, and return its outputs."""
     optimizer = torch.optim.SGD(model.train().parameters(), 1e-2)
     x = [torch.from_numpy(value) for value in inputs]
     for _ in range(3):
@@ -80,7 +80,7 @@ def trained(model: nn.Module, inputs: Arrays) -> Arrays:
 
 
 def own() -> nn.Module:
-    """DeepFace's small likeness as a user would write it: layers by torch's convention."""
+    """The small DeepFace network as a user would write it, with layers in torch's convention."""
     return nn.ModuleDict(
         {
             "C1": nn.Conv2d(3, 4, 11),
@@ -107,7 +107,7 @@ def lines(folder: Path) -> Iterator[str]:
             save_model(model, folder / "model.pt")
             save_weights(load_model(folder / "model.pt"), weights)
             yield compared(f"{name}, by way of .pt", predicted(name, weights, x), y, tolerance)
-            if y[0].dtype != np.float16:  # too few bits to train
+            if y[0].dtype != np.float16:  # float16 has too few bits to train
                 want = trained(model, x)
                 save_weights(model, weights)
                 yield compared(f"{name}, trained on", predicted(name, weights, x), want, TRAINED)
@@ -119,7 +119,7 @@ def lines(folder: Path) -> Iterator[str]:
 
 
 def main() -> None:
-    """Print how far each model's outputs are from what they should be; exit 1 at the first that is too far."""
+    """Print the errors of the outputs of each model; exit 1 at the first error above its tolerance."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

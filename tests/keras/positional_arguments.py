@@ -1,4 +1,4 @@
-"""Arguments in Keras 2's order, and what a layer of either kind makes of them."""
+"""Positional arguments in the order of Keras 2, and a check of the configuration that layers make of them."""
 
 ARGUMENTS = (
     4, 3, 2, "SAME", "channels_first", "tanh", False, "ones", "ones", "l1", "l2", "l1_l2", "non_neg", "unit_norm", 3,
@@ -15,8 +15,8 @@ NAMES = (
 )
 
 
-def check(config):
-    """The configuration of a layer made of ARGUMENTS, but for the strides, a list or a tuple."""
+def check_configuration(config):
+    """Check the configuration of a layer made with ARGUMENTS, without the strides."""
     assert (config["padding"], config["data_format"], config["activation"]) == ("same", "channels_first", "tanh")
     assert [config[n]["class_name"] for n in NAMES] == ["Ones", "Ones", "L1", "L2", "L1L2", "NonNeg", "UnitNorm"]
     assert (config["use_bias"], config["implementation"], config.get("groups", 1)) == (False, 3, 1)
