@@ -28,10 +28,11 @@ class Shape(NamedTuple):
 
     `pad` is the padding before the first site. `channels` are those of a site in memory, padding included;
     `group_channels` and `group_filters` those of one group's filters; `position_weights` the weights of one position;
-    `in_numel` and `out_numel` the numbers of a sample. `lead`: whether a size of the two leading dimensions is above 1, or
-    they are padded; without it, the kernels leave the masks of these dimensions out. Where positions share filters (`shared`), the
-    weight has one entry for each of `regions`: `region_counts` along each dimension, of `region_sizes` positions at
-    most, that are runs of `region_blocks` positions. `padded`: whether some window may read a site outside the input.
+    `in_numel` and `out_numel` the numbers of a sample. `lead`: whether a size of the two leading dimensions is above 1,
+    or they are padded; without it, the kernels leave the masks of these dimensions out. Where positions share filters
+    (`shared`), the weight has one entry for each of `regions`: `region_counts` along each dimension, of `region_sizes`
+    positions at most, that are runs of `region_blocks` positions. `padded`: whether some window may read a site outside
+    the input.
     """
 
     channels: int

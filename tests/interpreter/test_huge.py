@@ -207,7 +207,7 @@ def test_rows_of_shared_filters_that_lie_far_apart(monkeypatch):
     geo = Geometry.make((3, 4), 16, 16, (3, 1), regions=parse_share("all", 2))
     gen = torch.Generator().manual_seed(0)
     small, g = (torch.randn(1, rows, 4, 16, generator=gen).half() for rows in (3, 1))
-    x = untouched(2**31 + 4 * 16).as_strided((1, 3, 4, 16), (2**32, 2**30, 16, 1)).copy_(small)
+    x = lazy_memory(2**31 + 4 * 16).as_strided((1, 3, 4, 16), (2**32, 2**30, 16, 1)).copy_(small)
     problem, config = Problem(geo, backend="triton"), TileConfig(1, 1, 16, 16, 16)
     dw = torch.full(geo.weight_shape, float("nan"))
     launch.weight_grad(x, g, dw, None, problem, config)
