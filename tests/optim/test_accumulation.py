@@ -2,10 +2,12 @@
 
 import gc
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import lc_triton
 from lc_triton import FusedAdamW, LocalConv2d, accumulate_gradients
@@ -305,6 +307,31 @@ def test_lazy_layers_and_autograd_grad(added):
     (slope,) = torch.autograd.grad(layer(x).sum(), layer.weight)
     torch.testing.assert_close(layer.weight.grad, 2 * slope)
     assert len(added) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [("frozen", ""), ("dispatch mode", "a compiler, tracer or dispatch mode"), ("grad dropped by a hook", "")],
+)
+def test_what_changes_between_forward_and_backward(change, reason):
+    """What autograd does without `accumulate_gradients` happens with it."""
+    results = []
+    for adds in (True, False):
+        torch.manual_seed(0)
+        layer, x = LocalConv2d(2, 2, 2, input_size=3, dtype=F64), torch.rand(2, 2, 3, 3, dtype=F64, requires_grad=True)
+        if adds:
+            accumulate_gradients(layer)
+        layer(x).sum().backward()
+        loss = layer(x).square().sum()
+        if change == "frozen":
+            layer.weight.requires_grad_(False)
+        elif change == "grad dropped by a hook":
+            x.register_hook(lambda _, layer=layer: setattr(layer.weight, "grad", None))
+        mode = FlopCounterMode(display=False) if change == "dispatch mode" else nullcontext()
+        with mode, pytest.warns(UserWarning, match=reason) if adds and reason else nullcontext():
+            loss.backward()
+        results.append(layer.weight.grad)
+    torch.testing.assert_close(*results, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("wrong", [3, "net", [1.0], torch.ones(2), {"a": torch.ones(2)}], ids=str)

@@ -2,12 +2,14 @@
 
 import copy
 import gc
+import re
 import warnings
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.utils.flop_counter import FlopCounterMode
 
 import lc_triton
 from lc_triton import FusedAdamW, FusedSGD, LocalConv1d, LocalConv2d
@@ -178,6 +180,17 @@ def test_parameters_with_gaps_in_memory():
     assert_same(*layers, 1e-10)
 
 
+def test_a_scaler_refuses_parameters_with_gaps_in_memory():
+    layer = LocalConv2d(1, 2, 2, input_size=3)
+    layer.weight = nn.Parameter(torch.stack([layer.weight.detach()] * 2, -1)[..., 0])
+    scaler, optimizer = torch.amp.GradScaler("cpu"), FusedAdamW(layer)
+    scaler.scale(layer(torch.ones(1, 1, 3, 3)).sum()).backward()
+    before = layer.weight.detach().clone()
+    with pytest.raises(OptimizerStepError, match=r"of shape \(2, 2, 2, 2, 1, 2\) .*make it contiguous"):
+        scaler.step(optimizer)
+    assert torch.equal(layer.weight, before)
+
+
 @pytest.mark.parametrize("l2", [0.0, 0.1])
 def test_sparse_gradients_of_other_layers(l2):
     """Torch's SGD takes them, and its fused update does not."""
@@ -209,6 +222,37 @@ def test_16_bit_weights_are_updated_by_torch():
     layer(torch.ones(1, 1, 3, 3, dtype=torch.bfloat16)).sum().backward()
     with pytest.warns(UserWarning, match=r"of weight and updates.*its dtype is bfloat16"):
         optimizer.step()
+
+
+def under_a_dispatch_mode(layer, x):
+    loss = layer(x).square().sum()
+    with FlopCounterMode(display=False):
+        loss.backward()
+
+
+def beside_a_transposed_grad(layer, x):
+    layer.weight.grad = torch.ones_like(layer.weight).mT.contiguous().mT
+    layer(x).square().sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("way", "reason"),
+    [
+        (under_a_dispatch_mode, "a compiler, tracer or dispatch mode sees its backward"),
+        (beside_a_transposed_grad, "its .grad is of another layout"),
+    ],
+)
+def test_a_gradient_that_others_see_is_stored(way, reason):
+    layers = [LocalConv2d(2, 3, 2, input_size=3, dtype=torch.float64) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    runs = [(layers[0], FusedAdamW(layers[0])), (layers[1], torch.optim.AdamW(layers[1].parameters(), lr=1e-3))]
+    x = torch.rand(2, 2, 3, 3, dtype=torch.float64)
+    with pytest.warns(UserWarning, match=f"of weight and updates.*{re.escape(reason)}"):
+        for layer, optimizer in runs:
+            way(layer, x)
+            optimizer.step()
+    torch.testing.assert_close(layers[0].weight.grad, layers[1].weight.grad, rtol=1e-12, atol=0)
+    assert_same(*layers, 1e-10)
 
 
 def test_distributed_data_parallel(tmp_path):

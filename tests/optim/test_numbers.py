@@ -387,6 +387,27 @@ def test_a_distributed_checkpoint_of_states_of_another_dtype(saved, loaded, tmp_
     assert_same(net, other, 1e-2)
 
 
+@pytest.mark.parametrize("momenta", [(0.9, 0.9), (0.9, 0.0)], ids=str)
+def test_momentum_that_begins_at_different_steps(momenta):
+    """Torch's fused update takes no group in which only some of the momentum buffers exist."""
+    both = []
+    for make in (FusedSGD, torch.optim.SGD):
+        torch.manual_seed(0)
+        layers = [torch.nn.Linear(3, 3, dtype=torch.float64) for _ in momenta]
+        groups = [{"params": m.parameters(), "momentum": n} for m, n in zip(layers, momenta, strict=True)]
+        optimizer = make(groups, lr=0.1, weight_decay=0.01)
+        for used in (layers[:1], layers, layers[1:], layers):
+            x = torch.ones(2, 3, dtype=torch.float64)
+            optimizer.zero_grad()
+            sum(layer(x).square().sum() for layer in used).backward()
+            grads = [p.grad for layer in layers for p in layer.parameters()]
+            optimizer.step()
+            after = [p.grad for layer in layers for p in layer.parameters()]
+            assert all(a is b for a, b in zip(grads, after, strict=True))
+        both.append(torch.nn.ModuleList(layers))
+    assert_same(*both, 1e-12)
+
+
 def test_hooks_of_a_step_run_once():
     torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])  # makes torch wrap its own step
     layer = LocalConv2d(1, 2, 2, input_size=3)
