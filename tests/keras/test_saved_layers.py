@@ -13,6 +13,7 @@ from torch import nn
 import lc_triton
 from lc_triton.errors import ConversionError
 from lc_triton.keras import load_model, save_model, save_weights
+from lc_triton.keras.saved.arguments import Place
 from lc_triton.keras.saved.model import CLASSES
 from tests.keras.outputs import extract_archive
 
@@ -197,8 +198,6 @@ def test_noise_is_added_only_in_training():
 
 
 def place(class_name, *shapes):
-    from lc_triton.keras.saved.arguments import Place
-
     return Place(class_name, shapes)
 
 
@@ -248,6 +247,15 @@ def test_every_class_is_compared_with_keras():
     assert not missing, missing
 
 
+def of_lstm(**config):
+    return {"class_name": "LSTM", "config": {"units": 2, **config}}
+
+
+def of_cells(**config):
+    cell = {"class_name": "SimpleRNNCell", "config": {"units": 2, **config}}
+    return {"class_name": "StackedRNNCells", "config": {"cells": [cell]}}
+
+
 @pytest.mark.parametrize(
     ("class_name", "given", "shapes", "message"),
     [
@@ -271,12 +279,149 @@ def test_every_class_is_compared_with_keras():
         ("Attention", {}, [(4, 3)], "it takes a query, a value"),
         ("Dropout", {"rate": 0.5, "noise_shape": [None, 2]}, [(3,)], "has no size, 1 or None for each axis"),
         ("RandomCrop", {"height": 0, "width": 2}, [(4, 4, 3)], "is no height and width"),
+        ("Resizing", {"height": 2, "width": 2}, [(4, 4)], "it takes images with channels last"),
+        ("Dense", {"units": 2}, [()], "it takes inputs with a last axis"),
+        ("Dense", {"units": 2}, [(3,), (3,)], "it takes one input, and is given 2"),
+        ("Conv2D", {"filters": 2, "kernel_size": 3}, [(5, 5)], "it takes inputs with 3 axes beside the batch"),
+        ("Concatenate", {}, [], "it takes inputs, and is given none"),
+        ("Concatenate", {"axis": 2}, [(3,), (3,)], "axis=2 is no axis of an input with 2 axes"),
+        ("Concatenate", {"axis": -2}, [(3,), (3,)], "axis=-2 is no axis of an input with 2 axes"),
+        (
+            "MultiHeadAttention",
+            {"num_heads": 2, "key_dim": 3, "attention_axes": [2]},
+            [(4, 3), (4, 3)],
+            "attention_axes=(2,) are no axes of sites",
+        ),
+        ("Bidirectional", {"layer": of_lstm(dtype="float64")}, [(5, 3)], "another dtype than itself, float64"),
+        ("Bidirectional", {"layer": of_lstm(kernel_regularizer="mine")}, [(5, 3)], "its kernel_regularizer: "),
+        ("RNN", {"cell": of_cells(kernel_regularizer="mine")}, [(5, 3)], "its kernel_regularizer: "),
+        ("RNN", {"cell": of_cells()}, [(5, 3), (2,), (2,)], "it is given 1 state(s) more than its cells have"),
+        ("CategoryEncoding", {"num_tokens": 3, "dtype": "complex64"}, [(3,)], "its dtype complex64 is none of"),
+        ("CategoryEncoding", {"num_tokens": 3}, [(3,), (3,)], "count_weights are given to it"),
+        ("Activation", {"activation": {"class_name": "PReLU"}}, [(3,)], "its activation PReLU has weights of its own"),
+        (
+            "Activation",
+            {"activation": {"class_name": "LeakyReLU", "config": {"alpha": "x"}}},
+            [(3,)],
+            "its activation LeakyReLU: Input should be a valid",
+        ),
+        (
+            "ConvLSTM2D",
+            {"filters": 2, "kernel_size": 3, "padding": "causal"},
+            [(5, 4, 4, 2)],
+            "its padding 'causal' is none of valid, same",
+        ),
+        ("Conv2DTranspose", {"filters": 2, "kernel_size": 3, "groups": 2}, [(5, 5, 2)], "groups=2 is not 1"),
+        ("Reshape", {"target_shape": [4]}, [(6,)], "(6,) does not fit into target_shape=(4,)"),
+        ("Reshape", {"target_shape": [4, -1]}, [(6,)], "(6,) does not fit into target_shape=(4, -1)"),
+        ("Reshape", {"target_shape": [-1, -1]}, [(6,)], "(6,) does not fit into target_shape=(-1, -1)"),
+        ("Permute", {"dims": [1, 3]}, [(2, 3)], "dims=(1, 3) is no order of the 2 axes"),
+        ("SpectralNormalization", {"layer": None}, [(3,)], "it wraps no layer"),
+        ("TimeDistributed", {"layer": None}, [(5, 3)], "it wraps no layer"),
+        ("TimeDistributed", {"layer": None}, [(3,)], "it takes sequences of samples, and is given shape (3,)"),
     ],
 )
 def test_refused_layers(class_name, given, shapes, message):
     with pytest.raises(ValueError, match=r"(?s).") as raised:
         CLASSES[class_name](name="layer", **given).module(place(class_name, *shapes))
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("class_name", "given", "shapes", "text"),
+    [
+        ("Activation", {"activation": "tanh"}, [(3,)], "Activation(name='tanh', constant=0.0)"),
+        (
+            "ReLU",
+            {"max_value": 6.0, "negative_slope": 0.1, "threshold": 1.0},
+            [(3,)],
+            "slope=0.1, threshold=1.0, ceiling=6.0",
+        ),
+        ("Softmax", {"axis": [1, 2]}, [(3, 4)], "axes=(1, 2)"),
+        ("Bidirectional", {"layer": of_lstm(), "merge_mode": "sum"}, [(5, 3)], "merge='sum'"),
+        ("CategoryEncoding", {"num_tokens": 3, "output_mode": "count"}, [(4,)], "3, mode='count'"),
+        ("RNN", {"cell": of_cells(), "return_sequences": True}, [(5, 3)], "sequences=True, backwards=False"),
+        (
+            "Conv2D",
+            {"filters": 2, "kernel_size": 3, "strides": 2, "padding": "same"},
+            [(5, 5, 4)],
+            "(2, 4, 3, 3), stride=(2, 2), padding='same', groups=1, channels_last",
+        ),
+        (
+            "ConvLSTM1D",
+            {"filters": 2, "kernel_size": 3},
+            [(5, 6, 4)],
+            "(8, 4, 3), stride=(1,), padding='valid', sequences=False",
+        ),
+        ("EinsumDense", {"equation": "ab,bc->ac", "output_shape": [3]}, [(4,)], "'ab,bc->ac', kernel=(4, 3)"),
+        ("Embedding", {"input_dim": 7, "output_dim": 2}, [(4,)], "7, 2"),
+        ("GroupNormalization", {"groups": 2}, [(5, 4)], "2 groups, axis=2, eps=0.001"),
+        ("UnitNormalization", {}, [(5, 4)], "axes=(2,)"),
+        ("Masking", {"mask_value": -1.0}, [(5, 4)], "value=-1.0"),
+        ("Multiply", {}, [(4,), (4,)], "mul"),
+        ("Dot", {"axes": 1, "normalize": True}, [(4,), (4,)], "axes=(1, 1), normalize=True"),
+        ("Concatenate", {"axis": 1}, [(4,), (4,)], "axis=1"),
+        ("Dropout", {"rate": 0.5, "noise_shape": [None, 1]}, [(4,)], "0.5, shape=(None, 1)"),
+        ("GaussianNoise", {"stddev": 0.2}, [(4,)], "0.2"),
+        ("GaussianDropout", {"rate": 0.3}, [(4,)], "0.3"),
+        ("BatchNormalization", {"momentum": 0.75}, [(5, 4)], "(4,), axes=(2,), eps=0.001, momentum=0.25"),
+        ("LayerNormalization", {}, [(5, 4)], "(4,), axes=(2,), eps=0.001"),
+        ("TFOpLambda", {"function": "math.add"}, [(4,)], "math.add"),
+        ("AveragePooling1D", {"pool_size": 2}, [(6, 4)], "mean, (2,), stride=(2,), padding='valid', channels_last"),
+        ("GlobalMaxPooling2D", {"keepdims": True}, [(6, 5, 4)], "max, (1, 2), keepdims=True"),
+        ("Rescaling", {"scale": 2.0, "offset": -1.0}, [(4,)], "scale=2.0, offset=-1.0"),
+        ("RandomFlip", {}, [(6, 5, 3)], "RandomFlip"),
+        ("LSTM", {"units": 2, "go_backwards": True}, [(5, 3)], "3, 2, sequences=False, backwards=True"),
+        ("UpSampling2D", {"size": 2}, [(4, 4, 3)], "(2, 2), 'nearest', channels_first=False"),
+        ("Resizing", {"height": 2, "width": 3}, [(4, 4, 3)], "(2, 3), 'bilinear', crop=False"),
+        ("Reshape", {"target_shape": [2, -1]}, [(6,)], "(2, -1)"),
+        ("Permute", {"dims": [2, 1]}, [(6, 5)], "(2, 1)"),
+        ("ZeroPadding1D", {"padding": [1, 2]}, [(6, 5)], "((1, 2),)"),
+        ("Cropping1D", {"cropping": [1, 2]}, [(6, 5)], "((1, 2),)"),
+        ("RepeatVector", {"n": 3}, [(6,)], "3"),
+        (
+            "Conv1DTranspose",
+            {"filters": 2, "kernel_size": 3, "strides": 2},
+            [(6, 4)],
+            "(4, 2, 3), stride=(2,), padding='valid', channels_last",
+        ),
+    ],
+)
+def test_what_a_layer_prints(class_name, given, shapes, text):
+    assert CLASSES[class_name](name="layer", **given).module(place(class_name, *shapes)).extra_repr() == text
+
+
+class Outputs(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.stateful = kind, kind == "stateful"
+
+    def forward(self, x):
+        return {"a": x + 1, "b": x.sum(-1)} if self.kind == "dictionary" else (x + 1, x.sum(-1))
+
+
+def around(kind):
+    of = Place("TimeDistributed", ((5, 3),), inner={"layer": lambda shape: Outputs(kind)})
+    return CLASSES["TimeDistributed"](name="steps", layer={}).module(of)
+
+
+def test_several_outputs_of_a_layer_are_each_in_steps():
+    x = torch.arange(30.0).reshape(2, 5, 3)
+    for found in (tuple(around("dictionary")(x).values()), around("tuple")(x)):
+        assert len(found) == 2
+        assert torch.equal(found[0], x + 1)
+        assert torch.equal(found[1], x.sum(-1))
+    with pytest.raises(ValueError, match="wraps a layer with stateful=True"):
+        around("stateful")
+
+
+def test_masks_of_steps_that_are_concatenated():
+    layer = CLASSES["Concatenate"](name="both", axis=1).module(place("Concatenate", (2, 3), (4, 3)))
+    mask = torch.tensor([[True, False], [False, True]])
+    inputs = torch.zeros(2, 2, 3), torch.zeros(2, 4, 3)
+    found = layer.output_mask(inputs, (mask, None))
+    assert torch.equal(found, torch.cat([mask, torch.ones(2, 4, dtype=torch.bool)], 1))
+    assert torch.equal(layer.output_mask(inputs[::-1], (None, mask)), found.roll(4, 1))
 
 
 class TorchModules(nn.Module):

@@ -1,5 +1,7 @@
 """Outputs of the models of saved/make_more.py: functions, resizing, cells and stateful layers."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -122,3 +124,49 @@ def test_pooling_of_tensorflow_1(folder):
 def test_arguments_of_functions_that_have_no_counterpart_are_named(function, kwargs, message):
     with pytest.raises(ValueError, match=message):
         find(function)(torch.ones(1, 4, 4, 2), **kwargs)
+
+
+def test_functions_that_no_model_of_the_fixtures_has():
+    """Their values by the documentation of TensorFlow."""
+    indices = torch.tensor([[0, 2], [3, -1]])
+    one = torch.tensor([[[1, 0, 0], [0, 0, 1]], [[0, 0, 0], [0, 0, 0]]])
+    hot = find("one_hot")
+    assert torch.equal(hot(indices, 3), one.float())
+    assert torch.equal(hot(indices, 3, on_value=5, off_value=-1, axis=-1, dtype="int32"), (6 * one - 1).int())
+    assert torch.equal(hot(indices, 3, on_value=0.1, dtype="float64"), 0.1 * one.double())
+    assert torch.equal(hot(indices, 3, on_value=2**24 + 1, dtype="int64"), (2**24 + 1) * one)
+    x = torch.arange(24.0).reshape(1, 2, 3, 4)
+    bias = [1.0, 2.0]
+    assert torch.equal(find("nn.bias_add")(x, bias, data_format="NCHW"), x + torch.tensor(bias).view(1, 2, 1, 1))
+    assert find("math.floordiv")(-7, 2) == -4
+    assert torch.equal(find("squeeze")(x), x[0])
+    assert tuple(find("stack")([2, 3])) == (2, 3)
+
+
+X = torch.ones(1, 4, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "message"),
+    [
+        ("image.resize", (X[0], [2, 2]), "takes images (batch, height, width, channels), not 3 axes"),
+        ("nn.max_pool2d", (X[0], 2, 2), "pooling of 3 axes with padding VALID"),
+        ("nn.conv2d", (X[0, 0], [[1.0]]), "a convolution of 2 axes with padding VALID"),
+        ("image.pad_to_bounding_box", (X, 1, 0, 4, 4), "4 by 4 pixels have no place in 4 by 4"),
+        ("norm", (X, 3), "a norm of order 3 has no counterpart here"),
+        ("zeros_like", (X, "complex64"), "dtype complex64 is none of float16, bfloat16"),
+        ("where", (X > 0,), "where with one argument has no counterpart here"),
+        ("one_hot", (torch.tensor([1]), 3, None, None, 0), "axis=0 of one_hot has no counterpart here"),
+        ("split", (X, 3, 1), "4 cannot be split into 3 equal parts"),
+        ("pad", (X[0, 0], [[0, 0], [1, 1]], "WRAP"), "padding mode 'WRAP' has no counterpart here"),
+        ("pad", (X[0, 0], [[0, 0], [2, 0]], "REFLECT"), "paddings 2 and 0 are more than 2 numbers have beside them"),
+        ("gather", (X, torch.tensor([0]), 2, 1), "batch_dims=1 of gather along axis 2 has no counterpart here"),
+        ("nn.space_to_depth", (X, 2, "NCHW"), "data_format='NCHW' has no counterpart here"),
+        ("__operators__.getitem", (find("shape")(X), [{"start": 0}, {"start": 1}]), "a shape is indexed by [{"),
+        ("__operators__.getitem", (X, [{"start": 0.5}]), "a slice {'start': 0.5} of other things than whole numbers"),
+        ("__operators__.getitem", (X, ["a"]), "an index a that has no counterpart here"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(function, args, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        find(function)(*args)

@@ -119,7 +119,8 @@ class ConvLSTM(Trained):
 
     def extra_repr(self) -> str:
         """The arguments."""
-        return f"{tuple(self.weight_ih.shape)}, stride={self.stride}, padding={self.padding!r}, {self.sequences=}"
+        shape = tuple(self.weight_ih.shape)
+        return f"{shape}, stride={self.stride}, padding={self.padding!r}, sequences={self.sequences}"
 
 
 def _apply(function: Function | None, x: Tensor) -> Tensor:

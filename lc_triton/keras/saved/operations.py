@@ -231,7 +231,7 @@ def _one_hot(
         raise ValueError(f"axis={axis} of one_hot has no counterpart here")
     hot = indices.unsqueeze(-1) == torch.arange(depth, device=indices.device)
     on, off = (1.0 if on_value is None else on_value), (0.0 if off_value is None else off_value)
-    return torch.where(hot, on, off).to(_dtype(dtype or "float32"))
+    return torch.full_like(hot, off, dtype=_dtype(dtype or "float32")).masked_fill(hot, on)
 
 
 def _bias_add(value: Tensor, bias: Any, data_format: str | None = None) -> Any:
