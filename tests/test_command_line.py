@@ -1,15 +1,19 @@
 """The command line: interruptions, closed pipes, unknown names, options that commands share, and completion."""
 
+import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from lc_triton import cli
+from lc_triton import _command, cli
+from lc_triton.ahead import session
+from lc_triton.errors import MissingTritonError
 from lc_triton.tiles import workloads
 from lc_triton.tiles.config import TileConfig
 from lc_triton.tiles.device import by_name
@@ -170,3 +174,31 @@ def test_completion_without_its_extra(monkeypatch, capsys):
     assert capsys.readouterr().err == (
         'lc-triton: completion needs shtab, which is not installed: pip install "lc-triton[cli]"\n'
     )
+
+
+def test_commands_that_compile_need_triton(monkeypatch, tmp_path, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "triton" else find(name, *a))
+    tune = ["tune", "--offline", "--device", "h200", "--shapes", "6x6x16,k3,f16", "--batches", "32"]
+    assert cli.main([*tune, "--out", str(tmp_path)]) == 2
+    assert "triton" in capsys.readouterr().err
+    with pytest.raises(MissingTritonError, match="precompile"), session.collecting(by_name("h200"), tmp_path):
+        pass
+
+
+def test_another_thread_has_no_signals_to_handle():
+    def work():
+        with _command.sigterm_as_interrupt():
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    found = []
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [signal.getsignal(signal.SIGTERM)]
+
+
+def test_other_errors_are_reported_as_python_does(capsys):
+    error = ValueError("of a script")
+    _command._report(ValueError, error, None)
+    assert capsys.readouterr().err == "ValueError: of a script\n"

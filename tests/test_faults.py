@@ -359,3 +359,28 @@ def test_a_read_only_folder():
             assert name.split(".")[0] in line
             assert "ermission" in line or "not writable" in line
         assert {p.name for p in place.iterdir()} <= {"forward.json", "forward.lock"}
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def save(content, path):
+        path.write_text("half")
+        raise RuntimeError("unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", save)
+    path = tmp_path / "model.pt"
+    path.write_text("before")
+    with pytest.raises(OSError, match=r"model\.pt cannot be written \(RuntimeError: unexpected pos 64 vs 0\)"):
+        _files.save_torch(path, {})
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_another_users_writer_is_writing_stays(tmp_path, monkeypatch):
+    def kill(process, number):
+        raise PermissionError
+
+    left = tmp_path / f".file.json.{_files._machine()}-1-0123456789abcdef"
+    left.write_text("half")
+    monkeypatch.setattr(_files.os, "kill", kill)
+    _files.write_atomically(tmp_path / "file.json", b"whole")
+    assert left.exists()

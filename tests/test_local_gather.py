@@ -1,6 +1,7 @@
 """LocalGather: positions that read any sites, beside a definition position by position, and local_conv on a grid."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -240,6 +241,32 @@ CALLS = [
 @parametrize_errors(CALLS)
 def test_errors(call, kind, message):
     check_message(call, kind, message)
+
+
+def test_positions_that_all_have_no_neighbours():
+    layer = lc_triton.LocalGather(6, torch.zeros(2, 0, dtype=torch.long), 3, 4)
+    nn.init.normal_(layer.bias)
+    y = layer(torch.full((5, 6, 3), float("nan")))
+    assert torch.equal(y, layer.bias.expand(5, 2, 4))
+    assert layer.neighbours.tolist() == [[-1], [-1]]
+
+
+def test_an_optimizer_sees_that_a_layer_ran_in_evaluation_mode():
+    layer, same = (lc_triton.LocalGather(4, [[0, 1], [2, -1]], 3, 2, dtype=torch.float64) for _ in range(2))
+    same.load_state_dict(layer.state_dict())
+    x = torch.rand(5, 4, 3, dtype=torch.float64)
+    runs = [(layer, lc_triton.FusedAdamW(layer)), (same, torch.optim.AdamW(same.parameters(), lr=1e-3))]
+    for module, optimizer in runs:
+        module.eval()(x).square().sum().backward()
+        said = pytest.warns(UserWarning, match="its layer ran in evaluation mode") if module is layer else nullcontext()
+        with said:
+            optimizer.step()
+    assert_close(layer.weight.detach(), same.weight.detach(), 1e-12)
+
+
+def test_what_it_prints():
+    layer = lc_triton.LocalGather(6, [[0, 1], [2, -1]], 3, 4, bias=False, activation="relu")
+    assert layer.extra_repr() == "6, neighbours=(2, 2), in_channels=3, out_channels=4, bias=False, activation='relu'"
 
 
 def test_a_table_keeps_its_dtype():

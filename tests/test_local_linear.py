@@ -34,6 +34,18 @@ def test_output_is_one_linear_map_a_position(sizes, lead, bias):
         assert_close(got, exact)
 
 
+@pytest.mark.parametrize("activation", ["softmax", "log_softmax"])
+def test_an_activation_over_the_filters(activation):
+    layer = lc_triton.LocalLinear(3, 5, 4, activation=activation, dtype=torch.float64)
+    x = torch.randn(2, 3, 5, dtype=torch.float64)
+    assert_close(layer(x).detach(), getattr(torch, activation)(definition(layer, x), -1).detach())
+
+
+def test_what_it_prints():
+    layer = lc_triton.LocalLinear(3, 5, 4, bias=False, activation="relu")
+    assert layer.extra_repr() == "3, in_features=5, out_features=4, bias=False, activation='relu'"
+
+
 def test_any_strides():
     layer, x = lc_triton.LocalLinear(4, 3, 2), torch.randn(3, 5, 4)
     assert_close(layer(x.permute(1, 2, 0)), definition(layer, x.permute(1, 2, 0)).detach(), 1e-6)

@@ -86,3 +86,13 @@ def test_on_a_cpu_products_are_torchs_own():
         torch.backends.fp32_precision = precision
         assert torch.backends.mkldnn.matmul.fp32_precision == precision
         assert_close(LAYER(x), y, 2e-2)
+
+
+def test_autocast_converts_parameters_of_another_16_bit_dtype():
+    layer, x = lc_triton.LocalConv2d(3, 4, 3, input_size=6, dtype=torch.float16), torch.randn(2, 3, 6, 6)
+    torch.nn.init.normal_(layer.bias)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    parts = (t.detach().bfloat16() for t in (x, layer.weight, layer.bias))
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y.detach(), lc_triton.local_conv(*parts))

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from torch import nn
 
 import lc_triton
 from lc_triton import cli
-from lc_triton.ahead import manifest
-from lc_triton.errors import ArgumentTypeError, ArgumentValueError, PrecompileError, UnknownNameError
+from lc_triton.ahead import manifest, models, report
+from lc_triton.errors import ArgumentTypeError, ArgumentValueError, ChannelError, PrecompileError, UnknownNameError
 from lc_triton.tiles import paths, store
 from lc_triton.tiles.config import PASSES
 from lc_triton.tiles.device import by_name, of_gpu
@@ -266,6 +267,7 @@ LAYER = lc_triton.LocalConv1d(4, 4, 3, input_size=8)
         ((LAYER, [8]), ArgumentTypeError, "input_shapes must be a list of shapes, batch included"),
         ((LAYER, [(2, 4, 0)]), ArgumentValueError, "input_shapes must be an integer >= 1, got 0"),
         ((lc_triton.LazyLocalConv1d(4, 3), [(2, 4, 8)]), PrecompileError, "its weight has no shape yet: call the"),
+        ((LAYER, [(2, 5, 8)]), ChannelError, "x has 5 channels but the weight is for 4"),
         ((ReadsValues(), [(2, 4, 8)]), PrecompileError, "ReadsValues: it does not run on tensors without memory"),
     ],
 )
@@ -275,6 +277,34 @@ def test_wrong_arguments(arguments, kind, message, tmp_path, monkeypatch):
     with pytest.raises(kind, match=message.split(":")[0]) as caught:
         lc_triton.precompile(*arguments, out=tmp_path)
     assert message in str(caught.value)
+
+
+def test_shapes_of_several_inputs():
+    assert models._shapes([(2, 4, 8), (2, 3)]) == ((2, 4, 8), (2, 3))
+
+
+def test_what_a_c_compiler_would_have_added_is_said():
+    text = report.Precompiled(Path("kernels"), by_name("h200"), 3).to_text()
+    assert "Triton's own launcher is not among them: its first launch needs a C compiler" in text
+    assert "C compiler" not in report.Precompiled(Path("kernels"), by_name("h200"), 3, host_module=True).to_text()
+
+
+def test_a_folder_that_was_moved(tmp_path, capsys):
+    """Its list of kernels and Triton's own lists, without the kernels themselves."""
+    folder, kernel = tmp_path / "moved", tmp_path / "moved" / "ABC"
+    kernel.mkdir(parents=True)
+    group = kernel / "__grp__kernel.json"
+    group.write_text(json.dumps({"child_paths": {"kernel.ptx": "/before/ABC/kernel.ptx"}}))
+    content = {"kind": manifest.KIND, "schema": manifest.SCHEMA, "path": "/before"}
+    (folder / manifest.NAME).write_text(json.dumps(content))
+    (said, *_) = manifest._settings(folder, content)
+    assert said.startswith("the folder was built as /before, and Triton's files name one another by that path")
+    assert cli.main(["precompile", "--relocate", str(folder)]) == 0
+    assert capsys.readouterr().out == f"1 kernels in {folder} can be used there\n"
+    assert json.loads(group.read_text()) == {"child_paths": {"kernel.ptx": str(kernel / "kernel.ptx")}}
+    content = manifest.read(folder)
+    assert content["path"] == str(folder)
+    assert "1 of its files are missing: build the folder anew" in list(manifest._settings(folder, content))
 
 
 def test_wrong_autocast_and_the_interpreter_are_refused(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import torch
 
 import lc_triton
 from lc_triton import errors as E
+from lc_triton.keras import initializers
 from tests.errors.checking import check_message, parametrize_errors
 
 
@@ -246,6 +247,21 @@ CALLS = [
     (lambda: lc_triton.keras.activations.get(1), E.ArgumentTypeError, "activation must be None, a name, a (name, cons"),
     (lambda: lc_triton.regularization_loss(1), E.ArgumentTypeError, "model must be a torch.nn.Module, got 1"),
     (lambda: lc_triton.apply_constraints(None), E.ArgumentTypeError, "model must be a torch.nn.Module, got None"),
+    (
+        lambda: initializers.Orthogonal()((5,)),
+        E.ArgumentValueError,
+        "initializer must be used for a kernel: it makes matrices, got 'orthogonal'",
+    ),
+    (
+        lambda: initializers.Identity()((5,)),
+        E.ArgumentValueError,
+        "initializer must be used for a kernel: it makes matrices, got 'identity'",
+    ),
+    (
+        lambda: lc_triton.convert_weights(np.zeros((6, 40, 12)), "unfold", kernel_size=(2, 2, 2), output_size=(4, 3)),
+        E.ArgumentValueError,
+        "output_size must be one size, or 3, got (4, 3)",
+    ),
     (
         lambda: lc_triton.attach_constraints(torch.nn.ReLU(), None),
         E.ArgumentTypeError,

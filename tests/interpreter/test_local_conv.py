@@ -69,6 +69,10 @@ def test_an_empty_batch_launches_nothing():
     assert y.shape == (0, 2, 2)
     y.sum().backward()
     assert not weight.grad.any()
+    bias = torch.randn(2, 2, requires_grad=True)
+    y = lc_triton.local_conv(torch.zeros(0, 1, 3), weight, bias)
+    for grad in torch.autograd.grad(y.sum(), [weight, bias], create_graph=True):
+        assert not grad.any()
 
 
 @pytest.mark.slow

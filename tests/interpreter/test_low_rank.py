@@ -57,6 +57,18 @@ def test_values_and_gradients_of_two_orders(name, rank, activation, bias, monkey
     assert_close(without_graph, want[0][0])
 
 
+def test_a_bias_that_is_trained_alone(monkeypatch):
+    monkeypatch.setattr(launch, "pays", lambda *_: True)
+    case = BY_NAME["1d"]
+    layer, x = layer_of(case, 1, activation="tanh", bias="position", factored=False), tensors(case).x.movedim(-1, 1)
+    for name, parameter in layer.named_parameters():
+        parameter.requires_grad_(name == "bias")
+    (want,) = torch.autograd.grad(definition(layer, x, "tanh").sum(), layer.bias)
+    with lc_triton.backend("triton"):
+        (got,) = torch.autograd.grad(layer(x).sum(), layer.bias)
+    assert_close(got, want, 1e-11)
+
+
 @pytest.mark.parametrize("with_gradients", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_small_weights_are_mixed_before_the_passes(with_gradients, monkeypatch):
     torch.manual_seed(0)

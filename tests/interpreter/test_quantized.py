@@ -104,6 +104,42 @@ def test_four_bits_with_64_bit_offsets_and_small_blocks():
     assert_close(dx, torch.autograd.grad(want, exact, t.g.double())[0], 1e-6)
 
 
+@pytest.mark.slow
+def test_four_bits_of_groups_whose_filters_begin_within_a_byte():
+    """A byte has two filters, here of two groups, so that each number is loaded by itself."""
+    case = Case("odd_groups", (2,), 2, 6, 1, groups=2, batch=1)
+    t, problem = tensors(case, torch.float32), Problem(case.geometry, backend="triton")
+    weight, scale = quantize(t.weight, "int4")
+    tile = TileConfig(1, 1, 16, 16, 32)
+    y, dx = torch.full_like(t.g, float("nan")), torch.full_like(t.x, float("nan"))
+    four_bits.four_bits_forward(t.x, weight, scale, None, y, problem, tile)
+    four_bits.four_bits_input_grad(t.g, weight, scale, dx, problem, tile)
+    exact = t.x.double().requires_grad_()
+    stands_for = dequantize(weight, scale, torch.float64)
+    want = lc_triton.local_conv(exact, stands_for, **case.arguments, data_format="channels_last")
+    assert_close(y, want.detach(), 1e-6)
+    assert_close(dx, torch.autograd.grad(want, exact, t.g.double())[0], 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_an_empty_batch(kind):
+    layer = lc_triton.quantize_weights(lc_triton.LocalConv1d(3, 4, 2, input_size=3), kind)
+    x = torch.empty(0, 3, 3, requires_grad=True)
+    with lc_triton.backend("triton"):
+        y = layer(x)
+        dx, db = torch.autograd.grad(y.sum(), [x, layer.bias])
+    assert (y.shape, dx.shape) == ((0, 4, 2), (0, 3, 3))
+    assert not db.any()
+
+
+def test_weights_of_another_size_are_named():
+    layer = lc_triton.quantize_weights(lc_triton.LocalConv1d(3, 4, 2, input_size=3), "int8")
+    other = lc_triton.quantize_weights(lc_triton.LocalConv1d(3, 4, 2, input_size=4), "int8")
+    layer.weight, layer.weight_scale = other.weight, other.weight_scale
+    with pytest.raises(lc_triton.LocalConvError, match=r"weight\.shape=\(3, 2, 3, 4\) does not fit.*\(2, 2, 3, 4\)"):
+        layer(torch.zeros(1, 3, 3))
+
+
 # Few samples: channels of several scales, of a part of one, and of neither (whose input gradient loads bytes); filters
 # that do not fill words, and two blocks of filters; partial steps of scales and of taps.
 WORDS = [

@@ -9,6 +9,8 @@ import lc_triton
 from lc_triton import launch
 from lc_triton.core.fused import Penalty, Small, Update
 from lc_triton.core.problem import Problem
+from lc_triton.errors import MiscompiledError
+from lc_triton.launch import update as ours
 from lc_triton.optim import rules
 from lc_triton.optim.rounding import join_master, random_bits, split_master
 from lc_triton.optim.states import AMAX, CODES, NUMBERS, to_codes
@@ -81,6 +83,68 @@ def test_adamw_with_tiles_of_every_kind(case, tile):
 @pytest.mark.parametrize("tile", ["2x2", "split"])
 def test_every_rule(rule, tile):
     assert_update_is_torchs(BY_NAME["1d"], TILES[tile], rule, added=tile == "2x2", scale=0.3)
+
+
+class Chooser:
+    generation = 0
+
+    def __init__(self, tile):
+        self.tile = tile
+
+    def __call__(self, *_):
+        return self.tile
+
+
+@pytest.mark.slow
+def test_a_tile_that_is_compiled_wrongly_gives_way_to_the_next(monkeypatch, caplog):
+    """A tile that was refused once is tried by no later launch, and the next one computes the same."""
+    case, tried = Case("short", (3,), 2, 3, 2, batch=2), []
+    t, problem = tensors(case), Problem(case.geometry, backend="triton")
+    bind = ours._bind
+
+    def refuse_first(plan, *args):
+        tried.append(plan.config)
+        if plan.config == tried[0]:
+            raise MiscompiledError(version="0", kernel="weight_grad_kernel", tile=plan.config, mark="a mark")
+        return bind(plan, *args)
+
+    tiles = [TILES["1x1"], TILES["2x2"]]
+    monkeypatch.setattr(ours, "_bind", refuse_first)
+    monkeypatch.setattr(ours, "chooser", Chooser(tiles[0]))
+    monkeypatch.setattr(ours.model, "ranked", lambda *_: [(0.0, tile) for tile in tiles])
+    want = t.weight.clone()
+    RULES["sgd"][0].apply(want, expected(case, t)["dw"].to(want.dtype), ())
+    for launches in (2, 3):
+        weight = t.weight.clone()
+        launch.weight_update(t.x, t.g, Update(RULES["sgd"][0], weight, ()), problem)
+        assert_close(weight, want, 1e-10)
+        assert tried == [tiles[0], tiles[1], tiles[1]][:launches]
+    assert "is launched instead, which may be slower" in caplog.text
+    monkeypatch.setattr(ours, "MOST_TRIED", 0)
+    problem.launches.clear()
+    tried.clear()
+    with pytest.raises(MiscompiledError, match="a mark"):
+        launch.weight_update(t.x, t.g, Update(RULES["sgd"][0], weight, ()), problem)
+
+
+@pytest.mark.slow
+def test_a_streamed_tile_of_half_a_batch():
+    """It was chosen for a block of samples: a batch of two blocks is not streamed."""
+    case = Case("long", (3,), 2, 3, 2, batch=20)
+    t, problem = tensors(case), Problem(case.geometry, backend="triton")
+    weight, want = t.weight.clone(), t.weight.clone()
+    RULES["sgd"][0].apply(want, expected(case, t)["dw"].to(want.dtype), ())
+    launch.weight_update(t.x, t.g, Update(RULES["sgd"][0], weight, ()), problem, TILES["streamed"])
+    assert_close(weight, want, 1e-10)
+
+
+def test_few_hyperparameters_are_kept(monkeypatch):
+    monkeypatch.setattr(ours, "MOST_KEPT", 2)
+    weight = torch.zeros(1)
+    kept = [ours._on_device((float(n),), weight) for n in range(4)]
+    assert [float(t) for t in kept] == [0.0, 1.0, 2.0, 3.0]
+    assert len(ours._kept) == 2
+    assert ours._on_device((3.0,), weight) is kept[3]
 
 
 @pytest.mark.parametrize(

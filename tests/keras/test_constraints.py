@@ -88,6 +88,27 @@ def test_user_functions_get_the_layout_of_the_implementation(implementation):
     assert shapes == [layer.get_weights()[0].shape] * 2
 
 
+@pytest.mark.parametrize("implementation", [1, 2, 3])
+def test_the_orthogonal_penalty_of_a_layer_is_that_of_its_windows(implementation):
+    layer = lc_triton.LocallyConnected1D(
+        3,
+        2,
+        input_shape=(5, 2),
+        implementation=implementation,
+        kernel_regularizer=regularizers.OrthogonalRegularizer(0.1),
+        dtype="float64",
+    )
+    windows = layer.weight.detach().flatten(1, -2)  # (positions, taps and channels, filters)
+    unit = windows / windows.norm(dim=-1, keepdim=True)
+    cosines = (unit @ unit.mT).abs().sum() - unit.shape[0] * unit.shape[1]
+    assert_close(lc_triton.regularization_loss(layer), 0.1 * cosines / (4 * 3), 1e-9)
+
+
+def test_one_vector_is_orthogonal_to_no_other():
+    assert regularizers.OrthogonalRegularizer(0.1)(torch.ones(4, 1, 3)).item() == 0
+    assert regularizers.OrthogonalRegularizer(0.1, "columns")(torch.ones(4, 3, 1)).item() == 0
+
+
 def test_orthogonal_regularizer():
     eye = torch.eye(3).expand(4, 3, 3)
     assert regularizers.get("orthogonal_regularizer")(eye).item() == 0

@@ -127,6 +127,30 @@ def test_dictionaries_are_compared_in_any_order_or_by_name(folder, tmp_path):
         compare(model, tmp_path / "check.npz")
 
 
+def test_outputs_that_differ_are_not_written(folder, tmp_path, capsys):
+    import numpy as np
+
+    with np.load(folder / "keyed.npz") as file:
+        data = dict(file)
+    np.savez(tmp_path / "check.npz", **{**data, "y0": data["y0"] + 0.1})
+    out = tmp_path / "m.pt"
+    status, printed, _ = convert(capsys, folder / "keyed.h5", "--out", out, "--check", tmp_path / "check.npz")
+    assert (status, out.exists()) == (1, False)
+    assert printed.endswith("Nothing was written: the outputs are not those of Keras.\n")
+
+
+def test_arrays_that_are_none_are_named(folder, tmp_path):
+    import numpy as np
+
+    model, path = load_model(folder / "keyed.h5"), tmp_path / "check.npz"
+    path.write_text("no archive")
+    with pytest.raises(ArgumentValueError, match=r"--check must be an \.npz file \("):
+        compare(model, path)
+    np.savez(path, z=np.zeros(2))
+    with pytest.raises(ArgumentValueError, match=r"--check must be a file with arrays x and y, as np\.savez.* with z"):
+        compare(model, path)
+
+
 def test_other_files_are_refused_with_a_way_to_convert_them(folder, tmp_path, capsys):
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "saved_model.pb").write_bytes(b"")

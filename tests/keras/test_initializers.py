@@ -44,6 +44,10 @@ def test_initializers(name):
         assert abs(w.abs().max() / (2 * std / initializers.TRUNCATED_STD) - 1) < 0.01
 
 
+def test_a_normal_without_spread_is_its_mean():
+    assert initializers.TruncatedNormal(2.0, 0.0)((3, 4)).unique().tolist() == [2.0]
+
+
 def test_variance_scaling_modes():
     def std(**kwargs):
         return initializers.VarianceScaling(**kwargs)((40, 30, 50), torch.float64).std().item()

@@ -320,6 +320,7 @@ def test_all_layers_that_cannot_be_converted_are_named():
         ("D0", "rate", 1.5, "rate"),
         ("D0", "noise_shape", [1, 2], "noise_shape=(1, 2) has no size, 1 or None for each axis"),
         ("F8", "units", 9, "kernel of layer 'F8' has shape (16, 8) in the file, not (16, 9)"),
+        ("F8", "units", 10**6, "layer 'F8' claims 17000000 weights, of which the file holds 136"),
         ("F8", "use_bias", False, "layer 'F8' has 2 array(s) in the file, not 1 (kernel)"),
     ],
 )

@@ -3,10 +3,12 @@
 import io
 import json
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from lc_triton.keras.saved import hdf5
 pytestmark = pytest.mark.subprocess
 
 h5py = pytest.importorskip("h5py")
+index = pytest.importorskip("lc_triton.keras.saved.index")
 
 HERE = Path(__file__).parent / "saved"
 ROOT = Path(__file__).parents[2]
@@ -147,6 +150,7 @@ def test_bfloat16_numbers_are_read(compression, tmp_path):
     [
         (lambda f: f["model_weights"].attrs.__setitem__("backend", "theano"), "'theano' backend"),
         (lambda f: f["model_weights"].attrs.__setitem__("layer_names", [b"gone"]), "'gone' is named but not there"),
+        (lambda f: f["model_weights"].attrs.__setitem__("layer_names", [b"no/where"]), "'no/where' is named but not"),
         (lambda f: f["model_weights"].attrs.__setitem__("layer_names", 7), "no list of names"),
         (lambda f: f["model_weights"].attrs.__setitem__("layer_names", [b".."]), "is named but not there"),
         (lambda f: f["model_weights"].attrs.__setitem__("layer_names", [b"\xff"]), "damaged|is named but not there"),
@@ -261,6 +265,37 @@ def test_wrong_checkpoints(change, match, tmp_path):
     content = torch.load(path, weights_only=True)
     torch.save({**content, **change}, path)
     assert_refused(path, match)
+
+
+def test_a_library_that_hangs_or_crashes_is_named(monkeypatch):
+    path = HERE / "local_1_channels_last.h5"
+    monkeypatch.setattr(hdf5, "SECONDS", -path.stat().st_size / hdf5.BYTES_A_SECOND)
+    refused(path, "the HDF5 library has not come to an end of it in 0 s")
+    monkeypatch.undo()
+    monkeypatch.setattr(hdf5.sys, "executable", "/bin/false")
+    refused(path, r"the HDF5 library did not survive it \(exit status 1\)")
+
+
+def test_weights_that_claim_more_than_their_archive_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(hdf5, "MOST_EXPANSION", 0.01)
+    refused(archive(tmp_path), r"model\.weights\.h5 claims [0-9]+ bytes, more than the archive can hold")
+
+
+def test_a_checkpoint_that_is_not_there(tmp_path):
+    refused(tmp_path / "model.pt", "No such file or directory")
+
+
+def test_configurations_that_cannot_be_read(tmp_path):
+    weights = HERE / "local_1_channels_last.weights.h5"
+    with pytest.raises(KerasFileError, match=f"{re.escape(str(weights))}.*its configuration is not understood"):
+        load_model(weights, config="{")
+    with pytest.raises(KerasFileError, match=r"none\.json.*No such file"):
+        load_model(weights, config=tmp_path / "none.json")
+
+
+def test_names_that_keras_cuts_in_pieces():
+    group = SimpleNamespace(attrs={"weight_names0": np.array([b"a", b"b"]), "weight_names1": np.array(["c"])})
+    assert index.names(group, "weight_names") == ["a", "b", "c"]
 
 
 def test_without_h5py(monkeypatch):

@@ -74,6 +74,12 @@ APPLIED = [
     (lambda: parametrized("bias"), {}, E.ParallelError, "bias is computed by a parametrization"),
     (lambda: prune.identity(keras(), "weight"), {}, E.ParallelError, "share the layer first and parametrize it then"),
     (lambda: keras(bias_constraint="non_neg"), {}, E.ParallelError, "bias_constraint needs the whole weight"),
+    (
+        lambda: lc_triton.quantize_weights(conv(), "int8"),
+        {},
+        E.ParallelError,
+        "its weight is quantized, which only one process can have",
+    ),
 ]
 
 
@@ -243,6 +249,16 @@ def test_a_layer_whose_blocks_would_be_cut_is_left_unchanged(mesh, monkeypatch):
     with pytest.raises(E.ParallelError, match="would cut one at row 2"):
         parallelize_module(layer, mesh["positions"], PositionParallel())
     assert type(layer.weight) is nn.Parameter
+
+
+def test_costs_of_data_parallel_layers():
+    """A layer of 3 positions: 3 * (3 * 2 * 2 + 2) = 42 numbers, of which each of 4 ranks owns 11; 3 of 10 samples."""
+    found = cost("sharded data", Geometry.make((5,), 2, 2, 3), 10, 4)
+    assert (found.weights, found.transient, found.activations) == (11 * (2 * 2 + 12), 2 * 42 * 2, 3 * (10 + 6) * 2)
+    assert (found.sent_forward, found.sent_backward) == (42 * 2 * 3 // 4, 2 * (42 * 2 * 3 // 4))
+    assert found.held == 11 * 16 + 168 + 96
+    whole = cost("data", Geometry.make((5,), 2, 2, 3), 10, 4)
+    assert (whole.weights, whole.held, whole.sent) == (42 * 16, 42 * 16 + 96, 2 * (42 * 2 * 3 // 4))
 
 
 def test_costs_of_shared_filters():

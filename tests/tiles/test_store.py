@@ -11,6 +11,7 @@ import warnings
 from dataclasses import asdict, replace
 
 import pytest
+from filelock import FileLock
 
 from lc_triton.core.geometry import Geometry
 from lc_triton.errors import ConfigFileError, LocalConvError
@@ -236,6 +237,10 @@ UNUSABLE = {
     "simulated_median": (simulated(median_us=1.0), "entry must be an object of choice_us, config"),
     "no_constants": (simulated(constants=[1]), "constants must be an object of numbers, got [1]"),
     "constants": (simulated(constants={"clock": "fast"}), "clock must be a number >= 0, got 'fast'"),
+    "date": (changed(date=2026), "date must be a string, got 2026"),
+    "unfinished": (changed(finished=1), "finished must be true or false, got 1"),
+    "thin_dot": (changed(config=tile(block_b=8)), "block_f, block_b and block_k to use tl.dot"),
+    "streamed_split": (changed(config=tile(stream=2, split=2)), "without split and with tl.dot to stream blocks of k"),
     "choice": (simulated(choice_us="fast"), "choice_us must be a number >= 0 or null, got 'fast'"),
     "runner_up_us": (changed(runner_up_us="fast"), "runner_up_us must be a number >= 0 or null, got 'fast'"),
 }
@@ -268,6 +273,14 @@ def test_a_valid_file_is_valid(tmp_path):
     path.write_text(simulated())
     assert store.read(path) == {KEY: MEASURED}
     assert store.read(path).simulated == {KEY: SIMULATED}
+
+
+def test_a_lock_that_another_holds_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "LOCK_SECONDS", 0.01)
+    path = tmp_path / "forward.json"
+    with FileLock(path.with_suffix(".lock")), pytest.raises(ConfigFileError, match="another process has held its lock"):
+        store.merge(path, "GPU", "forward", {KEY: MEASURED})
+    assert not path.exists()
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

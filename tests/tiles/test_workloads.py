@@ -30,6 +30,7 @@ WRONG = [
     (lambda w: w | {"kernle": 3}, 3, "field 'kernle' is not known (did you mean 'kernel'?)"),
     (lambda w: w | {"kernel": [3, 3, 3]}, 6, "kernel_size must be an int or 2 ints"),
     (lambda w: w | {"kernel": "3"}, 6, "kernel must be a list of integers, got '3'"),
+    (lambda w: w | {"padding": "causal"}, 9, "padding='causal' exists in 1-D only"),
     (lambda w: w | {"filters": 0}, 7, "out_channels must be an integer >= 1, got 0"),
     (lambda w: w | {"batches": []}, 8, "batches must be a list of integers, got []"),
     (lambda w: w | {"batches": [2.5]}, 8, "batches must be an integer >= 1, got 2.5"),
