@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -258,8 +258,3 @@ def reset_states(model: nn.Module) -> None:
     for layer in model.modules():
         if getattr(layer, "stateful", False):
             layer.reset_states()  # type: ignore[operator]  # a method of what is stateful
-
-
-def containers(model: nn.Module) -> Iterator[Model]:
-    """The models in a model, itself among them."""
-    yield from (module for module in model.modules() if isinstance(module, (Sequential, Functional)))
