@@ -270,19 +270,19 @@ def test_wrong_checkpoints(change, match, tmp_path):
 def test_a_library_that_hangs_or_crashes_is_named(monkeypatch):
     path = HERE / "local_1_channels_last.h5"
     monkeypatch.setattr(hdf5, "SECONDS", -path.stat().st_size / hdf5.BYTES_A_SECOND)
-    refused(path, "the HDF5 library has not come to an end of it in 0 s")
+    assert_refused(path, "the HDF5 library has not come to an end of it in 0 s")
     monkeypatch.undo()
     monkeypatch.setattr(hdf5.sys, "executable", "/bin/false")
-    refused(path, r"the HDF5 library did not survive it \(exit status 1\)")
+    assert_refused(path, r"the HDF5 library did not survive it \(exit status 1\)")
 
 
 def test_weights_that_claim_more_than_their_archive_holds(tmp_path, monkeypatch):
     monkeypatch.setattr(hdf5, "MOST_EXPANSION", 0.01)
-    refused(archive(tmp_path), r"model\.weights\.h5 claims [0-9]+ bytes, more than the archive can hold")
+    assert_refused(archive(tmp_path), r"model\.weights\.h5 claims [0-9]+ bytes, more than the archive can hold")
 
 
 def test_a_checkpoint_that_is_not_there(tmp_path):
-    refused(tmp_path / "model.pt", "No such file or directory")
+    assert_refused(tmp_path / "model.pt", "No such file or directory")
 
 
 def test_configurations_that_cannot_be_read(tmp_path):
