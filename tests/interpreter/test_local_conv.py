@@ -26,7 +26,7 @@ def test_values_and_gradients_with_the_models_tiles(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("activation", ["linear", "tanh", "silu"])
+@pytest.mark.parametrize("activation", ["linear", pytest.param("tanh", marks=pytest.mark.nightly), "silu"])
 def test_gradcheck_of_first_and_second_order(activation):
     x = torch.randn(1, 1, 3, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(2, 2, 1, 2, dtype=torch.float64, requires_grad=True)
@@ -76,8 +76,17 @@ def test_an_empty_batch_launches_nothing():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("activation", ["tanh", "gelu"])
-@pytest.mark.parametrize("name", ["1d_stride_same", "2d_groups", "2d_depthwise_multiplier"])
+@pytest.mark.parametrize(
+    ("name", "activation"),
+    [
+        ("1d_stride_same", "tanh"),
+        ("2d_depthwise_multiplier", "gelu"),
+        ("2d_groups", "tanh"),
+        pytest.param("1d_stride_same", "gelu", marks=pytest.mark.nightly),
+        pytest.param("2d_depthwise_multiplier", "tanh", marks=pytest.mark.nightly),
+        pytest.param("2d_groups", "gelu", marks=pytest.mark.nightly),
+    ],
+)
 def test_the_transposed_layer(name, activation):
     case = next(c for c in CASES if c.name == name)
     t, geo = tensors(case), case.geometry
