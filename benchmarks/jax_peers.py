@@ -34,7 +34,10 @@ def _jax(row: Row) -> Any:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: row.threads])
     import jax
 
-    if row.dtype in ("float32", "tf32"):  # on a GPU, JAX rounds the numbers of float32 products unless told not to
+    if row.dtype in (
+        "float32",
+        "tf32",
+    ):  # on a GPU, JAX rounds the numbers of float32 products unless a setting forbids it
         jax.config.update("jax_default_matmul_precision", "tensorfloat32" if row.dtype == "tf32" else "highest")
     return jax
 

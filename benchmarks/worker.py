@@ -26,7 +26,7 @@ LARGEST_KEPT = (32 << 20) - (1 << 12)  # bytes of the largest block that glibc l
 
 
 def work(pipe: Connection, row: Row, name: str, want: Results) -> None:
-    """Send None or what is wrong, then answer each mode with seconds, until told None; then send the peak bytes."""
+    """Send None or what is wrong, answer each mode with seconds until it is sent None, then send the peak bytes."""
     with suppress(OSError):  # where memory runs out, a contender ends and not the benchmark
         Path("/proc/self/oom_score_adj").write_text("500")
     try:

@@ -82,9 +82,9 @@ def test_an_argument_set_later_equals_one_given_to_the_constructor(make, argumen
     want.load_state_dict(layer.state_dict())
     assert visible_state(layer) == visible_state(want)
     assert torch.equal(layer(x), want(x))
-    for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), saved_and_loaded(layer)):
-        assert visible_state(again) == visible_state(layer)
-        assert torch.equal(again(x), layer(x))
+    for rebuilt in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), saved_and_loaded(layer)):
+        assert visible_state(rebuilt) == visible_state(layer)
+        assert torch.equal(rebuilt(x), layer(x))
     if make is not keras2d and layer.activation is None and layer.padding != ((2, 0), (0, 2)):
         other = layer.to_conv(tolerance=9.0)
         assert (other.stride, other.dilation) == (layer.stride, layer.dilation)
@@ -272,10 +272,10 @@ def test_arguments_of_computed_and_copied_layers():
         with pytest.raises(AttributeChangeError, match="weight would need the shape"):
             layer.stride = 2
     layer = conv()
-    again = copy.deepcopy(layer)
-    again.padding_mode = "circular"
+    rebuilt = copy.deepcopy(layer)
+    rebuilt.padding_mode = "circular"
     assert layer.padding_mode == "zeros"
-    assert not torch.equal(layer(X), again(X))
+    assert not torch.equal(layer(X), rebuilt(X))
 
 
 @pytest.mark.parametrize("copied", [lambda layer: layer, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])

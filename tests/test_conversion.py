@@ -42,11 +42,11 @@ def test_a_converted_layer_computes_the_convolution(name, bias):
     assert layer.bias_kind == (None if conv.bias is None else bias)
     assert_close(layer(x), conv(x).detach(), 1e-13)
     assert layer.weight.is_contiguous()
-    again = layer.to_conv()
-    assert type(again) is type(conv)
-    assert torch.equal(again.weight, conv.weight)
-    assert conv.bias is None or torch.equal(again.bias, conv.bias)
-    assert_close(again(x), conv(x).detach(), 1e-13)
+    rebuilt = layer.to_conv()
+    assert type(rebuilt) is type(conv)
+    assert torch.equal(rebuilt.weight, conv.weight)
+    assert conv.bias is None or torch.equal(rebuilt.bias, conv.bias)
+    assert_close(rebuilt(x), conv(x).detach(), 1e-13)
 
 
 def test_requires_grad_and_training_mode_are_kept():
@@ -54,8 +54,8 @@ def test_requires_grad_and_training_mode_are_kept():
     conv.weight.requires_grad_(False)
     layer = lc_triton.LocalConv2d.from_conv(conv, 5)
     assert (layer.weight.requires_grad, layer.bias.requires_grad, layer.training) == (False, True, False)
-    again = layer.to_conv()
-    assert (again.weight.requires_grad, again.bias.requires_grad, again.training) == (False, True, False)
+    rebuilt = layer.to_conv()
+    assert (rebuilt.weight.requires_grad, rebuilt.bias.requires_grad, rebuilt.training) == (False, True, False)
 
 
 def test_from_conv_of_a_lazy_class_returns_the_plain_layer():
@@ -111,14 +111,14 @@ class Branched(nn.Module):
     def __init__(self):
         super().__init__()
         self.first = nn.Conv2d(1, 2, 3, padding=1)
-        self.again = self.first
+        self.rebuilt = self.first
         self.norm = nn.BatchNorm2d(2)
         self.inner = nn.Sequential(nn.Conv2d(2, 2, 2), nn.Dropout(0.9), nn.ConvTranspose2d(2, 1, 2))
         self.everywhere = nn.Conv2d(1, 1, 1)
         self.unused = nn.Conv2d(1, 1, 1)
 
     def forward(self, x, scale=1.0):
-        y = self.inner(self.norm(self.first(x) + self.again(x)))
+        y = self.inner(self.norm(self.first(x) + self.rebuilt(x)))
         return scale * (self.everywhere(y) + self.everywhere(y[..., :1]))
 
 
@@ -138,7 +138,7 @@ def test_convert_convs_converts_the_filtered_convolutions(pack):
     model.norm.eval()
     assert lc_triton.convert_convs(model, example, is_convertible) is model
     assert type(model.first) is lc_triton.LocalConv2d
-    assert model.first is model.again
+    assert model.first is model.rebuilt
     assert type(model.inner[0]) is lc_triton.LocalConv2d
     assert type(model.inner[2]) is lc_triton.LocalConvTranspose2d
     assert type(model.everywhere) is type(model.unused) is nn.Conv2d
@@ -261,11 +261,11 @@ class Tied(nn.Module):
         self.b.weight = self.a.weight
         self.linear = nn.Linear(2, 2)
         self.linear.bias = self.c.bias
-        self.again = self.c
+        self.rebuilt = self.c
         self.by_hand = [self.c]
 
     def forward(self, x):
-        return self.linear(self.again(self.by_hand[0](self.b(self.a(x)))).mT)
+        return self.linear(self.rebuilt(self.by_hand[0](self.b(self.a(x)))).mT)
 
 
 def test_parameters_that_are_no_longer_shared_are_named():
@@ -277,7 +277,7 @@ def test_parameters_that_are_no_longer_shared_are_named():
     )
     with pytest.warns(UserWarning, match=message):
         lc_triton.convert_convs(net, x)
-    assert net.again is net.c
+    assert net.rebuilt is net.c
     assert isinstance(net.c, lc_triton.LocalConv1d)
     assert_close(net(x), want.detach().double(), 1e-5)
 

@@ -164,7 +164,7 @@ def test_ctrl_c_in_a_real_process(tmp_path):
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert sorted(os.listdir(tmp_path)) == ["checkpoint.pt"]
-    runs = checkpoint.load(tmp_path / "checkpoint.pt", Settings(epochs=2000, device="cpu").deciding)
+    runs = checkpoint.load(tmp_path / "checkpoint.pt", Settings(epochs=2000, device="cpu").fingerprint)
     assert len(runs["locally connected"]["history"]["train_loss"]) >= 1
 
 

@@ -106,10 +106,10 @@ def test_training_and_inference_agree(case):
     y = run(case, t, activation="silu")["y"]
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
-            again = lc_triton.local_conv(
+            rebuilt = lc_triton.local_conv(
                 t.x, t.weight, t.bias, **case.arguments, activation="silu", data_format="channels_last"
             )
-        assert torch.equal(again, y)
+        assert torch.equal(rebuilt, y)
 
 
 @pytest.mark.slow

@@ -217,7 +217,7 @@ def test_a_copy_of_a_layer_starts_with_an_empty_call_cache():
     layer, x = lc_triton.LocalConv2d(2, 3, 3, input_size=5, activation="tanh"), torch.randn(1, 2, 5, 5)
     y = layer(x)
     assert layer._plan.calls
-    for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert again._plan == layer._plan
-        assert not again._plan.calls
-        assert torch.equal(again(x), y)
+    for rebuilt in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert rebuilt._plan == layer._plan
+        assert not rebuilt._plan.calls
+        assert torch.equal(rebuilt(x), y)

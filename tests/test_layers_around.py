@@ -109,9 +109,9 @@ def test_compilers_and_exporters(make):
 @EACH
 def test_copies_files_and_devices(make):
     layer, _, x = layer_parameters_and_input(make)
-    for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert torch.equal(again(x), layer(x))
-        assert repr(again) == repr(layer)
+    for rebuilt in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(rebuilt(x), layer(x))
+        assert repr(rebuilt) == repr(layer)
     other, _, _ = layer_parameters_and_input(make, seed=1)
     file = io.BytesIO()
     torch.save(layer.state_dict(), file)

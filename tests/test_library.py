@@ -185,10 +185,10 @@ def test_exported_saved_and_loaded(strict, reset_dynamo):
     file = io.BytesIO()
     torch.export.save(program, file)
     file.seek(0)
-    again = torch.export.load(file).module()
+    rebuilt = torch.export.load(file).module()
     for n in (4, 9):
         x = torch.randn(n, 2, 6, 6)
-        assert_close(again(x), net(x).detach().double(), 1e-6)
+        assert_close(rebuilt(x), net(x).detach().double(), 1e-6)
 
 
 @pytest.mark.nightly

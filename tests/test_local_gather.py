@@ -84,8 +84,8 @@ def test_a_site_that_many_positions_read():
     (dx,) = torch.autograd.grad(layer(x).sum(), x)
     want = torch.stack([layer.weight.detach()[table == site].sum() for site in range(4)])
     assert_close(dx, want.view(1, 4, 1).expand(2, 4, 1))
-    (again,) = torch.autograd.grad(layer(x).sum(), x)
-    assert torch.equal(dx, again)
+    (rebuilt,) = torch.autograd.grad(layer(x).sum(), x)
+    assert torch.equal(dx, rebuilt)
 
 
 def test_an_absent_neighbour_does_not_read_a_nan():

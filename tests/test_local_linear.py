@@ -60,9 +60,9 @@ def test_from_linears_and_back(bias):
     x = torch.randn(5, 4, 3, dtype=torch.float64)
     assert_close(layer(x), torch.stack([head(x[:, p]) for p, head in enumerate(heads)], 1).detach())
     assert not layer.training
-    again = layer.to_linears()
-    assert not again.training
-    for head, other in zip(heads, again, strict=True):
+    rebuilt = layer.to_linears()
+    assert not rebuilt.training
+    for head, other in zip(heads, rebuilt, strict=True):
         assert torch.equal(head.weight, other.weight)
         assert (head.bias is None and other.bias is None) or torch.equal(head.bias, other.bias)
     assert all(p.requires_grad for p in layer.parameters())
@@ -70,7 +70,7 @@ def test_from_linears_and_back(bias):
         p.requires_grad for p in lc_triton.LocalLinear.from_linears(heads.requires_grad_(False)).parameters()
     )
     with torch.no_grad():
-        again[0].weight.zero_()
+        rebuilt[0].weight.zero_()
     assert layer.weight[0].abs().max() > 0
 
 

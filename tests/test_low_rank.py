@@ -117,9 +117,9 @@ def test_from_conv_and_back(bias, factored):
     assert layer.basis.requires_grad
     assert not layer.bias.requires_grad
     assert layer.basis[1:].abs().min() > 0  # their coefficients then have gradients
-    again = layer.to_conv()
-    assert torch.equal(again.weight, conv.weight)
-    assert_close(again(x), conv(x).detach())
+    rebuilt = layer.to_conv()
+    assert torch.equal(rebuilt.weight, conv.weight)
+    assert_close(rebuilt(x), conv(x).detach())
 
 
 def test_from_local_is_the_nearest_weight_of_its_rank():

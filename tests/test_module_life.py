@@ -226,9 +226,9 @@ def test_layers_travel_to_another_process(kind):
     want = layer(X).detach()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         assert torch.equal(pool.submit(_run, layer, X).result(), want)
-    for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert torch.equal(again(X), want)
-        assert again.weight.data_ptr() != layer.weight.data_ptr()
+    for rebuilt in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(rebuilt(X), want)
+        assert rebuilt.weight.data_ptr() != layer.weight.data_ptr()
 
 
 @contextlib.contextmanager
@@ -324,9 +324,9 @@ def test_a_weight_that_is_not_contiguous_warns_once_a_module():
         warnings.simplefilter("error")
         layer(x)
         make()(x)
-        again = copy.deepcopy(layer)
-        again.weight = nn.Parameter(again.weight.detach().contiguous())
-        again(x)
+        rebuilt = copy.deepcopy(layer)
+        rebuilt.weight = nn.Parameter(rebuilt.weight.detach().contiguous())
+        rebuilt(x)
         parametrizations.weight_norm(make(), dim=5)(x)
         other = make()
         other.weight = layer.weight
@@ -441,10 +441,10 @@ def layers_of_every_convention():
 
 def zeroed_copy(net):
     """A copy of a model, with parameters of zeros."""
-    again = copy.deepcopy(net)
-    for parameter in again.parameters():
+    rebuilt = copy.deepcopy(net)
+    for parameter in rebuilt.parameters():
         nn.init.zeros_(parameter)
-    return again
+    return rebuilt
 
 
 def test_saved_as_safetensors_and_loaded(tmp_path):

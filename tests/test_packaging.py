@@ -221,8 +221,8 @@ def test_builds_of_the_wheel_are_reproducible(wheel, tmp_path):
         "LC_ALL": "C",
     }
     subprocess.run([*build, tmp_path, copy], check=True, env=environment)
-    (again,) = tmp_path.glob("*.whl")
-    first, second = (hashlib.sha256(path.read_bytes()).hexdigest() for path in (wheel, again))
+    (rebuilt,) = tmp_path.glob("*.whl")
+    first, second = (hashlib.sha256(path.read_bytes()).hexdigest() for path in (wheel, rebuilt))
     assert first == second
 
 

@@ -91,9 +91,9 @@ def test_repr_copies_and_state_dicts():
     layer = lc_triton.LocalConv2d(2, 3, 3, (4, 6), padding=1, padding_mode=list(MIXED))
     assert "padding_mode=('replicate', 'circular')" in repr(layer)
     x = torch.randn(2, 2, 4, 6)
-    for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert again.padding_mode == MIXED
-        assert torch.equal(again(x), layer(x))
+    for rebuilt in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert rebuilt.padding_mode == MIXED
+        assert torch.equal(rebuilt(x), layer(x))
     other = lc_triton.LocalConv2d(2, 3, 3, (4, 6), padding=1)
     other.load_state_dict(layer.state_dict())
     assert not torch.equal(other(x), layer(x))
@@ -112,9 +112,9 @@ def test_conversion_to_a_convolution():
         layer.to_conv()
     flat = lc_triton.LocalConv2d.from_conv(nn.Conv2d(2, 3, 3, padding=(0, 1), padding_mode="circular"), (4, 6))
     flat.padding_mode = ("zeros", "circular")  # the height has no padding
-    again, x = flat.to_conv(), torch.randn(2, 2, 4, 6)
-    assert again.padding_mode == "circular"
-    assert_close(again(x), flat(x).detach().double(), 1e-6)
+    rebuilt, x = flat.to_conv(), torch.randn(2, 2, 4, 6)
+    assert rebuilt.padding_mode == "circular"
+    assert_close(rebuilt(x), flat(x).detach().double(), 1e-6)
 
 
 @pytest.mark.slow

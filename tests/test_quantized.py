@@ -65,8 +65,8 @@ def test_quantized_numbers_are_the_nearest(kind):
     else:  # half a unit of three bits of mantissa, or of the smallest exponent
         assert (error <= (w.abs() / 16).clamp(min=2**-10 * largest / 448) * 1.0001).all()
     assert found[1, :, :, 2].abs().max() == 0
-    again, same = quantize(found.float(), kind)
-    assert torch.equal(again.view(torch.uint8), quantized.view(torch.uint8)) or kind == "float8_e4m3"
+    rebuilt, same = quantize(found.float(), kind)
+    assert torch.equal(rebuilt.view(torch.uint8), quantized.view(torch.uint8)) or kind == "float8_e4m3"
     assert_close(same, scale.double(), 1e-6)
 
 

@@ -382,9 +382,9 @@ class TestConversion:
         x = torch.randn(2, 4, 5, 6, dtype=torch.float64)
         assert_close(layer(x), conv(x).detach(), 1e-13)
         assert (layer.weight.requires_grad, layer.bias.requires_grad, layer.training) == (False, True, False)
-        again = layer.to_conv()
-        assert torch.equal(again.weight, conv.weight)
-        assert torch.equal(again.bias, conv.bias)
+        rebuilt = layer.to_conv()
+        assert torch.equal(rebuilt.weight, conv.weight)
+        assert torch.equal(rebuilt.bias, conv.bias)
 
     def test_a_model(self):
         model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 3)).double()

@@ -175,7 +175,7 @@ class Slot(Protocol):
     def enter_evaluation(self) -> None:
         """Note that a layer in evaluation mode uses the weight."""
 
-    def takes(self, accumulate: Any) -> bool | None:
+    def accepts(self, accumulate: Any) -> bool | None:
         """Whether the gradient that is about to be made is taken over; None if nothing needs it.
 
         Args:
@@ -209,9 +209,9 @@ class PartSlot:
         """Note that a layer in evaluation mode uses the weight."""
         self._slot.enter_evaluation()
 
-    def takes(self, accumulate: Any) -> bool | None:
+    def accepts(self, accumulate: Any) -> bool | None:
         """As the weight's slot; `accumulate` is the node that makes the part."""
-        return self._slot.takes(accumulate.next_functions[0][0])
+        return self._slot.accepts(accumulate.next_functions[0][0])
 
     def update_in_node(self) -> Update | None:
         """As the weight's slot."""

@@ -62,7 +62,7 @@ def _run(settings: Settings, device: torch.device, mesh: DeviceMesh | None) -> d
 
     def save() -> None:
         states = {name: r.state_dict() for name, r in runs.items()}
-        ranks.by_the_first(lambda: checkpoint.save(path, settings.deciding, states))
+        ranks.by_the_first(lambda: checkpoint.save(path, settings.fingerprint, states))
 
     # cuDNN's fastest convolutions add in no fixed order; a resumed run must end with the same weights.
     with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
@@ -70,7 +70,7 @@ def _run(settings: Settings, device: torch.device, mesh: DeviceMesh | None) -> d
             training.train(name, save)
 
     results = {
-        "settings": settings.deciding,
+        "settings": settings.fingerprint,
         "device": where,
         "versions": {"lc_triton": __version__, "torch": torch.__version__},
         "networks": {
@@ -102,7 +102,7 @@ def _resume(path: Any, settings: Settings, runs: dict[str, Run]) -> None:
     if not path.exists():
         print(f"{path} does not exist yet: starting from the beginning")
         return
-    states = checkpoint.load(path, settings.deciding)
+    states = checkpoint.load(path, settings.fingerprint)
     try:
         for name, training in runs.items():
             training.load_state_dict(states[name])

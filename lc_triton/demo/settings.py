@@ -77,7 +77,7 @@ class Settings:
         }[self.dtype]
 
     @property
-    def deciding(self) -> dict[str, int | str]:
+    def fingerprint(self) -> dict[str, int | str]:
         """The settings that decide the weights: a checkpoint belongs to one set of them."""
         return {
             "epochs": self.epochs,

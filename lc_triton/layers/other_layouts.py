@@ -18,7 +18,7 @@ Array = TypeVar("Array", bound="np.ndarray[Any, Any] | Tensor")
 
 
 @dataclass(frozen=True)
-class _Form:
+class _AxisOrder:
     """An order of the axes of a kernel: o the output's sizes, w a window's numbers in one axis (channels, then taps),
     k taps, c channels, f filters; and that of its bias.
     """
@@ -27,12 +27,12 @@ class _Form:
     bias: str
 
 
-_FORMS: dict[str, _Form] = {
-    "flax": _Form("owf", "of"),
-    "haiku": _Form("fwo", "fo"),
-    "unfold": _Form("fwo", "fo"),
-    "darknet": _Form("ofck", "fo"),
-    "conv2d_local": _Form("ofck", "fo"),
+_AXIS_ORDERS: dict[str, _AxisOrder] = {
+    "flax": _AxisOrder("owf", "of"),
+    "haiku": _AxisOrder("fwo", "fo"),
+    "unfold": _AxisOrder("fwo", "fo"),
+    "darknet": _AxisOrder("ofck", "fo"),
+    "conv2d_local": _AxisOrder("ofck", "fo"),
 }
 
 
@@ -84,7 +84,7 @@ def convert_weights(
     check_name("layout", layout, get_args(Layout))
     if not isinstance(bias, bool):
         raise ArgumentTypeError(name="bias", value=bias, allowed="True or False, whether the array is one")
-    form = _FORMS[layout].bias if bias else _FORMS[layout].kernel
+    form = _AXIS_ORDERS[layout].bias if bias else _AXIS_ORDERS[layout].kernel
     kernel, outs = _sizes("kernel_size", kernel_size), _sizes("output_size", output_size)
     shape = tuple(array.shape)
     ndim = _dimensions(form, len(shape), kernel, outs, layout)

@@ -143,10 +143,10 @@ class LocalConv(torch.autograd.Function):
         tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
         operand, tensors = tensors[-1] if len(tensors) > 3 else tensors[1], tensors[:3]
         if fused.slots and needed[1] and (slot := fused.slot_of(tensors[1])) is not None:
-            takes = slot.takes(ctx.next_functions[1][0])
-            if takes and grad is not None and grad_z is None:
+            accepted = slot.accepts(ctx.next_functions[1][0])
+            if accepted and grad is not None and grad_z is None:
                 return None, *_defer(ctx.node, tensors, operand, grad, needed, slot)
-            needed = needed[0], takes is not None, needed[2]
+            needed = needed[0], accepted is not None, needed[2]
         if grad is not None and grad_z is None:
             found = ctx.node.backward(tensors, operand, grad, needed)
             if found is not None:

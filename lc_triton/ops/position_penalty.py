@@ -178,8 +178,8 @@ class _Penalty(torch.autograd.Function):
         (w, *kept), kind = ctx.saved_tensors, ctx.kind
         if torch.is_grad_enabled() or not _is_plain(w):  # a double backward, or inside a transform
             with torch.enable_grad():
-                again = w if w.requires_grad else w.detach().requires_grad_()
-                (gradient,) = torch.autograd.grad(_plain(again, kind), again, g, create_graph=True)
+                leaf = w if w.requires_grad else w.detach().requires_grad_()
+                (gradient,) = torch.autograd.grad(_plain(leaf, kind), leaf, g, create_graph=True)
             return gradient, None
         if ctx.shape is not None:
             from lc_triton.launch import position_penalty as launch

@@ -77,7 +77,7 @@ def _forward(problem: Problem, x: Any, weight: Any, bias: Any, store_z: bool) ->
         y = local_x.new_empty((len(local_x), 0, *geo.out_spatial[1:], geo.out_channels))
         z = y.clone() if store_z else None
     placements, shape = _placements(ways, {BATCH: 0, ROWS: 1}), (len(x), *geo.bias_shape)
-    stored = _whole(y.new_empty(0), mesh) if z is None else _wrap(z, mesh, placements, shape)
+    stored = _wrap_replicated(y.new_empty(0), mesh) if z is None else _wrap(z, mesh, placements, shape)
     return _wrap(y, mesh, placements, shape), stored
 
 
@@ -122,7 +122,7 @@ def _weight_grad(problem: Problem, x: Any, g: Any, dtype: torch.dtype, with_bias
         dw = local_x.new_empty((0, *geo.weight_shape[1:]), dtype=dtype)
         db = local_x.new_empty((0, *geo.bias_shape[1:]), dtype=dtype) if with_bias else None
     placements = _placements(ways, {ROWS: 0}, partial=BATCH)
-    wrapped = _whole(dw.new_empty(0), mesh) if db is None else _wrap(db, mesh, placements, geo.bias_shape)
+    wrapped = _wrap_replicated(dw.new_empty(0), mesh) if db is None else _wrap(db, mesh, placements, geo.bias_shape)
     return _wrap(dw, mesh, placements, geo.weight_shape), wrapped
 
 
@@ -209,5 +209,5 @@ def _wrap(local: Tensor, mesh: Any, placements: Sequence[Any], shape: Sequence[i
     return DTensor.from_local(local.contiguous(), mesh, placements, run_check=False, shape=size, stride=tuple(stride))
 
 
-def _whole(local: Tensor, mesh: Any) -> Any:
+def _wrap_replicated(local: Tensor, mesh: Any) -> Any:
     return _wrap(local, mesh, _placements([WHOLE] * mesh.ndim, {}), local.shape)

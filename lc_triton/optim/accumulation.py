@@ -152,7 +152,7 @@ class AddingSlot:
     def enter_evaluation(self) -> None:
         """Do nothing, for the same reason."""
 
-    def takes(self, accumulate: Any) -> bool | None:
+    def accepts(self, accumulate: Any) -> bool | None:
         """Whether the gradient that is about to be made is taken over; None where nobody wants it."""
         try:
             if not torch._C._will_engine_execute_node(accumulate):

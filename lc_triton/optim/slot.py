@@ -118,7 +118,7 @@ class WeightSlot:
         """Note that a layer in evaluation mode uses the weight."""
         self._in_evaluation = True
 
-    def takes(self, accumulate: Any) -> bool | None:
+    def accepts(self, accumulate: Any) -> bool | None:
         """Whether the gradient that is about to be made is taken over; None where nobody wants it."""
         keep = _autograd._get_current_graph_task_keep_graph()
         if not keep:

@@ -107,10 +107,10 @@ class _PartForUpdate(torch.autograd.Function):
         if grad is None:
             return None, None
         if not grad.numel():
-            takes = ctx.slot.takes(ctx.next_functions[0][0])
-            if takes:
+            accepted = ctx.slot.accepts(ctx.next_functions[0][0])
+            if accepted:
                 ctx.slot.defer(_NoNumbers(grad))
-            if takes or takes is None:
+            if accepted or accepted is None:
                 return None, None
         return _FromLocal.apply(grad, ctx.whole), None  # type: ignore[no-untyped-call]
 

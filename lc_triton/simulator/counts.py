@@ -81,14 +81,14 @@ def _moved(task: Task, config: TileConfig) -> dict[str, Bytes]:
         g = _gathered(task, config) + tiles * task.batch * count * config.block_n * s - x
         written = weight_bytes if config.split == 1 else config.split * geo.weight_numel * _PART_BYTES
         # One program of a tile reads g a second time, for the bias gradient; where blocks of k stream, none does.
-        again = 1 / count if config.stream == 1 and task.update is None else 0
+        second_read = 1 / count if config.stream == 1 and task.update is None else 0
         states = 0
         if task.update is not None and config.split == 1:
             written = 2 * geo.weight_numel * task.master_itemsize
             states = int(2 * task.states * geo.weight_numel * task.state_itemsize)
         return {
             "x": Bytes(x, x_bytes),
-            "g": Bytes(max(g, 0) * (1 + again), y_bytes),
+            "g": Bytes(max(g, 0) * (1 + second_read), y_bytes),
             "out": Bytes(written, written),
             **({"states": Bytes(states, states)} if states else {}),
         }

@@ -223,9 +223,9 @@ def test_conversions(call, data):
         if outcome.result.input_size == size:
             assert_close(outcome.result(x), want, 1e-4)
             tolerance = data.draw(st.sampled_from([0.0, 0]) | wrong_values.values)
-            again = Outcome(outcome.result.to_conv, {"tolerance": tolerance}, {"tolerance"})
-            if not again.refused:
-                assert_close(again.result(x), want, 1e-4)
+            rebuilt = Outcome(outcome.result.to_conv, {"tolerance": tolerance}, {"tolerance"})
+            if not rebuilt.refused:
+                assert_close(rebuilt.result(x), want, 1e-4)
     arguments = {"model": nn.Sequential(conv), "example_input": x, "filter": None, "bias": "channel"}
     arguments, wrong, large = data.draw(wrong_values.replace_some(arguments))
     assume(not large)

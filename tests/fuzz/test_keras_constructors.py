@@ -155,8 +155,8 @@ def test_keras_layers(call, data):
     assert_close(outcome.result, want.detach(), tolerance_of(outcome.result))
     assert torch.isfinite(lc_triton.regularization_loss(layer))
     lc_triton.apply_constraints(layer)
-    again = cls.from_config(json.loads(json.dumps(layer.get_config())))
-    assert again.get_config() == layer.get_config()
+    rebuilt = cls.from_config(json.loads(json.dumps(layer.get_config())))
+    assert rebuilt.get_config() == layer.get_config()
 
 
 KERAS_PADDINGS = ["valid", "same", "keras_same", "causal"]

@@ -134,8 +134,8 @@ def test_layouts(data_format):
     assert_close(y if data_format == "channels_last" else y.movedim(1, -1), want, 2e-5)
     for view in (x[::2], x[1:], x.flip(0)[:3], x[:1].expand(4, *x.shape[1:])):
         got = lc_triton.local_conv(view, t.weight, t.bias, **case.arguments, data_format=data_format)
-        again = lc_triton.local_conv(view.contiguous(), t.weight, t.bias, **case.arguments, data_format=data_format)
-        assert torch.equal(got, again)
+        rebuilt = lc_triton.local_conv(view.contiguous(), t.weight, t.bias, **case.arguments, data_format=data_format)
+        assert torch.equal(got, rebuilt)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)

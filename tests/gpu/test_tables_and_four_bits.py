@@ -58,8 +58,8 @@ def test_tables(sizes, dtype, batch, monkeypatch):
     got = results(layer, x.cuda(), g.cuda())
     for a, b in zip(got, want, strict=True):
         assert_close(a, b, TOLERANCE[dtype])
-    again = results(layer, x.detach().cuda(), g.cuda())
-    assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
+    rebuilt = results(layer, x.detach().cuda(), g.cuda())
+    assert all(torch.equal(a, b) for a, b in zip(got, rebuilt, strict=True))
 
 
 @pytest.mark.parametrize(("case", "dtype", "batch"), FOUR_BITS)

@@ -30,10 +30,10 @@ def test_values_and_gradients_of_two_orders(name, monkeypatch):
     monkeypatch.setattr(gather_passes, "gather", None)  # no window is copied
     monkeypatch.setattr(gather_passes, "spread", None)
     with lc_triton.backend("triton"):
-        got, again = results(layer, x, g), results(layer, x, g)
+        got, rebuilt = results(layer, x, g), results(layer, x, g)
     exact = getattr(torch.nn.functional, activation)
     assert_close(got[0], definition(layer, x, TABLES[name], exact).detach())
-    for a, b, c in zip(got, want, again, strict=True):
+    for a, b, c in zip(got, want, rebuilt, strict=True):
         assert_close(a, b, 1e-12)
         assert torch.equal(a, c)
 

@@ -73,11 +73,11 @@ def assert_launches_agree(sizes, batch, update_of, tolerance, dtype=torch.float6
     two, exact = copy_of(one), copy_of(one)
     dx, gradient = definition(x, g, weight)
     exact.apply(gradient.to(torch.promote_types(weight.dtype, torch.float32)))
-    found, again = update_in_one_launch(x, g, one, problem), torch.empty_like(x)
-    launch.input_grad(g, weight, None, again, problem, TILE)
+    found, rebuilt = update_in_one_launch(x, g, one, problem), torch.empty_like(x)
+    launch.input_grad(g, weight, None, rebuilt, problem, TILE)
     launch.weight_update(x, g, two, problem, TILE)
     x_tolerance = tolerance if dtype.itemsize > 2 else torch.finfo(dtype).eps
-    for got, others in ((found, (dx, again)), (one.weight, (exact.weight, two.weight))):
+    for got, others in ((found, (dx, rebuilt)), (one.weight, (exact.weight, two.weight))):
         for other in others:
             assert_close(got, other, x_tolerance if got is found else tolerance)
     for got, *others in zip(one.states, exact.states, two.states, strict=True):
@@ -153,11 +153,11 @@ def test_masters_of_bfloat16_weights_are_those_of_two_launches():
     weight = weight.to(torch.bfloat16)
     one = Update(RULES["adamw"][0], weight.clone(), states_of(weight, 2), small=Small(correction))
     two, problem = copy_of(one), problem_of(sizes)
-    dx, again = update_in_one_launch(x, g, one, problem), torch.empty_like(x)
-    launch.input_grad(g, weight, None, again, problem)
+    dx, rebuilt = update_in_one_launch(x, g, one, problem), torch.empty_like(x)
+    launch.input_grad(g, weight, None, rebuilt, problem)
     launch.weight_update(x, g, two, problem)
     assert_close(dx, definition(x, g, weight)[0], torch.finfo(torch.bfloat16).eps)
-    assert torch.equal(dx, again)
+    assert torch.equal(dx, rebuilt)
     assert torch.equal(one.weight, two.weight)
     assert torch.equal(one.small.correction, two.small.correction)
     assert not torch.equal(one.weight, weight)

@@ -34,11 +34,11 @@ def test_functions_that_outlive_their_transform(name):
         _, push = linearize(layer, x)
         tangent = push(x)
         _, nested = vjp(lambda x: vjp(lambda x: layer(x), x)[0], x)
-        (again,) = nested(torch.ones_like(y))
+        (rebuilt,) = nested(torch.ones_like(y))
     for got, exact in zip(parameter_grads.values(), want, strict=True):
         torch.testing.assert_close(got, exact, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close((x_grad * x).sum(), tangent.sum(), rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(again, x_grad, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(rebuilt, x_grad, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -104,11 +104,11 @@ def test_a_constant_of_an_activation_goes_through_a_configuration():
     layer = lc_triton.LocallyConnected1D(2, 3, input_shape=(7, 2), activation=("leaky_relu", 0.3))
     config = json.loads(json.dumps(layer.get_config()))
     assert config["activation"] == ["leaky_relu", 0.3]
-    again = lc_triton.LocallyConnected1D.from_config(config)
-    again.build((None, 7, 2))
-    again.set_weights(layer.get_weights())
+    rebuilt = lc_triton.LocallyConnected1D.from_config(config)
+    rebuilt.build((None, 7, 2))
+    rebuilt.set_weights(layer.get_weights())
     x = torch.randn(4, 7, 2)
-    assert torch.equal(again(x), layer(x))
+    assert torch.equal(rebuilt(x), layer(x))
 
 
 def test_axes_of_norms_in_a_configuration():

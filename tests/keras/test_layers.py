@@ -47,10 +47,10 @@ def test_a_layer_equals_local_conv(case, data_format):
     assert layer.output_shape == (None, *y.shape[1:])
     assert layer.input_shape == x.shape[1:]
     assert layer.compute_output_shape((7, *x.shape[1:])) == (7, *y.shape[1:])
-    again = type(layer).from_config(json.loads(json.dumps(layer.get_config())))
-    again.set_weights(layer.get_weights())
-    assert torch.equal(again(x), y)
-    assert repr(again) == repr(layer)
+    rebuilt = type(layer).from_config(json.loads(json.dumps(layer.get_config())))
+    rebuilt.set_weights(layer.get_weights())
+    assert torch.equal(rebuilt(x), y)
+    assert repr(rebuilt) == repr(layer)
 
 
 def test_the_examples_of_the_keras_documentation():
@@ -88,10 +88,10 @@ def test_weights_of_implementations_2_and_3_make_the_same_layer(case, data_forma
     assert torch.equal(layer(x), y)
     assert layer.count_params() == first.count_params()
     weights = layer.get_weights()
-    again = type(layer).from_config(json.loads(json.dumps(layer.get_config())))
-    again.set_weights(weights)
-    assert torch.equal(again(x), y)
-    assert all(np.array_equal(w, v) for w, v in zip(again.get_weights(), weights, strict=True))
+    rebuilt = type(layer).from_config(json.loads(json.dumps(layer.get_config())))
+    rebuilt.set_weights(weights)
+    assert torch.equal(rebuilt(x), y)
+    assert all(np.array_equal(w, v) for w, v in zip(rebuilt.get_weights(), weights, strict=True))
 
 
 def test_the_shapes_of_weights():

@@ -103,12 +103,12 @@ def test_a_model_can_be_trained():
 def test_a_converted_model_is_saved_and_loaded(name, tmp_path):
     model = load_model(HERE / f"{name}.h5")
     save_model(model, tmp_path / "model.pt")
-    again = load_model(tmp_path / "model.pt")
-    assert_equals_keras(again, name)
-    assert not again.training
+    rebuilt = load_model(tmp_path / "model.pt")
+    assert_equals_keras(rebuilt, name)
+    assert not rebuilt.training
     state = torch.load(tmp_path / "model.pt", weights_only=True)["state_dict"]
-    assert all(torch.equal(state[k], v) for k, v in again.state_dict().items())
-    assert [p.requires_grad for p in again.parameters()] == [p.requires_grad for p in model.parameters()]
+    assert all(torch.equal(state[k], v) for k, v in rebuilt.state_dict().items())
+    assert [p.requires_grad for p in rebuilt.parameters()] == [p.requires_grad for p in model.parameters()]
 
 
 @pytest.mark.slow

@@ -113,11 +113,11 @@ def test_a_mapping_of_two_layers_to_one_module_is_refused(two):
 
 
 def test_a_layer_by_itself_goes_there_and_back(tmp_path):
-    layer, again = local(), local()
+    layer, rebuilt = local(), local()
     save_weights(layer, tmp_path / "layer.weights.h5")
-    report = load_weights(again, tmp_path / "layer.weights.h5")
+    report = load_weights(rebuilt, tmp_path / "layer.weights.h5")
     assert str(report) == "1 layer(s) matched"
-    assert torch.equal(layer.weight, again.weight)
+    assert torch.equal(layer.weight, rebuilt.weight)
 
 
 def test_a_layer_by_itself_takes_no_layer_of_several(two):
@@ -290,9 +290,9 @@ def test_a_model_inside_a_model_is_not_saved_by_itself(tmp_path):
 def test_a_model_that_was_trained_or_converted_is_saved(change, weights, tmp_path):
     model = change(load_model(weights, config=CONFIG))
     save_model(model, tmp_path / "model.pt")
-    again = load_model(tmp_path / "model.pt")
+    rebuilt = load_model(tmp_path / "model.pt")
     x = torch.randn(3, 10, 4, dtype=model.dense.weight.dtype)
-    assert torch.equal(again(x), model.eval()(x))
+    assert torch.equal(rebuilt(x), model.eval()(x))
 
 
 # ---- inputs of a model that was read

@@ -288,8 +288,8 @@ def test_user_modules_replace_layers(kind, folder, tmp_path):
     with pytest.raises(ConversionError, match=r"layer 'scale' \(Scale\): this class has no counterpart here"):
         load_model(tmp_path / "model.pt")
     save_weights(model, tmp_path / "back.weights.h5")
-    again = load_model(tmp_path / "back.weights.h5", config=folder / "custom.json", modules=MODULES)
-    assert_outputs_close(folder, "custom", outputs_of(again, folder, "custom"))
+    rebuilt = load_model(tmp_path / "back.weights.h5", config=folder / "custom.json", modules=MODULES)
+    assert_outputs_close(folder, "custom", outputs_of(rebuilt, folder, "custom"))
 
 
 def test_the_error_has_the_line_to_write(folder):

@@ -455,9 +455,9 @@ def test_weights_are_loaded_into_recurrent_modules_of_torch(folder, kind, tmp_pa
     assert not report.missing
     assert_outputs_equal_keras(model, golden, names)
     save_weights(model, tmp_path / "own.weights.h5")
-    again = TorchModules()
-    lc_triton.keras.load_weights(again, tmp_path / "own.weights.h5")
-    assert_outputs_equal_keras(again, golden, names)
+    rebuilt = TorchModules()
+    lc_triton.keras.load_weights(rebuilt, tmp_path / "own.weights.h5")
+    assert_outputs_equal_keras(rebuilt, golden, names)
 
 
 @pytest.mark.slow

@@ -54,9 +54,9 @@ def test_a_parametrized_layer_is_copied_after_a_forward():
     model, x = penalised(), torch.randn(4, 6, 2)
     parametrizations.weight_norm(model.conv1d_0)
     y = model(x)
-    again = copy.deepcopy(model)
-    assert torch.equal(again(x), y)
-    assert lc_triton.regularization_loss(again).isfinite()
+    rebuilt = copy.deepcopy(model)
+    assert torch.equal(rebuilt(x), y)
+    assert lc_triton.regularization_loss(rebuilt).isfinite()
 
 
 def images(dtype):
@@ -80,8 +80,8 @@ def test_inputs_are_cast_to_the_dtype_that_the_model_has_now(dtype, to):
     got = copy.deepcopy(model).to(to)(x)
     assert got.dtype == to
     assert (got - want).abs().max() <= {torch.float64: 1e-6}.get(to, 0.03) * want.abs().max()
-    again = model.to(to).to(torch.float32)(x)
-    assert again.dtype == torch.float32
+    rebuilt = model.to(to).to(torch.float32)(x)
+    assert rebuilt.dtype == torch.float32
 
 
 def test_a_note_of_a_dtype_is_no_part_of_the_state():

@@ -123,9 +123,9 @@ def test_an_unaligned_tensor_has_a_build_of_its_own():
     with absent_gpu() as gpu:
         for given in (x, unaligned, x, unaligned):
             launch.forward(given, weight, None, y, None, problem)
-    aligned, other, *again = [launched.binary for launched in gpu.launches]
+    aligned, other, *rebuilt = [launched.binary for launched in gpu.launches]
     assert aligned != other
-    assert again == [aligned, other]
+    assert rebuilt == [aligned, other]
 
 
 @pytest.mark.compile
@@ -136,10 +136,10 @@ def test_another_pitch_or_dtype():
     with absent_gpu() as gpu:
         for given, b in ((x, bias), (crop, bias), (x, bias.float()), (x, bias)):
             launch.forward(given, weight, b, y, None, problem)
-    plain, cropped, wide, again = gpu.launches
+    plain, cropped, wide, rebuilt = gpu.launches
     assert cropped.args[6] == (42, 0, 0, 7)
     assert wide.binary != plain.binary
-    assert again.binary == plain.binary
+    assert rebuilt.binary == plain.binary
 
 
 @pytest.mark.compile

@@ -53,8 +53,8 @@ def test_a_number_is_rounded_to_a_neighbouring_code(filters, i):
             assert back[row, f] == pytest.approx(
                 (abs(code) / max_code) ** 4 * largest * (1 if code >= 0 else -1), rel=1e-5
             )
-    again, same = quantize(back, random_halves(x.numel(), 2)[i], max_code)
-    assert torch.equal(again, codes)
+    rebuilt, same = quantize(back, random_halves(x.numel(), 2)[i], max_code)
+    assert torch.equal(rebuilt, codes)
     assert torch.equal(same, amax)
 
 
@@ -198,13 +198,13 @@ def test_states_of_other_kinds_are_converted():
     assert plain.state[weight].keys() == {"step", *NUMBERS}
     torch_optimizer = torch.optim.AdamW(net.parameters())
     torch_optimizer.load_state_dict(plain.state_dict())
-    same, again = make()
-    again.load_state_dict(torch_optimizer.state_dict())
-    one_step(same, again, 1)
+    same, rebuilt = make()
+    rebuilt.load_state_dict(torch_optimizer.state_dict())
+    one_step(same, rebuilt, 1)
     weight = same[0].weight
-    assert again.state[weight].keys() == {"step", *CODES, AMAX}
-    assert [again.state[weight][key].dtype for key in CODES] == [torch.int8, torch.uint8]
-    torch_optimizer.load_state_dict(again.state_dict())
+    assert rebuilt.state[weight].keys() == {"step", *CODES, AMAX}
+    assert [rebuilt.state[weight][key].dtype for key in CODES] == [torch.int8, torch.uint8]
+    torch_optimizer.load_state_dict(rebuilt.state_dict())
     net[0].weight.grad = torch.zeros_like(weight)
     with pytest.raises(KeyError, match="exp_avg"):
         torch_optimizer.step()

@@ -160,13 +160,13 @@ def test_a_run_resumes_from_its_state(states):
             file.seek(0)
             saved = torch.load(file, weights_only=True)
         one_step(net, optimizer, step, BF16)
-    again, resumed = make(states=states)
-    again.load_state_dict(saved[0])
+    rebuilt, resumed = make(states=states)
+    rebuilt.load_state_dict(saved[0])
     resumed.load_state_dict(saved[1])
     for step in (2, 3):
-        one_step(again, resumed, step, BF16)
-    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), again.parameters(), strict=True))
-    for w, v in zip(weights(net), weights(again), strict=True):
+        one_step(rebuilt, resumed, step, BF16)
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), rebuilt.parameters(), strict=True))
+    for w, v in zip(weights(net), weights(rebuilt), strict=True):
         for key, value in optimizer.state[w].items():
             assert value.dtype == resumed.state[v][key].dtype
             assert torch.equal(value, resumed.state[v][key]), key

@@ -171,22 +171,22 @@ def test_a_run_resumes_from_its_state():
         if step == 3:
             saved = pickle.loads(pickle.dumps((net.state_dict(), optimizer.state_dict())))
         one_step(net, optimizer, step)
-    again = network()
-    again.load_state_dict(saved[0])
-    resumed = FusedAdamW(again, lr=0.5, states="bfloat16")
+    rebuilt = network()
+    rebuilt.load_state_dict(saved[0])
+    resumed = FusedAdamW(rebuilt, lr=0.5, states="bfloat16")
     resumed.load_state_dict(saved[1])
     for step in (3, 4):
-        one_step(again, resumed, step)
-    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), again.parameters(), strict=True))
-    assert all(resumed.state[w]["exp_avg"].dtype == BF16 for w in weights(again))
-    plain = torch.optim.AdamW(again.parameters())
+        one_step(rebuilt, resumed, step)
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), rebuilt.parameters(), strict=True))
+    assert all(resumed.state[w]["exp_avg"].dtype == BF16 for w in weights(rebuilt))
+    plain = torch.optim.AdamW(rebuilt.parameters())
     plain.load_state_dict(saved[1])
-    found, index = plain.state[again[0].weight]["exp_avg"], 0
+    found, index = plain.state[rebuilt[0].weight]["exp_avg"], 0
     assert found.dtype == torch.float32
     assert torch.equal(found, saved[1]["state"][index]["exp_avg"].float())
     resumed.load_state_dict(plain.state_dict())
-    one_step(again, resumed, 5)
-    assert resumed.state[again[0].weight]["exp_avg"].dtype == BF16
+    one_step(rebuilt, resumed, 5)
+    assert resumed.state[rebuilt[0].weight]["exp_avg"].dtype == BF16
 
 
 def test_weights_in_another_layout_are_updated_by_torch():

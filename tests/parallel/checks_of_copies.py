@@ -27,15 +27,15 @@ def check_copies_compute_the_same(mesh, folder):
     for layout in LAYOUTS:
         net, x = shared(mesh, network(rows=4), layout), data(4)
         y = net(x)
-        for again in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
-            assert torch.equal(again(x), y)
-            again(x).sum().backward()
+        for rebuilt in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+            assert torch.equal(rebuilt(x), y)
+            rebuilt(x).sum().backward()
             assert net[0].weight.grad is None
             with torch.no_grad():
-                again[0].weight.zero_()
+                rebuilt[0].weight.zero_()
             assert torch.equal(net(x), y)
-            again[0].activation = "relu"  # another plan
-            assert not torch.equal(again(x), y)
+            rebuilt[0].activation = "relu"  # another plan
+            assert not torch.equal(rebuilt(x), y)
             assert torch.equal(net(x), y)
 
 

@@ -34,9 +34,9 @@ def check_the_recipe_of_the_docs(mesh, folder):
     assert_close(layer.weight.full_tensor().std(), torch.tensor((27 * 3) ** -0.5, dtype=torch.float64), 4e-3)
     # Only the first rank's seed counts, and the parts of two ranks differ even if their seeds are equal.
     for seed in (0, 5 * rank):
-        again = layer_of_docs(mesh, seed=seed)
-        assert torch.equal(again.weight.to_local(), layer.weight.to_local())
-        assert torch.equal(again.bias.to_local(), layer.bias.to_local())
+        rebuilt = layer_of_docs(mesh, seed=seed)
+        assert torch.equal(rebuilt.weight.to_local(), layer.weight.to_local())
+        assert torch.equal(rebuilt.bias.to_local(), layer.bias.to_local())
     for style, bias in ((PositionParallel, "position"), (FilterParallel, "channel")):
         parts = layer_of_docs(mesh, 0, style, bias).weight
         axis = parts.placements[0].dim

@@ -73,7 +73,7 @@ def _precision(model: Model) -> tuple[torch.dtype, str | None]:
     dtypes: list[tuple[torch.dtype, str | None]] = [
         (p.dtype, None) for p in model.parameters() if p.is_floating_point()
     ]
-    for _, layer in model.keras.walk():
+    for _, layer in model.keras.all_layers():
         policy = policy_name(layer.config.get("dtype"))
         if policy in _MIXED:
             dtypes.append((_MIXED[policy], policy))

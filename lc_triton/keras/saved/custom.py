@@ -24,7 +24,7 @@ from lc_triton.keras.saved.spec import Path as Names
 
 @dataclass(frozen=True)
 class KerasLayer:
-    """What a factory is told of the layer whose place its module takes.
+    """The description that a factory is given of the layer whose place its module takes.
 
     `path` is the name with those of the models it is inside of (`"encoder/scale"`), `config` are the layer's arguments
     as Keras wrote them, `input_shapes` have no batch, and `dtype` is that of its weights.
@@ -79,10 +79,10 @@ def from_file(path: Path) -> dict[str, Factory]:
 
 def check_used(modules: Mapping[str, Factory], spec: ModelSpec) -> None:
     """Refuse a name that is no layer and no class of the model: it would be left out in silence."""
-    known = {name for path, layer in spec.walk() for name in _names(path, layer)}
+    known = {name for path, layer in spec.all_layers() for name in _names(path, layer)}
     for name in modules:
         if name not in known:
-            present = sorted({f"{'/'.join(path)} ({layer.class_name})" for path, layer in spec.walk()})
+            present = sorted({f"{'/'.join(path)} ({layer.class_name})" for path, layer in spec.all_layers()})
             listed = ", ".join(present[:20]) + (", ..." if len(present) > 20 else "")
             raise ArgumentValueError(name="modules", value=name, allowed=f"names of layers or classes: {listed}")
 
@@ -96,7 +96,7 @@ def hint(spec: ModelSpec, layers: list[tuple[Names, LayerSpec]], known: Containe
 
     Nothing for calls that no tensor reaches: a module would have nothing to compute from.
     """
-    count = Counter(layer.name for _, layer in spec.walk())
+    count = Counter(layer.name for _, layer in spec.all_layers())
     keys = []
     for path, layer in layers:
         if layer.calls and not any(list(call.refs()) for call in layer.calls):

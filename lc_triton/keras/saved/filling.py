@@ -60,7 +60,7 @@ def paired(wanted: list[Slot], found: list[Array]) -> list[tuple[Slot, Array]]:
 
 def _held(wanted: list[Slot], found: list[Array]) -> list[Slot]:
     """The slots that a file has arrays for: one that knows no parts holds an array once."""
-    return [slot for slot in wanted if not (slot.again and found and found[0].part is None)]
+    return [slot for slot in wanted if not (slot.repeated and found and found[0].part is None)]
 
 
 def check_writes_of(pairs: list[tuple[Slot, Array]]) -> None:

@@ -47,24 +47,24 @@ def index(path: str, folder: str, expansion: int) -> dict[str, Any]:
             "version": version,
             "backend": text(weights, "backend"),
             "named": bool(layers),
-            "weights": Walk(folder, os.path.getsize(path), expansion).group(part),
+            "weights": Traversal(folder, os.path.getsize(path), expansion).group(part),
         }
 
 
-class Walk:
-    """A walk through the groups of a file, each once."""
+class Traversal:
+    """A traversal of the groups of a file, each once."""
 
     def __init__(self, folder: str, size: int, expansion: int) -> None:
         self.folder, self.size, self.expansion = folder, size, expansion
-        self.seen: set[int] = set()
+        self.visited: set[int] = set()
         self.copied = 0
 
     def group(self, group: h5py.Group) -> dict[str, Any]:
         """A group's names, its groups and its arrays."""
         address = h5py.h5o.get_info(group.id).addr
-        if address in self.seen or len(self.seen) > MOST_NAMES:
+        if address in self.visited or len(self.visited) > MOST_NAMES:
             raise NotUsable(f"group {group.name!r} is found twice, or there are too many")
-        self.seen.add(address)
+        self.visited.add(address)
         found: dict[str, Any] = {"names": {}, "groups": {}, "arrays": {}}
         for kind in ("layer_names", "weight_names"):
             found["names"][kind] = names(group, kind)

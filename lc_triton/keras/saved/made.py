@@ -18,7 +18,7 @@ def outline(model: nn.Module) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     own = []
-    for place, module in _walk(model, ""):
+    for place, module in _modules_inside(model, ""):
         if hasattr(module, STANDS_FOR):
             own.append(place)
         else:
@@ -29,12 +29,12 @@ def outline(model: nn.Module) -> dict[str, str]:
     return found
 
 
-def _walk(module: nn.Module, place: str) -> Iterator[tuple[str, nn.Module]]:
+def _modules_inside(module: nn.Module, place: str) -> Iterator[tuple[str, nn.Module]]:
     """The modules inside of one, by their places; a module that has several is found at each."""
     yield place, module
     if not hasattr(module, STANDS_FOR):
         for name, child in module.named_children():
-            yield from _walk(child, f"{place}.{name}" if place else name)
+            yield from _modules_inside(child, f"{place}.{name}" if place else name)
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> str:

@@ -160,7 +160,7 @@ def origins(layers: Sequence[LayerSpec]) -> Callable[[str], Origin | None]:
     by_path: dict[str, Origin] = {}
     by_ends: dict[tuple[str, str], list[Origin]] = {}
     for layer in layers:
-        for path, one in (((layer.name,), layer), *layer.walk((layer.name,))):
+        for path, one in (((layer.name,), layer), *layer.all_layers((layer.name,))):
             by_path["/".join(path)] = Origin.of(one)
             by_ends.setdefault((path[0], path[-1]), []).append(Origin.of(one))
 

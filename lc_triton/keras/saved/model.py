@@ -201,8 +201,10 @@ class _Builder:
         maker = self.makers[path]
         shapes = tuple(evaluation.shape(arg) for arg in args)
         if not isinstance(maker, Arguments):
-            told = custom.KerasLayer(layer.name, "/".join(path), layer.class_name, layer.config, shapes, _dtype(layer))
-            module = _frozen(custom.make(maker, told), layer)
+            description = custom.KerasLayer(
+                layer.name, "/".join(path), layer.class_name, layer.config, shapes, _dtype(layer)
+            )
+            module = _frozen(custom.make(maker, description), layer)
             masks.mark(module, layer.class_name)
             return module
         place = Place(

@@ -32,7 +32,7 @@ class Slot:
     # Another tensor of the module that the array holds too: conversions are of both, stacked.
     second: str | None = None
     # Files that know parts hold the array here once more: a wrapper's, which is the layer's inside of it.
-    again: bool = False
+    repeated: bool = False
 
     @property
     def attributes(self) -> tuple[str, ...]:

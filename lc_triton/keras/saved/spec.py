@@ -47,11 +47,11 @@ class LayerSpec:
             # Both directions of a wrapper may have one name.
             yield (*path, layer.name if key == "layer" else f"{key} {layer.name}"), layer
 
-    def walk(self, path: Path) -> Iterator[tuple[Path, LayerSpec]]:
+    def all_layers(self, path: Path) -> Iterator[tuple[Path, LayerSpec]]:
         """All layers inside, at any depth."""
         for inner_path, layer in self.inside(path):
             yield inner_path, layer
-            yield from layer.walk(inner_path)
+            yield from layer.all_layers(inner_path)
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,11 @@ class ModelSpec:
         by_key = dict(zip(self.output_keys, self.outputs, strict=True))
         return tuple(by_key[key] for key in sorted(by_key))
 
-    def walk(self) -> Iterator[tuple[Path, LayerSpec]]:
+    def all_layers(self) -> Iterator[tuple[Path, LayerSpec]]:
         """All layers, those inside of others too, with the names that lead to them."""
         for layer in self.layers:
             yield (layer.name,), layer
-            yield from layer.walk((layer.name,))
+            yield from layer.all_layers((layer.name,))
 
 
 def parse(text: str | bytes, path: object, keras: int | None = None) -> ModelSpec:
@@ -118,7 +118,7 @@ def parse(text: str | bytes, path: object, keras: int | None = None) -> ModelSpe
 def outline(text: str | bytes, keras: int | None = None) -> tuple[LayerSpec, ...]:
     """The layers in a configuration, without their calls: none in text that is no configuration.
 
-    Weights can be told apart by it where the model itself cannot be read.
+    It distinguishes weights where the model itself cannot be read.
     """
     try:
         return _outlined(json.loads(text), keras or 2, 0).layers

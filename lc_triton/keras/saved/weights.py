@@ -90,7 +90,7 @@ def slots(module: nn.Module, origin: Origin = Origin()) -> list[Slot]:  # frozen
         held = slots(module.layer, origin.inner[0] if origin.inner else Origin())
         kernel = next(slot for slot in held if slot.name in ("kernel", "embeddings"))
         u = same_layout("vector_u", module, "vector_u", trained=False)
-        return [*inside("layer", held), replace(kernel, again=True), *u]
+        return [*inside("layer", held), replace(kernel, repeated=True), *u]
     if hasattr(module, STANDS_FOR):
         return custom.own_slots(module, _known_slots)
     return _known_slots(module, origin)

@@ -131,10 +131,10 @@ def test_arguments_of_every_keras_layer():
     assert not any(w.value.requires_grad for w in frozen.weights)
     config = frozen.get_config()
     assert (config["name"], config["trainable"]) == ("frozen", False)
-    again = layers.LocallyConnected2D.from_config(config)
-    assert (again.name, again.trainable) == ("frozen", False)
-    again.trainable = True
-    assert again(torch.zeros(1, 5, 5, 3)).requires_grad
+    rebuilt = layers.LocallyConnected2D.from_config(config)
+    assert (rebuilt.name, rebuilt.trainable) == ("frozen", False)
+    rebuilt.trainable = True
+    assert rebuilt(torch.zeros(1, 5, 5, 3)).requires_grad
     with pytest.warns(UserWarning, match="prefer using an `Input"):
         first = layers.LocallyConnected1D(2, 3, input_shape=(7, 2))
     assert keras.Sequential([first]).output_shape == (None, 5, 2)

@@ -40,9 +40,9 @@ def test_a_batch_may_have_any_size():
 def test_a_saved_model_predicts_the_same(name, tmp_path):
     model, x, _ = regression(kernel_regularizer="l2", kernel_constraint="max_norm", dtype="mixed_bfloat16")
     model.save(tmp_path / name)
-    again = keras.saving.load_model(tmp_path / name)
-    assert np.array_equal(again.predict(x, verbose=0), model.predict(x, verbose=0))
-    assert again.get_layer("local").get_config() == model.get_layer("local").get_config()
+    rebuilt = keras.saving.load_model(tmp_path / name)
+    assert np.array_equal(rebuilt.predict(x, verbose=0), model.predict(x, verbose=0))
+    assert rebuilt.get_layer("local").get_config() == model.get_layer("local").get_config()
 
 
 def test_saved_weights_load(tmp_path):

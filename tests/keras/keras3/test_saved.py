@@ -108,10 +108,10 @@ def test_keras_loads_the_weights_back(case, tmp_path):
     model.save(tmp_path / "model.keras")
     save_weights(load_model(tmp_path / "model.keras"), tmp_path / "back.weights.h5")
     keras.utils.set_random_seed(1)
-    again = keras.models.clone_model(model)
-    assert not np.array_equal(again(x)[0].detach(), wanted[0])
-    again.load_weights(tmp_path / "back.weights.h5")
-    assert_same(again, x, wanted)
+    rebuilt = keras.models.clone_model(model)
+    assert not np.array_equal(rebuilt(x)[0].detach(), wanted[0])
+    rebuilt.load_weights(tmp_path / "back.weights.h5")
+    assert_same(rebuilt, x, wanted)
 
 
 @pytest.mark.slow

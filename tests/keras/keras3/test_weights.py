@@ -50,8 +50,8 @@ def test_axes_of_constraints():
         layers.LocallyConnected1D(2, 3, kernel_constraint=c) for c in ("max_norm", keras.constraints.MaxNorm(2, axis=0))
     )
     assert (named.kernel_constraint.axis, with_axis.kernel_constraint.axis) == (1, 0)
-    again = layers.LocallyConnected1D.from_config(named.get_config())
-    assert again.kernel_constraint.axis == 1
+    rebuilt = layers.LocallyConnected1D.from_config(named.get_config())
+    assert rebuilt.kernel_constraint.axis == 1
 
 
 def test_frozen_layers_are_not_trained():
@@ -120,5 +120,5 @@ def test_norms_and_penalties_of_16_bits_are_those_of_float32(dtype, scale, tmp_p
     want = w * norm.clamp(max=2) / norm
     assert ((projected.float() - want).abs() <= 2 * torch.finfo(projected.dtype).eps * want).all()
     model.save(tmp_path / "model.keras")  # the file has constraints and regularizers by name
-    again = keras.saving.load_model(tmp_path / "model.keras").layers[-1]
-    assert again.get_config() == layer.get_config()
+    rebuilt = keras.saving.load_model(tmp_path / "model.keras").layers[-1]
+    assert rebuilt.get_config() == layer.get_config()
