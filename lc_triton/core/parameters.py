@@ -63,8 +63,8 @@ def shares_memory(tensor: Tensor) -> bool:
     )
 
 
-def check_memory(module: nn.Module, names: Iterable[str]) -> None:
-    """Refuse tensors on the meta device, into which torch writes nothing, without a word."""
+def check_not_meta(module: nn.Module, names: Iterable[str]) -> None:
+    """Refuse tensors on the meta device: torch writes nothing into them and raises no error."""
     for name in names:
         if getattr(module, name).is_meta:
             reason = (
@@ -79,7 +79,7 @@ def check_writes(module: nn.Module, values: Mapping[str, Tensor], *, exact: bool
     check_writable(module, values)
     for name, value in values.items():
         if not value.is_meta:
-            check_memory(module, [name])
+            check_not_meta(module, [name])
         elif not getattr(module, name).is_meta:
             raise _refusal(module, name, "the value for it is on the meta device and has no numbers")
         if not is_plain(module, name) and not value.is_meta:

@@ -52,9 +52,9 @@ def rounds_weight(x: Tensor, weight: Tensor, *, needs_input_grad: bool) -> bool:
 
 
 def launches_of(problem: Problem, *kind: Any) -> Launches:
-    """The launches of a kernel whose tile is chosen by a rule: `kind` is all that they have in common.
+    """The launches of a kernel whose tile is chosen by a rule; `kind` has everything that they share.
 
-    They are made anew where tiles are chosen anew, for another GPU among others.
+    They are separate for each generation of tiles: launches for an absent GPU are of another architecture.
     """
     launches: Launches = problem.launches.setdefault((*kind, chooser.generation), {})
     return launches

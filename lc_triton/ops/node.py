@@ -97,8 +97,8 @@ class BoundNode:
             return None
         return grad.stride(), grad.is_neg() if address else is_unresolved(grad), needed, chooser.generation
 
-    def check_saved(self, tensors: Any) -> None:
-        """Refuse tensors that were freed since the forward, or are other ones, but for where their numbers lie."""
+    def check_unchanged(self, tensors: Any) -> None:
+        """Refuse an x or weight that was freed since the forward, or has another shape, dtype or device."""
         check_saved(tensors)
         if is_observed():  # shapes may be symbols there
             return
@@ -110,7 +110,10 @@ class BoundNode:
 
 
 def _kind(tensor: Tensor) -> tuple[Any, ...]:
-    """Everything but values that a launch is bound for. What differs first may still be read by another one."""
+    """Everything but values that a launch is bound for.
+
+    Another layout or alignment takes another launch; another shape, dtype or device is an error in a backward.
+    """
     layout = tensor.is_contiguous() or tensor.stride(), tensor.data_ptr() % 16
     return layout, tensor.shape, tensor.dtype, tensor.device
 
@@ -151,7 +154,7 @@ class LocalConv(torch.autograd.Function):
             found = ctx.node.backward(tensors, operand, grad, needed)
             if found is not None:
                 return None, *found
-        ctx.node.check_saved(tensors)
+        ctx.node.check_unchanged(tensors)
         (x, weight, saved), node = tensors, ctx.node.arguments
         x, grad = node.input_format.to_internal(x), None if grad is None else node.output_format.to_internal(grad)
         if saved is not None and ctx.node.saves == "y":
@@ -201,7 +204,7 @@ def _defer(
         operands = (dz, x) if transposed else (x, dz)
         slot.defer(WeightProduct(*operands, problem.linear(), weight, deferral.updates))
         return dx, None, db
-    node.check_saved(tensors)
+    node.check_unchanged(tensors)
     x, grad, linear = input_format.to_internal(x), output_format.to_internal(grad), problem.linear()
     if saved is not None and node.saves == "y":
         saved = output_format.to_internal(saved)

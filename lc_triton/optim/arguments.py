@@ -127,7 +127,7 @@ def sharing_versions(params: Iterable[Tensor]) -> set[int]:
     """The identities of the parameters that autograd takes for changed where another one is changed.
 
     Parameters that were made of views of one tensor count their changes together, even where `module.to` has since
-    given them memory of their own. Their counts are tried out here, and are then what they were.
+    given them memory of their own. The counters are incremented here, and then restored.
     """
     plain = [p for p in params if type(p) in (Tensor, nn.Parameter) and not p.is_inference()]
     before = [p._version for p in plain]

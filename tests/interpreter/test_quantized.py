@@ -87,16 +87,14 @@ def test_four_bits(case, dtype, bias_kind, monkeypatch):
         assert_close(got, want_, tolerance)
 
 
-def test_four_bits_with_64_bit_offsets_and_small_blocks():
-    case = Case("blocks", (4,), 35, 6, 2, padding=1, batch=3)
+def assert_four_bits_compute(case):
+    """Both kernels of 4 bits, by a tile of 16 samples, against the weights that bytes and scales stand for."""
     t, problem = tensors(case, torch.float32), Problem(case.geometry, backend="triton")
     weight, scale = quantize(t.weight, "int4")
     tile = TileConfig(1, 1, 16, 16, 32)
     y, dx = torch.full_like(t.g, float("nan")), torch.full_like(t.x, float("nan"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(four_bits, "is_wide", lambda *_: True)
-        four_bits.four_bits_forward(t.x, weight, scale, None, y, problem, tile)
-        four_bits.four_bits_input_grad(t.g, weight, scale, dx, problem, tile)
+    four_bits.four_bits_forward(t.x, weight, scale, None, y, problem, tile)
+    four_bits.four_bits_input_grad(t.g, weight, scale, dx, problem, tile)
     dequantized = dequantize(weight, scale, torch.float64)
     exact = t.x.double().requires_grad_()
     want = lc_triton.local_conv(exact, dequantized, **case.arguments, data_format="channels_last")
@@ -104,21 +102,15 @@ def test_four_bits_with_64_bit_offsets_and_small_blocks():
     assert_close(dx, torch.autograd.grad(want, exact, t.g.double())[0], 1e-6)
 
 
+def test_four_bits_with_64_bit_offsets_and_small_blocks(monkeypatch):
+    monkeypatch.setattr(four_bits, "is_wide", lambda *_: True)
+    assert_four_bits_compute(Case("blocks", (4,), 35, 6, 2, padding=1, batch=3))
+
+
 @pytest.mark.slow
 def test_four_bits_of_groups_whose_filters_begin_within_a_byte():
     """A byte has two filters, here of two groups, so that each number is loaded by itself."""
-    case = Case("odd_groups", (2,), 2, 6, 1, groups=2, batch=1)
-    t, problem = tensors(case, torch.float32), Problem(case.geometry, backend="triton")
-    weight, scale = quantize(t.weight, "int4")
-    tile = TileConfig(1, 1, 16, 16, 32)
-    y, dx = torch.full_like(t.g, float("nan")), torch.full_like(t.x, float("nan"))
-    four_bits.four_bits_forward(t.x, weight, scale, None, y, problem, tile)
-    four_bits.four_bits_input_grad(t.g, weight, scale, dx, problem, tile)
-    exact = t.x.double().requires_grad_()
-    stands_for = dequantize(weight, scale, torch.float64)
-    want = lc_triton.local_conv(exact, stands_for, **case.arguments, data_format="channels_last")
-    assert_close(y, want.detach(), 1e-6)
-    assert_close(dx, torch.autograd.grad(want, exact, t.g.double())[0], 1e-6)
+    assert_four_bits_compute(Case("odd_groups", (2,), 2, 6, 1, groups=2, batch=1))
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])

@@ -71,10 +71,10 @@ def checked_path(path: object) -> Path:
     """The path of a file.
 
     Raises:
-        ArgumentTypeError: what is none.
+        ArgumentTypeError: it is neither a str nor a path.
     """
     try:
-        return Path(path)  # type: ignore[arg-type]  # which is what is found out
+        return Path(path)  # type: ignore[arg-type]  # a wrong type is reported below
     except TypeError:
         raise ArgumentTypeError(name="path", value=path, allowed="a str or a pathlib.Path") from None
 

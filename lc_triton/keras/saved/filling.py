@@ -7,7 +7,7 @@ from collections import Counter
 import torch
 from torch import nn
 
-from lc_triton.core.parameters import check_memory, check_writable, check_writes, is_plain, write
+from lc_triton.core.parameters import check_not_meta, check_writable, check_writes, is_plain, write
 from lc_triton.keras.saved.hdf5 import Array
 from lc_triton.keras.saved.slots import Slot
 
@@ -67,7 +67,7 @@ def check_writes_of(pairs: list[tuple[Slot, Array]]) -> None:
     """Refuse arrays for tensors that cannot be written, or that something computes which cannot give these numbers."""
     for slot, array in pairs:
         check_writable(slot.module, slot.attributes)
-        check_memory(slot.module, slot.attributes)
+        check_not_meta(slot.module, slot.attributes)
         if not all(is_plain(slot.module, name) for name in slot.attributes):
             check_writes(slot.module, slot.values(array.read()))
 

@@ -38,7 +38,7 @@ def _modules_inside(module: nn.Module, place: str) -> Iterator[tuple[str, nn.Mod
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """What is another in an outline than it was; nothing if all is the same."""
+    """The entries of an outline that have changed, as a text; empty if none has."""
     places = [place for place in dict.fromkeys((*before, *now)) if before.get(place) != now.get(place)]
     shown = [
         f"{place!r} is {now.get(place, 'not there')} and was {before.get(place, 'not there')}"
